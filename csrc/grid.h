@@ -1,0 +1,222 @@
+// The arithmetic of every scalar format, for host and device: one value in, its rounded value out.
+//
+// All steps are integer operations on the bits of the carrier (fp32 or fp64), so the result depends
+// neither on the rounding mode nor on the flush-to-zero setting of the machine. Everything here has
+// internal linkage: the file is compiled once per instruction set into one library.
+#pragma once
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__CUDACC__)
+#define LPT_FN static __host__ __device__ __forceinline__
+#else
+#define LPT_FN static inline __attribute__((always_inline))
+#endif
+
+// lptensor/rounding.py: Mode
+enum lpt_mode {
+    LPT_NEAREST = 0,
+    LPT_NEAREST_AWAY = 1,
+    LPT_TOWARD_ZERO = 2,
+    LPT_DOWN = 3,
+    LPT_UP = 4,
+    LPT_ODD = 5,
+    LPT_STOCHASTIC = 6
+};
+
+// lptensor/formats.py: Overflow, Subnormals, Grid (field by field)
+enum lpt_overflow { LPT_INF = 0, LPT_SATURATE = 1, LPT_NAN = 2 };
+enum lpt_subnormals { LPT_NONE = 0, LPT_GRADUAL = 1, LPT_FLUSH = 2 };
+
+struct lpt_grid {
+    int32_t precision, emin, emax;
+    int32_t overflow, subnormals, zero, negative_zero, ties_to_even_code;
+    double max, min;
+};
+
+// The two carriers: their bits, and how many random or fraction bits a decision sees.
+template <class T> struct lpt_carrier;
+template <> struct lpt_carrier<float> {
+    typedef uint32_t bits;
+    typedef int32_t sbits;
+    enum { width = 32, mantissa = 23, bias = 127 };
+};
+template <> struct lpt_carrier<double> {
+    typedef uint64_t bits;
+    typedef int64_t sbits;
+    enum { width = 64, mantissa = 52, bias = 1023 };
+};
+
+template <class T> LPT_FN typename lpt_carrier<T>::bits lpt_bits(T x) {
+    typename lpt_carrier<T>::bits u;
+    memcpy(&u, &x, sizeof u);
+    return u;
+}
+template <class T> LPT_FN T lpt_value(typename lpt_carrier<T>::bits u) {
+    T x;
+    memcpy(&x, &u, sizeof x);
+    return x;
+}
+
+// Bits of significand * 2**exponent on carrier T, exact wherever the carrier has the value;
+// infinity above its range, truncated below it.
+template <class T>
+LPT_FN typename lpt_carrier<T>::bits lpt_scale(uint64_t significand, int32_t exponent) {
+    typedef lpt_carrier<T> C;
+    typedef typename C::bits U;
+    if (significand == 0)
+        return 0;
+    int32_t top = 63;
+    while (!(significand >> top & 1))
+        --top;
+    // exponent of the leading bit, biased; 0 and below are the carrier's subnormals
+    int32_t biased = top + exponent + C::bias;
+    if (biased >= 2 * C::bias + 1)
+        return (U)(2 * C::bias + 1) << C::mantissa;
+    int32_t shift = C::mantissa - top + (biased < 1 ? biased - 1 : 0);
+    U s = shift >= 0 ? (U)(significand << shift) : shift > -64 ? (U)(significand >> -shift) : (U)0;
+    return biased < 1 ? s : (s & (((U)1 << C::mantissa) - 1)) | (U)biased << C::mantissa;
+}
+
+// A finite double as an integer and a power of two; the formats' limits are doubles.
+LPT_FN void lpt_split(double x, uint64_t *significand, int32_t *exponent) {
+    uint64_t u = lpt_bits(x) & 0x7fffffffffffffffull;
+    int32_t e = (int32_t)(u >> 52);
+    *significand = (u & 0xfffffffffffffull) | (e ? 1ull << 52 : 0);
+    *exponent = (e ? e : 1) - 1075;
+}
+
+// What a loop needs of a grid: computed once per call, or once per block with the block's exponent.
+// Index 1 of the pairs is for negative values.
+template <class T> struct lpt_cell {
+    typedef typename lpt_carrier<T>::bits U;
+    int32_t emin, emax;           // biased as the carrier's exponents
+    int32_t drop;                 // low bits to drop from a normal value's significand
+    int32_t drop_below;           // the same just below emin
+    U tiny;                       // the spacing below emin; the smallest value where there is no zero
+    U limit[2], over[2], inf[2];  // largest value, result beyond it, image of infinity
+    U negative;                   // image of a negative value in an unsigned format
+    U zero_sign;                  // all ones where the format has -0
+    int32_t subnormals, zero, ties_to_even_code, is_signed;
+    bool plain;  // signed, with zero and gradual underflow, and not below the carrier's normals
+};
+
+template <class T>
+LPT_FN lpt_cell<T> lpt_make_cell(const lpt_grid &g, int32_t mode, int32_t shift) {
+    typedef lpt_carrier<T> C;
+    typedef typename C::bits U;
+    const U inf = (U)(2 * C::bias + 1) << C::mantissa, nan = inf | (U)1 << (C::mantissa - 1);
+    lpt_cell<T> c;
+    c.emin = g.emin + shift + C::bias;
+    c.emax = g.emax + shift + C::bias;
+    c.drop = C::mantissa + 1 - g.precision;
+    c.drop_below = g.subnormals == LPT_GRADUAL ? c.drop : (int32_t)C::mantissa;
+    const int smallest = g.zero && g.subnormals == LPT_GRADUAL ? g.precision - 1 : 0;
+    c.tiny = lpt_scale<T>(1, g.emin + shift - smallest);
+    const double ends[2] = {g.max, g.min};
+    for (int negative = 0; negative < 2; ++negative) {
+        uint64_t significand;
+        int32_t exponent;
+        lpt_split(ends[negative], &significand, &exponent);
+        const bool unbounded = exponent == 2047 - 1075;  // an infinite limit: nothing is beyond it
+        c.limit[negative] = unbounded ? inf : lpt_scale<T>(significand, exponent + shift);
+        U beyond = g.overflow == LPT_INF   ? inf
+                   : g.overflow == LPT_NAN ? nan
+                                           : c.limit[negative];
+        c.inf[negative] = unbounded ? inf : beyond;
+        // IEEE 754-2019 7.4: directed modes that point back to the format stop at its end
+        bool back = mode == LPT_TOWARD_ZERO || mode == LPT_ODD ||
+                    mode == (negative ? LPT_UP : LPT_DOWN);
+        c.over[negative] = back ? c.limit[negative] : beyond;
+    }
+    c.negative = g.overflow == LPT_SATURATE ? (U)0 : nan;
+    c.subnormals = g.subnormals;
+    c.zero = g.zero;
+    c.zero_sign = g.negative_zero ? ~(U)0 : (U)0;
+    c.ties_to_even_code = g.ties_to_even_code;
+    c.is_signed = g.min < 0;
+    c.plain = c.emin >= 1 && g.subnormals == LPT_GRADUAL && g.zero && !g.ties_to_even_code &&
+              c.is_signed;
+    return c;
+}
+
+// `random` is uniform on 0 .. 2**32 - 1; the deterministic modes ignore it. PLAIN is the cell's
+// `plain`, known outside the loop: the code for rare formats then falls away, and what is left has no
+// branches, so that compilers turn a loop of it into vector instructions.
+template <class T, int MODE, bool PLAIN>
+LPT_FN typename lpt_carrier<T>::bits lpt_round(typename lpt_carrier<T>::bits u,
+                                               const lpt_cell<T> &c, uint32_t random) {
+    typedef lpt_carrier<T> C;
+    typedef typename C::bits U;
+    const int32_t M = C::mantissa, W = C::width;
+    const U inf = (U)(2 * C::bias + 1) << M, nan = inf | (U)1 << (M - 1);
+
+    // 1. sign, exponent, significand: |x| = significand * 2**(unit - bias - M)
+    const U sign = u & (U)1 << (W - 1), a = u ^ sign;
+    const int32_t field = (int32_t)(a >> M), unit = field > 1 ? field : 1;
+    const U significand = (a & (((U)1 << M) - 1)) | (field > 0 ? (U)1 << M : (U)0);
+    int32_t e = unit;
+    if (!PLAIN && field == 0)  // an integer converts exactly and brings its exponent along
+        e = (int32_t)(lpt_bits((T)(typename C::sbits)significand) >> M) - C::bias - M + 1;
+
+    // 2. how many low bits lie below the spacing of the grid here
+    const bool below = e < c.emin;
+    const int32_t above = e > c.emax ? e - c.emax : 0;
+    int32_t s = below ? c.drop_below + c.emin - unit : c.drop + (e - unit) - above;
+    s = s < 0 ? 0 : s > 2 * W - 1 ? 2 * W - 1 : s;
+    const bool vanishes = s > M;  // |x| is less than the spacing
+    const int32_t kept = s & (W - 1);
+
+    // 3. those bits as a fraction of the spacing, in units of 2**-W, and the last bit kept
+    const U high = (significand << 1) << ((W - 1 - s) & (W - 1)), low = significand >> kept;
+    const U fraction = s < W ? high : low;
+    const U lost = vanishes ? significand : fraction;
+    U odd = vanishes ? (U)0 : low & 1;
+    if (!PLAIN && c.ties_to_even_code && odd)
+        odd = (U)(e - c.emin + 1) & 1;
+
+    // 4. up, in magnitude, or not
+    const U half = (U)1 << (W - 1);
+    U tie = odd;
+    if (!PLAIN && below && c.subnormals == LPT_NONE)
+        tie = 1;
+    bool up = false;
+    if (MODE == LPT_NEAREST)
+        up = fraction > half - tie;
+    if (MODE == LPT_NEAREST_AWAY)
+        up = fraction >= half;
+    if (MODE == LPT_UP)
+        up = (sign ? (U)0 : lost) != 0;
+    if (MODE == LPT_DOWN)
+        up = (sign ? lost : (U)0) != 0;
+    if (MODE == LPT_ODD)
+        up = (odd ? (U)0 : lost) != 0;
+    if (MODE == LPT_STOCHASTIC)
+        up = (uint32_t)(fraction >> (W - 32)) > ~random;
+
+    // 5. the multiple of the spacing, as bits: a carry moves on to the next binade by itself
+    const U one = vanishes ? c.tiny : (U)1 << kept;
+    const U whole = vanishes ? (U)0 : a & ~(((U)1 << kept) - 1);
+    U r = whole + (up ? one : (U)0);
+    if (!PLAIN) {
+        if (below && c.subnormals == LPT_FLUSH)
+            r = 0;
+        if (!c.zero)
+            r = r == 0 ? c.tiny : r;
+    }
+
+    // 6. the ends of the format
+    const U limit = sign ? c.limit[1] : c.limit[0], over = sign ? c.over[1] : c.over[0];
+    const U infinite = sign ? c.inf[1] : c.inf[0];
+    r = r > limit ? over : r;
+    r = a == inf ? infinite : r;
+    r = a > inf ? nan : r;
+    if (!PLAIN && !c.zero && a == 0)
+        r = nan;
+
+    // 7. the sign
+    if (!PLAIN && !c.is_signed)
+        return sign && a != 0 && a <= inf ? c.negative : r;
+    const U signless = r == 0 ? c.zero_sign : r > inf ? (U)0 : ~(U)0;
+    return r | (sign & signless);
+}

@@ -1,0 +1,24 @@
+from lptensor.blocks import BlockFloatingPoint as BlockFloatingPoint
+from lptensor.formats import (
+    BF16 as BF16,
+    E2M1 as E2M1,
+    E2M3 as E2M3,
+    E3M2 as E3M2,
+    E3M4 as E3M4,
+    E4M3 as E4M3,
+    E4M3B11FNUZ as E4M3B11FNUZ,
+    E4M3FNUZ as E4M3FNUZ,
+    E5M2 as E5M2,
+    E5M2FNUZ as E5M2FNUZ,
+    E8M0 as E8M0,
+    FP16 as FP16,
+    FP32 as FP32,
+    INT4 as INT4,
+    INT8 as INT8,
+    TF32 as TF32,
+    FixedPoint as FixedPoint,
+    FloatingPoint as FloatingPoint,
+    Format as Format,
+)
+from lptensor.ops import backend as backend, round as round
+from lptensor.rounding import Mode as Mode, Rounding as Rounding, Stochastic as Stochastic

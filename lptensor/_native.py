@@ -1,0 +1,182 @@
+"""The compiled library, called through ctypes; absent where the package was installed without a compiler."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.metadata
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lptensor.blocks import Blocks
+from lptensor.formats import Grid
+from lptensor.rounding import Rounding
+
+ABI_VERSION = 1
+MAX_DIMS = 16  # csrc/block.h
+
+
+class _Grid(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int32) for name in ("precision", "emin", "emax", "overflow", "subnormals")),
+        *((name, ctypes.c_int32) for name in ("zero", "negative_zero", "ties_to_even_code")),
+        ("max", ctypes.c_double),
+        ("min", ctypes.c_double),
+    )
+
+
+class _Blocks(ctypes.Structure):
+    _fields_ = (("element", _Grid), *((name, ctypes.c_int32) for name in ("emax", "low", "high")))
+
+
+class _Layout(ctypes.Structure):
+    _fields_ = (
+        ("dims", ctypes.c_int32),
+        ("shape", ctypes.c_int64 * MAX_DIMS),
+        ("block", ctypes.c_int64 * MAX_DIMS),
+    )
+
+
+class _Rule(ctypes.Structure):
+    _fields_ = (
+        ("mode", ctypes.c_int32),
+        ("bits", ctypes.c_int32),
+        ("seed", ctypes.c_uint64),
+        ("offset", ctypes.c_uint64),
+    )
+
+
+def _find() -> Path | None:
+    """The library's file: beside this one, or where an editable install has put it."""
+    names = {"win32": "liblptensor.dll", "darwin": "liblptensor.dylib"}
+    name = names.get(sys.platform, "liblptensor.so")
+    beside = Path(__file__).with_name(name)
+    if beside.exists():
+        return beside
+    try:
+        files = importlib.metadata.files("lptensor") or []
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    return next((Path(str(f.locate())) for f in files if f.name == name), None)
+
+
+@functools.cache
+def library() -> Any:
+    """The loaded library, or None; the reason is ``why_not()``. Loaded at first use, built at install."""
+    path = _find()
+    if path is None:
+        return None
+    lib = ctypes.CDLL(str(path))
+    lib.lpt_build_name.restype = ctypes.c_char_p
+    if lib.lpt_abi_version() != ABI_VERSION:
+        raise ImportError(f"{path} is of another version of lptensor: install the package again")
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    for suffix in ("f32", "f64"):
+        getattr(lib, f"lpt_round_{suffix}").argtypes = (pointer, pointer, number, pointer, pointer, ctypes.c_int32)
+        getattr(lib, f"lpt_round_{suffix}").restype = None
+        getattr(lib, f"lpt_round_blocks_{suffix}").argtypes = (*(pointer,) * 5, ctypes.c_int32)
+    lib.lpt_random_word.argtypes = (ctypes.c_uint64, pointer)
+    lib.lpt_random_word.restype = ctypes.c_uint32
+    lib.lpt_philox_words.argtypes = (ctypes.c_uint64, pointer, pointer)
+    lib.lpt_philox_words.restype = None
+    return lib
+
+
+@functools.cache
+def warn_missing() -> None:
+    """Say once that rounding is slow here, and how to mend it."""
+    warnings.warn(
+        "lptensor was installed without a C++ compiler and rounds with torch operations: the same bits, "
+        "many times slower. Install a compiler and then: pip install --force-reinstall --no-deps lptensor",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+@functools.cache
+def _grid(grid: Grid) -> _Grid:
+    return _Grid(**grid._asdict())
+
+
+@functools.cache
+def _blocks(blocks: Blocks) -> _Blocks:
+    return _Blocks(_grid(blocks.element), blocks.emax, blocks.low, blocks.high)
+
+
+@functools.cache
+def _rule(rounding: Rounding) -> _Rule:
+    return _Rule(int(rounding.mode), rounding.bits, 0, 0)
+
+
+def rule(rounding: Rounding, key: tuple[int, int] | None) -> _Rule:
+    if key is None:
+        return _rule(rounding)
+    return _Rule(int(rounding.mode), rounding.bits, *key)
+
+
+def round_grid(x: Tensor, y: Tensor, grid: Grid, rounding: Rounding, key: tuple[int, int] | None) -> None:
+    """``x`` rounded into ``y``: CPU tensors of one dtype and memory layout, without gaps; they may be one."""
+    lib = library()
+    kernel = lib.lpt_round_f32 if x.dtype == torch.float32 else lib.lpt_round_f64
+    kernel(
+        x.data_ptr(),
+        y.data_ptr(),
+        x.numel(),
+        ctypes.byref(_grid(grid)),
+        ctypes.byref(rule(rounding, key)),
+        torch.get_num_threads(),
+    )
+
+
+@functools.lru_cache(maxsize=4096)
+def _layout(shape: tuple[int, ...], block: tuple[int, ...]) -> _Layout:
+    """Shape and block with neighbouring axes merged where that changes nothing."""
+    axes: list[tuple[int, int]] = []
+    for n, wide in zip(shape, block, strict=True):
+        wide = min(wide, n)
+        if n == 1 and axes:
+            continue
+        merged = axes and (wide == n or axes[-1][1] == 1 == wide)
+        if merged and (axes[-1][1] == 1) == (wide == 1) and (wide == 1 or axes[-1][1] == axes[-1][0]):
+            axes[-1] = (axes[-1][0] * n, axes[-1][1] * wide)
+        else:
+            axes.append((n, wide))
+    if len(axes) == 1 and axes[0][0] % axes[0][1] == 0:  # whole blocks: independent rows
+        axes = [(axes[0][0] // axes[0][1], 1), (axes[0][1], axes[0][1])]
+    elif len(axes) == 2 and axes[0][1] == 1 and axes[1][0] % axes[1][1] == 0:
+        axes = [(axes[0][0] * (axes[1][0] // axes[1][1]), 1), (axes[1][1], axes[1][1])]
+    if len(axes) > MAX_DIMS:
+        raise ValueError(f"blocks of shape {block} on a tensor of shape {shape} need more than {MAX_DIMS} axes")
+    layout = _Layout(len(axes))
+    for d, (n, wide) in enumerate(axes):
+        layout.shape[d], layout.block[d] = n, wide
+    return layout
+
+
+def round_blocks(
+    x: Tensor,
+    y: Tensor,
+    blocks: Blocks,
+    shape: Sequence[int],
+    rounding: Rounding,
+    key: tuple[int, int] | None,
+) -> None:
+    """``x`` rounded into ``y`` in blocks of ``shape``: contiguous CPU tensors of one dtype; they may be one."""
+    lib = library()
+    kernel = lib.lpt_round_blocks_f32 if x.dtype == torch.float32 else lib.lpt_round_blocks_f64
+    failed = kernel(
+        x.data_ptr(),
+        y.data_ptr(),
+        ctypes.byref(_layout(tuple(x.shape) or (1,), tuple(shape) or (1,))),
+        ctypes.byref(_blocks(blocks)),
+        ctypes.byref(rule(rounding, key)),
+        torch.get_num_threads(),
+    )
+    if failed:
+        raise MemoryError(f"no memory for the exponents of {x.numel()} elements in blocks of {tuple(shape)}")

@@ -1,0 +1,384 @@
+"""Scalar number formats: which values exist, and what happens outside them."""
+
+from __future__ import annotations
+
+import enum
+import math
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any, NamedTuple
+
+# What the fp32 carrier holds: IEEE 754-2019 table 3.5, binary32.
+CARRIER_PRECISION, CARRIER_MIN_EXPONENT, CARRIER_MAX = 24, -149, (2.0 - 2.0**-23) * 2.0**127
+
+
+class Overflow(enum.IntEnum):
+    """Where results beyond the largest value go; the numbers are those of csrc/grid.h."""
+
+    INF = 0
+    SATURATE = 1
+    NAN = 2
+
+
+class Subnormals(enum.IntEnum):
+    """What lies below the smallest normal; the numbers are those of csrc/grid.h."""
+
+    NONE = 0  # zero and the smallest normal are neighbours; their midpoint goes up (as chop does)
+    GRADUAL = 1
+    FLUSH = 2  # inputs below the smallest normal become zero
+
+
+class Grid(NamedTuple):
+    """The plain numbers that every scalar format comes down to: the C struct a kernel gets.
+
+    A value x rounds to an integer multiple of 2**q, with
+    q = clamp(exponent(x), emin, emax) - (precision - 1), and is then held between min and max.
+    ``precision`` counts the hidden bit, here and everywhere.
+    """
+
+    precision: int
+    emin: int
+    emax: int
+    max: float
+    min: float
+    overflow: Overflow = Overflow.INF
+    subnormals: Subnormals = Subnormals.GRADUAL
+    zero: bool = True
+    negative_zero: bool = True
+    ties_to_even_code: bool = False
+
+    @property
+    def signed(self) -> bool:
+        return self.min < 0
+
+    def quantum(self, exponent: int) -> int:
+        """log2 of the spacing of the values whose exponent is ``exponent``."""
+        if self.subnormals is not Subnormals.GRADUAL and exponent < self.emin:
+            return self.emin
+        return min(max(exponent, self.emin), self.emax) - (self.precision - 1)
+
+    @property
+    def smallest(self) -> float:
+        """The smallest positive value."""
+        if not self.zero or self.subnormals is not Subnormals.GRADUAL:
+            return 2.0**self.emin
+        return 2.0 ** self.quantum(self.emin)
+
+    def contains(self, other: Grid) -> bool:
+        """Whether every finite value of ``other`` is one of this grid's."""
+        if other.zero and not self.zero or other.max > self.max or other.min < self.min:
+            return False
+        if math.isinf(other.max):
+            return self.quantum(other.emin) <= other.quantum(other.emin)
+        for exponent in range(math.frexp(other.smallest)[1] - 1, math.frexp(other.max)[1]):
+            quantum = other.quantum(exponent)
+            if 2.0**exponent + 2.0**quantum > max(other.max, -other.min):  # a lone power of two
+                quantum = exponent
+            if self.quantum(exponent) > quantum or 2.0**exponent < self.smallest:
+                return False
+        return True
+
+
+class Format:
+    """A set of representable values. ``lowered`` is what a kernel gets of it.
+
+    Formats are frozen, hashable and compare by their parameters, so they may be dictionary keys
+    and travel through pickle, ``deepcopy`` and ``torch.compile``.
+    """
+
+    @property
+    def lowered(self) -> Any:
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        given = [f for f in fields(self) if f.init or f.metadata.get("shown")]  # type: ignore[arg-type]
+        shown = [f"{f.name}={getattr(self, f.name)!r}" for f in given if getattr(self, f.name) != f.default]
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+class ScalarFormat(Format):
+    """A format that rounds each element on its own."""
+
+    @property
+    def grid(self) -> Grid:
+        raise NotImplementedError
+
+    @property
+    def lowered(self) -> Grid:
+        return self.grid
+
+
+def check_int(name: str, value: object, low: int, high: int, why: str = "") -> int:
+    """``value`` if it is an integer from ``low`` to ``high``, else an error that says so."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer from {low} to {high}, got {value!r}")
+    if not low <= value <= high:
+        raise ValueError(f"{name} must be from {low} to {high}{why}, got {value}")
+    return value
+
+
+def check_carried(format: Format, grid: Grid, precision: int = CARRIER_PRECISION) -> None:
+    """Refuse a grid with values that an fp32 number cannot hold."""
+    if grid.precision > precision:
+        raise ValueError(f"{format!r} has {grid.precision} significant bits, the carrier holds {precision}")
+    bottom = math.frexp(grid.smallest)[1] - 1 if grid.smallest > 0 else -9999
+    if bottom < CARRIER_MIN_EXPONENT:
+        raise ValueError(f"{format!r} has values down to 2**{bottom}, fp32 reaches 2**{CARRIER_MIN_EXPONENT}")
+    if not math.isinf(grid.max) and max(grid.max, -grid.min) > CARRIER_MAX:
+        raise ValueError(f"{format!r} reaches 2**{grid.emax}, beyond the largest fp32 {CARRIER_MAX:g}")
+
+
+_WIDTHS = {4: (2, 1), 6: (3, 2), 8: (5, 2), 16: (5, 10), 32: (8, 23)}
+_SPECIALS = ("ieee", "fn", "fnuz", "none")
+_DEFAULT_OVERFLOW = {"ieee": "inf", "fn": "nan", "fnuz": "nan", "none": "saturate"}
+_SHOWN: dict[str, Any] = {"shown": True}
+
+
+@dataclass(frozen=True, init=False, repr=False)
+class FloatingPoint(ScalarFormat):
+    """Binary floating point with ``exp`` exponent bits and ``man`` stored mantissa bits.
+
+    One positional argument is the width in bits (4, 6, 8, 16 or 32), two are exp and man.
+    The defaults are IEEE 754's: bias 2**(exp-1) - 1, subnormals, infinities, NaN, -0.
+
+    Args:
+        bias: value of the exponent code 0 is 2**(1 - bias); fnuz formats default to one more.
+        subnormals: True for gradual underflow; False for zero and normals only, their midpoint
+            going up; "flush" takes every input below the smallest normal to zero.
+        specials: "ieee" has infinities and NaNs in the top exponent; "fn" only NaN, in the top
+            code (OCP OFP8 E4M3); "fnuz" only NaN, in the code of -0; "none" has neither.
+        overflow: "inf", "nan" or "saturate" for what rounds beyond the largest value, infinities
+            included. Default: "inf" for ieee, "nan" for fn and fnuz, "saturate" for none.
+        signed: without a sign bit, negatives become NaN (zero if saturating).
+        zero: False (E8M0) makes the exponent code 0 a normal one; zero then becomes NaN.
+
+    NaN propagates, also in formats without a code for it. -0 is kept unless the format lacks it.
+
+    Raises:
+        TypeError, ValueError: parameters out of range, or values that fp32 cannot carry.
+
+    >>> FloatingPoint(8) == FloatingPoint(5, 2)
+    True
+    >>> FloatingPoint(4, 3, specials="fn", overflow="saturate").max
+    448.0
+    >>> FloatingPoint(exp=8, man=7)
+    FloatingPoint(exp=8, man=7)
+    """
+
+    exp: int
+    man: int
+    bias: int
+    subnormals: bool | str = True
+    specials: str = "ieee"
+    overflow: str = "inf"
+    signed: bool = True
+    zero: bool = True
+
+    def __init__(
+        self,
+        *size: int,
+        bit: int | None = None,
+        exp: int | None = None,
+        man: int | None = None,
+        bias: int | None = None,
+        subnormals: bool | str = True,
+        specials: str = "ieee",
+        overflow: str | None = None,
+        signed: bool = True,
+        zero: bool = True,
+    ) -> None:
+        exp, man = _size(size, bit, exp, man)
+        if specials not in _SPECIALS:
+            raise ValueError(f"specials must be one of {', '.join(_SPECIALS)}, got {specials!r}")
+        if subnormals not in (True, False, "flush"):
+            raise ValueError(f'subnormals must be True, False or "flush", got {subnormals!r}')
+        overflow = _DEFAULT_OVERFLOW[specials] if overflow is None else overflow
+        allowed = {"ieee": ("inf", "saturate", "nan"), "none": ("saturate",)}.get(specials, ("nan", "saturate"))
+        if overflow not in allowed:
+            raise ValueError(f"overflow with specials={specials!r} must be {' or '.join(allowed)}, got {overflow!r}")
+        check_int("exp", exp, 1, 8)
+        check_int("man", man, 0, 23)
+        if specials == "ieee" and (exp == 1 or man == 0):
+            lost = "exp=1 leaves no normal numbers" if exp == 1 else "man=0 leaves no NaN"
+            raise ValueError(f'{lost} under specials="ieee"; use specials="fn", "fnuz" or "none"')
+        if specials == "fn" and exp == 1 and man == 0:
+            raise ValueError('exp=1, man=0 leaves only zero and NaN under specials="fn"; use specials="none"')
+        if specials == "fnuz" and not signed:
+            raise ValueError('specials="fnuz" puts NaN in the code of -0, which an unsigned format lacks; use "fn"')
+        if not zero and subnormals is not False:
+            raise ValueError("a format without zero has no subnormals; say subnormals=False")
+        if bias is None:
+            bias = 2 ** (exp - 1) - (specials != "fnuz")
+        check_int("bias", bias, -127, 255)
+        for name, value in dict(
+            exp=exp,
+            man=man,
+            bias=bias,
+            subnormals=subnormals,
+            specials=specials,
+            overflow=overflow,
+            signed=bool(signed),
+            zero=bool(zero),
+        ).items():
+            object.__setattr__(self, name, value)
+        check_carried(self, self.grid)
+
+    @cached_property
+    def grid(self) -> Grid:  # type: ignore[override]
+        top_code = 2**self.exp - 1 - (self.specials == "ieee")
+        codes_lost = int(self.specials == "fn")  # the top code is NaN
+        significand = 2 ** (self.man + 1) - 1 - codes_lost
+        if significand < 2**self.man:  # man=0: NaN takes the whole top exponent
+            top_code, significand = top_code - 1, 2 ** (self.man + 1) - 1
+        emax = top_code - self.bias
+        top = math.ldexp(significand, emax - self.man)
+        if top_code == 0 and self.zero:  # exp=1 under fn: only subnormals are left below NaN
+            raise ValueError(f"exp={self.exp}, man={self.man} leaves no normal numbers")
+        subnormals = {True: Subnormals.GRADUAL, False: Subnormals.NONE, "flush": Subnormals.FLUSH}
+        return Grid(
+            precision=self.man + 1,
+            emin=int(self.zero) - self.bias,
+            emax=emax,
+            max=top,
+            min=-top if self.signed else 0.0,
+            overflow=Overflow[self.overflow.upper()],
+            subnormals=subnormals[self.subnormals],
+            zero=self.zero,
+            negative_zero=self.signed and self.specials != "fnuz",
+        )
+
+    @property
+    def bits(self) -> int:
+        """Width of one code."""
+        return int(self.signed) + self.exp + self.man
+
+    @property
+    def max(self) -> float:
+        """The largest finite value."""
+        return self.grid.max
+
+    def __repr__(self) -> str:
+        plain = FloatingPoint.__new__(FloatingPoint)
+        default_bias = 2 ** (self.exp - 1) - (self.specials != "fnuz")
+        plain.__dict__.update(
+            bias=default_bias,
+            subnormals=True,
+            specials="ieee",
+            overflow=_DEFAULT_OVERFLOW[self.specials],
+            signed=True,
+            zero=True,
+        )
+        shown = [f"exp={self.exp}", f"man={self.man}"]
+        for name, default in plain.__dict__.items():
+            if getattr(self, name) != default:
+                shown.append(f"{name}={getattr(self, name)!r}")
+        return f"FloatingPoint({', '.join(shown)})"
+
+
+def _size(size: tuple[int, ...], bit: int | None, exp: int | None, man: int | None) -> tuple[int, int]:
+    """exp and man from the ways that FloatingPoint lets one say them."""
+    if len(size) > 2:
+        raise TypeError(f"FloatingPoint takes a width, or exp and man, got {size}; the rest goes by name")
+    if len(size) == 1:
+        if bit is not None or exp is not None:
+            raise TypeError(f"FloatingPoint got the size twice: {size[0]} and {bit or exp}")
+        bit, size = (size[0], ()) if man is None else (None, (size[0], man))
+    if len(size) == 2:
+        if bit is not None or exp is not None or (man is not None and man is not size[1]):
+            raise TypeError(f"FloatingPoint got the size twice: {size} and {bit or exp or man}")
+        exp, man = size
+    if bit is not None:
+        if exp is not None or man is not None:
+            raise TypeError("FloatingPoint takes either bit or exp and man, got both")
+        if bit not in _WIDTHS:
+            raise ValueError(f"a width of {bit!r} bits is not settled; known: {sorted(_WIDTHS)}; give exp= and man=")
+        return _WIDTHS[bit]
+    if exp is None or man is None:
+        raise TypeError("FloatingPoint needs a width, or both exp and man")
+    return exp, man
+
+
+@dataclass(frozen=True, repr=False)
+class FixedPoint(ScalarFormat):
+    """Fixed point with ``wl`` bits in all, ``fl`` of them behind the binary point.
+
+    Two's complement: the values are k * 2**-fl with -2**(wl-1) <= k < 2**(wl-1); there is no -0.
+    ``fl`` may be negative or larger than ``wl``. Infinities and results out of range saturate,
+    unless ``clamp=False`` lifts the limits; where |x| is so large that every fp32 is a multiple
+    of 2**-fl, x is unchanged. NaN propagates.
+
+    Args:
+        wl: word length, 1 to 24 bits on an fp32 carrier, to 53 on float64 tensors.
+        clamp: hold results in range.
+        symmetric: drop the most negative value, so that -max is the smallest.
+        signed: False for 0 <= k < 2**wl; negatives then become zero.
+
+    >>> FixedPoint(8, 4).max, FixedPoint(8, 4).min
+    (7.9375, -8.0)
+    >>> FixedPoint(8, 4, symmetric=True).min
+    -7.9375
+    """
+
+    wl: int
+    fl: int
+    clamp: bool = True
+    symmetric: bool = False
+    signed: bool = True
+
+    def __post_init__(self) -> None:
+        check_int("wl", self.wl, 1, 53, why=" (53 bits is what a float64 carrier holds)")
+        check_int("fl", self.fl, -126, 149, why=" (2**-149 is the smallest fp32)")
+        if self.signed and self.symmetric and self.wl == 1:
+            raise ValueError("FixedPoint(wl=1, symmetric=True) holds nothing but zero; use wl of 2 or more")
+        if self.clamp and self.wl - self.fl > 128:
+            raise ValueError(f"{self!r} reaches beyond the largest fp32 {CARRIER_MAX:g}")
+
+    @cached_property
+    def grid(self) -> Grid:  # type: ignore[override]
+        magnitude = self.wl - int(self.signed)
+        emax = magnitude - 1 - self.fl
+        top = math.ldexp(2**magnitude - 1, -self.fl) if self.clamp else math.inf
+        bottom = -top if self.symmetric or not self.clamp else -math.ldexp(2**magnitude, -self.fl)
+        return Grid(
+            precision=magnitude,
+            emin=emax,
+            emax=emax,
+            max=top,
+            min=bottom if self.signed else 0.0,
+            overflow=Overflow.SATURATE if self.clamp else Overflow.INF,
+            negative_zero=False,
+        )
+
+    @property
+    def bits(self) -> int:
+        """Width of one code."""
+        return self.wl
+
+    @property
+    def max(self) -> float:
+        """The largest value; infinity if nothing clamps."""
+        return self.grid.max
+
+    @property
+    def min(self) -> float:
+        """The most negative value."""
+        return self.grid.min
+
+
+# Named rows. Overflow is that of the types of the same name in ml_dtypes; E4M3 saturates, as OCP OFP8 allows.
+FP32 = FloatingPoint(8, 23)
+TF32 = FloatingPoint(8, 10)
+BF16 = FloatingPoint(8, 7)
+FP16 = FloatingPoint(5, 10)
+E5M2 = FloatingPoint(5, 2)  # OCP OFP8 section 5
+E4M3 = FloatingPoint(4, 3, specials="fn", overflow="saturate")  # OCP OFP8 section 5
+E5M2FNUZ = FloatingPoint(5, 2, specials="fnuz")  # arXiv 2206.02915
+E4M3FNUZ = FloatingPoint(4, 3, specials="fnuz")
+E4M3B11FNUZ = FloatingPoint(4, 3, specials="fnuz", bias=11)
+E3M4 = FloatingPoint(3, 4)
+E3M2 = FloatingPoint(3, 2, specials="none")  # OCP MX v1.0 section 5.3
+E2M3 = FloatingPoint(2, 3, specials="none")
+E2M1 = FloatingPoint(2, 1, specials="none")
+E8M0 = FloatingPoint(8, 0, specials="fn", signed=False, zero=False, subnormals=False)  # OCP MX v1.0 section 5.4
+INT8 = FixedPoint(8, 0)
+INT4 = FixedPoint(4, 0)

@@ -1,0 +1,155 @@
+"""Rounding of plain tensors: the one place that chooses between kernel and reference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lptensor import _native, reference
+from lptensor.blocks import BlockFormat
+from lptensor.formats import CARRIER_PRECISION, FixedPoint, Format, Grid
+from lptensor.rounding import Mode, Rounding, as_rounding
+
+
+def round(
+    x: Tensor,
+    format: Format,
+    rounding: Rounding | Mode | str = "nearest",
+    *,
+    generator: torch.Generator | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """``x`` rounded to ``format``: a plain tensor of the same shape, dtype, device and strides.
+
+    The gradient passes straight through. What NaN, infinities, -0 and overflow become is the
+    format's to say (see its docstring); a value that the format has never moves.
+
+    Args:
+        x: float32 or float64, any shape and layout. float64 is rounded once, never through fp32.
+        rounding: a name ("nearest", "nearest_away", "toward_zero", "down", "up", "odd",
+            "stochastic"), a ``Mode`` or a ``Rounding``.
+        generator: where stochastic rounding draws its key; torch's CPU generator by default, so
+            that ``torch.manual_seed`` repeats it, on any device and number of threads.
+        out: a tensor like ``x`` to write into, ``x`` itself included; it takes no part in autograd.
+
+    Raises:
+        TypeError: x is no float32 or float64 tensor, format no Format.
+        ValueError: unknown rounding, a format wider than the dtype carries, an ``out`` that does not fit.
+
+    >>> from lptensor import E4M3
+    >>> round(torch.tensor([0.1, 1.0, 500.0]), E4M3)
+    tensor([  0.1016,   1.0000, 448.0000])
+    """
+    rule = as_rounding(rounding)
+    check_roundable(x, format)
+    if out is not None:
+        return _into(x, format, rule, generator, out)
+    if torch.is_grad_enabled() and x.requires_grad:
+        rounded: Tensor = _StraightThrough.apply(x, format, rule, generator)
+        return rounded
+    return round_fresh(x, format, rule, generator)
+
+
+def backend() -> str:
+    """Which code rounds CPU tensors here, and why.
+
+    >>> backend().split(":")[0] in ("native", "torch")
+    True
+    """
+    lib = _native.library()
+    if lib is None:
+        return "torch: installed without a C++ compiler; reference.py rounds, slowly, to the same bits"
+    return f"native: {lib.lpt_build_name().decode().removeprefix('lpt_')} build of the C++ kernels"
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Rounding whose derivative is taken to be one."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, format: Format, rounding: Rounding, generator: Any) -> Tensor:
+        return round_fresh(x, format, rounding, generator)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+        return grad, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
+        return tangent
+
+
+def check_roundable(x: Any, format: Any) -> None:
+    """Refuse what cannot be rounded, naming it."""
+    if not isinstance(format, Format):
+        raise TypeError(f"expected a number format such as FloatingPoint(8) or FixedPoint(8, 4), got {format!r}")
+    if not isinstance(x, Tensor):
+        raise TypeError(f"expected a tensor, got {type(x).__name__}")
+    if x.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"only float32 and float64 tensors are rounded, got {x.dtype}; convert with .float() first")
+    if isinstance(format, FixedPoint) and format.grid.precision > CARRIER_PRECISION and x.dtype == torch.float32:
+        raise ValueError(f"{format!r} needs more than the 24 bits of float32; use a float64 tensor")
+
+
+def draw_key(generator: torch.Generator | None = None) -> tuple[int, int]:
+    """A fresh key for stochastic rounding: seed and offset from torch's CPU generator."""
+    seed, offset = torch.empty(2, dtype=torch.int64).random_(generator=generator).tolist()
+    return seed, offset
+
+
+def round_fresh(x: Tensor, format: Format, rounding: Rounding, generator: Any = None) -> Tensor:
+    """A rounded copy of a plain tensor, without autograd."""
+    x = x.detach()
+    return round_into(x, torch.empty_like(x), format, rounding, generator)
+
+
+def round_into(x: Tensor, y: Tensor, format: Format, rounding: Rounding, generator: Any = None) -> Tensor:
+    """``x`` rounded into ``y``, which has its shape and dtype and may be ``x`` itself."""
+    if x.numel() == 0:
+        return y
+    key = draw_key(generator) if rounding.stochastic else None
+    lowered = format.lowered
+    native = x.device.type == "cpu" and _native.library() is not None
+    if not native:
+        if x.device.type == "cpu":
+            _native.warn_missing()
+        return y.copy_(_reference(x, format, lowered, rounding, key))
+
+    # Random words and blocks go by position in contiguous order; else any order without gaps will do.
+    elementwise = isinstance(lowered, Grid) and key is None
+    same = x.stride() == y.stride() and (x.is_contiguous() or elementwise and _dense(x))
+    source = x if same else x.contiguous()
+    target = y if same or y.is_contiguous() else torch.empty_like(source)
+    if isinstance(lowered, Grid):
+        _native.round_grid(source, target, lowered, rounding, key)
+    else:
+        assert isinstance(format, BlockFormat)
+        _native.round_blocks(source, target, lowered, format.block_shape(x.shape), rounding, key)
+    return y if target is y else y.copy_(target)
+
+
+def _reference(x: Tensor, format: Format, lowered: Any, rounding: Rounding, key: Any) -> Tensor:
+    if isinstance(format, BlockFormat):
+        return reference.round_blocks(x, lowered, format.block_shape(x.shape), rounding, key)
+    return reference.round_grid(x, lowered, rounding, key)
+
+
+def _dense(x: Tensor) -> bool:
+    """Whether the elements fill their memory without gaps or overlaps, in some order of axes."""
+    size = 1
+    for stride, n in sorted(zip(x.stride(), x.shape, strict=True)):
+        if n != 1:
+            if stride != size:
+                return False
+            size *= n
+    return True
+
+
+def _into(x: Tensor, format: Format, rounding: Rounding, generator: Any, out: Tensor) -> Tensor:
+    if out.shape != x.shape or out.dtype != x.dtype or out.device != x.device:
+        wanted, got = ((tuple(t.shape), t.dtype, str(t.device)) for t in (x, out))
+        raise ValueError(f"out must be like x, {wanted}, got {got}")
+    if torch.is_grad_enabled() and (x.requires_grad or out.requires_grad):
+        raise ValueError("out= takes no part in autograd: detach x and out, or leave out= away")
+    return round_into(x, out, format, rounding, generator)
