@@ -7,6 +7,11 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from oracles import exact
+from oracles.exact import MODES
+from oracles.table import Table
+from rounders import assert_same, assert_same_bits, judge, run
+
 from lptensor.formats import (
     BF16,
     E2M1,
@@ -24,10 +29,6 @@ from lptensor.formats import (
     TF32,
     FloatingPoint,
 )
-from oracles import exact
-from oracles.exact import MODES
-from oracles.table import Table
-from rounders import assert_same, assert_same_bits, judge, run
 
 NARROW = {
     "E2M1": E2M1,
