@@ -10,7 +10,7 @@ from hypothesis import settings
 from rounders import NATIVE_BUILDS, choose_build, chosen_build
 
 # Deadlines measure a shared machine, not the code.
-settings.register_profile("lptensor", deadline=None, print_blob=True)
+settings.register_profile("lptensor", deadline=None, print_blob=True, database=None)
 settings.load_profile("lptensor")
 
 MARKERS = {

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import pytest
 import torch
@@ -11,6 +9,7 @@ from oracles import exact
 from oracles.exact import MODES
 from oracles.table import Table
 from rounders import assert_same, assert_same_bits, judge, run
+from strategies import small_floats
 
 from lptensor.formats import (
     BF16,
@@ -78,7 +77,7 @@ def test_every_value_of_16_bits_rounds_as_exact_rationals(name: str, rounder: st
 def test_every_small_format_rounds_as_exact_rationals(rounder: str) -> None:
     """All choices of exp + man up to 5 bits, specials, overflow, subnormals, sign and zero."""
     count = 0
-    for values in small_formats():
+    for values in small_floats():
         table = Table(values)
         x = table.points()
         format = FloatingPoint(**vars(values))
@@ -91,25 +90,6 @@ def test_every_small_format_rounds_as_exact_rationals(rounder: str) -> None:
             )
         count += 1
     assert count > 500
-
-
-def small_formats() -> list[exact.Float]:
-    overflows = {"ieee": ("inf", "saturate", "nan"), "fn": ("nan", "saturate"), "fnuz": ("nan",), "none": ("saturate",)}
-    made = []
-    for exp, man, specials in itertools.product(range(1, 5), range(0, 5), overflows):
-        if exp + man > 5 or specials == "ieee" and (exp == 1 or man == 0) or (exp, man, specials) == (1, 0, "fn"):
-            continue
-        for overflow, subnormals, signed in itertools.product(
-            overflows[specials], (True, False, "flush"), (True, False)
-        ):
-            if specials == "fnuz" and not signed:
-                continue
-            for zero in (True, False) if subnormals is False and specials != "fnuz" else (True,):
-                bias = (7 * exp + 3 * man + len(made)) % 11 - 3
-                values = exact.Float(exp, man, bias, subnormals, specials, overflow, signed, zero)
-                if values.has_normals():
-                    made.append(values)
-    return made
 
 
 @pytest.mark.parametrize("format", [E4M3, E5M2, BF16, FP16, TF32, FP32, E8M0, E2M1], ids=repr)
