@@ -118,6 +118,13 @@ def check_int(name: str, value: object, low: int, high: int, why: str = "") -> i
     return value
 
 
+def check_bool(name: str, value: object) -> bool:
+    """``value`` if it is True or False, else an error that says so: a string would pass for True."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return value
+
+
 def check_carried(format: Format, grid: Grid, precision: int = CARRIER_PRECISION) -> None:
     """Refuse a grid with values that an fp32 number cannot hold."""
     if grid.precision > precision:
@@ -151,7 +158,8 @@ class FloatingPoint(ScalarFormat):
         overflow: "inf", "nan" or "saturate" for what rounds beyond the largest value, infinities
             included. Default: "inf" for ieee, "nan" for fn and fnuz, "saturate" for none.
         signed: without a sign bit, negatives become NaN (zero if saturating).
-        zero: False (E8M0) makes the exponent code 0 a normal one; zero then becomes NaN.
+        zero: False (E8M0) makes the exponent code 0 a normal one; zero then becomes NaN, and what
+            lies below the smallest value becomes that value in every rounding mode.
 
     NaN propagates, also in formats without a code for it. -0 is kept unless the format lacks it.
 
@@ -220,8 +228,8 @@ class FloatingPoint(ScalarFormat):
             subnormals=subnormals,
             specials=specials,
             overflow=overflow,
-            signed=bool(signed),
-            zero=bool(zero),
+            signed=check_bool("signed", signed),
+            zero=check_bool("zero", zero),
         ).items():
             object.__setattr__(self, name, value)
         check_carried(self, self.grid)
@@ -314,7 +322,7 @@ class FixedPoint(ScalarFormat):
         wl: word length, 1 to 24 bits on an fp32 carrier, to 53 on float64 tensors.
         clamp: hold results in range.
         symmetric: drop the most negative value, so that -max is the smallest.
-        signed: False for 0 <= k < 2**wl; negatives then become zero.
+        signed: False for 0 <= k < 2**wl; negatives then become zero, or NaN if nothing clamps.
 
     >>> FixedPoint(8, 4).max, FixedPoint(8, 4).min
     (7.9375, -8.0)
@@ -331,6 +339,8 @@ class FixedPoint(ScalarFormat):
     def __post_init__(self) -> None:
         check_int("wl", self.wl, 1, 53, why=" (53 bits is what a float64 carrier holds)")
         check_int("fl", self.fl, -126, 149, why=" (2**-149 is the smallest fp32)")
+        for name in ("clamp", "symmetric", "signed"):
+            check_bool(name, getattr(self, name))
         if self.signed and self.symmetric and self.wl == 1:
             raise ValueError("FixedPoint(wl=1, symmetric=True) holds nothing but zero; use wl of 2 or more")
         if self.clamp and self.wl - self.fl > 128:

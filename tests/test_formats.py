@@ -115,6 +115,14 @@ def test_fixed_point_of_no_integers_is_refused(keywords: dict[str, Any]) -> None
         FixedPoint(**keywords)
 
 
+@pytest.mark.parametrize("name", ["signed", "zero", "clamp", "symmetric"])
+def test_a_flag_that_is_no_bool_is_refused(name: str) -> None:
+    with pytest.raises(TypeError, match=f"{name} must be True or False, got 'no'"):
+        FloatingPoint(4, 3, **{name: "no"}) if name in ("signed", "zero") else FixedPoint(8, 4, **{name: "no"})
+    with pytest.raises(TypeError, match="signed must be True or False, got None"):
+        FixedPoint(8, 4, signed=None)  # type: ignore[arg-type]
+
+
 @settings(max_examples=300)
 @given(
     st.integers(1, 8),
