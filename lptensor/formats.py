@@ -155,6 +155,7 @@ class FloatingPoint(ScalarFormat):
             going up; "flush" takes every input below the smallest normal to zero.
         specials: "ieee" has infinities and NaNs in the top exponent; "fn" only NaN, in the top
             code (OCP OFP8 E4M3); "fnuz" only NaN, in the code of -0; "none" has neither.
+            Default: "ieee", and "none" for the widths 4 and 6, which are E2M1 and E3M2 of OCP MX.
         overflow: "inf", "nan" or "saturate" for what rounds beyond the largest value, infinities
             included. Default: "inf" for ieee, "nan" for fn and fnuz, "saturate" for none.
         signed: without a sign bit, negatives become NaN (zero if saturating).
@@ -191,12 +192,15 @@ class FloatingPoint(ScalarFormat):
         man: int | None = None,
         bias: int | None = None,
         subnormals: bool | str = True,
-        specials: str = "ieee",
+        specials: str | None = None,
         overflow: str | None = None,
         signed: bool = True,
         zero: bool = True,
     ) -> None:
+        by_width = bit is not None or len(size) == 1 and man is None
         exp, man = _size(size, bit, exp, man)
+        if specials is None:
+            specials = "none" if by_width and 1 + exp + man in (4, 6) else "ieee"
         if specials not in _SPECIALS:
             raise ValueError(f"specials must be one of {', '.join(_SPECIALS)}, got {specials!r}")
         if subnormals not in (True, False, "flush"):

@@ -25,13 +25,20 @@ from lptensor.formats import E4M3, E8M0, FP16, FP32, INT4, INT8, FixedPoint, Flo
 NAMED = {name: row for name, row in vars(formats).items() if isinstance(row, Format)}
 
 
-@pytest.mark.parametrize(("bit", "exp", "man"), [(4, 2, 1), (6, 3, 2), (8, 5, 2), (16, 5, 10), (32, 8, 23)])
-def test_a_width_alone_names_a_format(bit: int, exp: int, man: int) -> None:
-    specials = "none" if bit < 8 else "ieee"
-    made = FloatingPoint(exp, man, specials=specials)
-    assert FloatingPoint(bit, specials=specials) == FloatingPoint(bit=bit, specials=specials) == made
-    assert FloatingPoint(exp=exp, man=man, specials=specials) == FloatingPoint(exp, man=man, specials=specials) == made
-    assert (made.exp, made.man) == (exp, man)
+@pytest.mark.parametrize(
+    ("bit", "row"),
+    [(4, formats.E2M1), (6, formats.E3M2), (8, formats.E5M2), (16, formats.FP16), (32, formats.FP32)],
+)
+def test_a_width_alone_names_a_format(bit: int, row: FloatingPoint) -> None:
+    assert FloatingPoint(bit) == FloatingPoint(bit=bit) == row
+    assert row.bits == bit
+
+
+def test_exponent_and_mantissa_mean_ieee_754_however_they_are_said() -> None:
+    made = FloatingPoint(3, 2)
+    assert made == FloatingPoint(exp=3, man=2) == FloatingPoint(3, man=2) == FloatingPoint(3, 2, specials="ieee")
+    assert (made.exp, made.man, made.bias) == (3, 2, 3)
+    assert FloatingPoint(6, specials="ieee") == made != FloatingPoint(6)
 
 
 @pytest.mark.parametrize(
