@@ -130,7 +130,7 @@ def test_a_flag_that_is_no_bool_is_refused(name: str) -> None:
         FixedPoint(8, 4, signed=None)  # type: ignore[arg-type]
 
 
-@settings(max_examples=300)
+@settings(max_examples=200)
 @given(
     st.integers(1, 8),
     st.integers(0, 23),
@@ -210,7 +210,7 @@ def values_of(format: FloatingPoint | FixedPoint) -> set[Fraction]:
     return signed_values(values)
 
 
-@settings(max_examples=1500)
+@settings(max_examples=500)
 @given(random_small_format(), random_small_format())
 def test_one_format_contains_another_if_it_has_all_its_finite_values(a: Any, b: Any) -> None:
     assert a.grid.contains(b.grid) == (values_of(a) >= values_of(b)), (a, b)
@@ -237,7 +237,7 @@ def test_named_rows_are_values(name: str) -> None:
     check_value(NAMED[name])
 
 
-@settings(max_examples=200)
+@settings(max_examples=80)
 @given(float_parameters())
 def test_float_formats_are_values(given_: dict[str, Any]) -> None:
     format = FloatingPoint(**given_)
@@ -245,7 +245,7 @@ def test_float_formats_are_values(given_: dict[str, Any]) -> None:
     assert {name: getattr(format, name) for name in given_} == given_
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(fixed_parameters(53))
 def test_fixed_formats_are_values(given_: dict[str, Any]) -> None:
     check_value(FixedPoint(**given_))
