@@ -47,7 +47,7 @@ def round(
     if out is not None:
         return _into(x, format, rule, generator, out)
     if torch.is_grad_enabled() and x.requires_grad:
-        rounded: Tensor = _StraightThrough.apply(x, format, rule, generator)
+        rounded: Tensor = _StraightThrough.apply(x, format, rule, generator)  # type: ignore[no-untyped-call]
         return rounded
     return round_fresh(x, format, rule, generator)
 
@@ -72,7 +72,7 @@ class _StraightThrough(torch.autograd.Function):
         return round_fresh(x, format, rounding, generator)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         return grad, None, None, None
 
     @staticmethod

@@ -80,8 +80,8 @@ def _round(x: Tensor, grid: Grid, shift: Tensor, rounding: Rounding, key: Key | 
 
     # 4. the ends of the format, the specials, the sign
     limit, beyond = _ends(grid, shift, negative, x.dtype)
-    inward = rounding.mode in (Mode.TOWARD_ZERO, Mode.ODD)
-    inward = inward | (negative if rounding.mode is Mode.UP else ~negative & (rounding.mode is Mode.DOWN))
+    inward = negative if rounding.mode is Mode.UP else ~negative & (rounding.mode is Mode.DOWN)
+    inward = inward | (rounding.mode in (Mode.TOWARD_ZERO, Mode.ODD))
     r = torch.where(r > limit, torch.where(inward, limit, beyond), r)
     r = torch.where(magnitude.isinf(), torch.where(limit.isinf(), limit, beyond), r)
     r = torch.where(magnitude.isnan(), torch.nan, r)
