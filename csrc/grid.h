@@ -90,10 +90,10 @@ LPT_FN void lpt_split(double x, uint64_t *significand, int32_t *exponent) {
 // Index 1 of the pairs is for negative values.
 template <class T> struct lpt_cell {
     typedef typename lpt_carrier<T>::bits U;
-    int32_t emin, emax;           // biased as the carrier's exponents
-    int32_t drop;                 // low bits to drop from a normal value's significand
-    int32_t drop_below;           // the same just below emin
-    U tiny;                       // the spacing below emin; the smallest value where there is no zero
+    int32_t emin, emax;  // biased as the carrier's exponents
+    int32_t drop;        // low bits to drop from a normal value's significand
+    int32_t drop_below;  // the same just below emin
+    U tiny;              // the spacing below emin; the smallest value where there is no zero
     U limit[2], over[2], inf[2];  // largest value, result beyond it, image of infinity
     U negative;                   // image of a negative value in an unsigned format
     U zero_sign;                  // all ones where the format has -0
@@ -120,13 +120,11 @@ LPT_FN lpt_cell<T> lpt_make_cell(const lpt_grid &g, int32_t mode, int32_t shift)
         lpt_split(ends[negative], &significand, &exponent);
         const bool unbounded = exponent == 2047 - 1075;  // an infinite limit: nothing is beyond it
         c.limit[negative] = unbounded ? inf : lpt_scale<T>(significand, exponent + shift);
-        U beyond = g.overflow == LPT_INF   ? inf
-                   : g.overflow == LPT_NAN ? nan
-                                           : c.limit[negative];
+        U beyond = g.overflow == LPT_INF ? inf : g.overflow == LPT_NAN ? nan : c.limit[negative];
         c.inf[negative] = unbounded ? inf : beyond;
         // IEEE 754-2019 7.4: directed modes that point back to the format stop at its end
-        bool back = mode == LPT_TOWARD_ZERO || mode == LPT_ODD ||
-                    mode == (negative ? LPT_UP : LPT_DOWN);
+        bool back =
+            mode == LPT_TOWARD_ZERO || mode == LPT_ODD || mode == (negative ? LPT_UP : LPT_DOWN);
         c.over[negative] = back ? c.limit[negative] : beyond;
     }
     c.negative = g.overflow == LPT_SATURATE ? (U)0 : nan;
@@ -135,14 +133,14 @@ LPT_FN lpt_cell<T> lpt_make_cell(const lpt_grid &g, int32_t mode, int32_t shift)
     c.zero_sign = g.negative_zero ? ~(U)0 : (U)0;
     c.ties_to_even_code = g.ties_to_even_code;
     c.is_signed = g.min < 0;
-    c.plain = c.emin >= 1 && g.subnormals == LPT_GRADUAL && g.zero && !g.ties_to_even_code &&
-              c.is_signed;
+    c.plain =
+        c.emin >= 1 && g.subnormals == LPT_GRADUAL && g.zero && !g.ties_to_even_code && c.is_signed;
     return c;
 }
 
 // `random` is uniform on 0 .. 2**32 - 1; the deterministic modes ignore it. PLAIN is the cell's
-// `plain`, known outside the loop: the code for rare formats then falls away, and what is left has no
-// branches, so that compilers turn a loop of it into vector instructions.
+// `plain`, known outside the loop: the code for rare formats then falls away, and what is left has
+// no branches, so that compilers turn a loop of it into vector instructions.
 template <class T, int MODE, bool PLAIN>
 LPT_FN typename lpt_carrier<T>::bits lpt_round(typename lpt_carrier<T>::bits u,
                                                const lpt_cell<T> &c, uint32_t random) {

@@ -233,7 +233,7 @@ class FloatingPoint(ScalarFormat):
         check_carried(self, self.grid)
 
     @cached_property
-    def grid(self) -> Grid:  # type: ignore[override]
+    def grid(self) -> Grid:
         top_code = 2**self.exp - 1 - (self.specials == "ieee")
         codes_lost = int(self.specials == "fn")  # the top code is NaN
         significand = 2 ** (self.man + 1) - 1 - codes_lost
@@ -343,7 +343,7 @@ class FixedPoint(ScalarFormat):
             raise ValueError(f"{self!r} reaches beyond the largest fp32 {CARRIER_MAX:g}")
 
     @cached_property
-    def grid(self) -> Grid:  # type: ignore[override]
+    def grid(self) -> Grid:
         magnitude = self.wl - int(self.signed)
         emax = magnitude - 1 - self.fl
         top = math.ldexp(2**magnitude - 1, -self.fl) if self.clamp else math.inf
