@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from lptensor import ops
 from lptensor.formats import FixedPoint, Format, Grid, Overflow, ScalarFormat
 from lptensor.rounding import Mode, Rounding, as_rounding
+
+Quant: TypeAlias = "Format | Callable[[Tensor], Tensor]"
 
 
 def quantizer(
@@ -86,6 +88,45 @@ class Quantizer(nn.Module):
 
 
 @dataclass(frozen=True, repr=False)
+class Step:
+    """One rounding that a person asked for, by a format or by a function of their own, and by what name."""
+
+    name: str
+    quantize: Callable[[Tensor], Tensor]
+    format: Format | None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        # A function may work in place or return its argument; the rounding to a format does neither.
+        result = self.quantize(x if self.format is not None else x.clone())
+        if not isinstance(result, Tensor) or result.shape != x.shape:
+            got = f"shape {tuple(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
+            raise ValueError(f"{self.name} must return a tensor of shape {tuple(x.shape)}, got {got}")
+        return result
+
+    def __repr__(self) -> str:
+        return f"{self.name}={self.format or self.quantize!r}"
+
+
+def as_step(name: str, quant: object) -> Step | None:
+    """The rounding that the argument ``name`` asks for; a format is rounded to stochastically.
+
+    Raises:
+        TypeError: neither a format nor a function nor None.
+
+    >>> from lptensor import E4M3
+    >>> as_step("weight_quant", E4M3).format is E4M3
+    True
+    """
+    if quant is None:
+        return None
+    if isinstance(quant, Format):
+        return Step(name, quantizer(quant), quant)
+    if callable(quant) and not isinstance(quant, type):
+        return Step(name, quant, None)
+    raise TypeError(f"{name} must be a number format such as FloatingPoint(8), or a function, got {quant!r}")
+
+
+@dataclass(frozen=True, repr=False)
 class _Quantize:
     """What ``quantizer`` returns."""
 
@@ -101,7 +142,7 @@ class _Quantize:
             _limits(self.forward_number)
 
     def __call__(self, x: Tensor) -> Tensor:
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() or not isinstance(x, Tensor):
             return self.forward(x)
         clamped = self.clamped(x.detach()) if self.clamping_grad_zero and x.requires_grad else None
         apply: Callable[..., Tensor] = _Rounded.apply
