@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import modules
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils.rnn import PackedSequence
-from torch.utils import _pytree as pytree
 
+from lptensor import _compat
 from lptensor.formats import Format
 from lptensor.quantizer import quantizer
 from lptensor.rounding import Mode, Rounding
@@ -125,7 +125,7 @@ class _RoundOutput:
                 "return tensors, or register the type with torch.utils._pytree"
             )
 
-        return pytree.tree_map(rounded, output, is_leaf=lambda part: isinstance(part, PackedSequence))
+        return _compat.tree_map(rounded, output, PackedSequence)
 
 
 def _classes(layer_type: Any, layer_types: Any) -> tuple[type[nn.Module], ...]:
