@@ -90,10 +90,19 @@ class Format:
     def lowered(self) -> Any:
         raise NotImplementedError
 
+    def __reduce__(self) -> tuple[Any, ...]:  # by its parameters alone, so that a checkpoint stays readable
+        given = {f.name: getattr(self, f.name) for f in fields(self) if f.init}  # type: ignore[arg-type]
+        return rebuild, (type(self), given)
+
     def __repr__(self) -> str:
         given = [f for f in fields(self) if f.init or f.metadata.get("shown")]  # type: ignore[arg-type]
         shown = [f"{f.name}={getattr(self, f.name)!r}" for f in given if getattr(self, f.name) != f.default]
         return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def rebuild(kind: type[Format], given: dict[str, Any]) -> Format:
+    """A format out of a pickle."""
+    return kind(**given)
 
 
 class ScalarFormat(Format):
