@@ -165,7 +165,7 @@ class OptimLP(Optimizer):
                 p, saved = params[i], entries[_KEY]
                 if self.acc_quant is None:
                     raise ValueError(
-                        "the state_dict holds accumulators, but this OptimLP has no acc_quant to round them"
+                        "the state_dict holds accumulators: this OptimLP needs an acc_quant to go on with them"
                     )
                 if saved.shape != p.shape:
                     raise ValueError(f"parameter {i} has shape {tuple(p.shape)}, its accumulator {tuple(saved.shape)}")
