@@ -184,9 +184,18 @@ class OptimLP(Optimizer):
         return {name: self.__dict__[name] for name in (*kept, "_held", "_own")}
 
     def __repr__(self) -> str:
-        quants = [self.weight_quant, self.grad_quant, self.acc_quant, self.momentum_quant]
-        shown = [repr(rule) for rule in (*quants, *self.momentum_by_key.values()) if rule is not None]
+        shown = [repr(rule) for rule in self._rules()]
         return f"OptimLP({', '.join([repr(self.optim), *shown])}, grad_scaling={self.grad_scaling})"
+
+    def _rules(self) -> Iterator[Step]:
+        given = (
+            self.weight_quant,
+            self.grad_quant,
+            self.acc_quant,
+            self.momentum_quant,
+            *self.momentum_by_key.values(),
+        )
+        return (rule for rule in given if rule is not None)
 
     def _parameters(self) -> Iterator[Tensor]:
         return (p for p in _in(self.param_groups) if not is_lazy(p))
@@ -195,15 +204,17 @@ class OptimLP(Optimizer):
         return (p for p in self._parameters() if p.grad is not None)
 
     def _check(self, groups: list[dict[str, Any]]) -> None:
-        for rule in (self.weight_quant, self.grad_quant, self.acc_quant, self.momentum_quant):
+        for rule in self._rules():
             for p in _in(groups):
-                if rule is not None and rule.format is not None:
+                if rule.format is not None:
                     ops.check_roundable(p, rule.format)
 
     def _round_gradients(self) -> None:
+        if self.grad_quant is None and self.grad_scaling == 1.0:
+            return
+
         def rounded(grad: Tensor) -> Tensor:
-            scaled = grad if self.grad_scaling == 1.0 else grad * self.grad_scaling
-            return scaled if self.grad_quant is None else self.grad_quant(scaled)
+            return _apply(self.grad_quant, grad * self.grad_scaling)
 
         for p in self._parameters():
             if p.grad is not None and p.grad.is_sparse:
@@ -223,8 +234,8 @@ class OptimLP(Optimizer):
 
     def _store(self, p: Tensor, weight: Tensor) -> None:
         """Write a weight to ``p``, an LPTensor once more in an arithmetic of its own, which rounds it."""
-        if p in self._own:
-            p._arithmetic = self._own.pop(p)  # type: ignore[attr-defined]
+        if isinstance(p, LPTensor) and p in self._own:
+            p._arithmetic = self._own.pop(p)
         p.copy_(weight)
 
     def _accumulator(self, p: Tensor) -> Tensor:
@@ -250,10 +261,9 @@ class OptimLP(Optimizer):
             with torch.no_grad():
                 point = {p: _values(p) for p in start}
                 for p, value in point.items():
+                    # Where it still stands, the weight is known; stochastic rounding might come out otherwise.
                     if torch.equal(value, start[p]):
-                        self._store(
-                            p, weights.get(p, value)
-                        )  # not rounded anew: stochastically it could come out otherwise
+                        self._store(p, weights.get(p, value))
                     else:
                         self._store(p, _apply(self.weight_quant, _apply(self.acc_quant, value)))
             loss = closure()
