@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from lptensor import ops
 from lptensor.arithmetic import Arithmetic
 from lptensor.quantizer import Quant, Step, as_step
-from lptensor.tensor import LPTensor
+from lptensor.tensor import LPTensor, enter
 
 # What torch's optimizers count and schedule with; a scalar parameter's state would else look like a momentum.
 _BOOKKEEPING = {"step", "eta", "mu", "mu_product"}
@@ -221,7 +221,7 @@ class OptimLP(Optimizer):
                 p.grad = p.grad.coalesce()  # else the parts of a sum were rounded, not the sum
                 p.grad.values().copy_(rounded(p.grad.values()))
             elif p.grad is not None:
-                p.grad.copy_(rounded(_values(p.grad)))
+                _write(p.grad, rounded(_values(p.grad)))
 
     def _load(self, p: Tensor, values: Tensor) -> None:
         """Give ``p`` these values for the time of the step; an LPTensor takes on the accumulator's arithmetic too."""
@@ -230,13 +230,13 @@ class OptimLP(Optimizer):
             p._arithmetic = Arithmetic(self.acc_quant.format, rounding="stochastic")
             p._inner.copy_(values)  # exactly: a function's accumulator lies on no format
         else:
-            p.copy_(values)
+            _write(p, values)
 
     def _store(self, p: Tensor, weight: Tensor) -> None:
         """Write a weight to ``p``, an LPTensor once more in an arithmetic of its own, which rounds it."""
         if isinstance(p, LPTensor) and p in self._own:
             p._arithmetic = self._own.pop(p)
-        p.copy_(weight)
+        _write(p, weight)
 
     def _accumulator(self, p: Tensor) -> Tensor:
         """The accumulator of ``p``, brought up to date where something else has changed the weight."""
@@ -296,7 +296,7 @@ class OptimLP(Optimizer):
                     continue
                 for tensor in tensors:
                     if rule is not None and isinstance(tensor, Tensor) and tensor.is_floating_point():
-                        tensor.copy_(rule(_values(tensor)))
+                        _write(tensor, rule(_values(tensor)))
         known = {key for state in self.state.values() for key in state}
         for key in self.momentum_by_key:
             if known and key not in known:
@@ -315,3 +315,11 @@ def _in(groups: Iterable[Mapping[str, Any]]) -> Iterator[Any]:
 def _values(x: Tensor) -> Tensor:
     """A plain copy."""
     return x.dequantize() if isinstance(x, LPTensor) else x.detach().clone()
+
+
+def _write(x: Tensor, values: Tensor) -> None:
+    """Write plain values. An LPTensor rounds them, as a gradient or not: also if the step runs in the backward pass."""
+    if isinstance(x, LPTensor):
+        x._inner.copy_(enter(values, x._arithmetic, x._gradient)._inner)
+    else:
+        x.copy_(values)
