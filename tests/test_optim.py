@@ -7,7 +7,6 @@ import types
 
 import pytest
 import torch
-from oracles.low_precision import HandLP, fixed, sgd, through
 from torch import nn
 from torch.nn import functional as F
 from torch.optim import SGD
@@ -16,6 +15,7 @@ from lptensor.formats import BF16, E4M3, E5M2, FP16, FixedPoint, FloatingPoint
 from lptensor.lower import lower
 from lptensor.optim import OptimLP
 from lptensor.quantizer import quantizer
+from oracles.low_precision import HandLP, fixed, sgd, through
 
 FP8, HALF = through(torch.float8_e5m2), through(torch.float16)
 

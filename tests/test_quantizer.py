@@ -5,13 +5,13 @@ import pickle
 
 import pytest
 import torch
-from oracles.low_precision import CastBothWays, fixed
 from torch import nn
 
 from lptensor.blocks import BlockFloatingPoint
 from lptensor.formats import E4M3, E5M2, FixedPoint, FloatingPoint
 from lptensor.quantizer import Quantizer, as_step, quantizer
 from lptensor.rounding import Stochastic
+from oracles.low_precision import CastBothWays, fixed
 
 
 def normal(*shape, requires_grad=True):
