@@ -7,15 +7,14 @@ import ctypes
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from oracles.philox import KNOWN, philox, word_of_element
-from rounders import NATIVE_BUILDS, assert_same_bits, run
+from hypothesis import given, settings, strategies as st
 
 from lptensor import _native, reference
 from lptensor.formats import E4M3, FixedPoint
 from lptensor.ops import draw_key
 from lptensor.rounding import Stochastic
+from oracles.philox import KNOWN, philox, word_of_element
+from rounders import NATIVE_BUILDS, assert_same_bits, run
 
 word32 = st.integers(0, 2**32 - 1)
 

@@ -10,15 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
+
+from lptensor.formats import BF16, E2M1, E4M3, E5M2, E8M0, FP16, FixedPoint, FloatingPoint
+from lptensor.rounding import Mode, Rounding, Stochastic, as_rounding
 from oracles import exact
 from oracles.philox import word_of_element
 from rounders import NATIVE_BUILDS, assert_same, judge, run
 from strategies import fixed_parameters, float_parameters, numbers_near
-
-from lptensor.formats import BF16, E2M1, E4M3, E5M2, E8M0, FP16, FixedPoint, FloatingPoint
-from lptensor.rounding import Mode, Rounding, Stochastic, as_rounding
 
 WORDS = [word_of_element(i, 21, 22) for i in range(256)]
 TO_INF = FloatingPoint(4, 3)
