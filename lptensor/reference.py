@@ -25,8 +25,8 @@ def round_grid(x: Tensor, grid: Grid, rounding: Rounding, key: Key | None = None
     ``key`` chooses the random words of stochastic rounding; other modes need none.
 
     >>> from lptensor.formats import E4M3
-    >>> round_grid(torch.tensor([0.1, 1000.0]), E4M3.grid, Rounding())
-    tensor([  0.1016, 448.0000])
+    >>> round_grid(torch.tensor([0.1, 1000.0]), E4M3.grid, Rounding()).tolist()
+    [0.1015625, 448.0]
     """
     return _round(x, grid, torch.zeros((), dtype=torch.int64, device=x.device), rounding, key)
 
@@ -82,8 +82,8 @@ def _round(x: Tensor, grid: Grid, shift: Tensor, rounding: Rounding, key: Key | 
 
     # 4. the ends of the format, the specials, the sign
     limit, beyond = _ends(grid, shift, negative, x.dtype)
-    inward = rounding.mode in (Mode.TOWARD_ZERO, Mode.ODD)
-    inward = inward | (negative if rounding.mode is Mode.UP else ~negative & (rounding.mode is Mode.DOWN))
+    inward = torch.full_like(negative, rounding.mode in (Mode.TOWARD_ZERO, Mode.ODD))
+    inward |= negative if rounding.mode is Mode.UP else ~negative & (rounding.mode is Mode.DOWN)
     r = torch.where(r > limit, torch.where(inward, limit, beyond), r)
     r = torch.where(magnitude.isinf(), torch.where(limit.isinf(), limit, beyond), r)
     r = torch.where(magnitude.isnan(), torch.nan, r)

@@ -9,14 +9,14 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from oracles import exact
-from oracles.exact import MODES
-from oracles.philox import word_of_element
-from rounders import NATIVE_BUILDS, assert_same, assert_same_bits, run
 
 from lptensor.blocks import BlockFloatingPoint
 from lptensor.ops import round as lp_round
 from lptensor.rounding import Stochastic
+from oracles import exact
+from oracles.exact import MODES
+from oracles.philox import word_of_element
+from rounders import NATIVE_BUILDS, assert_same, assert_same_bits, run
 
 SHAPES = [(7,), (1,), (4, 6), (5, 1), (1, 5), (3, 4, 5), (2, 1, 7), (2, 3, 4, 5), (1, 1, 1), (6, 1, 1, 3)]
 

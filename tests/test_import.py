@@ -26,6 +26,7 @@ LAYERS = (
     ("matmul", "boundary", "path_rules", "convert", "lower", "quantizer", "optim"),
     ("training", "study"),
     ("",),  # lptensor itself: it re-exports, so whoever imports it imports everything
+    ("demo",),
     ("cli", "__main__"),
 )
 LAYER = {name: height for height, names in enumerate(LAYERS) for name in names}
