@@ -70,9 +70,10 @@ class Grid(NamedTuple):
             return False
         if math.isinf(other.max):
             return self.quantum(other.emin) <= other.quantum(other.emin)
-        for exponent in range(math.frexp(other.smallest)[1] - 1, math.frexp(other.max)[1]):
+        largest = max(other.max, -other.min)
+        for exponent in range(math.frexp(other.smallest)[1] - 1, math.frexp(largest)[1]):
             quantum = other.quantum(exponent)
-            if 2.0**exponent + 2.0**quantum > max(other.max, -other.min):  # a lone power of two
+            if 2.0**exponent + 2.0**quantum > largest:  # a lone power of two
                 quantum = exponent
             if self.quantum(exponent) > quantum or 2.0**exponent < self.smallest:
                 return False
@@ -130,9 +131,9 @@ def check_carried(format: Format, grid: Grid, precision: int = CARRIER_PRECISION
     """Refuse a grid with values that an fp32 number cannot hold."""
     if grid.precision > precision:
         raise ValueError(f"{format!r} has {grid.precision} significant bits, the carrier holds {precision}")
-    bottom = math.frexp(grid.smallest)[1] - 1 if grid.smallest > 0 else -9999
+    bottom = grid.quantum(grid.emin)  # normals near emin need it, whether there are subnormals or not
     if bottom < CARRIER_MIN_EXPONENT:
-        raise ValueError(f"{format!r} has values down to 2**{bottom}, fp32 reaches 2**{CARRIER_MIN_EXPONENT}")
+        raise ValueError(f"{format!r} has values in steps of 2**{bottom}, fp32 reaches 2**{CARRIER_MIN_EXPONENT}")
     if not math.isinf(grid.max) and max(grid.max, -grid.min) > CARRIER_MAX:
         raise ValueError(f"{format!r} reaches 2**{grid.emax}, beyond the largest fp32 {CARRIER_MAX:g}")
 
@@ -214,6 +215,8 @@ class FloatingPoint(ScalarFormat):
             raise ValueError('exp=1, man=0 leaves only zero and NaN under specials="fn"; use specials="none"')
         if specials == "fnuz" and not signed:
             raise ValueError('specials="fnuz" puts NaN in the code of -0, which an unsigned format lacks; use "fn"')
+        if specials == "fnuz" and not zero:
+            raise ValueError('specials="fnuz" puts NaN in the code of -0, which a format without zero lacks; use "fn"')
         if not zero and subnormals is not False:
             raise ValueError("a format without zero has no subnormals; say subnormals=False")
         if bias is None:

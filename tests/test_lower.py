@@ -7,13 +7,13 @@ from collections import OrderedDict, namedtuple
 
 import pytest
 import torch
-from oracles.low_precision import CastBothWays, through
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 from lptensor.formats import E4M3, E5M2, FixedPoint, FloatingPoint
 from lptensor.lower import GROUPS, lower
+from oracles.low_precision import CastBothWays, through
 
 FP8 = torch.float8_e5m2
 Pair = namedtuple("Pair", "first second")

@@ -7,15 +7,17 @@ import types
 
 import pytest
 import torch
-from oracles.low_precision import HandLP, fixed, sgd, through
 from torch import nn
 from torch.nn import functional as F
 from torch.optim import SGD
 
+from lptensor.arithmetic import Arithmetic
+from lptensor.convert import convert
 from lptensor.formats import BF16, E4M3, E5M2, FP16, FixedPoint, FloatingPoint
 from lptensor.lower import lower
 from lptensor.optim import OptimLP
 from lptensor.quantizer import quantizer
+from oracles.low_precision import HandLP, fixed, sgd, through
 
 FP8, HALF = through(torch.float8_e5m2), through(torch.float16)
 
@@ -322,6 +324,13 @@ def test_every_evaluation_of_a_closure_sees_rounded_weights(acc):
     assert not on_grid(points[1])
 
 
+def test_a_closure_sees_rounded_accumulators_where_weights_are_not_rounded():
+    w, seen = nn.Parameter(HALF(torch.randn(50))), []
+    OptimLP(Wandering([w]), acc_quant=FP16).step(lambda: seen.append(w.detach().clone()) or w.sum().backward())
+    assert len(seen) == 3 and all(on_grid(point, HALF) for point in seen)
+    assert not torch.equal(seen[0], seen[1])
+
+
 def test_a_closure_comes_to_the_same_as_none_stochastically_too():
     runs = []
     for with_closure in (True, False):
@@ -586,3 +595,61 @@ def test_the_repr_tells_what_rounds():
     ):
         assert part in repr(optim)
     assert isinstance(optim.step, types.MethodType)
+
+
+def lp_task(name="SGD"):
+    task = Task(name)
+    convert(task.net, Arithmetic(E5M2, BF16))
+    task.optim = getattr(torch.optim, name)(task.net.parameters(), **OPTIMIZERS[name][0])
+    return task
+
+
+def test_lp_parameters_step_in_the_accumulators_format():
+    w = nn.Parameter(torch.ones(3).to_lp(E5M2))
+    seen = []
+    inner = SGD([w], lr=2.0**-6)
+    inner.register_step_post_hook(lambda *_: seen.append((w.format, w.dequantize().detach()[0].item())))
+    optim = OptimLP(inner, acc_quant=FP16)
+    for _ in range(32):
+        optim.zero_grad()
+        w.sum().backward()
+        optim.step()
+        assert w.format == E5M2 and on_grid(w.dequantize().detach())
+    assert [format for format, _ in seen] == [FP16] * 32
+    assert [value for _, value in seen] == [1 - i / 64 for i in range(1, 33)]
+    assert w.tolist() == [0.5] * 3
+    accumulator = optim.state_dict()["state"][0]["weight_accumulator"]
+    assert type(accumulator) is torch.Tensor
+
+
+def test_lp_parameters_with_a_function_step_in_fp32():
+    w = nn.Parameter(torch.ones(3).to_lp(E5M2))
+    optim = OptimLP(SGD([w], lr=1e-3), acc_quant=lambda t: t)
+    w.sum().backward()
+    optim.step()
+    assert torch.equal(optim.state_dict()["state"][0]["weight_accumulator"], torch.full((3,), 1 - torch.tensor(1e-3)))
+    assert w.tolist() == [1.0] * 3
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam", "LBFGS"])
+def test_a_model_of_lp_parameters_trains_and_resumes(name):
+    task, resumed = lp_task(name), lp_task(name)
+    optim, fresh = (OptimLP(t.optim, E5M2, E5M2, acc_quant=FP16) for t in (task, resumed))
+    task.train(optim, 2)
+    saved = copy.deepcopy((task.net.state_dict(), optim.state_dict(), torch.get_rng_state()))
+    task.train(optim, 2)
+    resumed.net.load_state_dict(saved[0])
+    fresh.load_state_dict(saved[1])
+    torch.set_rng_state(saved[2])
+    resumed.train(fresh, 2)
+    for p, q in zip(task.params, resumed.params, strict=True):
+        assert p.arithmetic == q.arithmetic == Arithmetic(E5M2, BF16)
+        assert torch.equal(p.dequantize(), q.dequantize()) and on_grid(p.dequantize().detach())
+
+
+def test_lp_parameters_come_back_from_a_step_that_fails():
+    task = lp_task()
+    optim = OptimLP(task.optim, acc_quant=FP16)
+    with pytest.raises(ZeroDivisionError):
+        optim.step(lambda: 1 / 0)
+    assert all(p.arithmetic == Arithmetic(E5M2, BF16) for p in task.params)
