@@ -310,7 +310,7 @@ class TestRound:
             (("1", "--format", "fixed(80,4)"), "wl must be from 1 to 53"),
             (("1", "--format", "e4m3", "--rounding", "nearst"), "unknown rounding 'nearst'; known: nearest,"),
             (("1", "--format", "e4m3", "--bits=3"), "'--bits=3' is no option"),
-            (("1", "--format", "e4m3", "--seed", "x"), "'x' is not a valid"),
+            (("1", "--format", "e4m3", "--seed", "x"), "expected a whole number from 0 to 9223372036854775807, got x"),
         ],
     )
     def test_wrong_input_is_named(self, arguments: tuple[str, ...], says: str) -> None:

@@ -5,17 +5,11 @@ from __future__ import annotations
 import ast
 import difflib
 import re
-from collections.abc import Callable
-from typing import TypeVar
-
-import typer
 
 import lptensor
 from lptensor import formats
 from lptensor.blocks import BlockFloatingPoint
 from lptensor.formats import FixedPoint, FloatingPoint, Format
-
-T = TypeVar("T")
 
 _SHORT: dict[str, type[Format]] = {"fixed": FixedPoint, "float": FloatingPoint, "bfp": BlockFloatingPoint}
 _SPELLINGS = "eXmY (e5m10), fixed(8, 4), FixedPoint(...), FloatingPoint(...) or BlockFloatingPoint(...)"
@@ -114,15 +108,3 @@ def short(format: Format | None) -> str:
     text = re.sub(r"\b(wl|fl|exp|man)=", "", repr(format))
     kind = next((name for name, kind in _SHORT.items() if kind is type(format)), type(format).__name__)
     return text.replace(type(format).__name__, kind, 1)
-
-
-def edge(parse: Callable[[str], T]) -> Callable[[str], T]:
-    """``parse`` for a command's option: what it refuses becomes a usage error (exit status 2)."""
-
-    def parsed(text: str) -> T:
-        try:
-            return parse(text)
-        except (TypeError, ValueError) as error:
-            raise typer.BadParameter(str(error)) from None
-
-    return parsed

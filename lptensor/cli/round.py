@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 import lptensor
+from lptensor.cli.edge import edge, whole
 from lptensor.cli.explain import Choice, explain
-from lptensor.cli.names import edge, parse_format, short
+from lptensor.cli.names import parse_format, short
 from lptensor.formats import Format
 from lptensor.rounding import Rounding, as_rounding
 
@@ -46,7 +47,9 @@ def round(
         Rounding,
         typer.Option(parser=edge(as_rounding), metavar="MODE", help="nearest, stochastic, toward_zero, up ..."),
     ] = "nearest",  # type: ignore[assignment]  # typer parses a default that is text
-    seed: Annotated[int, typer.Option(help="Seed of stochastic rounding.")] = 0,
+    seed: Annotated[
+        int, typer.Option(parser=whole(0, 2**63 - 1), metavar="INT", help="Seed of stochastic rounding.")
+    ] = 0,
     as_hex: Annotated[bool, typer.Option("--hex", help="Print numbers in hexadecimal.")] = False,
 ) -> None:
     """Show the neighbours of each value in a format, which is chosen, and why.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -15,9 +14,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from lptensor.cli.names import edge, parse_format, short
+from lptensor.cli.edge import edge, positive, whole
+from lptensor.cli.names import parse_format, short
 from lptensor.demo.curves import plot_curves
-from lptensor.demo.data import Digits, load_digits
+from lptensor.demo.data import TEST_SIZE, Digits, load_digits
 from lptensor.demo.extra import MissingExtra, need
 from lptensor.demo.recipes import RECIPES, Recipe
 from lptensor.demo.run import Run, Settings, train as train_once
@@ -26,18 +26,12 @@ from lptensor.formats import Format
 from lptensor.rounding import Rounding, as_rounding
 
 _BASELINE, _DEFAULT = RECIPES[0], Settings()
-
-
-def _learning_rate(text: str) -> float:
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise ValueError(f"a learning rate is a positive number, got {text}")
-    return value
+_TRAIN_SIZE = 1797 - TEST_SIZE
 
 
 def train(
     recipe: Annotated[
-        list[str], typer.Option(metavar="NAME", help="A recipe of --list, or all; may be repeated. fp32 always runs.")
+        list[str], typer.Option(metavar="NAME", help="A recipe of --list, or all; may be repeated; fp32 always runs.")
     ] = ["all"],  # noqa: B006  # typer copies it
     format: Annotated[
         Format | None, typer.Option(parser=edge(parse_format), metavar="FORMAT", help="In place of the recipes' own.")
@@ -45,14 +39,20 @@ def train(
     rounding: Annotated[
         Rounding | None, typer.Option(parser=edge(as_rounding), metavar="MODE", help="In place of the recipes' own.")
     ] = None,
-    epochs: Annotated[int, typer.Option(min=1, max=10_000)] = _DEFAULT.epochs,
-    seeds: Annotated[int, typer.Option(min=1, max=1000, help="How many runs of each recipe.")] = 3,
-    seed: Annotated[int, typer.Option(min=0, help="The first run's seed; the others count up.")] = 0,
-    batch_size: Annotated[int, typer.Option(min=1, max=1347)] = _DEFAULT.batch_size,
+    epochs: Annotated[int, typer.Option(parser=whole(1, 10_000), metavar="INT")] = _DEFAULT.epochs,
+    seeds: Annotated[int, typer.Option(parser=whole(1, 1000), metavar="INT", help="How many runs of each recipe.")] = 3,
+    seed: Annotated[
+        int, typer.Option(parser=whole(0, 2**62), metavar="INT", help="The first run's seed; the others count up.")
+    ] = 0,
+    batch_size: Annotated[
+        int, typer.Option(parser=whole(1, _TRAIN_SIZE), metavar="INT", help="Images per step.")
+    ] = _DEFAULT.batch_size,
     lr: Annotated[
-        float, typer.Option(parser=edge(_learning_rate), metavar="FLOAT", help="At the start.")
+        float, typer.Option(parser=edge(positive), metavar="FLOAT", help="Learning rate, which then falls to zero.")
     ] = _DEFAULT.lr,
-    out: Annotated[Path, typer.Option(help="Folder for results.json and curves.png.", file_okay=False)] = Path("out"),
+    out: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Where results.json and curves.png go.", file_okay=False)
+    ] = Path("out"),
     list_recipes: Annotated[bool, typer.Option("--list", help="Only show the recipes.")] = False,
 ) -> None:
     """Train a small network on 1,797 real digits in several number systems, and compare them."""
@@ -120,8 +120,9 @@ def _run(
 def _result_table(summaries: Sequence[Summary]) -> Table:
     runs = summaries[0].runs
     accumulators = {short(s.recipe.accumulator) for s in summaries if s.recipe.accumulator}
-    notes = f"{len(runs)} seed{'s' * (len(runs) > 1)}, {len(runs[0].losses)} epochs; accuracy on 450 test images. " + (
-        f"Weights add up in {' or '.join(sorted(accumulators))}." if accumulators else ""
+    notes = (
+        f"{len(runs)} seed{'s' * (len(runs) > 1)}, {len(runs[0].losses)} epochs; accuracy on {TEST_SIZE} test images. "
+        + (f"Weights add up in {' or '.join(sorted(accumulators))}." if accumulators else "")
     )
     table = Table(title="Handwritten digits", caption=notes, box=SIMPLE_HEAD, header_style="bold")
     for title in ("recipe", "how", "number", "rounding"):

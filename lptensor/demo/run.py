@@ -21,11 +21,14 @@ MOMENTUM = 0.9
 
 @dataclass(frozen=True)
 class Settings:
-    """What all recipes share, so that only the arithmetic differs: SGD with momentum and a cosine schedule."""
+    """What all recipes share, so that only the arithmetic differs: SGD with momentum and a cosine schedule.
 
-    epochs: int = 20
+    The defaults were chosen on a part of the training images, not on the test images.
+    """
+
+    epochs: int = 15
     batch_size: int = 32
-    lr: float = 0.1
+    lr: float = 0.05
 
 
 @dataclass(frozen=True)
