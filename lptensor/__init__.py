@@ -23,7 +23,10 @@ from lptensor.formats import (
     FloatingPoint as FloatingPoint,
     Format as Format,
 )
+from lptensor.lower import lower as lower
 from lptensor.ops import backend as backend, round as round
+from lptensor.optim import OptimLP as OptimLP
+from lptensor.quantizer import Quantizer as Quantizer, quantizer as quantizer
 from lptensor.rounding import Mode as Mode, Rounding as Rounding, Stochastic as Stochastic
 from lptensor.tensor import LPTensor as LPTensor
 
@@ -51,6 +54,10 @@ __all__ = [  # a star import shadows no builtin and no module
     "Format",
     "LPTensor",
     "Mode",
+    "OptimLP",
+    "Quantizer",
     "Rounding",
     "Stochastic",
+    "lower",
+    "quantizer",
 ]

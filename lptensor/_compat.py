@@ -28,7 +28,7 @@ def make_wrapper(cls: type, inner: Tensor, requires_grad: bool = False) -> Any:
 
 def share_storage(view: Tensor, base: Tensor) -> None:
     """Let autograd see that ``view`` is a view of ``base``; else in-place writes to it lose their gradient."""
-    torch._functionalize_unsafe_set(view, base)  # type: ignore[attr-defined]
+    torch._functionalize_unsafe_set(view, base)
 
 
 def graph_task() -> int:
@@ -77,3 +77,13 @@ def remove_hooks(module: torch.nn.Module, chosen: Callable[[Any], bool]) -> None
         for key in [key for key, hook in hooks.items() if chosen(hook)]:
             for table in (hooks, *flags):
                 table.pop(key, None)
+
+
+def tree_map(f: Callable[[Any], Any], nest: Any, leaf: type) -> Any:
+    """``nest`` with f applied to what is no container, and to instances of ``leaf``.
+
+    Without it the containers that users register with torch (dataclasses of outputs) stay closed.
+    """
+    from torch.utils import _pytree
+
+    return _pytree.tree_map(f, nest, is_leaf=lambda part: isinstance(part, leaf))

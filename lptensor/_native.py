@@ -86,7 +86,8 @@ def warn_missing() -> None:
     """Say once that rounding is slow here, and how to mend it."""
     warnings.warn(
         "lptensor was installed without a C++ compiler and rounds with torch operations: the same bits, "
-        "many times slower. Install a compiler and then: pip install --force-reinstall --no-deps lptensor",
+        "many times slower. Install a compiler and then: "
+        "pip install --force-reinstall --no-deps --no-cache-dir lptensor",
         RuntimeWarning,
         stacklevel=2,
     )

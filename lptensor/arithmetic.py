@@ -42,10 +42,10 @@ class Arithmetic:
         rounding: Rounding | Mode | str = "nearest",
         backward_rounding: Rounding | Mode | str | None = None,
     ) -> None:
-        for name, value in (("forward", forward), ("backward", backward)):
-            if value is not None and not isinstance(value, Format):
-                raise TypeError(f"{name} must be a number format such as FloatingPoint(8) or None, got {value!r}")
-        values = {
+        for name, format in (("forward", forward), ("backward", backward)):
+            if format is not None and not isinstance(format, Format):
+                raise TypeError(f"{name} must be a number format such as FloatingPoint(8) or None, got {format!r}")
+        values: dict[str, Any] = {
             "forward": forward,
             "backward": backward,
             "rounding": as_rounding(rounding),

@@ -27,7 +27,7 @@ def map_nest(nest: Any, f: Callable[[Tensor], Any]) -> Any:
         return type(nest)(map_nest(item, f) for item in nest)
     if isinstance(nest, Mapping):
         items = {key: map_nest(value, f) for key, value in nest.items()}
-        return items if type(nest) is dict else type(nest)(**items)  # type: ignore[call-arg]
+        return items if type(nest) is dict else type(nest)(**items)
     return nest
 
 

@@ -209,7 +209,7 @@ def _finish_lazy(module: nn.Module, wanted: dict[str, Arithmetic], buffers: bool
     plan: Plan = {}
     for name, arithmetic in wanted.items():
         plan[id(module.get_parameter(name))] = module.get_parameter(name), arithmetic, False
-    for name, buffer in module.named_buffers(recurse=False) if buffers else ():
+    for buffer in module.buffers(recurse=False) if buffers else ():
         if buffer.is_floating_point():
             plan[id(buffer)] = buffer, next(iter(wanted.values())), False
     _carry_out(module, plan)

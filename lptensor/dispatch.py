@@ -167,7 +167,8 @@ def _fresh(func: Any, rule: Rule, cls: Any, out: Any, grid: Grid, rounds: bool, 
         return cls(round_(out, *grid) if rounds else out, *grid)
     if isinstance(out, (list, tuple)):
         wrapped = [
-            item if i in rule.exact else _fresh(func, rule, cls, item, grid, rounds, named) for i, item in enumerate(out)
+            item if i in rule.exact else _fresh(func, rule, cls, item, grid, rounds, named)
+            for i, item in enumerate(out)
         ]
         return wrapped if type(out) is list else tuple(wrapped)
     return out
@@ -193,9 +194,9 @@ def _keep(func: Any, rule: Rule, cls: Any) -> Runner:
         plain = _unwrap(args, cls, found)
         named = dict(zip(kwargs, _unwrap(tuple(kwargs.values()), cls, found), strict=True)) if kwargs else kwargs
         kept = _common_grid(rule, args, kwargs, cls, found)
-        grid = kept or (_join(found), in_backward())
-        if kept and kept[1] and in_step(_compat.graph_task()):
-            kept, grid = None, (kept[0], False)  # a gradient copied into an optimizer's state
+        grid: Grid = kept or (_join(found), in_backward())
+        if kept is not None and kept[1] and in_step(_compat.graph_task()):
+            grid, kept = (kept[0], False), None  # a gradient copied into an optimizer's state
         return _fresh(func, rule, cls, func(*plain, **named), grid, kept is None, _named(rule, args, kwargs))
 
     return run

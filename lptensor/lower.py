@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import modules
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils.rnn import PackedSequence
-from torch.utils import _pytree as pytree
 
+from lptensor import _compat
 from lptensor.formats import Format
 from lptensor.quantizer import quantizer
 from lptensor.rounding import Mode, Rounding
@@ -65,7 +65,7 @@ def lower(
     The model is changed in place and returned: modules, parameters, buffers and the keys of the
     state_dict stay what they are; ``deepcopy``, pickle and ``torch.save`` keep the rounding. Every
     floating-point tensor in a layer's output is rounded, wherever it stands in tuples, lists, dicts
-    and packed sequences; integers, booleans and None pass. Special values are the format's affair.
+    and packed sequences; integers, plain numbers and None pass. Special values are the format's affair.
 
     A later call replaces what an earlier one said about a layer; with neither number it takes the
     rounding away. Subclasses count as what they extend. Only modules that are called can be rounded:
@@ -118,14 +118,14 @@ class _RoundOutput:
                 return torch.nested.as_nested_tensor([self.quantize(t) for t in part.unbind()], layout=part.layout)
             if isinstance(part, Tensor):
                 return self.quantize(part) if part.is_floating_point() or part.is_complex() else part
-            if part is None or isinstance(part, bool | int | str):
+            if part is None or isinstance(part, bool | int | float | str):
                 return part
             raise TypeError(
                 f"cannot round the output of {type(module).__name__}: it holds a {type(part).__name__}; "
                 "return tensors, or register the type with torch.utils._pytree"
             )
 
-        return pytree.tree_map(rounded, output, is_leaf=lambda part: isinstance(part, PackedSequence))
+        return _compat.tree_map(rounded, output, PackedSequence)
 
 
 def _classes(layer_type: Any, layer_types: Any) -> tuple[type[nn.Module], ...]:

@@ -165,7 +165,7 @@ class OptimLP(Optimizer):
                 p, saved = params[i], entries[_KEY]
                 if self.acc_quant is None:
                     raise ValueError(
-                        "the state_dict holds accumulators, but this OptimLP has no acc_quant to round them"
+                        "the state_dict holds accumulators: this OptimLP needs an acc_quant to go on with them"
                     )
                 if saved.shape != p.shape:
                     raise ValueError(f"parameter {i} has shape {tuple(p.shape)}, its accumulator {tuple(saved.shape)}")
@@ -257,12 +257,12 @@ class OptimLP(Optimizer):
     def _round_momenta(self) -> None:
         for p in self._stepped():
             for key, value in self.state.get(p, {}).items():
-                tensors = value if isinstance(value, list) else [value]  # LBFGS keeps lists
                 if key in self.momentum_by_key:
-                    rule = self.momentum_by_key[key]
+                    rule, tensors = self.momentum_by_key[key], value if isinstance(value, list) else [value]
+                elif isinstance(value, Tensor) and value.shape == p.shape and key not in _BOOKKEEPING:
+                    rule, tensors = self.momentum_quant, [value]
                 else:
-                    rule = None if key in _BOOKKEEPING else self.momentum_quant
-                    tensors = [t for t in tensors if isinstance(t, Tensor) and t.shape == p.shape]
+                    continue
                 for tensor in tensors:
                     if rule is not None and isinstance(tensor, Tensor) and tensor.is_floating_point():
                         tensor.copy_(rule(tensor))

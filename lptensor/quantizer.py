@@ -144,9 +144,8 @@ class _Quantize:
     def __call__(self, x: Tensor) -> Tensor:
         if not torch.is_grad_enabled() or not isinstance(x, Tensor):
             return self.forward(x)
-        clamped = self.clamped(x.detach()) if self.clamping_grad_zero and x.requires_grad else None
-        apply: Callable[..., Tensor] = _Rounded.apply
-        return apply(x, clamped, self)
+        apply: Callable[..., tuple[Tensor, Tensor | None]] = _Rounded.apply
+        return apply(x, self)[0]
 
     def forward(self, x: Tensor) -> Tensor:
         return x if self.forward_number is None else ops.round(x, self.forward_number, self.forward_rounding)
@@ -154,11 +153,14 @@ class _Quantize:
     def backward(self, grad: Tensor) -> Tensor:
         for hook in self.backward_hooks:
             grad = hook(grad)
-        return grad if self.backward_number is None else ops.round(grad, self.backward_number, self.backward_rounding)
+        if self.backward_number is None:
+            return grad
+        # By a quantizer in its turn: double backward and functional transforms then find a Function here too.
+        return quantizer(self.backward_number, None, self.backward_rounding)(grad)
 
     def clamped(self, x: Tensor) -> Tensor | None:
         """Where the result of rounding ``x`` would lie beyond the limits, did the format have none."""
-        if self.forward_number is None:
+        if self.forward_number is None or not self.clamping_grad_zero:
             return None
         limits, unlimited = _limits(self.forward_number)
         # The forward pass is about to draw the same random numbers from torch's generator.
@@ -178,24 +180,27 @@ class _Rounded(torch.autograd.Function):
     """Rounds forward, and rounds the gradient backward."""
 
     @staticmethod
-    def forward(x: Tensor, clamped: Tensor | None, rule: _Quantize) -> Tensor:
+    def forward(x: Tensor, rule: _Quantize) -> tuple[Tensor, Tensor | None]:
+        clamped = rule.clamped(x)
         # A copy where nothing is rounded: torch forbids in-place ops on a view that a Function returned,
         # and a layer that works in place may well come next.
-        return x.clone() if rule.forward_number is None else rule.forward(x)
+        return x.clone() if rule.forward_number is None else rule.forward(x), clamped
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor | None, _Quantize], output: Tensor) -> None:
-        _, clamped, ctx.rule = inputs
+    def setup_context(ctx: Any, inputs: tuple[Tensor, _Quantize], output: tuple[Tensor, Tensor | None]) -> None:
+        ctx.rule, clamped = inputs[1], output[1]
+        if clamped is not None:
+            ctx.mark_non_differentiable(clamped)
         ctx.save_for_backward(clamped)
         ctx.save_for_forward(clamped)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return _masked(ctx.rule.backward(grad), ctx.saved_tensors[0]), None, None
+    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, None]:
+        return _masked(ctx.rule.backward(grad), ctx.saved_tensors[0]), None
 
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
-        return _masked(tangent, ctx.saved_tensors[0])
+    def jvp(ctx: Any, tangent: Tensor, _: Any) -> tuple[Tensor, None]:
+        return _masked(tangent, ctx.saved_tensors[0]), None
 
 
 def _masked(grad: Tensor, clamped: Tensor | None) -> Tensor:

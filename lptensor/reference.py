@@ -25,8 +25,8 @@ def round_grid(x: Tensor, grid: Grid, rounding: Rounding, key: Key | None = None
     ``key`` chooses the random words of stochastic rounding; other modes need none.
 
     >>> from lptensor.formats import E4M3
-    >>> round_grid(torch.tensor([0.1, 1000.0]), E4M3.grid, Rounding()).tolist()
-    [0.1015625, 448.0]
+    >>> round_grid(torch.tensor([0.1, 1000.0]), E4M3.grid, Rounding())
+    tensor([  0.1016, 448.0000])
     """
     return _round(x, grid, torch.zeros((), dtype=torch.int64, device=x.device), rounding, key)
 
@@ -37,15 +37,17 @@ def round_blocks(x: Tensor, blocks: Blocks, shape: Sequence[int], rounding: Roun
     for n, wide in zip(x.shape, shape, strict=True):  # the number of the block that holds an element
         number = number.unsqueeze(-1) * -(-n // wide) + torch.arange(n, device=x.device) // wide
     number = number.expand(x.shape).reshape(-1)
-    magnitude = _exact(x).abs().reshape(-1)
+    magnitude = _bits(x).reshape(-1) & torch.iinfo(_INTEGER[x.dtype]).max
     count = int(number.max()) + 1 if x.numel() else 0
-    largest = magnitude.new_zeros(count).scatter_reduce(
-        0, number, magnitude.nan_to_num(nan=torch.inf, posinf=torch.inf), "amax"
-    )
-    finite = torch.where(largest.isfinite() & (largest > 0), largest, 2.0**blocks.emax)
-    shift = (_exponent(finite) - blocks.emax).clamp(blocks.low, blocks.high)
-    rounded = _round(x, blocks.element, shift[number].reshape(x.shape), rounding, key)
-    return torch.where(largest.isinf()[number].reshape(x.shape), torch.nan, rounded)
+    largest = magnitude.new_zeros(count).scatter_reduce(0, number, magnitude, "amax")
+    spoilt = largest >= _bits(x.new_tensor(torch.inf))
+    shift = torch.where(largest > 0, _exponent_of_bits(largest, x.dtype) - blocks.emax, 0)
+    shift = shift.clamp(blocks.low, blocks.high)
+    # Blocks at the bottom of float64 are rounded 2**512 higher, where no step meets a subnormal number.
+    lift = torch.where(shift < -500, 512, 0) if x.dtype == torch.float64 else torch.zeros_like(shift)
+    spoilt, shift, lift = (t[number].reshape(x.shape) for t in (spoilt, shift, lift))
+    rounded = _round(_raised(x, lift), blocks.element, shift + lift, rounding, key)
+    return torch.where(spoilt, torch.nan, _lowered(rounded, lift))
 
 
 def _round(x: Tensor, grid: Grid, shift: Tensor, rounding: Rounding, key: Key | None) -> Tensor:
@@ -80,8 +82,8 @@ def _round(x: Tensor, grid: Grid, shift: Tensor, rounding: Rounding, key: Key | 
 
     # 4. the ends of the format, the specials, the sign
     limit, beyond = _ends(grid, shift, negative, x.dtype)
-    inward = negative if rounding.mode is Mode.UP else ~negative & (rounding.mode is Mode.DOWN)
-    inward = inward | (rounding.mode in (Mode.TOWARD_ZERO, Mode.ODD))
+    inward = rounding.mode in (Mode.TOWARD_ZERO, Mode.ODD)
+    inward = inward | (negative if rounding.mode is Mode.UP else ~negative & (rounding.mode is Mode.DOWN))
     r = torch.where(r > limit, torch.where(inward, limit, beyond), r)
     r = torch.where(magnitude.isinf(), torch.where(limit.isinf(), limit, beyond), r)
     r = torch.where(magnitude.isnan(), torch.nan, r)
@@ -135,16 +137,51 @@ def _ends(grid: Grid, shift: Tensor, negative: Tensor, dtype: torch.dtype) -> tu
     return limit, limit if saturated else infinite * (torch.nan if grid.overflow is Overflow.NAN else 1.0)
 
 
+_INTEGER = {torch.float32: torch.int32, torch.float64: torch.int64}
+
+
+def _bits(x: Tensor) -> Tensor:
+    """The bits of float32 or float64 values, as int64."""
+    return x.view(_INTEGER[x.dtype]).long()
+
+
 def _exact(x: Tensor) -> Tensor:
     """The values as float64; subnormal inputs are read from their bits, since the machine may flush them."""
     if x.dtype == torch.float64:  # anything this small rounds as 2**-1000 does
-        bits = x.view(torch.int64)
-        subnormal = (bits & 0x7FF0000000000000 == 0) & (bits & 0x000FFFFFFFFFFFFF != 0)
-        return torch.where(subnormal, 2.0**-1000, x.abs()).copysign(torch.where(torch.signbit(x), -1.0, 1.0))
-    bits = x.view(torch.int32)
-    small = (bits & 0x7FFFFF).double() * 2.0**-149
-    small = torch.where(torch.signbit(x), -small, small)
-    return torch.where(bits & 0x7F800000 == 0, small, x.double())
+        return torch.where(_subnormal(x), torch.copysign(torch.full_like(x, 2.0**-1000), x), x)
+    small = (_bits(x) & 0x7FFFFF).double() * 2.0**-149
+    return torch.where(_bits(x) & 0x7F800000 == 0, torch.where(torch.signbit(x), -small, small), x.double())
+
+
+def _subnormal(x: Tensor) -> Tensor:
+    """Which float64 values are subnormal."""
+    bits = _bits(x)
+    return (bits & 0x7FF0000000000000 == 0) & (bits & 0x000FFFFFFFFFFFFF != 0)
+
+
+def _raised(x: Tensor, lift: Tensor) -> Tensor:
+    """x * 2**512 where ``lift`` says so, subnormal float64 values included; zeros stay as they are."""
+    if x.dtype != torch.float64:
+        return x
+    small = torch.copysign((_bits(x) & 0x000FFFFFFFFFFFFF).double() * 2.0 ** (512 - 1074), x)
+    return torch.where(lift > 0, torch.where(_subnormal(x), small, x * 2.0**512), x)
+
+
+def _lowered(r: Tensor, lift: Tensor) -> Tensor:
+    """What ``_raised`` lifted, brought back: exact, also into the subnormal float64 values."""
+    if r.dtype != torch.float64:
+        return r
+    subnormal = r.abs() < 2.0 ** (512 - 1022)
+    bits = torch.where(subnormal, r.abs() * 2.0 ** (1074 - 512), 0.0).long()
+    small = torch.where(torch.signbit(r), bits + torch.iinfo(torch.int64).min, bits).view(torch.float64)
+    return torch.where(lift > 0, torch.where(subnormal, small, r * 2.0**-512), r)
+
+
+def _exponent_of_bits(bits: Tensor, dtype: torch.dtype) -> Tensor:
+    """floor(log2) of the finite positive values with these bits."""
+    mantissa, bias = (23, 127) if dtype == torch.float32 else (52, 1023)
+    field = bits >> mantissa
+    return torch.where(field > 0, field - bias, _exponent(bits.double()) - bias - mantissa + 1)
 
 
 def _carried(r: Tensor, dtype: torch.dtype) -> Tensor:

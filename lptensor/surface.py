@@ -80,7 +80,7 @@ class Surface:
         return self
 
     def is_shared(self) -> bool:
-        return self._inner.is_shared()
+        return bool(self._inner.is_shared())
 
     @property
     def data(self) -> Any:
@@ -96,7 +96,7 @@ class Surface:
                 "make a new parameter for another shape"
             )
         with torch.no_grad():
-            fresh = torch.empty_like(self)  # type: ignore[call-overload]
+            fresh: Any = torch.empty_like(self)  # type: ignore[arg-type]
             fresh.copy_(value)
         self._inner = fresh._inner
 

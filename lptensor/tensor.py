@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor
@@ -10,8 +10,7 @@ from torch import Tensor
 from lptensor import _compat
 from lptensor.arithmetic import Arithmetic, as_arithmetic, promote
 from lptensor.dispatch import Runner, make_runner, round_
-from lptensor.formats import Format
-from lptensor.formats import rebuild as rebuild_format
+from lptensor.formats import Format, rebuild as rebuild_format
 from lptensor.ops import check_roundable, round_fresh
 from lptensor.rounding import Mode, Rounding
 from lptensor.surface import Surface, rebuild
@@ -19,7 +18,7 @@ from lptensor.surface import Surface, rebuild
 _RUNNERS: dict[Any, Runner] = {}
 
 
-class LPTensor(Surface, Tensor):
+class LPTensor(Surface, Tensor):  # type: ignore[misc]
     """A tensor whose values lie on a number format, and stay on it through every op.
 
     It holds a plain fp32 tensor and an ``Arithmetic``. Each aten op computes in fp32 on the inner
@@ -32,7 +31,7 @@ class LPTensor(Surface, Tensor):
 
     >>> from lptensor import FloatingPoint
     >>> torch.tensor([0.1, 0.2]).to_lp(FloatingPoint(8)) * 3
-    LPTensor([0.3125, 0.6250], format=FloatingPoint(exp=5, man=2), rounding='nearest')
+    LPTensor([0.2500, 0.5000], format=FloatingPoint(exp=5, man=2), rounding='nearest')
     """
 
     _inner: Tensor
@@ -51,10 +50,12 @@ class LPTensor(Surface, Tensor):
     def __init_subclass__(cls, **_: Any) -> NoReturn:
         raise TypeError("LPTensor cannot be subclassed; carry what differs in its Arithmetic")
 
-    __torch_function__ = _compat.disabled_torch_function
+    __torch_function__ = _compat.disabled_torch_function  # type: ignore[assignment]
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         run = _RUNNERS.get(func)
         if run is None:
             run = _RUNNERS[func] = make_runner(func, LPTensor)
@@ -64,18 +65,24 @@ class LPTensor(Surface, Tensor):
         return ["_inner"], (self._arithmetic, self._gradient)
 
     @staticmethod
-    def __tensor_unflatten__(inner: dict[str, Tensor], grid: tuple[Arithmetic, bool], size: Any, stride: Any) -> LPTensor:
+    def __tensor_unflatten__(
+        inner: dict[str, Tensor], grid: tuple[Arithmetic, bool], size: Any, stride: Any
+    ) -> LPTensor:
         return LPTensor(inner["_inner"], *grid)
 
-    def dequantize(self) -> Tensor:  # type: ignore[override]
+    def dequantize(self) -> Tensor:
         """The values as a plain fp32 tensor. A gradient that comes back is rounded to the backward format.
 
         >>> from lptensor import FloatingPoint
         >>> torch.tensor([0.1]).to_lp(FloatingPoint(8)).dequantize()
         tensor([0.0938])
         """
-        plain: Tensor = _Leave.apply(self)
-        return plain
+        return _apply(_Leave, self)
+
+
+def _apply(function: type[torch.autograd.Function], *args: Any) -> Tensor:
+    result: Tensor = function.apply(*args)
+    return result
 
 
 class _Enter(torch.autograd.Function):
@@ -86,7 +93,7 @@ class _Enter(torch.autograd.Function):
         return enter(x, arithmetic)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad.dequantize() if isinstance(grad, LPTensor) else grad, None
 
 
@@ -99,8 +106,8 @@ class _Leave(torch.autograd.Function):
         return x._inner.clone()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
-        return _EnterGradient.apply(grad, ctx.arithmetic)
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return _apply(_EnterGradient, grad, ctx.arithmetic)
 
 
 class _EnterGradient(torch.autograd.Function):
@@ -112,7 +119,7 @@ class _EnterGradient(torch.autograd.Function):
         return LPTensor(round_(inner.clone(), arithmetic, True), arithmetic, True)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad.dequantize() if isinstance(grad, LPTensor) else grad, None
 
 
@@ -158,7 +165,9 @@ def to_lp(
     arithmetic = as_arithmetic(format, rounding, grad)
     if not isinstance(x, Tensor) or not x.is_floating_point():
         what = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"only floating-point tensors have a low-precision form, got {what}; convert with .float() first")
+        raise TypeError(
+            f"only floating-point tensors have a low-precision form, got {what}; convert with .float() first"
+        )
     if isinstance(x, LPTensor):
         if x._arithmetic == arithmetic and not x._gradient:
             return x
@@ -166,8 +175,7 @@ def to_lp(
     elif arithmetic.forward is not None and x.dtype in (torch.float32, torch.float64):
         check_roundable(x, arithmetic.forward)
     _compat.disable_fused_attention()
-    entered: LPTensor = _Enter.apply(x, arithmetic)
-    return entered
+    return cast(LPTensor, _apply(_Enter, x, arithmetic))
 
 
 def _operator(name: str) -> Any:
@@ -195,11 +203,12 @@ LPTensor.__hash__ = Tensor.__hash__  # type: ignore[method-assign]
 Tensor.to_lp = to_lp  # type: ignore[attr-defined]
 
 
-def _kinds(base: type) -> list[type]:
-    return [base, *(kind for sub in base.__subclasses__() for kind in _kinds(sub))]
+def _kinds(base: Any) -> list[Any]:
+    kinds = [base]
+    for kind in base.__subclasses__():
+        kinds += _kinds(kind)
+    return kinds
 
 
 # torch.load(weights_only=True) makes objects of these classes only.
-torch.serialization.add_safe_globals(
-    [LPTensor, rebuild, Arithmetic, Rounding, Mode, rebuild_format, *_kinds(Format)]
-)
+torch.serialization.add_safe_globals([LPTensor, rebuild, Arithmetic, Rounding, Mode, rebuild_format, *_kinds(Format)])

@@ -20,9 +20,10 @@ LAYERS = (
     ("blocks", "codebooks"),
     ("reference", "_native"),
     ("ops",),
-    ("arithmetic", "rules"),
+    ("arithmetic", "rules", "escape", "library"),
+    ("dispatch", "surface"),
     ("tensor",),
-    ("matmul", "convert", "lower", "quantizer", "optim"),
+    ("matmul", "boundary", "path_rules", "convert", "lower", "quantizer", "optim"),
     ("training", "study"),
     ("",),  # lptensor itself: it re-exports, so whoever imports it imports everything
     ("cli", "__main__"),
