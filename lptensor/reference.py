@@ -12,9 +12,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lptensor._bits import carried, exact, exponent, power, times_power
 from lptensor.blocks import Blocks
 from lptensor.formats import Grid, Overflow, Subnormals
-from lptensor.rounding import Mode, Rounding
+from lptensor.rounding import Beyond, Mode, Rounding
 
 Key = tuple[int, int]  # seed and offset, 64 bits each
 
@@ -31,37 +32,36 @@ def round_grid(x: Tensor, grid: Grid, rounding: Rounding, key: Key | None = None
     return _round(x, grid, torch.zeros((), dtype=torch.int64, device=x.device), rounding, key)
 
 
-def round_blocks(
-    x: Tensor, blocks: Blocks, shape: Sequence[int], rounding: Rounding, key: Key | None = None
-) -> Tensor:
+def round_blocks(x: Tensor, blocks: Blocks, shape: Sequence[int], rounding: Rounding, key: Key | None = None) -> Tensor:
     """``x`` rounded in blocks of ``shape``, each with its grid shifted to its largest magnitude."""
     number = torch.zeros((), dtype=torch.int64, device=x.device)
     for n, wide in zip(x.shape, shape, strict=True):  # the number of the block that holds an element
         number = number.unsqueeze(-1) * -(-n // wide) + torch.arange(n, device=x.device) // wide
     number = number.expand(x.shape).reshape(-1)
-    magnitude = _exact(x).abs().reshape(-1)
+    magnitude = exact(x).abs().reshape(-1)
     count = int(number.max()) + 1 if x.numel() else 0
-    largest = magnitude.new_zeros(count).scatter_reduce(0, number, magnitude.nan_to_num(nan=torch.inf, posinf=torch.inf), "amax")
+    largest = magnitude.new_zeros(count).scatter_reduce(
+        0, number, magnitude.nan_to_num(nan=torch.inf, posinf=torch.inf), "amax"
+    )
     finite = torch.where(largest.isfinite() & (largest > 0), largest, 2.0**blocks.emax)
-    shift = (_exponent(finite) - blocks.emax).clamp(blocks.low, blocks.high)
+    shift = (exponent(finite) - blocks.emax).clamp(blocks.low, blocks.high)
     rounded = _round(x, blocks.element, shift[number].reshape(x.shape), rounding, key)
     return torch.where(largest.isinf()[number].reshape(x.shape), torch.nan, rounded)
 
 
 def _round(x: Tensor, grid: Grid, shift: Tensor, rounding: Rounding, key: Key | None) -> Tensor:
-    exact = _exact(x)
-    magnitude, negative = exact.abs(), torch.signbit(x)
+    magnitude, negative = exact(x).abs(), torch.signbit(x)
 
     # 1. the spacing 2**q of the grid at x
-    exponent = _exponent(magnitude)
-    below = exponent < grid.emin + shift
-    q = exponent.clamp(min=grid.emin + shift).clamp(max=grid.emax + shift) - (grid.precision - 1)
+    binade = exponent(magnitude)
+    below = binade < grid.emin + shift
+    q = binade.clamp(min=grid.emin + shift).clamp(max=grid.emax + shift) - (grid.precision - 1)
     if grid.subnormals is not Subnormals.GRADUAL:
         q = torch.where(below, grid.emin + shift, q)
 
     # 2. x in units of the spacing; tiny nonzero values stay nonzero, large ones are integers anyway
-    settled = exponent - q >= 52
-    units = _times_power(torch.where(settled | ~magnitude.isfinite(), 0.0, magnitude), -q)
+    settled = binade - q >= 52
+    units = times_power(torch.where(settled | ~magnitude.isfinite(), 0.0, magnitude), -q)
     units = torch.where((magnitude > 0) & ~settled, units.clamp(min=2.0**-60), units)
     k = units.floor()
     fraction = units - k
@@ -69,19 +69,21 @@ def _round(x: Tensor, grid: Grid, shift: Tensor, rounding: Rounding, key: Key | 
     # 3. to one of the two neighbours
     odd = k % 2 == 1
     if grid.ties_to_even_code:
-        odd = torch.where(odd, (exponent - grid.emin - shift + 1) % 2 == 1, odd)
-    up = _goes_up(fraction, odd, below, negative, grid, rounding, key)
+        odd = torch.where(odd, (binade - grid.emin - shift + 1) % 2 == 1, odd)
+    limit, beyond = _ends(grid, shift, negative, x.dtype)
+    at_end = times_power(k, q) == limit  # the lower neighbour is the largest value
+    up = _goes_up(fraction, odd, below, negative, at_end, grid, rounding, key)
     if grid.subnormals is Subnormals.FLUSH:
         k, up = torch.where(below, 0.0, k), up & ~below
-    r = torch.where(settled, magnitude, _times_power(k + up, q))
+    r = torch.where(settled, magnitude, times_power(k + up, q))
     if not grid.zero:
-        tiny = _power(torch.as_tensor(grid.emin + shift))
+        tiny = power(torch.as_tensor(grid.emin + shift))
         r = torch.where(magnitude == 0, torch.nan, torch.where(r == 0, tiny, r))
 
     # 4. the ends of the format, the specials, the sign
-    limit, beyond = _ends(grid, shift, negative, x.dtype)
-    inward = rounding.mode in (Mode.TOWARD_ZERO, Mode.ODD)
-    inward = inward | (negative if rounding.mode is Mode.UP else ~negative & (rounding.mode is Mode.DOWN))
+    always = rounding.mode in (Mode.TOWARD_ZERO, Mode.ODD) or rounding.beyond is Beyond.SATURATE
+    inward = torch.full_like(negative, always)
+    inward |= negative if rounding.mode is Mode.UP else ~negative & (rounding.mode is Mode.DOWN)
     r = torch.where(r > limit, torch.where(inward, limit, beyond), r)
     r = torch.where(magnitude.isinf(), torch.where(limit.isinf(), limit, beyond), r)
     r = torch.where(magnitude.isnan(), torch.nan, r)
@@ -89,7 +91,7 @@ def _round(x: Tensor, grid: Grid, shift: Tensor, rounding: Rounding, key: Key | 
         wrong = 0.0 if grid.overflow is Overflow.SATURATE else torch.nan
         r = torch.where(negative & (magnitude > 0), wrong, r)
     negative = negative & grid.signed & (torch.tensor(grid.negative_zero) | (r != 0))
-    return _carried(torch.where(negative & ~r.isnan(), -r, r), x.dtype)
+    return carried(torch.where(negative & ~r.isnan(), -r, r), x.dtype)
 
 
 def _goes_up(
@@ -97,6 +99,7 @@ def _goes_up(
     odd: Tensor,
     below: Tensor,
     negative: Tensor,
+    at_end: Tensor,
     grid: Grid,
     rounding: Rounding,
     key: Key | None,
@@ -116,12 +119,26 @@ def _goes_up(
             return (fraction > 0) & ~negative
         case Mode.ODD:
             return (fraction > 0) & ~odd
+    if key is None:
+        raise ValueError("stochastic rounding needs a key")
+    certain = torch.zeros_like(odd)
+    if rounding.beyond is Beyond.PROBABILITY:  # the odds of overflow count to half a spacing above the end
+        certain = at_end & (fraction >= 0.5)
+        fraction = torch.where(at_end, 2 * fraction % 1, fraction)
+    bits = rounding.bits
+    draws = random_words(fraction.numel(), key, fraction.device).reshape(fraction.shape) >> 32 - bits
+    cut = (fraction * 2.0**32).floor() * 2.0 ** (bits - 32)  # in units of the last random bit
+    up: Tensor
+    match rounding.mode:
         case Mode.STOCHASTIC:
-            if key is None:
-                raise ValueError("stochastic rounding needs a key")
-            spare = 32 - rounding.bits
-            words = random_words(fraction.numel(), key, fraction.device).reshape(fraction.shape)
-            return (fraction * 2.0**32).floor().long() + (words >> spare << spare) >= 2**32
+            up = cut.floor() + draws >= 2**bits
+        case Mode.STOCHASTIC_HALF_OFFSET:
+            up = (cut + 0.5).floor() + draws >= 2**bits
+        case Mode.STOCHASTIC_PRE_ROUNDED:
+            up = (cut if bits > 30 else fraction * 2.0**bits).round() + draws >= 2**bits
+        case _:  # equal odds
+            up = (fraction > 0) & (draws >= 2**31)
+    return up | certain
 
 
 def _ends(grid: Grid, shift: Tensor, negative: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -129,48 +146,10 @@ def _ends(grid: Grid, shift: Tensor, negative: Tensor, dtype: torch.dtype) -> tu
     largest, infinite = torch.finfo(dtype).max, torch.tensor(torch.inf, dtype=torch.float64)
     positive = torch.as_tensor(grid.max, dtype=torch.float64, device=shift.device)
     limit = torch.where(negative, -grid.min if grid.signed else 0.0, positive)
-    limit = torch.where(limit.isinf(), infinite, _times_power(torch.where(limit.isinf(), 1.0, limit), shift))
+    limit = torch.where(limit.isinf(), infinite, times_power(torch.where(limit.isinf(), 1.0, limit), shift))
     limit = torch.where(limit > largest, infinite, limit)
     saturated = grid.overflow is Overflow.SATURATE
     return limit, limit if saturated else infinite * (torch.nan if grid.overflow is Overflow.NAN else 1.0)
-
-
-def _exact(x: Tensor) -> Tensor:
-    """The values as float64; subnormal inputs are read from their bits, since the machine may flush them."""
-    if x.dtype == torch.float64:  # anything this small rounds as 2**-1000 does
-        bits = x.view(torch.int64)
-        subnormal = (bits & 0x7FF0000000000000 == 0) & (bits & 0x000FFFFFFFFFFFFF != 0)
-        return torch.where(subnormal, 2.0**-1000, x.abs()).copysign(torch.where(torch.signbit(x), -1.0, 1.0))
-    bits = x.view(torch.int32)
-    small = (bits & 0x7FFFFF).double() * 2.0**-149
-    small = torch.where(torch.signbit(x), -small, small)
-    return torch.where(bits & 0x7F800000 == 0, small, x.double())
-
-
-def _carried(r: Tensor, dtype: torch.dtype) -> Tensor:
-    """float64 values that ``dtype`` holds exactly, in ``dtype``."""
-    if dtype == torch.float64:
-        return r
-    bits = (r.abs() * 2.0**149).clamp(max=2.0**24).nan_to_num().to(torch.int32)
-    bits = torch.where(torch.signbit(r), bits - 2**31, bits)
-    return torch.where(r.abs() < 2.0**-126, bits.view(torch.float32), r.float())
-
-
-def _exponent(magnitude: Tensor) -> Tensor:
-    """floor(log2), from the bits; zero counts as 2**-1023, infinity and NaN as 2**1024."""
-    return (magnitude.view(torch.int64) >> 52 & 0x7FF) - 1023
-
-
-def _power(exponent: Tensor) -> Tensor:
-    """2.0**exponent, exact, for normal float64 results."""
-    return ((exponent.long() + 1023) << 52).view(torch.float64)
-
-
-def _times_power(x: Tensor, exponent: Tensor) -> Tensor:
-    """x * 2.0**exponent in two steps, so that no power leaves the range."""
-    exponent = exponent.clamp(-2040, 2040)
-    half = exponent // 2
-    return x * _power(half) * _power(exponent - half)
 
 
 def random_words(n: int, key: Key, device: torch.device | str = "cpu") -> Tensor:
