@@ -3,11 +3,6 @@
 #include "block.h"
 #include "philox.h"
 
-struct lpt_rule {
-    int32_t mode, bits;
-    lpt_key key;
-};
-
 template <class T> struct lpt_loops {
     typedef typename lpt_carrier<T>::bits U;
     // elements first .. last of x into y; `first` is a multiple of LPT_GROUP where mode is

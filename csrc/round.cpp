@@ -18,7 +18,7 @@ template <class T, int MODE, bool PLAIN>
 void run(const T *x, T *y, int64_t first, int64_t last, const lpt_cell<T> &cell,
          const lpt_rule &rule) {
     const lpt_cell<T> c = cell;  // a local copy: y may not alias it
-    if (MODE != LPT_STOCHASTIC) {
+    if (MODE < LPT_STOCHASTIC) {
         for (int64_t i = first; i < last; ++i)
             y[i] = lpt_value<T>(lpt_round<T, MODE, PLAIN>(lpt_bits(x[i]), c, 0));
         return;
@@ -50,7 +50,12 @@ void run_mode(const T *x, T *y, int64_t first, int64_t last, const lpt_cell<T> &
     case LPT_DOWN: return run<T, LPT_DOWN, PLAIN>(x, y, first, last, c, rule);
     case LPT_UP: return run<T, LPT_UP, PLAIN>(x, y, first, last, c, rule);
     case LPT_ODD: return run<T, LPT_ODD, PLAIN>(x, y, first, last, c, rule);
-    default: return run<T, LPT_STOCHASTIC, PLAIN>(x, y, first, last, c, rule);
+    case LPT_STOCHASTIC: return run<T, LPT_STOCHASTIC, PLAIN>(x, y, first, last, c, rule);
+    case LPT_STOCHASTIC_HALF_OFFSET:
+        return run<T, LPT_STOCHASTIC_HALF_OFFSET, PLAIN>(x, y, first, last, c, rule);
+    case LPT_STOCHASTIC_PRE_ROUNDED:
+        return run<T, LPT_STOCHASTIC_PRE_ROUNDED, PLAIN>(x, y, first, last, c, rule);
+    default: return run<T, LPT_STOCHASTIC_EQUAL, PLAIN>(x, y, first, last, c, rule);
     }
 }
 
@@ -65,7 +70,7 @@ void run_cell(const T *x, T *y, int64_t first, int64_t last, const lpt_cell<T> &
 
 template <class T>
 void grid(const T *x, T *y, int64_t first, int64_t last, const lpt_grid &g, const lpt_rule &rule) {
-    run_cell(x, y, first, last, lpt_make_cell<T>(g, rule.mode, 0), rule);
+    run_cell(x, y, first, last, lpt_make_cell<T>(g, rule, 0), rule);
 }
 
 // Walks the rows (last axis) of one slab. `visit(first, run, block)` gets each stretch of elements
@@ -129,8 +134,7 @@ void blocks(const T *x, T *y, const lpt_layout &l, int32_t slab_dims, int64_t sl
     auto stretch = [&](int64_t first, int64_t count, int64_t block) {
         if (largest[block] < inf) {
             const int32_t shift = lpt_shift<T>(b, largest[block]);
-            run_cell(x, y, first, first + count, lpt_make_cell<T>(b.element, rule.mode, shift),
-                     rule);
+            run_cell(x, y, first, first + count, lpt_make_cell<T>(b.element, rule, shift), rule);
         } else {
             for (int64_t i = first; i < first + count; ++i)
                 y[i] = lpt_value<T>(nan);

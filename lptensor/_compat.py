@@ -87,3 +87,10 @@ def tree_map(f: Callable[[Any], Any], nest: Any, leaf: type) -> Any:
     from torch.utils import _pytree
 
     return _pytree.tree_map(f, nest, is_leaf=lambda part: isinstance(part, leaf))
+
+
+def collate_map() -> dict[Any, Any]:
+    """How batches are made, by type. Without it data loader workers return plain tensors."""
+    from torch.utils.data._utils.collate import default_collate_fn_map
+
+    return default_collate_fn_map
