@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import importlib.metadata
 import sys
 import warnings
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from lptensor.blocks import Blocks
 from lptensor.formats import Grid
 from lptensor.rounding import Rounding
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 MAX_DIMS = 16  # csrc/block.h
 
 
@@ -47,6 +46,8 @@ class _Rule(ctypes.Structure):
     _fields_ = (
         ("mode", ctypes.c_int32),
         ("bits", ctypes.c_int32),
+        ("beyond", ctypes.c_int32),
+        ("unused", ctypes.c_int32),
         ("seed", ctypes.c_uint64),
         ("offset", ctypes.c_uint64),
     )
@@ -56,14 +57,8 @@ def _find() -> Path | None:
     """The library's file: beside this one, or where an editable install has put it."""
     names = {"win32": "liblptensor.dll", "darwin": "liblptensor.dylib"}
     name = names.get(sys.platform, "liblptensor.so")
-    beside = Path(__file__).with_name(name)
-    if beside.exists():
-        return beside
-    try:
-        files = importlib.metadata.files("lptensor") or []
-    except importlib.metadata.PackageNotFoundError:
-        return None
-    return next((Path(str(f.locate())) for f in files if f.name == name), None)
+    folders = sys.modules["lptensor"].__path__  # an editable install has two: the sources, and what was built
+    return next((path for folder in folders if (path := Path(folder, name)).exists()), None)
 
 
 @functools.cache
@@ -93,7 +88,8 @@ def warn_missing() -> None:
     """Say once that rounding is slow here, and how to mend it."""
     warnings.warn(
         "lptensor was installed without a C++ compiler and rounds with torch operations: the same bits, "
-        "many times slower. Install a compiler and then: pip install --force-reinstall --no-deps lptensor",
+        "many times slower. Install a compiler and then: "
+        "pip install --force-reinstall --no-deps --no-cache-dir lptensor",
         RuntimeWarning,
         stacklevel=2,
     )
@@ -111,13 +107,13 @@ def _blocks(blocks: Blocks) -> _Blocks:
 
 @functools.cache
 def _rule(rounding: Rounding) -> _Rule:
-    return _Rule(int(rounding.mode), rounding.bits, 0, 0)
+    return rule(rounding, (0, 0))
 
 
 def rule(rounding: Rounding, key: tuple[int, int] | None) -> _Rule:
     if key is None:
         return _rule(rounding)
-    return _Rule(int(rounding.mode), rounding.bits, *key)
+    return _Rule(rounding.mode, rounding.bits, rounding.beyond, 0, *key)
 
 
 def round_grid(x: Tensor, y: Tensor, grid: Grid, rounding: Rounding, key: tuple[int, int] | None) -> None:

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from oracles import exact
 
 from lptensor import _native, reference
 from lptensor.blocks import BlockFormat
 from lptensor.formats import FixedPoint, FloatingPoint, Format
 from lptensor.rounding import Mode, Rounding, as_rounding
+from oracles import exact
 
 Key = tuple[int, int]
 

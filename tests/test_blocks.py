@@ -5,18 +5,20 @@ from __future__ import annotations
 import copy
 import itertools
 import pickle
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
+
+from lptensor.blocks import BlockFloatingPoint, Blocks
+from lptensor.formats import E4M3
+from lptensor.ops import round as lp_round
+from lptensor.rounding import Stochastic
 from oracles import exact
 from oracles.exact import MODES
 from oracles.philox import word_of_element
-from rounders import NATIVE_BUILDS, assert_same, assert_same_bits, run
-
-from lptensor.blocks import BlockFloatingPoint
-from lptensor.ops import round as lp_round
-from lptensor.rounding import Stochastic
+from rounders import NATIVE_BUILDS, assert_same, assert_same_bits, judge, run
 
 SHAPES = [(7,), (1,), (4, 6), (5, 1), (1, 5), (3, 4, 5), (2, 1, 7), (2, 3, 4, 5), (1, 1, 1), (6, 1, 1, 3)]
 
@@ -84,6 +86,28 @@ def test_blocks_at_both_ends_of_the_carrier_round_as_exact_rationals(dtype: torc
     for wl, mode in itertools.product((2, 4, 8, 24), MODES):
         format = BlockFloatingPoint(wl, dim=0)
         assert_same(run(rounder, x, format, mode), expected(x, format, mode), x, (format, mode))
+
+
+class ClampedScale(BlockFloatingPoint):
+    """Blocks of E4M3 under one exponent that is held between two ends."""
+
+    low, high = -5, 4
+
+    @property
+    def lowered(self) -> Blocks:  # type: ignore[override]
+        return Blocks(E4M3.grid, emax=E4M3.grid.emax, low=self.low, high=self.high)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_shared_exponent_stays_between_its_ends(mode: str, rounder: str) -> None:
+    x = torch.outer(torch.exp2(torch.arange(-20.0, 40.0)), torch.tensor([1.0, 1.3, -1.99, 0.07, 1.9999, 0.0]))
+    y = run(rounder, x, ClampedScale(8, dim=0), mode)
+    wanted = []
+    for row in x.tolist():
+        scale = exact.exponent_of(Fraction(max(map(abs, row)))) - E4M3.grid.emax
+        power = 2.0 ** min(max(scale, ClampedScale.low), ClampedScale.high)
+        wanted.append([exact.rounded(judge(E4M3), v / power, mode) * power for v in row])
+    assert_same(y, wanted, x, mode)
 
 
 def test_zero_nan_and_infinite_blocks_keep_to_themselves(rounder: str) -> None:

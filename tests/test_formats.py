@@ -13,14 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from oracles import exact
-from rounders import NATIVE_BUILDS, judge, run
-from strategies import fixed_parameters, float_parameters, small_floats
+from hypothesis import given, settings, strategies as st
 
 from lptensor import formats
 from lptensor.formats import E4M3, E8M0, FP16, FP32, INT4, INT8, FixedPoint, FloatingPoint, Format
+from oracles import exact
+from rounders import NATIVE_BUILDS, judge, run
+from strategies import fixed_parameters, float_parameters, small_floats
 
 NAMED = {name: row for name, row in vars(formats).items() if isinstance(row, Format)}
 

@@ -5,11 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from oracles import exact
-from oracles.exact import MODES
-from oracles.table import table_of
-from rounders import assert_same, assert_same_bits, judge, run
-from strategies import small_floats
 
 from lptensor.formats import (
     BF16,
@@ -28,6 +23,11 @@ from lptensor.formats import (
     TF32,
     FloatingPoint,
 )
+from oracles import exact
+from oracles.exact import MODES
+from oracles.table import table_of
+from rounders import assert_same, assert_same_bits, judge, run
+from strategies import small_floats
 
 NARROW = {
     "E2M1": E2M1,

@@ -7,14 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from rounders import NATIVE_BUILDS, assert_same_bits, choose_build
 
 from lptensor import _native
 from lptensor.blocks import BlockFloatingPoint
 from lptensor.formats import BF16, E4M3, E5M2, FixedPoint
-from lptensor.ops import backend
-from lptensor.ops import round as lp_round
+from lptensor.ops import backend, round as lp_round
 from lptensor.rounding import Mode, Rounding, Stochastic
+from rounders import NATIVE_BUILDS, assert_same_bits, choose_build
 
 LAYOUTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "contiguous": lambda x: x,

@@ -11,10 +11,6 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from oracles.exact import Float, rounded
-from oracles.philox import word_of_element
-from oracles.table import table_of
-from rounders import assert_same, judge, run
 
 from lptensor.blocks import BlockFloatingPoint
 from lptensor.formats import (
@@ -37,6 +33,10 @@ from lptensor.formats import (
 )
 from lptensor.ops import round as lp_round
 from lptensor.rounding import Stochastic
+from oracles.exact import Float, rounded
+from oracles.philox import word_of_element
+from oracles.table import table_of
+from rounders import assert_same, judge, run
 
 E4M3_TO_NAN = FloatingPoint(4, 3, specials="fn")
 ML_DTYPES = {

@@ -8,16 +8,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from oracles import exact
-from oracles.exact import MODES
-from rounders import NATIVE_BUILDS, assert_same, assert_same_bits, judge, run
-from strategies import fixed_parameters, float_parameters, numbers_near
+from hypothesis import given, settings, strategies as st
 
 from lptensor.blocks import BlockFloatingPoint
 from lptensor.formats import FixedPoint, FloatingPoint
 from lptensor.rounding import Stochastic
+from oracles import exact
+from oracles.exact import MODES
+from rounders import NATIVE_BUILDS, assert_same, assert_same_bits, judge, run
+from strategies import fixed_parameters, float_parameters, numbers_near
 
 ALL = ("reference", *NATIVE_BUILDS)
 formats = st.one_of(
