@@ -151,7 +151,8 @@ def test_subnormal_blocks_survive_a_machine_that_flushes_them(rounder: str, flus
 def test_stochastic_blocks_take_the_word_of_each_element(bits: int, rounder: str) -> None:
     """Elements count in contiguous order, whatever the blocks are."""
     x = spread((5, 7, 9))
-    for format in (BlockFloatingPoint(4), BlockFloatingPoint(4, dim=1), BlockFloatingPoint(4, dim=0, block_size=2)):
+    whole, rows = BlockFloatingPoint(4), BlockFloatingPoint(4, dim=0)  # rows: 63 elements, from the middle of a group
+    for format in (whole, rows, BlockFloatingPoint(4, dim=1), BlockFloatingPoint(4, dim=0, block_size=2)):
         y = run(rounder, x, format, Stochastic(bits), (3, 4))
         wanted = np.zeros(tuple(x.shape))
         for block in blocks_of(tuple(x.shape), format):
