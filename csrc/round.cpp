@@ -142,6 +142,8 @@ void blocks(const T *x, T *y, const lpt_layout &l, int32_t slab_dims, int64_t sl
 
 #define LPT_STRING(x) #x
 #define LPT_NAME(x) LPT_STRING(x)
+extern const lpt_codebooks LPT_CODEBOOKS;
 extern const lpt_build LPT_BUILD = {LPT_NAME(LPT_BUILD),
                                     {grid<float>, maxima<float>, blocks<float>},
-                                    {grid<double>, maxima<double>, blocks<double>}};
+                                    {grid<double>, maxima<double>, blocks<double>},
+                                    &LPT_CODEBOOKS};

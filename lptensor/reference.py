@@ -14,7 +14,9 @@ from torch import Tensor
 
 from lptensor.blocks import Blocks
 from lptensor.formats import Grid, Overflow, Subnormals
+from lptensor.posits import PositBits
 from lptensor.rounding import Mode, Rounding
+from lptensor.tables import Table, steps
 
 Key = tuple[int, int]  # seed and offset, 64 bits each
 
@@ -46,6 +48,83 @@ def round_blocks(
     shift = (_exponent(finite) - blocks.emax).clamp(blocks.low, blocks.high)
     rounded = _round(x, blocks.element, shift[number].reshape(x.shape), rounding, key)
     return torch.where(largest.isinf()[number].reshape(x.shape), torch.nan, rounded)
+
+
+def round_table(x: Tensor, table: Table, rounding: Rounding, key: Key | None = None) -> Tensor:
+    """``x`` (float32 or float64, any shape) rounded to a list of values; a new tensor of the same dtype.
+
+    >>> round_table(torch.tensor([0.4, 0.7]), Table((-1.0, 0.0, 1.0)), Rounding())
+    tensor([0., 1.])
+    """
+    bits = x.contiguous().view(torch.int32 if x.dtype == torch.float32 else torch.int64).long()
+    magnitude = bits & (2**31 - 1 if x.dtype == torch.float32 else 2**63 - 1)
+    order = torch.where(bits < 0, -magnitude, magnitude)
+    code = torch.searchsorted(steps(table, rounding.mode, x.dtype).to(x.device), order, right=True)
+    values = torch.tensor(table.values, dtype=torch.float64, device=x.device)
+    if rounding.stochastic:
+        above = (code + 1).clamp(max=len(values) - 1)
+        fraction = (_exact(x) - values[code]) / (values[above] - values[code])
+        code = torch.where(_drawn(fraction, rounding, key), above, code)
+    return _carried(torch.where(x.isnan(), torch.nan, values[code]), x.dtype)
+
+
+def round_posit(x: Tensor, posit: PositBits, rounding: Rounding, key: Key | None = None) -> Tensor:
+    """``x`` (float32 or float64, any shape) rounded to posits; a new tensor of the same dtype.
+
+    >>> round_posit(torch.tensor([3.3, 1e9]), PositBits(8, 2), Rounding())
+    tensor([3.2500e+00, 1.6777e+07])
+    """
+    exact = _exact(x)
+    magnitude, negative = exact.abs(), torch.signbit(x)
+
+    # 1. exponent and fraction as one integer, in which a posit's bits have their order (csrc/posit.h)
+    one, top = 1023 << 52, posit.scale << 52
+    log = magnitude.view(torch.int64) - one
+    tiny, log = log < -top, log.clamp(min=-top)
+
+    # 2. the bits that have no room beside the regime
+    regime = log >> posit.es + 52
+    room = posit.nbits - 1 - torch.where(regime >= 0, regime + 2, 1 - regime)
+    unit = torch.ones_like(log) << (posit.es + 52 - room.clamp(min=0))
+    below = log // unit * unit
+    odd = torch.where(room > 0, below // unit % 2, regime < 0) == 1
+    lost = log - below
+
+    # 3. to one of the two neighbours; below minPos they are zero and minPos
+    low = torch.where(tiny, 0.0, (below + one).view(torch.float64))
+    high = (torch.where(tiny, log, below + unit) + one).view(torch.float64)
+    inexact = tiny | (lost > 0)
+    match rounding.mode:
+        case Mode.NEAREST:
+            up = tiny | (2 * lost > unit) | (2 * lost == unit) & odd
+        case Mode.NEAREST_AWAY:
+            up = tiny | (2 * lost >= unit)
+        case Mode.TOWARD_ZERO:
+            up = torch.zeros_like(tiny)
+        case Mode.DOWN:
+            up = inexact & negative
+        case Mode.UP:
+            up = inexact & ~negative
+        case Mode.ODD:
+            up = tiny | inexact & ~odd
+        case Mode.STOCHASTIC:
+            up = _drawn((magnitude - low) / (high - low), rounding, key)
+    r = torch.where(up, high, low)
+
+    # 4. zero, the ends, the sign
+    r = torch.where(magnitude == 0, 0.0, r.clamp(max=2.0**posit.scale))
+    r = torch.where(magnitude.isfinite(), r, torch.nan)
+    return _carried(torch.where(negative & (r > 0), -r, r), x.dtype)
+
+
+def _drawn(fraction: Tensor, rounding: Rounding, key: Key | None) -> Tensor:
+    """Whether stochastic rounding goes up, with probability floor(2**32 * fraction) / 2**32, for any fraction."""
+    if key is None:
+        raise ValueError("stochastic rounding needs a key")
+    spare = 32 - rounding.bits
+    words = random_words(fraction.numel(), key, fraction.device).reshape(fraction.shape)
+    chance = (fraction * 2.0**32).nan_to_num(nan=0.0).clamp(0, 2**32 - 1).floor().long()
+    return chance + (words >> spare << spare) >= 2**32
 
 
 def _round(x: Tensor, grid: Grid, shift: Tensor, rounding: Rounding, key: Key | None) -> Tensor:
