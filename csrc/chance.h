@@ -10,10 +10,14 @@ LPT_FN double lpt_exact(uint32_t magnitude) {
 }
 LPT_FN double lpt_exact(uint64_t magnitude) { return lpt_value<double>(magnitude); }
 
-// floor(2**32 f) with f = (x - low) / (high - low), each step rounded to the nearest double, held
-// to 0 .. 2**32 - 1: how many of 2**32 random words take x up. No word does unless low < x.
-LPT_FN uint32_t lpt_chance(double x, double low, double high) {
-    const double f = (x - low) / (high - low) * 4294967296.0;
-    const double positive = f > 0 ? f : 0;
-    return (uint32_t)(int64_t)(positive < 4294967295.0 ? positive : 4294967295.0);
+// Whether a random word takes x from `low` to `high`: f = (x - low) / (high - low) of the way, each
+// step rounded to the nearest double and f held below 1.
+template <int MODE>
+LPT_FN bool lpt_drawn_between(double x, double low, double high, bool inexact, const lpt_odds &odds,
+                              uint32_t random) {
+    const double under_one = lpt_value<double>(lpt_bits(1.0) - 1);
+    const double f = (x - low) / (high - low), positive = f > 0 ? f : 0;
+    const double part = (positive < under_one ? positive : under_one) * 4294967296.0;
+    const uint32_t head = (uint32_t)(int64_t)part;
+    return lpt_drawn<MODE>(head, part != (double)(int64_t)head, inexact, odds, random);
 }

@@ -21,7 +21,23 @@ enum lpt_mode {
     LPT_DOWN = 3,
     LPT_UP = 4,
     LPT_ODD = 5,
-    LPT_STOCHASTIC = 6
+    LPT_STOCHASTIC = 6,
+    LPT_STOCHASTIC_HALF_OFFSET = 7,
+    LPT_STOCHASTIC_PRE_ROUNDED = 8,
+    LPT_STOCHASTIC_EQUAL = 9
+};
+
+// lptensor/rounding.py: Beyond
+enum lpt_beyond { LPT_BEYOND_OVERFLOW = 0, LPT_BEYOND_SATURATE = 1, LPT_BEYOND_PROBABILITY = 2 };
+
+struct lpt_key {
+    uint64_t seed, offset;
+};
+
+// lptensor/rounding.py: Rounding, and the key of this call's random words
+struct lpt_rule {
+    int32_t mode, bits, beyond, unused;
+    lpt_key key;
 };
 
 // lptensor/formats.py: Overflow, Subnormals, Grid (field by field)
@@ -86,23 +102,52 @@ LPT_FN void lpt_split(double x, uint64_t *significand, int32_t *exponent) {
     *exponent = (e ? e : 1) - 1075;
 }
 
+// What the random bits of a word, its upper ones, leave below: the last of them, half of that, and
+// what makes half round up only where it is exceeded or the last bit kept is odd.
+struct lpt_odds {
+    uint32_t last_bit, half_bit, under_half, odd_bit;
+};
+
+LPT_FN lpt_odds lpt_make_odds(int32_t bits) {
+    const uint32_t last = 1u << (32 - bits), half = last >> 1;
+    return {last, half, half ? half - 1 : 0, half ? last : 0};
+}
+
+// Whether the word `random`, its bits below the random ones zero, takes a value up that lies
+// `head` / 2**32 of the way to its upper neighbour, and a little more if `more`.
+template <int MODE>
+LPT_FN bool lpt_drawn(uint32_t head, bool more, bool inexact, const lpt_odds &o, uint32_t random) {
+    if (MODE == LPT_STOCHASTIC_HALF_OFFSET)
+        return head > ~(random | o.half_bit);
+    if (MODE == LPT_STOCHASTIC_PRE_ROUNDED) {
+        const uint32_t f = head | (more && o.half_bit > 1 ? 1u : 0u);
+        const uint32_t sum = f + o.under_half + (f & o.odd_bit ? 1u : 0u);
+        return sum < f || (sum & ~(o.last_bit - 1)) > ~random;
+    }
+    if (MODE == LPT_STOCHASTIC_EQUAL)
+        return ((uint32_t)inexact & random >> 31) != 0;  // not &&: a branch would keep loops scalar
+    return head > ~random;
+}
+
 // What a loop needs of a grid: computed once per call, or once per block with the block's exponent.
 // Index 1 of the pairs is for negative values.
 template <class T> struct lpt_cell {
     typedef typename lpt_carrier<T>::bits U;
-    int32_t emin, emax;           // biased as the carrier's exponents
-    int32_t drop;                 // low bits to drop from a normal value's significand
-    int32_t drop_below;           // the same just below emin
-    U tiny;                       // the spacing below emin; the smallest value where there is no zero
+    int32_t emin, emax;  // biased as the carrier's exponents
+    int32_t drop;        // low bits to drop from a normal value's significand
+    int32_t drop_below;  // the same just below emin
+    U tiny;              // the spacing below emin; the smallest value where there is no zero
     U limit[2], over[2], inf[2];  // largest value, result beyond it, image of infinity
     U negative;                   // image of a negative value in an unsigned format
     U zero_sign;                  // all ones where the format has -0
     int32_t subnormals, zero, ties_to_even_code, is_signed;
+    lpt_odds odds;
+    int32_t beyond;
     bool plain;  // signed, with zero and gradual underflow, and not below the carrier's normals
 };
 
 template <class T>
-LPT_FN lpt_cell<T> lpt_make_cell(const lpt_grid &g, int32_t mode, int32_t shift) {
+LPT_FN lpt_cell<T> lpt_make_cell(const lpt_grid &g, const lpt_rule &rule, int32_t shift) {
     typedef lpt_carrier<T> C;
     typedef typename C::bits U;
     const U inf = (U)(2 * C::bias + 1) << C::mantissa, nan = inf | (U)1 << (C::mantissa - 1);
@@ -120,13 +165,12 @@ LPT_FN lpt_cell<T> lpt_make_cell(const lpt_grid &g, int32_t mode, int32_t shift)
         lpt_split(ends[negative], &significand, &exponent);
         const bool unbounded = exponent == 2047 - 1075;  // an infinite limit: nothing is beyond it
         c.limit[negative] = unbounded ? inf : lpt_scale<T>(significand, exponent + shift);
-        U beyond = g.overflow == LPT_INF   ? inf
-                   : g.overflow == LPT_NAN ? nan
-                                           : c.limit[negative];
+        U beyond = g.overflow == LPT_INF ? inf : g.overflow == LPT_NAN ? nan : c.limit[negative];
         c.inf[negative] = unbounded ? inf : beyond;
         // IEEE 754-2019 7.4: directed modes that point back to the format stop at its end
-        bool back = mode == LPT_TOWARD_ZERO || mode == LPT_ODD ||
-                    mode == (negative ? LPT_UP : LPT_DOWN);
+        bool back = rule.mode == LPT_TOWARD_ZERO || rule.mode == LPT_ODD ||
+                    rule.mode == (negative ? LPT_UP : LPT_DOWN) ||
+                    rule.beyond == LPT_BEYOND_SATURATE;
         c.over[negative] = back ? c.limit[negative] : beyond;
     }
     c.negative = g.overflow == LPT_SATURATE ? (U)0 : nan;
@@ -135,14 +179,16 @@ LPT_FN lpt_cell<T> lpt_make_cell(const lpt_grid &g, int32_t mode, int32_t shift)
     c.zero_sign = g.negative_zero ? ~(U)0 : (U)0;
     c.ties_to_even_code = g.ties_to_even_code;
     c.is_signed = g.min < 0;
+    c.odds = lpt_make_odds(rule.bits);
+    c.beyond = rule.beyond;
     c.plain = c.emin >= 1 && g.subnormals == LPT_GRADUAL && g.zero && !g.ties_to_even_code &&
-              c.is_signed;
+              c.is_signed && c.beyond != LPT_BEYOND_PROBABILITY;
     return c;
 }
 
 // `random` is uniform on 0 .. 2**32 - 1; the deterministic modes ignore it. PLAIN is the cell's
-// `plain`, known outside the loop: the code for rare formats then falls away, and what is left has no
-// branches, so that compilers turn a loop of it into vector instructions.
+// `plain`, known outside the loop: the code for rare formats then falls away, and what is left has
+// no branches, so that compilers turn a loop of it into vector instructions.
 template <class T, int MODE, bool PLAIN>
 LPT_FN typename lpt_carrier<T>::bits lpt_round(typename lpt_carrier<T>::bits u,
                                                const lpt_cell<T> &c, uint32_t random) {
@@ -176,23 +222,34 @@ LPT_FN typename lpt_carrier<T>::bits lpt_round(typename lpt_carrier<T>::bits u,
         odd = (U)(e - c.emin + 1) & 1;
 
     // 4. up, in magnitude, or not
-    const U half = (U)1 << (W - 1);
+    const U half = (U)1 << (W - 1), negative = (U)0 - (sign >> (W - 1));  // all ones or none
     U tie = odd;
     if (!PLAIN && below && c.subnormals == LPT_NONE)
         tie = 1;
     bool up = false;
     if (MODE == LPT_NEAREST)
-        up = fraction > half - tie;
+        up = (fraction | tie) > half;
     if (MODE == LPT_NEAREST_AWAY)
         up = fraction >= half;
     if (MODE == LPT_UP)
-        up = (sign ? (U)0 : lost) != 0;
+        up = (lost & ~negative) != 0;
     if (MODE == LPT_DOWN)
-        up = (sign ? lost : (U)0) != 0;
+        up = (lost & negative) != 0;
     if (MODE == LPT_ODD)
-        up = (odd ? (U)0 : lost) != 0;
-    if (MODE == LPT_STOCHASTIC)
-        up = (uint32_t)(fraction >> (W - 32)) > ~random;
+        up = (lost & (odd - 1)) != 0;
+    if (MODE >= LPT_STOCHASTIC) {
+        // Between the largest value and the bound half a spacing above, the odds count to the
+        // bound.
+        const U below_x = vanishes ? (U)0 : a & ~(((U)1 << kept) - 1);
+        const bool last = !PLAIN && c.beyond == LPT_BEYOND_PROBABILITY &&
+                          below_x == (sign ? c.limit[1] : c.limit[0]);
+        const U part = last ? fraction << 1 : fraction;
+        // What the 32 bits that a word sees have no room for only tells a tie from what is above.
+        const bool cut = s >= W && (U)(low << kept) != significand;
+        const bool more = cut || (W > 32 && (U)(part << (32 % W)) != 0);
+        up = lpt_drawn<MODE>((uint32_t)(part >> (W - 32)), more, lost != 0, c.odds, random);
+        up = up || (last && fraction >= half);
+    }
 
     // 5. the multiple of the spacing, as bits: a carry moves on to the next binade by itself
     const U one = vanishes ? c.tiny : (U)1 << kept;

@@ -5,11 +5,6 @@
 #include "posit.h"
 #include "table.h"
 
-struct lpt_rule {
-    int32_t mode, bits;
-    lpt_key key;
-};
-
 template <class T> struct lpt_loops {
     typedef typename lpt_carrier<T>::bits U;
     // elements first .. last of x into y; `first` is a multiple of LPT_GROUP where mode is stochastic

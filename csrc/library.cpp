@@ -108,7 +108,7 @@ int round_blocks(const T *x, T *y, const lpt_layout &l, const lpt_blocks &b, con
 
 extern "C" {
 
-LPT_API int32_t lpt_abi_version() { return 1; }
+LPT_API int32_t lpt_abi_version() { return 2; }
 
 LPT_API const char *lpt_build_name() { return chosen->name; }
 

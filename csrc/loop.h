@@ -13,10 +13,10 @@ static inline void lpt_words_of_group(int64_t first, lpt_key key, uint32_t mask,
 }
 
 // y[i] = f(bits of x[i], random word of i) for first .. last; x and y may be one.
-template <bool STOCHASTIC, class T, class F>
+template <int MODE, class T, class F>
 static inline void lpt_each(const T *x, T *y, int64_t first, int64_t last, const lpt_rule &rule,
                             F f) {
-    if (!STOCHASTIC) {
+    if (MODE < LPT_STOCHASTIC) {
         for (int64_t i = first; i < last; ++i)
             y[i] = lpt_value<T>(f(lpt_bits(x[i]), 0u));
         return;

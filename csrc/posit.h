@@ -16,7 +16,7 @@ struct lpt_posit {
 
 template <class T, int MODE>
 LPT_FN typename lpt_carrier<T>::bits lpt_round_posit(typename lpt_carrier<T>::bits u, lpt_posit p,
-                                                     uint32_t random) {
+                                                     const lpt_odds &odds, uint32_t random) {
     typedef lpt_carrier<T> C;
     typedef typename C::bits U;
     typedef typename C::sbits S;
@@ -54,10 +54,11 @@ LPT_FN typename lpt_carrier<T>::bits lpt_round_posit(typename lpt_carrier<T>::bi
         up = sign && (tiny || low);
     if (MODE == LPT_ODD)
         up = tiny || (low && !odd);
-    if (MODE == LPT_STOCHASTIC) {
+    if (MODE >= LPT_STOCHASTIC) {
         const double next = lpt_exact((U)((tiny ? inside : floor + (S)unit) + one));
         const double here = lpt_exact((U)(floor + one));
-        up = lpt_chance(lpt_exact(a), tiny ? 0.0 : here, next) > ~random;
+        up = lpt_drawn_between<MODE>(lpt_exact(a), tiny ? 0.0 : here, next, tiny || low, odds,
+                                     random);
     }
 
     // 5. the posit, zero, the ends

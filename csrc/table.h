@@ -44,18 +44,21 @@ LPT_FN int32_t lpt_find(typename lpt_carrier<T>::sbits key, const lpt_table<T> &
     return i;
 }
 
-template <class T, int DEPTH, bool STOCHASTIC>
+// MODE is a stochastic one, or LPT_NEAREST for all others.
+template <class T, int DEPTH, int MODE>
 LPT_FN typename lpt_carrier<T>::bits lpt_round_to(typename lpt_carrier<T>::bits u,
-                                                  const lpt_table<T> &t, uint32_t random) {
+                                                  const lpt_table<T> &t, const lpt_odds &odds,
+                                                  uint32_t random) {
     typedef lpt_carrier<T> C;
     typedef typename C::bits U;
     const U inf = (U)(2 * C::bias + 1) << C::mantissa, nan = inf | (U)1 << (C::mantissa - 1);
     const U sign = u & (U)1 << (C::width - 1), a = u ^ sign;
     int32_t i = lpt_find<T, DEPTH>(lpt_key_of<T>(u), t);
-    if (STOCHASTIC) {
+    if (MODE >= LPT_STOCHASTIC) {
         const double x = lpt_exact(a);
-        const uint32_t chance = lpt_chance(sign ? -x : x, t.exact[i], t.exact[i + 1]);
-        i += i < t.last && chance > ~random;
+        const bool inexact = i < t.last && lpt_key_of<T>(u) > lpt_key_of<T>(t.value[i]);
+        i += inexact && lpt_drawn_between<MODE>(sign ? -x : x, t.exact[i], t.exact[i + 1], inexact,
+                                                odds, random);
     }
     const U r = t.value[i];
     return a > inf ? nan : r;

@@ -20,7 +20,7 @@ from lptensor.posits import PositBits
 from lptensor.rounding import Mode, Rounding
 from lptensor.tables import Table, keys, steps
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 MAX_DIMS = 16  # csrc/block.h
 
 
@@ -60,6 +60,8 @@ class _Rule(ctypes.Structure):
     _fields_ = (
         ("mode", ctypes.c_int32),
         ("bits", ctypes.c_int32),
+        ("beyond", ctypes.c_int32),
+        ("unused", ctypes.c_int32),
         ("seed", ctypes.c_uint64),
         ("offset", ctypes.c_uint64),
     )
@@ -127,13 +129,13 @@ def _blocks(blocks: Blocks) -> _Blocks:
 
 @functools.cache
 def _rule(rounding: Rounding) -> _Rule:
-    return _Rule(int(rounding.mode), rounding.bits, 0, 0)
+    return rule(rounding, (0, 0))
 
 
 def rule(rounding: Rounding, key: tuple[int, int] | None) -> _Rule:
     if key is None:
         return _rule(rounding)
-    return _Rule(int(rounding.mode), rounding.bits, *key)
+    return _Rule(rounding.mode, rounding.bits, rounding.beyond, 0, *key)
 
 
 def round_grid(x: Tensor, y: Tensor, grid: Grid, rounding: Rounding, key: tuple[int, int] | None) -> None:

@@ -23,8 +23,8 @@ class TableFormat(Format):
     Rounding to nearest takes ties to the even code. Beyond the ends, infinities included, it
     saturates in every mode; NaN propagates. There is one zero: -0, and what rounds to zero from
     below, becomes +0. Between the two values around a missing zero, toward zero keeps the sign.
-    Stochastic rounding goes up with probability floor(2**32 f) / 2**32, where
-    f = (x - low) / (high - low) is computed in float64: exact to one part in 2**32.
+    Stochastic rounding goes up with probability floor(2**32 f) / 2**32, or what its bits and variant
+    make of f = (x - low) / (high - low), each step in float64: f is exact to 2**-51.
     """
 
     @property

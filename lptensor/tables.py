@@ -68,12 +68,12 @@ def steps(table: Table, mode: Mode, dtype: torch.dtype) -> Tensor:
             return middle + (tie & (-low > high))
         case Mode.TOWARD_ZERO:
             return torch.where(low >= 0, reached, torch.where(high <= 0, passed, 0))
-        case Mode.DOWN | Mode.STOCHASTIC:
-            return reached
         case Mode.UP:
             return passed
         case Mode.ODD:
             return torch.where(odd, reached, passed)
+        case _:  # down, and stochastic
+            return reached
 
 
 @functools.lru_cache(maxsize=64)

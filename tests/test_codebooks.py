@@ -40,7 +40,8 @@ TABLES: dict[str, TableFormat] = {
     "LNS-Madam": LogNumber(8, gamma=8, bias=0, zero=False),
     "log to the ends": LogNumber(8, gamma=1, base=3.9, bias=64),
 }
-RULES = [*(m.name.lower() for m in Mode if m is not Mode.STOCHASTIC), "stochastic", Stochastic(bits=5)]
+VARIANTS = [Stochastic(bits, name) for name in ("plain", "half_offset", "pre_rounded") for bits in (1, 5, 31)]
+RULES = [*(mode.name.lower() for mode in Mode), *VARIANTS]
 
 
 def judge(format: TableFormat) -> codebook.Listed:

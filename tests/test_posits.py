@@ -139,7 +139,8 @@ def test_stochastic_rounding_goes_up_with_the_exact_chance(backend: str) -> None
             assert abs(count - chance * words) <= 5 * math.sqrt(chance * (1 - chance) * words) + 1
 
 
-RULES = [*(m.name.lower() for m in Mode if m is not Mode.STOCHASTIC), "stochastic", Stochastic(bits=5)]
+VARIANTS = [Stochastic(bits, name) for name in ("plain", "half_offset", "pre_rounded") for bits in (1, 5, 31)]
+RULES = [*(mode.name.lower() for mode in Mode), *VARIANTS]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
