@@ -89,9 +89,7 @@ def check_roundable(x: Any, format: Any) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"expected a tensor, got {type(x).__name__}")
     if hasattr(x, "arithmetic"):
-        raise TypeError(
-            "round() takes plain tensors, got an LPTensor; recast it with x.to_lp(...)"
-        )
+        raise TypeError("round() takes plain tensors, got an LPTensor; recast it with x.to_lp(...)")
     if x.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"only float32 and float64 tensors are rounded, got {x.dtype}; convert with .float() first")
     if x.layout is not torch.strided:
