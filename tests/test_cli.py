@@ -328,6 +328,21 @@ def test_the_module_runs_as_a_command(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_warning_of_many_steps_is_shown_once() -> None:
+    code = (
+        "import warnings, lptensor.cli.command as command\n"
+        "def steps():\n"
+        "    for _ in range(3):\n"
+        "        warnings.warn('rounding is slow here', RuntimeWarning)\n"
+        "        with warnings.catch_warnings(): pass  # forgets what was shown, as torch does\n"
+        "command.app = steps\n"
+        "command.main()"
+    )
+    package = str(Path(formats.__file__).parents[1])
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=package, check=True)
+    assert result.stderr.count("RuntimeWarning: rounding is slow here") == 1
+
+
 def test_importing_the_package_leaves_the_commands_libraries_out() -> None:
     code = "import sys, lptensor; print([m for m in ('typer', 'rich', 'matplotlib', 'sklearn') if m in sys.modules])"
     package = str(Path(formats.__file__).parents[1])
