@@ -5,6 +5,7 @@ Every function here gets the tensor class as an argument; lptensor/tensor.py han
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -43,7 +44,23 @@ def make_runner(func: Any, cls: Any) -> Runner:
         Kind.ROUND: _foreach if rule.foreach else _compute,
         Kind.REFUSE: _refuse,
     }
-    return kinds[rule.kind](func, rule, cls)
+    run = kinds[rule.kind](func, rule, cls)
+    return _within_limits(run) if rule.limits else run
+
+
+def _within_limits(run: Runner) -> Runner:
+    """nan_to_num() with the format's limits where it would take those of fp32."""
+
+    def limited(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        given = dict(zip(("x", "nan", "posinf", "neginf"), args, strict=False)) | kwargs
+        grid = getattr(getattr(given["x"], "format", None), "grid", None)
+        for name, limit in (("posinf", "max"), ("neginf", "min")):
+            if given.get(name) is None and grid is not None and math.isfinite(getattr(grid, limit)):
+                given[name] = getattr(grid, limit)
+        bounds = [given.pop(name, None) for name in ("x", "nan", "posinf", "neginf")]
+        return run(tuple(bounds), given)
+
+    return limited
 
 
 # -- which direction -------------------------------------------------------------------------------
@@ -77,6 +94,11 @@ def in_backward() -> bool:
     """
     task = _compat.graph_task()
     return task != -1 and not torch.is_grad_enabled() and not in_step(task)
+
+
+def _side(gradient: bool) -> bool:
+    """The side of a copy: what a backward pass copies becomes a gradient, what an optimizer copies does not."""
+    return not in_step(_compat.graph_task()) if gradient else in_backward()
 
 
 # -- pieces ------------------------------------------------------------------------------------------
@@ -151,7 +173,7 @@ def _has_plain_float(values: Any, cls: Any) -> bool:
 
 
 def _named(rule: Rule, args: Any, kwargs: Any) -> bool:
-    return any(_argument(place, args, kwargs) is not None for place in rule.named_dtype)
+    return rule.names_layout or any(_argument(place, args, kwargs) is not None for place in rule.named_dtype)
 
 
 def _stays(result: Any) -> bool:
@@ -194,10 +216,8 @@ def _keep(func: Any, rule: Rule, cls: Any) -> Runner:
         plain = _unwrap(args, cls, found)
         named = dict(zip(kwargs, _unwrap(tuple(kwargs.values()), cls, found), strict=True)) if kwargs else kwargs
         kept = _common_grid(rule, args, kwargs, cls, found)
-        grid: Grid = kept or (_join(found), in_backward())
-        if kept is not None and kept[1] and in_step(_compat.graph_task()):
-            grid, kept = (kept[0], False), None  # a gradient copied into an optimizer's state
-        return _fresh(func, rule, cls, func(*plain, **named), grid, kept is None, _named(rule, args, kwargs))
+        grid: Grid = (_join(found), in_backward()) if kept is None else (kept[0], _side(kept[1]))
+        return _fresh(func, rule, cls, func(*plain, **named), grid, grid != kept, _named(rule, args, kwargs))
 
     return run
 
@@ -236,7 +256,7 @@ def _mutate(func: Any, rule: Rule, cls: Any) -> Runner:
             written = _argument(place, args, kwargs)
             for target in written if isinstance(written, (list, tuple)) else (written,):
                 if type(target) is cls:
-                    _written(target, rounds, backward)
+                    _written(target, rounds)
         if not rule.returns:
             return out
         outs = out if len(rule.returns) > 1 else (out,)
@@ -253,12 +273,10 @@ def _mutate(func: Any, rule: Rule, cls: Any) -> Runner:
     return run
 
 
-def _written(target: Any, rounds: bool, backward: bool) -> None:
-    """An op has written into the inner tensor of ``target``."""
+def _written(target: Any, rounds: bool) -> None:
+    """An op has written into the inner tensor of ``target``: its format holds, in either direction."""
     if rounds:
-        gradient = target._gradient or backward
-        round_(target._inner, target._arithmetic, gradient)
-        target._gradient = gradient
+        round_(target._inner, target._arithmetic, target._gradient)
     if target._inner.shape != target.shape:  # out= grew an empty tensor
         _compat.apply_below(torch.ops.aten.resize_.default, (target, target._inner.shape), {})
 

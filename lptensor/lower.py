@@ -92,7 +92,11 @@ def lower(
         raise TypeError(f"lower takes a torch.nn.Module, got {model!r}")
     wanted = _classes(layer_type, layer_types)
     quantize = quantizer(forward_number, backward_number, forward_rounding, backward_rounding)
-    layers = [module for module in model.modules() if isinstance(module, wanted) and type(module) not in _NO_LAYERS]
+    layers = [
+        module
+        for module in model.modules()
+        if isinstance(module, wanted) and type(module) is not NonDynamicallyQuantizableLinear
+    ]
     if not layers:
         present = sorted({type(module).__name__ for module in model.modules()})
         raise ValueError(f"{type(model).__name__} has no layer of {_names(wanted)}; it is made of {', '.join(present)}")

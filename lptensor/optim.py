@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from lptensor import ops
 from lptensor.arithmetic import Arithmetic
 from lptensor.quantizer import Quant, Step, as_step
-from lptensor.tensor import LPTensor
+from lptensor.tensor import LPTensor, enter
 
 # What torch's optimizers count and schedule with; a scalar parameter's state would else look like a momentum.
 _BOOKKEEPING = {"step", "eta", "mu", "mu_product"}
@@ -184,9 +184,18 @@ class OptimLP(Optimizer):
         return {name: self.__dict__[name] for name in (*kept, "_held", "_own")}
 
     def __repr__(self) -> str:
-        quants = [self.weight_quant, self.grad_quant, self.acc_quant, self.momentum_quant]
-        shown = [repr(rule) for rule in (*quants, *self.momentum_by_key.values()) if rule is not None]
+        shown = [repr(rule) for rule in self._rules()]
         return f"OptimLP({', '.join([repr(self.optim), *shown])}, grad_scaling={self.grad_scaling})"
+
+    def _rules(self) -> Iterator[Step]:
+        given = (
+            self.weight_quant,
+            self.grad_quant,
+            self.acc_quant,
+            self.momentum_quant,
+            *self.momentum_by_key.values(),
+        )
+        return (rule for rule in given if rule is not None)
 
     def _parameters(self) -> Iterator[Tensor]:
         return (p for p in _in(self.param_groups) if not is_lazy(p))
@@ -195,22 +204,24 @@ class OptimLP(Optimizer):
         return (p for p in self._parameters() if p.grad is not None)
 
     def _check(self, groups: list[dict[str, Any]]) -> None:
-        for rule in (self.weight_quant, self.grad_quant, self.acc_quant, self.momentum_quant):
+        for rule in self._rules():
             for p in _in(groups):
-                if rule is not None and rule.format is not None:
+                if rule.format is not None:
                     ops.check_roundable(p, rule.format)
 
     def _round_gradients(self) -> None:
+        if self.grad_quant is None and self.grad_scaling == 1.0:
+            return
+
         def rounded(grad: Tensor) -> Tensor:
-            scaled = grad if self.grad_scaling == 1.0 else grad * self.grad_scaling
-            return scaled if self.grad_quant is None else self.grad_quant(scaled)
+            return _apply(self.grad_quant, grad * self.grad_scaling)
 
         for p in self._parameters():
             if p.grad is not None and p.grad.is_sparse:
                 p.grad = p.grad.coalesce()  # else the parts of a sum were rounded, not the sum
                 p.grad.values().copy_(rounded(p.grad.values()))
             elif p.grad is not None:
-                p.grad.copy_(rounded(_values(p.grad)))
+                _write(p.grad, rounded(_values(p.grad)))
 
     def _load(self, p: Tensor, values: Tensor) -> None:
         """Give ``p`` these values for the time of the step; an LPTensor takes on the accumulator's arithmetic too."""
@@ -219,13 +230,13 @@ class OptimLP(Optimizer):
             p._arithmetic = Arithmetic(self.acc_quant.format, rounding="stochastic")
             p._inner.copy_(values)  # exactly: a function's accumulator lies on no format
         else:
-            p.copy_(values)
+            _write(p, values)
 
     def _store(self, p: Tensor, weight: Tensor) -> None:
         """Write a weight to ``p``, an LPTensor once more in an arithmetic of its own, which rounds it."""
-        if p in self._own:
-            p._arithmetic = self._own.pop(p)  # type: ignore[attr-defined]
-        p.copy_(weight)
+        if isinstance(p, LPTensor) and p in self._own:
+            p._arithmetic = self._own.pop(p)
+        _write(p, weight)
 
     def _accumulator(self, p: Tensor) -> Tensor:
         """The accumulator of ``p``, brought up to date where something else has changed the weight."""
@@ -250,10 +261,9 @@ class OptimLP(Optimizer):
             with torch.no_grad():
                 point = {p: _values(p) for p in start}
                 for p, value in point.items():
+                    # Where it still stands, the weight is known; stochastic rounding might come out otherwise.
                     if torch.equal(value, start[p]):
-                        self._store(
-                            p, weights.get(p, value)
-                        )  # not rounded anew: stochastically it could come out otherwise
+                        self._store(p, weights.get(p, value))
                     else:
                         self._store(p, _apply(self.weight_quant, _apply(self.acc_quant, value)))
             loss = closure()
@@ -286,7 +296,7 @@ class OptimLP(Optimizer):
                     continue
                 for tensor in tensors:
                     if rule is not None and isinstance(tensor, Tensor) and tensor.is_floating_point():
-                        tensor.copy_(rule(_values(tensor)))
+                        _write(tensor, rule(_values(tensor)))
         known = {key for state in self.state.values() for key in state}
         for key in self.momentum_by_key:
             if known and key not in known:
@@ -305,3 +315,11 @@ def _in(groups: Iterable[Mapping[str, Any]]) -> Iterator[Any]:
 def _values(x: Tensor) -> Tensor:
     """A plain copy."""
     return x.dequantize() if isinstance(x, LPTensor) else x.detach().clone()
+
+
+def _write(x: Tensor, values: Tensor) -> None:
+    """Write plain values. An LPTensor rounds them, as a gradient or not: also if the step runs in the backward pass."""
+    if isinstance(x, LPTensor):
+        x._inner.copy_(enter(values, x._arithmetic, x._gradient)._inner)
+    else:
+        x.copy_(values)

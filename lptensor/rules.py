@@ -36,6 +36,8 @@ class Rule:
     scalars: tuple[int | str, ...] = ()  # arguments through which a number may become a value
     foreach: bool = False  # item i of each list belongs to item i of the results
     named_dtype: tuple[int | str, ...] = ()  # arguments by which a caller names dtype or layout
+    names_layout: bool = False  # an op that is called for another layout, as to_sparse()
+    limits: bool = False  # fills in the largest and smallest value of the dtype: here the format's
     reason: str = ""
 
 
@@ -87,6 +89,11 @@ _REFUSED = {
     "torch.backends.mkldnn.flags(enabled=False)",
 }
 
+# Called for the layout they are named after, with an argument or without one.
+_LAYOUTS = frozenset(
+    f"aten::{name}" for name in "_to_sparse _to_sparse_csr _to_sparse_csc _to_sparse_bsr _to_sparse_bsc to_mkldnn".split()
+)
+
 # Ops whose results are values of their operands, or zero: found by running every op on PyTorch's own
 # samples, held by a property test. A fill value is looked at when the op runs.
 _KEEP = frozenset(
@@ -124,6 +131,8 @@ def rule_for(func: Any) -> Rule:
         "exact": frozenset(_STATISTICS.get(name, ())),
         "foreach": name.startswith("aten::_foreach_"),
         "named_dtype": named,
+        "names_layout": name in _LAYOUTS,
+        "limits": name.removesuffix("_") == "aten::nan_to_num",
         "scalars": scalars,
     }
     if name in _REFUSED:

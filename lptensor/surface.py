@@ -63,7 +63,11 @@ class Surface:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
         if copy is False:
             raise ValueError("the array of an LPTensor is a copy, so that no write goes by its format")
-        return np.array(self._array(False), dtype=dtype)
+        return np.array(self._array(False).numpy(), dtype=dtype)
+
+    def __array_wrap__(self, array: Any, context: Any = None, return_scalar: bool = False) -> Tensor:
+        """What a numpy function makes of the values is a plain tensor."""
+        return torch.as_tensor(array)
 
     def _array(self, force: bool) -> Tensor:
         if force:

@@ -6,6 +6,7 @@ from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor
+from torch.utils.data._utils.collate import default_collate_fn_map
 
 from lptensor import _compat
 from lptensor.arithmetic import Arithmetic, as_arithmetic, promote
@@ -168,6 +169,8 @@ def to_lp(
         raise TypeError(
             f"only floating-point tensors have a low-precision form, got {what}; convert with .float() first"
         )
+    if x.layout is not torch.strided:
+        raise TypeError(f"only dense tensors have a low-precision form, got {x.layout}; convert with .to_dense() first")
     if isinstance(x, LPTensor):
         if x._arithmetic == arithmetic and not x._gradient:
             return x
@@ -201,6 +204,14 @@ for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
 LPTensor.__hash__ = Tensor.__hash__  # type: ignore[method-assign]
 
 Tensor.to_lp = to_lp  # type: ignore[attr-defined]
+
+
+def _collate(batch: list[Any], *, collate_fn_map: Any = None) -> Tensor:
+    return torch.stack(batch)
+
+
+# A data loader's workers would write a batch into plain shared memory, and lose the format.
+default_collate_fn_map[LPTensor] = _collate
 
 
 def _kinds(base: Any) -> list[Any]:

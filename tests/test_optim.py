@@ -226,6 +226,16 @@ def test_a_scalar_parameters_step_count_is_no_momentum(name):
     assert optim.state[p]["step"] == 3
 
 
+def test_states_of_another_shape_are_no_momenta_unless_named():
+    for quant, rows_left in ((torch.zeros_like, True), ({"row_var": torch.zeros_like}, False)):
+        task = Task("Adafactor")
+        optim = OptimLP(task.optim, momentum_quant=quant)
+        task.train(optim, 1)
+        matrix, vector = (optim.state[p] for p in task.params[:2])
+        assert matrix["row_var"].any() == rows_left
+        assert vector["variance"].any() != rows_left
+
+
 def test_the_order_is_qpytorchs():
     task, calls = Task(), []
 
@@ -645,6 +655,25 @@ def test_a_model_of_lp_parameters_trains_and_resumes(name):
     for p, q in zip(task.params, resumed.params, strict=True):
         assert p.arithmetic == q.arithmetic == Arithmetic(E5M2, BF16)
         assert torch.equal(p.dequantize(), q.dequantize()) and on_grid(p.dequantize().detach())
+
+
+def test_lp_parameters_may_step_within_the_backward_pass():
+    results = []
+    for within in (False, True):
+        w = nn.Parameter(torch.ones(4).to_lp(Arithmetic(E5M2, BF16)))
+        keeps = {"momentum_buffer": BF16}
+        optim = OptimLP(SGD([w], lr=0.25, momentum=0.5), grad_quant=HALF, momentum_quant=keeps, acc_quant=HALF)
+        for _ in range(2):
+            handle = w.register_post_accumulate_grad_hook(lambda p, optim=optim: optim.step()) if within else None
+            (w * torch.tensor([0.3, 0.21, 0.57, 0.11])).sum().backward()
+            if handle is None:
+                optim.step()
+            else:
+                handle.remove()
+            optim.zero_grad()
+        assert w.format == E5M2 and on_grid(w.dequantize().detach())
+        results.append([w.dequantize().detach(), optim.state_dict()["state"][0]["weight_accumulator"]])
+    assert same(*results)
 
 
 def test_lp_parameters_come_back_from_a_step_that_fails():

@@ -12,7 +12,7 @@ from lptensor.blocks import BlockFloatingPoint
 from lptensor.formats import E4M3, E5M2, FP16, FixedPoint, FloatingPoint
 from lptensor.quantizer import Quantizer, as_step, quantizer
 from lptensor.rounding import Stochastic
-from oracles.low_precision import CastBothWays, fixed
+from oracles.low_precision import CastBothWays, fixed, through
 
 
 def normal(*shape, requires_grad=True):
@@ -184,11 +184,13 @@ def test_what_comes_next_may_work_in_place(forward):
 
 
 def test_an_lptensor_stays_one_and_on_its_own_format_too():
-    x = torch.tensor([0.3, 1.3]).to_lp(Arithmetic(E5M2, FP16)).requires_grad_()
-    y = quantizer(FixedPoint(8, 3), FixedPoint(8, 6), "nearest", "nearest")(x)
+    values = torch.tensor([0.3, 100.0])
+    x = values.to_lp(Arithmetic(E5M2, FP16)).requires_grad_()
+    y = quantizer(FixedPoint(8, 4), FixedPoint(8, 6), "nearest", "nearest")(x)
     (y * 0.3).sum().backward()
-    on_both = fixed(3, 8)(torch.tensor([0.3, 1.3]).to(torch.float8_e5m2).float())
-    assert y.format == E5M2 and torch.equal(y.dequantize(), on_both.to(torch.float8_e5m2).float())
+    cast = through(torch.float8_e5m2)
+    assert y.format == E5M2 and torch.equal(y.dequantize(), cast(fixed(4, 8)(cast(values))))
+    assert y[1] == 8, "7.9375 is the largest of the one format and none of the other"
     assert x.grad.format == FP16 and torch.equal(x.grad.dequantize(), fixed(6, 8)(torch.full((2,), 0.3).half().float()))
 
 
