@@ -194,6 +194,7 @@ class TestExplain:
             (464.0, E4M3, "nearest", 448.0, "tie: to even"),
             (465.0, E4M3, "nearest", 448.0, "overflow: saturates at 448.0"),
             (449.0, E4M3, "nearest_away", 448.0, "nearer"),
+            (61440.0, FloatingPoint(5, 2, overflow="saturate"), "nearest", 57344.0, "overflow: saturates at 57344.0"),
             (464.0, E4M3, "nearest_away", 448.0, "overflow: saturates at 448.0"),
             (449.0, E4M3, "up", 448.0, "overflow: saturates at 448.0"),
             (1e9, E5M2, "down", 57344.0, "down"),
