@@ -65,9 +65,10 @@ class Grid(NamedTuple):
             return False
         if math.isinf(other.max):
             return self.quantum(other.emin) <= other.quantum(other.emin)
-        for exponent in range(math.frexp(other.smallest)[1] - 1, math.frexp(other.max)[1]):
+        largest = max(other.max, -other.min)
+        for exponent in range(math.frexp(other.smallest)[1] - 1, math.frexp(largest)[1]):
             quantum = other.quantum(exponent)
-            if 2.0**exponent + 2.0**quantum > max(other.max, -other.min):  # a lone power of two
+            if 2.0**exponent + 2.0**quantum > largest:  # a lone power of two
                 quantum = exponent
             if self.quantum(exponent) > quantum or 2.0**exponent < self.smallest:
                 return False
