@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from lptensor.base import (
     CARRIER_MAX as CARRIER_MAX,
