@@ -23,7 +23,8 @@ template <class T> LPT_FN int32_t lpt_exponent(typename lpt_carrier<T>::bits a) 
     const int32_t field = (int32_t)(a >> C::mantissa);
     if (field)
         return field - C::bias;
-    return (int32_t)(lpt_bits((T)(typename C::sbits)a) >> C::mantissa) - 2 * C::bias - C::mantissa + 1;
+    return (int32_t)(lpt_bits((T)(typename C::sbits)a) >> C::mantissa) - 2 * C::bias - C::mantissa +
+           1;
 }
 
 // How far the grid of a block moves whose largest magnitude has these bits.

@@ -5,7 +5,8 @@
 
 template <class T> struct lpt_loops {
     typedef typename lpt_carrier<T>::bits U;
-    // elements first .. last of x into y; `first` is a multiple of LPT_GROUP where mode is stochastic
+    // elements first .. last of x into y; `first` is a multiple of LPT_GROUP where mode is
+    // stochastic
     void (*grid)(const T *x, T *y, int64_t first, int64_t last, const lpt_grid &, const lpt_rule &);
     // largest magnitude of each block of slab `slab` into `largest`
     void (*maxima)(const T *x, const lpt_layout &, int32_t slab_dims, int64_t slab, U *largest);

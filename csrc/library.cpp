@@ -110,27 +110,29 @@ LPT_API int32_t lpt_choose_build(const char *name) {
     return 1;
 }
 
-LPT_API void lpt_round_f32(const float *x, float *y, int64_t n, const lpt_grid *g, const lpt_rule *rule,
-                   int32_t threads) {
+LPT_API void lpt_round_f32(const float *x, float *y, int64_t n, const lpt_grid *g,
+                           const lpt_rule *rule, int32_t threads) {
     round_grid(x, y, n, *g, *rule, threads);
 }
-LPT_API void lpt_round_f64(const double *x, double *y, int64_t n, const lpt_grid *g, const lpt_rule *rule,
-                   int32_t threads) {
+LPT_API void lpt_round_f64(const double *x, double *y, int64_t n, const lpt_grid *g,
+                           const lpt_rule *rule, int32_t threads) {
     round_grid(x, y, n, *g, *rule, threads);
 }
 
 // 0, or 1 where there was no memory for the blocks' maxima.
-LPT_API int32_t lpt_round_blocks_f32(const float *x, float *y, const lpt_layout *l, const lpt_blocks *b,
-                             const lpt_rule *rule, int32_t threads) {
+LPT_API int32_t lpt_round_blocks_f32(const float *x, float *y, const lpt_layout *l,
+                                     const lpt_blocks *b, const lpt_rule *rule, int32_t threads) {
     return round_blocks(x, y, *l, *b, *rule, threads);
 }
-LPT_API int32_t lpt_round_blocks_f64(const double *x, double *y, const lpt_layout *l, const lpt_blocks *b,
-                             const lpt_rule *rule, int32_t threads) {
+LPT_API int32_t lpt_round_blocks_f64(const double *x, double *y, const lpt_layout *l,
+                                     const lpt_blocks *b, const lpt_rule *rule, int32_t threads) {
     return round_blocks(x, y, *l, *b, *rule, threads);
 }
 
 // The random word of one element, for known-answer tests.
-LPT_API uint32_t lpt_random_word(uint64_t element, const lpt_key *key) { return lpt_random(element, *key); }
+LPT_API uint32_t lpt_random_word(uint64_t element, const lpt_key *key) {
+    return lpt_random(element, *key);
+}
 LPT_API void lpt_philox_words(uint64_t index, const lpt_key *key, uint32_t *out) {
     const lpt_words words = lpt_philox(index, *key);
     memcpy(out, words.w, sizeof words.w);

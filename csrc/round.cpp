@@ -15,7 +15,8 @@ inline void words_of_group(int64_t first, lpt_key key, uint32_t mask, uint32_t *
 }
 
 template <class T, int MODE, bool PLAIN>
-void run(const T *x, T *y, int64_t first, int64_t last, const lpt_cell<T> &cell, const lpt_rule &rule) {
+void run(const T *x, T *y, int64_t first, int64_t last, const lpt_cell<T> &cell,
+         const lpt_rule &rule) {
     const lpt_cell<T> c = cell;  // a local copy: y may not alias it
     if (MODE < LPT_STOCHASTIC) {
         for (int64_t i = first; i < last; ++i)
@@ -25,7 +26,8 @@ void run(const T *x, T *y, int64_t first, int64_t last, const lpt_cell<T> &cell,
     const uint32_t mask = 0xffffffffu << (32 - rule.bits);
     if (last - first < LPT_LANES) {
         for (int64_t i = first; i < last; ++i)
-            y[i] = lpt_value<T>(lpt_round<T, MODE, PLAIN>(lpt_bits(x[i]), c, lpt_random(i, rule.key) & mask));
+            y[i] = lpt_value<T>(
+                lpt_round<T, MODE, PLAIN>(lpt_bits(x[i]), c, lpt_random(i, rule.key) & mask));
         return;
     }
     uint32_t words[LPT_GROUP];
@@ -39,7 +41,8 @@ void run(const T *x, T *y, int64_t first, int64_t last, const lpt_cell<T> &cell,
 }
 
 template <class T, bool PLAIN>
-void run_mode(const T *x, T *y, int64_t first, int64_t last, const lpt_cell<T> &c, const lpt_rule &rule) {
+void run_mode(const T *x, T *y, int64_t first, int64_t last, const lpt_cell<T> &c,
+              const lpt_rule &rule) {
     switch (rule.mode) {
     case LPT_NEAREST: return run<T, LPT_NEAREST, PLAIN>(x, y, first, last, c, rule);
     case LPT_NEAREST_AWAY: return run<T, LPT_NEAREST_AWAY, PLAIN>(x, y, first, last, c, rule);
@@ -57,7 +60,8 @@ void run_mode(const T *x, T *y, int64_t first, int64_t last, const lpt_cell<T> &
 }
 
 template <class T>
-void run_cell(const T *x, T *y, int64_t first, int64_t last, const lpt_cell<T> &c, const lpt_rule &rule) {
+void run_cell(const T *x, T *y, int64_t first, int64_t last, const lpt_cell<T> &c,
+              const lpt_rule &rule) {
     if (c.plain)
         run_mode<T, true>(x, y, first, last, c, rule);
     else
@@ -69,8 +73,9 @@ void grid(const T *x, T *y, int64_t first, int64_t last, const lpt_grid &g, cons
     run_cell(x, y, first, last, lpt_make_cell<T>(g, rule, 0), rule);
 }
 
-// Walks the rows (last axis) of one slab. `visit(first, run, block)` gets each stretch of elements of
-// one block; with blocks one element wide a stretch is the whole row and `block` counts on by itself.
+// Walks the rows (last axis) of one slab. `visit(first, run, block)` gets each stretch of elements
+// of one block; with blocks one element wide a stretch is the whole row and `block` counts on by
+// itself.
 template <class Visit>
 inline void walk(const lpt_layout &l, int32_t slab_dims, int64_t slab, Visit visit) {
     const int32_t n = l.dims;
@@ -121,7 +126,8 @@ void maxima(const T *x, const lpt_layout &l, int32_t slab_dims, int64_t slab,
 
 template <class T>
 void blocks(const T *x, T *y, const lpt_layout &l, int32_t slab_dims, int64_t slab,
-            const typename lpt_carrier<T>::bits *largest, const lpt_blocks &b, const lpt_rule &rule) {
+            const typename lpt_carrier<T>::bits *largest, const lpt_blocks &b,
+            const lpt_rule &rule) {
     typedef lpt_carrier<T> C;
     typedef typename C::bits U;
     const U inf = (U)(2 * C::bias + 1) << C::mantissa, nan = inf | (U)1 << (C::mantissa - 1);

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import importlib.metadata
 import sys
 import warnings
 from collections.abc import Sequence
@@ -58,14 +57,8 @@ def _find() -> Path | None:
     """The library's file: beside this one, or where an editable install has put it."""
     names = {"win32": "liblptensor.dll", "darwin": "liblptensor.dylib"}
     name = names.get(sys.platform, "liblptensor.so")
-    beside = Path(__file__).with_name(name)
-    if beside.exists():
-        return beside
-    try:
-        files = importlib.metadata.files("lptensor") or []
-    except importlib.metadata.PackageNotFoundError:
-        return None
-    return next((Path(str(f.locate())) for f in files if f.name == name), None)
+    folders = sys.modules["lptensor"].__path__  # an editable install has two: the sources, and what was built
+    return next((path for folder in folders if (path := Path(folder, name)).exists()), None)
 
 
 @functools.cache
@@ -95,7 +88,8 @@ def warn_missing() -> None:
     """Say once that rounding is slow here, and how to mend it."""
     warnings.warn(
         "lptensor was installed without a C++ compiler and rounds with torch operations: the same bits, "
-        "many times slower. Install a compiler and then: pip install --force-reinstall --no-deps lptensor",
+        "many times slower. Install a compiler and then: "
+        "pip install --force-reinstall --no-deps --no-cache-dir lptensor",
         RuntimeWarning,
         stacklevel=2,
     )

@@ -29,10 +29,19 @@ class Format:
     def lowered(self) -> Any:
         raise NotImplementedError
 
+    def __reduce__(self) -> tuple[Any, ...]:  # by its parameters alone, so that a checkpoint stays readable
+        given = {f.name: getattr(self, f.name) for f in fields(self) if f.init}  # type: ignore[arg-type]
+        return rebuild, (type(self), given)
+
     def __repr__(self) -> str:
         given = [f for f in fields(self) if f.init or f.metadata.get("shown")]  # type: ignore[arg-type]
         shown = [f"{f.name}={getattr(self, f.name)!r}" for f in given if getattr(self, f.name) != f.default]
         return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def rebuild(kind: type[Format], given: dict[str, Any]) -> Format:
+    """A format out of a pickle."""
+    return kind(**given)
 
 
 class ScalarFormat(Format):
@@ -117,8 +126,8 @@ def check_carried(format: Format, grid: Grid, precision: int = CARRIER_PRECISION
     """Refuse a grid with values that an fp32 number cannot hold."""
     if grid.precision > precision:
         raise ValueError(f"{format!r} has {grid.precision} significant bits, the carrier holds {precision}")
-    bottom = math.frexp(grid.smallest)[1] - 1 if grid.smallest > 0 else -9999
+    bottom = grid.quantum(grid.emin)  # normals near emin need it, whether there are subnormals or not
     if bottom < CARRIER_MIN_EXPONENT:
-        raise ValueError(f"{format!r} has values down to 2**{bottom}, fp32 reaches 2**{CARRIER_MIN_EXPONENT}")
+        raise ValueError(f"{format!r} has values in steps of 2**{bottom}, fp32 reaches 2**{CARRIER_MIN_EXPONENT}")
     if not math.isinf(grid.max) and max(grid.max, -grid.min) > CARRIER_MAX:
         raise ValueError(f"{format!r} reaches 2**{grid.emax}, beyond the largest fp32 {CARRIER_MAX:g}")

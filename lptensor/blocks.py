@@ -67,7 +67,7 @@ class BlockFloatingPoint(BlockFormat):
             check_int("block_size", self.block_size, 1, 2**62)
 
     @cached_property
-    def lowered(self) -> Blocks:  # type: ignore[override]
+    def lowered(self) -> Blocks:
         top = 2.0 - 2.0 ** (2 - self.wl)
         element = Grid(self.wl - 1, emin=0, emax=0, max=top, min=-top, overflow=Overflow.SATURATE)
         return Blocks(element, emax=0, low=-(2**20), high=2**20)

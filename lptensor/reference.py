@@ -12,7 +12,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lptensor._bits import carried, exact, exponent, power, times_power
+from lptensor._bits import (
+    INTEGER,
+    bits,
+    carried,
+    exact,
+    exponent,
+    exponent_of_bits,
+    lowered,
+    power,
+    raised,
+    times_power,
+)
 from lptensor.blocks import Blocks
 from lptensor.formats import Grid, Overflow, Subnormals
 from lptensor.rounding import Beyond, Mode, Rounding
@@ -38,15 +49,17 @@ def round_blocks(x: Tensor, blocks: Blocks, shape: Sequence[int], rounding: Roun
     for n, wide in zip(x.shape, shape, strict=True):  # the number of the block that holds an element
         number = number.unsqueeze(-1) * -(-n // wide) + torch.arange(n, device=x.device) // wide
     number = number.expand(x.shape).reshape(-1)
-    magnitude = exact(x).abs().reshape(-1)
+    magnitude = bits(x).reshape(-1) & torch.iinfo(INTEGER[x.dtype]).max
     count = int(number.max()) + 1 if x.numel() else 0
-    largest = magnitude.new_zeros(count).scatter_reduce(
-        0, number, magnitude.nan_to_num(nan=torch.inf, posinf=torch.inf), "amax"
-    )
-    finite = torch.where(largest.isfinite() & (largest > 0), largest, 2.0**blocks.emax)
-    shift = (exponent(finite) - blocks.emax).clamp(blocks.low, blocks.high)
-    rounded = _round(x, blocks.element, shift[number].reshape(x.shape), rounding, key)
-    return torch.where(largest.isinf()[number].reshape(x.shape), torch.nan, rounded)
+    largest = magnitude.new_zeros(count).scatter_reduce(0, number, magnitude, "amax")
+    spoilt = largest >= bits(x.new_tensor(torch.inf))
+    shift = torch.where(largest > 0, exponent_of_bits(largest, x.dtype) - blocks.emax, 0)
+    shift = shift.clamp(blocks.low, blocks.high)
+    # Blocks at the bottom of float64 are rounded 2**512 higher, where no step meets a subnormal number.
+    lift = torch.where(shift < -500, 512, 0) if x.dtype == torch.float64 else torch.zeros_like(shift)
+    spoilt, shift, lift = (t[number].reshape(x.shape) for t in (spoilt, shift, lift))
+    rounded = _round(raised(x, lift), blocks.element, shift + lift, rounding, key)
+    return torch.where(spoilt, torch.nan, lowered(rounded, lift))
 
 
 def _round(x: Tensor, grid: Grid, shift: Tensor, rounding: Rounding, key: Key | None) -> Tensor:

@@ -1,0 +1,41 @@
+# Every command sets up what it needs: a Python environment in .venv, with the versions that
+# constraints.txt pins, and lptensor itself, whose C++ library is built on the way.
+
+PYTHON ?= python3
+PYTEST ?=        # more for pytest, as in: make test PYTEST="-k fixed_point -x"
+WORKERS ?= 2     # processes that share the tests; each gets one thread
+DEMO ?=          # more for lptensor train, as in: make demo DEMO="--epochs 5"
+
+BIN := .venv/bin
+INSTALLED := .venv/installed
+RUN_TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+.PHONY: demo test test-all lint clean
+.DEFAULT_GOAL := test
+
+# A small network trained in several number systems, side by side.
+demo: $(INSTALLED)
+	$(BIN)/lptensor train $(DEMO)
+
+# All tests but the long ones; says how many it left out.
+test: $(INSTALLED)
+	$(RUN_TESTS) -m "not slow and not gpu and not theory" $(PYTEST)
+
+# All tests: needs a CUDA device, and a registry of packages to build against.
+test-all: $(INSTALLED)
+	$(RUN_TESTS) $(PYTEST)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*)
+
+clean:
+	rm -rf .venv build dist out .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(INSTALLED): pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*)
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing into .venv what constraints.txt names; this happens once and takes a minute or two"
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	touch $@

@@ -1,0 +1,36 @@
+"""Says which tests a run leaves out, also when several processes share the tests."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+LONG = ("slow", "gpu", "theory")
+LEFT_OUT = pytest.StashKey[Counter[str]]()
+
+
+def pytest_deselected(items: Sequence[pytest.Item]) -> None:
+    if items:
+        left_out = items[0].config.stash.setdefault(LEFT_OUT, Counter())
+        left_out.update(next((name for name in LONG if item.get_closest_marker(name)), "other") for item in items)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left_out"] = dict(session.config.stash.get(LEFT_OUT, Counter()))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Every worker has collected all tests, so the last one's count is that of the run."""
+    if hasattr(node, "workeroutput"):
+        node.config.stash[LEFT_OUT] = Counter(node.workeroutput["left_out"])
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    left_out = terminalreporter.config.stash.get(LEFT_OUT, Counter())
+    kinds = ", ".join(f"{count} {name}" for name, count in left_out.items())
+    terminalreporter.write_line(f"{left_out.total()} tests left out" + (f" ({kinds})" if kinds else ""))

@@ -1,0 +1,96 @@
+"""Every private name of torch that lptensor relies on, each with what breaks without it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Without it every attribute of an LPTensor goes through a Python call: .shape takes six times as long.
+disabled_torch_function = torch._C._disabled_torch_function_impl
+
+
+def make_wrapper(cls: type, inner: Tensor, requires_grad: bool = False) -> Any:
+    """A tensor of class ``cls`` without storage that looks like ``inner``. Without it no wrapper subclass."""
+    return torch.Tensor._make_wrapper_subclass(
+        cls,
+        inner.size(),
+        strides=inner.stride(),
+        storage_offset=inner.storage_offset(),
+        dtype=inner.dtype,
+        layout=inner.layout,
+        device=inner.device,
+        requires_grad=requires_grad,
+    )
+
+
+def share_storage(view: Tensor, base: Tensor) -> None:
+    """Let autograd see that ``view`` is a view of ``base``; else in-place writes to it lose their gradient."""
+    torch._functionalize_unsafe_set(view, base)
+
+
+def graph_task() -> int:
+    """The number of the backward pass that runs on this thread, -1 outside of any.
+
+    Without it a backward op cannot be told from a forward one, and no backward format is possible.
+    """
+    task: int = torch._C._current_graph_task_id()
+    return task
+
+
+def has_kernel(func: Any, key: str) -> bool:
+    """Whether an operator has a kernel of its own under a dispatch key.
+
+    Without it composite operators reach us whole in inference mode, and round once for many.
+    """
+    found: bool = torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key)
+    return found
+
+
+def is_operator(func: Any) -> bool:
+    """Whether ``func`` is an aten-like operator, not a higher-order one that takes functions."""
+    return isinstance(func, torch._ops.OpOverload)
+
+
+def apply_below(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Run ``func`` on the wrappers' own metadata: how squeeze_() and its like change a wrapper's shape."""
+    from torch.utils._mode_utils import no_dispatch
+
+    with no_dispatch():
+        func(*args, **kwargs)
+
+
+def disable_fused_attention() -> None:
+    """Keep nn.TransformerEncoderLayer from running as one fused op, which would round once for a layer."""
+    torch.backends.mha.set_fastpath_enabled(False)
+
+
+def remove_hooks(module: torch.nn.Module, chosen: Callable[[Any], bool]) -> None:
+    """Remove the forward hooks that ``chosen`` picks. Handles would not survive a copy of the module."""
+    pairs = (
+        (module._forward_pre_hooks, (module._forward_pre_hooks_with_kwargs,)),
+        (module._forward_hooks, (module._forward_hooks_with_kwargs, module._forward_hooks_always_called)),
+    )
+    for hooks, flags in pairs:
+        for key in [key for key, hook in hooks.items() if chosen(hook)]:
+            for table in (hooks, *flags):
+                table.pop(key, None)
+
+
+def tree_map(f: Callable[[Any], Any], nest: Any, leaf: type) -> Any:
+    """``nest`` with f applied to what is no container, and to instances of ``leaf``.
+
+    Without it the containers that users register with torch (dataclasses of outputs) stay closed.
+    """
+    from torch.utils import _pytree
+
+    return _pytree.tree_map(f, nest, is_leaf=lambda part: isinstance(part, leaf))
+
+
+def collate_map() -> dict[Any, Any]:
+    """How batches are made, by type. Without it data loader workers return plain tensors."""
+    from torch.utils.data._utils.collate import default_collate_fn_map
+
+    return default_collate_fn_map

@@ -1,0 +1,158 @@
+"""What an LPTensor carries: the formats of its forward and backward values, and their rounding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from lptensor.blocks import BlockFormat
+from lptensor.formats import Format
+from lptensor.rounding import Mode, Rounding, as_rounding
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """The number formats in which an operation's results are kept.
+
+    Args:
+        forward: format of results computed in the forward direction; None keeps them in fp32.
+        backward: format of gradients; None for the forward one. ``FP32`` leaves them unrounded.
+        rounding: a name, ``Mode`` or ``Rounding`` for the forward direction.
+        backward_rounding: the same for gradients; None for ``rounding``.
+
+    Raises:
+        TypeError: a format that is none. ValueError: an unknown rounding.
+
+    >>> from lptensor import E4M3, E5M2
+    >>> Arithmetic(E4M3, backward=E5M2, backward_rounding="stochastic").gradient_rounding
+    Stochastic()
+    """
+
+    forward: Format | None = None
+    backward: Format | None = None
+    rounding: Rounding = field(default_factory=Rounding)
+    backward_rounding: Rounding | None = None
+    gradient_format: Format | None = field(init=False, compare=False)  # what gradients are kept in
+    gradient_rounding: Rounding = field(init=False, compare=False)
+
+    def __init__(
+        self,
+        forward: Format | None = None,
+        backward: Format | None = None,
+        rounding: Rounding | Mode | str = "nearest",
+        backward_rounding: Rounding | Mode | str | None = None,
+    ) -> None:
+        for name, format in (("forward", forward), ("backward", backward)):
+            if format is not None and not isinstance(format, Format):
+                raise TypeError(f"{name} must be a number format such as FloatingPoint(8) or None, got {format!r}")
+        values: dict[str, Any] = {
+            "forward": forward,
+            "backward": backward,
+            "rounding": as_rounding(rounding),
+            "backward_rounding": None if backward_rounding is None else as_rounding(backward_rounding),
+        }
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+        # Asked for at every op, so worked out once.
+        object.__setattr__(self, "gradient_format", forward if backward is None else backward)
+        object.__setattr__(self, "gradient_rounding", values["backward_rounding"] or values["rounding"])
+        object.__setattr__(self, "_hash", hash(tuple(values.values())))
+
+    def __hash__(self) -> int:
+        value: int = self.__dict__["_hash"]
+        return value
+
+    def __reduce__(self) -> tuple[Any, ...]:  # a hash is good for one process only
+        return Arithmetic, (self.forward, self.backward, self.rounding, self.backward_rounding)
+
+    def __repr__(self) -> str:
+        shown = [repr(self.forward)]
+        if self.backward is not None:
+            shown.append(f"backward={self.backward!r}")
+        shown.append(f"rounding={show_rounding(self.rounding)}")
+        if self.backward_rounding is not None:
+            shown.append(f"backward_rounding={show_rounding(self.backward_rounding)}")
+        return f"Arithmetic({', '.join(shown)})"
+
+
+def show_rounding(rounding: Rounding) -> str:
+    """A rounding as a user would write it."""
+    return repr(rounding.name) if rounding == as_rounding(rounding.mode) else repr(rounding)
+
+
+def as_arithmetic(
+    format: Format | Arithmetic,
+    rounding: Rounding | Mode | str = "nearest",
+    backward: Format | None = None,
+) -> Arithmetic:
+    """The ``Arithmetic`` that a format, or an arithmetic itself, stands for.
+
+    >>> from lptensor import E4M3
+    >>> as_arithmetic(E4M3) == Arithmetic(E4M3)
+    True
+    """
+    if isinstance(format, Arithmetic):
+        if backward is not None or as_rounding(rounding) != Rounding():
+            raise TypeError(f"{format!r} says its rounding and backward format itself; leave the other arguments away")
+        return format
+    if not isinstance(format, Format):
+        raise TypeError(f"expected a number format such as FloatingPoint(8), or an Arithmetic, got {format!r}")
+    return Arithmetic(format, backward, rounding)
+
+
+def promote(a: Arithmetic, b: Arithmetic) -> Arithmetic:
+    """The arithmetic of an op between two: the format that contains the other; commutative.
+
+    Containment compares finite values. A block format counts as its element and yields to a scalar
+    format. The remaining fields must agree, or one of them be at its default.
+
+    Raises:
+        TypeError: neither format contains the other, or other fields conflict.
+
+    >>> from lptensor import BF16, E4M3
+    >>> promote(Arithmetic(E4M3), Arithmetic(BF16)).forward == BF16
+    True
+    """
+    if a == b:
+        return a
+    return Arithmetic(
+        _wider(a, b),
+        _agree(a, b, "backward", None),
+        _agree(a, b, "rounding", Rounding()),
+        _agree(a, b, "backward_rounding", None),
+    )
+
+
+def _wider(a: Arithmetic, b: Arithmetic) -> Format | None:
+    f, g = a.forward, b.forward
+    if f == g or g is None or f is None:
+        return f if f == g else None
+    if isinstance(f, BlockFormat) != isinstance(g, BlockFormat):
+        element, scalar = (f, g) if isinstance(f, BlockFormat) else (g, f)
+        if _contains(scalar, element):
+            return scalar
+    else:
+        f_holds, g_holds = _contains(f, g), _contains(g, f)
+        if f_holds != g_holds:
+            return f if f_holds else g
+    raise TypeError(
+        f"neither of {f!r} and {g!r} contains the other, so an op between them has no format of its own; "
+        "recast one operand with .to_lp(...), or leave low precision with .dequantize()"
+    )
+
+
+def _contains(f: Format, g: Format) -> bool:
+    grids = [h.lowered.element if isinstance(h, BlockFormat) else h.lowered for h in (f, g)]
+    holds: bool = grids[0].contains(grids[1])
+    return holds
+
+
+def _agree(a: Arithmetic, b: Arithmetic, name: str, default: Any) -> Any:
+    x, y = getattr(a, name), getattr(b, name)
+    if x == y or y == default:
+        return x
+    if x == default:
+        return y
+    raise TypeError(
+        f"operands disagree on {name}: {x!r} and {y!r}; recast one of them with .to_lp(...) to the Arithmetic you mean"
+    )

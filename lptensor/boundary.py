@@ -1,0 +1,108 @@
+"""What a converted model does when its modules run, as hooks that copy and pickle with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from lptensor import _compat
+from lptensor.arithmetic import Arithmetic
+from lptensor.tensor import LPTensor
+
+
+def map_nest(nest: Any, f: Callable[[Tensor], Any]) -> Any:
+    """``nest`` with f applied to its floating-point tensors; dicts, lists and tuples are rebuilt."""
+    if isinstance(nest, Tensor):
+        return f(nest) if nest.is_floating_point() else nest
+    if isinstance(nest, PackedSequence):
+        return nest._replace(data=map_nest(nest.data, f))
+    if isinstance(nest, tuple) and hasattr(nest, "_fields"):
+        return type(nest)(*(map_nest(item, f) for item in nest))
+    if isinstance(nest, (list, tuple)):
+        return type(nest)(map_nest(item, f) for item in nest)
+    if isinstance(nest, Mapping):
+        items = {key: map_nest(value, f) for key, value in nest.items()}
+        return items if type(nest) is dict else type(nest)(**items)
+    return nest
+
+
+class Hook:
+    """A hook that knows how to attach itself; ``unhook`` takes all of them off a module."""
+
+    def attach(self, module: nn.Module) -> None:
+        raise NotImplementedError
+
+
+def unhook(module: nn.Module) -> None:
+    """Take the hooks of an earlier conversion off a module."""
+    _compat.remove_hooks(module, lambda hook: isinstance(getattr(hook, "__self__", None), Hook))
+
+
+@dataclass(frozen=True)
+class Boundary(Hook):
+    """Casts where a module's rule differs from its parent's: None is plain fp32.
+
+    Plain tensors are cast only if the side they come from is plain: in a low-precision one they are
+    exact operands such as masks, and stay so.
+    """
+
+    inside: Arithmetic | None
+    outside: Arithmetic | None
+
+    def attach(self, module: nn.Module) -> None:
+        module.register_forward_pre_hook(self.enter, with_kwargs=True)
+        module.register_forward_hook(self.leave)
+
+    def enter(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        named = {k: v if k.endswith("mask") else self._cast(v, self.outside, self.inside) for k, v in kwargs.items()}
+        return self._cast(args, self.outside, self.inside), named
+
+    def leave(self, module: nn.Module, args: Any, output: Any) -> Any:
+        return self._cast(output, self.inside, self.outside)
+
+    @staticmethod
+    def _cast(nest: Any, source: Arithmetic | None, target: Arithmetic | None) -> Any:
+        def cast(x: Tensor) -> Tensor:
+            if target is None:
+                return x.dequantize() if isinstance(x, LPTensor) else x
+            if source is None or isinstance(x, LPTensor):
+                lp: Tensor = x.to_lp(target)  # type: ignore[attr-defined]
+                return lp
+            return x
+
+        return map_nest(nest, cast)
+
+
+class StepByStep(Hook):
+    """Runs an LSTM as one op per gate and time step: on the CPU, oneDNN would round a whole layer once."""
+
+    def attach(self, module: nn.Module) -> None:
+        module.register_forward_pre_hook(self.begin)
+        module.register_forward_hook(self.end, always_call=True)
+
+    def begin(self, module: nn.Module, args: Any) -> None:
+        self._before = torch.backends.mkldnn.set_flags(False)
+
+    def end(self, module: nn.Module, args: Any, output: Any) -> None:
+        torch.backends.mkldnn.set_flags(*self._before)
+
+
+@dataclass(frozen=True)
+class Materialize(Hook):
+    """Converts lazy parameters as soon as they have a shape; then it goes away."""
+
+    wanted: dict[str, Arithmetic]
+    buffers: bool
+    finish: Callable[[nn.Module, dict[str, Arithmetic], bool], None]
+
+    def attach(self, module: nn.Module) -> None:
+        module.register_forward_pre_hook(self.run)
+
+    def run(self, module: nn.Module, args: Any) -> None:
+        _compat.remove_hooks(module, lambda hook: getattr(hook, "__self__", None) is self)
+        self.finish(module, self.wanted, self.buffers)

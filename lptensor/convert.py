@@ -1,0 +1,215 @@
+"""Models, optimizers and nests of tensors into low precision and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from lptensor import _compat
+from lptensor.arithmetic import Arithmetic, as_arithmetic
+from lptensor.boundary import Boundary, Materialize, StepByStep, map_nest, unhook
+from lptensor.formats import Format
+from lptensor.ops import check_roundable
+from lptensor.path_rules import UNTOUCHED, PathRules, Verdict
+from lptensor.tensor import LPTensor, enter
+
+Target = TypeVar("Target")
+Spec = Format | Arithmetic | None
+
+
+def convert(target: Target, format: Spec | Mapping[str, Spec], buffers: bool = False) -> Target:
+    """``target`` in low precision; None converts back to plain fp32.
+
+    * A module: its floating-point parameters become LPTensors in place, and the module is returned.
+      Parameters keep their identity, so optimizers, tied weights and RNNs stay right; gradients go
+      along, to the backward format. Lazy parameters convert when they are materialised.
+    * An optimizer: its state, in place. Counters (0-dim) and what is no tensor stay as they are.
+    * A tensor, or a nest of dicts, lists and tuples of them: a new nest; integers stay as they are.
+
+    Args:
+        format: a format, an ``Arithmetic``, None, or for a module ordered rules
+            {path pattern: format or None}. A pattern is a shell pattern for the path of a module or
+            parameter ("layers.*.norm") and holds for all below it; the first that matches counts, what
+            none matches stays untouched. Where the rule of a module differs from its parent's, tensors
+            that enter or leave it are recast (None: dequantized); arguments called ``*mask`` are not.
+        buffers: convert floating-point buffers too (running statistics, rotary frequencies).
+
+    Raises:
+        ValueError: a pattern that matches nothing, a parameter tied across two rules, a format that
+            fp32 cannot carry. TypeError: a target or format that is none. Nothing is then converted.
+
+    >>> from lptensor import FloatingPoint
+    >>> model = convert(nn.Linear(2, 1), FloatingPoint(8))
+    >>> model.weight.format
+    FloatingPoint(exp=5, man=2)
+    """
+    if isinstance(target, nn.Module):
+        _convert_module(target, format, buffers)
+        return target
+    if isinstance(format, Mapping):
+        raise TypeError(f"path rules are for modules; a {type(target).__name__} takes one format")
+    arithmetic = None if format is None else as_arithmetic(format)
+    if isinstance(target, torch.optim.Optimizer):
+        for state in target.state.values():
+            state.update({key: _convert_state(value, arithmetic) for key, value in state.items()})
+        return target
+    if isinstance(target, Tensor) and not target.is_floating_point():
+        raise TypeError(f"only floating-point tensors have a low-precision form, got {target.dtype}")
+    if not isinstance(target, (Tensor, Mapping, list, tuple)):
+        raise TypeError(f"convert takes a module, an optimizer or a nest of tensors, got {type(target).__name__}")
+    converted: Target = map_nest(target, lambda x: _convert_tensor(x, arithmetic))
+    return converted
+
+
+def _convert_tensor(x: Tensor, arithmetic: Arithmetic | None) -> Tensor:
+    if arithmetic is None:
+        return x.dequantize() if isinstance(x, LPTensor) else x
+    lp: Tensor = x.to_lp(arithmetic)  # type: ignore[attr-defined]
+    return lp
+
+
+def _convert_state(value: Any, arithmetic: Arithmetic | None) -> Any:
+    with torch.no_grad():
+        return map_nest(value, lambda x: _convert_tensor(x, arithmetic) if x.dim() else x)
+
+
+def _convert_module(model: nn.Module, format: Any, buffers: bool) -> None:
+    rules = PathRules(format)
+    rules.check_paths([*dict(model.named_modules()), *dict(model.named_parameters(remove_duplicate=False))])
+    plan = _plan(model, rules, buffers)
+    _compat.disable_fused_attention()
+    _carry_out(model, plan)
+    _hook(model, rules, buffers)
+
+
+Plan = dict[int, tuple[Tensor, Arithmetic | None, bool]]  # by id: the tensor, where to, whether a gradient
+
+
+def _plan(model: nn.Module, rules: PathRules, buffers: bool) -> Plan:
+    """What becomes of every tensor of the model, or an error before anything has changed."""
+    plan: Plan = {}
+    paths: dict[int, str] = {}
+    tensors: list[tuple[str, Tensor]] = list(model.named_parameters(remove_duplicate=False))
+    stored = model.named_buffers(remove_duplicate=False)
+    tensors += [(name, b) for name, b in stored if buffers or isinstance(b, LPTensor)]
+    for path, tensor in tensors:
+        verdict = rules.of(path)
+        if nn.parameter.is_lazy(tensor) or not tensor.is_floating_point():
+            continue
+        if id(tensor) in paths and rules.of(paths[id(tensor)]) != verdict:
+            raise ValueError(
+                f"{paths[id(tensor)]!r} and {path!r} are one tensor, but the rules give them "
+                f"{rules.of(paths[id(tensor)])!r} and {verdict!r}; give tied weights one rule"
+            )
+        paths[id(tensor)] = path
+        if isinstance(verdict, Verdict):
+            continue
+        if verdict is not None and verdict.forward is not None:
+            check_roundable(torch.empty(0), verdict.forward)
+        plan[id(tensor)] = tensor, verdict, False
+        if tensor.grad is not None:
+            plan[id(tensor.grad)] = tensor.grad, verdict, True
+    return plan
+
+
+def _target(tensor: Tensor, arithmetic: Arithmetic | None, gradient: bool) -> Tensor:
+    plain = tensor._inner if isinstance(tensor, LPTensor) else tensor.detach()
+    if arithmetic is None:
+        return plain.clone() if isinstance(tensor, LPTensor) else tensor
+    if isinstance(tensor, LPTensor) and tensor._arithmetic == arithmetic:
+        return tensor
+    return enter(plain, arithmetic, gradient)
+
+
+def _carry_out(model: nn.Module, plan: Plan) -> None:
+    """Apply a plan, or leave the model as it was."""
+    before: dict[int, Tensor] = {}  # by id of a tensor that has changed, its old values in their old form
+
+    def apply(tensor: Tensor) -> Tensor:
+        if id(tensor) not in plan or id(tensor) in before:
+            return tensor
+        new = _target(*plan[id(tensor)])
+        if new is not tensor:
+            before[id(tensor)] = tensor.detach()
+        return new
+
+    touched = [m for m in model.modules() if any(id(t) in plan for t in _own(m))]
+    for i, module in enumerate(touched):
+        try:
+            with _swapping():
+                module._apply(apply, recurse=False)
+        except RuntimeError as error:
+            _undo(touched[: i + 1], before)
+            raise RuntimeError(
+                "a parameter is in use by a computation graph or a weak reference and cannot be converted now: "
+                "let go of losses and outputs (del loss) and convert again; the model is unchanged"
+            ) from error
+
+
+def _undo(modules: list[nn.Module], before: dict[int, Tensor]) -> None:
+    """Give the tensors of ``modules`` their old contents back."""
+    for module in modules:
+        for parameter in module.parameters(recurse=False):
+            grad, old = parameter.grad, before.get(id(parameter))
+            if old is not None and not _same_form(parameter, old):
+                parameter.grad = None
+                torch.utils.swap_tensors(parameter, nn.Parameter(old, requires_grad=parameter.requires_grad))
+                parameter.grad = before.get(id(grad), grad)
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, before.get(id(buffer), buffer))
+        module._apply(lambda tensor: tensor, recurse=False)  # RNNs gather their weights anew
+
+
+def _same_form(a: Tensor, b: Tensor) -> bool:
+    return getattr(a, "arithmetic", None) == getattr(b, "arithmetic", None)
+
+
+def _own(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+
+
+class _swapping:
+    """Let modules replace a parameter's contents and keep the object, also on the way back to plain."""
+
+    def __enter__(self) -> None:
+        self._before = torch.__future__.get_swap_module_params_on_conversion()
+        torch.__future__.set_swap_module_params_on_conversion(True)
+
+    def __exit__(self, *_: Any) -> None:
+        torch.__future__.set_swap_module_params_on_conversion(self._before)
+
+
+def _hook(model: nn.Module, rules: PathRules, buffers: bool) -> None:
+    """What must happen when modules run: casts at boundaries, lazy parameters, LSTMs step by step."""
+    for path, module in model.named_modules():
+        verdict = rules.of(path)
+        if verdict is UNTOUCHED and rules.of_parent(path) is UNTOUCHED:
+            continue
+        unhook(module)
+        inside, outside = (None if isinstance(v, Verdict) else v for v in (verdict, rules.of_parent(path)))
+        if path and inside != outside:
+            Boundary(inside, outside).attach(module)
+        if isinstance(module, nn.LSTM) and inside is not None:
+            StepByStep().attach(module)
+        lazy = {
+            name: rules.of(f"{path}.{name}" if path else name)
+            for name, p in module.named_parameters(recurse=False)
+            if nn.parameter.is_lazy(p)
+        }
+        wanted = {name: v for name, v in lazy.items() if not isinstance(v, Verdict) and v is not None}
+        if wanted:
+            Materialize(wanted, buffers, _finish_lazy).attach(module)
+
+
+def _finish_lazy(module: nn.Module, wanted: dict[str, Arithmetic], buffers: bool) -> None:
+    """Convert parameters that have just been materialised."""
+    plan: Plan = {}
+    for name, arithmetic in wanted.items():
+        plan[id(module.get_parameter(name))] = module.get_parameter(name), arithmetic, False
+    for buffer in module.buffers(recurse=False) if buffers else ():
+        if buffer.is_floating_point():
+            plan[id(buffer)] = buffer, next(iter(wanted.values())), False
+    _carry_out(module, plan)

@@ -1,0 +1,327 @@
+"""Runs ops on LPTensors by their rules: unwrap, compute in fp32, round once, wrap.
+
+Every function here gets the tensor class as an argument; lptensor/tensor.py hands it in.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from lptensor import _compat
+from lptensor.arithmetic import Arithmetic, promote
+from lptensor.escape import leave
+from lptensor.ops import round_into
+from lptensor.rules import Kind, Rule, rule_for
+
+Runner = Callable[[tuple[Any, ...], dict[str, Any]], Any]
+Grid = tuple[Arithmetic, bool]  # what values are on: an arithmetic, and whether its gradient side
+
+_promote = lru_cache(maxsize=None)(promote)
+
+
+def make_runner(func: Any, cls: Any) -> Runner:
+    """The function that runs one operator on arguments among which there are tensors of class ``cls``."""
+    if not _compat.is_operator(func):
+        raise NotImplementedError(
+            f"{func} takes functions as arguments and cannot look into an LPTensor; call .dequantize() on its "
+            "tensors, or write the control flow in Python"
+        )
+    rule = rule_for(func)
+    kinds = {
+        Kind.DECOMPOSE: _decompose,
+        Kind.RESHAPE: _reshape,
+        Kind.MUTATE: _mutate,
+        Kind.VIEW: _view,
+        Kind.KEEP: _keep,
+        Kind.ROUND: _foreach if rule.foreach else _compute,
+        Kind.REFUSE: _refuse,
+    }
+    run = kinds[rule.kind](func, rule, cls)
+    return _within_limits(run) if rule.limits else run
+
+
+def _within_limits(run: Runner) -> Runner:
+    """nan_to_num() with the format's limits where it would take those of fp32."""
+
+    def limited(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        given = dict(zip(("x", "nan", "posinf", "neginf"), args, strict=False)) | kwargs
+        grid = getattr(getattr(given["x"], "format", None), "grid", None)
+        for name, limit in (("posinf", "max"), ("neginf", "min")):
+            if given.get(name) is None and grid is not None and math.isfinite(getattr(grid, limit)):
+                given[name] = getattr(grid, limit)
+        bounds = [given.pop(name, None) for name in ("x", "nan", "posinf", "neginf")]
+        return run(tuple(bounds), given)
+
+    return limited
+
+
+# -- which direction -------------------------------------------------------------------------------
+
+_local = threading.local()
+
+
+def _step_begins(*_: Any) -> None:
+    _local.step = _compat.graph_task()
+
+
+def _step_ends(*_: Any) -> None:
+    _local.step = None
+
+
+# An optimizer computes forward values, also when it steps in a hook of the backward pass. What is kept
+# is the number of that pass, not a flag, so that a step that raised cannot colour a later pass.
+register_optimizer_step_pre_hook(_step_begins)
+register_optimizer_step_post_hook(_step_ends)
+
+
+def in_step(task: int) -> bool:
+    """Whether an optimizer steps on this thread, within the backward pass ``task`` or outside (-1)."""
+    return getattr(_local, "step", None) == task
+
+
+def in_backward() -> bool:
+    """Whether the running op computes a gradient.
+
+    Grad mode tells the recomputation of a checkpoint, which is forward work, from the backward proper.
+    """
+    task = _compat.graph_task()
+    return task != -1 and not torch.is_grad_enabled() and not in_step(task)
+
+
+def _side(gradient: bool) -> bool:
+    """The side of a copy: what a backward pass copies becomes a gradient, what an optimizer copies does not."""
+    return not in_step(_compat.graph_task()) if gradient else in_backward()
+
+
+# -- pieces ------------------------------------------------------------------------------------------
+
+
+def round_(inner: Tensor, arithmetic: Arithmetic, gradient: bool) -> Tensor:
+    """Round a plain tensor in place to one side of an arithmetic."""
+    if gradient:
+        format, rounding = arithmetic.gradient_format, arithmetic.gradient_rounding
+    else:
+        format, rounding = arithmetic.forward, arithmetic.rounding
+    if format is None:
+        return inner
+    if type(inner) is Tensor:
+        if inner.device.type != "meta":
+            round_into(inner, inner, format, rounding)
+    else:
+        from lptensor.library import traced_round_
+
+        traced_round_(inner, format, rounding)
+    return inner
+
+
+def _unwrap(values: Any, cls: Any, found: list[Any]) -> Any:
+    """``values`` with every LPTensor replaced by its inner tensor; the LPTensors go to ``found``."""
+    plain = []
+    for value in values:
+        kind = type(value)
+        if kind is cls:
+            found.append(value)
+            plain.append(value._inner)
+        elif kind is list or kind is tuple:
+            plain.append(_unwrap(value, cls, found))
+        else:
+            plain.append(value)
+    return plain if type(values) is list else tuple(plain)
+
+
+def _join(operands: Sequence[Any]) -> Arithmetic:
+    arithmetic: Arithmetic = operands[0]._arithmetic
+    for operand in operands:
+        if operand._arithmetic is not arithmetic:
+            arithmetic = _promote(arithmetic, operand._arithmetic)
+    return arithmetic
+
+
+def _argument(place: int | str, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    if isinstance(place, str):
+        return kwargs.get(place)
+    return args[place] if place < len(args) else None
+
+
+def _common_grid(rule: Rule, args: Any, kwargs: Any, cls: Any, found: list[Any]) -> Grid | None:
+    """The one grid that all float operands are on, if there is one and no number joins them."""
+    grid = found[0]._arithmetic, found[0]._gradient
+    for operand in found:
+        if operand._gradient != grid[1] or operand._arithmetic != grid[0]:
+            return None
+    if any(_argument(place, args, kwargs) for place in rule.scalars):
+        return None
+    return None if _has_plain_float((*args, *kwargs.values()), cls) else grid
+
+
+def _has_plain_float(values: Any, cls: Any) -> bool:
+    for value in values:
+        if isinstance(value, Tensor):
+            if type(value) is not cls and value.is_floating_point():
+                return True
+        elif isinstance(value, (list, tuple)) and _has_plain_float(value, cls):
+            return True
+    return False
+
+
+def _named(rule: Rule, args: Any, kwargs: Any) -> bool:
+    return rule.names_layout or any(_argument(place, args, kwargs) is not None for place in rule.named_dtype)
+
+
+def _stays(result: Any) -> bool:
+    """Whether a result can be the inner tensor of an LPTensor."""
+    return isinstance(result, Tensor) and result.dtype is torch.float32 and result.layout is torch.strided
+
+
+def _fresh(func: Any, rule: Rule, cls: Any, out: Any, grid: Grid, rounds: bool, named: bool) -> Any:
+    """Results of a computation, rounded if need be, and wrapped."""
+    if isinstance(out, Tensor):
+        if not _stays(out):
+            return leave(func, out, named)
+        return cls(round_(out, *grid) if rounds else out, *grid)
+    if isinstance(out, (list, tuple)):
+        wrapped = [
+            item if i in rule.exact else _fresh(func, rule, cls, item, grid, rounds, named)
+            for i, item in enumerate(out)
+        ]
+        return wrapped if type(out) is list else tuple(wrapped)
+    return out
+
+
+# -- one runner for each kind --------------------------------------------------------------------------
+
+
+def _compute(func: Any, rule: Rule, cls: Any) -> Runner:
+    def run(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        found: list[Any] = []
+        plain = _unwrap(args, cls, found)
+        named = dict(zip(kwargs, _unwrap(tuple(kwargs.values()), cls, found), strict=True)) if kwargs else kwargs
+        grid = _join(found), in_backward()
+        return _fresh(func, rule, cls, func(*plain, **named), grid, True, _named(rule, args, kwargs))
+
+    return run
+
+
+def _keep(func: Any, rule: Rule, cls: Any) -> Runner:
+    def run(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        found: list[Any] = []
+        plain = _unwrap(args, cls, found)
+        named = dict(zip(kwargs, _unwrap(tuple(kwargs.values()), cls, found), strict=True)) if kwargs else kwargs
+        kept = _common_grid(rule, args, kwargs, cls, found)
+        grid: Grid = (_join(found), in_backward()) if kept is None else (kept[0], _side(kept[1]))
+        return _fresh(func, rule, cls, func(*plain, **named), grid, grid != kept, _named(rule, args, kwargs))
+
+    return run
+
+
+def _view(func: Any, rule: Rule, cls: Any) -> Runner:
+    def wrap(out: Any, base: Any) -> Any:
+        if not isinstance(out, Tensor):
+            return [wrap(item, base) for item in out] if type(out) is list else tuple(wrap(item, base) for item in out)
+        if not _stays(out):
+            return out
+        view = cls(out, base._arithmetic, base._gradient)
+        _compat.share_storage(view, base)
+        return view
+
+    def run(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        found: list[Any] = []
+        plain = _unwrap(args, cls, found)
+        out = func(*plain, **kwargs)
+        if isinstance(out, Tensor) and not _stays(out) and out.dtype is not torch.float32:
+            return leave(func, out, _named(rule, args, kwargs))
+        return wrap(out, found[0])
+
+    return run
+
+
+def _mutate(func: Any, rule: Rule, cls: Any) -> Runner:
+    def run(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        found: list[Any] = []
+        plain = _unwrap(args, cls, found)
+        named = dict(zip(kwargs, _unwrap(tuple(kwargs.values()), cls, found), strict=True)) if kwargs else kwargs
+        rounds = not (rule.selects and _common_grid(rule, args, kwargs, cls, found))
+        arithmetic = None if rule.foreach or not any(r is None for r in rule.returns) else _join(found)
+        backward = in_backward()
+        out = func(*plain, **named)
+        for place in rule.writes:
+            written = _argument(place, args, kwargs)
+            for target in written if isinstance(written, (list, tuple)) else (written,):
+                if type(target) is cls:
+                    _written(target, rounds)
+        if not rule.returns:
+            return out
+        outs = out if len(rule.returns) > 1 else (out,)
+        results = [
+            _argument(place, args, kwargs)
+            if place is not None
+            else item
+            if i in rule.exact or arithmetic is None
+            else _fresh(func, rule, cls, item, (arithmetic, backward), True, False)
+            for i, (place, item) in enumerate(zip(rule.returns, outs, strict=True))
+        ]
+        return results[0] if len(rule.returns) == 1 else tuple(results)
+
+    return run
+
+
+def _written(target: Any, rounds: bool) -> None:
+    """An op has written into the inner tensor of ``target``: its format holds, in either direction."""
+    if rounds:
+        round_(target._inner, target._arithmetic, target._gradient)
+    if target._inner.shape != target.shape:  # out= grew an empty tensor
+        _compat.apply_below(torch.ops.aten.resize_.default, (target, target._inner.shape), {})
+
+
+def _reshape(func: Any, rule: Rule, cls: Any) -> Runner:
+    def run(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        found: list[Any] = []
+        func(*_unwrap(args, cls, found), **kwargs)
+        _compat.apply_below(func, args, kwargs)
+        return args[0]
+
+    return run
+
+
+def _foreach(func: Any, rule: Rule, cls: Any) -> Runner:
+    def run(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        found: list[Any] = []
+        plain = _unwrap(args, cls, found)
+        named = dict(zip(kwargs, _unwrap(tuple(kwargs.values()), cls, found), strict=True)) if kwargs else kwargs
+        outs, backward = func(*plain, **named), in_backward()
+        values = (*args, *kwargs.values())
+        shared = [v for v in values if type(v) is cls]
+        lists = [v for v in values if isinstance(v, (list, tuple)) and len(v) == len(outs)]
+        results = []
+        for i, out in enumerate(outs):
+            operands = [v[i] for v in lists if type(v[i]) is cls] + shared
+            grid = (_join(operands), backward) if operands else None
+            results.append(_fresh(func, rule, cls, out, grid, True, False) if grid else out)
+        return results
+
+    return run
+
+
+def _decompose(func: Any, rule: Rule, cls: Any) -> Runner:
+    whole = _compute(func, rule, cls)
+
+    def run(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        out = func.decompose(*args, **kwargs)
+        return whole(args, kwargs) if out is NotImplemented else out
+
+    return run
+
+
+def _refuse(func: Any, rule: Rule, cls: Any) -> Runner:
+    def run(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        raise NotImplementedError(f"{func} would round the work of a whole layer once: {rule.reason}")
+
+    return run

@@ -1,0 +1,57 @@
+"""What happens when the result of an op is no fp32 tensor, so that it cannot stay in low precision."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_SETTINGS = ("error", "warn", "allow")
+_setting = "error"
+
+
+class escapes:  # noqa: N801 - reads as a function, and in a with statement
+    """Say what happens when an op would silently leave low precision: "error", "warn" or "allow".
+
+    A dtype or layout that the caller names (``x.double()``, ``x.to_sparse()``, ``dtype=``) is no
+    escape: it gives a plain tensor. A complex or float64 result nobody asked for is one, and so are
+    casts to half and bfloat16, which autocast makes without being asked. Holds at once and for the
+    whole process; as a context manager until the end of the block.
+
+    Raises:
+        ValueError: any other setting.
+
+    >>> with escapes("allow"):
+    ...     pass
+    """
+
+    def __init__(self, setting: str) -> None:
+        global _setting
+        if setting not in _SETTINGS:
+            raise ValueError(f"escapes takes one of {', '.join(_SETTINGS)}, got {setting!r}")
+        self._before, _setting = _setting, setting
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *_: Any) -> None:
+        global _setting
+        _setting = self._before
+
+
+def leave(func: Any, result: Tensor, named: bool) -> Tensor:
+    """Let the plain ``result`` of an op on LPTensors out, or refuse."""
+    reduced = result.dtype in (torch.float16, torch.bfloat16)
+    if not (result.is_floating_point() or result.is_complex()) or named and not reduced or _setting == "allow":
+        return result
+    what = str(result.dtype).removeprefix("torch.") if result.layout is torch.strided else str(result.layout)
+    message = f"{func} on an LPTensor gives a plain {what} tensor: it would leave low precision unnoticed. "
+    if reduced:
+        message += "autocast does this; an LPTensor's format already is its precision: turn autocast off, or "
+    message += 'say x.dequantize() first, or lptensor.escapes("allow").'
+    if _setting == "error":
+        raise RuntimeError(message)  # a TypeError within an operator would be taken for "not mine"
+    warnings.warn(message, RuntimeWarning, stacklevel=4)
+    return result

@@ -1,0 +1,167 @@
+"""Low-precision layers: the outputs and gradients of chosen layers of a model are rounded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, TypeAlias, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import modules
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from torch.nn.utils.rnn import PackedSequence
+
+from lptensor import _compat
+from lptensor.formats import Format
+from lptensor.quantizer import quantizer
+from lptensor.rounding import Mode, Rounding
+
+Model = TypeVar("Model", bound=nn.Module)
+LayerType: TypeAlias = "str | type[nn.Module]"
+
+
+def _layers(*files: ModuleType) -> tuple[type[nn.Module], ...]:
+    """The public layers that these files of torch.nn define."""
+    listed = (getattr(file, name) for file in files for name in file.__all__)
+    return tuple(cls for cls in listed if issubclass(cls, nn.Module) and cls not in _NO_LAYERS | _ATTENTION)
+
+
+_ATTENTION = {nn.MultiheadAttention}  # torch keeps it with the activations
+_NO_LAYERS = {nn.Identity, NonDynamicallyQuantizableLinear}
+
+GROUPS: dict[str, tuple[type[nn.Module], ...]] = {
+    "conv": _layers(modules.conv, modules.fold),
+    "linear": _layers(modules.linear),
+    "pool": _layers(modules.pooling),
+    "pad": _layers(modules.padding),
+    "activation": _layers(modules.activation),
+    "normalization": _layers(modules.normalization, modules.batchnorm, modules.instancenorm),
+    "dropout": _layers(modules.dropout),
+    "loss": _layers(modules.loss),
+    "rnn": _layers(modules.rnn),
+    "embedding": _layers(modules.sparse),
+    "attention": tuple(_ATTENTION),
+}
+
+# The key of our hook among a module's forward hooks. torch counts its keys up from zero, in every process anew:
+# one that it handed out could be handed out again after a model is loaded, and the rounding would be overwritten.
+_HOOK = -1
+
+
+def lower(
+    model: Model,
+    layer_type: LayerType | Iterable[LayerType] | None = None,
+    forward_number: Format | None = None,
+    backward_number: Format | None = None,
+    forward_rounding: Rounding | Mode | str = "stochastic",
+    backward_rounding: Rounding | Mode | str = "stochastic",
+    *,
+    layer_types: LayerType | Iterable[LayerType] | None = None,
+) -> Model:
+    """Round what the chosen layers of ``model`` put out, and the gradients that enter them from behind.
+
+    The model is changed in place and returned: modules, parameters, buffers and the keys of the
+    state_dict stay what they are; ``deepcopy``, pickle and ``torch.save`` keep the rounding. Every
+    floating-point tensor in a layer's output is rounded, wherever it stands in tuples, lists, dicts
+    and packed sequences; integers, plain numbers and None pass. Special values are the format's affair.
+
+    A later call replaces what an earlier one said about a layer; with neither number it takes the
+    rounding away. Subclasses count as what they extend. Only modules that are called can be rounded:
+    functional code is left alone, as are the projections inside ``nn.MultiheadAttention``, whose
+    own output the group "attention" rounds.
+
+    Args:
+        layer_type: one or several of "conv", "linear", "pool", "pad", "activation", "normalization",
+            "dropout", "loss", "rnn", "embedding", "attention"; "all" for all of these; module classes.
+        forward_number: format of the outputs; None leaves them as they are.
+        backward_number: format of the gradients; None leaves them as they are.
+        layer_types: another name for layer_type.
+
+    Raises:
+        TypeError: a model, a layer type or a number that is none.
+        ValueError: an unknown group or rounding, or no such layer in the model. The model is unchanged.
+
+    >>> from lptensor import FloatingPoint
+    >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU())
+    >>> lower(net, ["conv"], FloatingPoint(8), FloatingPoint(8)) is net
+    True
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"lower takes a torch.nn.Module, got {model!r}")
+    wanted = _classes(layer_type, layer_types)
+    quantize = quantizer(forward_number, backward_number, forward_rounding, backward_rounding)
+    layers = [
+        module
+        for module in model.modules()
+        if isinstance(module, wanted) and type(module) is not NonDynamicallyQuantizableLinear
+    ]
+    if not layers:
+        present = sorted({type(module).__name__ for module in model.modules()})
+        raise ValueError(f"{type(model).__name__} has no layer of {_names(wanted)}; it is made of {', '.join(present)}")
+    for layer in layers:
+        if forward_number is None and backward_number is None:
+            layer._forward_hooks.pop(_HOOK, None)
+        else:
+            layer._forward_hooks[_HOOK] = _RoundOutput(quantize)
+    return model
+
+
+@dataclass(frozen=True)
+class _RoundOutput:
+    """A forward hook that rounds the tensors in an output."""
+
+    quantize: Callable[[Tensor], Tensor]
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+        def rounded(part: Any) -> Any:
+            if isinstance(part, PackedSequence):
+                return part._replace(data=self.quantize(part.data))
+            if isinstance(part, Tensor) and part.is_nested:  # nn.TransformerEncoder makes them of padded batches
+                return torch.nested.as_nested_tensor([self.quantize(t) for t in part.unbind()], layout=part.layout)
+            if isinstance(part, Tensor):
+                return self.quantize(part) if part.is_floating_point() or part.is_complex() else part
+            if part is None or isinstance(part, bool | int | float | str):
+                return part
+            raise TypeError(
+                f"cannot round the output of {type(module).__name__}: it holds a {type(part).__name__}; "
+                "return tensors, or register the type with torch.utils._pytree"
+            )
+
+        return _compat.tree_map(rounded, output, PackedSequence)
+
+
+def _classes(layer_type: Any, layer_types: Any) -> tuple[type[nn.Module], ...]:
+    """The module classes that the two ways of naming them stand for."""
+    if (layer_type is None) == (layer_types is None):
+        raise TypeError("lower needs layer_type= (layer_types= is the same), exactly once, such as ['conv']")
+    named = layer_types if layer_type is None else layer_type
+    if isinstance(named, str | type):
+        named = [named]
+    elif not isinstance(named, Iterable):
+        raise TypeError(f"layer_type must be names of layer groups or module classes, got {named!r}; {_KNOWN}")
+    found: list[type[nn.Module]] = []
+    for name in named:
+        if isinstance(name, type) and issubclass(name, nn.Module):
+            found.append(name)
+        elif not isinstance(name, str):
+            raise TypeError(f"a layer type is the name of a group or a module class, got {name!r}; {_KNOWN}")
+        elif name == "all":
+            found += [cls for group in GROUPS.values() for cls in group]
+        elif name in GROUPS:
+            found += GROUPS[name]
+        else:
+            raise ValueError(f"unknown layer type {name!r}; {_KNOWN}")
+    if not found:
+        raise ValueError(f"layer_type names no layers; {_KNOWN}")
+    return tuple(found)
+
+
+_KNOWN = f"known groups: {', '.join(GROUPS)}, or 'all'"
+
+
+def _names(wanted: tuple[type[nn.Module], ...]) -> str:
+    groups = [name for name, group in GROUPS.items() if set(group) <= set(wanted)]
+    grouped = {cls for name in groups for cls in GROUPS[name]}
+    return " or ".join(groups + [cls.__name__ for cls in wanted if cls not in grouped])

@@ -1,0 +1,62 @@
+"""Ordered rules from the paths of a model's modules and parameters to arithmetics."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from lptensor.arithmetic import Arithmetic, as_arithmetic
+from lptensor.formats import Format
+
+
+class Verdict(enum.Enum):
+    """What a path gets that no rule matches."""
+
+    UNTOUCHED = "untouched"
+
+
+UNTOUCHED = Verdict.UNTOUCHED
+Answer = Arithmetic | None | Verdict
+
+
+class PathRules:
+    """The first pattern that matches a path, or anything above it, decides.
+
+    >>> rules = PathRules({"head": None})
+    >>> rules.of("head.weight"), rules.of("body.weight")
+    (None, <Verdict.UNTOUCHED: 'untouched'>)
+    """
+
+    def __init__(self, spec: Format | Arithmetic | None | Mapping[str, Format | Arithmetic | None]) -> None:
+        self._uniform = not isinstance(spec, Mapping)
+        rows: Any = spec.items() if isinstance(spec, Mapping) else [("*", spec)]
+        self._rules: list[tuple[str, Arithmetic | None]] = []
+        for pattern, value in rows:
+            if not isinstance(pattern, str):
+                raise TypeError(f"a path pattern is a string such as 'layers.*.norm', got {pattern!r}")
+            self._rules.append((pattern, None if value is None else as_arithmetic(value)))
+
+    def of(self, path: str) -> Answer:
+        """The arithmetic of a module or parameter path; None for plain fp32."""
+        for pattern, arithmetic in self._rules:
+            if _matches(pattern, path):
+                return arithmetic
+        return UNTOUCHED
+
+    def of_parent(self, path: str) -> Answer:
+        return self.of(path.rpartition(".")[0])
+
+    def check_paths(self, paths: Sequence[str]) -> None:
+        """Refuse patterns that match nothing: they are typing errors."""
+        for pattern, _ in self._rules:
+            if not self._uniform and not any(_matches(pattern, path) for path in paths):
+                known = ", ".join(repr(p) for p in paths[1:7]) + (", ..." if len(paths) > 7 else "")
+                raise ValueError(f"the path rule {pattern!r} matches no module or parameter; the model has {known}")
+
+
+def _matches(pattern: str, path: str) -> bool:
+    """Whether a pattern matches a path or one that holds it. The model itself has the empty path."""
+    parts = path.split(".")
+    return any(fnmatchcase(".".join(parts[:n]), pattern) for n in range(1, len(parts) + 1))

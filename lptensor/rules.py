@@ -1,0 +1,183 @@
+"""Rules that decide what happens to an op's results: derived from its schema, exceptions listed."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+
+from lptensor import _compat
+
+
+class Kind(enum.Enum):
+    """What an op does to values."""
+
+    DECOMPOSE = enum.auto()  # made of other ops, each of which rounds
+    RESHAPE = enum.auto()  # changes shape or storage of its argument in place
+    MUTATE = enum.auto()  # writes into arguments, in their formats
+    VIEW = enum.auto()  # another look at the same memory
+    KEEP = enum.auto()  # selects among its operands' values, never makes new ones
+    ROUND = enum.auto()  # computes: every fresh fp32 result rounds once
+    REFUSE = enum.auto()  # would do many roundings' work in one; the reason says what to do
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How one operator overload is treated."""
+
+    kind: Kind
+    writes: tuple[int | str, ...] = ()  # arguments written to: positions, names where keyword-only
+    returns: tuple[int | str | None, ...] = ()  # for each result the written argument it is, if any
+    exact: frozenset[int] = frozenset()  # results that are statistics of the op: plain, never rounded
+    selects: bool = False  # an in-place op that only selects values
+    scalars: tuple[int | str, ...] = ()  # arguments through which a number may become a value
+    foreach: bool = False  # item i of each list belongs to item i of the results
+    named_dtype: tuple[int | str, ...] = ()  # arguments by which a caller names dtype or layout
+    names_layout: bool = False  # an op that is called for another layout, as to_sparse()
+    limits: bool = False  # fills in the largest and smallest value of the dtype: here the format's
+    reason: str = ""
+
+
+# Composite ops that nevertheless have a kernel of their own per device are not decomposed.
+_BACKENDS = ("CPU", "CUDA")
+
+# They change shape or storage of their argument without the tag that says so.
+_RESHAPES = frozenset({"aten::resize_", "aten::resize_as_", "aten::set_"})
+
+# Write to arguments without saying so in the schema: found by running every op on its samples.
+_HIDDEN_WRITES = {
+    "aten::native_batch_norm": (3, 4),
+    "aten::cudnn_batch_norm": (3, 4),
+    "aten::miopen_batch_norm": (3, 4),
+    "aten::batch_norm_gather_stats": (3, 4),
+    "aten::batch_norm_gather_stats_with_counts": (3, 4),
+}
+
+# Results that an op saves for its own backward (DESIGN of the contract: statistics are never rounded).
+_STATISTICS = {
+    "aten::native_layer_norm": {1, 2},
+    "aten::native_group_norm": {1, 2},
+    "aten::native_batch_norm": {1, 2},
+    "aten::_native_batch_norm_legit": {1, 2},
+    "aten::_native_batch_norm_legit_no_training": {1, 2},
+    "aten::_batch_norm_with_update": {1, 2},
+    "aten::_batch_norm_no_update": {1, 2},
+    "aten::cudnn_batch_norm": {1, 2},
+    "aten::miopen_batch_norm": {1, 2},
+    "aten::batch_norm_stats": {0, 1},
+    "aten::_fused_rms_norm": {1},
+    "aten::_weight_norm_interface": {1},
+    "aten::_scaled_dot_product_flash_attention_for_cpu": {1},
+    "aten::_scaled_dot_product_flash_attention": {1},
+    "aten::_scaled_dot_product_efficient_attention": {1},
+    "aten::_scaled_dot_product_cudnn_attention": {1},
+    "aten::log_sigmoid_forward": {1},
+    "aten::nll_loss_forward": {1},
+    "aten::nll_loss2d_forward": {1},
+    "aten::_ctc_loss": {1},
+}
+
+_REFUSED = {
+    "aten::_transformer_encoder_layer_fwd": "call lptensor.convert on the model, or "
+    "torch.backends.mha.set_fastpath_enabled(False)",
+    "aten::_native_multi_head_attention": "call lptensor.convert on the model, or "
+    "torch.backends.mha.set_fastpath_enabled(False)",
+    "aten::mkldnn_rnn_layer": "call lptensor.convert on the model, or run it under "
+    "torch.backends.mkldnn.flags(enabled=False)",
+}
+
+# Called for the layout they are named after, with an argument or without one.
+_LAYOUTS = frozenset(
+    f"aten::{name}"
+    for name in ("_to_sparse", "_to_sparse_csr", "_to_sparse_csc", "_to_sparse_bsr", "_to_sparse_bsc", "to_mkldnn")
+)
+
+# Ops whose results are values of their operands, or zero: found by running every op on PyTorch's own
+# samples, held by a property test. A fill value is looked at when the op runs.
+_KEEP = frozenset(
+    """
+    _chunk_cat _to_copy _unique2 _unsafe_masked_index _unsafe_view _upsample_nearest_exact1d
+    _upsample_nearest_exact2d adaptive_max_pool2d adaptive_max_pool3d amax amin aminmax as_strided_scatter
+    block_diag cat channel_shuffle clamp clamp_max.Tensor clamp_min clamp_min.Tensor clone constant_pad_nd
+    cummax cummin diag_embed diagonal_backward diagonal_scatter embedding empty_like flip fmax fmin
+    fractional_max_pool2d fractional_max_pool3d gather hardshrink hardshrink_backward hardtanh
+    hardtanh_backward index.Tensor index_copy index_fill.int_Scalar index_fill.int_Tensor index_select
+    kthvalue masked_fill.Scalar masked_fill.Tensor masked_scatter masked_scatter_backward masked_select max
+    max.dim max_pool2d_with_indices max_pool3d_with_indices max_unpool2d max_unpool3d maximum median
+    median.dim min min.dim minimum mode nan_to_num nanmedian nanmedian.dim new_empty new_empty_strided
+    new_zeros pixel_shuffle pixel_unshuffle reflection_pad1d reflection_pad2d reflection_pad3d relu repeat
+    replication_pad1d replication_pad2d replication_pad3d roll rot90 scatter.src scatter.value select_backward
+    select_scatter slice_backward slice_scatter softshrink_backward sort sort.stable stack take threshold
+    threshold_backward topk tril triu unique_consecutive unsafe_split.Tensor upsample_nearest1d
+    upsample_nearest2d upsample_nearest3d where.self zeros_like
+    """.split()
+)
+
+
+@cache
+def rule_for(func: Any) -> Rule:
+    """The rule of an operator overload; every one has one.
+
+    >>> rule_for(torch.ops.aten.relu.default).kind.name, rule_for(torch.ops.aten.tanh.default).kind.name
+    ('KEEP', 'ROUND')
+    """
+    schema, name = func._schema, func._schema.name
+    arguments = [i if not a.kwarg_only else a.name for i, a in enumerate(schema.arguments)]
+    named = tuple(p for p, a in zip(arguments, schema.arguments, strict=True) if a.name in ("dtype", "layout"))
+    scalars = tuple(p for p, a in zip(arguments, schema.arguments, strict=True) if _is_number(a.type))
+    common: dict[str, Any] = {
+        "exact": frozenset(_STATISTICS.get(name, ())),
+        "foreach": name.startswith("aten::_foreach_"),
+        "named_dtype": named,
+        "names_layout": name in _LAYOUTS,
+        "limits": name.removesuffix("_") == "aten::nan_to_num",
+        "scalars": scalars,
+    }
+    if name in _REFUSED:
+        return Rule(Kind.REFUSE, reason=_REFUSED[name])
+    composite = _compat.has_kernel(func, "CompositeImplicitAutograd")
+    if composite and not any(_compat.has_kernel(func, key) for key in _BACKENDS):
+        return Rule(Kind.DECOMPOSE, **common)
+    if torch.Tag.inplace_view in func.tags or name in _RESHAPES:
+        return Rule(Kind.RESHAPE, **common)
+    if schema.is_mutable or name in _HIDDEN_WRITES:
+        return _mutating(func, arguments, common)
+    if any(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns):
+        return Rule(Kind.VIEW, **common)
+    if torch.Tag.view_copy in func.tags or _overload(func) in _KEEP:
+        return Rule(Kind.KEEP, **common)
+    return Rule(Kind.ROUND, **common)
+
+
+def _mutating(func: Any, arguments: list[int | str], common: dict[str, Any]) -> Rule:
+    schema = func._schema
+    written = {}  # alias set -> argument
+    for place, argument in zip(arguments, schema.arguments, strict=True):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            written[frozenset(argument.alias_info.before_set)] = place
+    returns = tuple(
+        None if r.alias_info is None else written.get(frozenset(r.alias_info.before_set)) for r in schema.returns
+    )
+    hidden = _HIDDEN_WRITES.get(schema.name, ())
+    name, _, overload = _overload(func).partition(".")
+    base = name.removesuffix("_") + (f".{overload}" if overload else "")
+    return Rule(
+        Kind.MUTATE,
+        writes=(*written.values(), *hidden),
+        returns=returns,
+        selects=base in _KEEP or base in ("copy", "zero"),
+        **common,
+    )
+
+
+def _overload(func: Any) -> str:
+    """The name of an overload as in _KEEP: ``relu``, ``scatter.src``."""
+    return str(func).partition(".")[2].removesuffix(".default")
+
+
+def _is_number(kind: Any) -> bool:
+    """Whether an argument of this schema type is a number that an op may put into its result."""
+    return str(kind) in ("number", "float", "Optional[number]", "Optional[float]")

@@ -1,0 +1,134 @@
+"""What an LPTensor shows to Python: printing, numpy, copies, pickles, ``.data``."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lptensor.arithmetic import Arithmetic, show_rounding
+from lptensor.formats import Format
+
+
+class Surface:
+    """Methods of LPTensor that read its values rather than compute with them."""
+
+    _inner: Tensor
+    _arithmetic: Arithmetic
+    _gradient: bool
+
+    @property
+    def arithmetic(self) -> Arithmetic:
+        """The formats and roundings that this tensor takes into every op."""
+        return self._arithmetic
+
+    @property
+    def format(self) -> Format | None:
+        """The format its values are in: the backward one for a gradient, else the forward one."""
+        return self._arithmetic.gradient_format if self._gradient else self._arithmetic.forward
+
+    @property
+    def rounding(self) -> Any:
+        """How results of its side, forward or gradient, are rounded."""
+        return self._arithmetic.gradient_rounding if self._gradient else self._arithmetic.rounding
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:
+        shown = repr(self._inner.detach()).removeprefix("tensor(").removesuffix(")")
+        shown = shown.replace("\n       ", "\n         ")  # "LPTensor(" is two wider than "tensor("
+        parts = [shown, f"format={self.format!r}", f"rounding={show_rounding(self.rounding)}"]
+        if not self._gradient and self._arithmetic.backward is not None:
+            parts.append(f"backward={self._arithmetic.backward!r}")
+        grad_fn = getattr(self, "grad_fn", None)
+        if grad_fn is not None:
+            parts.append(f"grad_fn=<{grad_fn.name()}>")
+        elif getattr(self, "requires_grad", False):
+            parts.append("requires_grad=True")
+        return f"LPTensor({', '.join(parts)})"
+
+    def __format__(self, spec: str) -> str:
+        if self._inner.dim() == 0:
+            return format(self._inner.item(), spec)
+        return object.__format__(self, spec)
+
+    def tolist(self) -> Any:
+        return self._inner.tolist()
+
+    def numpy(self, *, force: bool = False) -> Any:
+        """A copy of the values as a numpy array; writing to it changes nothing here."""
+        return self._array(force).numpy().copy()
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        if copy is False:
+            raise ValueError("the array of an LPTensor is a copy, so that no write goes by its format")
+        return np.array(self._array(False).numpy(), dtype=dtype)
+
+    def __array_wrap__(self, array: Any, context: Any = None, return_scalar: bool = False) -> Tensor:
+        """What a numpy function makes of the values is a plain tensor."""
+        return torch.as_tensor(array)
+
+    def _array(self, force: bool) -> Tensor:
+        if force:
+            return self._inner.detach().cpu()
+        if self.requires_grad:  # type: ignore[attr-defined]
+            raise RuntimeError("this LPTensor requires grad; say x.detach().numpy() or x.numpy(force=True)")
+        return self._inner
+
+    def data_ptr(self) -> int:
+        return self._inner.data_ptr()
+
+    def share_memory_(self) -> Any:
+        self._inner.share_memory_()
+        return self
+
+    def is_shared(self) -> bool:
+        return bool(self._inner.is_shared())
+
+    @property
+    def data(self) -> Any:
+        """The values without their history; setting them rounds into this tensor's format."""
+        return self.detach()  # type: ignore[attr-defined]
+
+    @data.setter
+    def data(self, value: Tensor) -> None:
+        if not isinstance(value, Tensor) or value.shape != self._inner.shape:
+            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(
+                f".data of an LPTensor takes a tensor of its shape {tuple(self._inner.shape)}, got {got}; "
+                "make a new parameter for another shape"
+            )
+        with torch.no_grad():
+            fresh: Any = torch.empty_like(self)  # type: ignore[arg-type]
+            fresh.copy_(value)
+        self._inner = fresh._inner
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        if id(self) in memo:
+            return memo[id(self)]
+        if not self.is_leaf:  # type: ignore[attr-defined]
+            raise RuntimeError("only leaves of the graph can be deep-copied; call .detach() first")
+        new = type(self)(copy.deepcopy(self._inner, memo), self._arithmetic, self._gradient)  # type: ignore[call-arg]
+        memo[id(self)] = new
+        new.requires_grad_(self.requires_grad)  # type: ignore[attr-defined]
+        own = {k: v for k, v in self.__dict__.items() if k not in new.__dict__ or k == "_is_param"}
+        new.__dict__.update(copy.deepcopy(own, memo))
+        if self.grad is not None:  # type: ignore[attr-defined]
+            new.grad = copy.deepcopy(self.grad, memo)  # type: ignore[attr-defined]
+        return new
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        own = {k: v for k, v in self.__dict__.items() if k not in ("_inner", "_arithmetic", "_gradient")}
+        flags = self._gradient, self.requires_grad, own  # type: ignore[attr-defined]
+        return rebuild, (type(self), self._inner, self._arithmetic, *flags)
+
+
+def rebuild(
+    cls: Any, inner: Tensor, arithmetic: Arithmetic, gradient: bool, requires_grad: bool, own: dict[str, Any]
+) -> Any:
+    """An LPTensor out of a pickle."""
+    tensor = cls(inner, arithmetic, gradient)
+    tensor.__dict__.update(own)
+    tensor.requires_grad_(requires_grad)
+    return tensor

@@ -1,0 +1,224 @@
+"""LPTensor: a tensor that carries its arithmetic and rounds the result of every op."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn, cast
+
+import torch
+from torch import Tensor
+
+from lptensor import _compat
+from lptensor.arithmetic import Arithmetic, as_arithmetic, promote
+from lptensor.base import Format, rebuild as rebuild_format
+from lptensor.dispatch import Runner, make_runner, round_
+from lptensor.ops import check_roundable, round_fresh
+from lptensor.rounding import Mode, Rounding
+from lptensor.surface import Surface, rebuild
+
+_RUNNERS: dict[Any, Runner] = {}
+
+
+class LPTensor(Surface, Tensor):  # type: ignore[misc]
+    """A tensor whose values lie on a number format, and stay on it through every op.
+
+    It holds a plain fp32 tensor and an ``Arithmetic``. Each aten op computes in fp32 on the inner
+    tensors and rounds its result once, where a tensor of a native dtype would round; ops that run
+    in the backward pass round to the backward format. Make one with ``x.to_lp(format)``, leave with
+    ``y.dequantize()``. Any shape and device; subclasses are not possible.
+
+    With a plain fp32 operand the LPTensor's arithmetic wins and the plain values are used exactly;
+    two formats give the one that contains the other, or a TypeError.
+
+    >>> from lptensor import FloatingPoint
+    >>> torch.tensor([0.1, 0.2]).to_lp(FloatingPoint(8)) * 3
+    LPTensor([0.2500, 0.5000], format=FloatingPoint(exp=5, man=2), rounding='nearest')
+    """
+
+    _inner: Tensor
+    _arithmetic: Arithmetic
+    _gradient: bool
+
+    @staticmethod
+    def __new__(cls, inner: Tensor, arithmetic: Arithmetic, gradient: bool = False) -> LPTensor:
+        self: LPTensor = _compat.make_wrapper(cls, inner)
+        self._inner, self._arithmetic, self._gradient = inner, arithmetic, gradient
+        return self
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __init_subclass__(cls, **_: Any) -> NoReturn:
+        raise TypeError("LPTensor cannot be subclassed; carry what differs in its Arithmetic")
+
+    __torch_function__ = _compat.disabled_torch_function  # type: ignore[assignment]
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        run = _RUNNERS.get(func)
+        if run is None:
+            run = _RUNNERS[func] = make_runner(func, LPTensor)
+        return run(args, kwargs or {})
+
+    def __tensor_flatten__(self) -> tuple[list[str], tuple[Arithmetic, bool]]:
+        return ["_inner"], (self._arithmetic, self._gradient)
+
+    @staticmethod
+    def __tensor_unflatten__(
+        inner: dict[str, Tensor], grid: tuple[Arithmetic, bool], size: Any, stride: Any
+    ) -> LPTensor:
+        return LPTensor(inner["_inner"], *grid)
+
+    def dequantize(self) -> Tensor:
+        """The values as a plain fp32 tensor. A gradient that comes back is rounded to the backward format.
+
+        >>> from lptensor import FloatingPoint
+        >>> torch.tensor([0.1]).to_lp(FloatingPoint(8)).dequantize()
+        tensor([0.0938])
+        """
+        return _apply(_Leave, self)
+
+
+def _apply(function: type[torch.autograd.Function], *args: Any) -> Tensor:
+    result: Tensor = function.apply(*args)
+    return result
+
+
+class _Enter(torch.autograd.Function):
+    """Plain tensor in, LPTensor out; the gradient leaves low precision on its way back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, arithmetic: Arithmetic) -> LPTensor:
+        return enter(x, arithmetic)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad.dequantize() if isinstance(grad, LPTensor) else grad, None
+
+
+class _Leave(torch.autograd.Function):
+    """LPTensor in, plain tensor out; the gradient is rounded on its way back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: LPTensor) -> Tensor:
+        ctx.arithmetic = x._arithmetic
+        return x._inner.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return _apply(_EnterGradient, grad, ctx.arithmetic)
+
+
+class _EnterGradient(torch.autograd.Function):
+    """A plain gradient becomes one of an LPTensor."""
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, arithmetic: Arithmetic) -> LPTensor:
+        inner = grad._inner if isinstance(grad, LPTensor) else grad
+        return LPTensor(round_(inner.clone(), arithmetic, True), arithmetic, True)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad.dequantize() if isinstance(grad, LPTensor) else grad, None
+
+
+def enter(x: Tensor, arithmetic: Arithmetic, gradient: bool = False) -> LPTensor:
+    """A plain floating-point tensor as an LPTensor, without autograd. float64 is rounded before it becomes fp32."""
+    format = arithmetic.gradient_format if gradient else arithmetic.forward
+    rounding = arithmetic.gradient_rounding if gradient else arithmetic.rounding
+    x = x.detach()
+    if x.dtype in (torch.float16, torch.bfloat16):
+        x = x.float()
+    if format is None or x.device.type == "meta":
+        rounded = x.clone()
+    else:
+        rounded = round_fresh(x, format, rounding)
+    return LPTensor(rounded.float(), arithmetic, gradient)
+
+
+def to_lp(
+    x: Tensor,
+    format: Format | Arithmetic,
+    rounding: Rounding | Mode | str = "nearest",
+    grad: Format | None = None,
+) -> LPTensor:
+    """``x`` in low precision: an LPTensor of the same shape and device; a method of every tensor.
+
+    An LPTensor is recast: rounded anew to the other format. The gradient passes straight through:
+    it arrives at ``x`` as a plain tensor, or in x's own backward format if x is an LPTensor. What
+    NaN, infinities, -0 and overflow become is the format's to say.
+
+    Args:
+        x: any floating-point tensor; float64 is rounded once, never through fp32.
+        format: a number format, or an ``Arithmetic`` that says everything itself.
+        rounding: how this and every later result is rounded.
+        grad: format of gradients, if not ``format``.
+
+    Raises:
+        TypeError: x is no floating-point tensor, or format none.
+
+    >>> from lptensor import FixedPoint
+    >>> to_lp(torch.tensor([0.3, 9.0]), FixedPoint(8, 4))
+    LPTensor([0.3125, 7.9375], format=FixedPoint(wl=8, fl=4), rounding='nearest')
+    """
+    arithmetic = as_arithmetic(format, rounding, grad)
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        what = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(
+            f"only floating-point tensors have a low-precision form, got {what}; convert with .float() first"
+        )
+    if x.layout is not torch.strided:
+        raise TypeError(f"only dense tensors have a low-precision form, got {x.layout}; convert with .to_dense() first")
+    if isinstance(x, LPTensor):
+        if x._arithmetic == arithmetic and not x._gradient:
+            return x
+        x = x.dequantize()
+    elif arithmetic.forward is not None and x.dtype in (torch.float32, torch.float64):
+        check_roundable(x, arithmetic.forward)
+    _compat.disable_fused_attention()
+    return cast(LPTensor, _apply(_Enter, x, arithmetic))
+
+
+def _operator(name: str) -> Any:
+    """A binary operator that lets a clash of formats be heard: torch takes any TypeError for "not mine"."""
+    method = getattr(Tensor, name)
+
+    def run(self: LPTensor, other: Any) -> Any:
+        result = method(self, other)
+        if result is NotImplemented and isinstance(other, LPTensor):
+            promote(self._arithmetic, other._arithmetic)
+        return result
+
+    run.__name__ = name
+    return run
+
+
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul"):
+    for _prefix in ("", "r", "i"):
+        if hasattr(Tensor, f"__{_prefix}{_name}__"):
+            setattr(LPTensor, f"__{_prefix}{_name}__", _operator(f"__{_prefix}{_name}__"))
+for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
+    setattr(LPTensor, f"__{_name}__", _operator(f"__{_name}__"))
+LPTensor.__hash__ = Tensor.__hash__  # type: ignore[method-assign]
+
+Tensor.to_lp = to_lp  # type: ignore[attr-defined]
+
+
+def _collate(batch: list[Any], *, collate_fn_map: Any = None) -> Tensor:
+    return torch.stack(batch)
+
+
+# A data loader's workers would write a batch into plain shared memory, and lose the format.
+_compat.collate_map()[LPTensor] = _collate
+
+
+def _kinds(base: Any) -> list[Any]:
+    kinds = [base]
+    for kind in base.__subclasses__():
+        kinds += _kinds(kind)
+    return kinds
+
+
+# torch.load(weights_only=True) makes objects of these classes only.
+torch.serialization.add_safe_globals([LPTensor, rebuild, Arithmetic, Rounding, Mode, rebuild_format, *_kinds(Format)])

@@ -1,0 +1,1 @@
+"""Independent judges of lptensor: nothing here imports the code it judges."""

@@ -1,0 +1,97 @@
+"""The implementations under test behind one call, and how results are compared."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from lptensor import _native, reference
+from lptensor.blocks import BlockFormat
+from lptensor.formats import FixedPoint, FloatingPoint, Format
+from lptensor.rounding import Mode, Rounding, as_rounding
+from oracles import exact
+
+Key = tuple[int, int]
+
+
+def chosen_build() -> str | None:
+    """The build of the kernels that is in use, or None without a native library."""
+    library = _native.library()
+    return None if library is None else library.lpt_build_name().decode().removeprefix("lpt_")
+
+
+def choose_build(name: str | None) -> bool:
+    """Whether this machine has the build; it is in use from now on."""
+    library = _native.library()
+    return library is not None and name is not None and library.lpt_choose_build(f"lpt_{name}".encode()) == 0
+
+
+def _available() -> list[str]:
+    best = chosen_build()
+    names = [name for name in ("baseline", "v3", "v4") if choose_build(name)]
+    choose_build(best)
+    return names
+
+
+NATIVE_BUILDS = _available()
+
+
+def run(
+    rounder: str,
+    x: torch.Tensor,
+    format: Format,
+    rounding: Rounding | Mode | str = "nearest",
+    key: Key | None = None,
+) -> torch.Tensor:
+    """``x`` rounded by the reference or by one build of the kernels."""
+    rule, lowered = as_rounding(rounding), format.lowered
+    if rounder == "reference":
+        if isinstance(format, BlockFormat):
+            return reference.round_blocks(x, lowered, format.block_shape(x.shape), rule, key)
+        return reference.round_grid(x, lowered, rule, key)
+    before = chosen_build()
+    assert choose_build(rounder)
+    x = x.contiguous()
+    y = torch.empty_like(x)
+    try:
+        if isinstance(format, BlockFormat):
+            _native.round_blocks(x, y, lowered, format.block_shape(x.shape), rule, key)
+        else:
+            _native.round_grid(x, y, lowered, rule, key)
+    finally:
+        choose_build(before)
+    return y
+
+
+def judge(format: FloatingPoint | FixedPoint) -> Any:
+    """The oracle's format with the same parameters."""
+    if isinstance(format, FixedPoint):
+        return exact.Fixed(format.wl, format.fl, format.clamp, format.symmetric, format.signed)
+    names = ("exp", "man", "bias", "subnormals", "specials", "overflow", "signed", "zero")
+    return exact.Float(**{name: getattr(format, name) for name in names})
+
+
+def assert_same(got: Any, expected: Any, x: Any = None, context: object = "") -> None:
+    """Equal values with equal signs, zeros included; every nan is one nan."""
+    got, expected = np.asarray(got, np.float64), np.asarray(expected, np.float64)
+    assert got.shape == expected.shape
+    nan = np.isnan(got) & np.isnan(expected)
+    wrong = ~nan & ((got != expected) | (np.signbit(got) != np.signbit(expected)))
+    if wrong.any():
+        at = np.argwhere(wrong)[:5]
+        rows = [
+            f"{'' if x is None else float(np.asarray(x)[tuple(i)]).hex()} -> {float(got[tuple(i)]).hex()}, "
+            f"expected {float(expected[tuple(i)]).hex()}"
+            for i in at
+        ]
+        raise AssertionError(f"{context}: {int(wrong.sum())} of {wrong.size} differ\n" + "\n".join(rows))
+
+
+def assert_same_bits(a: torch.Tensor, b: torch.Tensor, context: object = "") -> None:
+    """Equal bit for bit, the sign and payload of nans included."""
+    assert a.dtype == b.dtype and a.shape == b.shape
+    kind = torch.int32 if a.dtype == torch.float32 else torch.int64
+    differ = a.resolve_neg().contiguous().view(kind) != b.resolve_neg().contiguous().view(kind)
+    assert not differ.any(), f"{context}: {a[differ][:5].tolist()} against {b[differ][:5].tolist()}"

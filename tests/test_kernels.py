@@ -1,0 +1,132 @@
+"""Kernels and reference against exact rationals: every value, every midpoint and what lies beside them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from lptensor.formats import (
+    BF16,
+    E2M1,
+    E2M3,
+    E3M2,
+    E3M4,
+    E4M3,
+    E4M3B11FNUZ,
+    E4M3FNUZ,
+    E5M2,
+    E5M2FNUZ,
+    E8M0,
+    FP16,
+    FP32,
+    TF32,
+    FloatingPoint,
+)
+from oracles import exact
+from oracles.exact import MODES
+from oracles.table import Table
+from rounders import assert_same, assert_same_bits, judge, run
+from strategies import small_floats
+
+NARROW = {
+    "E2M1": E2M1,
+    "E2M3": E2M3,
+    "E3M2": E3M2,
+    "E3M4": E3M4,
+    "E4M3": E4M3,
+    "E4M3, overflow to nan": FloatingPoint(4, 3, specials="fn"),
+    "E4M3 of IEEE 754": FloatingPoint(4, 3),
+    "E4M3FNUZ": E4M3FNUZ,
+    "E4M3B11FNUZ": E4M3B11FNUZ,
+    "E5M2": E5M2,
+    "E5M2, saturating": FloatingPoint(5, 2, overflow="saturate"),
+    "E5M2FNUZ": E5M2FNUZ,
+    "E8M0": E8M0,
+    "1-4-3 bias 4": FloatingPoint(4, 3, bias=4),  # HFP8, Sun et al., NeurIPS 2019
+    "1-6-9": FloatingPoint(6, 9),  # DLFloat, Agrawal et al., ARITH 2019
+    "no subnormals": FloatingPoint(4, 3, subnormals=False),
+    "flush to zero": FloatingPoint(4, 3, subnormals="flush"),
+    "unsigned": FloatingPoint(4, 4, signed=False, specials="fn"),
+    "unsigned, saturating": FloatingPoint(4, 3, signed=False, specials="none"),
+    "subnormal carrier": FloatingPoint(4, 3, bias=140),
+    "top of the carrier": FloatingPoint(4, 3, bias=-113),
+}
+WIDE = {"FP16": FP16, "BF16": BF16}
+
+
+@pytest.mark.parametrize("name", NARROW)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_every_value_and_midpoint_rounds_as_exact_rationals(name: str, dtype: type, rounder: str) -> None:
+    format = NARROW[name]
+    table = Table(judge(format))
+    x = table.points(dtype)
+    for mode in MODES:
+        assert_same(run(rounder, torch.from_numpy(x), format, mode), table.round(x.astype(np.float64), mode), x, mode)
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_every_value_of_16_bits_rounds_as_exact_rationals(name: str, rounder: str) -> None:
+    table = Table(judge(WIDE[name]))
+    x = table.points()
+    for mode in MODES:
+        y = run(rounder, torch.from_numpy(x), WIDE[name], mode)
+        assert_same(y, table.round(x.astype(np.float64), mode), x, mode)
+
+
+def test_every_small_format_rounds_as_exact_rationals(rounder: str) -> None:
+    """All choices of exp + man up to 5 bits, specials, overflow, subnormals, sign and zero."""
+    count = 0
+    for values in small_floats():
+        table = Table(values)
+        x = table.points()
+        format = FloatingPoint(**vars(values))
+        for mode in MODES:
+            assert_same(
+                run(rounder, torch.from_numpy(x), format, mode),
+                table.round(x.astype(np.float64), mode),
+                x,
+                (format, mode),
+            )
+        count += 1
+    assert count > 500
+
+
+@pytest.mark.parametrize("format", [E4M3, E5M2, BF16, FP16, TF32, FP32, E8M0, E2M1], ids=repr)
+def test_random_bit_patterns_round_as_exact_rationals(format: FloatingPoint, rounder: str) -> None:
+    bits = torch.randint(-(2**31), 2**31, (800,), dtype=torch.int64).to(torch.int32)
+    x = bits.view(torch.float32)
+    for mode in MODES:
+        expected = [exact.rounded(judge(format), v, mode) for v in x.tolist()]
+        assert_same(run(rounder, x, format, mode), expected, x, mode)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_subnormal_inputs_and_results_survive_a_machine_that_flushes_them(
+    mode: str, rounder: str, flush_denormal: None
+) -> None:
+    bits = torch.arange(1, 2**23, 40009, dtype=torch.int32)
+    x = torch.cat([bits, bits - 2**31, torch.arange(1, 24, dtype=torch.int32)]).view(torch.float32)
+    for format in (FP32, TF32, BF16, FloatingPoint(4, 3, bias=140), FloatingPoint(8, 3, subnormals="flush"), E8M0):
+        y = run(rounder, x, format, mode)
+        torch.set_flush_denormal(False)
+        values = exact.Float(**vars(judge(format)))
+        as_integers = x.view(torch.int32).numpy().view(np.float32).astype(np.float64)
+        expected = np.array([exact.rounded(values, float(v), mode) for v in as_integers], np.float64)
+        assert_same(y.numpy().astype(np.float64), expected, as_integers, (format, mode))
+        torch.set_flush_denormal(True)
+
+
+@pytest.mark.parametrize("rounding", MODES)
+def test_nan_comes_out_as_one_canonical_quiet_nan(rounding: str, rounder: str) -> None:
+    patterns = torch.tensor([0x7F800001, 0x7FC00000, 0x7FFFFFFF, 0x7FA12345], dtype=torch.int32)
+    x = torch.cat([patterns, patterns - 2**31]).view(torch.float32)
+    for format in (E4M3, FP32, E2M1, E8M0):
+        y = run(rounder, x, format, rounding)
+        assert_same_bits(y, torch.full_like(x, torch.nan))
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 3, 7, 15, 16, 17, 31, 33, 64, 100, 127, 129, 1000])
+def test_the_length_of_a_tensor_does_not_matter(n: int, rounder: str) -> None:
+    x = torch.linspace(-3, 3, 1000)
+    assert_same_bits(run(rounder, x[:n].clone(), E4M3), run(rounder, x, E4M3)[:n])
