@@ -13,7 +13,18 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from backends import BACKENDS, BUILDS, DTYPES, flushed_denormals, random_bits, run, same_bits, threads, with_neighbours
+from backends import (
+    BACKENDS,
+    BUILDS,
+    DTYPES,
+    chosen,
+    flushed_denormals,
+    random_bits,
+    run,
+    same_bits,
+    threads,
+    with_neighbours,
+)
 from lptensor import ops
 from lptensor.codebooks import DYNAMIC8, FP4_RADIX4, NF4, UDYNAMIC8, Codebook, LogNumber, TableFormat
 from lptensor.formats import CARRIER_MAX
@@ -115,6 +126,26 @@ def test_tables_of_sixteen_bits(n: int, dtype: torch.dtype) -> None:
     expected = values[low + (tie & (low % 2 == 1))]
     for backend in BACKENDS:
         assert torch.equal(run(backend, x, format, "nearest").double(), expected)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 15, 16, 17, 63, 64, 65, 100, 255, 256, 257, 1000])
+def test_tables_and_tensors_of_any_size(n: int) -> None:
+    """Kernels treat small tables, and what is left over of a vector, apart."""
+    values = torch.unique(torch.randn(4 * n))[:n]
+    format = Codebook(values)
+    for dtype in DTYPES:
+        for length in (1, 7, 15, 16, 17, 31, 48, 1001):
+            x = torch.cat([values.repeat(length)[: length // 2], torch.randn(length - length // 2)]).to(dtype)
+            expected = run("reference", x, format, "nearest")
+            for backend in BUILDS:
+                padded = torch.full((length + 32,), 7.0, dtype=dtype)
+                inside = padded[16 : length + 16]
+                inside.copy_(x)
+                assert same_bits(run(backend, inside, format, "nearest"), expected)
+                with chosen(backend):
+                    ops.round(inside, format, out=inside)
+                assert same_bits(inside, expected)
+                assert (padded[:16] == 7).all() and (padded[length + 16 :] == 7).all(), "nothing else is written"
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
