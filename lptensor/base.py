@@ -25,6 +25,9 @@ class Format:
     and travel through pickle, ``deepcopy`` and ``torch.compile``.
     """
 
+    def __init_subclass__(cls) -> None:
+        torch.serialization.add_safe_globals([cls, rebuild])  # so that torch.load(weights_only=True) makes them
+
     @property
     def lowered(self) -> Any:
         raise NotImplementedError

@@ -194,6 +194,7 @@ class TestExplain:
             (464.0, E4M3, "nearest", 448.0, "tie: to even"),
             (465.0, E4M3, "nearest", 448.0, "overflow: saturates at 448.0"),
             (449.0, E4M3, "nearest_away", 448.0, "nearer"),
+            (61440.0, FloatingPoint(5, 2, overflow="saturate"), "nearest", 57344.0, "overflow: saturates at 57344.0"),
             (464.0, E4M3, "nearest_away", 448.0, "overflow: saturates at 448.0"),
             (449.0, E4M3, "up", 448.0, "overflow: saturates at 448.0"),
             (1e9, E5M2, "down", 57344.0, "down"),
@@ -326,6 +327,21 @@ def test_the_module_runs_as_a_command(tmp_path: Path) -> None:
     assert (result.returncode, result.stderr) == (0, "")
     assert "-0.1015625" in result.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_warning_of_many_steps_is_shown_once() -> None:
+    code = (
+        "import warnings, lptensor.cli.command as command\n"
+        "def steps():\n"
+        "    for _ in range(3):\n"
+        "        warnings.warn('rounding is slow here', RuntimeWarning)\n"
+        "        with warnings.catch_warnings(): pass  # forgets what was shown, as torch does\n"
+        "command.app = steps\n"
+        "command.main()"
+    )
+    package = str(Path(formats.__file__).parents[1])
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=package, check=True)
+    assert result.stderr.count("RuntimeWarning: rounding is slow here") == 1
 
 
 def test_importing_the_package_leaves_the_commands_libraries_out() -> None:

@@ -119,13 +119,10 @@ def _run(
 
 def _result_table(summaries: Sequence[Summary]) -> Table:
     runs = summaries[0].runs
-    accumulators = {short(s.recipe.accumulator) for s in summaries if s.recipe.accumulator}
-    notes = (
-        f"{len(runs)} seed{'s' * (len(runs) > 1)}, {len(runs[0].losses)} epochs; accuracy on {TEST_SIZE} test images. "
-        + (f"Weights add up in {' or '.join(sorted(accumulators))}." if accumulators else "")
-    )
+    seeds, epochs = f"{len(runs)} seed{'s' * (len(runs) > 1)}", len(runs[0].losses)
+    notes = f"{seeds}, {epochs} epochs, {TEST_SIZE} test images. sums: the format in which weights add up."
     table = Table(title="Handwritten digits", caption=notes, box=SIMPLE_HEAD, header_style="bold")
-    for title in ("recipe", "how", "number", "rounding"):
+    for title in ("recipe", "how", "number", "sums", "rounding"):
         table.add_column(title, no_wrap=title != "number", overflow="fold")
     for title in ("accuracy (%)", "to fp32", "time"):
         table.add_column(title, justify="right")
@@ -138,13 +135,15 @@ def _result_table(summaries: Sequence[Summary]) -> Table:
 
 def _recipe_table(recipes: Sequence[Recipe]) -> Table:
     table = Table(title="Recipes", box=SIMPLE_HEAD, header_style="bold")
-    for title in ("recipe", "how", "number", "rounding", "gradients", "sums"):
+    for title in ("recipe", "how", "number", "sums", "rounding", "gradients"):
         table.add_column(title, no_wrap=title not in ("number", "gradients"), overflow="fold")
     for recipe in recipes:
-        gradient, accumulator = recipe.gradient or recipe.number, recipe.accumulator
-        table.add_row(*_described(recipe), short(gradient), short(accumulator))
+        table.add_row(*_described(recipe), short(recipe.gradient or recipe.number))
     return table
 
 
 def _described(recipe: Recipe) -> tuple[str, ...]:
-    return recipe.name, recipe.how, short(recipe.number), recipe.rounding.name if recipe.number else "-"
+    if recipe.number is None:
+        return recipe.name, recipe.how, "-", "-", "-"
+    sums = "fp32" if recipe.accumulator is None else short(recipe.accumulator)
+    return recipe.name, recipe.how, short(recipe.number), sums, recipe.rounding.name
