@@ -472,6 +472,19 @@ def test_a_parameter_without_a_gradient_is_left_alone():
     assert torch.equal(unused, before) and on_grid(used)
 
 
+def test_a_parameter_that_gets_no_gradient_any_more_keeps_its_weight():
+    w = nn.Parameter(torch.ones(1))
+    optim = OptimLP(SGD([w], lr=2.0**-5), weight_quant=FP8, acc_quant=HALF)
+    for grad in (torch.ones(1), None, torch.ones(1)):
+        w.grad = grad
+        optim.step()
+        assert w.item() == 1.0
+    saved = optim.state_dict()
+    assert saved["state"][0]["weight_accumulator"].item() == 1 - 2.0**-4
+    optim.load_state_dict(saved)
+    assert not optim.state, "plain SGD has no state of its own"
+
+
 def test_groups_can_be_added_and_schedulers_and_hooks_attached():
     a, b, seen = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2)), []
     optim = OptimLP(SGD([a], lr=0.5), weight_quant=FP8, acc_quant=HALF)
@@ -479,7 +492,7 @@ def test_groups_can_be_added_and_schedulers_and_hooks_attached():
     scheduler = torch.optim.lr_scheduler.StepLR(optim, 1, 0.5)
     optim.register_step_pre_hook(lambda o, args, kwargs: seen.append("before"))
     optim.register_step_post_hook(lambda o, args, kwargs: seen.append(on_grid(a)))
-    optim.register_state_dict_post_hook(lambda o, saved: {**saved, "note": 1})
+    optim.register_state_dict_post_hook(lambda o, saved: {**saved, "note": "noted"})
     optim.register_load_state_dict_pre_hook(lambda o, saved: seen.append(saved["note"]))
     optim.add_param_group({"params": [b], "lr": 1.0})
     a.grad, b.grad = torch.full((2,), 0.3), torch.full((2,), 0.3)
@@ -490,7 +503,7 @@ def test_groups_can_be_added_and_schedulers_and_hooks_attached():
     assert [group["lr"] for group in optim.param_groups] == [0.5 / 2, 1.0 / 2]
     assert on_grid(b) and b[0] != a[0]
     optim.load_state_dict(optim.state_dict())
-    assert seen[-1] == 1
+    assert seen[-1] == "noted"
     optim.zero_grad()
     assert a.grad is None
     optim.zero_grad(set_to_none=False)

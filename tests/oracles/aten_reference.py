@@ -57,10 +57,12 @@ class AtenReference(TorchDispatchMode):
         super().__init__()
         self.forward, self.backward = forward, backward or forward
         self._round = forward
-        self._low: dict[int, Any] = {}  # storages stay alive here, so that no address comes back
+        # What rounds writes to a storage. The storages stay alive, so that no address comes back.
+        self._low: dict[int, tuple[Any, Round]] = {}
 
     def low(self, x: Tensor) -> Tensor:
         """A copy of ``x`` on the forward format that counts as low precision."""
+        assert self._round is self.forward
         fresh = self.forward(x.detach().clone(memory_format=torch.preserve_format))
         if fresh.stride() != x.stride():
             fresh = torch.empty_strided(x.shape, x.stride()).copy_(fresh)
@@ -78,10 +80,7 @@ class AtenReference(TorchDispatchMode):
         return isinstance(x, Tensor) and x.layout is torch.strided and _key(x) in self._low
 
     def _add(self, x: Tensor) -> None:
-        self._low[_key(x)] = x.untyped_storage()
-
-    def _settle(self, x: Tensor) -> None:
-        x.copy_(self._round(x))
+        self._low[_key(x)] = x.untyped_storage(), self._round
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -99,14 +98,14 @@ class AtenReference(TorchDispatchMode):
                 written = args[i] if i < len(args) else kwargs.get(argument.name)
                 for x in written if isinstance(written, (list, tuple)) else (written,):
                     if self.is_low(x) and x.dtype is torch.float32:
-                        self._settle(x)
+                        x.copy_(self._low[_key(x)][1](x))  # the destination's format
         results = out if isinstance(out, (list, tuple)) else (out,)
         for i, result in enumerate(results):
             if i not in SAVED.get(name, ()):
                 for x in tree_leaves(result):
                     fresh = isinstance(x, Tensor) and x.layout is torch.strided and _key(x) not in known
                     if fresh and x.dtype is torch.float32:
-                        self._settle(x)
+                        x.copy_(self._round(x))
                         self._add(x)
         return out
 

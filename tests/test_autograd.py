@@ -1,0 +1,309 @@
+"""Gradients of LPTensors: where they round, in what format, and through every way autograd runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from low import is_low, rounded, same, values
+from lptensor import BF16, E4M3, E5M2, FP16, FP32, Arithmetic, LPTensor, convert
+
+BOTH = Arithmetic(BF16, backward=E5M2)
+
+
+def leaf(*shape: int, arithmetic: Any = BOTH) -> LPTensor:
+    x: LPTensor = torch.randn(*shape).to_lp(arithmetic)  # type: ignore[attr-defined]
+    return x.requires_grad_()
+
+
+def test_gradients_are_in_the_backward_format_and_results_in_the_forward_one() -> None:
+    x = leaf(100)
+    y = x.sin() * 3
+    y.sum().backward()
+    assert is_low(y, BF16) and is_low(x.grad, E5M2) and x.grad.arithmetic == BOTH
+    step = rounded(torch.full((100,), 3.0), E5M2)
+    assert same(x.grad, rounded(step * values(x).cos().to(torch.bfloat16).float(), E5M2)) or same(
+        x.grad, rounded(step * rounded(values(x).cos(), E5M2), E5M2)
+    )
+
+
+def test_without_a_backward_format_gradients_are_in_the_forward_one() -> None:
+    x = leaf(50, arithmetic=Arithmetic(E4M3))
+    (x * 0.3).sum().backward()
+    assert is_low(x.grad, E4M3)
+
+
+def test_fp32_gradients_are_not_rounded() -> None:
+    x = leaf(50, arithmetic=Arithmetic(E4M3, backward=FP32))
+    (x * 0.3).sum().backward()
+    assert x.grad.format == FP32 and same(x.grad, torch.full((50,), 0.3))
+
+
+def test_a_linear_layer_rounds_each_of_its_three_products_once() -> None:
+    x, w = leaf(5, 40), leaf(7, 40)
+    y = F.linear(x, w)
+    g = rounded(torch.randn(5, 7), E5M2)
+    y.backward(g.to_lp(BOTH))
+    assert same(y, rounded(values(x) @ values(w).t(), BF16))
+    assert same(x.grad, rounded(g @ values(w), E5M2))
+    assert same(w.grad, rounded(g.t() @ values(x), E5M2))
+
+
+def test_every_hook_sees_the_backward_format() -> None:
+    x = leaf(20)
+    seen: list[Any] = []
+    x.register_hook(lambda g: seen.append(g))
+    x.register_post_accumulate_grad_hook(lambda p: seen.append(p.grad))
+    y = x * 0.3
+    y.register_hook(lambda g: seen.append(g))
+    (y * 1.1).sum().backward()
+    assert len(seen) == 3 and all(is_low(g, E5M2) for g in seen)
+
+
+def test_gradients_that_meet_are_summed_and_rounded() -> None:
+    x = leaf(200)
+    a, b = 1.3, 0.37
+    (x * a + x * b).sum().backward()
+    one = torch.ones(200)
+    want = rounded(rounded(one * a, E5M2) + rounded(one * b, E5M2), E5M2)
+    assert same(x.grad, want)
+
+
+def test_accumulation_over_two_backwards_rounds_in_the_backward_format() -> None:
+    x = leaf(20)
+    y = (x * 0.37).sum()
+    y.backward(retain_graph=True)
+    first = values(x.grad).clone()
+    y.backward()
+    assert is_low(x.grad, E5M2) and same(x.grad, rounded(first + first, E5M2))
+
+
+def test_a_gradient_that_the_caller_supplies_is_taken_to_the_backward_format() -> None:
+    x = leaf(20)
+    x.flip(0).backward(torch.randn(20).to_lp(BOTH))
+    assert is_low(x.grad, E5M2)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_checkpoint_changes_no_bit(reentrant: bool) -> None:
+    w1, w2 = leaf(16, 16), leaf(16, 16)
+
+    def block(x: Tensor) -> Tensor:
+        return F.gelu(x @ w1).sin() @ w2
+
+    def run(whole: bool) -> list[Any]:
+        x = leaf_of[0].detach().requires_grad_()
+        y = block(x) if whole else checkpoint(block, x, use_reentrant=reentrant)
+        grads = torch.autograd.grad(y.square().sum(), [x, w1, w2]) if not reentrant or whole else None
+        if grads is None:
+            w1.grad = w2.grad = None
+            y.square().sum().backward()
+            grads = x.grad, w1.grad, w2.grad
+        return [y, *grads]
+
+    leaf_of = [leaf(4, 16)]
+    for a, b in zip(run(True), run(False), strict=True):
+        assert same(a, b) and a.format == b.format
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_checkpoint_repeats_the_draws_of_stochastic_rounding(reentrant: bool) -> None:
+    random = Arithmetic(E4M3, rounding="stochastic")
+    w, start = leaf(16, 16, arithmetic=random), leaf(4, 16, arithmetic=random)
+
+    def gradient(whole: bool) -> Tensor:
+        torch.manual_seed(7)
+        x = start.detach().requires_grad_()
+        block = lambda x: (x @ w).sin() @ w  # noqa: E731
+        y = block(x) if whole else checkpoint(block, x, use_reentrant=reentrant)
+        y.sum().backward()
+        return values(x.grad)
+
+    assert torch.equal(gradient(True), gradient(False))
+
+
+class Cube(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x * x * x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return grad * 3 * x * x
+
+
+def test_a_custom_function_rounds_in_both_directions() -> None:
+    x = leaf(100)
+    y = Cube.apply(x)
+    y.sum().backward()
+    v = values(x)
+    assert same(y, rounded(rounded(v * v, BF16) * v, BF16))
+    want = rounded(rounded(rounded(torch.ones(100) * 3, E5M2) * v, E5M2) * v, E5M2)
+    assert is_low(x.grad, E5M2) and same(x.grad, want)
+
+
+def test_double_backward_and_create_graph() -> None:
+    x = leaf(30, arithmetic=Arithmetic(BF16))
+    (g,) = torch.autograd.grad(x.pow(3).sum(), x, create_graph=True)
+    (h,) = torch.autograd.grad(g.sum(), x)
+    assert is_low(g, BF16) and is_low(h, BF16)
+    torch.testing.assert_close(h.dequantize(), 6 * values(x), rtol=2**-6, atol=0)
+
+
+def test_retain_grad_gives_gradients_of_inner_results() -> None:
+    x = leaf(30)
+    y = x * 0.3
+    y.retain_grad()
+    (y * 0.7).sum().backward()
+    assert is_low(y.grad, E5M2)
+
+
+def test_the_gradient_leaves_low_precision_where_its_tensor_entered() -> None:
+    x = torch.randn(30, requires_grad=True)
+    (x.to_lp(BOTH) * 0.3).sum().backward()
+    assert type(x.grad) is Tensor and torch.equal(x.grad, rounded(torch.full((30,), 0.3), E5M2))
+
+
+def test_the_gradient_enters_low_precision_where_its_tensor_left() -> None:
+    x = leaf(30)
+    seed = torch.randn(30)
+    x.dequantize().backward(seed)
+    assert is_low(x.grad, E5M2) and same(x.grad, rounded(seed, E5M2))
+
+
+def test_a_recast_gives_each_side_its_own_backward_format() -> None:
+    x = leaf(30, arithmetic=Arithmetic(BF16, backward=FP16))
+    y = x.to_lp(Arithmetic(E4M3, backward=E5M2))
+    (y * 0.3).sum().backward()
+    assert x.grad.format == FP16 and same(x.grad, rounded(rounded(torch.full((30,), 0.3), E5M2), FP16))
+
+
+def test_round_trip_through_dequantize_keeps_the_graph() -> None:
+    x = leaf(10)
+    (x.dequantize() * 2).to_lp(E4M3).sum().backward()
+    assert is_low(x.grad, E5M2) and same(x.grad, torch.full((10,), 2.0))
+
+
+def test_in_place_writes_to_views_reach_the_gradient() -> None:
+    x = leaf(4, 4)
+    y = x * 1.0
+    y[1].mul_(0.3)
+    y.sum().backward()
+    want = torch.ones(4, 4)
+    want[1] = rounded(torch.tensor(0.3), E5M2)
+    assert same(x.grad, want)
+
+
+def test_an_optimizer_step_in_a_hook_of_the_backward_pass_rounds_to_the_forward_format() -> None:
+    def train(in_hook: bool) -> list[Any]:
+        torch.manual_seed(3)
+        model = convert(nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2)), BOTH)
+        optimizers = {p: torch.optim.SGD([p], lr=0.1, momentum=0.9) for p in model.parameters()}
+
+        def step(p: Tensor) -> None:
+            optimizers[p].step()
+            optimizers[p].zero_grad()
+
+        if in_hook:
+            for p in model.parameters():
+                p.register_post_accumulate_grad_hook(step)
+        for i in range(3):
+            torch.manual_seed(i)
+            model(torch.randn(5, 6).to_lp(BOTH)).square().sum().backward()
+            if not in_hook:
+                for p in model.parameters():
+                    step(p)
+        return [t for p, o in optimizers.items() for t in (p, o.state[p]["momentum_buffer"])]
+
+    for a, b in zip(train(True), train(False), strict=True):
+        assert is_low(a, BF16) and same(a, b) and not a._gradient
+
+
+def test_a_write_in_a_hook_takes_the_format_of_its_destination() -> None:
+    x, average = leaf(30), torch.zeros(30).to_lp(BF16)
+
+    def track(p: Tensor) -> None:
+        average.lerp_(p.detach(), 0.1)
+
+    x.register_post_accumulate_grad_hook(track)
+    (x * 2).sum().backward()
+    assert average.format == BF16 and same(average, rounded(torch.zeros(30).lerp(values(x), 0.1), BF16))
+
+
+def test_a_momentum_copied_from_a_gradient_is_in_the_forward_format() -> None:
+    """A gradient of 0.3 in E5M2 stays itself; what is added to it later is rounded to BF16."""
+    p = nn.Parameter(torch.ones(4)).to_lp(BOTH).detach().requires_grad_()
+    optimizer = torch.optim.SGD([p], lr=0.1, momentum=0.9)
+    for _ in range(2):
+        optimizer.zero_grad()
+        (p * 0.3).sum().backward()
+        optimizer.step()
+    g = rounded(torch.tensor(0.3), E5M2)
+    momentum = optimizer.state[p]["momentum_buffer"]
+    assert momentum.format == BF16 and same(momentum, rounded(rounded(g * 0.9, BF16) + g, BF16).expand(4))
+
+
+def test_gradients_clip_in_the_backward_format() -> None:
+    x = leaf(100)
+    (x * 3.0).sum().backward()
+    torch.nn.utils.clip_grad_norm_([x], 1.0)
+    assert is_low(x.grad, E5M2)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_without_a_graph_the_forward_bits_are_the_same(mode: Any) -> None:
+    model = convert(nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.LayerNorm(8), nn.Linear(8, 3)), BOTH)
+    x = torch.randn(4, 5, 8).to_lp(BOTH)
+    for given in (x, x.transpose(0, 1)):
+        want = model(given)
+        with mode():
+            assert same(model(given), want)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+def test_forward_mode_tangents_round() -> None:
+    x, t = leaf(20).detach(), torch.randn(20).to_lp(BF16)
+    with torch.autograd.forward_ad.dual_level():
+        out = (torch.autograd.forward_ad.make_dual(x, t.to_lp(BOTH)) * 1.7).sin()
+        tangent = torch.autograd.forward_ad.unpack_dual(out).tangent
+    assert is_low(tangent, BF16)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+def test_functional_transforms_give_low_precision() -> None:
+    x = torch.randn(6).to_lp(BF16)
+    f = lambda x: (x * 1.7).sin().sum()  # noqa: E731
+    assert is_low(torch.func.grad(f)(x), BF16)
+    assert is_low(torch.func.vmap(torch.sin)(x), BF16)
+    assert is_low(torch.func.jvp(torch.sin, (x,), (x,))[1], BF16)
+    assert is_low(torch.func.jacrev(torch.sin)(x), BF16)
+    assert is_low(torch.func.hessian(f)(x), BF16)
+
+
+def test_saved_tensor_hooks_see_low_precision() -> None:
+    kinds: list[type] = []
+
+    def pack(t: Tensor) -> Tensor:
+        kinds.append(type(t))
+        return t
+
+    x = leaf(5)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        y = x.sin() * x
+    y.sum().backward()
+    assert LPTensor in kinds and is_low(x.grad, E5M2)
+
+
+@pytest.mark.filterwarnings("ignore:Anomaly Detection")
+def test_anomaly_mode_runs() -> None:
+    x = leaf(5)
+    with torch.autograd.detect_anomaly():
+        x.exp().sum().backward()
+    assert is_low(x.grad, E5M2)

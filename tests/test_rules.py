@@ -1,0 +1,139 @@
+"""Every operator gets a rule, the list of ops that keep values is true, and writes are marked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lptensor.rules import Kind, Rule, rule_for
+from op_samples import attempt, bits, is_operand, op_database, samples_of, tensors
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # the samples use what torch deprecates
+
+aten = torch.ops.aten
+
+
+def every_overload() -> list[Any]:
+    found = []
+    for name in torch._C._dispatch_get_all_op_names():
+        space, _, rest = name.partition("::")
+        base, _, overload = rest.partition(".")
+        if space == "aten":
+            packet = getattr(aten, base, None)
+            op = None if packet is None else getattr(packet, overload or "default", None)
+            if isinstance(op, torch._ops.OpOverload):
+                found.append(op)
+    return found
+
+
+def test_every_overload_of_aten_gets_a_decision() -> None:
+    rules = [rule_for(op) for op in every_overload()]
+    assert len(rules) > 2500 and all(isinstance(rule, Rule) for rule in rules)
+
+
+def test_every_op_that_its_schema_calls_mutable_writes_or_reshapes() -> None:
+    for op in every_overload():
+        if op._schema.is_mutable:
+            assert rule_for(op).kind in (Kind.MUTATE, Kind.RESHAPE, Kind.DECOMPOSE, Kind.REFUSE), op
+            if rule_for(op).kind is Kind.MUTATE:
+                assert rule_for(op).writes, op
+
+
+@pytest.mark.parametrize(
+    ("op", "kind"),
+    [
+        (aten.tanh.default, Kind.ROUND),
+        (aten.add.Tensor, Kind.ROUND),
+        (aten.sum.default, Kind.ROUND),
+        (aten.ones_like.default, Kind.ROUND),
+        (aten.rand_like.default, Kind.ROUND),
+        (aten.full_like.default, Kind.ROUND),
+        (aten.zeros_like.default, Kind.KEEP),
+        (aten.empty_like.default, Kind.KEEP),
+        (aten.relu.default, Kind.KEEP),
+        (aten.cat.default, Kind.KEEP),
+        (aten.view.default, Kind.VIEW),
+        (aten.t.default, Kind.VIEW),
+        (aten.add_.Tensor, Kind.MUTATE),
+        (aten.add.out, Kind.MUTATE),
+        (aten.squeeze_.default, Kind.RESHAPE),
+        (aten.linear.default, Kind.DECOMPOSE),
+    ],
+    ids=str,
+)
+def test_the_kind_of_well_known_ops(op: Any, kind: Kind) -> None:
+    assert rule_for(op).kind is kind
+
+
+class Watch(TorchDispatchMode):
+    """Holds every op to its rule: who keeps values makes none, who does not write writes nothing."""
+
+    def __init__(self, rules: Callable[[Any], Rule] = rule_for) -> None:
+        super().__init__()
+        self.rules = rules
+        self.kept: set[str] = set()
+        self.invented: set[str] = set()
+        self.wrote: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        rule = self.rules(func)
+        given = [x for x in tensors((args, kwargs)) if is_operand(x)]
+        before = [x.clone() for x in given]
+        out = func(*args, **kwargs)
+        if rule.kind is not Kind.MUTATE and rule.kind is not Kind.RESHAPE:
+            for old, new in zip(before, given, strict=True):
+                if not torch.equal(old, new) and not torch.equal(bits(old), bits(new)):  # NaN equals NaN in bits
+                    self.wrote.add(str(func))
+        numbers = [args[p] if isinstance(p, int) and p < len(args) else kwargs.get(p) for p in rule.scalars]
+        keeps = rule.kind is Kind.KEEP or rule.selects
+        small = given and sum(x.numel() for x in given) < 4096
+        if keeps and small and not any(numbers) and "empty" not in func._schema.name:
+            self.kept.add(str(func))
+            known = torch.cat([torch.zeros(1), *(x.flatten() for x in before)])
+            for x in tensors(out):
+                if is_operand(x) and not (torch.isin(x, known) | ~x.isfinite()).all():
+                    self.invented.add(str(func))
+        return out
+
+
+def run_all(watch: TorchDispatchMode, count: int) -> None:
+    for op in op_database():
+        for sample in samples_of(op, count, requires_grad=op.supports_autograd):
+            with watch:
+                out, error = attempt(lambda o=op, s=sample: o(s[0], *s[1], **s[2]))
+                if error is None and op.supports_autograd:
+                    outs = [x for x in tensors(out) if x.requires_grad and not x.is_complex()]
+                    ins = [x for x in tensors(sample) if x.requires_grad]
+                    if outs and ins and all(x.layout is torch.strided for x in outs):
+                        seeds = [torch.randn_like(x) for x in outs]
+                        attempt(lambda o=outs, i=ins, g=seeds: torch.autograd.grad(o, i, g, allow_unused=True))
+
+
+@pytest.mark.parametrize("count", [1, pytest.param(12, marks=pytest.mark.slow, id="whole")])
+@pytest.mark.timeout(900)
+def test_ops_that_keep_values_make_none_and_nothing_writes_unmarked(
+    count: int, record_property: Callable[[str, object], None]
+) -> None:
+    watch = Watch()
+    run_all(watch, count)
+    record_property("count", f"ops that keep values, seen: {len(watch.kept)}")
+    assert len(watch.kept) > 100
+    assert not watch.invented
+    assert not watch.wrote
+
+
+def test_the_watch_sees_an_invented_value_and_an_unmarked_write() -> None:
+    """The scan above fails when it should: two rules are bent, and it says so."""
+    bent = {"aten.sin.default": Rule(Kind.KEEP), "aten.native_batch_norm.default": Rule(Kind.ROUND)}
+    watch = Watch(lambda f: bent.get(str(f)) or rule_for(f))
+    with watch:
+        torch.randn(3).sin()
+        mean, var = torch.zeros(3), torch.ones(3)
+        torch.native_batch_norm(torch.randn(4, 3), None, None, mean, var, True, 0.1, 1e-5)
+    assert watch.invented == {"aten.sin.default"}
+    assert watch.wrote == {"aten.native_batch_norm.default"}

@@ -1,0 +1,423 @@
+"""Where an LPTensor rounds, in what format, and what it refuses."""
+
+from __future__ import annotations
+
+import operator
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from low import is_low, rounded, same, values
+from lptensor import (
+    BF16,
+    E4M3,
+    E5M2,
+    FP16,
+    FP32,
+    INT8,
+    Arithmetic,
+    BlockFloatingPoint,
+    FixedPoint,
+    FloatingPoint,
+    LPTensor,
+    escapes,
+)
+
+
+def low(*shape: int, format: Any = BF16) -> LPTensor:
+    made: LPTensor = torch.randn(*shape).to_lp(format)  # type: ignore[attr-defined]
+    return made
+
+
+# -- in and out ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("format", [BF16, FP16, E5M2, E4M3])
+def test_to_lp_rounds_and_dequantize_gives_the_values(format: Any) -> None:
+    x = torch.randn(100) * 10
+    y = x.to_lp(format)
+    assert is_low(y, format) and type(y.dequantize()) is Tensor
+    assert torch.equal(y.dequantize(), rounded(x, format))
+
+
+def test_float64_is_rounded_once_not_through_fp32() -> None:
+    x = torch.tensor([1 + 2**-9 + 2**-30], dtype=torch.float64)  # just above a midpoint
+    fine = FloatingPoint(8, 8)
+    assert x.to_lp(fine).item() == 1 + 2**-8
+    assert x.float().to_lp(fine).item() == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_narrow_dtypes_enter_with_their_exact_values(dtype: torch.dtype) -> None:
+    x = torch.randn(50).to(dtype)
+    assert torch.equal(values(x.to_lp(FP32)), x.float())
+
+
+def test_recasting_rounds_anew() -> None:
+    x = low(100)
+    assert same(x.to_lp(E5M2), rounded(values(x), E5M2)) and x.to_lp(E5M2).format == E5M2
+
+
+def test_recasting_to_its_own_arithmetic_is_the_tensor_itself() -> None:
+    x = low(3)
+    assert x.to_lp(BF16) is x
+
+
+@pytest.mark.parametrize("bad", [torch.ones(2, dtype=torch.int64), torch.ones(2, dtype=torch.complex64)])
+def test_integer_and_complex_tensors_are_refused(bad: Tensor) -> None:
+    with pytest.raises(TypeError, match=str(bad.dtype)):
+        bad.to_lp(BF16)
+
+
+def test_sparse_tensors_are_refused() -> None:
+    with pytest.raises(TypeError, match="to_dense"):
+        torch.eye(2).to_sparse().to_lp(BF16)
+
+
+def test_what_is_no_format_is_refused() -> None:
+    with pytest.raises(TypeError, match="'bf16'"):
+        torch.ones(2).to_lp("bf16")
+
+
+def test_an_unknown_rounding_is_refused() -> None:
+    with pytest.raises(ValueError, match="'nerest'.*nearest"):
+        torch.ones(2).to_lp(BF16, "nerest")
+
+
+def test_it_cannot_be_subclassed() -> None:
+    with pytest.raises(TypeError, match="subclass"):
+        type("Mine", (LPTensor,), {})
+
+
+# -- one rounding per op -----------------------------------------------------------------------------
+
+
+def test_a_product_rounds_once_at_its_end() -> None:
+    a, b = low(4, 64), low(64, 3)
+    assert same(a @ b, rounded(values(a) @ values(b), BF16))
+
+
+def test_a_chain_of_ops_rounds_at_every_op() -> None:
+    x = low(1000)
+    step = rounded(values(x) * values(x), BF16)
+    assert same(x * x + x, rounded(step + values(x), BF16))
+    assert not same(x * x + x, rounded(values(x) * values(x) + values(x), BF16))
+
+
+def test_scalars_are_used_exactly() -> None:
+    x = low(1000)
+    assert same(x * 1.01, rounded(values(x) * 1.01, BF16))
+    assert same(x.add(x, alpha=0.3), rounded(values(x).add(values(x), alpha=0.3), BF16))
+    assert not same(x * 1.01, rounded(values(x) * rounded(torch.tensor(1.01), BF16), BF16))
+
+
+def test_plain_operands_are_used_exactly_and_the_format_wins() -> None:
+    x, plain = low(1000), torch.randn(1000)
+    for result in (x * plain, plain * x):
+        assert is_low(result, BF16) and same(result, rounded(values(x) * plain, BF16))
+
+
+@pytest.mark.parametrize("weak", [2, True, torch.tensor(0.3), torch.tensor(0.3, dtype=torch.float64), torch.arange(4)])
+def test_numbers_and_integers_leave_the_format_alone(weak: Any) -> None:
+    x = low(4)
+    assert is_low(x * weak, BF16) and is_low(weak * x, BF16)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
+def test_to_sparse_csr_gives_a_plain_tensor() -> None:
+    assert type(low(4, 4).to_sparse_csr()) is Tensor
+
+
+def test_every_result_of_an_op_with_several_is_rounded() -> None:
+    x = low(20, 30)
+    for got, want in zip(torch.var_mean(x, dim=1), torch.var_mean(values(x), dim=1), strict=True):
+        assert is_low(got, BF16) and same(got, rounded(want, BF16))
+
+
+def test_saved_statistics_of_a_norm_are_not_rounded() -> None:
+    x = low(6, 40)
+    out, mean, rstd = torch.native_layer_norm(x, [40], None, None, 1e-5)
+    want = torch.native_layer_norm(values(x), [40], None, None, 1e-5)
+    assert same(out, rounded(want[0], BF16))
+    assert type(mean) is Tensor and torch.equal(mean, want[1]) and torch.equal(rstd, want[2])
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        lambda x: F.layer_norm(x, (8,)),
+        lambda x: F.group_norm(x, 2),
+        lambda x: F.batch_norm(x, None, None, training=True),
+    ],
+)
+def test_the_gradient_of_a_norm_uses_the_exact_statistics(norm: Callable[[Tensor], Tensor]) -> None:
+    """With the forward format as fine as fp32 and a narrow backward one, gradients round an exact computation."""
+    x = (torch.randn(6, 8) * 3 + 1).requires_grad_()
+    seed = rounded(torch.randn(norm(x).shape), E5M2)
+    norm(x).backward(seed)
+    y = x.detach().to_lp(FP32, grad=E5M2).requires_grad_()
+    norm(y).backward(seed.to_lp(y.arithmetic))
+    assert same(y.grad, rounded(x.grad, E5M2))
+
+
+def test_views_share_memory_and_keep_values() -> None:
+    x = low(4, 6)
+    view = x.t()[1:3]
+    view.zero_()
+    assert is_low(view, BF16) and (values(x)[:, 1:3] == 0).all() and view._base is not None
+
+
+def test_views_and_copies_draw_no_random_numbers() -> None:
+    x = torch.randn(4, 6).to_lp(E4M3, "stochastic")
+    state = torch.get_rng_state()
+    for keep in (
+        lambda: x.t(),
+        lambda: x.clone(),
+        lambda: x.t().contiguous(),
+        lambda: torch.cat([x, x]),
+        lambda: x[[0, 2]],
+        lambda: x.relu(),
+        lambda: x.max(),
+        lambda: x.sort(),
+        lambda: x.detach(),
+        lambda: torch.zeros_like(x),
+        lambda: torch.empty_like(x).copy_(x),
+        lambda: F.pad(x, (1, 1)),
+        lambda: F.max_pool1d(x, 2),
+        lambda: x.dequantize(),
+        lambda: x > 0,
+        lambda: repr(x),
+    ):
+        keep()
+        assert torch.equal(state, torch.get_rng_state())
+    x * 1.1
+    assert not torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    "fill",
+    [
+        lambda x: x.masked_fill(x > 0, 0.1),
+        lambda x: x.clamp(min=0.1),
+        lambda x: F.pad(x, (1, 1), value=0.1),
+        lambda x: F.threshold(x, 0.0, 0.1),
+        lambda x: F.hardtanh(x, -0.1, 0.1),
+        lambda x: torch.full_like(x, 0.1),
+        lambda x: x.clone().fill_(0.1),
+        lambda x: x.clone().masked_fill_(x > 0, 0.1),
+        lambda x: x.clone().clamp_(max=0.1),
+        lambda x: x.index_fill(0, torch.tensor([0]), 0.1),
+        lambda x: x.scatter(0, torch.zeros(1, 4, dtype=torch.int64), 0.1),
+        lambda x: torch.cat([x, torch.full((1, 4), 0.1)]),
+        lambda x: torch.where(x > 0, x, 0.1),
+        lambda x: torch.where(x > 0, x, torch.full((4,), 0.1)),
+        lambda x: torch.maximum(x, torch.full((4,), 0.1)),
+        lambda x: x.nan_to_num(0.1) + 0 * x.clone().index_put_((torch.tensor(0),), torch.tensor(0.1)),
+        lambda x: x.new_full((3,), 0.1),
+        lambda x: torch.rand_like(x),
+        lambda x: torch.ones_like(x) * 0.1,
+        lambda x: x.clone().uniform_(),
+        lambda x: x.clone().copy_(torch.full((4,), 0.1)),
+    ],
+)
+def test_what_a_fill_value_or_plain_operand_brings_in_is_rounded(fill: Callable[[Tensor], Tensor]) -> None:
+    assert is_low(fill(low(4, 4)), BF16)
+
+
+def test_nan_to_num_fills_in_the_limits_of_the_format() -> None:
+    x = torch.tensor([torch.inf, -torch.inf, torch.nan, 1.0])
+    for format, dtype in ((BF16, torch.bfloat16), (E5M2, torch.float8_e5m2)):
+        limits = torch.tensor([torch.finfo(dtype).max, torch.finfo(dtype).min, 0.0, 1.0])
+        assert same(x.to_lp(format).nan_to_num(), limits) and same(x.to_lp(format).nan_to_num_(), limits)
+
+
+def test_factories_from_a_tensor_keep_the_format() -> None:
+    x = low(3)
+    for made in (x.new_zeros(2), x.new_ones(2), torch.zeros_like(x), torch.empty_like(x), x.new_empty(2)):
+        assert isinstance(made, LPTensor) and made.format == BF16
+
+
+# -- writes ------------------------------------------------------------------------------------------
+
+
+def test_in_place_takes_the_format_of_the_destination() -> None:
+    a, b = low(100, format=E4M3), low(100)
+    want = rounded(values(a) + values(b), E4M3)
+    address = a.data_ptr()
+    assert a.add_(b) is a and is_low(a, E4M3) and same(a, want) and a.data_ptr() == address
+
+
+def test_a_plain_destination_stays_plain() -> None:
+    x, plain = low(100), torch.randn(100)
+    want = plain + values(x)
+    assert plain.add_(x) is plain and type(plain) is Tensor and torch.equal(plain, want)
+    plain[:50] = x[:50]
+    assert type(plain) is Tensor and torch.equal(plain[:50], values(x)[:50])
+    assert type(plain.copy_(x)) is Tensor
+
+
+def test_assignment_rounds_into_the_tensor() -> None:
+    x = low(10, format=E4M3)
+    x[2] = 0.1
+    x[3:5] = torch.full((2,), 0.3)
+    x[values(x) > 5] = 1.7
+    assert is_low(x, E4M3) and x[2].item() == rounded(torch.tensor(0.1), E4M3).item()
+
+
+@pytest.mark.parametrize("target", [E4M3, BF16])
+def test_out_takes_the_format_of_its_destination(target: Any) -> None:
+    a, b = low(50), low(50)
+    out = torch.zeros(50).to_lp(target)
+    assert torch.mul(a, b, out=out) is out
+    assert is_low(out, target) and same(out, rounded(values(a) * values(b), target))
+
+
+def test_out_grows_an_empty_tensor() -> None:
+    out = torch.empty(0).to_lp(BF16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.add(low(3, 2), 1, out=out)
+    assert out.shape == (3, 2) == values(out).shape and is_low(out, BF16)
+
+
+def test_a_plain_out_stays_plain_and_exact() -> None:
+    a, out = low(50), torch.empty(50)
+    torch.exp(a, out=out)
+    assert type(out) is Tensor and torch.equal(out, values(a).exp())
+
+
+def test_shape_changes_in_place_reach_the_wrapper() -> None:
+    x = low(1, 6)
+    x.squeeze_(0)
+    assert x.shape == values(x).shape == (6,)
+    x.resize_(2, 3).t_()
+    assert x.shape == values(x).shape == (3, 2) and x.stride() == values(x).stride()
+
+
+# -- formats that meet -------------------------------------------------------------------------------
+
+SMALL_BLOCKS, BLOCKS = BlockFloatingPoint(4), BlockFloatingPoint(8)
+
+
+@pytest.mark.parametrize(
+    ("narrow", "wide"),
+    [(E4M3, BF16), (E5M2, FP16), (INT8, BF16), (BF16, FP32), (FixedPoint(4, 2), FixedPoint(8, 4)), (BLOCKS, FP32)],
+)
+def test_the_format_that_contains_the_other_wins_in_either_order(narrow: Any, wide: Any) -> None:
+    a, b = torch.ones(3).to_lp(narrow), torch.ones(3).to_lp(wide)
+    assert (a + b).format == wide == (b + a).format == torch.cat([a, b]).format == torch.add(b, a).format
+
+
+CLASHES = [(E4M3, E5M2), (BF16, FP16), (FixedPoint(8, 4), E4M3), (FixedPoint(8, 4), FixedPoint(8, 2))]
+
+
+@pytest.mark.parametrize(("one", "other"), CLASHES)
+@pytest.mark.parametrize(
+    "op",
+    [torch.add, operator.add, operator.sub, operator.mul, operator.truediv, operator.matmul, operator.pow, torch.dot],
+    ids=lambda op: f"{op.__module__}.{op.__name__}",
+)
+def test_formats_of_which_neither_contains_the_other_are_refused_by_name(one: Any, other: Any, op: Any) -> None:
+    a, b = torch.ones(3).to_lp(one), torch.ones(3).to_lp(other)
+    for x, y in ((a, b), (b, a)):
+        with pytest.raises(TypeError) as caught:
+            op(x, y)
+        assert repr(one) in str(caught.value) and repr(other) in str(caught.value)
+        assert "to_lp" in str(caught.value) and "dequantize" in str(caught.value)
+
+
+def test_roundings_that_disagree_are_refused_and_a_default_yields() -> None:
+    up, down = torch.ones(2).to_lp(BF16, "up"), torch.ones(2).to_lp(BF16, "down")
+    with pytest.raises(TypeError, match="rounding"):
+        up + down
+    assert (up + torch.ones(2).to_lp(BF16)).arithmetic == up.arithmetic
+
+
+def test_a_backward_format_survives_a_partner_without_one() -> None:
+    both = torch.ones(2).to_lp(BF16, grad=E5M2) * torch.ones(2).to_lp(E4M3)
+    assert both.arithmetic == Arithmetic(BF16, backward=E5M2)
+
+
+def test_unlike_things_give_pythons_own_type_error() -> None:
+    with pytest.raises(TypeError, match="unsupported operand"):
+        low(2) + "a"
+
+
+# -- ways out ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "leave",
+    [
+        lambda x: torch.fft.fft(x),
+        lambda x: x * 1j,
+        lambda x: x + torch.ones(4, dtype=torch.float64),
+        lambda x: x.half(),
+        lambda x: x.bfloat16(),
+        lambda x: torch.linalg.eigvals(x.view(2, 2)),
+    ],
+)
+def test_leaving_low_precision_unasked_raises_warns_or_passes_as_set(leave: Callable[[Tensor], Tensor]) -> None:
+    x = low(4)
+    with pytest.raises(RuntimeError, match=r"aten\..*dequantize.*escapes"):
+        leave(x)
+    with escapes("warn"), pytest.warns(RuntimeWarning, match="leave low precision"):
+        assert type(leave(x)) is Tensor
+    with escapes("allow"):
+        assert type(leave(x)) is Tensor
+    with pytest.raises(RuntimeError):  # the setting ended with its block
+        leave(x)
+
+
+@pytest.mark.parametrize(
+    "leave",
+    [
+        lambda x: x.double(),
+        lambda x: x.to(torch.float64),
+        lambda x: x.sum(dtype=torch.float64),
+        lambda x: torch.ones_like(x, dtype=torch.float64),
+        lambda x: x.to_sparse(),
+        lambda x: x.long(),
+        lambda x: x > 0,
+        lambda x: x.argmax(),
+    ],
+)
+def test_a_dtype_or_layout_that_the_caller_names_gives_a_plain_tensor(leave: Callable[[Tensor], Tensor]) -> None:
+    assert type(leave(low(4, 4))) is Tensor
+
+
+def test_autocast_raises_and_says_what_to_do() -> None:
+    x, w = low(2, 4), low(3, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(RuntimeError, match="autocast"):
+        F.linear(x, w)
+
+
+def test_an_unknown_setting_is_refused() -> None:
+    with pytest.raises(ValueError, match="'silent'"):
+        escapes("silent")
+
+
+# -- randomness --------------------------------------------------------------------------------------
+
+
+def test_a_seed_repeats_stochastic_rounding_and_another_does_not() -> None:
+    def run(seed: int) -> Tensor:
+        torch.manual_seed(seed)
+        x = torch.linspace(0, 1, 500).to_lp(E4M3, "stochastic")
+        return values((x * 1.1).sin())
+
+    assert torch.equal(run(1), run(1)) and not torch.equal(run(1), run(2))
+
+
+def test_stochastic_rounding_goes_to_the_neighbours_only_and_is_unbiased() -> None:
+    x = torch.full((10000,), 1 + 0.25 * 2**-3)
+    got = values(x.to_lp(E4M3, "stochastic"))
+    below, above = 1.0, 1 + 2**-3
+    assert set(got.tolist()) == {below, above}
+    ups = (got == above).sum().item()
+    assert abs(ups - 2500) < 3 * (10000 * 0.25 * 0.75) ** 0.5
