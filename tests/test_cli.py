@@ -72,10 +72,13 @@ class TestFormats:
         assert "E4M2" in run("formats")
         assert parse_format("e4m2") == FloatingPoint(4, 2)
 
-    def test_the_table_fits_a_terminal_of_100_columns(self) -> None:
+    def test_a_terminal_of_100_columns_shows_a_row_per_line(self) -> None:
         lines = run("formats").splitlines()
         assert max(map(len, lines)) <= 100
-        assert not any("…" in line for line in lines)
+        assert len([line for line in lines if line.strip()]) == len(named_formats()) + 5  # title, head of 2, rule, note
+
+    def test_a_narrow_terminal_cuts_nothing_off(self) -> None:
+        assert "…" not in run("formats", columns=60)
 
     @pytest.mark.parametrize("name", ORACLES)
     def test_limits_are_those_of_the_type_of_the_same_name(self, name: str) -> None:
@@ -223,6 +226,12 @@ class TestExplain:
         assert (small.lower, small.upper) == (3 / 32, 4 / 32)  # 2**(1 - 8 + 2): the exponent of 3 is 1
         assert large.why == "on the grid"
 
+    def test_a_block_with_nan_is_told_for_each_of_its_values(self) -> None:
+        assert [choice.why for choice in explain([1.0, math.nan], BlockFloatingPoint(8))] == [
+            "its block holds NaN or infinity",
+            "NaN stays NaN",
+        ]
+
     @settings(max_examples=400, deadline=None)
     @given(
         value=st.floats(allow_nan=False, allow_infinity=False, allow_subnormal=False) | st.floats(-500, 500),
@@ -298,6 +307,13 @@ class TestRound:
         x = 1.0625 + 2.0**-40  # just above the middle; in float32 it is the middle, a tie to 1.0
         assert "As float32" in run("round", repr(x), "--format", "e4m3")
         assert "As float32" not in run("round", "0.1", "nan", "--format", "e4m3")
+
+    def test_a_mode_that_a_format_does_not_know_is_wrong_usage(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(*_: object) -> None:
+            raise ValueError("codebooks have no odd values")
+
+        monkeypatch.setattr("lptensor.round", refuse)
+        assert "codebooks have no odd values" in refused("round", "1", "--format", "e4m3", "--rounding", "odd")
 
     @pytest.mark.parametrize(
         ("arguments", "says"),
