@@ -94,6 +94,8 @@ class FloatingPoint(ScalarFormat):
             raise ValueError('exp=1, man=0 leaves only zero and NaN under specials="fn"; use specials="none"')
         if specials == "fnuz" and not signed:
             raise ValueError('specials="fnuz" puts NaN in the code of -0, which an unsigned format lacks; use "fn"')
+        if specials == "fnuz" and not zero:
+            raise ValueError('specials="fnuz" puts NaN in the code of -0, which a format without zero lacks; use "fn"')
         if not zero and subnormals is not False:
             raise ValueError("a format without zero has no subnormals; say subnormals=False")
         if bias is None:
