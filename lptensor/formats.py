@@ -35,7 +35,8 @@ class FloatingPoint(ScalarFormat):
         subnormals: True for gradual underflow; False for zero and normals only, their midpoint
             going up; "flush" takes every input below the smallest normal to zero.
         specials: "ieee" has infinities and NaNs in the top exponent; "fn" only NaN, in the top
-            code (OCP OFP8 E4M3); "fnuz" only NaN, in the code of -0; "none" has neither.
+            code (OCP OFP8 E4M3); "fnuz" only NaN, in the code of -0; "none" has neither, which
+            makes the floats of QPyTorch.
         overflow: "inf", "nan" or "saturate" for what rounds beyond the largest value, infinities
             included. Default: "inf" for ieee, "nan" for fn and fnuz, "saturate" for none.
         signed: without a sign bit, negatives become NaN (zero if saturating).
