@@ -22,7 +22,7 @@ from lptensor.cli import app
 from lptensor.cli.explain import Choice, explain
 from lptensor.cli.names import named_formats, parse_format, short
 from lptensor.formats import E4M3, E5M2, E8M0, FP16, INT8, FixedPoint, FloatingPoint, Format
-from lptensor.rounding import Mode
+from lptensor.rounding import Mode, Rounding, Stochastic
 
 # Rows with a type of the same name, overflow included; E4M3 is apart, since the row saturates.
 ORACLES: dict[str, type] = {
@@ -236,7 +236,7 @@ class TestExplain:
     @given(
         value=st.floats(allow_nan=False, allow_infinity=False, allow_subnormal=False) | st.floats(-500, 500),
         name=st.sampled_from([*named_formats(), "fixed(8, 4)", "bfp(6)", "FloatingPoint(4, 3, subnormals=False)"]),
-        mode=st.sampled_from([mode for mode in Mode if mode is not Mode.STOCHASTIC]),
+        mode=st.sampled_from([mode for mode in Mode if not Rounding(mode).stochastic]),
     )
     def test_the_story_is_consistent(self, value: float, name: str, mode: Mode) -> None:
         (choice,) = explain([value], parse_format(name), mode)
@@ -260,10 +260,22 @@ class TestExplain:
             low, high, x = Fraction(choice.lower), Fraction(choice.upper), Fraction(value)
             assert abs(choice.chance - (x - low) / (high - low)) <= Fraction(1, 2**32)
 
+    @pytest.mark.parametrize(
+        "rounding",
+        [
+            Stochastic(),
+            Stochastic(2),
+            Stochastic(2, "half_offset", beyond="probability"),
+            Stochastic(3, "pre_rounded"),
+            Stochastic(beyond="saturate"),
+            Rounding(Mode.STOCHASTIC_EQUAL),
+        ],
+        ids=repr,
+    )
     @pytest.mark.parametrize("value", [60000.0, -60000.0, 0.3, -0.3, 2e-6])
-    def test_chances_are_those_of_the_draws(self, value: float) -> None:
+    def test_chances_are_those_of_the_draws(self, value: float, rounding: Rounding) -> None:
         torch.manual_seed(0)
-        choices = explain([value] * 4000, E5M2, "stochastic")
+        choices = explain([value] * 4000, E5M2, rounding)
         (chance,) = {choice.chance for choice in choices}
         assert chance is not None
         ups = sum(choice.result > value for choice in choices)
