@@ -22,7 +22,8 @@ from lptensor.cli import app
 from lptensor.cli.explain import Choice, explain
 from lptensor.cli.names import named_formats, parse_format, short
 from lptensor.formats import E4M3, E5M2, E8M0, FP16, INT8, FixedPoint, FloatingPoint, Format
-from lptensor.rounding import Mode
+from lptensor.posits import Posit
+from lptensor.rounding import Mode, Rounding, Stochastic
 
 # Rows with a type of the same name, overflow included; E4M3 is apart, since the row saturates.
 ORACLES: dict[str, type] = {
@@ -37,6 +38,15 @@ ORACLES: dict[str, type] = {
     "E2M3": ml_dtypes.float6_e2m3fn,
     "E2M1": ml_dtypes.float4_e2m1fn,
 }
+
+
+ROUNDINGS = [
+    Stochastic(),
+    Stochastic(bits=2),
+    Stochastic(bits=2, variant="half_offset"),
+    Stochastic(bits=2, variant="pre_rounded"),
+    Rounding(Mode.STOCHASTIC_EQUAL),
+]
 
 
 def run(*arguments: str, columns: int = 100) -> str:
@@ -96,7 +106,12 @@ class TestFormats:
         assert [row["name"] for row in rows] == list(named_formats())
         assert len({tuple(row) for row in rows}) == 1
 
-    def test_a_format_that_is_no_grid_still_has_a_row(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_posit_has_limits_and_no_exponents(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(formats, "P8", Posit(8, 1), raising=False)
+        (row,) = [row for row in json.loads(run("formats", "--json")) if row["name"] == "P8"]
+        assert (row["kind"], row["bits"], row["emin"], row["max"]) == ("posit", 8, None, 2**12)
+
+    def test_a_block_format_shows_its_elements(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(formats, "BLOCKS", BlockFloatingPoint(8), raising=False)
         (row,) = [row for row in json.loads(run("formats", "--json")) if row["name"] == "BLOCKS"]
         assert (row["kind"], row["precision"], row["min_normal"]) == ("block", 7, None)
@@ -212,6 +227,9 @@ class TestExplain:
             (0.5, FloatingPoint(5, 2, subnormals="flush"), "nearest", 0.5, "on the grid"),
             (2.0**-15, FloatingPoint(5, 2, subnormals="flush"), "up", 0.0, "below the normals: flushed to zero"),
             (2.0**-15, FloatingPoint(5, 2, subnormals=False), "nearest", 2.0**-14, "tie: away from zero"),
+            (20.0, Posit(6, 1), "nearest", 16.0, "nearer"),
+            (0.75 * 2.0**-8, Posit(6, 1), "nearest", 2.0**-8, "nearer"),
+            (0.25 * 2.0**-8, Posit(6, 1), "nearest", 2.0**-8, "nearer as the format measures"),
             (3.999, BlockFloatingPoint(4), "nearest", 3.5, "overflow: saturates at 3.5"),
         ],
     )
@@ -236,14 +254,14 @@ class TestExplain:
     @given(
         value=st.floats(allow_nan=False, allow_infinity=False, allow_subnormal=False) | st.floats(-500, 500),
         name=st.sampled_from([*named_formats(), "fixed(8, 4)", "bfp(6)", "FloatingPoint(4, 3, subnormals=False)"]),
-        mode=st.sampled_from([mode for mode in Mode if mode is not Mode.STOCHASTIC]),
+        mode=st.sampled_from(Mode),
     )
     def test_the_story_is_consistent(self, value: float, name: str, mode: Mode) -> None:
         (choice,) = explain([value], parse_format(name), mode)
         inner = [n for n in (choice.lower, choice.upper) if n is not None and n != choice.beyond]
         assert choice.lower is None or choice.lower <= value
         assert choice.upper is None or choice.upper >= value
-        if choice.why in ("nearer", "tie: to even", "tie: away from zero", "inexact: to odd", "toward zero"):
+        if choice.why in ("nearer", "tie: to even", "tie: away from zero", "inexact: to odd", "toward zero", "drawn"):
             assert choice.result in inner
         distances = {n: choice.distance(n) for n in (choice.lower, choice.upper)}
         if choice.why == "nearer":
@@ -260,10 +278,11 @@ class TestExplain:
             low, high, x = Fraction(choice.lower), Fraction(choice.upper), Fraction(value)
             assert abs(choice.chance - (x - low) / (high - low)) <= Fraction(1, 2**32)
 
+    @pytest.mark.parametrize("rounding", ROUNDINGS, ids=repr)
     @pytest.mark.parametrize("value", [60000.0, -60000.0, 0.3, -0.3, 2e-6])
-    def test_chances_are_those_of_the_draws(self, value: float) -> None:
+    def test_chances_are_those_of_the_draws(self, value: float, rounding: Rounding) -> None:
         torch.manual_seed(0)
-        choices = explain([value] * 4000, E5M2, "stochastic")
+        choices = explain([value] * 4000, E5M2, rounding)
         (chance,) = {choice.chance for choice in choices}
         assert chance is not None
         ups = sum(choice.result > value for choice in choices)

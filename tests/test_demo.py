@@ -26,6 +26,7 @@ from lptensor.demo.net import digit_net
 from lptensor.demo.recipes import RECIPES, Recipe
 from lptensor.demo.run import MOMENTUM, Run, Settings, train
 from lptensor.demo.summary import summarize, to_json
+from lptensor.describe import format_from
 from lptensor.formats import BF16, E4M3, E5M2, FP16, FixedPoint, FloatingPoint
 from lptensor.lower import lower
 from lptensor.optim import OptimLP
@@ -278,7 +279,8 @@ class TestSummary:
         assert {"python", "torch", "numpy", "scikit-learn", "lptensor", "backend"} == set(kept["versions"])
         fp32, fixed = kept["recipes"]
         assert (fp32["number"], fp32["accumulator"]) == (None, None)
-        assert eval(fixed["number"]) == FixedPoint(8, 5) and eval(fixed["gradient"]) == FixedPoint(8, 10)
+        assert format_from(fixed["number"]) == FixedPoint(8, 5)
+        assert format_from(fixed["gradient"]) == FixedPoint(8, 10)
         assert [run["accuracy"] for run in fixed["runs"]] == [97, 96]
         assert fixed["runs"][0]["losses"] == [1.0, None]
 

@@ -11,8 +11,9 @@ import torch
 
 import lptensor
 from lptensor.blocks import BlockFormat
-from lptensor.formats import Format, Grid, Overflow, Subnormals
-from lptensor.rounding import Mode, Rounding, as_rounding
+from lptensor.formats import Format
+from lptensor.grid import Grid, Overflow, Subnormals
+from lptensor.rounding import Beyond, Mode, Rounding, as_rounding
 
 
 @dataclass(frozen=True)
@@ -94,12 +95,18 @@ def _neighbours(
 
 
 def _chance(x: float, lower: float | None, upper: float | None, grid: Grid | None, rule: Rounding) -> Fraction | None:
-    """The probability of ``upper``: the fraction of the gap, counted from zero and cut to the random bits."""
-    if lower is None or upper is None or _flushed(x, grid):
+    """The probability of ``upper``: the fraction of the gap, counted from zero, as the random bits see it."""
+    if lower is None or upper is None or _flushed(x, grid) or rule.beyond is not Beyond.OVERFLOW:
         return None
     gap, negative = Fraction(upper) - Fraction(lower), x < 0
     away = (Fraction(upper) - Fraction(x) if negative else Fraction(x) - Fraction(lower)) / gap
-    away = Fraction(math.floor(away * 2**rule.bits), 2**rule.bits)
+    if rule.mode is Mode.STOCHASTIC_EQUAL:
+        away = Fraction(1, 2)
+    elif rule.mode is Mode.STOCHASTIC_PRE_ROUNDED:
+        away = Fraction(round(away * 2**rule.bits), 2**rule.bits)
+    else:
+        offset = Fraction(rule.mode is Mode.STOCHASTIC_HALF_OFFSET, 2)
+        away = Fraction(math.floor(away * 2**rule.bits + offset), 2**rule.bits)
     return 1 - away if negative else away
 
 
@@ -126,10 +133,11 @@ def _why(
         return f"overflow: saturates at {result!r}"
     if rule.mode in (Mode.NEAREST, Mode.NEAREST_AWAY):
         assert lower is not None and upper is not None
-        if Fraction(x) - Fraction(lower) != Fraction(upper) - Fraction(x):
-            return "nearer"
+        down, up = Fraction(x) - Fraction(lower), Fraction(upper) - Fraction(x)
+        if down != up:  # posits round their codes, logarithmic numbers their exponents
+            return "nearer" if result == (lower if down < up else upper) else "nearer as the format measures"
         return "tie: away from zero" if rule.mode is Mode.NEAREST_AWAY or _ties_up(x, grid) else "tie: to even"
-    return _REASONS[rule.mode]
+    return "drawn" if rule.stochastic else _REASONS[rule.mode]
 
 
 _REASONS = {
@@ -137,7 +145,6 @@ _REASONS = {
     Mode.DOWN: "down",
     Mode.UP: "up",
     Mode.ODD: "inexact: to odd",
-    Mode.STOCHASTIC: "drawn",
 }
 
 
