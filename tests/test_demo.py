@@ -294,7 +294,6 @@ class TestCommand:
 
     def test_it_writes_a_table_curves_and_json(self, tmp_path: Path) -> None:
         out = tmp_path / "new" / "folder"
-        threads = torch.get_num_threads()
         result = invoke(*self.QUICK, "--recipe", "poster", "--out", str(out))
         assert result.exit_code == 0, result.output
         assert sorted(path.name for path in out.iterdir()) == ["curves.png", "results.json"]
@@ -305,7 +304,25 @@ class TestCommand:
         for recipe in kept["recipes"]:
             shown = f"{recipe['accuracy']:.2f} ± {recipe['deviation']:.2f}"
             assert any(recipe["name"] in line and shown in line for line in result.stdout.splitlines())
-        assert torch.get_num_threads() == threads
+
+    def test_it_trains_on_one_thread_and_gives_the_others_back(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        threads = []
+
+        def watched(*arguments: Any, **named: Any) -> Run:
+            threads.append(torch.get_num_threads())
+            return train(*arguments, **named)
+
+        monkeypatch.setattr("lptensor.cli.train.train_once", watched)
+        before = torch.get_num_threads()
+        torch.set_num_threads(2)
+        try:
+            assert invoke(*self.QUICK, "--recipe", "fp32", "--out", str(tmp_path)).exit_code == 0
+            threads.append(torch.get_num_threads())
+        finally:
+            torch.set_num_threads(before)
+        assert threads == [1, 1, 2]
 
     def test_the_same_seed_gives_the_same_accuracies(self, tmp_path: Path) -> None:
         arguments = (*self.QUICK, "--recipe", "poster", "--recipe", "convert", "--seed", "4")
