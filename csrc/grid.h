@@ -21,7 +21,23 @@ enum lpt_mode {
     LPT_DOWN = 3,
     LPT_UP = 4,
     LPT_ODD = 5,
-    LPT_STOCHASTIC = 6
+    LPT_STOCHASTIC = 6,
+    LPT_STOCHASTIC_HALF_OFFSET = 7,
+    LPT_STOCHASTIC_PRE_ROUNDED = 8,
+    LPT_STOCHASTIC_EQUAL = 9
+};
+
+// lptensor/rounding.py: Beyond
+enum lpt_beyond { LPT_BEYOND_OVERFLOW = 0, LPT_BEYOND_SATURATE = 1, LPT_BEYOND_PROBABILITY = 2 };
+
+struct lpt_key {
+    uint64_t seed, offset;
+};
+
+// lptensor/rounding.py: Rounding, and the key of this call's random words
+struct lpt_rule {
+    int32_t mode, bits, beyond, unused;
+    lpt_key key;
 };
 
 // lptensor/formats.py: Overflow, Subnormals, Grid (field by field)
@@ -86,6 +102,33 @@ LPT_FN void lpt_split(double x, uint64_t *significand, int32_t *exponent) {
     *exponent = (e ? e : 1) - 1075;
 }
 
+// What the random bits of a word, its upper ones, leave below: the last of them, half of that, and
+// what makes half round up only where it is exceeded or the last bit kept is odd.
+struct lpt_odds {
+    uint32_t last_bit, half_bit, under_half, odd_bit;
+};
+
+LPT_FN lpt_odds lpt_make_odds(int32_t bits) {
+    const uint32_t last = 1u << (32 - bits), half = last >> 1;
+    return {last, half, half ? half - 1 : 0, half ? last : 0};
+}
+
+// Whether the word `random`, its bits below the random ones zero, takes a value up that lies
+// `head` / 2**32 of the way to its upper neighbour, and a little more if `more`.
+template <int MODE>
+LPT_FN bool lpt_drawn(uint32_t head, bool more, bool inexact, const lpt_odds &o, uint32_t random) {
+    if (MODE == LPT_STOCHASTIC_HALF_OFFSET)
+        return head > ~(random | o.half_bit);
+    if (MODE == LPT_STOCHASTIC_PRE_ROUNDED) {
+        const uint32_t f = head | (more && o.half_bit > 1 ? 1u : 0u);
+        const uint32_t sum = f + o.under_half + (f & o.odd_bit ? 1u : 0u);
+        return sum < f || (sum & ~(o.last_bit - 1)) > ~random;
+    }
+    if (MODE == LPT_STOCHASTIC_EQUAL)
+        return ((uint32_t)inexact & random >> 31) != 0;  // not &&: a branch would keep loops scalar
+    return head > ~random;
+}
+
 // What a loop needs of a grid: computed once per call, or once per block with the block's exponent.
 // Index 1 of the pairs is for negative values.
 template <class T> struct lpt_cell {
@@ -98,11 +141,13 @@ template <class T> struct lpt_cell {
     U negative;                   // image of a negative value in an unsigned format
     U zero_sign;                  // all ones where the format has -0
     int32_t subnormals, zero, ties_to_even_code, is_signed;
+    lpt_odds odds;
+    int32_t beyond;
     bool plain;  // signed, with zero and gradual underflow, and not below the carrier's normals
 };
 
 template <class T>
-LPT_FN lpt_cell<T> lpt_make_cell(const lpt_grid &g, int32_t mode, int32_t shift) {
+LPT_FN lpt_cell<T> lpt_make_cell(const lpt_grid &g, const lpt_rule &rule, int32_t shift) {
     typedef lpt_carrier<T> C;
     typedef typename C::bits U;
     const U inf = (U)(2 * C::bias + 1) << C::mantissa, nan = inf | (U)1 << (C::mantissa - 1);
@@ -123,8 +168,9 @@ LPT_FN lpt_cell<T> lpt_make_cell(const lpt_grid &g, int32_t mode, int32_t shift)
         U beyond = g.overflow == LPT_INF ? inf : g.overflow == LPT_NAN ? nan : c.limit[negative];
         c.inf[negative] = unbounded ? inf : beyond;
         // IEEE 754-2019 7.4: directed modes that point back to the format stop at its end
-        bool back =
-            mode == LPT_TOWARD_ZERO || mode == LPT_ODD || mode == (negative ? LPT_UP : LPT_DOWN);
+        bool back = rule.mode == LPT_TOWARD_ZERO || rule.mode == LPT_ODD ||
+                    rule.mode == (negative ? LPT_UP : LPT_DOWN) ||
+                    rule.beyond == LPT_BEYOND_SATURATE;
         c.over[negative] = back ? c.limit[negative] : beyond;
     }
     c.negative = g.overflow == LPT_SATURATE ? (U)0 : nan;
@@ -133,8 +179,10 @@ LPT_FN lpt_cell<T> lpt_make_cell(const lpt_grid &g, int32_t mode, int32_t shift)
     c.zero_sign = g.negative_zero ? ~(U)0 : (U)0;
     c.ties_to_even_code = g.ties_to_even_code;
     c.is_signed = g.min < 0;
-    c.plain =
-        c.emin >= 1 && g.subnormals == LPT_GRADUAL && g.zero && !g.ties_to_even_code && c.is_signed;
+    c.odds = lpt_make_odds(rule.bits);
+    c.beyond = rule.beyond;
+    c.plain = c.emin >= 1 && g.subnormals == LPT_GRADUAL && g.zero && !g.ties_to_even_code &&
+              c.is_signed && c.beyond != LPT_BEYOND_PROBABILITY;
     return c;
 }
 
@@ -174,23 +222,34 @@ LPT_FN typename lpt_carrier<T>::bits lpt_round(typename lpt_carrier<T>::bits u,
         odd = (U)(e - c.emin + 1) & 1;
 
     // 4. up, in magnitude, or not
-    const U half = (U)1 << (W - 1);
+    const U half = (U)1 << (W - 1), negative = (U)0 - (sign >> (W - 1));  // all ones or none
     U tie = odd;
     if (!PLAIN && below && c.subnormals == LPT_NONE)
         tie = 1;
     bool up = false;
     if (MODE == LPT_NEAREST)
-        up = fraction > half - tie;
+        up = (fraction | tie) > half;
     if (MODE == LPT_NEAREST_AWAY)
         up = fraction >= half;
     if (MODE == LPT_UP)
-        up = (sign ? (U)0 : lost) != 0;
+        up = (lost & ~negative) != 0;
     if (MODE == LPT_DOWN)
-        up = (sign ? lost : (U)0) != 0;
+        up = (lost & negative) != 0;
     if (MODE == LPT_ODD)
-        up = (odd ? (U)0 : lost) != 0;
-    if (MODE == LPT_STOCHASTIC)
-        up = (uint32_t)(fraction >> (W - 32)) > ~random;
+        up = (lost & (odd - 1)) != 0;
+    if (MODE >= LPT_STOCHASTIC) {
+        // Between the largest value and the bound half a spacing above, the odds count to the
+        // bound.
+        const U below_x = vanishes ? (U)0 : a & ~(((U)1 << kept) - 1);
+        const bool last = !PLAIN && c.beyond == LPT_BEYOND_PROBABILITY &&
+                          below_x == (sign ? c.limit[1] : c.limit[0]);
+        const U part = last ? fraction << 1 : fraction;
+        // What the 32 bits that a word sees have no room for only tells a tie from what is above.
+        const bool cut = s >= W && (U)(low << kept) != significand;
+        const bool more = cut || (W > 32 && (U)(part << (32 % W)) != 0);
+        up = lpt_drawn<MODE>((uint32_t)(part >> (W - 32)), more, lost != 0, c.odds, random);
+        up = up || (last && fraction >= half);
+    }
 
     // 5. the multiple of the spacing, as bits: a carry moves on to the next binade by itself
     const U one = vanishes ? c.tiny : (U)1 << kept;

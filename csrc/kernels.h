@@ -2,11 +2,8 @@
 #pragma once
 #include "block.h"
 #include "philox.h"
-
-struct lpt_rule {
-    int32_t mode, bits;
-    lpt_key key;
-};
+#include "posit.h"
+#include "table.h"
 
 template <class T> struct lpt_loops {
     typedef typename lpt_carrier<T>::bits U;
@@ -20,10 +17,24 @@ template <class T> struct lpt_loops {
                    const U *largest, const lpt_blocks &, const lpt_rule &);
 };
 
+// Loops of codebooks.cpp; `first` as in lpt_loops::grid.
+template <class T> struct lpt_codebook_loops {
+    void (*table)(const T *x, T *y, int64_t first, int64_t last, const lpt_table<T> &,
+                  const lpt_rule &);
+    void (*posit)(const T *x, T *y, int64_t first, int64_t last, const lpt_posit &,
+                  const lpt_rule &);
+};
+
+struct lpt_codebooks {
+    lpt_codebook_loops<float> f32;
+    lpt_codebook_loops<double> f64;
+};
+
 struct lpt_build {
     const char *name;
     lpt_loops<float> f32;
     lpt_loops<double> f64;
+    const lpt_codebooks *codebooks;
 };
 
 extern const lpt_build lpt_baseline;

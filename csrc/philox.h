@@ -2,10 +2,6 @@
 #pragma once
 #include "grid.h"
 
-struct lpt_key {
-    uint64_t seed, offset;
-};
-
 // Word `word` of the block whose counter is (index, offset), under the key `seed`.
 struct lpt_words {
     uint32_t w[4];

@@ -69,12 +69,18 @@ def _within_limits(run: Runner) -> Runner:
 _local = threading.local()
 
 
-def _step_begins(*_: Any) -> None:
-    _local.step = _compat.graph_task()
+def _step_begins(optimizer: Any, *_: Any) -> None:
+    _steps()[id(optimizer)] = _compat.graph_task()
 
 
-def _step_ends(*_: Any) -> None:
-    _local.step = None
+def _step_ends(optimizer: Any, *_: Any) -> None:
+    _steps().pop(id(optimizer), None)
+
+
+def _steps() -> dict[int, int]:
+    """The optimizers that step on this thread, one within another perhaps, and the backward pass of each."""
+    steps: dict[int, int] = _local.__dict__.setdefault("steps", {})
+    return steps
 
 
 # An optimizer computes forward values, also when it steps in a hook of the backward pass. What is kept
@@ -85,7 +91,7 @@ register_optimizer_step_post_hook(_step_ends)
 
 def in_step(task: int) -> bool:
     """Whether an optimizer steps on this thread, within the backward pass ``task`` or outside (-1)."""
-    return getattr(_local, "step", None) == task
+    return task in _steps().values()
 
 
 def in_backward() -> bool:

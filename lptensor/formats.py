@@ -2,145 +2,26 @@
 
 from __future__ import annotations
 
-import enum
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
 
-# What the fp32 carrier holds: IEEE 754-2019 table 3.5, binary32.
-CARRIER_PRECISION, CARRIER_MIN_EXPONENT, CARRIER_MAX = 24, -149, (2.0 - 2.0**-23) * 2.0**127
-
-
-class Overflow(enum.IntEnum):
-    """Where results beyond the largest value go; the numbers are those of csrc/grid.h."""
-
-    INF = 0
-    SATURATE = 1
-    NAN = 2
-
-
-class Subnormals(enum.IntEnum):
-    """What lies below the smallest normal; the numbers are those of csrc/grid.h."""
-
-    NONE = 0  # zero and the smallest normal are neighbours; their midpoint goes up (as chop does)
-    GRADUAL = 1
-    FLUSH = 2  # inputs below the smallest normal become zero
-
-
-class Grid(NamedTuple):
-    """The plain numbers that every scalar format comes down to: the C struct a kernel gets.
-
-    A value x rounds to an integer multiple of 2**q, with
-    q = clamp(exponent(x), emin, emax) - (precision - 1), and is then held between min and max.
-    ``precision`` counts the hidden bit, here and everywhere.
-    """
-
-    precision: int
-    emin: int
-    emax: int
-    max: float
-    min: float
-    overflow: Overflow = Overflow.INF
-    subnormals: Subnormals = Subnormals.GRADUAL
-    zero: bool = True
-    negative_zero: bool = True
-    ties_to_even_code: bool = False
-
-    @property
-    def signed(self) -> bool:
-        return self.min < 0
-
-    def quantum(self, exponent: int) -> int:
-        """log2 of the spacing of the values whose exponent is ``exponent``."""
-        if self.subnormals is not Subnormals.GRADUAL and exponent < self.emin:
-            return self.emin
-        return min(max(exponent, self.emin), self.emax) - (self.precision - 1)
-
-    @property
-    def smallest(self) -> float:
-        """The smallest positive value."""
-        if not self.zero or self.subnormals is not Subnormals.GRADUAL:
-            return 2.0**self.emin
-        return 2.0 ** self.quantum(self.emin)
-
-    def contains(self, other: Grid) -> bool:
-        """Whether every finite value of ``other`` is one of this grid's."""
-        if other.zero and not self.zero or other.max > self.max or other.min < self.min:
-            return False
-        if math.isinf(other.max):
-            return self.quantum(other.emin) <= other.quantum(other.emin)
-        for exponent in range(math.frexp(other.smallest)[1] - 1, math.frexp(other.max)[1]):
-            quantum = other.quantum(exponent)
-            if 2.0**exponent + 2.0**quantum > max(other.max, -other.min):  # a lone power of two
-                quantum = exponent
-            if self.quantum(exponent) > quantum or 2.0**exponent < self.smallest:
-                return False
-        return True
-
-
-class Format:
-    """A set of representable values. ``lowered`` is what a kernel gets of it.
-
-    Formats are frozen, hashable and compare by their parameters, so they may be dictionary keys
-    and travel through pickle, ``deepcopy`` and ``torch.compile``.
-    """
-
-    @property
-    def lowered(self) -> Any:
-        raise NotImplementedError
-
-    def __reduce__(self) -> tuple[Any, ...]:  # by its parameters alone, so that a checkpoint stays readable
-        given = {f.name: getattr(self, f.name) for f in fields(self) if f.init}  # type: ignore[arg-type]
-        return rebuild, (type(self), given)
-
-    def __repr__(self) -> str:
-        given = [f for f in fields(self) if f.init or f.metadata.get("shown")]  # type: ignore[arg-type]
-        shown = [f"{f.name}={getattr(self, f.name)!r}" for f in given if getattr(self, f.name) != f.default]
-        return f"{type(self).__name__}({', '.join(shown)})"
-
-
-def rebuild(kind: type[Format], given: dict[str, Any]) -> Format:
-    """A format out of a pickle."""
-    return kind(**given)
-
-
-class ScalarFormat(Format):
-    """A format that rounds each element on its own."""
-
-    @property
-    def grid(self) -> Grid:
-        raise NotImplementedError
-
-    @property
-    def lowered(self) -> Grid:
-        return self.grid
-
-
-def check_int(name: str, value: object, low: int, high: int, why: str = "") -> int:
-    """``value`` if it is an integer from ``low`` to ``high``, else an error that says so."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an integer from {low} to {high}, got {value!r}")
-    if not low <= value <= high:
-        raise ValueError(f"{name} must be from {low} to {high}{why}, got {value}")
-    return value
-
-
-def check_carried(format: Format, grid: Grid, precision: int = CARRIER_PRECISION) -> None:
-    """Refuse a grid with values that an fp32 number cannot hold."""
-    if grid.precision > precision:
-        raise ValueError(f"{format!r} has {grid.precision} significant bits, the carrier holds {precision}")
-    bottom = math.frexp(grid.smallest)[1] - 1 if grid.smallest > 0 else -9999
-    if bottom < CARRIER_MIN_EXPONENT:
-        raise ValueError(f"{format!r} has values down to 2**{bottom}, fp32 reaches 2**{CARRIER_MIN_EXPONENT}")
-    if not math.isinf(grid.max) and max(grid.max, -grid.min) > CARRIER_MAX:
-        raise ValueError(f"{format!r} reaches 2**{grid.emax}, beyond the largest fp32 {CARRIER_MAX:g}")
-
+from lptensor.base import (
+    CARRIER_MAX as CARRIER_MAX,
+    CARRIER_MIN_EXPONENT as CARRIER_MIN_EXPONENT,
+    CARRIER_PRECISION as CARRIER_PRECISION,
+    Format as Format,
+    ScalarFormat as ScalarFormat,
+    check_bool as check_bool,
+    check_carried as check_carried,
+    check_int as check_int,
+)
+from lptensor.grid import Grid as Grid, Overflow as Overflow, Subnormals as Subnormals
+from lptensor.layout import Layout
 
 _WIDTHS = {4: (2, 1), 6: (3, 2), 8: (5, 2), 16: (5, 10), 32: (8, 23)}
 _SPECIALS = ("ieee", "fn", "fnuz", "none")
 _DEFAULT_OVERFLOW = {"ieee": "inf", "fn": "nan", "fnuz": "nan", "none": "saturate"}
-_SHOWN: dict[str, Any] = {"shown": True}
 
 
 @dataclass(frozen=True, init=False, repr=False)
@@ -155,11 +36,14 @@ class FloatingPoint(ScalarFormat):
         subnormals: True for gradual underflow; False for zero and normals only, their midpoint
             going up; "flush" takes every input below the smallest normal to zero.
         specials: "ieee" has infinities and NaNs in the top exponent; "fn" only NaN, in the top
-            code (OCP OFP8 E4M3); "fnuz" only NaN, in the code of -0; "none" has neither.
+            code (OCP OFP8 E4M3); "fnuz" only NaN, in the code of -0; "none" has neither, which
+            makes the floats of QPyTorch.
+            Default: "ieee", and "none" for the widths 4 and 6, which are E2M1 and E3M2 of OCP MX.
         overflow: "inf", "nan" or "saturate" for what rounds beyond the largest value, infinities
             included. Default: "inf" for ieee, "nan" for fn and fnuz, "saturate" for none.
         signed: without a sign bit, negatives become NaN (zero if saturating).
-        zero: False (E8M0) makes the exponent code 0 a normal one; zero then becomes NaN.
+        zero: False (E8M0) makes the exponent code 0 a normal one; zero then becomes NaN, and what
+            lies below the smallest value becomes that value in every rounding mode.
 
     NaN propagates, also in formats without a code for it. -0 is kept unless the format lacks it.
 
@@ -191,12 +75,15 @@ class FloatingPoint(ScalarFormat):
         man: int | None = None,
         bias: int | None = None,
         subnormals: bool | str = True,
-        specials: str = "ieee",
+        specials: str | None = None,
         overflow: str | None = None,
         signed: bool = True,
         zero: bool = True,
     ) -> None:
+        by_width = bit is not None or len(size) == 1 and man is None
         exp, man = _size(size, bit, exp, man)
+        if specials is None:
+            specials = "none" if by_width and 1 + exp + man in (4, 6) else "ieee"
         if specials not in _SPECIALS:
             raise ValueError(f"specials must be one of {', '.join(_SPECIALS)}, got {specials!r}")
         if subnormals not in (True, False, "flush"):
@@ -214,6 +101,8 @@ class FloatingPoint(ScalarFormat):
             raise ValueError('exp=1, man=0 leaves only zero and NaN under specials="fn"; use specials="none"')
         if specials == "fnuz" and not signed:
             raise ValueError('specials="fnuz" puts NaN in the code of -0, which an unsigned format lacks; use "fn"')
+        if specials == "fnuz" and not zero:
+            raise ValueError('specials="fnuz" puts NaN in the code of -0, which a format without zero lacks; use "fn"')
         if not zero and subnormals is not False:
             raise ValueError("a format without zero has no subnormals; say subnormals=False")
         if bias is None:
@@ -226,8 +115,8 @@ class FloatingPoint(ScalarFormat):
             subnormals=subnormals,
             specials=specials,
             overflow=overflow,
-            signed=bool(signed),
-            zero=bool(zero),
+            signed=check_bool("signed", signed),
+            zero=check_bool("zero", zero),
         ).items():
             object.__setattr__(self, name, value)
         check_carried(self, self.grid)
@@ -256,15 +145,16 @@ class FloatingPoint(ScalarFormat):
             negative_zero=self.signed and self.specials != "fnuz",
         )
 
-    @property
-    def bits(self) -> int:
-        """Width of one code."""
-        return int(self.signed) + self.exp + self.man
-
-    @property
-    def max(self) -> float:
-        """The largest finite value."""
-        return self.grid.max
+    @cached_property
+    def layout(self) -> Layout:
+        magnitude_bits = self.exp + self.man
+        bits, ones = int(self.signed) + magnitude_bits, 2**magnitude_bits - 1
+        if self.specials == "ieee":  # the quiet NaN: IEEE 754-2019 6.2.1
+            inf = (2**self.exp - 1) << self.man
+            return Layout(bits, top=inf - 1, inf=inf, nan=inf | 1 << (self.man - 1))
+        if self.specials == "fn":
+            return Layout(bits, top=ones - 1, nan=ones)
+        return Layout(bits, top=ones, nan=ones + 1 if self.specials == "fnuz" else None)
 
     def __repr__(self) -> str:
         plain = FloatingPoint.__new__(FloatingPoint)
@@ -320,7 +210,7 @@ class FixedPoint(ScalarFormat):
         wl: word length, 1 to 24 bits on an fp32 carrier, to 53 on float64 tensors.
         clamp: hold results in range.
         symmetric: drop the most negative value, so that -max is the smallest.
-        signed: False for 0 <= k < 2**wl; negatives then become zero.
+        signed: False for 0 <= k < 2**wl; negatives then become zero, or NaN if nothing clamps.
 
     >>> FixedPoint(8, 4).max, FixedPoint(8, 4).min
     (7.9375, -8.0)
@@ -337,6 +227,8 @@ class FixedPoint(ScalarFormat):
     def __post_init__(self) -> None:
         check_int("wl", self.wl, 1, 53, why=" (53 bits is what a float64 carrier holds)")
         check_int("fl", self.fl, -126, 149, why=" (2**-149 is the smallest fp32)")
+        for name in ("clamp", "symmetric", "signed"):
+            check_bool(name, getattr(self, name))
         if self.signed and self.symmetric and self.wl == 1:
             raise ValueError("FixedPoint(wl=1, symmetric=True) holds nothing but zero; use wl of 2 or more")
         if self.clamp and self.wl - self.fl > 128:
@@ -358,20 +250,9 @@ class FixedPoint(ScalarFormat):
             negative_zero=False,
         )
 
-    @property
-    def bits(self) -> int:
-        """Width of one code."""
-        return self.wl
-
-    @property
-    def max(self) -> float:
-        """The largest value; infinity if nothing clamps."""
-        return self.grid.max
-
-    @property
-    def min(self) -> float:
-        """The most negative value."""
-        return self.grid.min
+    @cached_property
+    def layout(self) -> Layout:
+        return Layout(self.wl, top=2 ** (self.wl - int(self.signed)) - 1, twos_complement=True)
 
 
 # Named rows. Overflow is that of the types of the same name in ml_dtypes; E4M3 saturates, as OCP OFP8 allows.

@@ -10,7 +10,9 @@ from torch import Tensor
 from lptensor import _native, reference
 from lptensor.blocks import BlockFormat
 from lptensor.formats import CARRIER_PRECISION, FixedPoint, Format, Grid
+from lptensor.posits import Posit, PositBits
 from lptensor.rounding import Mode, Rounding, as_rounding
+from lptensor.tables import Table
 
 
 def round(
@@ -44,6 +46,8 @@ def round(
     """
     rule = as_rounding(rounding)
     check_roundable(x, format)
+    if hasattr(x, "arithmetic"):
+        raise TypeError("round() takes plain tensors, got an LPTensor; recast it with x.to_lp(...)")
     if out is not None:
         return _into(x, format, rule, generator, out)
     if torch.is_grad_enabled() and x.requires_grad:
@@ -88,8 +92,12 @@ def check_roundable(x: Any, format: Any) -> None:
         raise TypeError(f"expected a tensor, got {type(x).__name__}")
     if x.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"only float32 and float64 tensors are rounded, got {x.dtype}; convert with .float() first")
+    if x.layout is not torch.strided:
+        raise TypeError(f"only dense tensors are rounded, got {x.layout}; round its .values(), or call .to_dense()")
     if isinstance(format, FixedPoint) and format.grid.precision > CARRIER_PRECISION and x.dtype == torch.float32:
         raise ValueError(f"{format!r} needs more than the 24 bits of float32; use a float64 tensor")
+    if isinstance(format, Posit):
+        format.check_carrier(x.dtype)
 
 
 def draw_key(generator: torch.Generator | None = None) -> tuple[int, int]:
@@ -117,12 +125,17 @@ def round_into(x: Tensor, y: Tensor, format: Format, rounding: Rounding, generat
         return y.copy_(_reference(x, format, lowered, rounding, key))
 
     # Random words and blocks go by position in contiguous order; else any order without gaps will do.
-    elementwise = isinstance(lowered, Grid) and key is None
-    same = x.stride() == y.stride() and (x.is_contiguous() or elementwise and _dense(x))
-    source = x if same else x.contiguous()
-    target = y if same or y.is_contiguous() else torch.empty_like(source)
+    elementwise = not isinstance(format, BlockFormat) and key is None
+    negated = x.is_neg() or y.is_neg()  # the imaginary part of a conjugate: memory holds the negatives
+    same = x.stride() == y.stride() and (x.is_contiguous() or elementwise and _dense(x)) and not negated
+    source = x if same else x.resolve_neg().contiguous()
+    target = y if same or y.is_contiguous() and not negated else torch.empty_like(source)
     if isinstance(lowered, Grid):
         _native.round_grid(source, target, lowered, rounding, key)
+    elif isinstance(lowered, Table):
+        _native.round_table(source, target, lowered, rounding, key)
+    elif isinstance(lowered, PositBits):
+        _native.round_posit(source, target, lowered, rounding, key)
     else:
         assert isinstance(format, BlockFormat)
         _native.round_blocks(source, target, lowered, format.block_shape(x.shape), rounding, key)
@@ -132,6 +145,10 @@ def round_into(x: Tensor, y: Tensor, format: Format, rounding: Rounding, generat
 def _reference(x: Tensor, format: Format, lowered: Any, rounding: Rounding, key: Any) -> Tensor:
     if isinstance(format, BlockFormat):
         return reference.round_blocks(x, lowered, format.block_shape(x.shape), rounding, key)
+    if isinstance(lowered, Table):
+        return reference.round_table(x, lowered, rounding, key)
+    if isinstance(lowered, PositBits):
+        return reference.round_posit(x, lowered, rounding, key)
     return reference.round_grid(x, lowered, rounding, key)
 
 
@@ -146,10 +163,37 @@ def _dense(x: Tensor) -> bool:
     return True
 
 
+def _overlaps_itself(x: Tensor) -> bool:
+    """Whether two elements may lie in one place, as in an expanded tensor."""
+    reach = 0
+    for stride, n in sorted((stride, n) for stride, n in zip(x.stride(), x.shape, strict=True) if n > 1):
+        if stride <= reach:
+            return True
+        reach += stride * (n - 1)
+    return False
+
+
+def _span(x: Tensor) -> tuple[int, int]:
+    """The addresses of the first element and of the first byte behind the last."""
+    last = sum(stride * (n - 1) for stride, n in zip(x.stride(), x.shape, strict=True))
+    return x.data_ptr(), x.data_ptr() + (last + 1) * x.element_size()
+
+
 def _into(x: Tensor, format: Format, rounding: Rounding, generator: Any, out: Tensor) -> Tensor:
+    if not isinstance(out, Tensor):
+        raise TypeError(f"out must be a tensor, got {type(out).__name__}")
     if out.shape != x.shape or out.dtype != x.dtype or out.device != x.device:
         wanted, got = ((tuple(t.shape), t.dtype, str(t.device)) for t in (x, out))
         raise ValueError(f"out must be like x, {wanted}, got {got}")
     if torch.is_grad_enabled() and (x.requires_grad or out.requires_grad):
         raise ValueError("out= takes no part in autograd: detach x and out, or leave out= away")
+    if _overlaps_itself(out):
+        raise ValueError(
+            f"out has elements that share memory, shape {tuple(out.shape)} with strides {out.stride()}; "
+            "give a tensor of its own, such as torch.empty_like(x)"
+        )
+    (start, end), (out_start, out_end) = _span(x), _span(out)
+    in_place = start == out_start and x.stride() == out.stride()
+    if start < out_end and out_start < end and not in_place:  # writing out would change x before it is read
+        x = x.clone()
     return round_into(x, out, format, rounding, generator)

@@ -12,7 +12,9 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from lptensor import ops
+from lptensor.arithmetic import Arithmetic
 from lptensor.quantizer import Quant, Step, as_step
+from lptensor.tensor import LPTensor, enter
 
 # What torch's optimizers count and schedule with; a scalar parameter's state would else look like a momentum.
 _BOOKKEEPING = {"step", "eta", "mu", "mu_product"}
@@ -42,7 +44,8 @@ class OptimLP(Optimizer):
     An accumulator starts as its weight. It follows a weight that something else changed
     (``load_state_dict``, a clamp, a pruning mask) between steps, where it changed. A closure, which
     LBFGS calls many times in a step, always sees rounded weights, and its gradients are rounded
-    after each call. Sparse gradients are rounded once coalesced.
+    after each call. Sparse gradients are rounded once coalesced. LPTensor parameters compute the
+    step in the accumulator's format (fp32, if it is a function), and their weights stay on their own.
 
     Args:
         optim: any torch optimizer. It goes on holding parameters, groups and momenta.
@@ -90,6 +93,7 @@ class OptimLP(Optimizer):
         self.momentum_quant = as_step("momentum_quant", single)
         self.momentum_by_key = {key: as_step(f"momentum_quant[{key!r}]", quant) for key, quant in by_key.items()}
         self._held: dict[Tensor, _Held] = {}
+        self._own: dict[Tensor, Arithmetic] = {}  # of LPTensors that a step has given their accumulator's
         # Not Optimizer.__init__, which would make groups and states of its own; this only adds what hooks need.
         self.__setstate__({})
         self._check(optim.param_groups)
@@ -112,7 +116,7 @@ class OptimLP(Optimizer):
             self._round_weights(weights)
         except BaseException:
             for p, weight in weights.items():
-                _store(p, weight)
+                self._store(p, weight)
             raise
         self._round_momenta()
         return loss
@@ -177,12 +181,21 @@ class OptimLP(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         kept = ("optim", "grad_scaling", "weight_quant", "grad_quant", "acc_quant", "momentum_quant", "momentum_by_key")
-        return {name: self.__dict__[name] for name in (*kept, "_held")}
+        return {name: self.__dict__[name] for name in (*kept, "_held", "_own")}
 
     def __repr__(self) -> str:
-        quants = [self.weight_quant, self.grad_quant, self.acc_quant, self.momentum_quant]
-        shown = [repr(rule) for rule in (*quants, *self.momentum_by_key.values()) if rule is not None]
+        shown = [repr(rule) for rule in self._rules()]
         return f"OptimLP({', '.join([repr(self.optim), *shown])}, grad_scaling={self.grad_scaling})"
+
+    def _rules(self) -> Iterator[Step]:
+        given = (
+            self.weight_quant,
+            self.grad_quant,
+            self.acc_quant,
+            self.momentum_quant,
+            *self.momentum_by_key.values(),
+        )
+        return (rule for rule in given if rule is not None)
 
     def _parameters(self) -> Iterator[Tensor]:
         return (p for p in _in(self.param_groups) if not is_lazy(p))
@@ -191,22 +204,39 @@ class OptimLP(Optimizer):
         return (p for p in self._parameters() if p.grad is not None)
 
     def _check(self, groups: list[dict[str, Any]]) -> None:
-        for rule in (self.weight_quant, self.grad_quant, self.acc_quant, self.momentum_quant):
+        for rule in self._rules():
             for p in _in(groups):
-                if rule is not None and rule.format is not None:
+                if rule.format is not None:
                     ops.check_roundable(p, rule.format)
 
     def _round_gradients(self) -> None:
+        if self.grad_quant is None and self.grad_scaling == 1.0:
+            return
+
         def rounded(grad: Tensor) -> Tensor:
-            scaled = grad if self.grad_scaling == 1.0 else grad * self.grad_scaling
-            return scaled if self.grad_quant is None else self.grad_quant(scaled)
+            return _apply(self.grad_quant, grad * self.grad_scaling)
 
         for p in self._parameters():
             if p.grad is not None and p.grad.is_sparse:
                 p.grad = p.grad.coalesce()  # else the parts of a sum were rounded, not the sum
                 p.grad.values().copy_(rounded(p.grad.values()))
             elif p.grad is not None:
-                p.grad.copy_(rounded(p.grad))
+                _write(p.grad, rounded(_values(p.grad)))
+
+    def _load(self, p: Tensor, values: Tensor) -> None:
+        """Give ``p`` these values for the time of the step; an LPTensor takes on the accumulator's arithmetic too."""
+        if isinstance(p, LPTensor) and self.acc_quant is not None:
+            self._own.setdefault(p, p._arithmetic)
+            p._arithmetic = Arithmetic(self.acc_quant.format, rounding="stochastic")
+            p._inner.copy_(values)  # exactly: a function's accumulator lies on no format
+        else:
+            _write(p, values)
+
+    def _store(self, p: Tensor, weight: Tensor) -> None:
+        """Write a weight to ``p``, an LPTensor once more in an arithmetic of its own, which rounds it."""
+        if isinstance(p, LPTensor) and p in self._own:
+            p._arithmetic = self._own.pop(p)
+        _write(p, weight)
 
     def _accumulator(self, p: Tensor) -> Tensor:
         """The accumulator of ``p``, brought up to date where something else has changed the weight."""
@@ -220,7 +250,7 @@ class OptimLP(Optimizer):
         weights = {p: _values(p) for p in self._parameters()}
         for p, weight in weights.items():
             self._held[p] = _Held(self._accumulator(p), weight)
-            _load(p, self._held[p].accumulator)
+            self._load(p, self._held[p].accumulator)
         return weights
 
     def _at_rounded_weights(self, closure: Callable[[], Any], weights: dict[Tensor, Tensor]) -> Callable[[], Any]:
@@ -231,15 +261,16 @@ class OptimLP(Optimizer):
             with torch.no_grad():
                 point = {p: _values(p) for p in start}
                 for p, value in point.items():
+                    # Where it still stands, the weight is known; stochastic rounding might come out otherwise.
                     if torch.equal(value, start[p]):
-                        _store(p, weights.get(p, value))  # not rounded anew: stochastically it could come out otherwise
+                        self._store(p, weights.get(p, value))
                     else:
-                        _store(p, _apply(self.weight_quant, _apply(self.acc_quant, value)))
+                        self._store(p, _apply(self.weight_quant, _apply(self.acc_quant, value)))
             loss = closure()
             with torch.no_grad():
                 self._round_gradients()
                 for p, value in point.items():
-                    _load(p, value)
+                    self._load(p, value)
             return loss
 
         return evaluate
@@ -249,10 +280,10 @@ class OptimLP(Optimizer):
         accumulators = {p: _apply(self.acc_quant, _values(p)) for p in self._stepped()}
         after = {**weights, **{p: _apply(self.weight_quant, value) for p, value in accumulators.items()}}
         for p, weight in after.items():
-            _store(p, weight)
+            self._store(p, weight)
             if self.acc_quant is not None:
                 accumulator = accumulators.get(p, self._held[p].accumulator)
-                self._held[p] = _Held(accumulator, weight)
+                self._held[p] = _Held(accumulator, _values(p))  # an LPTensor may have rounded the weight
 
     def _round_momenta(self) -> None:
         for p in self._stepped():
@@ -265,7 +296,7 @@ class OptimLP(Optimizer):
                     continue
                 for tensor in tensors:
                     if rule is not None and isinstance(tensor, Tensor) and tensor.is_floating_point():
-                        tensor.copy_(rule(tensor))
+                        _write(tensor, rule(_values(tensor)))
         known = {key for state in self.state.values() for key in state}
         for key in self.momentum_by_key:
             if known and key not in known:
@@ -281,14 +312,14 @@ def _in(groups: Iterable[Mapping[str, Any]]) -> Iterator[Any]:
     return (p for group in groups for p in group["params"])
 
 
-# How a parameter's values are read, replaced by its accumulator for the time of a step, and written back.
-def _values(param: Tensor) -> Tensor:
-    return param.detach().clone()
+def _values(x: Tensor) -> Tensor:
+    """A plain copy."""
+    return x.dequantize() if isinstance(x, LPTensor) else x.detach().clone()
 
 
-def _load(param: Tensor, accumulator: Tensor) -> None:
-    param.copy_(accumulator)
-
-
-def _store(param: Tensor, weight: Tensor) -> None:
-    param.copy_(weight)
+def _write(x: Tensor, values: Tensor) -> None:
+    """Write plain values. An LPTensor rounds them, as a gradient or not: also if the step runs in the backward pass."""
+    if isinstance(x, LPTensor):
+        x._inner.copy_(enter(values, x._arithmetic, x._gradient)._inner)
+    else:
+        x.copy_(values)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lptensor import ops
 from lptensor.formats import FixedPoint, Format, Grid, Overflow, ScalarFormat
 from lptensor.rounding import Mode, Rounding, as_rounding
+from lptensor.tensor import LPTensor
 
 Quant: TypeAlias = "Format | Callable[[Tensor], Tensor]"
 
@@ -148,7 +149,11 @@ class _Quantize:
         return apply(x, self)[0]
 
     def forward(self, x: Tensor) -> Tensor:
-        return x if self.forward_number is None else ops.round(x, self.forward_number, self.forward_rounding)
+        if self.forward_number is None:
+            return x
+        if isinstance(x, LPTensor):  # it stays one, and on its own format as well
+            return torch.empty_like(x).copy_(self.forward(x.dequantize().detach()))
+        return ops.round(x, self.forward_number, self.forward_rounding)
 
     def backward(self, grad: Tensor) -> Tensor:
         for hook in self.backward_hooks:

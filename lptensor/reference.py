@@ -12,9 +12,23 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lptensor._bits import (
+    INTEGER,
+    bits,
+    carried,
+    exact,
+    exponent,
+    exponent_of_bits,
+    lowered,
+    power,
+    raised,
+    times_power,
+)
 from lptensor.blocks import Blocks
 from lptensor.formats import Grid, Overflow, Subnormals
-from lptensor.rounding import Mode, Rounding
+from lptensor.posits import PositBits
+from lptensor.rounding import Beyond, Mode, Rounding
+from lptensor.tables import Table, steps
 
 Key = tuple[int, int]  # seed and offset, 64 bits each
 
@@ -25,8 +39,8 @@ def round_grid(x: Tensor, grid: Grid, rounding: Rounding, key: Key | None = None
     ``key`` chooses the random words of stochastic rounding; other modes need none.
 
     >>> from lptensor.formats import E4M3
-    >>> round_grid(torch.tensor([0.1, 1000.0]), E4M3.grid, Rounding())
-    tensor([  0.1016, 448.0000])
+    >>> round_grid(torch.tensor([0.1, 1000.0]), E4M3.grid, Rounding()).tolist()
+    [0.1015625, 448.0]
     """
     return _round(x, grid, torch.zeros((), dtype=torch.int64, device=x.device), rounding, key)
 
@@ -37,33 +51,99 @@ def round_blocks(x: Tensor, blocks: Blocks, shape: Sequence[int], rounding: Roun
     for n, wide in zip(x.shape, shape, strict=True):  # the number of the block that holds an element
         number = number.unsqueeze(-1) * -(-n // wide) + torch.arange(n, device=x.device) // wide
     number = number.expand(x.shape).reshape(-1)
-    magnitude = _bits(x).reshape(-1) & torch.iinfo(_INTEGER[x.dtype]).max
+    magnitude = bits(x).reshape(-1) & torch.iinfo(INTEGER[x.dtype]).max
     count = int(number.max()) + 1 if x.numel() else 0
     largest = magnitude.new_zeros(count).scatter_reduce(0, number, magnitude, "amax")
-    spoilt = largest >= _bits(x.new_tensor(torch.inf))
-    shift = torch.where(largest > 0, _exponent_of_bits(largest, x.dtype) - blocks.emax, 0)
+    spoilt = largest >= bits(x.new_tensor(torch.inf))
+    shift = torch.where(largest > 0, exponent_of_bits(largest, x.dtype) - blocks.emax, 0)
     shift = shift.clamp(blocks.low, blocks.high)
     # Blocks at the bottom of float64 are rounded 2**512 higher, where no step meets a subnormal number.
     lift = torch.where(shift < -500, 512, 0) if x.dtype == torch.float64 else torch.zeros_like(shift)
     spoilt, shift, lift = (t[number].reshape(x.shape) for t in (spoilt, shift, lift))
-    rounded = _round(_raised(x, lift), blocks.element, shift + lift, rounding, key)
-    return torch.where(spoilt, torch.nan, _lowered(rounded, lift))
+    rounded = _round(raised(x, lift), blocks.element, shift + lift, rounding, key)
+    return torch.where(spoilt, torch.nan, lowered(rounded, lift))
+
+
+def round_table(x: Tensor, table: Table, rounding: Rounding, key: Key | None = None) -> Tensor:
+    """``x`` (float32 or float64, any shape) rounded to a list of values; a new tensor of the same dtype.
+
+    >>> round_table(torch.tensor([0.4, 0.7]), Table((-1.0, 0.0, 1.0)), Rounding())
+    tensor([0., 1.])
+    """
+    bits = x.contiguous().view(torch.int32 if x.dtype == torch.float32 else torch.int64).long()
+    magnitude = bits & (2**31 - 1 if x.dtype == torch.float32 else 2**63 - 1)
+    order = torch.where(bits < 0, -magnitude, magnitude)
+    code = torch.searchsorted(steps(table, rounding.mode, x.dtype).to(x.device), order, right=True)
+    values = torch.tensor(table.values, dtype=torch.float64, device=x.device)
+    if rounding.stochastic:
+        above = (code + 1).clamp(max=len(values) - 1)
+        inexact = (above > code) & (exact(x) > values[code])
+        fraction = (exact(x) - values[code]) / (values[above] - values[code])
+        code = torch.where(inexact & _drawn(fraction, rounding, key), above, code)
+    return carried(torch.where(x.isnan(), torch.nan, values[code]), x.dtype)
+
+
+def round_posit(x: Tensor, posit: PositBits, rounding: Rounding, key: Key | None = None) -> Tensor:
+    """``x`` (float32 or float64, any shape) rounded to posits; a new tensor of the same dtype.
+
+    >>> round_posit(torch.tensor([3.3, 1e9]), PositBits(8, 2), Rounding())
+    tensor([3.2500e+00, 1.6777e+07])
+    """
+    magnitude, negative = exact(x).abs(), torch.signbit(x)
+
+    # 1. exponent and fraction as one integer, in which a posit's bits have their order (csrc/posit.h)
+    one, top = 1023 << 52, posit.scale << 52
+    log = magnitude.view(torch.int64) - one
+    tiny, log = log < -top, log.clamp(min=-top)
+
+    # 2. the bits that have no room beside the regime
+    regime = log >> posit.es + 52
+    room = posit.nbits - 1 - torch.where(regime >= 0, regime + 2, 1 - regime)
+    unit = torch.ones_like(log) << (posit.es + 52 - room.clamp(min=0))
+    below = log // unit * unit
+    odd = torch.where(room > 0, below // unit % 2, regime < 0) == 1
+    lost = log - below
+
+    # 3. to one of the two neighbours; below minPos they are zero and minPos
+    low = torch.where(tiny, 0.0, (below + one).view(torch.float64))
+    high = (torch.where(tiny, log, below + unit) + one).view(torch.float64)
+    inexact = tiny | (lost > 0)
+    match rounding.mode:
+        case Mode.NEAREST:
+            up = tiny | (2 * lost > unit) | (2 * lost == unit) & odd
+        case Mode.NEAREST_AWAY:
+            up = tiny | (2 * lost >= unit)
+        case Mode.TOWARD_ZERO:
+            up = torch.zeros_like(tiny)
+        case Mode.DOWN:
+            up = inexact & negative
+        case Mode.UP:
+            up = inexact & ~negative
+        case Mode.ODD:
+            up = tiny | inexact & ~odd
+        case _:
+            up = inexact & _drawn((magnitude - low) / (high - low), rounding, key)
+    r = torch.where(up, high, low)
+
+    # 4. zero, the ends, the sign
+    r = torch.where(magnitude == 0, 0.0, r.clamp(max=2.0**posit.scale))
+    r = torch.where(magnitude.isfinite(), r, torch.nan)
+    return carried(torch.where(negative & (r > 0), -r, r), x.dtype)
 
 
 def _round(x: Tensor, grid: Grid, shift: Tensor, rounding: Rounding, key: Key | None) -> Tensor:
-    exact = _exact(x)
-    magnitude, negative = exact.abs(), torch.signbit(x)
+    magnitude, negative = exact(x).abs(), torch.signbit(x)
 
     # 1. the spacing 2**q of the grid at x
-    exponent = _exponent(magnitude)
-    below = exponent < grid.emin + shift
-    q = exponent.clamp(min=grid.emin + shift).clamp(max=grid.emax + shift) - (grid.precision - 1)
+    binade = exponent(magnitude)
+    below = binade < grid.emin + shift
+    q = binade.clamp(min=grid.emin + shift).clamp(max=grid.emax + shift) - (grid.precision - 1)
     if grid.subnormals is not Subnormals.GRADUAL:
         q = torch.where(below, grid.emin + shift, q)
 
     # 2. x in units of the spacing; tiny nonzero values stay nonzero, large ones are integers anyway
-    settled = exponent - q >= 52
-    units = _times_power(torch.where(settled | ~magnitude.isfinite(), 0.0, magnitude), -q)
+    settled = binade - q >= 52
+    units = times_power(torch.where(settled | ~magnitude.isfinite(), 0.0, magnitude), -q)
     units = torch.where((magnitude > 0) & ~settled, units.clamp(min=2.0**-60), units)
     k = units.floor()
     fraction = units - k
@@ -71,19 +151,21 @@ def _round(x: Tensor, grid: Grid, shift: Tensor, rounding: Rounding, key: Key | 
     # 3. to one of the two neighbours
     odd = k % 2 == 1
     if grid.ties_to_even_code:
-        odd = torch.where(odd, (exponent - grid.emin - shift + 1) % 2 == 1, odd)
-    up = _goes_up(fraction, odd, below, negative, grid, rounding, key)
+        odd = torch.where(odd, (binade - grid.emin - shift + 1) % 2 == 1, odd)
+    limit, beyond = _ends(grid, shift, negative, x.dtype)
+    at_end = times_power(k, q) == limit  # the lower neighbour is the largest value
+    up = _goes_up(fraction, odd, below, negative, at_end, grid, rounding, key)
     if grid.subnormals is Subnormals.FLUSH:
         k, up = torch.where(below, 0.0, k), up & ~below
-    r = torch.where(settled, magnitude, _times_power(k + up, q))
+    r = torch.where(settled, magnitude, times_power(k + up, q))
     if not grid.zero:
-        tiny = _power(torch.as_tensor(grid.emin + shift))
+        tiny = power(torch.as_tensor(grid.emin + shift))
         r = torch.where(magnitude == 0, torch.nan, torch.where(r == 0, tiny, r))
 
     # 4. the ends of the format, the specials, the sign
-    limit, beyond = _ends(grid, shift, negative, x.dtype)
-    inward = rounding.mode in (Mode.TOWARD_ZERO, Mode.ODD)
-    inward = inward | (negative if rounding.mode is Mode.UP else ~negative & (rounding.mode is Mode.DOWN))
+    always = rounding.mode in (Mode.TOWARD_ZERO, Mode.ODD) or rounding.beyond is Beyond.SATURATE
+    inward = torch.full_like(negative, always)
+    inward |= negative if rounding.mode is Mode.UP else ~negative & (rounding.mode is Mode.DOWN)
     r = torch.where(r > limit, torch.where(inward, limit, beyond), r)
     r = torch.where(magnitude.isinf(), torch.where(limit.isinf(), limit, beyond), r)
     r = torch.where(magnitude.isnan(), torch.nan, r)
@@ -91,7 +173,7 @@ def _round(x: Tensor, grid: Grid, shift: Tensor, rounding: Rounding, key: Key | 
         wrong = 0.0 if grid.overflow is Overflow.SATURATE else torch.nan
         r = torch.where(negative & (magnitude > 0), wrong, r)
     negative = negative & grid.signed & (torch.tensor(grid.negative_zero) | (r != 0))
-    return _carried(torch.where(negative & ~r.isnan(), -r, r), x.dtype)
+    return carried(torch.where(negative & ~r.isnan(), -r, r), x.dtype)
 
 
 def _goes_up(
@@ -99,6 +181,7 @@ def _goes_up(
     odd: Tensor,
     below: Tensor,
     negative: Tensor,
+    at_end: Tensor,
     grid: Grid,
     rounding: Rounding,
     key: Key | None,
@@ -118,12 +201,31 @@ def _goes_up(
             return (fraction > 0) & ~negative
         case Mode.ODD:
             return (fraction > 0) & ~odd
+    certain = torch.zeros_like(odd)
+    if rounding.beyond is Beyond.PROBABILITY:  # the odds of overflow count to half a spacing above the end
+        certain = at_end & (fraction >= 0.5)
+        fraction = torch.where(at_end, 2 * fraction % 1, fraction)
+    return (fraction > 0) & _drawn(fraction, rounding, key) | certain
+
+
+def _drawn(fraction: Tensor, rounding: Rounding, key: Key | None) -> Tensor:
+    """Whether the random words take values up that are not exact, ``fraction`` of the way to the upper neighbour."""
+    if key is None:
+        raise ValueError("stochastic rounding needs a key")
+    bits, fraction = rounding.bits, fraction.nan_to_num(nan=0.0).clamp(0, 1 - 2.0**-53)  # a quotient may reach 1
+    draws = random_words(fraction.numel(), key, fraction.device).reshape(fraction.shape) >> 32 - bits
+    cut = (fraction * 2.0**32).floor() * 2.0 ** (bits - 32)  # in units of the last random bit
+    up: Tensor
+    match rounding.mode:
         case Mode.STOCHASTIC:
-            if key is None:
-                raise ValueError("stochastic rounding needs a key")
-            spare = 32 - rounding.bits
-            words = random_words(fraction.numel(), key, fraction.device).reshape(fraction.shape)
-            return (fraction * 2.0**32).floor().long() + (words >> spare << spare) >= 2**32
+            up = cut.floor() + draws >= 2**bits
+        case Mode.STOCHASTIC_HALF_OFFSET:
+            up = (cut + 0.5).floor() + draws >= 2**bits
+        case Mode.STOCHASTIC_PRE_ROUNDED:
+            up = (cut if bits > 30 else fraction * 2.0**bits).round() + draws >= 2**bits
+        case _:  # equal odds
+            up = draws >= 2**31
+    return up
 
 
 def _ends(grid: Grid, shift: Tensor, negative: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -131,83 +233,10 @@ def _ends(grid: Grid, shift: Tensor, negative: Tensor, dtype: torch.dtype) -> tu
     largest, infinite = torch.finfo(dtype).max, torch.tensor(torch.inf, dtype=torch.float64)
     positive = torch.as_tensor(grid.max, dtype=torch.float64, device=shift.device)
     limit = torch.where(negative, -grid.min if grid.signed else 0.0, positive)
-    limit = torch.where(limit.isinf(), infinite, _times_power(torch.where(limit.isinf(), 1.0, limit), shift))
+    limit = torch.where(limit.isinf(), infinite, times_power(torch.where(limit.isinf(), 1.0, limit), shift))
     limit = torch.where(limit > largest, infinite, limit)
     saturated = grid.overflow is Overflow.SATURATE
     return limit, limit if saturated else infinite * (torch.nan if grid.overflow is Overflow.NAN else 1.0)
-
-
-_INTEGER = {torch.float32: torch.int32, torch.float64: torch.int64}
-
-
-def _bits(x: Tensor) -> Tensor:
-    """The bits of float32 or float64 values, as int64."""
-    return x.view(_INTEGER[x.dtype]).long()
-
-
-def _exact(x: Tensor) -> Tensor:
-    """The values as float64; subnormal inputs are read from their bits, since the machine may flush them."""
-    if x.dtype == torch.float64:  # anything this small rounds as 2**-1000 does
-        return torch.where(_subnormal(x), torch.copysign(torch.full_like(x, 2.0**-1000), x), x)
-    small = (_bits(x) & 0x7FFFFF).double() * 2.0**-149
-    return torch.where(_bits(x) & 0x7F800000 == 0, torch.where(torch.signbit(x), -small, small), x.double())
-
-
-def _subnormal(x: Tensor) -> Tensor:
-    """Which float64 values are subnormal."""
-    bits = _bits(x)
-    return (bits & 0x7FF0000000000000 == 0) & (bits & 0x000FFFFFFFFFFFFF != 0)
-
-
-def _raised(x: Tensor, lift: Tensor) -> Tensor:
-    """x * 2**512 where ``lift`` says so, subnormal float64 values included; zeros stay as they are."""
-    if x.dtype != torch.float64:
-        return x
-    small = torch.copysign((_bits(x) & 0x000FFFFFFFFFFFFF).double() * 2.0 ** (512 - 1074), x)
-    return torch.where(lift > 0, torch.where(_subnormal(x), small, x * 2.0**512), x)
-
-
-def _lowered(r: Tensor, lift: Tensor) -> Tensor:
-    """What ``_raised`` lifted, brought back: exact, also into the subnormal float64 values."""
-    if r.dtype != torch.float64:
-        return r
-    subnormal = r.abs() < 2.0 ** (512 - 1022)
-    bits = torch.where(subnormal, r.abs() * 2.0 ** (1074 - 512), 0.0).long()
-    small = torch.where(torch.signbit(r), bits + torch.iinfo(torch.int64).min, bits).view(torch.float64)
-    return torch.where(lift > 0, torch.where(subnormal, small, r * 2.0**-512), r)
-
-
-def _exponent_of_bits(bits: Tensor, dtype: torch.dtype) -> Tensor:
-    """floor(log2) of the finite positive values with these bits."""
-    mantissa, bias = (23, 127) if dtype == torch.float32 else (52, 1023)
-    field = bits >> mantissa
-    return torch.where(field > 0, field - bias, _exponent(bits.double()) - bias - mantissa + 1)
-
-
-def _carried(r: Tensor, dtype: torch.dtype) -> Tensor:
-    """float64 values that ``dtype`` holds exactly, in ``dtype``."""
-    if dtype == torch.float64:
-        return r
-    bits = (r.abs() * 2.0**149).clamp(max=2.0**24).nan_to_num().to(torch.int32)
-    bits = torch.where(torch.signbit(r), bits - 2**31, bits)
-    return torch.where(r.abs() < 2.0**-126, bits.view(torch.float32), r.float())
-
-
-def _exponent(magnitude: Tensor) -> Tensor:
-    """floor(log2), from the bits; zero counts as 2**-1023, infinity and NaN as 2**1024."""
-    return (magnitude.view(torch.int64) >> 52 & 0x7FF) - 1023
-
-
-def _power(exponent: Tensor) -> Tensor:
-    """2.0**exponent, exact, for normal float64 results."""
-    return ((exponent.long() + 1023) << 52).view(torch.float64)
-
-
-def _times_power(x: Tensor, exponent: Tensor) -> Tensor:
-    """x * 2.0**exponent in two steps, so that no power leaves the range."""
-    exponent = exponent.clamp(-2040, 2040)
-    half = exponent // 2
-    return x * _power(half) * _power(exponent - half)
 
 
 def random_words(n: int, key: Key, device: torch.device | str = "cpu") -> Tensor:

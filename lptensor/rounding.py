@@ -20,18 +20,43 @@ class Mode(enum.IntEnum):
     UP = 4  # roundTowardPositive
     ODD = 5  # inexact results take the odd neighbour (Boldo and Melquiond 2008)
     STOCHASTIC = 6  # up with the probability of the fraction
+    STOCHASTIC_HALF_OFFSET = 7  # half a unit of the last random bit is added first
+    STOCHASTIC_PRE_ROUNDED = 8  # the fraction is first rounded to the random bits, ties to even
+    STOCHASTIC_EQUAL = 9  # what is inexact goes up with probability 1/2
+
+
+class Beyond(enum.IntEnum):
+    """What stochastic rounding does past the largest value; the numbers are those of csrc/grid.h."""
+
+    OVERFLOW = 0  # rounds as if the exponent had no bound, then the format's overflow takes the result
+    SATURATE = 1  # finite values stop at the largest
+    PROBABILITY = 2  # from the largest value to half a spacing above it, overflow grows from 0 to certain
+
+
+_STOCHASTIC = frozenset(mode for mode in Mode if mode >= Mode.STOCHASTIC)
+_VARIANTS = {
+    "plain": Mode.STOCHASTIC,
+    "half_offset": Mode.STOCHASTIC_HALF_OFFSET,
+    "pre_rounded": Mode.STOCHASTIC_PRE_ROUNDED,
+}
 
 
 @dataclass(frozen=True)
 class Rounding:
-    """A rounding mode and, for the stochastic one, how many random bits decide.
+    """A rounding mode and, for the stochastic ones, how many random bits decide.
 
     Representable values never move, in any mode. NaN stays NaN and the sign of a zero result is
-    that of the input; what lies beyond the largest value is the format's affair (``overflow``).
-    With ``bits=n`` the fraction is cut to n bits and rounds up with exactly that probability.
+    that of the input; what lies beyond the largest value is the format's affair (``overflow``),
+    save that ``beyond`` says how stochastic rounding gets there. Infinities are the format's alone.
+
+    Args:
+        mode: the direction.
+        bits: random bits per element, 1 to 32; see ``Stochastic``.
+        beyond: what a stochastic mode does with finite values past the largest.
 
     Raises:
-        ValueError: ``bits`` outside 1..32, or given for a mode that draws none.
+        TypeError: no ``Mode``, no ``Beyond``.
+        ValueError: ``bits`` out of range, or ``bits`` or ``beyond`` given for a mode that draws none.
 
     >>> Rounding(Mode.STOCHASTIC, bits=8)
     Stochastic(bits=8)
@@ -41,36 +66,76 @@ class Rounding:
 
     mode: Mode = Mode.NEAREST
     bits: int = 32
+    beyond: Beyond = Beyond.OVERFLOW
 
     def __post_init__(self) -> None:
         if not isinstance(self.mode, Mode):
             raise TypeError(f"mode must be a Mode, got {self.mode!r}; as_rounding() takes names")
+        if not isinstance(self.beyond, Beyond):
+            raise TypeError(f"beyond must be a Beyond, got {self.beyond!r}; Stochastic() takes names")
         if isinstance(self.bits, bool) or not isinstance(self.bits, int) or not 1 <= self.bits <= 32:
             raise ValueError(f"stochastic rounding takes 1 to 32 random bits, got {self.bits!r}")
         if self.bits != 32 and not self.stochastic:
-            raise ValueError(f"{self.mode.name.lower()} rounding draws no random bits, got bits={self.bits}")
+            raise ValueError(f"{self.name} rounding draws no random bits, got bits={self.bits}")
+        if self.bits != 32 and self.mode is Mode.STOCHASTIC_EQUAL:
+            raise ValueError(f"{self.name} rounding draws one bit, got bits={self.bits}; leave bits away")
+        if self.beyond is not Beyond.OVERFLOW and not self.stochastic:
+            raise ValueError(
+                f"beyond={self.beyond.name.lower()!r} is for stochastic rounding, got {self.name}; "
+                "the format's overflow decides for the others"
+            )
 
     @property
     def stochastic(self) -> bool:
-        return self.mode is Mode.STOCHASTIC
+        """Whether the mode draws random words."""
+        return self.mode in _STOCHASTIC
 
     @property
     def name(self) -> str:
         return self.mode.name.lower()
 
     def __repr__(self) -> str:
-        if self.stochastic:
-            return f"Stochastic(bits={self.bits})" if self.bits != 32 else "Stochastic()"
-        return f"Rounding(Mode.{self.mode.name})"
+        variant = next((name for name, mode in _VARIANTS.items() if mode is self.mode), None)
+        beyond = f"beyond={self.beyond.name.lower()!r}" if self.beyond is not Beyond.OVERFLOW else ""
+        if variant is None:
+            given = [f"Mode.{self.mode.name}", f"beyond=Beyond.{self.beyond.name}" if beyond else ""]
+            return f"Rounding({', '.join(filter(None, given))})"
+        given = [f"bits={self.bits}" if self.bits != 32 else "", f"variant={variant!r}" if variant != "plain" else ""]
+        return f"Stochastic({', '.join(filter(None, [*given, beyond]))})"
 
 
-def Stochastic(bits: int = 32) -> Rounding:  # noqa: N802
+def Stochastic(bits: int = 32, variant: str = "plain", beyond: str | Beyond = "overflow") -> Rounding:  # noqa: N802
     """Stochastic rounding that spends ``bits`` random bits on each element.
+
+    A value lies the fraction f of a spacing above its lower neighbour (in magnitude), and k is
+    uniform on 0 .. 2**bits - 1. The variants are those of Fitzgibbon and Felix, "On Stochastic
+    Rounding with Few Random Bits" (2025): SRFF, SRF and SRC. With 31 bits or more, f is cut to 32
+    bits before all else.
+
+    Args:
+        bits: 1 to 32; with all 32 the variants are one.
+        variant: "plain" goes up if f + k / 2**bits >= 1: f is cut to ``bits`` bits and the result
+            is too small on average; "half_offset" if f + (k + 1/2) / 2**bits >= 1; "pre_rounded"
+            rounds f to ``bits`` bits first, ties to even, which leaves no bias on average.
+        beyond: for finite values past the largest, M: "overflow" rounds as if the exponent had no
+            bound and lets the format's overflow take what is larger than M; "saturate" always gives
+            M (as QPyTorch); "probability" lets overflow begin at M and be certain half a spacing
+            above it, where rounding to nearest overflows (as CPFloat).
 
     >>> Stochastic() == as_rounding("stochastic")
     True
+    >>> Stochastic(4, "pre_rounded", beyond="saturate")
+    Stochastic(bits=4, variant='pre_rounded', beyond='saturate')
     """
-    return Rounding(Mode.STOCHASTIC, bits)
+    if variant not in _VARIANTS:
+        raise ValueError(
+            f"unknown variant {variant!r}; known: {', '.join(_VARIANTS)}; "
+            'odds of one half are the rounding "stochastic_equal"'
+        )
+    names = {member.name.lower(): member for member in Beyond}
+    if not isinstance(beyond, Beyond) and beyond not in names:
+        raise ValueError(f"unknown beyond {beyond!r}; known: {', '.join(names)}")
+    return Rounding(_VARIANTS[variant], bits, beyond if isinstance(beyond, Beyond) else names[beyond])
 
 
 _BY_NAME = {mode.name.lower(): Rounding(mode) for mode in Mode}
@@ -93,5 +158,5 @@ def as_rounding(rounding: Rounding | Mode | str) -> Rounding:
     if not isinstance(rounding, str):
         raise TypeError(f"rounding must be a name, a Mode or a Rounding, got {rounding!r}")
     if rounding not in _BY_NAME:
-        raise ValueError(f"unknown rounding {rounding!r}; known: {', '.join(_BY_NAME)}")
+        raise ValueError(f"unknown rounding {rounding!r}; known: {', '.join(_BY_NAME)}; or Stochastic(bits, variant)")
     return _BY_NAME[rounding]

@@ -91,7 +91,8 @@ _REFUSED = {
 
 # Called for the layout they are named after, with an argument or without one.
 _LAYOUTS = frozenset(
-    f"aten::{name}" for name in "_to_sparse _to_sparse_csr _to_sparse_csc _to_sparse_bsr _to_sparse_bsc to_mkldnn".split()
+    f"aten::{name}"
+    for name in ("_to_sparse", "_to_sparse_csr", "_to_sparse_csc", "_to_sparse_bsr", "_to_sparse_bsc", "to_mkldnn")
 )
 
 # Ops whose results are values of their operands, or zero: found by running every op on PyTorch's own

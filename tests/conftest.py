@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from hypothesis import settings
+
 from rounders import NATIVE_BUILDS, choose_build, chosen_build
 
 # Deadlines measure a shared machine, not the code.

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from oracles import exact
 
 from lptensor import _native, reference
 from lptensor.blocks import BlockFormat
 from lptensor.formats import FixedPoint, FloatingPoint, Format
 from lptensor.rounding import Mode, Rounding, as_rounding
+from oracles import exact
 
 Key = tuple[int, int]
 
@@ -93,5 +93,5 @@ def assert_same_bits(a: torch.Tensor, b: torch.Tensor, context: object = "") -> 
     """Equal bit for bit, the sign and payload of nans included."""
     assert a.dtype == b.dtype and a.shape == b.shape
     kind = torch.int32 if a.dtype == torch.float32 else torch.int64
-    differ = a.contiguous().view(kind) != b.contiguous().view(kind)
+    differ = a.resolve_neg().contiguous().view(kind) != b.resolve_neg().contiguous().view(kind)
     assert not differ.any(), f"{context}: {a[differ][:5].tolist()} against {b[differ][:5].tolist()}"

@@ -6,8 +6,8 @@ import itertools
 from typing import Any
 
 import numpy as np
-from hypothesis import assume
-from hypothesis import strategies as st
+from hypothesis import assume, strategies as st
+
 from oracles import exact
 
 OVERFLOWS = {

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from low import is_low, rounded, same, values
 from torch import Tensor, nn
 
+from low import is_low, rounded, same, values
 from lptensor import BF16, E4M3, E5M2, FP16, Arithmetic, FixedPoint, LPTensor, convert
 
 BOTH = Arithmetic(E4M3, backward=E5M2)

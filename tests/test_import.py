@@ -15,17 +15,20 @@ PACKAGE = Path(__file__).parents[1] / "lptensor"
 # Lowest first. A module imports from its own line and those before it; a name covers its submodules.
 LAYERS = (
     ("_compat",),
-    ("rounding",),
-    ("formats",),
-    ("blocks", "codebooks"),
+    ("rounding", "_bits"),
+    ("grid", "layout", "base"),
+    ("formats", "p3109"),
+    ("blocks", "codebooks", "posits", "tables", "scaling"),
     ("reference", "_native"),
     ("ops",),
+    ("codes", "describe", "finfo", "neighbours", "packing", "interop"),
     ("arithmetic", "rules", "escape", "library"),
     ("dispatch", "surface"),
     ("tensor",),
     ("matmul", "boundary", "path_rules", "convert", "lower", "quantizer", "optim"),
     ("training", "study"),
     ("",),  # lptensor itself: it re-exports, so whoever imports it imports everything
+    ("demo",),
     ("cli", "__main__"),
 )
 LAYER = {name: height for height, names in enumerate(LAYERS) for name in names}

@@ -7,13 +7,14 @@ from collections import OrderedDict, namedtuple
 
 import pytest
 import torch
-from oracles.low_precision import CastBothWays, through
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
-from lptensor.formats import E4M3, E5M2, FixedPoint, FloatingPoint
+from lptensor.convert import convert
+from lptensor.formats import BF16, E4M3, E5M2, FixedPoint, FloatingPoint
 from lptensor.lower import GROUPS, lower
+from oracles.low_precision import CastBothWays, through
 
 FP8 = torch.float8_e5m2
 Pair = namedtuple("Pair", "first second")
@@ -272,6 +273,18 @@ def test_module_classes_name_layers_too():
     nearest(net, [nn.Conv2d, "linear"])
     assert on_grid(net.conv(x)) and on_grid(net(x))
     assert not nearest(small_net(), nn.Linear).conv._forward_hooks
+
+
+def test_a_module_class_outside_the_groups_can_be_named():
+    x = torch.randn(5)
+    assert on_grid(nearest(nn.Sequential(nn.Identity()), nn.Identity)(x)) and not on_grid(x)
+
+
+def test_a_converted_model_can_be_lowered_and_keeps_its_arithmetic():
+    net, x = convert(nn.Sequential(nn.Linear(4, 4)), BF16), torch.randn(3, 4).to_lp(BF16)
+    plain = net(x)
+    out = nearest(net, "linear", E5M2, E5M2)(x)
+    assert out.format == BF16 and torch.equal(out.dequantize(), through(FP8)(plain.dequantize()))
 
 
 def test_checkpointing_rounds_the_same_way_twice():

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from low import same, values
-from op_samples import attempt, each, full_name, is_operand, op_database, places, report, samples_of, tensors
 from torch.testing._internal.opinfo.core import BinaryUfuncInfo, UnaryUfuncInfo
 from torch.utils._pytree import tree_map
 
+from low import same, values
 from lptensor import BF16, FP16, Format, LPTensor, escapes
+from op_samples import attempt, each, full_name, is_operand, op_database, places, report, samples_of, tensors
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the samples use what torch deprecates
 
@@ -101,7 +101,9 @@ EVERY_VALUE = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
     + [torch.relu, torch.floor, torch.round, torch.sign, torch.nn.functional.silu, torch.nn.functional.hardswish]
     + [lambda x: x * 3.0, lambda x: x / 3.0, lambda x: 1 / x, lambda x: x + x, lambda x: x * x, lambda x: x - x],
 )
-def test_functions_of_one_number_agree_on_every_number_of_the_format(op: Any, format: Format, dtype: torch.dtype) -> None:
+def test_functions_of_one_number_agree_on_every_number_of_the_format(
+    op: Any, format: Format, dtype: torch.dtype
+) -> None:
     native = EVERY_VALUE.view(dtype)
     assert places(op(native.float().to_lp(format)), op(native)) == 0
 
@@ -130,7 +132,9 @@ def test_functions_of_two_numbers_agree(op: Any, format: Format, dtype: torch.dt
     + [lambda a, b: a.softmax(1), lambda a, b: a.var(1), lambda a, b: torch.logsumexp(a, 1), lambda a, b: a.norm()]
     + [lambda a, b: torch.bmm(a.view(4, 16, 64), b.view(4, 64, 16))],
 )
-def test_sums_and_products_agree_to_the_last_place_of_their_largest(op: Any, format: Format, dtype: torch.dtype) -> None:
+def test_sums_and_products_agree_to_the_last_place_of_their_largest(
+    op: Any, format: Format, dtype: torch.dtype
+) -> None:
     """Near zero terms cancel and the order of summation shows, so the place is that of the largest result."""
     a, b = torch.randn(64, 64).to(dtype), torch.randn(64, 64).to(dtype)
     ours, native = values(op(a.float().to_lp(format), b.float().to_lp(format))), op(a, b).float()

@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
+from lptensor import BF16, E5M2, Arithmetic, LPTensor, escapes
 from op_samples import (
     attempt,
     differences,
@@ -22,9 +25,6 @@ from op_samples import (
     tensors,
 )
 from oracles.aten_reference import AtenReference, by_cast
-from torch import Tensor
-
-from lptensor import BF16, E5M2, Arithmetic, LPTensor, escapes
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the samples use what torch deprecates
 

@@ -7,15 +7,17 @@ import types
 
 import pytest
 import torch
-from oracles.low_precision import HandLP, fixed, sgd, through
 from torch import nn
 from torch.nn import functional as F
 from torch.optim import SGD
 
+from lptensor.arithmetic import Arithmetic
+from lptensor.convert import convert
 from lptensor.formats import BF16, E4M3, E5M2, FP16, FixedPoint, FloatingPoint
 from lptensor.lower import lower
 from lptensor.optim import OptimLP
 from lptensor.quantizer import quantizer
+from oracles.low_precision import HandLP, fixed, sgd, through
 
 FP8, HALF = through(torch.float8_e5m2), through(torch.float16)
 
@@ -224,6 +226,16 @@ def test_a_scalar_parameters_step_count_is_no_momentum(name):
     assert optim.state[p]["step"] == 3
 
 
+def test_states_of_another_shape_are_no_momenta_unless_named():
+    for quant, rows_left in ((torch.zeros_like, True), ({"row_var": torch.zeros_like}, False)):
+        task = Task("Adafactor")
+        optim = OptimLP(task.optim, momentum_quant=quant)
+        task.train(optim, 1)
+        matrix, vector = (optim.state[p] for p in task.params[:2])
+        assert matrix["row_var"].any() == rows_left
+        assert vector["variance"].any() != rows_left
+
+
 def test_the_order_is_qpytorchs():
     task, calls = Task(), []
 
@@ -320,6 +332,13 @@ def test_every_evaluation_of_a_closure_sees_rounded_weights(acc):
     for start in (0, 3):
         assert torch.equal(points[start + 1], points[start] + 0.013), "the optimizer goes on from its own point"
     assert not on_grid(points[1])
+
+
+def test_a_closure_sees_rounded_accumulators_where_weights_are_not_rounded():
+    w, seen = nn.Parameter(HALF(torch.randn(50))), []
+    OptimLP(Wandering([w]), acc_quant=FP16).step(lambda: seen.append(w.detach().clone()) or w.sum().backward())
+    assert len(seen) == 3 and all(on_grid(point, HALF) for point in seen)
+    assert not torch.equal(seen[0], seen[1])
 
 
 def test_a_closure_comes_to_the_same_as_none_stochastically_too():
@@ -453,6 +472,19 @@ def test_a_parameter_without_a_gradient_is_left_alone():
     assert torch.equal(unused, before) and on_grid(used)
 
 
+def test_a_parameter_that_gets_no_gradient_any_more_keeps_its_weight():
+    w = nn.Parameter(torch.ones(1))
+    optim = OptimLP(SGD([w], lr=2.0**-5), weight_quant=FP8, acc_quant=HALF)
+    for grad in (torch.ones(1), None, torch.ones(1)):
+        w.grad = grad
+        optim.step()
+        assert w.item() == 1.0
+    saved = optim.state_dict()
+    assert saved["state"][0]["weight_accumulator"].item() == 1 - 2.0**-4
+    optim.load_state_dict(saved)
+    assert not optim.state, "plain SGD has no state of its own"
+
+
 def test_groups_can_be_added_and_schedulers_and_hooks_attached():
     a, b, seen = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2)), []
     optim = OptimLP(SGD([a], lr=0.5), weight_quant=FP8, acc_quant=HALF)
@@ -460,7 +492,7 @@ def test_groups_can_be_added_and_schedulers_and_hooks_attached():
     scheduler = torch.optim.lr_scheduler.StepLR(optim, 1, 0.5)
     optim.register_step_pre_hook(lambda o, args, kwargs: seen.append("before"))
     optim.register_step_post_hook(lambda o, args, kwargs: seen.append(on_grid(a)))
-    optim.register_state_dict_post_hook(lambda o, saved: {**saved, "note": 1})
+    optim.register_state_dict_post_hook(lambda o, saved: {**saved, "note": "noted"})
     optim.register_load_state_dict_pre_hook(lambda o, saved: seen.append(saved["note"]))
     optim.add_param_group({"params": [b], "lr": 1.0})
     a.grad, b.grad = torch.full((2,), 0.3), torch.full((2,), 0.3)
@@ -471,7 +503,7 @@ def test_groups_can_be_added_and_schedulers_and_hooks_attached():
     assert [group["lr"] for group in optim.param_groups] == [0.5 / 2, 1.0 / 2]
     assert on_grid(b) and b[0] != a[0]
     optim.load_state_dict(optim.state_dict())
-    assert seen[-1] == 1
+    assert seen[-1] == "noted"
     optim.zero_grad()
     assert a.grad is None
     optim.zero_grad(set_to_none=False)
@@ -586,3 +618,80 @@ def test_the_repr_tells_what_rounds():
     ):
         assert part in repr(optim)
     assert isinstance(optim.step, types.MethodType)
+
+
+def lp_task(name="SGD"):
+    task = Task(name)
+    convert(task.net, Arithmetic(E5M2, BF16))
+    task.optim = getattr(torch.optim, name)(task.net.parameters(), **OPTIMIZERS[name][0])
+    return task
+
+
+def test_lp_parameters_step_in_the_accumulators_format():
+    w = nn.Parameter(torch.ones(3).to_lp(E5M2))
+    seen = []
+    inner = SGD([w], lr=2.0**-6)
+    inner.register_step_post_hook(lambda *_: seen.append((w.format, w.dequantize().detach()[0].item())))
+    optim = OptimLP(inner, acc_quant=FP16)
+    for _ in range(32):
+        optim.zero_grad()
+        w.sum().backward()
+        optim.step()
+        assert w.format == E5M2 and on_grid(w.dequantize().detach())
+    assert [format for format, _ in seen] == [FP16] * 32
+    assert [value for _, value in seen] == [1 - i / 64 for i in range(1, 33)]
+    assert w.tolist() == [0.5] * 3
+    accumulator = optim.state_dict()["state"][0]["weight_accumulator"]
+    assert type(accumulator) is torch.Tensor
+
+
+def test_lp_parameters_with_a_function_step_in_fp32():
+    w = nn.Parameter(torch.ones(3).to_lp(E5M2))
+    optim = OptimLP(SGD([w], lr=1e-3), acc_quant=lambda t: t)
+    w.sum().backward()
+    optim.step()
+    assert torch.equal(optim.state_dict()["state"][0]["weight_accumulator"], torch.full((3,), 1 - torch.tensor(1e-3)))
+    assert w.tolist() == [1.0] * 3
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam", "LBFGS"])
+def test_a_model_of_lp_parameters_trains_and_resumes(name):
+    task, resumed = lp_task(name), lp_task(name)
+    optim, fresh = (OptimLP(t.optim, E5M2, E5M2, acc_quant=FP16) for t in (task, resumed))
+    task.train(optim, 2)
+    saved = copy.deepcopy((task.net.state_dict(), optim.state_dict(), torch.get_rng_state()))
+    task.train(optim, 2)
+    resumed.net.load_state_dict(saved[0])
+    fresh.load_state_dict(saved[1])
+    torch.set_rng_state(saved[2])
+    resumed.train(fresh, 2)
+    for p, q in zip(task.params, resumed.params, strict=True):
+        assert p.arithmetic == q.arithmetic == Arithmetic(E5M2, BF16)
+        assert torch.equal(p.dequantize(), q.dequantize()) and on_grid(p.dequantize().detach())
+
+
+def test_lp_parameters_may_step_within_the_backward_pass():
+    results = []
+    for within in (False, True):
+        w = nn.Parameter(torch.ones(4).to_lp(Arithmetic(E5M2, BF16)))
+        keeps = {"momentum_buffer": BF16}
+        optim = OptimLP(SGD([w], lr=0.25, momentum=0.5), grad_quant=HALF, momentum_quant=keeps, acc_quant=HALF)
+        for _ in range(2):
+            handle = w.register_post_accumulate_grad_hook(lambda p, optim=optim: optim.step()) if within else None
+            (w * torch.tensor([0.3, 0.21, 0.57, 0.11])).sum().backward()
+            if handle is None:
+                optim.step()
+            else:
+                handle.remove()
+            optim.zero_grad()
+        assert w.format == E5M2 and on_grid(w.dequantize().detach())
+        results.append([w.dequantize().detach(), optim.state_dict()["state"][0]["weight_accumulator"]])
+    assert same(*results)
+
+
+def test_lp_parameters_come_back_from_a_step_that_fails():
+    task = lp_task()
+    optim = OptimLP(task.optim, acc_quant=FP16)
+    with pytest.raises(ZeroDivisionError):
+        optim.step(lambda: 1 / 0)
+    assert all(p.arithmetic == Arithmetic(E5M2, BF16) for p in task.params)

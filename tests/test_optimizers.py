@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from low import is_low, same, values
 from torch import Tensor, nn
 
+from low import is_low, same, values
 from lptensor import BF16, E5M2, Arithmetic, LPTensor, convert, escapes
 
 BOTH = Arithmetic(BF16, backward=E5M2)

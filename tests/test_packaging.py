@@ -17,6 +17,11 @@ from pathlib import Path
 import pytest
 import torch
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 ROOT = Path(__file__).parents[1]
 LIBRARY = {"win32": "liblptensor.dll", "darwin": "liblptensor.dylib"}.get(sys.platform, "liblptensor.so")
 EXTRAS = ("sklearn", "scipy", "matplotlib", "pytest", "hypothesis", "ml_dtypes", "gfloat")
@@ -84,6 +89,11 @@ def test_metadata_says_what_installs(unpacked: Path) -> None:
     assert about["Version"] in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
+def test_building_needs_no_torch() -> None:
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["build-system"]
+    assert [row.split(">")[0] for row in build["requires"]] == ["scikit-build-core"]
+
+
 def test_constraints_pin_torch_and_every_package_exactly() -> None:
     rows = [row for row in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines() if row[:1] != "#"]
     assert "torch==2.13.0" in rows
@@ -100,13 +110,22 @@ def test_without_the_library_one_warning_and_the_same_values(tmp_path: Path) -> 
     assert printed == ["['RuntimeWarning']", "torch", "True True"]
 
 
-def test_every_module_imports_without_the_extras() -> None:
+def without_extras(code: str) -> str:
     blocked = "".join(f"sys.modules[{name!r}] = None\n" for name in EXTRAS)
+    return run(sys.executable, "-B", "-c", f"import sys\n{blocked}{code}", cwd=ROOT)
+
+
+def test_every_module_imports_without_the_extras() -> None:
     names = [
         ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
         for path in sorted((ROOT / "lptensor").rglob("*.py"))
     ]
-    run(sys.executable, "-B", "-c", f"import sys\n{blocked}import {', '.join(names)}", cwd=ROOT)
+    without_extras(f"import {', '.join(names)}")
+
+
+def test_the_command_lists_formats_without_the_extras() -> None:
+    printed = without_extras("sys.argv = ['lptensor', 'formats']\nfrom lptensor.cli import main; main()")
+    assert all(name in printed for name in ("E4M3", "E5M2", "BF16"))
 
 
 class Environment:

@@ -5,13 +5,14 @@ import pickle
 
 import pytest
 import torch
-from oracles.low_precision import CastBothWays, fixed
 from torch import nn
 
+from lptensor.arithmetic import Arithmetic
 from lptensor.blocks import BlockFloatingPoint
-from lptensor.formats import E4M3, E5M2, FixedPoint, FloatingPoint
+from lptensor.formats import E4M3, E5M2, FP16, FixedPoint, FloatingPoint
 from lptensor.quantizer import Quantizer, as_step, quantizer
 from lptensor.rounding import Stochastic
+from oracles.low_precision import CastBothWays, fixed, through
 
 
 def normal(*shape, requires_grad=True):
@@ -110,12 +111,19 @@ def test_the_mask_agrees_with_the_rounding_it_looks_at():
     assert x.grad.all()
     x = torch.full((10_000,), -2 + 0.0625, requires_grad=True)
     limited = quantizer(FixedPoint(4, 2, symmetric=True), clamping_grad_zero=True)(x)  # -2 is clamped to -1.75
-    torch.manual_seed(0)
+    torch.manual_seed(7)
     limited = quantizer(FixedPoint(4, 2, symmetric=True), clamping_grad_zero=True)(x)
     limited.sum().backward()
-    torch.manual_seed(0)
+    torch.manual_seed(7)
     wide = quantizer(FixedPoint(6, 2))(x.detach())
     assert torch.equal(x.grad == 0, wide == -2)
+
+
+def test_each_direction_has_its_own_rounding():
+    x = torch.tensor([1.1], requires_grad=True)
+    y = quantizer(E5M2, E5M2, "down", "up")(x)
+    (y * 1.1).sum().backward()
+    assert (y.item(), x.grad.item()) == (1.0, 1.25)
 
 
 def test_floats_are_masked_beyond_their_largest_value():
@@ -180,6 +188,17 @@ def test_what_comes_next_may_work_in_place(forward):
     y.sum().backward()
     assert torch.equal(x.grad, (y > 0).float())
     assert (x < 0).any()
+
+
+def test_an_lptensor_stays_one_and_on_its_own_format_too():
+    values = torch.tensor([0.3, 100.0])
+    x = values.to_lp(Arithmetic(E5M2, FP16)).requires_grad_()
+    y = quantizer(FixedPoint(8, 4), FixedPoint(8, 6), "nearest", "nearest")(x)
+    (y * 0.3).sum().backward()
+    cast = through(torch.float8_e5m2)
+    assert y.format == E5M2 and torch.equal(y.dequantize(), cast(fixed(4, 8)(cast(values))))
+    assert y[1] == 8, "7.9375 is the largest of the one format and none of the other"
+    assert x.grad.format == FP16 and torch.equal(x.grad.dequantize(), fixed(6, 8)(torch.full((2,), 0.3).half().float()))
 
 
 def test_float64_is_rounded_without_a_detour():

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from op_samples import attempt, bits, is_operand, op_database, samples_of, tensors
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lptensor.rules import Kind, Rule, rule_for
+from op_samples import attempt, bits, is_operand, op_database, samples_of, tensors
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the samples use what torch deprecates
 

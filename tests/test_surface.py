@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from low import is_low, rounded, same, values
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from low import is_low, rounded, same, values
 from lptensor import BF16, E4M3, E5M2, Arithmetic, LPTensor
 
 

@@ -98,13 +98,10 @@ class Float:
         return self.top >= self.first_normal
 
     def fits_fp32(self) -> bool:
-        """Whether every finite value is a binary32 number."""
-        lowest = self.magnitudes_at_the_bottom()
+        """Whether every finite value, and the spacing at the bottom, is a binary32 number."""
+        start = 1 if self.subnormals is True and self.zero and self.man else self.first_normal
+        lowest = [self.magnitude(code) for code in (start, start + 1, self.first_normal)]
         return all((m / FP32_MIN).denominator == 1 for m in lowest) and self.magnitude(self.top) <= FP32_MAX
-
-    def magnitudes_at_the_bottom(self) -> list[Fraction]:
-        start = 1 if self.subnormals is True and self.zero else self.first_normal
-        return [self.magnitude(code) for code in (start, start + 1, self.first_normal) if code <= self.top]
 
     def gap(self, x: Fraction) -> Gap:
         if self.zero and self.subnormals is not True and x < self.magnitude(self.first_normal):

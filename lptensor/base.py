@@ -1,0 +1,143 @@
+"""What every number format is."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lptensor.grid import Grid
+from lptensor.layout import Layout, decode
+
+VALUES_BITS = 20  # a list of values is for reading and plotting
+
+# What the fp32 carrier holds: IEEE 754-2019 table 3.5, binary32.
+CARRIER_PRECISION, CARRIER_MIN_EXPONENT, CARRIER_MAX = 24, -149, (2.0 - 2.0**-23) * 2.0**127
+
+
+class Format:
+    """A set of representable values. ``lowered`` is what a kernel gets of it.
+
+    Formats are frozen, hashable and compare by their parameters, so they may be dictionary keys
+    and travel through pickle, ``deepcopy`` and ``torch.compile``.
+    """
+
+    def __init_subclass__(cls) -> None:
+        torch.serialization.add_safe_globals([cls, rebuild])  # so that torch.load(weights_only=True) makes them
+
+    @property
+    def lowered(self) -> Any:
+        raise NotImplementedError
+
+    def __reduce__(self) -> tuple[Any, ...]:  # by its parameters alone, so that a checkpoint stays readable
+        given = {f.name: getattr(self, f.name) for f in fields(self) if f.init}  # type: ignore[arg-type]
+        return rebuild, (type(self), given)
+
+    def __repr__(self) -> str:
+        given = [f for f in fields(self) if f.init or f.metadata.get("shown")]  # type: ignore[arg-type]
+        shown = [f"{f.name}={getattr(self, f.name)!r}" for f in given if getattr(self, f.name) != f.default]
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def rebuild(kind: type[Format], given: dict[str, Any]) -> Format:
+    """A format out of a pickle."""
+    return kind(**given)
+
+
+class ScalarFormat(Format):
+    """A format that rounds each element on its own."""
+
+    @property
+    def grid(self) -> Grid:
+        raise NotImplementedError
+
+    @property
+    def layout(self) -> Layout:
+        """Where the values lie among the codes."""
+        raise NotImplementedError
+
+    @property
+    def lowered(self) -> Grid:
+        return self.grid
+
+    @property
+    def bits(self) -> int:
+        """Width of one code."""
+        return self.layout.bits
+
+    @property
+    def max(self) -> float:
+        """The largest finite value; infinity for fixed point that nothing clamps."""
+        return self.grid.max
+
+    @property
+    def min(self) -> float:
+        """The most negative finite value; for an unsigned format the smallest."""
+        return self.grid.min if self.grid.signed or self.grid.zero else self.grid.smallest
+
+    @property
+    def carrier(self) -> torch.dtype:
+        """The dtype that holds every value: float64 for fixed point of more than 24 bits."""
+        return torch.float32 if self.grid.precision <= CARRIER_PRECISION else torch.float64
+
+    def values(self) -> Tensor:
+        """Every finite value once, ascending, as float64; of the two zeros only 0.
+
+        Raises:
+            ValueError: the format has more than 2**20 codes, or no bounds.
+
+        >>> from lptensor.formats import E2M1
+        >>> E2M1.values().tolist()[7:]
+        [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
+        """
+        if math.isinf(self.max):
+            raise ValueError(f"{self!r} has no largest value; clamp=True bounds it")
+        if self.bits > VALUES_BITS:
+            raise ValueError(
+                f"{self!r} has 2**{self.bits} = {2**self.bits} codes, values() lists up to 2**{VALUES_BITS}; "
+                "decode() gives those of any range of codes"
+            )
+        every = decode(torch.arange(2**self.bits), self.grid, self.layout)
+        ascending: Tensor = torch.unique(every[every.isfinite()] + 0.0)
+        return ascending
+
+    def contains(self, other: ScalarFormat) -> bool:
+        """Whether every finite value of ``other`` is a value of this format too; specials and -0 do not count.
+
+        >>> from lptensor.formats import BF16, E4M3, E5M2
+        >>> BF16.contains(E4M3), E4M3.contains(E5M2)
+        (True, False)
+        """
+        if not isinstance(other, ScalarFormat):
+            raise TypeError(f"contains() compares scalar formats, got {other!r}; ask its element")
+        return self.grid.contains(other.grid)
+
+
+def check_int(name: str, value: object, low: int, high: int, why: str = "") -> int:
+    """``value`` if it is an integer from ``low`` to ``high``, else an error that says so."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer from {low} to {high}, got {value!r}")
+    if not low <= value <= high:
+        raise ValueError(f"{name} must be from {low} to {high}{why}, got {value}")
+    return value
+
+
+def check_bool(name: str, value: object) -> bool:
+    """``value`` if it is True or False, else an error that says so: a string would pass for True."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return value
+
+
+def check_carried(format: Format, grid: Grid, precision: int = CARRIER_PRECISION) -> None:
+    """Refuse a grid with values that an fp32 number cannot hold."""
+    if grid.precision > precision:
+        raise ValueError(f"{format!r} has {grid.precision} significant bits, the carrier holds {precision}")
+    bottom = grid.quantum(grid.emin)  # normals near emin need it, whether there are subnormals or not
+    if bottom < CARRIER_MIN_EXPONENT:
+        raise ValueError(f"{format!r} has values in steps of 2**{bottom}, fp32 reaches 2**{CARRIER_MIN_EXPONENT}")
+    if not math.isinf(grid.max) and max(grid.max, -grid.min) > CARRIER_MAX:
+        raise ValueError(f"{format!r} reaches 2**{grid.emax}, beyond the largest fp32 {CARRIER_MAX:g}")

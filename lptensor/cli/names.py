@@ -1,0 +1,110 @@
+"""Formats as a person types them: the named rows, and how a text becomes a format."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import re
+
+import lptensor
+from lptensor import formats
+from lptensor.blocks import BlockFloatingPoint
+from lptensor.formats import FixedPoint, FloatingPoint, Format
+
+_SHORT: dict[str, type[Format]] = {"fixed": FixedPoint, "float": FloatingPoint, "bfp": BlockFloatingPoint}
+_SPELLINGS = "eXmY (e5m10), fixed(8, 4), FixedPoint(...), FloatingPoint(...) or BlockFloatingPoint(...)"
+
+
+def named_formats() -> dict[str, Format]:
+    """Every format that the package has a name for, in the order in which they are written down.
+
+    >>> named_formats()["FP16"]
+    FloatingPoint(exp=5, man=10)
+    """
+    public = {**vars(formats), **vars(lptensor)}
+    return {name: row for name, row in public.items() if name.isupper() and isinstance(row, Format)}
+
+
+def constructors() -> dict[str, type[Format]]:
+    """The format classes that the package exports, and short names for them, by name in lower case."""
+    kinds = [kind for kind in vars(lptensor).values() if isinstance(kind, type) and _constructible(kind)]
+    return _SHORT | {kind.__name__.lower(): kind for kind in kinds}
+
+
+def _constructible(kind: type) -> bool:
+    """Whether it is a format to make values of, not a base class of formats."""
+    return issubclass(kind, Format) and not kind.__subclasses__() and kind is not Format
+
+
+def parse_format(text: str) -> Format:
+    """The format that a text names, in upper or lower case.
+
+    The text is a row's name, ``eXmY`` for IEEE-like floating point (a row of that name comes first:
+    ``e4m3`` is OCP's), or a constructor with literal arguments. Nothing is evaluated.
+
+    Raises:
+        ValueError: the text names no format, or one with parameters out of range.
+
+    >>> parse_format("e5m10") == parse_format("fp16") == parse_format("FloatingPoint(16)")
+    True
+    >>> parse_format("fixed(8, fl=4)")
+    FixedPoint(wl=8, fl=4)
+    """
+    name = text.strip()
+    rows = {row.lower(): format for row, format in named_formats().items()}
+    if name.lower() in rows:
+        return rows[name.lower()]
+    try:
+        if sizes := re.fullmatch(r"e(\d+)m(\d+)", name.lower()):
+            return FloatingPoint(int(sizes[1]), int(sizes[2]))
+        call = _parse_call(name)
+        kind = constructors().get(call.func.id.lower()) if call and isinstance(call.func, ast.Name) else None
+        if call is None or kind is None:
+            raise _Unknown
+        return kind(*map(_argument, call.args), **{str(k.arg): _argument(k.value) for k in call.keywords})
+    except _Unknown:
+        raise ValueError(_unknown(name)) from None
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name!r} is no format: {error}") from None
+
+
+class _Unknown(Exception):
+    """The text has the form of no format."""
+
+
+def _parse_call(text: str) -> ast.Call | None:
+    try:
+        node = ast.parse(text, mode="eval").body
+    except SyntaxError:
+        return None
+    return node if isinstance(node, ast.Call) else None
+
+
+def _argument(node: ast.expr) -> object:
+    """A literal, or a format inside a format."""
+    if isinstance(node, ast.Name | ast.Call):
+        return parse_format(ast.unparse(node))
+    return ast.literal_eval(node)
+
+
+def _unknown(name: str) -> str:
+    rows = list(named_formats())
+    known = {spelling.lower(): spelling for spelling in [*rows, *(kind.__name__ for kind in constructors().values())]}
+    close = difflib.get_close_matches(name.lower().partition("(")[0], known, n=1)
+    hint = f" Did you mean {known[close[0]]}?" if close else ""
+    return f"unknown format {name!r}.{hint} Known: {', '.join(rows)}; or {_SPELLINGS}."
+
+
+def short(format: Format | None) -> str:
+    """A format's name, or else a short text that ``parse_format`` takes.
+
+    >>> short(FloatingPoint(8)), short(FixedPoint(8, 4)), short(None)
+    ('E5M2', 'fixed(8, 4)', '-')
+    """
+    if format is None:
+        return "-"
+    if names := [name for name, row in named_formats().items() if row == format]:
+        return names[0]
+    text = re.sub(r"\b(wl|fl|exp|man)=", "", repr(format))
+    kind = next((name for name, kind in _SHORT.items() if kind is type(format)), type(format).__name__)
+    return text.replace(type(format).__name__, kind, 1)

@@ -1,0 +1,150 @@
+"""Values to bit patterns and back: ``encode`` and ``decode``."""
+
+from __future__ import annotations
+
+from functools import singledispatch
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lptensor import layout
+from lptensor._bits import carried, exact
+from lptensor.formats import FixedPoint, Format, ScalarFormat
+from lptensor.ops import check_roundable, round_fresh
+from lptensor.rounding import Rounding
+
+_DTYPES = ((8, torch.uint8), (16, torch.int16), (32, torch.int32), (64, torch.int64))
+
+
+def code_dtype(bits: int) -> torch.dtype:
+    """The dtype of codes of this width: uint8 to 8 bits, then int16, int32 and int64.
+
+    Only uint8 has full support among torch's unsigned integers; a code that fills a wider dtype is
+    its bit pattern, so that int16 -1 is 0xFFFF.
+    """
+    return next(dtype for width, dtype in _DTYPES if bits <= width)
+
+
+@singledispatch
+def encode_exact(format: Format, values: Tensor) -> Tensor:
+    """int64 codes of float64 ``values`` that are on the format's grid: register a new kind of format here.
+
+    The values were rounded to the format first, so that NaN and infinities are there only where
+    rounding gives them. ``decode_exact`` is the inverse; both ask for ``format.bits``.
+    """
+    raise TypeError(f"{format!r} has no codes of single elements; encode with its element format")
+
+
+@singledispatch
+def decode_exact(format: Format, codes: Tensor) -> Tensor:
+    """float64 values of int64 codes in 0 .. 2**bits - 1: register a new kind of format here."""
+    raise TypeError(f"{format!r} has no codes of single elements; decode with its element format")
+
+
+@encode_exact.register
+def _(format: ScalarFormat, values: Tensor) -> Tensor:
+    if values.isnan().any() and format.layout.nan is None:
+        raise ValueError(f"{format!r} has no code for NaN; replace NaNs first, by x.nan_to_num() say")
+    if isinstance(format, FixedPoint) and not format.clamp:
+        bounded = FixedPoint(format.wl, format.fl, symmetric=format.symmetric, signed=format.signed)
+        outside = (values > bounded.max) | (values < bounded.min)
+        if outside.any():
+            raise ValueError(
+                f"{_first(values, outside)} has no code of {format.wl} bits in {format!r}: codes reach from "
+                f"{bounded.min} to {bounded.max}; clamp=True saturates"
+            )
+    return layout.encode(values, format.grid, format.layout)
+
+
+@decode_exact.register
+def _(format: ScalarFormat, codes: Tensor) -> Tensor:
+    return layout.decode(codes, format.grid, format.layout)
+
+
+def encode(x: Tensor, format: Format, strict: bool = False) -> Tensor:
+    """The codes of ``x``: bit patterns of ``format.bits`` bits, in the smallest dtype that holds them.
+
+    Values that the format lacks are rounded to nearest first, infinities and results out of range as
+    its ``overflow`` says; an infinity that has a code keeps it. Every NaN gets the canonical code. In a
+    format without -0 it gets the code of 0. Fixed point is two's complement, unsigned plain binary.
+
+    Args:
+        x: float32 or float64, any shape and device.
+        strict: refuse values that the format lacks instead.
+
+    Returns:
+        uint8 for up to 8 bits, int16 to 16, int32 to 32, int64 beyond; the shape of ``x``.
+
+    Raises:
+        TypeError: x is no float32 or float64 tensor, the format no format with codes.
+        ValueError: NaN in a format without a code for it, a value off the grid where strict.
+
+    >>> from lptensor.formats import E4M3, INT4
+    >>> encode(torch.tensor([1.0, -0.0, 448.0, torch.nan]), E4M3)
+    tensor([ 56, 128, 126, 127], dtype=torch.uint8)
+    >>> encode(torch.tensor([-1.0, 7.0, 100.0]), INT4)
+    tensor([15,  7,  7], dtype=torch.uint8)
+    """
+    check_roundable(x, format)
+    x = x.detach()
+    rounded = round_fresh(x, format, Rounding())
+    if isinstance(format, ScalarFormat) and format.layout.inf is not None:
+        rounded = torch.where(x.isinf() & (format.grid.signed | (x > 0)), x, rounded)
+    if strict:
+        moved = (rounded != x) & ~(rounded.isnan() & x.isnan())
+        if moved.any():
+            raise ValueError(
+                f"{_first(x, moved)} is not a value of {format!r}: the nearest is {_first(rounded, moved)}; "
+                f"{int(moved.sum())} of {x.numel()} values are off the grid; strict=False rounds them"
+            )
+    codes = encode_exact(format, exact(rounded))
+    return codes.to(code_dtype(_bits(format)))
+
+
+def decode(codes: Tensor, format: Format) -> Tensor:
+    """The values of ``codes``, as float32 (as float64 where float32 does not hold them all).
+
+    The inverse of ``encode``, NaN codes becoming NaN and those of infinities and -0 what they say. Codes
+    without a value of their own: subnormal ones of a format without subnormals are zero of their sign,
+    the most negative one of a symmetric fixed-point format is -max.
+
+    Args:
+        codes: integers from 0 to 2**bits - 1, any integer dtype, shape and device; where the codes
+            fill a signed dtype, its bit patterns.
+
+    Raises:
+        TypeError: codes are no integers, the format no format with codes.
+        ValueError: a code out of range.
+
+    >>> from lptensor.formats import E2M1
+    >>> decode(torch.tensor([0, 1, 7, 9], dtype=torch.uint8), E2M1)
+    tensor([ 0.0000,  0.5000,  6.0000, -0.5000])
+    """
+    if not isinstance(codes, Tensor) or codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
+        got = codes.dtype if isinstance(codes, Tensor) else type(codes).__name__
+        raise TypeError(f"codes must be a tensor of integers, got {got}; encode() makes them of values")
+    if not isinstance(format, Format):
+        raise TypeError(f"expected a number format such as FloatingPoint(8) or FixedPoint(8, 4), got {format!r}")
+    bits = _bits(format)
+    wide = codes.long()
+    if codes.dtype.itemsize * 8 == bits:
+        wide = wide & (1 << bits) - 1 if bits < 64 else wide
+    elif bits < 63:
+        outside = (wide < 0) | (wide >= 1 << bits)
+        if outside.any():
+            raise ValueError(f"codes of {format!r} are 0 to {2**bits - 1}, got {_first(codes, outside)}")
+    carrier = getattr(format, "carrier", torch.float32)
+    return carried(decode_exact(format, wide), carrier)
+
+
+def _bits(format: Format) -> int:
+    bits: Any = getattr(format, "bits", None)
+    if bits is None:
+        raise TypeError(f"{format!r} has no codes of single elements; use its element format")
+    return int(bits)
+
+
+def _first(x: Tensor, where: Tensor) -> object:
+    """The first value that ``where`` marks, for a message."""
+    return x[where].reshape(-1)[0].item()

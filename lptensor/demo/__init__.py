@@ -1,0 +1,1 @@
+"""The main job: a small network trained on real digits in several number systems, side by side."""

@@ -1,0 +1,75 @@
+"""The limits of a number format, under the names of ``torch.finfo`` and ``numpy.finfo``."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import singledispatch
+
+from lptensor.formats import Format, ScalarFormat
+
+
+@dataclass(frozen=True)
+class FormatInfo:
+    """The limits of one format; ``finfo`` makes it. Precision counts the hidden bit, emin and emax are log2.
+
+    ``u`` is None where the values are evenly spaced: such a format bounds the absolute error, not the
+    relative one, and has no normals, so that ``smallest_normal`` is then the smallest positive value.
+    """
+
+    bits: int  # width of a code
+    precision: int  # significant bits p; bits of the magnitude where evenly spaced
+    emin: int  # exponent of the smallest normal
+    emax: int  # exponent of the largest value
+    max: float
+    min: float  # most negative value
+    smallest_normal: float
+    smallest_subnormal: float  # smallest positive value
+    eps: float  # spacing just above 1: 2**(1 - p); where evenly spaced the spacing
+    u: float | None  # largest relative error of rounding to nearest, 2**-p
+    codes: int  # 2**bits
+    binades: float  # log2(max / smallest positive value)
+    decibels: float  # 20 log10 of the same
+
+    @property
+    def tiny(self) -> float:
+        """The same as ``smallest_normal``."""
+        return self.smallest_normal
+
+
+@singledispatch
+def finfo(format: Format) -> FormatInfo:
+    """The limits of ``format``: range, precision, smallest values, dynamic range.
+
+    Raises:
+        TypeError: a format whose values depend on a block; ask its element.
+
+    >>> from lptensor.formats import E4M3, FP16
+    >>> finfo(FP16).eps, finfo(FP16).tiny == 2.0**-14, finfo(FP16).u == 2.0**-11
+    (0.0009765625, True, True)
+    >>> finfo(E4M3).max, finfo(E4M3).smallest_subnormal == 2.0**-9, round(finfo(E4M3).decibels, 1)
+    (448.0, True, 107.2)
+    """
+    raise TypeError(f"finfo() takes a scalar format, got {format!r}; ask its element")
+
+
+@finfo.register
+def _(format: ScalarFormat) -> FormatInfo:
+    grid = format.grid
+    even = grid.emin == grid.emax
+    ratio = max(grid.max / grid.smallest, 1.0)  # FixedPoint(1, fl) has nothing above zero
+    return FormatInfo(
+        bits=format.bits,
+        precision=grid.precision,
+        emin=grid.emin,
+        emax=grid.emax,
+        max=format.max,
+        min=format.min,
+        smallest_normal=grid.smallest if even else 2.0**grid.emin,
+        smallest_subnormal=grid.smallest,
+        eps=2.0 ** grid.quantum(grid.emin) if even else 2.0 ** (1 - grid.precision),
+        u=None if even else 2.0**-grid.precision,
+        codes=2**format.bits,
+        binades=math.log2(ratio),
+        decibels=20 * math.log10(ratio),
+    )

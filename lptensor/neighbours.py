@@ -1,0 +1,71 @@
+"""The values around a number: ``next`` and ``ulp``."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lptensor import reference
+from lptensor._bits import carried, exact, exponent, power
+from lptensor.formats import ScalarFormat
+from lptensor.grid import Subnormals
+from lptensor.ops import check_roundable
+from lptensor.rounding import Mode, Rounding
+
+
+def next(x: Tensor, format: ScalarFormat, up: bool = True) -> Tensor:
+    """The smallest value of ``format`` above each ``x``, or with ``up=False`` the largest below.
+
+    ``x`` need not be a value of the format. As IEEE 754-2019 5.3.1 (nextUp, nextDown): past the largest
+    value comes what overflow gives (infinity, NaN, or the largest value again where the format
+    saturates), below an infinity the largest value, and the neighbour of the smallest negative value is
+    -0 where there is one. NaN stays NaN. Same shape and dtype as ``x``.
+
+    Raises:
+        TypeError: x is no float32 or float64 tensor, format no scalar format.
+
+    >>> from lptensor.formats import BF16, E4M3
+    >>> next(torch.tensor([1.0, 448.0, -0.1]), E4M3).tolist()
+    [1.125, 448.0, -0.09375]
+    """
+    _check(x, format)
+    toward, rounding = (torch.inf, Rounding(Mode.UP)) if up else (-torch.inf, Rounding(Mode.DOWN))
+    # Anything strictly between x and its neighbour in float64 rounds to the neighbour in the format.
+    beside = exact(x.detach()).nextafter(torch.tensor(toward, dtype=torch.float64, device=x.device))
+    if not format.grid.signed and up:  # what lies above a negative number is the format's least value
+        beside = torch.where(beside < format.min, format.min, beside)
+        if format.grid.zero:
+            beside = beside.abs()
+    grid = format.grid
+    if grid.subnormals is Subnormals.FLUSH:  # the same values, but none that rounding steps over
+        grid = grid._replace(subnormals=Subnormals.NONE)
+    return carried(reference.round_grid(beside, grid, rounding), x.dtype)
+
+
+def ulp(x: Tensor, format: ScalarFormat) -> Tensor:
+    """The spacing of the format's values in the binade of each ``x``; below the normals, theirs.
+
+    2**max(floor(log2 |x|) - precision + 1, spacing of the subnormals); of a power of two it is the
+    spacing above. Beyond the largest value it is that of the topmost binade. NaN and infinities give
+    NaN and infinity. Same shape and dtype as ``x``.
+
+    Raises:
+        TypeError: x is no float32 or float64 tensor, format no scalar format.
+
+    >>> from lptensor.formats import E4M3
+    >>> ulp(torch.tensor([1.0, 300.0, 0.0]), E4M3)
+    tensor([1.2500e-01, 3.2000e+01, 1.9531e-03])
+    """
+    _check(x, format)
+    grid, magnitude = format.grid, exact(x.detach()).abs()
+    binade = exponent(magnitude)
+    spacing = power(binade.clamp(grid.emin, grid.emax) - (grid.precision - 1))
+    if grid.quantum(grid.emin - 1) > grid.quantum(grid.emin):  # nothing between zero and the normals
+        spacing = torch.where(binade < grid.emin, 2.0**grid.emin, spacing)
+    return carried(torch.where(magnitude.isfinite(), spacing, magnitude), x.dtype)
+
+
+def _check(x: Tensor, format: ScalarFormat) -> None:
+    check_roundable(x, format)
+    if not isinstance(format, ScalarFormat):
+        raise TypeError(f"expected a scalar format, got {format!r}; ask its element")

@@ -1,0 +1,77 @@
+"""True bit packing: codes of 1 to 8 bits without the gaps that bytes would leave."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import torch
+from torch import Tensor
+
+from lptensor.formats import check_int
+
+
+def packed_bytes(shape: int | Sequence[int], bits: int) -> int:
+    """How many bytes ``pack`` takes for codes of this shape (or count).
+
+    >>> packed_bytes((3, 100), 5)
+    188
+    """
+    check_int("bits", bits, 1, 8)
+    count = shape if isinstance(shape, int) else prod(shape)
+    return -(-count * bits // 8)
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """Codes of ``bits`` bits as one row of bytes, ``packed_bytes(codes.shape, bits)`` of them.
+
+    Element i, in contiguous order, has the bits ``i * bits`` to ``(i + 1) * bits - 1``, counted from the
+    lowest bit of the first byte. What is left of the last byte is 0.
+
+    Args:
+        codes: integers from 0 to 2**bits - 1, any integer dtype, shape and device.
+        bits: 1 to 8.
+
+    Raises:
+        TypeError: codes are no integers.
+        ValueError: a code out of range.
+
+    >>> pack(torch.tensor([1, 2, 3, 4, 5, 6, 7, 0]), 3).tolist()
+    [209, 88, 31]
+    """
+    check_int("bits", bits, 1, 8)
+    if not isinstance(codes, Tensor) or codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
+        got = codes.dtype if isinstance(codes, Tensor) else type(codes).__name__
+        raise TypeError(f"codes must be a tensor of integers, got {got}")
+    flat = codes.reshape(-1).long()
+    outside = (flat < 0) | (flat >= 2**bits)
+    if outside.any():
+        raise ValueError(f"codes of {bits} bits are 0 to {2**bits - 1}, got {flat[outside][0].item()}")
+    groups = torch.nn.functional.pad(flat, (0, -flat.numel() % 8)).reshape(-1, 8)  # 8 codes fill `bits` bytes
+    words = (groups << torch.arange(8, device=flat.device) * bits).sum(1)
+    octets = words.unsqueeze(1) >> torch.arange(bits, device=flat.device) * 8 & 0xFF
+    return octets.to(torch.uint8).reshape(-1)[: packed_bytes(flat.numel(), bits)]
+
+
+def unpack(packed: Tensor, bits: int, shape: int | Sequence[int]) -> Tensor:
+    """The uint8 codes that ``pack`` put into ``packed``, in the given shape.
+
+    Raises:
+        TypeError: packed is no uint8 tensor.
+        ValueError: its length does not fit the shape.
+
+    >>> unpack(torch.tensor([209, 88, 31], dtype=torch.uint8), 3, (2, 4))
+    tensor([[1, 2, 3, 4],
+            [5, 6, 7, 0]], dtype=torch.uint8)
+    """
+    shape = (shape,) if isinstance(shape, int) else tuple(shape)
+    wanted = packed_bytes(shape, bits)
+    if not isinstance(packed, Tensor) or packed.dtype != torch.uint8:
+        raise TypeError(f"packed codes are a uint8 tensor, got {getattr(packed, 'dtype', type(packed).__name__)}")
+    if packed.numel() != wanted:
+        raise ValueError(f"codes of {bits} bits and shape {shape} take {wanted} bytes, got {packed.numel()}")
+    flat = packed.reshape(-1).long()
+    groups = torch.nn.functional.pad(flat, (0, -flat.numel() % bits)).reshape(-1, bits)
+    words = (groups << torch.arange(bits, device=flat.device) * 8).sum(1)
+    codes: Tensor = words.unsqueeze(1) >> torch.arange(8, device=flat.device) * bits & 2**bits - 1
+    return codes.to(torch.uint8).reshape(-1)[: prod(shape)].reshape(shape)

@@ -1,0 +1,321 @@
+"""encode and decode: every code of every format, against other people's types and the definition."""
+
+from __future__ import annotations
+
+import gfloat
+import gfloat.formats as gf
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from lptensor.blocks import BlockFloatingPoint
+from lptensor.codes import code_dtype, decode, encode
+from lptensor.formats import (
+    BF16,
+    E2M1,
+    E2M3,
+    E3M2,
+    E3M4,
+    E4M3,
+    E4M3B11FNUZ,
+    E4M3FNUZ,
+    E5M2,
+    E5M2FNUZ,
+    E8M0,
+    FP16,
+    FP32,
+    INT4,
+    INT8,
+    FixedPoint,
+    FloatingPoint,
+    ScalarFormat,
+)
+from lptensor.ops import round as round_to
+
+ML_DTYPES = {
+    E4M3: ml_dtypes.float8_e4m3fn,
+    E5M2: ml_dtypes.float8_e5m2,
+    E4M3FNUZ: ml_dtypes.float8_e4m3fnuz,
+    E5M2FNUZ: ml_dtypes.float8_e5m2fnuz,
+    E4M3B11FNUZ: ml_dtypes.float8_e4m3b11fnuz,
+    E3M4: ml_dtypes.float8_e3m4,
+    FloatingPoint(4, 3): ml_dtypes.float8_e4m3,
+    E8M0: ml_dtypes.float8_e8m0fnu,
+    E3M2: ml_dtypes.float6_e3m2fn,
+    E2M3: ml_dtypes.float6_e2m3fn,
+    E2M1: ml_dtypes.float4_e2m1fn,
+    BF16: ml_dtypes.bfloat16,
+    FP16: np.float16,
+    INT8: np.int8,
+    INT4: ml_dtypes.int4,
+}
+GFLOAT = {
+    E4M3: gf.format_info_ocp_e4m3,
+    E5M2: gf.format_info_ocp_e5m2,
+    E3M2: gf.format_info_ocp_e3m2,
+    E2M3: gf.format_info_ocp_e2m3,
+    E2M1: gf.format_info_ocp_e2m1,
+    E8M0: gf.format_info_ocp_e8m0,
+    FixedPoint(8, 6): gf.format_info_ocp_int8,
+}
+by_type = pytest.mark.parametrize(("format", "dtype"), ML_DTYPES.items(), ids=lambda v: getattr(v, "__name__", ""))
+
+
+def every_code(format: ScalarFormat) -> Tensor:
+    return torch.arange(2**format.bits).to(code_dtype(format.bits))
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    """Equal values, NaN where NaN is, and the same sign of zero."""
+    a, b = a.double(), b.double()
+    return bool((((a == b) & (a.signbit() == b.signbit())) | a.isnan() & b.isnan()).all())
+
+
+def definition(format: FloatingPoint) -> np.ndarray:
+    """The values of all codes as IEEE 754-2019 3.4 and the papers on the others define them."""
+    codes = np.arange(2**format.bits)
+    sign = codes >> (format.exp + format.man) if format.signed else 0 * codes
+    field, fraction = codes >> format.man & 2**format.exp - 1, codes & 2**format.man - 1
+    normal = np.ldexp(1 + fraction / 2**format.man, field - format.bias)
+    subnormal = np.ldexp(fraction / 2**format.man, 1 - format.bias) * (format.subnormals is True)
+    value = np.where((field > 0) | (not format.zero), normal, subnormal) * np.where(sign, -1.0, 1.0)
+    top = field == 2**format.exp - 1
+    if format.specials == "ieee":
+        value = np.where(top, np.where(fraction == 0, np.copysign(np.inf, value), np.nan), value)
+    if format.specials == "fn":
+        value = np.where(top & (fraction == 2**format.man - 1), np.nan, value)
+    if format.specials == "fnuz":
+        value = np.where(value == 0, 0.0, value)
+        value = np.where((sign == 1) & (field == 0) & (fraction == 0), np.nan, value)
+    return value
+
+
+def floats_of(exp: int, man: int) -> list[FloatingPoint]:
+    """Every kind of float of these fields that the library takes and fp32 carries."""
+    out = []
+    for specials in ("ieee", "fn", "fnuz", "none"):
+        for signed in (True, False) if exp + man <= 9 else (True,):
+            for subnormals in (True, False, "flush") if exp + man <= 9 else (True,):
+                try:
+                    out.append(FloatingPoint(exp, man, specials=specials, signed=signed, subnormals=subnormals))
+                except ValueError:
+                    continue
+    return out
+
+
+@pytest.mark.parametrize("exp", range(1, 9))
+def test_every_code_of_every_float_of_16_bits_is_its_definition_and_comes_back(exp: int) -> None:
+    seen = 0
+    for man in range(16 - exp):
+        for format in floats_of(exp, man):
+            codes, expected = every_code(format), torch.from_numpy(definition(format))
+            values = decode(codes, format)
+            assert values.dtype == torch.float32
+            assert same(values, expected), format
+            nan = torch.isnan(expected)
+            back = encode(values, format, strict=True)
+            assert back.dtype == codes.dtype
+            canonical = (expected != 0) | (codes.long() & 2 ** (format.exp + format.man) - 1 == 0)
+            assert torch.equal(back[~nan & canonical], codes[~nan & canonical]), format
+            if nan.any():  # one of the NaNs, always the same
+                assert len(back[nan].unique()) == 1 and nan[codes == back[nan][0]].all(), format
+            seen += 1
+    assert seen > 8
+
+
+@by_type
+def test_every_code_is_what_the_type_of_that_name_says(format: ScalarFormat, dtype: type) -> None:
+    codes = every_code(format)
+    raw = codes.numpy().view(np.uint8 if format.bits <= 8 else np.uint16)
+    if format is INT4:
+        typed = raw.astype(np.int8).astype(dtype)
+    else:
+        typed = raw.view(dtype)
+    assert same(decode(codes, format), torch.from_numpy(typed.astype(np.float32)))
+
+
+@pytest.mark.parametrize(
+    ("format", "dtype"),
+    [
+        (E4M3, torch.float8_e4m3fn),
+        (E5M2, torch.float8_e5m2),
+        (E4M3FNUZ, torch.float8_e4m3fnuz),
+        (E5M2FNUZ, torch.float8_e5m2fnuz),
+        (FP16, torch.float16),
+        (BF16, torch.bfloat16),
+    ],
+    ids=str,
+)
+def test_codes_are_the_bits_of_torchs_types(format: ScalarFormat, dtype: torch.dtype) -> None:
+    codes = every_code(format)
+    native = codes.view(dtype)
+    assert same(decode(codes, format), native.float())
+    finite = native.float().isfinite()
+    assert torch.equal(encode(native.float()[finite], format), codes[finite])
+
+
+@pytest.mark.parametrize("format", GFLOAT, ids=repr)
+def test_codes_are_gfloats(format: ScalarFormat) -> None:
+    info = GFLOAT[format]
+    expected = torch.tensor([gfloat.decode_float(info, c).fval for c in range(2**format.bits)], dtype=torch.float64)
+    assert same(decode(every_code(format), format), expected)
+    values = torch.cat([expected[expected.isfinite()], torch.tensor([1.1, 0.3, -2.7])]).float()
+    on_grid = round_to(values, format)
+    on_grid = on_grid[on_grid.isfinite()]
+    assert encode(on_grid, format).tolist() == [gfloat.encode_float(info, v) for v in on_grid.tolist()]
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_fixed_point_is_twos_complement_or_plain_binary(signed: bool) -> None:
+    for wl in range(1, 13):
+        for fl in (-100, -5, 0, wl - 1, wl + 3, 100):
+            format = FixedPoint(wl, fl, signed=signed)
+            codes = every_code(format)
+            k = [c - 2**wl if signed and c >= 2 ** (wl - 1) else c for c in range(2**wl)]
+            values = decode(codes, format)
+            assert values.tolist() == [c * 2.0**-fl for c in k], format
+            assert torch.equal(encode(values, format, strict=True), codes)
+
+
+def test_the_code_that_symmetric_fixed_point_leaves_free_is_the_most_negative_value() -> None:
+    format = FixedPoint(8, 4, symmetric=True)
+    assert decode(torch.tensor([0x80, 0x81]), format).tolist() == [-7.9375, -7.9375]
+    assert encode(torch.tensor([-8.0]), format).tolist() == [0x81]
+
+
+def test_wide_fixed_point_has_float64_values_and_int64_codes() -> None:
+    format = FixedPoint(53, 20)
+    k = torch.tensor([0, 1, -1, 2**52 - 1, -(2**52), 123456789012345])
+    codes = encode(k.double() * 2.0**-20, format, strict=True)
+    assert codes.dtype == torch.int64 and torch.equal(codes, k & 2**53 - 1)
+    assert torch.equal(decode(codes, format), k.double() * 2.0**-20)
+    assert decode(torch.tensor([5]), FixedPoint(24, 0)).dtype == torch.float32
+    assert decode(torch.tensor([5]), FixedPoint(26, 0)).dtype == torch.float64
+
+
+def test_fp32_codes_are_its_bits() -> None:
+    bits = torch.randint(-(2**31), 2**31, (100000,)).to(torch.int32)
+    x = bits.view(torch.float32)
+    codes = encode(x, FP32, strict=True)
+    assert torch.equal(codes[~x.isnan()], bits[~x.isnan()])
+    assert (codes[x.isnan()] == 0x7FC00000).all()
+    assert same(decode(bits, FP32), x)
+
+
+@pytest.mark.parametrize("format", [E4M3, E5M2, E8M0, E2M1, FP16, INT8, FixedPoint(6, 9), E4M3FNUZ], ids=repr)
+def test_values_off_the_grid_are_rounded_first(format: ScalarFormat) -> None:
+    x = torch.cat([torch.randn(2000) * s for s in (1e-3, 1, 30)]).abs()
+    assert torch.equal(encode(x, format), encode(round_to(x, format), format, strict=True))
+    assert same(decode(encode(x, format), format), round_to(x, format))
+
+
+def test_infinities_keep_their_codes_where_they_have_them() -> None:
+    both = torch.tensor([torch.inf, -torch.inf])
+    for format in (E5M2, FloatingPoint(5, 2, overflow="saturate"), FloatingPoint(5, 2, overflow="nan")):
+        assert encode(both, format, strict=True).tolist() == [0x7C, 0xFC]
+    assert decode(encode(both, E4M3), E4M3).tolist() == [448, -448]
+    assert decode(encode(both, FloatingPoint(4, 3, specials="fn")), E4M3).isnan().all()
+    assert decode(encode(both, FloatingPoint(4, 3, signed=False)), FloatingPoint(4, 3, signed=False))[0] == torch.inf
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_any_layout_and_carrier(dtype: torch.dtype) -> None:
+    x = torch.randn(6, 5, dtype=dtype)
+    codes = encode(x, E4M3)
+    assert torch.equal(encode(x.t(), E4M3), codes.t())
+    assert torch.equal(encode(x[::2, 1:], E4M3), codes[::2, 1:])
+    assert torch.equal(encode(x[0, 0], E4M3), codes[0, 0])
+    assert encode(x[:0], E4M3).shape == (0, 5) and decode(codes[:0], E4M3).shape == (0, 5)
+    assert torch.equal(decode(codes.t().long(), E4M3), decode(codes, E4M3).t())
+
+
+def test_float64_is_rounded_once() -> None:
+    x = torch.tensor([-431.99999999999994, 1 + 2.0**-4 + 2.0**-40], dtype=torch.float64)
+    assert decode(encode(x, E4M3), E4M3).tolist() == [-416.0, 1.125]
+
+
+def test_subnormal_numbers_survive_a_machine_that_flushes_them() -> None:
+    codes = torch.arange(1, 128, dtype=torch.int16)
+    values = codes.view(torch.bfloat16).double().tolist()
+    torch.set_flush_denormal(True)
+    try:
+        decoded = decode(codes, BF16)
+        back = encode(decoded, BF16, strict=True)
+        smallest = encode(decode(torch.tensor([0, 1]), E8M0), E8M0)
+    finally:
+        torch.set_flush_denormal(False)
+    assert decoded.tolist() == values and torch.equal(back, codes)
+    assert smallest.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("bits", range(1, 54))
+def test_the_dtype_of_codes_is_the_smallest(bits: int) -> None:
+    dtype = code_dtype(bits)
+    assert dtype.itemsize * 8 >= bits and (dtype.itemsize == 1 or dtype.itemsize * 4 < bits)
+
+
+def test_codes_of_any_integer_dtype_are_read() -> None:
+    for dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16):
+        assert decode(torch.tensor([56, 1]).to(dtype), E4M3).tolist() == [1.0, 2.0**-9]
+    assert decode(torch.tensor([-1], dtype=torch.int8), INT8).tolist() == [-1.0]
+    assert decode(torch.tensor([-1], dtype=torch.int16), FixedPoint(16, 0)).tolist() == [-1.0]
+
+
+@pytest.mark.parametrize("format", [E2M1, E3M2, INT8, FloatingPoint(4, 3, specials="none"), FixedPoint(8, 4)], ids=repr)
+@pytest.mark.parametrize("strict", [True, False])
+def test_nan_has_no_code_without_nan(format: ScalarFormat, strict: bool) -> None:
+    with pytest.raises(ValueError, match=r"has no code for NaN; replace NaNs first"):
+        encode(torch.tensor([1.0, torch.nan]), format, strict)
+
+
+@pytest.mark.parametrize(
+    ("x", "format", "words"),
+    [
+        (1.1, E4M3, r"^1\.10\d* is not a value of .*: the nearest is 1\.125; 1 of 2 values"),
+        (1e9, E4M3, r"^1000000000\.0 is not a value of .*: the nearest is 448\.0"),
+        (float("inf"), E4M3, "^inf is not a value of"),
+        (0.0, E8M0, r"^0\.0 is not a value of .*: the nearest is nan"),
+        (-1.0, FloatingPoint(4, 3, signed=False), r"^-1\.0 is not a value"),
+        (128.0, INT8, r"^128\.0 is not a value of .*: the nearest is 127\.0"),
+    ],
+)
+def test_strict_refuses_what_the_format_lacks(x: float, format: ScalarFormat, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        encode(torch.tensor([1.0, x]), format, strict=True)
+
+
+def test_unclamped_fixed_point_has_codes_only_for_its_word() -> None:
+    format = FixedPoint(8, 4, clamp=False)
+    assert encode(torch.tensor([-8.0, 7.9375]), format).tolist() == [0x80, 0x7F]
+    assert decode(torch.tensor([0x80, 0x7F]), format).tolist() == [-8.0, 7.9375]
+    for x in (8.0, -8.0625):
+        with pytest.raises(ValueError, match=rf"^{x} has no code of 8 bits in .* from -8.0 to 7.9375; clamp=True"):
+            encode(torch.tensor([x]), format)
+
+
+@pytest.mark.parametrize(
+    ("codes", "format", "error", "words"),
+    [
+        (torch.tensor([256]), E4M3, ValueError, "are 0 to 255, got 256"),
+        (torch.tensor([-1]), E4M3, ValueError, "are 0 to 255, got -1"),
+        (torch.tensor([16], dtype=torch.uint8), E2M1, ValueError, "are 0 to 15, got 16"),
+        (torch.tensor([1.0]), E4M3, TypeError, "tensor of integers, got torch.float32"),
+        ([1, 2], E4M3, TypeError, "tensor of integers, got list"),
+        (torch.tensor([1]), "E4M3", TypeError, "expected a number format"),
+        (torch.tensor([1]), BlockFloatingPoint(8), TypeError, "no codes of single elements"),
+    ],
+)
+def test_bad_codes_are_named(codes: object, format: object, error: type, words: str) -> None:
+    with pytest.raises(error, match=words):
+        decode(codes, format)  # type: ignore[arg-type]
+
+
+def test_bad_values_are_named() -> None:
+    with pytest.raises(TypeError, match="only float32 and float64 tensors are rounded, got torch.int64"):
+        encode(torch.tensor([1]), E4M3)
+    with pytest.raises(TypeError, match="expected a tensor, got float"):
+        encode(1.0, E4M3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="no codes of single elements"):
+        encode(torch.ones(2), BlockFloatingPoint(8))
