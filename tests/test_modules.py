@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from low import is_low, rounded, same, values
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from low import is_low, rounded, same, values
 from lptensor import BF16, E4M3, E5M2, FP16, Arithmetic, LPTensor, convert, escapes
 
 BOTH = Arithmetic(BF16, backward=E5M2)
@@ -67,7 +67,9 @@ def rnn_by_hand(x: Tensor, weights: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "by_hand"), [(nn.LSTM, lstm_by_hand), (nn.GRU, gru_by_hand), (nn.RNN, rnn_by_hand)], ids=lambda k: k.__name__
+    ("kind", "by_hand"),
+    [(nn.LSTM, lstm_by_hand), (nn.GRU, gru_by_hand), (nn.RNN, rnn_by_hand)],
+    ids=lambda k: k.__name__,
 )
 @pytest.mark.parametrize("mode", ["train", "eval", "no_grad", "inference"])
 def test_every_time_step_rounds(kind: Any, by_hand: Callable[..., Any], mode: str) -> None:
@@ -115,7 +117,9 @@ def test_packed_sequences_cross_boundaries() -> None:
     out, _ = model["rnn"](packed)
     padded, lengths = pad_packed_sequence(out)
     assert type(padded) is Tensor and same(padded, r(padded)) and lengths.tolist() == [4, 2]
-    low_out, _ = convert(nn.GRU(5, 6), BOTH)(pack_padded_sequence(torch.randn(4, 2, 5).to_lp(BOTH), torch.tensor([4, 2])))
+    low_out, _ = convert(nn.GRU(5, 6), BOTH)(
+        pack_padded_sequence(torch.randn(4, 2, 5).to_lp(BOTH), torch.tensor([4, 2]))
+    )
     assert is_low(low_out.data, BF16)
 
 
