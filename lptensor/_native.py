@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lptensor.blocks import Blocks
+from lptensor.blocks import Blocks, ScaledBlocks
 from lptensor.formats import Grid
 from lptensor.posits import PositBits
 from lptensor.rounding import Mode, Rounding
 from lptensor.tables import Table, keys, steps
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 MAX_DIMS = 16  # csrc/block.h
 
 
@@ -33,7 +33,19 @@ class _Grid(ctypes.Structure):
 
 
 class _Blocks(ctypes.Structure):
-    _fields_ = (("element", _Grid), *((name, ctypes.c_int32) for name in ("emax", "low", "high")))
+    _fields_ = (
+        ("element", _Grid),
+        ("bump", ctypes.c_double),
+        *((name, ctypes.c_int32) for name in ("emax", "low", "high", "saturate")),
+    )
+
+
+class _ScaledBlocks(ctypes.Structure):
+    _fields_ = (
+        *((name, _Grid) for name in ("element", "scale")),
+        *((name, ctypes.c_double) for name in ("top", "whole", "floor", "ceiling")),
+        *((name, ctypes.c_int32) for name in ("reciprocal", "saturate")),
+    )
 
 
 class _Layout(ctypes.Structure):
@@ -91,7 +103,8 @@ def library() -> Any:
         for kind in ("table", "posit"):
             kernel = getattr(lib, f"lpt_round_{kind}_{suffix}")
             kernel.argtypes, kernel.restype = getattr(lib, f"lpt_round_{suffix}").argtypes, None
-        getattr(lib, f"lpt_round_blocks_{suffix}").argtypes = (*(pointer,) * 5, ctypes.c_int32)
+        for kind in ("blocks", "scaled"):
+            getattr(lib, f"lpt_round_{kind}_{suffix}").argtypes = (*(pointer,) * 5, ctypes.c_int32)
     lib.lpt_random_word.argtypes = (ctypes.c_uint64, pointer)
     lib.lpt_random_word.restype = ctypes.c_uint32
     lib.lpt_philox_words.argtypes = (ctypes.c_uint64, pointer, pointer)
@@ -117,8 +130,10 @@ def _grid(grid: Grid) -> _Grid:
 
 
 @functools.cache
-def _blocks(blocks: Blocks) -> _Blocks:
-    return _Blocks(_grid(blocks.element), blocks.emax, blocks.low, blocks.high)
+def _blocks(blocks: Blocks | ScaledBlocks) -> _Blocks | _ScaledBlocks:
+    grids = {name: _grid(value) for name, value in blocks._asdict().items() if isinstance(value, Grid)}
+    struct = _Blocks if isinstance(blocks, Blocks) else _ScaledBlocks
+    return struct(**{**blocks._asdict(), **grids})
 
 
 @functools.cache
@@ -225,17 +240,15 @@ def _layout(shape: tuple[int, ...], block: tuple[int, ...]) -> _Layout:
     axes: list[tuple[int, int]] = []
     for n, wide in zip(shape, block, strict=True):
         wide = min(wide, n)
+        before, before_wide = axes[-1] if axes else (0, 0)
         if n == 1 and axes:
             continue
-        merged = axes and (wide == n or axes[-1][1] == 1 == wide)
-        if merged and (axes[-1][1] == 1) == (wide == 1) and (wide == 1 or axes[-1][1] == axes[-1][0]):
-            axes[-1] = (axes[-1][0] * n, axes[-1][1] * wide)
+        if axes and (before_wide == wide == 1 or wide == n and (before_wide > 1 or before == 1)):
+            axes[-1] = (before * n, before_wide * wide)
         else:
             axes.append((n, wide))
-    if len(axes) == 1 and axes[0][0] % axes[0][1] == 0:  # whole blocks: independent rows
-        axes = [(axes[0][0] // axes[0][1], 1), (axes[0][1], axes[0][1])]
-    elif len(axes) == 2 and axes[0][1] == 1 and axes[1][0] % axes[1][1] == 0:
-        axes = [(axes[0][0] * (axes[1][0] // axes[1][1]), 1), (axes[1][1], axes[1][1])]
+    if len(axes) == 2 and axes[0][1] == 1 and axes[1][0] % axes[1][1] == 0:  # whole blocks, row after row
+        axes = [(axes[0][0] * axes[1][0], axes[1][1])]
     if len(axes) > MAX_DIMS:
         raise ValueError(f"blocks of shape {block} on a tensor of shape {shape} need more than {MAX_DIMS} axes")
     layout = _Layout(len(axes))
@@ -247,14 +260,14 @@ def _layout(shape: tuple[int, ...], block: tuple[int, ...]) -> _Layout:
 def round_blocks(
     x: Tensor,
     y: Tensor,
-    blocks: Blocks,
+    blocks: Blocks | ScaledBlocks,
     shape: Sequence[int],
     rounding: Rounding,
     key: tuple[int, int] | None,
 ) -> None:
     """``x`` rounded into ``y`` in blocks of ``shape``: contiguous CPU tensors of one dtype; they may be one."""
-    lib = library()
-    kernel = lib.lpt_round_blocks_f32 if x.dtype == torch.float32 else lib.lpt_round_blocks_f64
+    kind = "blocks" if isinstance(blocks, Blocks) else "scaled"
+    kernel = getattr(library(), f"lpt_round_{kind}_f{torch.finfo(x.dtype).bits}")
     failed = kernel(
         x.data_ptr(),
         y.data_ptr(),
@@ -264,4 +277,4 @@ def round_blocks(
         torch.get_num_threads(),
     )
     if failed:
-        raise MemoryError(f"no memory for the exponents of {x.numel()} elements in blocks of {tuple(shape)}")
+        raise MemoryError(f"no memory for the scales of {x.numel()} elements in blocks of {tuple(shape)}")

@@ -95,7 +95,7 @@ class ClampedScale(BlockFloatingPoint):
 
     @property
     def lowered(self) -> Blocks:  # type: ignore[override]
-        return Blocks(E4M3.grid, emax=E4M3.grid.emax, low=self.low, high=self.high)
+        return Blocks(E4M3.grid, bump=2.0, emax=E4M3.grid.emax, low=self.low, high=self.high)
 
 
 @pytest.mark.parametrize("mode", MODES)
