@@ -229,9 +229,9 @@ def _round(x: Tensor, grid: Grid, shift: Tensor, rounding: Rounding, key: Key | 
     if grid.subnormals is Subnormals.FLUSH:
         k, up = torch.where(below, 0.0, k), up & ~below
     r = torch.where(settled, magnitude, times_power(k + up, q))
+    lowest = torch.zeros_like(r) if grid.zero else power(torch.as_tensor(grid.emin + shift))
     if not grid.zero:
-        tiny = power(torch.as_tensor(grid.emin + shift))
-        r = torch.where(magnitude == 0, torch.nan, torch.where(r == 0, tiny, r))
+        r = torch.where(magnitude == 0, torch.nan, torch.where(r == 0, lowest, r))
 
     # 4. the ends of the format, the specials, the sign
     always = rounding.mode in (Mode.TOWARD_ZERO, Mode.ODD) or rounding.beyond is Beyond.SATURATE
@@ -241,7 +241,7 @@ def _round(x: Tensor, grid: Grid, shift: Tensor, rounding: Rounding, key: Key | 
     r = torch.where(magnitude.isinf(), torch.where(limit.isinf(), limit, beyond), r)
     r = torch.where(magnitude.isnan(), torch.nan, r)
     if not grid.signed:
-        wrong = 0.0 if grid.overflow is Overflow.SATURATE else torch.nan
+        wrong = lowest if grid.overflow is Overflow.SATURATE else torch.full_like(lowest, torch.nan)
         r = torch.where(negative & (magnitude > 0), wrong, r)
     negative = negative & grid.signed & (torch.tensor(grid.negative_zero) | (r != 0))
     return carried(torch.where(negative & ~r.isnan(), -r, r), x.dtype)
