@@ -67,6 +67,10 @@ class TestFormats:
         assert max(map(len, lines)) <= 100
         assert len([line for line in lines if line.strip()]) == len(named_formats()) + 5  # title, head of 2, rule, note
 
+    def test_a_pipe_gets_the_width_that_the_table_needs(self) -> None:
+        piped = CliRunner().invoke(app, ["formats"], env={"COLUMNS": None}).output
+        assert piped == run("formats", columns=100)
+
     def test_a_narrow_terminal_cuts_nothing_off(self) -> None:
         assert "…" not in run("formats", columns=60)
 

@@ -35,9 +35,10 @@ ORACLES: dict[str, type] = {
 
 ROUNDINGS = [
     Stochastic(),
-    Stochastic(bits=2),
-    Stochastic(bits=2, variant="half_offset"),
-    Stochastic(bits=2, variant="pre_rounded"),
+    Stochastic(2),
+    Stochastic(2, "half_offset", beyond="probability"),
+    Stochastic(3, "pre_rounded"),
+    Stochastic(beyond="saturate"),
     Rounding(Mode.STOCHASTIC_EQUAL),
 ]
 

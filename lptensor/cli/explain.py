@@ -146,7 +146,7 @@ def _why(
         if down != up:  # posits round their codes, logarithmic numbers their exponents
             return "nearer" if result == (lower if down < up else upper) else "nearer as the format measures"
         return "tie: away from zero" if rule.mode is Mode.NEAREST_AWAY or _ties_up(x, grid) else "tie: to even"
-    return "drawn" if rule.stochastic else _REASONS[rule.mode]
+    return _REASONS[rule.mode]
 
 
 _REASONS = {
