@@ -1,6 +1,7 @@
 // The loops of the formats that are no grid: codebooks and posits. Compiled once per instruction
 // set, with LPT_CODEBOOKS naming the result.
 #include "loop.h"
+#include "search.h"
 
 namespace {
 
@@ -27,6 +28,8 @@ void table(const T *x, T *y, int64_t first, int64_t last, const lpt_table<T> &t,
     case LPT_STOCHASTIC_EQUAL:
         return table_loop<T, -1, LPT_STOCHASTIC_EQUAL>(x, y, first, last, t, rule);
     }
+    if (lpt_search(x, y, first, last, t))
+        return;
     switch (t.depth) {
     case 0: return table_loop<T, 0, LPT_NEAREST>(x, y, first, last, t, rule);
     case 1: return table_loop<T, 1, LPT_NEAREST>(x, y, first, last, t, rule);

@@ -16,8 +16,8 @@ template <class T> struct lpt_table {
     const lpt_binade *binades;      // by sign and exponent of the key
     const int32_t *first;           // per bucket: the steps at or below its first key
     const S *step;                  // value i + 1 begins at this key; then 2**depth largest keys
-    const typename C::bits *value;  // bits of the values, ascending
-    const double *exact;            // the same values, the last one twice
+    const typename C::bits *value;  // bits of the values, ascending; then 2**depth times the last
+    const double *exact;            // the same values
     int32_t depth;                  // a bucket has less than 2**depth steps inside
     int32_t last;                   // number of the last value
 };

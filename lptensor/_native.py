@@ -187,26 +187,29 @@ def _table(table: Table, mode: Mode, dtype: torch.dtype) -> tuple[_Table, Any]:
 
     binade = (step >> mantissa) + exponents
     count = torch.bincount(binade, minlength=2 * exponents)
-    closest = torch.full((2 * exponents,), 2**mantissa)
+    closest = torch.full_like(count, 2**mantissa)
     gap = torch.where(binade[1:] == binade[:-1], step.diff(), 2**mantissa)
     closest.scatter_reduce_(0, binade[1:], gap, "amin")
     shift = torch.maximum(_log2(closest), mantissa - 2 - _log2(count.clamp(min=1))).clamp(max=mantissa)
 
     buckets = 2 ** (mantissa - shift)
     base = buckets.cumsum(0) - buckets
-    owner = torch.arange(2 * exponents).repeat_interleave(buckets)
-    start = ((owner - exponents) << mantissa) + ((torch.arange(len(owner)) - base[owner]) << shift[owner])
+    owner = torch.arange(2 * exponents, device="cpu").repeat_interleave(buckets)
+    start = ((owner - exponents) << mantissa) + ((torch.arange(len(owner), device="cpu") - base[owner]) << shift[owner])
     first = torch.searchsorted(step, start, right=True)
     inside = torch.searchsorted(step, start + (1 << shift[owner])) - first
     depth = int(inside.max()).bit_length()
 
-    values = torch.tensor(table.values, dtype=torch.float64)
+    # Behind the last step come keys that only a NaN's reaches; the values go on as far.
+    spare = 2**depth
+    values = torch.tensor(table.values, dtype=torch.float64, device="cpu")
+    bits = torch.where(at < 0, torch.iinfo(integer).min - at, at)
     held = (
         torch.stack((base, shift), 1).to(torch.int32),
         first.to(torch.int32),
-        torch.cat((step, step.new_full((2**depth,), torch.iinfo(integer).max))).to(integer),
-        torch.where(at < 0, torch.iinfo(integer).min - at, at).to(integer),
-        torch.cat((values, values[-1:])),
+        torch.cat((step, step.new_full((spare,), torch.iinfo(integer).max))).to(integer),
+        torch.cat((bits, bits[-1:].expand(spare))).to(integer),
+        torch.cat((values, values[-1:].expand(spare))),
     )
     return _Table(*(tensor.data_ptr() for tensor in held), depth, len(values) - 1), held
 

@@ -125,6 +125,13 @@ def check_int(name: str, value: object, low: int, high: int, why: str = "") -> i
     return value
 
 
+def check_bool(name: str, value: object) -> bool:
+    """``value`` if it is True or False, else an error that says so: a string would pass for True."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return value
+
+
 def check_carried(format: Format, grid: Grid, precision: int = CARRIER_PRECISION) -> None:
     """Refuse a grid with values that an fp32 number cannot hold."""
     if grid.precision > precision:

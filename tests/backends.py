@@ -36,11 +36,18 @@ def run(backend: str, x: torch.Tensor, format: Format, rounding: Rounding | str,
     if backend == "reference":
         key = ops.draw_key(generator) if rule.stochastic else None
         return ops._reference(x, format, format.lowered, rule, key)
+    with chosen(backend):
+        return ops.round(x, format, rule, generator=generator)
+
+
+@contextlib.contextmanager
+def chosen(build: str) -> Iterator[None]:
+    """Kernels of one build, whatever this processor is best at."""
     library = _native.library()
     best = library.lpt_build_name()
-    assert library.lpt_choose_build(f"lpt_{backend}".encode()) == 0
+    assert library.lpt_choose_build(f"lpt_{build}".encode()) == 0
     try:
-        return ops.round(x, format, rule, generator=generator)
+        yield
     finally:
         library.lpt_choose_build(best)
 

@@ -72,10 +72,13 @@ class TestFormats:
         assert "E4M2" in run("formats")
         assert parse_format("e4m2") == FloatingPoint(4, 2)
 
-    def test_the_table_fits_a_terminal_of_100_columns(self) -> None:
+    def test_a_terminal_of_100_columns_shows_a_row_per_line(self) -> None:
         lines = run("formats").splitlines()
         assert max(map(len, lines)) <= 100
-        assert not any("…" in line for line in lines)
+        assert len([line for line in lines if line.strip()]) == len(named_formats()) + 5  # title, head of 2, rule, note
+
+    def test_a_narrow_terminal_cuts_nothing_off(self) -> None:
+        assert "…" not in run("formats", columns=60)
 
     @pytest.mark.parametrize("name", ORACLES)
     def test_limits_are_those_of_the_type_of_the_same_name(self, name: str) -> None:
@@ -194,6 +197,7 @@ class TestExplain:
             (464.0, E4M3, "nearest", 448.0, "tie: to even"),
             (465.0, E4M3, "nearest", 448.0, "overflow: saturates at 448.0"),
             (449.0, E4M3, "nearest_away", 448.0, "nearer"),
+            (61440.0, FloatingPoint(5, 2, overflow="saturate"), "nearest", 57344.0, "overflow: saturates at 57344.0"),
             (464.0, E4M3, "nearest_away", 448.0, "overflow: saturates at 448.0"),
             (449.0, E4M3, "up", 448.0, "overflow: saturates at 448.0"),
             (1e9, E5M2, "down", 57344.0, "down"),
@@ -221,6 +225,12 @@ class TestExplain:
         small, large = explain([0.1, 3.0], BlockFloatingPoint(8))
         assert (small.lower, small.upper) == (3 / 32, 4 / 32)  # 2**(1 - 8 + 2): the exponent of 3 is 1
         assert large.why == "on the grid"
+
+    def test_a_block_with_nan_is_told_for_each_of_its_values(self) -> None:
+        assert [choice.why for choice in explain([1.0, math.nan], BlockFloatingPoint(8))] == [
+            "its block holds NaN or infinity",
+            "NaN stays NaN",
+        ]
 
     @settings(max_examples=400, deadline=None)
     @given(
@@ -310,6 +320,13 @@ class TestRound:
         assert "As float32" in run("round", repr(x), "--format", "e4m3")
         assert "As float32" not in run("round", "0.1", "nan", "--format", "e4m3")
 
+    def test_a_mode_that_a_format_does_not_know_is_wrong_usage(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(*_: object) -> None:
+            raise ValueError("codebooks have no odd values")
+
+        monkeypatch.setattr("lptensor.round", refuse)
+        assert "codebooks have no odd values" in refused("round", "1", "--format", "e4m3", "--rounding", "odd")
+
     @pytest.mark.parametrize(
         ("arguments", "says"),
         [
@@ -338,6 +355,21 @@ def test_the_module_runs_as_a_command(tmp_path: Path) -> None:
     assert (result.returncode, result.stderr) == (0, "")
     assert "-0.1015625" in result.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_warning_of_many_steps_is_shown_once() -> None:
+    code = (
+        "import warnings, lptensor.cli.command as command\n"
+        "def steps():\n"
+        "    for _ in range(3):\n"
+        "        warnings.warn('rounding is slow here', RuntimeWarning)\n"
+        "        with warnings.catch_warnings(): pass  # forgets what was shown, as torch does\n"
+        "command.app = steps\n"
+        "command.main()"
+    )
+    package = str(Path(formats.__file__).parents[1])
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=package, check=True)
+    assert result.stderr.count("RuntimeWarning: rounding is slow here") == 1
 
 
 def test_importing_the_package_leaves_the_commands_libraries_out() -> None:

@@ -13,7 +13,18 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from backends import BACKENDS, BUILDS, DTYPES, flushed_denormals, random_bits, run, same_bits, threads, with_neighbours
+from backends import (
+    BACKENDS,
+    BUILDS,
+    DTYPES,
+    chosen,
+    flushed_denormals,
+    random_bits,
+    run,
+    same_bits,
+    threads,
+    with_neighbours,
+)
 from lptensor import ops
 from lptensor.codebooks import DYNAMIC8, FP4_RADIX4, NF4, UDYNAMIC8, Codebook, LogNumber, TableFormat
 from lptensor.formats import CARRIER_MAX
@@ -115,6 +126,26 @@ def test_tables_of_sixteen_bits(n: int, dtype: torch.dtype) -> None:
     expected = values[low + (tie & (low % 2 == 1))]
     for backend in BACKENDS:
         assert torch.equal(run(backend, x, format, "nearest").double(), expected)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 15, 16, 17, 63, 64, 65, 100, 255, 256, 257, 1000])
+def test_tables_and_tensors_of_any_size(n: int) -> None:
+    """Kernels treat small tables, and what is left over of a vector, apart."""
+    values = torch.unique(torch.randn(4 * n))[:n]
+    format = Codebook(values)
+    for dtype in DTYPES:
+        for length in (1, 7, 15, 16, 17, 31, 48, 1001):
+            x = torch.cat([values.repeat(length)[: length // 2], torch.randn(length - length // 2)]).to(dtype)
+            expected = run("reference", x, format, "nearest")
+            for backend in BUILDS:
+                padded = torch.full((length + 32,), 7.0, dtype=dtype)
+                inside = padded[16 : length + 16]
+                inside.copy_(x)
+                assert same_bits(run(backend, inside, format, "nearest"), expected)
+                with chosen(backend):
+                    ops.round(inside, format, out=inside)
+                assert same_bits(inside, expected)
+                assert (padded[:16] == 7).all() and (padded[length + 16 :] == 7).all(), "nothing else is written"
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -225,6 +256,22 @@ def test_a_codebook_is_a_value() -> None:
         assert twin == a and ops.round(torch.tensor([1.6]), twin).item() == 2.0
     assert repr(a) == "Codebook(2 values from 1 to 2)" and repr(b) == "pair" and repr(NF4) == "NF4"
     assert (NF4.bits, NF4.max, NF4.min) == (4, 1.0, -1.0)
+
+
+def test_tables_lie_on_the_cpu_whatever_the_default_device() -> None:
+    x, format = torch.tensor([0.3, -2.5, 9.0]), Codebook([-2.0, 0.25, 4.0])
+    with torch.device("meta"):
+        assert ops.round(x, format).tolist() == [0.25, -2.0, 4.0]
+        assert format.codes_of(ops.round(x, format, "up")).tolist() == [2, 0, 2]
+
+
+def test_nan_of_every_payload_stays_nan() -> None:
+    """The largest patterns lie beyond every step."""
+    x = torch.tensor([2**31 - 1, -1, 0x7F800001, -0x7FFFFF], dtype=torch.int32).view(torch.float32)
+    for format in (NF4, DYNAMIC8, TABLES["one value"], TABLES["neighbouring floats"], LogNumber(12, gamma=64)):
+        for rule in RULES:
+            for backend in BACKENDS:
+                assert run(backend, x, format, rule).isnan().all()
 
 
 def test_contains() -> None:

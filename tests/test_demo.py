@@ -212,7 +212,7 @@ class TestRecipes:
         pairs = [
             (recipe, BY_NAME[f"{name}-nearest"]) for name, recipe in BY_NAME.items() if f"{name}-nearest" in BY_NAME
         ]
-        assert len(pairs) == 4
+        assert len(pairs) == 5
         for stochastic, nearest in pairs:
             assert stochastic.rounding == Stochastic()
             assert nearest.rounding == as_rounding("nearest")
@@ -229,6 +229,27 @@ class TestRecipes:
 
     def test_an_accumulator_that_cannot_hold_the_number_gives_way(self) -> None:
         assert BY_NAME["poster"].instead(BF16, None).accumulator is None
+
+    def test_without_a_wide_accumulator_there_is_none_in_another_format_either(self) -> None:
+        assert BY_NAME["narrow"].instead(BF16, None).accumulator == BF16
+
+    def test_small_steps_get_lost_in_a_narrow_accumulator_only_to_nearest(self) -> None:
+        moved = {}
+        for name in ("poster-nearest", "narrow-nearest", "narrow"):
+            torch.manual_seed(0)
+            weight = nn.Parameter(torch.ones(1000))
+            recipe = BY_NAME[name]
+            model = nn.Conv2d(1, 1, 1)
+            model.register_parameter("extra", weight)
+            _, optimizer = recipe.apply(recipe, model, lambda params: SGD(params, lr=2.0**-9))
+            for _ in range(64):
+                weight.grad = torch.ones(1000)
+                optimizer.step()
+            moved[name] = 1 - weight.mean().item()
+        # 64 steps of 2**-9 make 1/8, which is the spacing of E5M2 below 1; a single step is far less than half of it
+        assert moved["poster-nearest"] == 0.125
+        assert moved["narrow-nearest"] == 0
+        assert moved["narrow"] == pytest.approx(0.125, abs=0.012)  # three standard deviations
 
 
 def plain(x: Tensor) -> Tensor:
@@ -299,8 +320,8 @@ class TestCommand:
     def test_format_and_rounding_replace_the_recipes_own(self) -> None:
         table = invoke("--list", "--format", "e4m3", "--rounding", "nearest").stdout
         rows = [line.split() for line in table.splitlines() if "E4M3" in line]
-        assert [row[0] for row in rows] == ["poster", "convert"]  # what has become the same is listed once
-        assert all(row[2:5] == ["E4M3", "nearest", "E4M3"] for row in rows)
+        assert [row[0] for row in rows] == ["poster", "narrow", "convert"]  # what has become the same is listed once
+        assert [row[2:] for row in rows] == [["E4M3", sums, "nearest", "E4M3"] for sums in ("FP16", "E4M3", "FP16")]
 
     def test_the_list_names_every_recipe_and_writes_nothing(self, tmp_path: Path) -> None:
         result = invoke("--list", "--out", str(tmp_path / "none"))

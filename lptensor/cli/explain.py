@@ -10,6 +10,7 @@ from fractions import Fraction
 import torch
 
 import lptensor
+from lptensor.blocks import BlockFormat
 from lptensor.formats import Format, Grid, Overflow, Subnormals
 from lptensor.rounding import Beyond, Mode, Rounding, as_rounding
 
@@ -61,6 +62,8 @@ def _choice(x: float, low: float, high: float, result: float, format: Format, ru
     if x == result:
         lost = math.copysign(1, x) != math.copysign(1, result)
         return Choice(x, x, x, result, "the format has no -0" if lost else "on the grid")
+    if math.isnan(result) and isinstance(format, BlockFormat):
+        return Choice(x, None, None, result, "its block holds NaN or infinity")
     if grid and x < 0 and not grid.signed:
         return Choice(x, None, None, result, f"no negative numbers: {result}")
     if x == 0:

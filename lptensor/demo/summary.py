@@ -22,7 +22,7 @@ class Summary:
 
     ``accuracy`` is the mean of the test accuracies in percent and ``deviation`` their sample standard
     deviation (None for one seed); ``gap`` is points above float32, ``slowdown`` the ratio of the
-    median time of an epoch to float32's.
+    median processor time of an epoch to float32's.
     """
 
     recipe: Recipe
