@@ -175,6 +175,9 @@ class ScaledBlockFormat(_Scaled):
     def __post_init__(self) -> None:
         _ = self.lowered
 
+    def __repr__(self) -> str:
+        return f"Scaled({self.element!r}, {self.scaling!r})"
+
 
 @dataclass(frozen=True, repr=False)
 class MX(_Scaled):
@@ -270,6 +273,9 @@ class Shifted(ScalarFormat):
         if not isinstance(self.element, ScalarFormat):
             raise TypeError(f"expected a scalar format such as E4M3, got {self.element!r}")
         check_carried(self, self.grid, precision=53)
+
+    def __repr__(self) -> str:
+        return f"Scaled({self.element!r}, PowerOfTwo({self.exponent}))"
 
     @cached_property
     def grid(self) -> Grid:
