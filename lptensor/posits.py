@@ -75,14 +75,20 @@ class Posit(Format):
         """The most negative value."""
         return -self.max
 
+    @property
+    def carrier(self) -> torch.dtype:
+        """The dtype that holds every value: float64 beyond 26 + es bits, or where maxPos passes fp32."""
+        fraction, scale = self.nbits - 3 - self.es, self.lowered.scale
+        return torch.float64 if fraction > 23 or scale > 127 else torch.float32
+
     def check_carrier(self, dtype: torch.dtype) -> None:
         """Refuse a dtype that does not hold every value.
 
         Raises:
             ValueError: naming a value that does not fit, and the way out.
         """
-        fraction, scale = self.nbits - 3 - self.es, self.lowered.scale
-        if dtype == torch.float32 and (fraction > 23 or scale > 127):
+        if dtype == torch.float32 and self.carrier != dtype:
+            fraction, scale = self.nbits - 3 - self.es, self.lowered.scale
             lost = f"1 + 2**-{fraction}" if fraction > 23 else f"2**{scale}"
             raise ValueError(f"{self!r} has the value {lost}, which float32 does not hold; use a float64 tensor")
 

@@ -11,7 +11,8 @@ import torch
 
 import lptensor
 from lptensor.blocks import BlockFormat
-from lptensor.formats import Format, Grid, Overflow, Subnormals
+from lptensor.formats import Format
+from lptensor.grid import Grid, Overflow, Subnormals
 from lptensor.rounding import Beyond, Mode, Rounding, as_rounding
 
 
@@ -141,10 +142,11 @@ def _why(
         return f"overflow: saturates at {result!r}"
     if rule.mode in (Mode.NEAREST, Mode.NEAREST_AWAY):
         assert lower is not None and upper is not None
-        if Fraction(x) - Fraction(lower) != Fraction(upper) - Fraction(x):
-            return "nearer"
+        down, up = Fraction(x) - Fraction(lower), Fraction(upper) - Fraction(x)
+        if down != up:  # posits round their codes, logarithmic numbers their exponents
+            return "nearer" if result == (lower if down < up else upper) else "nearer as the format measures"
         return "tie: away from zero" if rule.mode is Mode.NEAREST_AWAY or _ties_up(x, grid) else "tie: to even"
-    return _REASONS[rule.mode]
+    return "drawn" if rule.stochastic else _REASONS[rule.mode]
 
 
 _REASONS = {

@@ -12,7 +12,8 @@ from rich.table import Table
 from lptensor.blocks import BlockFormat, Blocks
 from lptensor.cli.names import named_formats
 from lptensor.cli.output import stdout
-from lptensor.formats import FloatingPoint, Format, Grid
+from lptensor.formats import FixedPoint, Format
+from lptensor.grid import Grid
 
 _KINDS = {"FloatingPoint": "float", "FixedPoint": "fixed", "BlockFloatingPoint": "block"}
 
@@ -36,7 +37,7 @@ def formats(
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list instead, with exact numbers.")] = False,
 ) -> None:
     """List the known formats and their limits."""
-    rows = [describe(name, format) for name, format in named_formats().items()]
+    rows = [limits(name, format) for name, format in named_formats().items()]
     if as_json:
         print(json.dumps(rows, indent=2, allow_nan=False))
         return
@@ -54,34 +55,29 @@ def formats(
     console.print(table)
 
 
-def describe(name: str, format: Format) -> dict[str, Any]:
+def limits(name: str, format: Format) -> dict[str, Any]:
     """What a format's row says, as plain values; None where the format has no such thing.
 
     >>> from lptensor import FP16
-    >>> row = describe("FP16", FP16)
+    >>> row = limits("FP16", FP16)
     >>> row["precision"], row["max"], row["smallest"] == 2.0**-24
     (11, 65504.0, True)
     """
     kind = type(format).__name__
-    row: dict[str, Any] = dict.fromkeys(_COLUMNS)
-    row |= {
-        "name": name,
-        "kind": _KINDS.get(kind, kind),
-        "bits": getattr(format, "bits", None),
-        "min": None,
-        "repr": repr(format),
-    }
+    row: dict[str, Any] = dict.fromkeys([*_COLUMNS, "min"])
+    row |= {"name": name, "kind": _KINDS.get(kind, kind.lower()), "repr": repr(format)}
+    row |= {key: getattr(format, key, None) for key in ("bits", "max", "min")}
     lowered = format.lowered
     grid = lowered.element if isinstance(lowered, Blocks) else lowered
     if isinstance(grid, Grid):
-        floating = isinstance(format, FloatingPoint)
+        even = isinstance(format, FixedPoint | BlockFormat)
         row |= {
             "precision": grid.precision,
             "emin": grid.emin,
             "emax": grid.emax,
             "max": grid.max,
             "min": grid.min,
-            "min_normal": 2.0**grid.emin if floating else None,
+            "min_normal": None if even else 2.0**grid.emin,
             "smallest": grid.smallest,
             "specials": _specials(format, grid),
             "overflow": grid.overflow.name.lower(),

@@ -19,10 +19,10 @@ from lptensor.cli.names import parse_format, short
 from lptensor.cli.output import stdout
 from lptensor.demo.curves import plot_curves
 from lptensor.demo.data import TEST_SIZE, Digits, load_digits
-from lptensor.demo.extra import MissingExtra, need
 from lptensor.demo.recipes import RECIPES, Recipe
 from lptensor.demo.run import Run, Settings, train as train_once
 from lptensor.demo.summary import Summary, summarize, to_json
+from lptensor.extra import MissingExtra, need
 from lptensor.formats import Format
 from lptensor.rounding import Rounding, as_rounding
 
