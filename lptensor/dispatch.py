@@ -10,7 +10,7 @@ import math
 import threading
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -62,6 +62,28 @@ def _within_limits(run: Runner) -> Runner:
         return run(tuple(bounds), given)
 
     return limited
+
+
+# -- who watches -----------------------------------------------------------------------------------
+
+
+class Watcher(Protocol):
+    """One who wants to see every op and every rounding, as a trace does."""
+
+    def run(self, func: Any, kind: Kind, work: Callable[[], Any]) -> Any:
+        """Do the work of an op, or of a boundary that rounds without one, and return its result."""
+
+    def rounded(self, inner: Tensor, format: Any, rounding: Any, gradient: bool) -> None:
+        """A tensor was rounded in the op that runs."""
+
+
+watcher: Watcher | None = None  # nobody watches unless asked, and then an op pays for one look at this
+
+
+def watched(func: Any, kind: Kind, work: Callable[[], Any]) -> Any:
+    """Do ``work`` under the eyes of whoever watches."""
+    eyes = watcher  # another thread may close its trace meanwhile
+    return work() if eyes is None else eyes.run(func, kind, work)
 
 
 # -- which direction -------------------------------------------------------------------------------
@@ -126,6 +148,9 @@ def round_(inner: Tensor, arithmetic: Arithmetic, gradient: bool) -> Tensor:
         from lptensor.library import traced_round_
 
         traced_round_(inner, format, rounding)
+    eyes = watcher
+    if eyes is not None:
+        eyes.rounded(inner, format, rounding, gradient)
     return inner
 
 
