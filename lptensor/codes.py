@@ -10,8 +10,10 @@ from torch import Tensor
 
 from lptensor import layout
 from lptensor._bits import carried, exact
+from lptensor.codebooks import TableFormat
 from lptensor.formats import FixedPoint, Format, ScalarFormat
 from lptensor.ops import check_roundable, round_fresh
+from lptensor.posits import Posit
 from lptensor.rounding import Rounding
 
 _DTYPES = ((8, torch.uint8), (16, torch.int16), (32, torch.int32), (64, torch.int64))
@@ -60,6 +62,18 @@ def _(format: ScalarFormat, values: Tensor) -> Tensor:
 @decode_exact.register
 def _(format: ScalarFormat, codes: Tensor) -> Tensor:
     return layout.decode(codes, format.grid, format.layout)
+
+
+@encode_exact.register(TableFormat)
+@encode_exact.register(Posit)
+def _(format: TableFormat | Posit, values: Tensor) -> Tensor:
+    return format.codes_of(values)
+
+
+@decode_exact.register(TableFormat)
+@decode_exact.register(Posit)
+def _(format: TableFormat | Posit, codes: Tensor) -> Tensor:
+    return format.values_of(codes)
 
 
 def encode(x: Tensor, format: Format, strict: bool = False) -> Tensor:
@@ -134,8 +148,10 @@ def decode(codes: Tensor, format: Format) -> Tensor:
         outside = (wide < 0) | (wide >= 1 << bits)
         if outside.any():
             raise ValueError(f"codes of {format!r} are 0 to {2**bits - 1}, got {_first(codes, outside)}")
-    carrier = getattr(format, "carrier", torch.float32)
-    return carried(decode_exact(format, wide), carrier)
+    values = decode_exact(format, wide)
+    wide_posit = isinstance(format, Posit) and format.nbits > 26 + format.es
+    carrier = torch.float64 if wide_posit else getattr(format, "carrier", torch.float32)
+    return carried(values, carrier)
 
 
 def _bits(format: Format) -> int:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lptensor.blocks import BlockFloatingPoint
+from lptensor.codebooks import NF4, Codebook, LogNumber
 from lptensor.codes import code_dtype, decode, encode
 from lptensor.formats import (
     BF16,
@@ -33,6 +34,7 @@ from lptensor.formats import (
     ScalarFormat,
 )
 from lptensor.ops import round as round_to
+from lptensor.posits import Posit
 
 ML_DTYPES = {
     E4M3: ml_dtypes.float8_e4m3fn,
@@ -123,6 +125,22 @@ def test_every_code_of_every_float_of_16_bits_is_its_definition_and_comes_back(e
                 assert len(back[nan].unique()) == 1 and nan[codes == back[nan][0]].all(), format
             seen += 1
     assert seen > 8
+
+
+@pytest.mark.parametrize("format", [NF4, LogNumber(8), Posit(8), Posit(16), Posit(6, 1)], ids=repr)
+def test_every_code_of_codebooks_and_posits_comes_back(format: Codebook | LogNumber | Posit) -> None:
+    count = len(format.values()) if not isinstance(format, Posit) else 2**format.bits
+    codes = torch.arange(count).to(code_dtype(format.bits))
+    values = decode(codes, format)
+    assert values.dtype == torch.float32 and len(values.unique()) == count
+    assert torch.equal(encode(values, format, strict=not values.isnan().any()), codes)
+
+
+def test_posits_beyond_fp32_decode_to_float64() -> None:
+    codes = torch.tensor([0x40000001, 0x7FFFFFFF], dtype=torch.int32)
+    values = decode(codes, Posit(32))
+    assert values.tolist() == [1 + 2.0**-27, 2.0**120]
+    assert torch.equal(encode(values, Posit(32), strict=True), codes)
 
 
 @by_type
