@@ -1,7 +1,7 @@
 // The loops over blocks, part of round.cpp: the largest magnitude of each block, from it the
 // block's scale, then the elements.
 #pragma once
-#include "kernels.h"
+#include "loop.h"
 
 // Input and output are one tensor or two that do not overlap: no element depends on another.
 #if defined(__clang__)
@@ -32,7 +32,7 @@ class random_words {
     const uint32_t *from(int64_t i) {
         if (i / LPT_GROUP != group) {
             group = i / LPT_GROUP;
-            words_of_group(group * LPT_GROUP, rule.key, 0xffffffffu << (32 - rule.bits), words);
+            lpt_words_of_group(group * LPT_GROUP, rule.key, 0xffffffffu << (32 - rule.bits), words);
         }
         return words + i % LPT_GROUP;
     }

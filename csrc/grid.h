@@ -102,6 +102,33 @@ LPT_FN void lpt_split(double x, uint64_t *significand, int32_t *exponent) {
     *exponent = (e ? e : 1) - 1075;
 }
 
+// What the random bits of a word, its upper ones, leave below: the last of them, half of that, and
+// what makes half round up only where it is exceeded or the last bit kept is odd.
+struct lpt_odds {
+    uint32_t last_bit, half_bit, under_half, odd_bit;
+};
+
+LPT_FN lpt_odds lpt_make_odds(int32_t bits) {
+    const uint32_t last = 1u << (32 - bits), half = last >> 1;
+    return {last, half, half ? half - 1 : 0, half ? last : 0};
+}
+
+// Whether the word `random`, its bits below the random ones zero, takes a value up that lies
+// `head` / 2**32 of the way to its upper neighbour, and a little more if `more`.
+template <int MODE>
+LPT_FN bool lpt_drawn(uint32_t head, bool more, bool inexact, const lpt_odds &o, uint32_t random) {
+    if (MODE == LPT_STOCHASTIC_HALF_OFFSET)
+        return head > ~(random | o.half_bit);
+    if (MODE == LPT_STOCHASTIC_PRE_ROUNDED) {
+        const uint32_t f = head | (more && o.half_bit > 1 ? 1u : 0u);
+        const uint32_t sum = f + o.under_half + (f & o.odd_bit ? 1u : 0u);
+        return sum < f || (sum & ~(o.last_bit - 1)) > ~random;
+    }
+    if (MODE == LPT_STOCHASTIC_EQUAL)
+        return ((uint32_t)inexact & random >> 31) != 0;  // not &&: a branch would keep loops scalar
+    return head > ~random;
+}
+
 // What a loop needs of a grid: computed once per call, or once per block with the block's exponent.
 // Index 1 of the pairs is for negative values.
 template <class T> struct lpt_cell {
@@ -114,9 +141,7 @@ template <class T> struct lpt_cell {
     U negative;                   // image of a negative value in an unsigned format
     U zero_sign;                  // all ones where the format has -0
     int32_t subnormals, zero, ties_to_even_code, is_signed;
-    // What the random bits of a word, its upper ones, leave below: the last of them, half of that,
-    // and what makes half round up only where it is exceeded or the last bit kept is odd.
-    uint32_t last_bit, half_bit, under_half, odd_bit;
+    lpt_odds odds;
     int32_t beyond;
     bool plain;  // signed, with zero and gradual underflow, and not below the carrier's normals
 };
@@ -154,10 +179,7 @@ LPT_FN lpt_cell<T> lpt_make_cell(const lpt_grid &g, const lpt_rule &rule, int32_
     c.zero_sign = g.negative_zero ? ~(U)0 : (U)0;
     c.ties_to_even_code = g.ties_to_even_code;
     c.is_signed = g.min < 0;
-    c.last_bit = 1u << (32 - rule.bits);
-    c.half_bit = c.last_bit >> 1;
-    c.under_half = c.half_bit ? c.half_bit - 1 : 0;
-    c.odd_bit = c.half_bit ? c.last_bit : 0;
+    c.odds = lpt_make_odds(rule.bits);
     c.beyond = rule.beyond;
     c.plain = c.emin >= 1 && g.subnormals == LPT_GRADUAL && g.zero && !g.ties_to_even_code &&
               c.is_signed && c.beyond != LPT_BEYOND_PROBABILITY;
@@ -222,21 +244,10 @@ LPT_FN typename lpt_carrier<T>::bits lpt_round(typename lpt_carrier<T>::bits u,
         const bool last = !PLAIN && c.beyond == LPT_BEYOND_PROBABILITY &&
                           below_x == (sign ? c.limit[1] : c.limit[0]);
         const U part = last ? fraction << 1 : fraction;
-        const uint32_t head = (uint32_t)(part >> (W - 32));
-        if (MODE == LPT_STOCHASTIC)
-            up = head > ~random;
-        if (MODE == LPT_STOCHASTIC_HALF_OFFSET)
-            up = head > ~(random | c.half_bit);
-        if (MODE == LPT_STOCHASTIC_PRE_ROUNDED) {
-            // What `head` has no room for only tells a tie from what lies above it.
-            const bool below_head = W > 32 && (U)(part << (32 % W)) != 0;
-            const bool cut = s >= W && (U)(low << kept) != significand;
-            const uint32_t f = head | ((below_head || cut) && c.half_bit > 1 ? 1u : 0u);
-            const uint32_t sum = f + c.under_half + (f & c.odd_bit ? 1u : 0u);
-            up = sum < f || (sum & ~(c.last_bit - 1)) > ~random;
-        }
-        if (MODE == LPT_STOCHASTIC_EQUAL)
-            up = (lost & ((U)0 - (random >> 31))) != 0;
+        // What the 32 bits that a word sees have no room for only tells a tie from what is above.
+        const bool cut = s >= W && (U)(low << kept) != significand;
+        const bool more = cut || (W > 32 && (U)(part << (32 % W)) != 0);
+        up = lpt_drawn<MODE>((uint32_t)(part >> (W - 32)), more, lost != 0, c.odds, random);
         up = up || (last && fraction >= half);
     }
 

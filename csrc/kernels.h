@@ -2,6 +2,8 @@
 #pragma once
 #include "block.h"
 #include "philox.h"
+#include "posit.h"
+#include "table.h"
 
 // How blocks are scaled: one of the two is null. `whole` is the scale of the whole tensor.
 struct lpt_scales {
@@ -36,10 +38,24 @@ template <class T> struct lpt_loops {
                  const lpt_scales &, const lpt_rule &);
 };
 
+// Loops of codebooks.cpp; `first` as in lpt_loops::grid.
+template <class T> struct lpt_codebook_loops {
+    void (*table)(const T *x, T *y, int64_t first, int64_t last, const lpt_table<T> &,
+                  const lpt_rule &);
+    void (*posit)(const T *x, T *y, int64_t first, int64_t last, const lpt_posit &,
+                  const lpt_rule &);
+};
+
+struct lpt_codebooks {
+    lpt_codebook_loops<float> f32;
+    lpt_codebook_loops<double> f64;
+};
+
 struct lpt_build {
     const char *name;
     lpt_loops<float> f32;
     lpt_loops<double> f64;
+    const lpt_codebooks *codebooks;
 };
 
 extern const lpt_build lpt_baseline;

@@ -26,24 +26,45 @@ const lpt_build *chosen = best();
 
 const lpt_loops<float> &loops(float) { return chosen->f32; }
 const lpt_loops<double> &loops(double) { return chosen->f64; }
+const lpt_codebook_loops<float> &codebooks(float) { return chosen->codebooks->f32; }
+const lpt_codebook_loops<double> &codebooks(double) { return chosen->codebooks->f64; }
 
 // A thread is worth starting for this many elements.
 const int64_t GRAIN = 32768;
 
-template <class T>
-void round_grid(const T *x, T *y, int64_t n, const lpt_grid &g, const lpt_rule &rule, int threads) {
-    const lpt_loops<T> &f = loops(T());
+// loop(first, last) for the parts of n elements, cut between groups; each part on a thread.
+template <class Loop> void split(int64_t n, int threads, Loop loop) {
     const int64_t groups = (n + LPT_GROUP - 1) / LPT_GROUP;
     const int64_t useful = n / GRAIN + 1;
     const int parts = threads < useful ? threads : (int)useful;
     if (parts <= 1)
-        return f.grid(x, y, 0, n, g, rule);
+        return loop(0, n);
 #pragma omp parallel for num_threads(parts) schedule(static)
     for (int part = 0; part < parts; ++part) {
         const int64_t first = groups * part / parts * LPT_GROUP;
         const int64_t last = groups * (part + 1) / parts * LPT_GROUP;
-        f.grid(x, y, first, last < n ? last : n, g, rule);
+        loop(first, last < n ? last : n);
     }
+}
+
+template <class T>
+void round_grid(const T *x, T *y, int64_t n, const lpt_grid &g, const lpt_rule &rule, int threads) {
+    const lpt_loops<T> &f = loops(T());
+    split(n, threads, [&](int64_t first, int64_t last) { f.grid(x, y, first, last, g, rule); });
+}
+
+template <class T>
+void round_table(const T *x, T *y, int64_t n, const lpt_table<T> &t, const lpt_rule &rule,
+                 int threads) {
+    const lpt_codebook_loops<T> &f = codebooks(T());
+    split(n, threads, [&](int64_t first, int64_t last) { f.table(x, y, first, last, t, rule); });
+}
+
+template <class T>
+void round_posit(const T *x, T *y, int64_t n, const lpt_posit &p, const lpt_rule &rule,
+                 int threads) {
+    const lpt_codebook_loops<T> &f = codebooks(T());
+    split(n, threads, [&](int64_t first, int64_t last) { f.posit(x, y, first, last, p, rule); });
 }
 
 // While one lives, this thread's floating point is IEEE 754's: to nearest, subnormals kept. The
@@ -197,6 +218,24 @@ LPT_API void lpt_round_f32(const float *x, float *y, int64_t n, const lpt_grid *
 LPT_API void lpt_round_f64(const double *x, double *y, int64_t n, const lpt_grid *g,
                            const lpt_rule *rule, int32_t threads) {
     round_grid(x, y, n, *g, *rule, threads);
+}
+
+LPT_API void lpt_round_table_f32(const float *x, float *y, int64_t n, const lpt_table<float> *t,
+                                 const lpt_rule *rule, int32_t threads) {
+    round_table(x, y, n, *t, *rule, threads);
+}
+LPT_API void lpt_round_table_f64(const double *x, double *y, int64_t n, const lpt_table<double> *t,
+                                 const lpt_rule *rule, int32_t threads) {
+    round_table(x, y, n, *t, *rule, threads);
+}
+
+LPT_API void lpt_round_posit_f32(const float *x, float *y, int64_t n, const lpt_posit *p,
+                                 const lpt_rule *rule, int32_t threads) {
+    round_posit(x, y, n, *p, *rule, threads);
+}
+LPT_API void lpt_round_posit_f64(const double *x, double *y, int64_t n, const lpt_posit *p,
+                                 const lpt_rule *rule, int32_t threads) {
+    round_posit(x, y, n, *p, *rule, threads);
 }
 
 // 0, or 1 where there was no memory for the blocks' scales.

@@ -1,7 +1,20 @@
 from lptensor.arithmetic import Arithmetic as Arithmetic
 from lptensor.blocks import BlockFloatingPoint as BlockFloatingPoint
+from lptensor.codebooks import (
+    DYNAMIC8 as DYNAMIC8,
+    FP4_RADIX4 as FP4_RADIX4,
+    NF4 as NF4,
+    UDYNAMIC8 as UDYNAMIC8,
+    Codebook as Codebook,
+    LogNumber as LogNumber,
+)
+from lptensor.codes import (
+    decode as decode,
+    encode as encode,
+)
 from lptensor.convert import convert as convert
 from lptensor.escape import escapes as escapes
+from lptensor.finfo import finfo as finfo
 from lptensor.formats import (
     BF16 as BF16,
     E2M1 as E2M1,
@@ -23,15 +36,47 @@ from lptensor.formats import (
     FloatingPoint as FloatingPoint,
     Format as Format,
 )
+from lptensor.interop import (
+    format_of as format_of,
+    from_numpy as from_numpy,
+    from_torch as from_torch,
+    load_file as load_file,
+    save_file as save_file,
+    to_numpy as to_numpy,
+    to_torch as to_torch,
+)
 from lptensor.lower import lower as lower
-from lptensor.ops import backend as backend, round as round
+from lptensor.neighbours import (
+    next as next,
+    ulp as ulp,
+)
+from lptensor.ops import (
+    backend as backend,
+    round as round,
+)
 from lptensor.optim import OptimLP as OptimLP
-from lptensor.quantizer import Quantizer as Quantizer, quantizer as quantizer
-from lptensor.rounding import Mode as Mode, Rounding as Rounding, Stochastic as Stochastic
+from lptensor.p3109 import P3109 as P3109
+from lptensor.packing import (
+    pack as pack,
+    packed_bytes as packed_bytes,
+    unpack as unpack,
+)
+from lptensor.posits import Posit as Posit
+from lptensor.quantizer import (
+    Quantizer as Quantizer,
+    quantizer as quantizer,
+)
+from lptensor.rounding import (
+    Beyond as Beyond,
+    Mode as Mode,
+    Rounding as Rounding,
+    Stochastic as Stochastic,
+)
 from lptensor.tensor import LPTensor as LPTensor
 
 __all__ = [  # a star import shadows no builtin and no module
     "BF16",
+    "DYNAMIC8",
     "E2M1",
     "E2M3",
     "E3M2",
@@ -44,17 +89,25 @@ __all__ = [  # a star import shadows no builtin and no module
     "E8M0",
     "FP16",
     "FP32",
+    "FP4_RADIX4",
     "INT4",
     "INT8",
+    "NF4",
+    "P3109",
     "TF32",
+    "UDYNAMIC8",
     "Arithmetic",
+    "Beyond",
     "BlockFloatingPoint",
+    "Codebook",
     "FixedPoint",
     "FloatingPoint",
     "Format",
     "LPTensor",
+    "LogNumber",
     "Mode",
     "OptimLP",
+    "Posit",
     "Quantizer",
     "Rounding",
     "Stochastic",

@@ -67,16 +67,30 @@ def disable_fused_attention() -> None:
     torch.backends.mha.set_fastpath_enabled(False)
 
 
-def remove_hooks(module: torch.nn.Module, chosen: Callable[[Any], bool]) -> None:
-    """Remove the forward hooks that ``chosen`` picks. Handles would not survive a copy of the module."""
-    pairs = (
-        (module._forward_pre_hooks, (module._forward_pre_hooks_with_kwargs,)),
-        (module._forward_hooks, (module._forward_hooks_with_kwargs, module._forward_hooks_always_called)),
-    )
-    for hooks, flags in pairs:
-        for key in [key for key, hook in hooks.items() if chosen(hook)]:
-            for table in (hooks, *flags):
-                table.pop(key, None)
+def set_hooks(module: torch.nn.Module, key: int, before: Any = None, after: Any = None, always: bool = False) -> None:
+    """Give a module forward hooks under a negative key of our own; ``before`` gets kwargs too.
+
+    torch counts its keys up from zero, in every process anew: one that it handed out could be handed out
+    again after a model is loaded, and our hook would be overwritten.
+    """
+    if before is not None:
+        module._forward_pre_hooks[key] = before
+        module._forward_pre_hooks_with_kwargs[key] = True
+    if after is not None:
+        module._forward_hooks[key] = after
+    if always:
+        module._forward_hooks_always_called[key] = True
+
+
+def drop_hooks(module: torch.nn.Module, key: int) -> None:
+    """Take the hooks of ``set_hooks`` off again."""
+    for table in (
+        module._forward_pre_hooks,
+        module._forward_pre_hooks_with_kwargs,
+        module._forward_hooks,
+        module._forward_hooks_always_called,
+    ):
+        table.pop(key, None)
 
 
 def tree_map(f: Callable[[Any], Any], nest: Any, leaf: type) -> Any:

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from lptensor.blocks import Blocks, ScaledBlocks
 from lptensor.formats import Grid
-from lptensor.rounding import Rounding
+from lptensor.posits import PositBits
+from lptensor.rounding import Mode, Rounding
+from lptensor.tables import Table, keys, steps
 
 ABI_VERSION = 3
 MAX_DIMS = 16  # csrc/block.h
@@ -54,6 +56,17 @@ class _Layout(ctypes.Structure):
     )
 
 
+class _Table(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("binades", "first", "step", "value", "exact")),
+        *((name, ctypes.c_int32) for name in ("depth", "last")),
+    )
+
+
+class _Posit(ctypes.Structure):
+    _fields_ = (("nbits", ctypes.c_int32), ("es", ctypes.c_int32))
+
+
 class _Rule(ctypes.Structure):
     _fields_ = (
         ("mode", ctypes.c_int32),
@@ -89,6 +102,9 @@ def library() -> Any:
         getattr(lib, f"lpt_round_{suffix}").restype = None
         for kind in ("blocks", "scaled"):
             getattr(lib, f"lpt_round_{kind}_{suffix}").argtypes = (*(pointer,) * 5, ctypes.c_int32)
+        for kind in ("table", "posit"):
+            kernel = getattr(lib, f"lpt_round_{kind}_{suffix}")
+            kernel.argtypes, kernel.restype = getattr(lib, f"lpt_round_{suffix}").argtypes, None
     lib.lpt_random_word.argtypes = (ctypes.c_uint64, pointer)
     lib.lpt_random_word.restype = ctypes.c_uint32
     lib.lpt_philox_words.argtypes = (ctypes.c_uint64, pointer, pointer)
@@ -143,6 +159,79 @@ def round_grid(x: Tensor, y: Tensor, grid: Grid, rounding: Rounding, key: tuple[
         ctypes.byref(rule(rounding, key)),
         torch.get_num_threads(),
     )
+
+
+def round_posit(x: Tensor, y: Tensor, posit: PositBits, rounding: Rounding, key: tuple[int, int] | None) -> None:
+    """``x`` rounded into ``y``, as in ``round_grid``."""
+    lib = library()
+    kernel = lib.lpt_round_posit_f32 if x.dtype == torch.float32 else lib.lpt_round_posit_f64
+    kernel(
+        x.data_ptr(),
+        y.data_ptr(),
+        x.numel(),
+        ctypes.byref(_Posit(*posit)),
+        ctypes.byref(rule(rounding, key)),
+        torch.get_num_threads(),
+    )
+
+
+def round_table(x: Tensor, y: Tensor, table: Table, rounding: Rounding, key: tuple[int, int] | None) -> None:
+    """``x`` rounded into ``y``, as in ``round_grid``."""
+    lib = library()
+    kernel = lib.lpt_round_table_f32 if x.dtype == torch.float32 else lib.lpt_round_table_f64
+    struct, _ = _table(table, rounding.mode, x.dtype)
+    kernel(
+        x.data_ptr(),
+        y.data_ptr(),
+        x.numel(),
+        ctypes.byref(struct),
+        ctypes.byref(rule(rounding, key)),
+        torch.get_num_threads(),
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def _table(table: Table, mode: Mode, dtype: torch.dtype) -> tuple[_Table, Any]:
+    """The C struct of a table, and the tensors that it points into.
+
+    Each binade of keys is cut into equal buckets, about as narrow as the steps in it are close, but
+    no more than a few per step; inside a bucket a kernel searches ``depth`` times.
+    """
+    mantissa, exponents, integer = (23, 2**8, torch.int32) if dtype == torch.float32 else (52, 2**11, torch.int64)
+    at, step = keys(table, dtype), steps(table, mode, dtype)
+
+    binade = (step >> mantissa) + exponents
+    count = torch.bincount(binade, minlength=2 * exponents)
+    closest = torch.full_like(count, 2**mantissa)
+    gap = torch.where(binade[1:] == binade[:-1], step.diff(), 2**mantissa)
+    closest.scatter_reduce_(0, binade[1:], gap, "amin")
+    shift = torch.maximum(_log2(closest), mantissa - 2 - _log2(count.clamp(min=1))).clamp(max=mantissa)
+
+    buckets = 2 ** (mantissa - shift)
+    base = buckets.cumsum(0) - buckets
+    owner = torch.arange(2 * exponents, device="cpu").repeat_interleave(buckets)
+    start = ((owner - exponents) << mantissa) + ((torch.arange(len(owner), device="cpu") - base[owner]) << shift[owner])
+    first = torch.searchsorted(step, start, right=True)
+    inside = torch.searchsorted(step, start + (1 << shift[owner])) - first
+    depth = int(inside.max()).bit_length()
+
+    # Behind the last step come keys that only a NaN's reaches; the values go on as far.
+    spare = 2**depth
+    values = torch.tensor(table.values, dtype=torch.float64, device="cpu")
+    bits = torch.where(at < 0, torch.iinfo(integer).min - at, at)
+    held = (
+        torch.stack((base, shift), 1).to(torch.int32),
+        first.to(torch.int32),
+        torch.cat((step, step.new_full((spare,), torch.iinfo(integer).max))).to(integer),
+        torch.cat((bits, bits[-1:].expand(spare))).to(integer),
+        torch.cat((values, values[-1:].expand(spare))),
+    )
+    return _Table(*(tensor.data_ptr() for tensor in held), depth, len(values) - 1), held
+
+
+def _log2(n: Tensor) -> Tensor:
+    """floor(log2) of positive integers below 2**53."""
+    return (n.double().view(torch.int64) >> 52) - 1023
 
 
 @functools.lru_cache(maxsize=4096)

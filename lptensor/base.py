@@ -25,6 +25,9 @@ class Format:
     and travel through pickle, ``deepcopy`` and ``torch.compile``.
     """
 
+    def __init_subclass__(cls) -> None:
+        torch.serialization.add_safe_globals([cls, rebuild])  # so that torch.load(weights_only=True) makes them
+
     @property
     def lowered(self) -> Any:
         raise NotImplementedError
@@ -119,6 +122,13 @@ def check_int(name: str, value: object, low: int, high: int, why: str = "") -> i
         raise TypeError(f"{name} must be an integer from {low} to {high}, got {value!r}")
     if not low <= value <= high:
         raise ValueError(f"{name} must be from {low} to {high}{why}, got {value}")
+    return value
+
+
+def check_bool(name: str, value: object) -> bool:
+    """``value`` if it is True or False, else an error that says so: a string would pass for True."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
     return value
 
 

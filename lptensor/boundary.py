@@ -31,20 +31,17 @@ def map_nest(nest: Any, f: Callable[[Tensor], Any]) -> Any:
     return nest
 
 
-class Hook:
-    """A hook that knows how to attach itself; ``unhook`` takes all of them off a module."""
-
-    def attach(self, module: nn.Module) -> None:
-        raise NotImplementedError
+_BOUNDARY, _LSTM, _LAZY = -2, -3, -4  # keys of our hooks; lower has -1
 
 
 def unhook(module: nn.Module) -> None:
     """Take the hooks of an earlier conversion off a module."""
-    _compat.remove_hooks(module, lambda hook: isinstance(getattr(hook, "__self__", None), Hook))
+    for key in (_BOUNDARY, _LSTM, _LAZY):
+        _compat.drop_hooks(module, key)
 
 
 @dataclass(frozen=True)
-class Boundary(Hook):
+class Boundary:
     """Casts where a module's rule differs from its parent's: None is plain fp32.
 
     Plain tensors are cast only if the side they come from is plain: in a low-precision one they are
@@ -55,8 +52,7 @@ class Boundary(Hook):
     outside: Arithmetic | None
 
     def attach(self, module: nn.Module) -> None:
-        module.register_forward_pre_hook(self.enter, with_kwargs=True)
-        module.register_forward_hook(self.leave)
+        _compat.set_hooks(module, _BOUNDARY, self.enter, self.leave)
 
     def enter(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         named = {k: v if k.endswith("mask") else self._cast(v, self.outside, self.inside) for k, v in kwargs.items()}
@@ -78,14 +74,13 @@ class Boundary(Hook):
         return map_nest(nest, cast)
 
 
-class StepByStep(Hook):
+class StepByStep:
     """Runs an LSTM as one op per gate and time step: on the CPU, oneDNN would round a whole layer once."""
 
     def attach(self, module: nn.Module) -> None:
-        module.register_forward_pre_hook(self.begin)
-        module.register_forward_hook(self.end, always_call=True)
+        _compat.set_hooks(module, _LSTM, self.begin, self.end, always=True)
 
-    def begin(self, module: nn.Module, args: Any) -> None:
+    def begin(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         self._before = torch.backends.mkldnn.set_flags(False)
 
     def end(self, module: nn.Module, args: Any, output: Any) -> None:
@@ -93,7 +88,7 @@ class StepByStep(Hook):
 
 
 @dataclass(frozen=True)
-class Materialize(Hook):
+class Materialize:
     """Converts lazy parameters as soon as they have a shape; then it goes away."""
 
     wanted: dict[str, Arithmetic]
@@ -101,8 +96,8 @@ class Materialize(Hook):
     finish: Callable[[nn.Module, dict[str, Arithmetic], bool], None]
 
     def attach(self, module: nn.Module) -> None:
-        module.register_forward_pre_hook(self.run)
+        _compat.set_hooks(module, _LAZY, self.run)
 
-    def run(self, module: nn.Module, args: Any) -> None:
-        _compat.remove_hooks(module, lambda hook: getattr(hook, "__self__", None) is self)
+    def run(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        _compat.drop_hooks(module, _LAZY)
         self.finish(module, self.wanted, self.buffers)

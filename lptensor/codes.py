@@ -10,8 +10,10 @@ from torch import Tensor
 
 from lptensor import layout
 from lptensor._bits import carried, exact
+from lptensor.codebooks import TableFormat
 from lptensor.formats import FixedPoint, Format, ScalarFormat
 from lptensor.ops import check_roundable, round_fresh
+from lptensor.posits import Posit
 from lptensor.rounding import Rounding
 
 _DTYPES = ((8, torch.uint8), (16, torch.int16), (32, torch.int32), (64, torch.int64))
@@ -62,12 +64,31 @@ def _(format: ScalarFormat, codes: Tensor) -> Tensor:
     return layout.decode(codes, format.grid, format.layout)
 
 
+@encode_exact.register
+def _(format: TableFormat, values: Tensor) -> Tensor:
+    if values.isnan().any():
+        raise ValueError(f"{format!r} has no code for NaN; replace NaNs first, by x.nan_to_num() say")
+    return format.codes_of(values)
+
+
+@encode_exact.register
+def _(format: Posit, values: Tensor) -> Tensor:
+    return format.codes_of(values)
+
+
+@decode_exact.register(TableFormat)
+@decode_exact.register(Posit)
+def _(format: TableFormat | Posit, codes: Tensor) -> Tensor:
+    return format.values_of(codes)
+
+
 def encode(x: Tensor, format: Format, strict: bool = False) -> Tensor:
     """The codes of ``x``: bit patterns of ``format.bits`` bits, in the smallest dtype that holds them.
 
     Values that the format lacks are rounded to nearest first, infinities and results out of range as
     its ``overflow`` says; an infinity that has a code keeps it. Every NaN gets the canonical code. In a
-    format without -0 it gets the code of 0. Fixed point is two's complement, unsigned plain binary.
+    format without -0 it gets the code of 0. Fixed point is two's complement, unsigned plain binary; a
+    codebook's code is the index of the value in ascending order.
 
     Args:
         x: float32 or float64, any shape and device.

@@ -5,6 +5,7 @@ Every function here gets the tensor class as an argument; lptensor/tensor.py han
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 from collections.abc import Callable, Sequence
@@ -68,12 +69,18 @@ def _within_limits(run: Runner) -> Runner:
 _local = threading.local()
 
 
-def _step_begins(*_: Any) -> None:
-    _local.step = _compat.graph_task()
+def _step_begins(optimizer: Any, *_: Any) -> None:
+    _steps()[id(optimizer)] = _compat.graph_task()
 
 
-def _step_ends(*_: Any) -> None:
-    _local.step = None
+def _step_ends(optimizer: Any, *_: Any) -> None:
+    _steps().pop(id(optimizer), None)
+
+
+def _steps() -> dict[int, int]:
+    """The optimizers that step on this thread, one within another perhaps, and the backward pass of each."""
+    steps: dict[int, int] = _local.__dict__.setdefault("steps", {})
+    return steps
 
 
 # An optimizer computes forward values, also when it steps in a hook of the backward pass. What is kept
@@ -84,7 +91,7 @@ register_optimizer_step_post_hook(_step_ends)
 
 def in_step(task: int) -> bool:
     """Whether an optimizer steps on this thread, within the backward pass ``task`` or outside (-1)."""
-    return getattr(_local, "step", None) == task
+    return task in _steps().values()
 
 
 def in_backward() -> bool:
@@ -222,13 +229,18 @@ def _keep(func: Any, rule: Rule, cls: Any) -> Runner:
     return run
 
 
+_NOTHING = contextlib.nullcontext()
+
+
 def _view(func: Any, rule: Rule, cls: Any) -> Runner:
     def wrap(out: Any, base: Any) -> Any:
         if not isinstance(out, Tensor):
             return [wrap(item, base) for item in out] if type(out) is list else tuple(wrap(item, base) for item in out)
         if not _stays(out):
             return out
-        view = cls(out, base._arithmetic, base._gradient)
+        shared = torch.is_inference_mode_enabled() and not base.is_inference()
+        with torch.inference_mode(False) if shared else _NOTHING:
+            view = cls(out, base._arithmetic, base._gradient)  # with the version counter of a tensor that has one
         _compat.share_storage(view, base)
         return view
 

@@ -57,7 +57,7 @@ def finfo(format: Format) -> FormatInfo:
 def _(format: ScalarFormat) -> FormatInfo:
     grid = format.grid
     even = grid.emin == grid.emax
-    ratio = grid.max / grid.smallest
+    ratio = max(grid.max / grid.smallest, 1.0)  # FixedPoint(1, fl) has nothing above zero
     return FormatInfo(
         bits=format.bits,
         precision=grid.precision,

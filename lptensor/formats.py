@@ -12,6 +12,7 @@ from lptensor.base import (
     CARRIER_PRECISION as CARRIER_PRECISION,
     Format as Format,
     ScalarFormat as ScalarFormat,
+    check_bool as check_bool,
     check_carried as check_carried,
     check_int as check_int,
 )
@@ -35,11 +36,14 @@ class FloatingPoint(ScalarFormat):
         subnormals: True for gradual underflow; False for zero and normals only, their midpoint
             going up; "flush" takes every input below the smallest normal to zero.
         specials: "ieee" has infinities and NaNs in the top exponent; "fn" only NaN, in the top
-            code (OCP OFP8 E4M3); "fnuz" only NaN, in the code of -0; "none" has neither.
+            code (OCP OFP8 E4M3); "fnuz" only NaN, in the code of -0; "none" has neither, which
+            makes the floats of QPyTorch.
+            Default: "ieee", and "none" for the widths 4 and 6, which are E2M1 and E3M2 of OCP MX.
         overflow: "inf", "nan" or "saturate" for what rounds beyond the largest value, infinities
             included. Default: "inf" for ieee, "nan" for fn and fnuz, "saturate" for none.
         signed: without a sign bit, negatives become NaN (zero if saturating).
-        zero: False (E8M0) makes the exponent code 0 a normal one; zero then becomes NaN.
+        zero: False (E8M0) makes the exponent code 0 a normal one; zero then becomes NaN, and what
+            lies below the smallest value becomes that value in every rounding mode.
 
     NaN propagates, also in formats without a code for it. -0 is kept unless the format lacks it.
 
@@ -71,12 +75,15 @@ class FloatingPoint(ScalarFormat):
         man: int | None = None,
         bias: int | None = None,
         subnormals: bool | str = True,
-        specials: str = "ieee",
+        specials: str | None = None,
         overflow: str | None = None,
         signed: bool = True,
         zero: bool = True,
     ) -> None:
+        by_width = bit is not None or len(size) == 1 and man is None
         exp, man = _size(size, bit, exp, man)
+        if specials is None:
+            specials = "none" if by_width and 1 + exp + man in (4, 6) else "ieee"
         if specials not in _SPECIALS:
             raise ValueError(f"specials must be one of {', '.join(_SPECIALS)}, got {specials!r}")
         if subnormals not in (True, False, "flush"):
@@ -94,6 +101,8 @@ class FloatingPoint(ScalarFormat):
             raise ValueError('exp=1, man=0 leaves only zero and NaN under specials="fn"; use specials="none"')
         if specials == "fnuz" and not signed:
             raise ValueError('specials="fnuz" puts NaN in the code of -0, which an unsigned format lacks; use "fn"')
+        if specials == "fnuz" and not zero:
+            raise ValueError('specials="fnuz" puts NaN in the code of -0, which a format without zero lacks; use "fn"')
         if not zero and subnormals is not False:
             raise ValueError("a format without zero has no subnormals; say subnormals=False")
         if bias is None:
@@ -106,8 +115,8 @@ class FloatingPoint(ScalarFormat):
             subnormals=subnormals,
             specials=specials,
             overflow=overflow,
-            signed=bool(signed),
-            zero=bool(zero),
+            signed=check_bool("signed", signed),
+            zero=check_bool("zero", zero),
         ).items():
             object.__setattr__(self, name, value)
         check_carried(self, self.grid)
@@ -201,7 +210,7 @@ class FixedPoint(ScalarFormat):
         wl: word length, 1 to 24 bits on an fp32 carrier, to 53 on float64 tensors.
         clamp: hold results in range.
         symmetric: drop the most negative value, so that -max is the smallest.
-        signed: False for 0 <= k < 2**wl; negatives then become zero.
+        signed: False for 0 <= k < 2**wl; negatives then become zero, or NaN if nothing clamps.
 
     >>> FixedPoint(8, 4).max, FixedPoint(8, 4).min
     (7.9375, -8.0)
@@ -218,6 +227,8 @@ class FixedPoint(ScalarFormat):
     def __post_init__(self) -> None:
         check_int("wl", self.wl, 1, 53, why=" (53 bits is what a float64 carrier holds)")
         check_int("fl", self.fl, -126, 149, why=" (2**-149 is the smallest fp32)")
+        for name in ("clamp", "symmetric", "signed"):
+            check_bool(name, getattr(self, name))
         if self.signed and self.symmetric and self.wl == 1:
             raise ValueError("FixedPoint(wl=1, symmetric=True) holds nothing but zero; use wl of 2 or more")
         if self.clamp and self.wl - self.fl > 128:

@@ -45,8 +45,6 @@ GROUPS: dict[str, tuple[type[nn.Module], ...]] = {
     "attention": tuple(_ATTENTION),
 }
 
-# The key of our hook among a module's forward hooks. torch counts its keys up from zero, in every process anew:
-# one that it handed out could be handed out again after a model is loaded, and the rounding would be overwritten.
 _HOOK = -1
 
 
@@ -102,9 +100,9 @@ def lower(
         raise ValueError(f"{type(model).__name__} has no layer of {_names(wanted)}; it is made of {', '.join(present)}")
     for layer in layers:
         if forward_number is None and backward_number is None:
-            layer._forward_hooks.pop(_HOOK, None)
+            _compat.drop_hooks(layer, _HOOK)
         else:
-            layer._forward_hooks[_HOOK] = _RoundOutput(quantize)
+            _compat.set_hooks(layer, _HOOK, after=_RoundOutput(quantize))
     return model
 
 

@@ -10,7 +10,9 @@ from torch import Tensor
 from lptensor import _native, reference
 from lptensor.blocks import BlockFormat
 from lptensor.formats import CARRIER_PRECISION, FixedPoint, Format, Grid
+from lptensor.posits import Posit, PositBits
 from lptensor.rounding import Mode, Rounding, as_rounding
+from lptensor.tables import Table
 
 
 def round(
@@ -44,6 +46,8 @@ def round(
     """
     rule = as_rounding(rounding)
     check_roundable(x, format)
+    if hasattr(x, "arithmetic"):
+        raise TypeError("round() takes plain tensors, got an LPTensor; recast it with x.to_lp(...)")
     if out is not None:
         return _into(x, format, rule, generator, out)
     if torch.is_grad_enabled() and x.requires_grad:
@@ -92,6 +96,8 @@ def check_roundable(x: Any, format: Any) -> None:
         raise TypeError(f"only dense tensors are rounded, got {x.layout}; round its .values(), or call .to_dense()")
     if isinstance(format, FixedPoint) and format.grid.precision > CARRIER_PRECISION and x.dtype == torch.float32:
         raise ValueError(f"{format!r} needs more than the 24 bits of float32; use a float64 tensor")
+    if isinstance(format, Posit):
+        format.check_carrier(x.dtype)
 
 
 def draw_key(generator: torch.Generator | None = None) -> tuple[int, int]:
@@ -119,13 +125,17 @@ def round_into(x: Tensor, y: Tensor, format: Format, rounding: Rounding, generat
         return y.copy_(_reference(x, format, lowered, rounding, key))
 
     # Random words and blocks go by position in contiguous order; else any order without gaps will do.
-    elementwise = isinstance(lowered, Grid) and key is None
+    elementwise = not isinstance(format, BlockFormat) and key is None
     negated = x.is_neg() or y.is_neg()  # the imaginary part of a conjugate: memory holds the negatives
     same = x.stride() == y.stride() and (x.is_contiguous() or elementwise and _dense(x)) and not negated
     source = x if same else x.resolve_neg().contiguous()
     target = y if same or y.is_contiguous() and not negated else torch.empty_like(source)
     if isinstance(lowered, Grid):
         _native.round_grid(source, target, lowered, rounding, key)
+    elif isinstance(lowered, Table):
+        _native.round_table(source, target, lowered, rounding, key)
+    elif isinstance(lowered, PositBits):
+        _native.round_posit(source, target, lowered, rounding, key)
     else:
         assert isinstance(format, BlockFormat)
         _native.round_blocks(source, target, lowered, format.block_shape(x.shape), rounding, key)
@@ -135,6 +145,10 @@ def round_into(x: Tensor, y: Tensor, format: Format, rounding: Rounding, generat
 def _reference(x: Tensor, format: Format, lowered: Any, rounding: Rounding, key: Any) -> Tensor:
     if isinstance(format, BlockFormat):
         return reference.round_blocks(x, lowered, format.block_shape(x.shape), rounding, key)
+    if isinstance(lowered, Table):
+        return reference.round_table(x, lowered, rounding, key)
+    if isinstance(lowered, PositBits):
+        return reference.round_posit(x, lowered, rounding, key)
     return reference.round_grid(x, lowered, rounding, key)
 
 

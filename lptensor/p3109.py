@@ -58,7 +58,7 @@ class P3109(ScalarFormat):
     @property
     def bias(self) -> int:
         """The exponent field of 1.0."""
-        return int(2 ** (self.k - self.p)) // (2 if self.signed else 1)
+        return (1 << self.k - self.p) // (2 if self.signed else 1)
 
     def _bare(self) -> str:
         return f"P3109(k={self.k}, p={self.p}, signed={self.signed}, extended={self.extended})"

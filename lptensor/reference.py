@@ -27,7 +27,9 @@ from lptensor._bits import (
 )
 from lptensor.blocks import Blocks, ScaledBlocks
 from lptensor.formats import FP32, Grid, Overflow, Subnormals
+from lptensor.posits import PositBits
 from lptensor.rounding import Beyond, Mode, Rounding
+from lptensor.tables import Table, steps
 
 Key = tuple[int, int]  # seed and offset, 64 bits each
 
@@ -133,6 +135,73 @@ def _single(x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     return _round(x, FP32.grid, torch.zeros((), dtype=torch.int64, device=x.device), Rounding(), None)
 
 
+def round_table(x: Tensor, table: Table, rounding: Rounding, key: Key | None = None) -> Tensor:
+    """``x`` (float32 or float64, any shape) rounded to a list of values; a new tensor of the same dtype.
+
+    >>> round_table(torch.tensor([0.4, 0.7]), Table((-1.0, 0.0, 1.0)), Rounding())
+    tensor([0., 1.])
+    """
+    bits = x.contiguous().view(torch.int32 if x.dtype == torch.float32 else torch.int64).long()
+    magnitude = bits & (2**31 - 1 if x.dtype == torch.float32 else 2**63 - 1)
+    order = torch.where(bits < 0, -magnitude, magnitude)
+    code = torch.searchsorted(steps(table, rounding.mode, x.dtype).to(x.device), order, right=True)
+    values = torch.tensor(table.values, dtype=torch.float64, device=x.device)
+    if rounding.stochastic:
+        above = (code + 1).clamp(max=len(values) - 1)
+        inexact = (above > code) & (exact(x) > values[code])
+        fraction = (exact(x) - values[code]) / (values[above] - values[code])
+        code = torch.where(inexact & _drawn(fraction, rounding, key), above, code)
+    return carried(torch.where(x.isnan(), torch.nan, values[code]), x.dtype)
+
+
+def round_posit(x: Tensor, posit: PositBits, rounding: Rounding, key: Key | None = None) -> Tensor:
+    """``x`` (float32 or float64, any shape) rounded to posits; a new tensor of the same dtype.
+
+    >>> round_posit(torch.tensor([3.3, 1e9]), PositBits(8, 2), Rounding())
+    tensor([3.2500e+00, 1.6777e+07])
+    """
+    magnitude, negative = exact(x).abs(), torch.signbit(x)
+
+    # 1. exponent and fraction as one integer, in which a posit's bits have their order (csrc/posit.h)
+    one, top = 1023 << 52, posit.scale << 52
+    log = magnitude.view(torch.int64) - one
+    tiny, log = log < -top, log.clamp(min=-top)
+
+    # 2. the bits that have no room beside the regime
+    regime = log >> posit.es + 52
+    room = posit.nbits - 1 - torch.where(regime >= 0, regime + 2, 1 - regime)
+    unit = torch.ones_like(log) << (posit.es + 52 - room.clamp(min=0))
+    below = log // unit * unit
+    odd = torch.where(room > 0, below // unit % 2, regime < 0) == 1
+    lost = log - below
+
+    # 3. to one of the two neighbours; below minPos they are zero and minPos
+    low = torch.where(tiny, 0.0, (below + one).view(torch.float64))
+    high = (torch.where(tiny, log, below + unit) + one).view(torch.float64)
+    inexact = tiny | (lost > 0)
+    match rounding.mode:
+        case Mode.NEAREST:
+            up = tiny | (2 * lost > unit) | (2 * lost == unit) & odd
+        case Mode.NEAREST_AWAY:
+            up = tiny | (2 * lost >= unit)
+        case Mode.TOWARD_ZERO:
+            up = torch.zeros_like(tiny)
+        case Mode.DOWN:
+            up = inexact & negative
+        case Mode.UP:
+            up = inexact & ~negative
+        case Mode.ODD:
+            up = tiny | inexact & ~odd
+        case _:
+            up = inexact & _drawn((magnitude - low) / (high - low), rounding, key)
+    r = torch.where(up, high, low)
+
+    # 4. zero, the ends, the sign
+    r = torch.where(magnitude == 0, 0.0, r.clamp(max=2.0**posit.scale))
+    r = torch.where(magnitude.isfinite(), r, torch.nan)
+    return carried(torch.where(negative & (r > 0), -r, r), x.dtype)
+
+
 def _round(x: Tensor, grid: Grid, shift: Tensor, rounding: Rounding, key: Key | None) -> Tensor:
     magnitude, negative = exact(x).abs(), torch.signbit(x)
 
@@ -203,13 +272,18 @@ def _goes_up(
             return (fraction > 0) & ~negative
         case Mode.ODD:
             return (fraction > 0) & ~odd
-    if key is None:
-        raise ValueError("stochastic rounding needs a key")
     certain = torch.zeros_like(odd)
     if rounding.beyond is Beyond.PROBABILITY:  # the odds of overflow count to half a spacing above the end
         certain = at_end & (fraction >= 0.5)
         fraction = torch.where(at_end, 2 * fraction % 1, fraction)
-    bits = rounding.bits
+    return (fraction > 0) & _drawn(fraction, rounding, key) | certain
+
+
+def _drawn(fraction: Tensor, rounding: Rounding, key: Key | None) -> Tensor:
+    """Whether the random words take values up that are not exact, ``fraction`` of the way to the upper neighbour."""
+    if key is None:
+        raise ValueError("stochastic rounding needs a key")
+    bits, fraction = rounding.bits, fraction.nan_to_num(nan=0.0).clamp(0, 1 - 2.0**-53)  # a quotient may reach 1
     draws = random_words(fraction.numel(), key, fraction.device).reshape(fraction.shape) >> 32 - bits
     cut = (fraction * 2.0**32).floor() * 2.0 ** (bits - 32)  # in units of the last random bit
     up: Tensor
@@ -221,8 +295,8 @@ def _goes_up(
         case Mode.STOCHASTIC_PRE_ROUNDED:
             up = (cut if bits > 30 else fraction * 2.0**bits).round() + draws >= 2**bits
         case _:  # equal odds
-            up = (fraction > 0) & (draws >= 2**31)
-    return up | certain
+            up = draws >= 2**31
+    return up
 
 
 def _ends(grid: Grid, shift: Tensor, negative: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

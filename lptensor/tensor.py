@@ -9,10 +9,10 @@ from torch import Tensor
 
 from lptensor import _compat
 from lptensor.arithmetic import Arithmetic, as_arithmetic, promote
-from lptensor.base import Format, rebuild as rebuild_format
+from lptensor.base import Format
 from lptensor.dispatch import Runner, make_runner, round_
 from lptensor.ops import check_roundable, round_fresh
-from lptensor.rounding import Mode, Rounding
+from lptensor.rounding import Beyond, Mode, Rounding
 from lptensor.surface import Surface, rebuild
 
 _RUNNERS: dict[Any, Runner] = {}
@@ -213,12 +213,5 @@ def _collate(batch: list[Any], *, collate_fn_map: Any = None) -> Tensor:
 _compat.collate_map()[LPTensor] = _collate
 
 
-def _kinds(base: Any) -> list[Any]:
-    kinds = [base]
-    for kind in base.__subclasses__():
-        kinds += _kinds(kind)
-    return kinds
-
-
-# torch.load(weights_only=True) makes objects of these classes only.
-torch.serialization.add_safe_globals([LPTensor, rebuild, Arithmetic, Rounding, Mode, rebuild_format, *_kinds(Format)])
+# torch.load(weights_only=True) makes objects of these classes, and of formats, only.
+torch.serialization.add_safe_globals([LPTensor, rebuild, Arithmetic, Rounding, Mode, Beyond])

@@ -46,11 +46,17 @@ def full_name(op: Any) -> str:
     return f"{op.name}.{op.variant_test_name}" if op.variant_test_name else str(op.name)
 
 
+_SAMPLES: dict[Any, list[tuple[Any, Any, Any]]] = {}  # making them takes longer than what is tested
+
+
 def samples_of(op: Any, count: int, requires_grad: bool = False) -> list[tuple[Any, Any, Any]]:
     """The first ``count`` samples of an op as (input, args, kwargs), the same on every call."""
-    torch.manual_seed(0)
-    found = op.sample_inputs("cpu", torch.float32, requires_grad=requires_grad)
-    return [(s.input, tuple(s.args), dict(s.kwargs)) for _, s in zip(range(count), found, strict=False)]
+    key = full_name(op), count, requires_grad
+    if key not in _SAMPLES:
+        torch.manual_seed(0)
+        found = op.sample_inputs("cpu", torch.float32, requires_grad=requires_grad)
+        _SAMPLES[key] = [(s.input, tuple(s.args), dict(s.kwargs)) for _, s in zip(range(count), found, strict=False)]
+    return _SAMPLES[key]
 
 
 def is_operand(x: Any) -> bool:

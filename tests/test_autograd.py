@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from low import is_low, rounded, same, values
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from low import is_low, rounded, same, values
 from lptensor import BF16, E4M3, E5M2, FP16, FP32, Arithmetic, LPTensor, convert
 
 BOTH = Arithmetic(BF16, backward=E5M2)

@@ -25,7 +25,7 @@ from lptensor.formats import (
 )
 from oracles import exact
 from oracles.exact import MODES
-from oracles.table import Table
+from oracles.table import table_of
 from rounders import assert_same, assert_same_bits, judge, run
 from strategies import small_floats
 
@@ -59,7 +59,7 @@ WIDE = {"FP16": FP16, "BF16": BF16}
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_every_value_and_midpoint_rounds_as_exact_rationals(name: str, dtype: type, rounder: str) -> None:
     format = NARROW[name]
-    table = Table(judge(format))
+    table = table_of(judge(format))
     x = table.points(dtype)
     for mode in MODES:
         assert_same(run(rounder, torch.from_numpy(x), format, mode), table.round(x.astype(np.float64), mode), x, mode)
@@ -67,7 +67,7 @@ def test_every_value_and_midpoint_rounds_as_exact_rationals(name: str, dtype: ty
 
 @pytest.mark.parametrize("name", WIDE)
 def test_every_value_of_16_bits_rounds_as_exact_rationals(name: str, rounder: str) -> None:
-    table = Table(judge(WIDE[name]))
+    table = table_of(judge(WIDE[name]))
     x = table.points()
     for mode in MODES:
         y = run(rounder, torch.from_numpy(x), WIDE[name], mode)
@@ -78,7 +78,7 @@ def test_every_small_format_rounds_as_exact_rationals(rounder: str) -> None:
     """All choices of exp + man up to 5 bits, specials, overflow, subnormals, sign and zero."""
     count = 0
     for values in small_floats():
-        table = Table(values)
+        table = table_of(values)
         x = table.points()
         format = FloatingPoint(**vars(values))
         for mode in MODES:

@@ -32,7 +32,7 @@ def formats_and_numbers(draw: Any, size: int = 12) -> tuple[Any, torch.Tensor]:
     return format, torch.tensor(numbers, dtype=torch.float32)
 
 
-@settings(max_examples=250)
+@settings(max_examples=120)
 @given(formats_and_numbers())
 def test_every_implementation_rounds_as_exact_rationals(case: tuple[Any, torch.Tensor]) -> None:
     format, x = case
@@ -45,7 +45,7 @@ def test_every_implementation_rounds_as_exact_rationals(case: tuple[Any, torch.T
             assert_same(run(rounder, x, format, mode), expected, x, (rounder, format, mode))
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(formats_and_numbers(), st.integers(-(2**63), 2**64 - 1), st.integers(1, 32))
 def test_every_build_gives_the_bits_of_the_reference(case: tuple[Any, torch.Tensor], seed: int, bits: int) -> None:
     format, x = case
@@ -57,7 +57,7 @@ def test_every_build_gives_the_bits_of_the_reference(case: tuple[Any, torch.Tens
                 assert_same_bits(run(build, x.to(dtype), format, rule, key), reference, (build, format, rule))
 
 
-@settings(max_examples=150)
+@settings(max_examples=70)
 @given(formats_and_numbers(), st.sampled_from((*MODES, "stochastic")))
 def test_a_rounded_value_never_moves_again(case: tuple[Any, torch.Tensor], mode: str) -> None:
     format, x = case
@@ -67,7 +67,7 @@ def test_a_rounded_value_never_moves_again(case: tuple[Any, torch.Tensor], mode:
         assert_same(run("reference", finite, format, again, (3, 4)), finite, finite, (format, again))
 
 
-@settings(max_examples=150)
+@settings(max_examples=70)
 @given(formats_and_numbers(30), st.sampled_from(MODES))
 def test_rounding_keeps_the_order(case: tuple[Any, torch.Tensor], mode: str) -> None:
     format, x = case
@@ -76,7 +76,7 @@ def test_rounding_keeps_the_order(case: tuple[Any, torch.Tensor], mode: str) -> 
     assert (y[1:] >= y[:-1]).all()
 
 
-@settings(max_examples=150)
+@settings(max_examples=70)
 @given(formats_and_numbers(), st.sampled_from(MODES))
 def test_a_symmetric_format_rounds_the_negative_to_the_negative(case: tuple[Any, torch.Tensor], mode: str) -> None:
     format, x = case
@@ -88,7 +88,7 @@ def test_a_symmetric_format_rounds_the_negative_to_the_negative(case: tuple[Any,
     assert (a == -b)[~a.isnan()].all() and (a.isnan() == b.isnan()).all()
 
 
-@settings(max_examples=150)
+@settings(max_examples=70)
 @given(formats_and_numbers(), st.sampled_from((*MODES, "stochastic")))
 def test_the_result_is_within_one_spacing_or_half_of_it_to_nearest(case: tuple[Any, torch.Tensor], mode: str) -> None:
     format, x = case
@@ -105,7 +105,7 @@ def test_the_result_is_within_one_spacing_or_half_of_it_to_nearest(case: tuple[A
             assert error * (2 if mode.startswith("nearest") else 1) <= spacing
 
 
-@settings(max_examples=150)
+@settings(max_examples=70)
 @given(st.data())
 def test_blocks_round_as_exact_rationals(data: Any) -> None:
     wl, size = data.draw(st.integers(2, 24)), data.draw(st.integers(1, 9))
@@ -122,7 +122,7 @@ def test_blocks_round_as_exact_rationals(data: Any) -> None:
 
 
 def test_fixed_point_of_every_small_width_rounds_as_exact_rationals() -> None:
-    for wl, fl in itertools.product(range(1, 5), (-3, 0, 2, 5, 60, 146, 149)):
+    for wl, fl in itertools.product(range(1, 4), (-3, 0, 2, 60, 149)):
         halves = torch.arange(-(2 ** (wl + 2)), 2 ** (wl + 2) + 1, dtype=torch.float64) / 2
         marks = (halves * 2.0**-fl).float()
         beside = [torch.nextafter(marks, torch.full_like(marks, end)) for end in (-torch.inf, torch.inf)]

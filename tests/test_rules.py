@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from op_samples import attempt, bits, is_operand, op_database, samples_of, tensors
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lptensor.rules import Kind, Rule, rule_for
+from op_samples import attempt, bits, is_operand, op_database, samples_of, tensors
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the samples use what torch deprecates
 
@@ -35,12 +35,13 @@ def test_every_overload_of_aten_gets_a_decision() -> None:
     assert len(rules) > 2500 and all(isinstance(rule, Rule) for rule in rules)
 
 
-def test_every_op_that_its_schema_calls_mutable_writes_or_reshapes() -> None:
+def test_every_argument_that_a_schema_marks_is_written() -> None:
     for op in every_overload():
         if op._schema.is_mutable:
-            assert rule_for(op).kind in (Kind.MUTATE, Kind.RESHAPE, Kind.DECOMPOSE), op
+            assert rule_for(op).kind in (Kind.MUTATE, Kind.RESHAPE, Kind.DECOMPOSE, Kind.REFUSE), op
             if rule_for(op).kind is Kind.MUTATE:
-                assert rule_for(op).writes, op
+                marked = [a for a in op._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+                assert len(set(rule_for(op).writes)) >= len(marked), op
 
 
 @pytest.mark.parametrize(
@@ -86,11 +87,13 @@ class Watch(TorchDispatchMode):
         before = [x.clone() for x in given]
         out = func(*args, **kwargs)
         if rule.kind is not Kind.MUTATE and rule.kind is not Kind.RESHAPE:
-            if not all(torch.equal(bits(old), bits(new)) for old, new in zip(before, given, strict=True)):
-                self.wrote.add(str(func))
+            for old, new in zip(before, given, strict=True):
+                if not torch.equal(old, new) and not torch.equal(bits(old), bits(new)):  # NaN equals NaN in bits
+                    self.wrote.add(str(func))
         numbers = [args[p] if isinstance(p, int) and p < len(args) else kwargs.get(p) for p in rule.scalars]
         keeps = rule.kind is Kind.KEEP or rule.selects
-        if keeps and not any(numbers) and "empty" not in func._schema.name:
+        small = given and sum(x.numel() for x in given) < 4096
+        if keeps and small and not any(numbers) and "empty" not in func._schema.name:
             self.kept.add(str(func))
             known = torch.cat([torch.zeros(1), *(x.flatten() for x in before)])
             for x in tensors(out):

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from low import is_low, rounded, same, values
 from torch import Tensor
 
+from low import is_low, rounded, same, values
 from lptensor import (
     BF16,
     E4M3,

@@ -1,3 +1,3 @@
 """The ``lptensor`` command: one file per subcommand."""
 
-from lptensor.cli.app import app as app, main as main
+from lptensor.cli.command import app as app, main as main

@@ -16,12 +16,13 @@ from rich.table import Table
 
 from lptensor.cli.edge import edge, positive, whole
 from lptensor.cli.names import parse_format, short
+from lptensor.cli.output import stdout
 from lptensor.demo.curves import plot_curves
 from lptensor.demo.data import TEST_SIZE, Digits, load_digits
-from lptensor.demo.extra import MissingExtra, need
 from lptensor.demo.recipes import RECIPES, Recipe
 from lptensor.demo.run import Run, Settings, train as train_once
 from lptensor.demo.summary import Summary, summarize, to_json
+from lptensor.extra import MissingExtra, need
 from lptensor.formats import Format
 from lptensor.rounding import Rounding, as_rounding
 
@@ -58,7 +59,7 @@ def train(
     """Train a small network on 1,797 real digits in several number systems, and compare them."""
     recipes = _chosen(recipe, format, rounding)
     if list_recipes:
-        Console().print(_recipe_table(recipes))
+        stdout().print(_recipe_table(recipes))
         return
     try:
         need("matplotlib.figure")  # before the work, not after
@@ -72,7 +73,7 @@ def train(
     results, curves = out / "results.json", out / "curves.png"
     results.write_text(json.dumps(to_json(summaries, settings), indent=1, allow_nan=False) + "\n")
     plot_curves(summaries, curves)
-    Console().print(_result_table(summaries))
+    stdout().print(_result_table(summaries))
     typer.echo(f"Wrote {results} and {curves}.")
 
 
@@ -119,13 +120,10 @@ def _run(
 
 def _result_table(summaries: Sequence[Summary]) -> Table:
     runs = summaries[0].runs
-    accumulators = {short(s.recipe.accumulator) for s in summaries if s.recipe.accumulator}
-    notes = (
-        f"{len(runs)} seed{'s' * (len(runs) > 1)}, {len(runs[0].losses)} epochs; accuracy on {TEST_SIZE} test images. "
-        + (f"Weights add up in {' or '.join(sorted(accumulators))}." if accumulators else "")
-    )
+    seeds, epochs = f"{len(runs)} seed{'s' * (len(runs) > 1)}", len(runs[0].losses)
+    notes = f"{seeds}, {epochs} epochs, {TEST_SIZE} test images. sums: the format in which weights add up."
     table = Table(title="Handwritten digits", caption=notes, box=SIMPLE_HEAD, header_style="bold")
-    for title in ("recipe", "how", "number", "rounding"):
+    for title in ("recipe", "how", "number", "sums", "rounding"):
         table.add_column(title, no_wrap=title != "number", overflow="fold")
     for title in ("accuracy (%)", "to fp32", "time"):
         table.add_column(title, justify="right")
@@ -138,13 +136,15 @@ def _result_table(summaries: Sequence[Summary]) -> Table:
 
 def _recipe_table(recipes: Sequence[Recipe]) -> Table:
     table = Table(title="Recipes", box=SIMPLE_HEAD, header_style="bold")
-    for title in ("recipe", "how", "number", "rounding", "gradients", "sums"):
+    for title in ("recipe", "how", "number", "sums", "rounding", "gradients"):
         table.add_column(title, no_wrap=title not in ("number", "gradients"), overflow="fold")
     for recipe in recipes:
-        gradient, accumulator = recipe.gradient or recipe.number, recipe.accumulator
-        table.add_row(*_described(recipe), short(gradient), short(accumulator))
+        table.add_row(*_described(recipe), short(recipe.gradient or recipe.number))
     return table
 
 
 def _described(recipe: Recipe) -> tuple[str, ...]:
-    return recipe.name, recipe.how, short(recipe.number), recipe.rounding.name if recipe.number else "-"
+    if recipe.number is None:
+        return recipe.name, recipe.how, "-", "-", "-"
+    sums = "fp32" if recipe.accumulator is None else short(recipe.accumulator)
+    return recipe.name, recipe.how, short(recipe.number), sums, recipe.rounding.name

@@ -38,6 +38,11 @@ class Recipe:
     gradient: Format | None = None
     accumulator: Format | None = FP16
 
+    @property
+    def narrow(self) -> bool:
+        """Whether weights add up in their own format, so that small steps get lost, or are drawn."""
+        return self.accumulator == self.number
+
     def instead(self, number: Format | None, rounding: Rounding | None) -> Recipe:
         """The same with another format, then for gradients too, or another rounding; float32 stays float32.
 
@@ -46,7 +51,8 @@ class Recipe:
         recipe = self
         if number is not None and self.number is not None:
             fits = not isinstance(number, ScalarFormat) or FP16.grid.contains(number.grid)
-            recipe = replace(recipe, number=number, gradient=None, accumulator=FP16 if fits else None)
+            wide = FP16 if fits else None
+            recipe = replace(recipe, number=number, gradient=None, accumulator=number if self.narrow else wide)
         if rounding is not None and self.number is not None:
             recipe = replace(recipe, rounding=rounding)
         return recipe
@@ -108,6 +114,8 @@ RECIPES = (
     Recipe("fp32", "PyTorch", None, _NEAREST, _plain, accumulator=None),
     Recipe("poster", "lower(conv)", _FP8, _STOCHASTIC, _lowered),
     Recipe("poster-nearest", "lower(conv)", _FP8, _NEAREST, _lowered),
+    Recipe("narrow", "lower(conv)", _FP8, _STOCHASTIC, _lowered, accumulator=_FP8),
+    Recipe("narrow-nearest", "lower(conv)", _FP8, _NEAREST, _lowered, accumulator=_FP8),
     Recipe("convert", "convert", _FP8, _STOCHASTIC, _converted, inputs=_as_model),
     Recipe("convert-nearest", "convert", _FP8, _NEAREST, _converted, inputs=_as_model),
     Recipe("fixed8", "lower(conv)", _FIXED8, _STOCHASTIC, _lowered, gradient=_FIXED8_GRADIENT),

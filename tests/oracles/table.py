@@ -5,12 +5,20 @@ Every magnitude, midpoint and input is a float64 without error, so comparisons a
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 from numpy.typing import NDArray
 
 from oracles.exact import Float
 
 Array = NDArray[np.float64]
+
+
+@functools.cache
+def table_of(values: Float) -> Table:
+    """The table of a format, made once."""
+    return Table(values)
 
 
 class Table:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
+from typing import Any
 
 import typer
 
@@ -26,7 +26,20 @@ app.command()(train)
 
 def main() -> None:
     """Run the command on ``sys.argv`` and exit with its status: 0, 1 for a failure, 2 for bad usage."""
-    if not sys.warnoptions:  # the same warning from each of many steps says nothing new
-        warnings.simplefilter("once", UserWarning)
-        warnings.simplefilter("once", RuntimeWarning)
+    _show_warnings_once()
     app()
+
+
+def _show_warnings_once() -> None:
+    """The same warning from each of many steps says nothing new.
+
+    The filter "once" is no help: it forgets what it has shown whenever filters change, as torch makes them do.
+    """
+    show, shown = warnings.showwarning, set()
+
+    def show_once(message: Warning | str, category: type[Warning], *place: Any, **rest: Any) -> None:
+        if (category, str(message)) not in shown:
+            shown.add((category, str(message)))
+            show(message, category, *place, **rest)
+
+    warnings.showwarning = show_once

@@ -1,0 +1,73 @@
+// The loops of the formats that are no grid: codebooks and posits. Compiled once per instruction
+// set, with LPT_CODEBOOKS naming the result.
+#include "loop.h"
+#include "search.h"
+
+namespace {
+
+template <class T, int DEPTH, int MODE>
+void table_loop(const T *x, T *y, int64_t first, int64_t last, const lpt_table<T> &table,
+                const lpt_rule &rule) {
+    typedef typename lpt_carrier<T>::bits U;
+    const lpt_table<T> t = table;  // local copies: y may not alias them
+    const lpt_odds odds = lpt_make_odds(rule.bits);
+    lpt_each<MODE>(x, y, first, last, rule, [&](U u, uint32_t random) {
+        return lpt_round_to<T, DEPTH, MODE>(u, t, odds, random);
+    });
+}
+
+template <class T>
+void table(const T *x, T *y, int64_t first, int64_t last, const lpt_table<T> &t,
+           const lpt_rule &rule) {
+    switch (rule.mode) {
+    case LPT_STOCHASTIC: return table_loop<T, -1, LPT_STOCHASTIC>(x, y, first, last, t, rule);
+    case LPT_STOCHASTIC_HALF_OFFSET:
+        return table_loop<T, -1, LPT_STOCHASTIC_HALF_OFFSET>(x, y, first, last, t, rule);
+    case LPT_STOCHASTIC_PRE_ROUNDED:
+        return table_loop<T, -1, LPT_STOCHASTIC_PRE_ROUNDED>(x, y, first, last, t, rule);
+    case LPT_STOCHASTIC_EQUAL:
+        return table_loop<T, -1, LPT_STOCHASTIC_EQUAL>(x, y, first, last, t, rule);
+    }
+    if (lpt_search(x, y, first, last, t))
+        return;
+    switch (t.depth) {
+    case 0: return table_loop<T, 0, LPT_NEAREST>(x, y, first, last, t, rule);
+    case 1: return table_loop<T, 1, LPT_NEAREST>(x, y, first, last, t, rule);
+    default: return table_loop<T, -1, LPT_NEAREST>(x, y, first, last, t, rule);
+    }
+}
+
+template <class T, int MODE>
+void posit_loop(const T *x, T *y, int64_t first, int64_t last, const lpt_posit &posit,
+                const lpt_rule &rule) {
+    typedef typename lpt_carrier<T>::bits U;
+    const lpt_posit p = posit;
+    const lpt_odds odds = lpt_make_odds(rule.bits);
+    lpt_each<MODE>(x, y, first, last, rule, [=](U u, uint32_t random) {
+        return lpt_round_posit<T, MODE>(u, p, odds, random);
+    });
+}
+
+template <class T>
+void posit(const T *x, T *y, int64_t first, int64_t last, const lpt_posit &p,
+           const lpt_rule &rule) {
+    switch (rule.mode) {
+    case LPT_NEAREST: return posit_loop<T, LPT_NEAREST>(x, y, first, last, p, rule);
+    case LPT_NEAREST_AWAY: return posit_loop<T, LPT_NEAREST_AWAY>(x, y, first, last, p, rule);
+    case LPT_TOWARD_ZERO: return posit_loop<T, LPT_TOWARD_ZERO>(x, y, first, last, p, rule);
+    case LPT_DOWN: return posit_loop<T, LPT_DOWN>(x, y, first, last, p, rule);
+    case LPT_UP: return posit_loop<T, LPT_UP>(x, y, first, last, p, rule);
+    case LPT_ODD: return posit_loop<T, LPT_ODD>(x, y, first, last, p, rule);
+    case LPT_STOCHASTIC: return posit_loop<T, LPT_STOCHASTIC>(x, y, first, last, p, rule);
+    case LPT_STOCHASTIC_HALF_OFFSET:
+        return posit_loop<T, LPT_STOCHASTIC_HALF_OFFSET>(x, y, first, last, p, rule);
+    case LPT_STOCHASTIC_PRE_ROUNDED:
+        return posit_loop<T, LPT_STOCHASTIC_PRE_ROUNDED>(x, y, first, last, p, rule);
+    default: return posit_loop<T, LPT_STOCHASTIC_EQUAL>(x, y, first, last, p, rule);
+    }
+}
+
+}  // namespace
+
+extern const lpt_codebooks LPT_CODEBOOKS = {{table<float>, posit<float>},
+                                            {table<double>, posit<double>}};

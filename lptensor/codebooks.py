@@ -1,0 +1,267 @@
+"""Codebooks: formats that are a list of values, and the lists that papers have made known."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from statistics import NormalDist
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lptensor.formats import CARRIER_MAX, Format, check_int
+from lptensor.tables import Table, table_of
+
+
+class TableFormat(Format):
+    """A format whose values are listed; a code is the index of a value in ascending order.
+
+    Rounding to nearest takes ties to the even code. Beyond the ends, infinities included, it
+    saturates in every mode; NaN propagates. There is one zero: -0, and what rounds to zero from
+    below, becomes +0. Between the two values around a missing zero, toward zero keeps the sign.
+    Stochastic rounding goes up with probability floor(2**32 f) / 2**32, or what its bits and variant
+    make of f = (x - low) / (high - low), each step in float64: f is exact to 2**-51.
+    """
+
+    @property
+    def table(self) -> Table:
+        raise NotImplementedError
+
+    @property
+    def lowered(self) -> Table:
+        return self.table
+
+    @property
+    def max(self) -> float:
+        """The largest value."""
+        return self.table.values[-1]
+
+    @property
+    def min(self) -> float:
+        """The smallest value: the most negative one."""
+        return self.table.values[0]
+
+    @cached_property
+    def _values(self) -> Tensor:
+        return torch.tensor(self.table.values, dtype=torch.float64, device="cpu")
+
+    def values(self) -> Tensor:
+        """All values, ascending, float64: value i has the code i.
+
+        >>> NF4.values()[7:9]
+        tensor([0.0000, 0.0796], dtype=torch.float64)
+        """
+        return self._values.clone()
+
+    def values_of(self, codes: Tensor) -> Tensor:
+        """The float64 values of integer codes, any shape.
+
+        Raises:
+            ValueError: a code that no value has.
+        """
+        codes = codes.long()
+        wrong = (codes < 0) | (codes >= len(self._values))
+        if wrong.any():
+            raise ValueError(f"{self!r} has the codes 0 to {len(self._values) - 1}, got {int(codes[wrong][0])}")
+        return self._values.to(codes.device)[codes]
+
+    def codes_of(self, x: Tensor) -> Tensor:
+        """The int64 codes of values that the format has, any shape; both zeros are the one zero.
+
+        Raises:
+            ValueError: a value that the format does not have, NaN among them.
+
+        >>> NF4.codes_of(torch.tensor([-1.0, 0.0, 1.0]))
+        tensor([ 0,  7, 15])
+        """
+        values, x = self._values.to(x.device), x.double()
+        codes = torch.searchsorted(values, x.contiguous()).clamp(max=len(values) - 1)
+        wrong = values[codes] != x
+        if wrong.any():
+            raise ValueError(f"{x[wrong][0].item()!r} is not a value of {self!r}; round to the format first")
+        return codes
+
+    def contains(self, other: Any) -> bool:
+        """Whether every finite value of ``other``, a format that lists its ``values()``, is one of these."""
+        theirs = torch.as_tensor(other.values(), dtype=torch.float64, device="cpu")
+        return bool(torch.isin(theirs[theirs.isfinite()], self._values).all())
+
+
+@dataclass(frozen=True, repr=False)
+class Codebook(TableFormat):
+    """Any ascending list of finite values.
+
+    The values are fp32 numbers: 0.1 stands for the float32 nearest to it. Rounding to nearest
+    takes the closer value, ties go to the even code; what happens to NaN, infinities and -0 is the
+    same for all lists, see ``TableFormat``.
+
+    Args:
+        values: numbers in ascending order (a sequence or a tensor), at most 2**16.
+        name: what repr() says; no part of equality.
+
+    Raises:
+        ValueError: no values, or too many; NaN, an infinity or a number beyond fp32; an equal or
+            smaller value after another.
+
+    >>> Codebook([-1.0, 0.0, 0.5, 2.0])
+    Codebook(4 values from -1 to 2)
+    >>> Codebook(torch.arange(16.0)).bits
+    4
+    """
+
+    given: tuple[float, ...]
+    name: str = field(default="", compare=False)
+
+    def __init__(self, values: Iterable[float] | Tensor, name: str = "") -> None:
+        listed = values.flatten().tolist() if isinstance(values, Tensor) else list(values)
+        if not 1 <= len(listed) <= 2**16:
+            raise ValueError(f"a codebook has 1 to {2**16} values, got {len(listed)}")
+        rounded: list[float] = []
+        for value in listed:
+            if not math.isfinite(value) or abs(single(value)) > CARRIER_MAX:
+                raise ValueError(f"the values of a codebook are finite fp32 numbers, got {value!r}")
+            if rounded and single(value) <= rounded[-1]:
+                what = "twice (in fp32)" if single(value) == rounded[-1] else f"after {rounded[-1]!r}"
+                raise ValueError(f"a codebook lists distinct values in ascending order, got {value!r} {what}")
+            rounded.append(single(value))
+        object.__setattr__(self, "given", tuple(rounded))
+        object.__setattr__(self, "name", name)
+
+    @cached_property
+    def table(self) -> Table:
+        return table_of(self.given)
+
+    @property
+    def bits(self) -> int:
+        """Width of one code."""
+        return max(len(self.table.values) - 1, 1).bit_length()
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(self.given)
+
+    def __hash__(self) -> int:  # formats are dictionary keys on hot paths, and tuples do not keep their hash
+        return self._hash
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Codebook, (self.given, self.name)
+
+    def __repr__(self) -> str:
+        return self.name or f"Codebook({len(self.given)} values from {self.min:g} to {self.max:g})"
+
+
+@dataclass(frozen=True, repr=False)
+class LogNumber(TableFormat):
+    """Logarithmic numbers: a sign and a fixed-point logarithm, +-base**((j - bias) / gamma).
+
+    j runs from 0 to 2**(bits - 1) - 1, or from 1 where j = 0 is given away for zero. Each value is
+    the float32 nearest to the power. Rounding to nearest is nearest in log2|x|, as in LNS-Madam
+    (arXiv 2106.13914): between neighbours a < b of one sign the border is the geometric mean
+    sqrt(a b), decided exactly. Zero is as far as half the smallest magnitude, and a format without
+    zero takes 0 to its smallest positive value. Stochastic rounding stays unbiased: linear in x.
+    The rest is as in ``TableFormat``; codes count the values in ascending order.
+
+    Args:
+        bits: width of a code with its sign, 2 to 16.
+        gamma: steps per factor of ``base``; 8 in LNS-Madam.
+        bias: the j that stands for 1.0; 2**(bits - 2), the middle, by default. LNS-Madam has 0.
+        zero: whether zero is a value.
+
+    Raises:
+        ValueError: parameters out of range, or values that are not distinct, normal fp32 numbers.
+
+    >>> LogNumber(4, gamma=1).values()[7:]
+    tensor([0.0000, 0.1250, 0.2500, 0.5000, 1.0000, 2.0000, 4.0000, 8.0000],
+           dtype=torch.float64)
+    """
+
+    bits: int
+    gamma: int = 8
+    base: float = 2.0
+    bias: int | None = None
+    zero: bool = True
+
+    def __post_init__(self) -> None:
+        check_int("bits", self.bits, 2, 16)
+        check_int("gamma", self.gamma, 1, 2**16)
+        if not 1 < self.base <= 2**16:
+            raise ValueError(f"base must be above 1 and up to 65536, got {self.base!r}")
+        if self.bias is None:
+            object.__setattr__(self, "bias", 2 ** (self.bits - 2))
+        assert self.bias is not None
+        check_int("bias", self.bias, -(2**20), 2**20)
+        first, last = int(self.zero), 2 ** (self.bits - 1) - 1
+        for j in (first, last):
+            exponent = (j - self.bias) / self.gamma * math.log2(self.base)
+            if not -126 <= exponent < 128:
+                raise ValueError(f"{self!r} reaches 2**{exponent:g}, fp32 normals span 2**-126 to 2**128")
+        positive = self._magnitudes()
+        if positive[-1] > CARRIER_MAX or any(a >= b for a, b in itertools.pairwise(positive)):
+            raise ValueError(f"{self!r} has values that are not distinct fp32 numbers; take a smaller gamma or range")
+
+    def _magnitudes(self) -> list[float]:
+        assert self.bias is not None
+        js = range(int(self.zero), 2 ** (self.bits - 1))
+        return [single(self.base ** ((j - self.bias) / self.gamma)) for j in js]
+
+    @cached_property
+    def table(self) -> Table:
+        positive = self._magnitudes()
+        return table_of((*(-v for v in reversed(positive)), *(0.0,) * self.zero, *positive), geometric=True)
+
+    def __repr__(self) -> str:
+        middle = self.bias == 2 ** (self.bits - 2)
+        default = dict(gamma=8, base=2.0, bias=self.bias if middle else None, zero=True)
+        shown = [f"{name}={getattr(self, name)!r}" for name, v in default.items() if getattr(self, name) != v]
+        return f"LogNumber({', '.join([f'bits={self.bits}', *shown])})"
+
+
+def single(x: float) -> float:
+    """``x`` rounded to the nearest float32, ties to even; in integers, whatever the machine flushes.
+
+    >>> single(0.1) == torch.tensor(0.1).item()
+    True
+    """
+    quantum = max(math.frexp(x)[1] - 24, -149)
+    return math.ldexp(round(math.ldexp(x, -quantum)), quantum)
+
+
+def _normal_float_4() -> Codebook:
+    """QLoRA's NF4 (arXiv 2305.14314, section 3): evenly spaced quantiles of N(0, 1), scaled to [-1, 1].
+
+    Seven negative values, zero and eight positive ones. The outermost probability 1 - delta is the
+    mean of those of 30 and 32 half-intervals, written with 7 digits in the authors' code, and the
+    spacing is that of float32.
+    """
+    outermost, quantile = 0.9677083, NormalDist().inv_cdf
+    positive = [quantile(p) for p in torch.linspace(outermost, 0.5, 9, device="cpu")[:-1].tolist()]
+    negative = [-quantile(p) for p in torch.linspace(outermost, 0.5, 8, device="cpu")[:-1].tolist()]
+    values = torch.tensor([*negative, 0.0, *reversed(positive)], device="cpu")
+    return Codebook(values / values.max(), "NF4")
+
+
+def _dynamic_map(signed: bool, name: str) -> Codebook:
+    """The 8-bit dynamic tree map of arXiv 2110.02861, section 1.3.
+
+    After the sign, z zero bits scale by 10**-z, a one bit ends them, and the f bits left choose
+    among 2**f equal parts of [0.1, 1], each standing for its middle. The codes without a one bit are
+    0 and 1. Unsigned, the sign bit is one more for the fraction.
+    """
+    positive = []
+    for zeros in range(7):
+        parts = 2 ** (6 - zeros + (not signed))
+        positive += [(0.1 + 0.9 * (i + 0.5) / parts) * 10.0**-zeros for i in range(parts)]
+    negative = [-v for v in positive] if signed else []
+    return Codebook(sorted([*negative, 0.0, *positive, 1.0]), name)
+
+
+NF4 = _normal_float_4()
+DYNAMIC8 = _dynamic_map(signed=True, name="DYNAMIC8")
+UDYNAMIC8 = _dynamic_map(signed=False, name="UDYNAMIC8")
+# Radix 4, no mantissa (Sun et al., Ultra-low precision 4-bit training, NeurIPS 2020): 4**-3 .. 4**3,
+# borders halfway, as there.
+FP4_RADIX4 = Codebook(sorted(s * 4.0**k for s in (-1, 0, 1) for k in (range(-3, 4) if s else [0])), "FP4_RADIX4")

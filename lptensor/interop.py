@@ -1,0 +1,258 @@
+"""Other libraries' low-precision types: torch's small dtypes, ml_dtypes arrays, safetensors files."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lptensor.codes import decode, encode
+from lptensor.describe import describe, format_from
+from lptensor.extra import need
+from lptensor.formats import (
+    BF16,
+    E2M1,
+    E2M3,
+    E3M2,
+    E3M4,
+    E4M3,
+    E4M3B11FNUZ,
+    E4M3FNUZ,
+    E5M2,
+    E5M2FNUZ,
+    E8M0,
+    FP16,
+    FP32,
+    INT4,
+    INT8,
+    FixedPoint,
+    FloatingPoint,
+    Format,
+    ScalarFormat,
+)
+from lptensor.grid import Overflow
+from lptensor.packing import pack, unpack
+
+_TORCH: dict[ScalarFormat, torch.dtype] = {
+    FP32: torch.float32,
+    FP16: torch.float16,
+    BF16: torch.bfloat16,
+    E5M2: torch.float8_e5m2,
+    E4M3: torch.float8_e4m3fn,
+    E5M2FNUZ: torch.float8_e5m2fnuz,
+    E4M3FNUZ: torch.float8_e4m3fnuz,
+    E8M0: torch.float8_e8m0fnu,
+    INT8: torch.int8,
+    FixedPoint(8, 0, signed=False): torch.uint8,
+    FixedPoint(16, 0): torch.int16,
+}
+_NUMPY: dict[ScalarFormat, str] = {
+    FP32: "float32",
+    FP16: "float16",
+    BF16: "bfloat16",
+    E5M2: "float8_e5m2",
+    E4M3: "float8_e4m3fn",
+    FloatingPoint(4, 3): "float8_e4m3",
+    E5M2FNUZ: "float8_e5m2fnuz",
+    E4M3FNUZ: "float8_e4m3fnuz",
+    E4M3B11FNUZ: "float8_e4m3b11fnuz",
+    E3M4: "float8_e3m4",
+    E8M0: "float8_e8m0fnu",
+    E3M2: "float6_e3m2fn",
+    E2M3: "float6_e2m3fn",
+    E2M1: "float4_e2m1fn",
+    INT8: "int8",
+    INT4: "int4",
+    FixedPoint(8, 0, signed=False): "uint8",
+    FixedPoint(4, 0, signed=False): "uint4",
+    FixedPoint(16, 0): "int16",
+}
+# What other readers of safetensors files know, too.
+_FILED = (torch.float32, torch.float16, torch.bfloat16, torch.float8_e5m2, torch.float8_e4m3fn)
+_KEY = "lptensor"  # of the file's metadata
+
+
+def to_torch(x: Tensor, format: ScalarFormat) -> Tensor:
+    """``x`` in the torch dtype whose codes are the format's (float8_e4m3fn for E4M3, say), bit by bit.
+
+    Rounds to nearest, with the format's overflow, not that of torch's conversions. NaN becomes the
+    format's canonical code. ``from_torch`` is the inverse.
+
+    Raises:
+        ValueError: torch has no such dtype; the message lists what it has.
+
+    >>> to_torch(torch.tensor([1.1, 1000.0]), E4M3)
+    tensor([  1.1250, 448.0000], dtype=torch.float8_e4m3fn)
+    """
+    return encode(x, format).view(_counterpart(format, _TORCH, "torch", "dtype"))
+
+
+def from_torch(x: Tensor) -> Tensor:
+    """The values of a tensor of one of torch's small dtypes, as float32; ``format_of`` has its format.
+
+    >>> from_torch(torch.tensor([0.5, torch.inf], dtype=torch.float8_e5m2))
+    tensor([0.5000,    inf])
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"expected a tensor, got {type(x).__name__}; from_numpy() takes arrays")
+    format = format_of(x.dtype)
+    bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32}[x.dtype.itemsize]
+    return decode(x.detach().contiguous().view(bits), format)
+
+
+def to_numpy(x: Tensor, format: ScalarFormat) -> np.ndarray[Any, Any]:
+    """``x`` as an array of the ml_dtypes (or numpy) type whose codes are the format's, on the CPU.
+
+    Raises:
+        ImportError: ml_dtypes is not installed and numpy has no such type.
+        ValueError: there is no such type; the message lists those there are.
+
+    >>> to_numpy(torch.tensor([1.1, 1000.0]), E4M3).astype("float32").tolist()
+    [1.125, 448.0]
+    """
+    dtype = _numpy_dtype(_counterpart(format, _NUMPY, "ml_dtypes", "type"))
+    raw = encode(x, format).cpu().numpy()
+    if dtype.name == "int4":  # kept as a sign-extended byte
+        return raw.astype(np.int8).__lshift__(4).__rshift__(4).astype(dtype)
+    return raw.view(dtype)
+
+
+def from_numpy(array: np.ndarray[Any, Any]) -> Tensor:
+    """The values of an array of ml_dtypes' or numpy's small types, as float32; ``format_of`` has its format.
+
+    >>> import numpy
+    >>> from_numpy(numpy.array([0.5, numpy.inf], dtype="float16"))
+    tensor([0.5000,    inf])
+    """
+    if not isinstance(array, np.ndarray):
+        raise TypeError(f"expected a numpy array, got {type(array).__name__}; from_torch() takes tensors")
+    format = format_of(array.dtype)
+    size = array.dtype.itemsize
+    raw = array.copy(order="C").view({1: np.uint8, 2: np.int16, 4: np.int32}[size])
+    codes = torch.from_numpy(raw)
+    # the sub-byte types keep a code in a byte, the upper bits of which are not theirs
+    return decode(codes & 2**format.bits - 1 if size == 1 else codes, format)
+
+
+def format_of(dtype: torch.dtype | np.dtype[Any] | type) -> ScalarFormat:
+    """The format whose codes are those of a torch dtype, or of a type of numpy or ml_dtypes.
+
+    Raises:
+        ValueError: the type has no format here; the message lists those that have.
+
+    >>> format_of(torch.bfloat16)
+    FloatingPoint(exp=8, man=7)
+    """
+    if isinstance(dtype, torch.dtype):
+        found = {known: format for format, known in _TORCH.items()}.get(dtype)
+        names = [str(known) for known in _TORCH.values()]
+    else:
+        found = {known: format for format, known in _NUMPY.items()}.get(np.dtype(dtype).name)
+        names = list(_NUMPY.values())
+    if found is None:
+        raise ValueError(f"{dtype} has no format; known: {', '.join(names)}")
+    return found
+
+
+def save_file(
+    tensors: Mapping[str, Tensor],
+    path: str | os.PathLike[str],
+    formats: Format | Mapping[str, Format | None],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write tensors as codes to a safetensors file, the formats in its metadata.
+
+    Formats that other readers know (FP32, FP16, BF16, E5M2, E4M3) are stored under their dtype; codes
+    of fewer than 8 bits are packed without gaps; all others are integers.
+
+    Args:
+        formats: one for all tensors, or one by name; a tensor whose format is None or missing is
+            stored as it is. Values that a format lacks are rounded to nearest.
+
+    Raises:
+        ImportError: safetensors is not installed.
+        ValueError: a format without a tensor; NaN in a format without a code for it.
+    """
+    safetensors = need("safetensors.torch")
+    by_name = dict.fromkeys(tensors, formats) if isinstance(formats, Format) else dict(formats)
+    unknown = [name for name in by_name if name not in tensors]
+    if unknown:
+        raise ValueError(f"formats are given for {unknown}, the tensors are {list(tensors)}")
+    stored, entries = {}, {}
+    for name, x in tensors.items():
+        format = by_name.get(name)
+        stored[name] = x.contiguous() if format is None else _filed(x, format)
+        if format is not None:
+            entries[name] = {"format": describe(format), "shape": list(x.shape)}
+    safetensors.save_file(stored, path, {**(metadata or {}), _KEY: json.dumps(entries)})
+
+
+def load_file(path: str | os.PathLike[str], device: str = "cpu") -> tuple[dict[str, Tensor], dict[str, Format]]:
+    """The tensors of a safetensors file, codes decoded to float32, and the formats of those that have one.
+
+    Files that ``save_file`` did not write are read, too: their tensors come as they are.
+
+    Raises:
+        ImportError: safetensors is not installed.
+        ValueError: a format that this version of lptensor does not know.
+    """
+    tensors, formats = {}, {}
+    with need("safetensors").safe_open(path, framework="pt", device=device) as file:
+        entries = json.loads((file.metadata() or {}).get(_KEY, "{}"))
+        for name in file.keys():  # noqa: SIM118 (a reader, not a dict)
+            stored = file.get_tensor(name)
+            if name not in entries:
+                tensors[name] = stored
+                continue
+            formats[name] = format = format_from(entries[name]["format"])
+            tensors[name] = _unfiled(stored, format, entries[name]["shape"])
+    return tensors, formats
+
+
+def _filed(x: Tensor, format: Format) -> Tensor:
+    codes = encode(x, format)
+    native = _lookup(format, _TORCH)
+    if native in _FILED:
+        return codes.view(native).contiguous()
+    bits: int = format.bits  # type: ignore[attr-defined]  # encode() has asked for it
+    return pack(codes, bits) if bits < 8 else codes.contiguous()
+
+
+def _unfiled(stored: Tensor, format: Format, shape: list[int]) -> Tensor:
+    if stored.is_floating_point():
+        return from_torch(stored)
+    bits: int = format.bits  # type: ignore[attr-defined]
+    return decode(unpack(stored, bits, shape) if bits < 8 else stored, format)
+
+
+def _lookup(format: Format, table: Mapping[ScalarFormat, Any]) -> Any:
+    """The entry of the format with the same codes: what overflows where does not matter."""
+    if not isinstance(format, ScalarFormat):
+        return None
+    return next((entry for known, entry in table.items() if _codes_of(known) == _codes_of(format)), None)
+
+
+def _codes_of(format: ScalarFormat) -> object:
+    return format.layout, format.grid._replace(overflow=Overflow.INF)
+
+
+def _counterpart(format: ScalarFormat, table: Mapping[ScalarFormat, Any], library: str, what: str) -> Any:
+    found = _lookup(format, table)
+    if found is None:
+        names = ", ".join(str(entry) for entry in table.values())
+        raise ValueError(
+            f"{library} has no {what} with the codes of {format!r}; it has {names}; encode() gives integers"
+        )
+    return found
+
+
+def _numpy_dtype(name: str) -> np.dtype[Any]:
+    if name in ("float32", "float16", "int8", "uint8", "int16"):
+        return np.dtype(name)
+    dtype: np.dtype[Any] = np.dtype(getattr(need("ml_dtypes"), name))
+    return dtype

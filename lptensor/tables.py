@@ -1,0 +1,113 @@
+"""Lowering of codebooks: where, on a carrier, each rounding mode steps from one value to the next.
+
+Rounding to a finite set in a deterministic mode is a monotone step function. So all that a kernel
+needs of values and mode is, for each pair of neighbours, the first float that rounds to the upper
+one. Floats are counted by keys here: their bits as integers in the order of the values, -magnitude
+below zero and 0 for both zeros. Everything is integer arithmetic, exact by construction.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lptensor.rounding import Mode
+
+# Stored mantissa bits and smallest normal exponent: IEEE 754-2019 table 3.5.
+_CARRIERS = {torch.float32: (23, -126), torch.float64: (52, -1022)}
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """What a kernel gets of a codebook: ascending values that fp32 holds; compared by identity.
+
+    ``geometric`` takes the point where "nearest" changes between two values of one sign to be their
+    geometric mean, the midpoint of the logarithms, instead of the arithmetic one.
+    """
+
+    values: tuple[float, ...]
+    geometric: bool = False
+
+
+table_of = functools.lru_cache(maxsize=256)(Table)  # one object for equal values: what is derived is kept by identity
+
+
+@functools.lru_cache(maxsize=256)
+def keys(table: Table, dtype: torch.dtype) -> Tensor:
+    """The keys of the values, int64.
+
+    >>> keys(Table((-1.0, 0.0, 1.0)), torch.float32).tolist() == [-0x3F800000, 0, 0x3F800000]
+    True
+    """
+    return torch.tensor([_key(v * v, v < 0, dtype)[0] for v in _units(table)], dtype=torch.int64, device="cpu")
+
+
+@functools.lru_cache(maxsize=256)
+def steps(table: Table, mode: Mode, dtype: torch.dtype) -> Tensor:
+    """The key of the first float that rounds to value i + 1 rather than to value i, for each i.
+
+    "even" and "odd" are the parity of i, the value's code. Stochastic rounding starts from the lower
+    neighbour, so its steps are those of rounding down. Toward zero, a number between the two values
+    around a missing zero keeps its sign.
+    """
+    at, values = keys(table, dtype), torch.tensor(table.values, dtype=torch.float64, device="cpu")
+    low, high = values[:-1], values[1:]
+    reached, passed = at[1:], at[:-1] + 1  # x >= high; x > low
+    odd = torch.arange(len(low), device="cpu") % 2 == 1
+    match mode:
+        case Mode.NEAREST:
+            middle, tie = _midpoints(table, dtype)
+            return middle + (tie & ~odd)
+        case Mode.NEAREST_AWAY:
+            middle, tie = _midpoints(table, dtype)
+            return middle + (tie & (-low > high))
+        case Mode.TOWARD_ZERO:
+            return torch.where(low >= 0, reached, torch.where(high <= 0, passed, 0))
+        case Mode.UP:
+            return passed
+        case Mode.ODD:
+            return torch.where(odd, reached, passed)
+        case _:  # down, and stochastic
+            return reached
+
+
+@functools.lru_cache(maxsize=64)
+def _midpoints(table: Table, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """For each pair the first key at or above the midpoint, and whether that is the midpoint itself."""
+    found, exact = [], []
+    for low, high in itertools.pairwise(_units(table)):
+        middle = low + high >> 1
+        key, hit = _key(low * high if table.geometric and low * high > 0 else middle * middle, middle < 0, dtype)
+        found.append(key + (not hit and middle > 0))
+        exact.append(hit)
+    return (
+        torch.tensor(found, dtype=torch.int64, device="cpu"),
+        torch.tensor(exact, dtype=torch.bool, device="cpu"),
+    )
+
+
+def _units(table: Table) -> list[int]:
+    """The values as even multiples of 2**-150, half the smallest fp32."""
+    return [int(math.ldexp(v, 150)) for v in table.values]
+
+
+def _key(square: int, negative: bool, dtype: torch.dtype) -> tuple[int, bool]:
+    """The key of the float next to a root, on the side of zero, and whether it is the root.
+
+    A number is given by its sign and its square in units of 2**-300, so that arithmetic and
+    geometric means go one way.
+    """
+    if square == 0:
+        return 0, True
+    mantissa, emin = _CARRIERS[dtype]
+    exponent = (square.bit_length() - 1) // 2 - 150
+    unit = max(exponent, emin) - mantissa  # the spacing of the floats there is 2**unit
+    shift = 2 * (unit + 150)
+    whole = math.isqrt(square >> shift if shift > 0 else square << -shift)
+    magnitude = (unit - emin + mantissa << mantissa) + whole
+    return -magnitude if negative else magnitude, whole * whole << max(shift, 0) == square << max(-shift, 0)

@@ -1,0 +1,203 @@
+"""Exchange with torch's small dtypes, ml_dtypes and safetensors."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors
+import safetensors.torch
+import torch
+
+from lptensor.codes import code_dtype, decode, encode
+from lptensor.describe import describe, format_from
+from lptensor.formats import (
+    BF16,
+    E2M1,
+    E3M2,
+    E4M3,
+    E4M3FNUZ,
+    E5M2,
+    E8M0,
+    FP16,
+    FP32,
+    INT4,
+    INT8,
+    FixedPoint,
+    FloatingPoint,
+    Format,
+    ScalarFormat,
+)
+from lptensor.interop import (
+    _NUMPY,
+    _TORCH,
+    format_of,
+    from_numpy,
+    from_torch,
+    load_file,
+    save_file,
+    to_numpy,
+    to_torch,
+)
+from lptensor.ops import round as round_to
+from lptensor.p3109 import P3109
+
+
+def values_of(format: ScalarFormat) -> torch.Tensor:
+    """Every value (a sample of 32 bits' worth), without NaN, which has many codes in some types."""
+    if format.bits > 16:
+        codes = torch.randint(-(2**31), 2**31, (5000,)).to(torch.int32)
+    else:
+        codes = torch.arange(2**format.bits).to(code_dtype(format.bits))
+    values = decode(codes, format)
+    return values[~values.isnan()]
+
+
+@pytest.mark.parametrize(("format", "dtype"), _TORCH.items(), ids=str)
+def test_torch_types_hold_the_same_values_in_the_same_bits(format: ScalarFormat, dtype: torch.dtype) -> None:
+    values = values_of(format)
+    native = to_torch(values, format)
+    assert native.dtype == dtype
+    assert torch.equal(native.float(), values) and torch.equal(native.float().signbit(), values.signbit())
+    assert torch.equal(from_torch(native), values)
+    if dtype not in (torch.float8_e8m0fnu, torch.int8, torch.uint8, torch.int16):
+        expected = values.to(dtype)  # exact: torch's own conversion of values that the type has
+        assert torch.equal(native.view(torch.uint8), expected.view(torch.uint8))
+
+
+@pytest.mark.parametrize(("format", "name"), _NUMPY.items(), ids=str)
+def test_arrays_hold_the_same_values_in_the_same_bits(format: ScalarFormat, name: str) -> None:
+    values = values_of(format)
+    array = to_numpy(values, format)
+    dtype = np.dtype(getattr(ml_dtypes, name, name))
+    assert array.dtype == dtype and format_of(dtype) == format
+    assert np.array_equal(array.astype(np.float32), values.numpy())
+    assert array.tobytes() == values.numpy().astype(dtype).tobytes()
+    assert torch.equal(from_numpy(array), values)
+    assert torch.equal(from_numpy(array[::-2]), values.flip(0)[::2])
+
+
+def test_nan_goes_through() -> None:
+    for format in (E4M3, E5M2, BF16, FP16, FP32, E8M0, E4M3FNUZ):
+        x = torch.tensor([torch.nan, 1.0])
+        assert to_torch(x, format).float().isnan().tolist() == [True, False]
+        assert from_numpy(to_numpy(x, format)).isnan().tolist() == [True, False]
+
+
+def test_the_formats_overflow_holds_not_torchs() -> None:
+    x = torch.tensor([1e6])
+    assert to_torch(x, E4M3).float().item() == 448
+    assert to_torch(x, FloatingPoint(4, 3, specials="fn")).float().isnan().all()
+    assert to_torch(x, FloatingPoint(5, 2, overflow="saturate")).float().item() == 57344
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (2, 3)])
+def test_shapes_are_kept(shape: tuple[int, ...]) -> None:
+    x = torch.ones(shape)
+    assert from_torch(to_torch(x, E4M3)).shape == from_numpy(to_numpy(x, E4M3)).shape == shape
+
+
+FORMATS: list[Format] = [
+    FP32,
+    BF16,
+    E4M3,
+    E5M2,
+    E4M3FNUZ,
+    E3M2,
+    E2M1,
+    INT4,
+    INT8,
+    FixedPoint(5, 2),
+    FixedPoint(12, 6),
+    FixedPoint(20, 10),
+    FloatingPoint(6, 9),
+    P3109(8, 3),
+    P3109(5, 2, extended=False, overflow="saturate"),
+]
+
+
+@pytest.mark.parametrize("format", FORMATS, ids=repr)
+def test_files_give_back_values_and_formats(format: Format, tmp_path: Path) -> None:
+    x = torch.randn(3, 7).t() * 3
+    path = tmp_path / "x.safetensors"
+    save_file({"weight": x, "count": torch.tensor([3])}, path, {"weight": format}, metadata={"by": "a test"})
+    tensors, formats = load_file(path)
+    assert torch.equal(tensors["weight"], round_to(x, format)) and formats == {"weight": format}
+    assert torch.equal(tensors["count"], torch.tensor([3]))
+    with safetensors.safe_open(path, framework="pt") as file:
+        assert file.metadata()["by"] == "a test"
+        stored = file.get_tensor("weight")
+    bits = format.bits  # type: ignore[attr-defined]
+    assert stored.nbytes == (-(-x.numel() * bits // 8) if bits < 8 else x.numel() * code_dtype(bits).itemsize)
+
+
+def test_other_readers_see_the_types_they_know(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    save_file({"x": torch.tensor([1.1, -3.0])}, path, E4M3)
+    plain = safetensors.torch.load_file(path)["x"]
+    assert plain.dtype == torch.float8_e4m3fn and plain.float().tolist() == [1.125, -3.0]
+
+
+def test_files_of_others_are_read_as_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    safetensors.torch.save_file({"x": torch.ones(2)}, path)
+    tensors, formats = load_file(path)
+    assert tensors["x"].tolist() == [1.0, 1.0] and formats == {}
+
+
+@pytest.mark.parametrize("format", FORMATS, ids=repr)
+def test_a_description_is_plain_data(format: Format) -> None:
+    assert format_from(json.loads(json.dumps(describe(format)))) == format
+
+
+@pytest.mark.parametrize(
+    ("description", "words"),
+    [
+        ({"type": "Path"}, "unknown format 'Path'; this version of lptensor knows .*FixedPoint"),
+        ({"exp": 4}, "a dict with its type, got {'exp': 4}"),
+        ({"type": "FixedPoint", "width": 4}, "FixedPoint takes no such description"),
+    ],
+)
+def test_bad_descriptions_are_named(description: dict[str, object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        format_from(description)
+
+
+def test_what_has_no_counterpart_is_named() -> None:
+    x = torch.ones(2)
+    with pytest.raises(ValueError, match=r"torch has no dtype with the codes of FloatingPoint\(exp=3, man=4\).*encode"):
+        to_torch(x, FloatingPoint(3, 4))
+    with pytest.raises(ValueError, match="ml_dtypes has no type with the codes of P3109"):
+        to_numpy(x, P3109(8, 3))
+    with pytest.raises(ValueError, match="torch.complex64 has no format; known: torch.float32"):
+        from_torch(x.to(torch.complex64))
+    with pytest.raises(ValueError, match="int64 has no format; known: float32"):
+        from_numpy(np.zeros(2, np.int64))
+    with pytest.raises(ValueError, match=r"formats are given for \['y'\], the tensors are \['x'\]"):
+        save_file({"x": x}, "unused", {"y": E4M3})
+    with pytest.raises(TypeError, match="expected a tensor, got ndarray; from_numpy"):
+        from_torch(np.zeros(2))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("module", "call"),
+    [
+        ("ml_dtypes", lambda: to_numpy(torch.ones(2), E4M3)),
+        ("safetensors.torch", lambda: save_file({"x": torch.ones(2)}, "unused", E4M3)),
+        ("safetensors", lambda: load_file("unused")),
+    ],
+)
+def test_missing_packages_are_named(module: str, call: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match=rf"needs {module.split('.')[0]}, .*: pip install 'lptensor\[interop\]'$"):
+        call()  # type: ignore[operator]
+    assert to_numpy(torch.ones(1), FP16).dtype == np.float16
+
+
+def test_encode_of_a_native_tensor_is_its_bytes() -> None:
+    x = torch.randn(100)
+    assert torch.equal(encode(x, BF16), x.bfloat16().view(torch.int16))

@@ -1,0 +1,140 @@
+"""next and ulp, against the sorted list of a format's values."""
+
+from __future__ import annotations
+
+import bisect
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from lptensor.blocks import BlockFloatingPoint
+from lptensor.formats import (
+    BF16,
+    E2M1,
+    E4M3,
+    E4M3FNUZ,
+    E5M2,
+    E8M0,
+    FP16,
+    FP32,
+    FixedPoint,
+    FloatingPoint,
+    ScalarFormat,
+)
+from lptensor.neighbours import next, ulp
+from lptensor.p3109 import P3109
+
+FORMATS = [
+    E4M3,
+    E5M2,
+    E4M3FNUZ,
+    E2M1,
+    E8M0,
+    FloatingPoint(4, 3, subnormals=False),
+    FloatingPoint(4, 3, subnormals="flush"),
+    FloatingPoint(4, 3, signed=False),
+    FloatingPoint(1, 4, specials="none"),
+    FixedPoint(8, 4),
+    FixedPoint(6, -3, symmetric=True),
+    FixedPoint(6, 2, signed=False),
+    P3109(8, 1),
+    P3109(8, 3, extended=False),
+    P3109(6, 6),
+]
+every_format = pytest.mark.parametrize("format", FORMATS, ids=repr)
+
+
+def probes(values: list[float]) -> torch.Tensor:
+    """Every value, its neighbours in float64, and points between."""
+    v = torch.tensor(values, dtype=torch.float64)
+    inf = torch.tensor(math.inf, dtype=torch.float64)
+    return torch.cat([v, v.nextafter(inf), v.nextafter(-inf), (v[1:] + v[:-1]) / 2, torch.tensor([-1e300, 1e300])])
+
+
+@every_format
+def test_next_is_the_nearest_value_on_the_other_side(format: ScalarFormat) -> None:
+    values = format.values().tolist()
+    x = probes(values)
+    x = x[(x < values[-1]) & (x > values[0])]
+    above = [values[bisect.bisect_right(values, v)] for v in x.tolist()]
+    below = [values[bisect.bisect_left(values, v) - 1] for v in x.tolist()]
+    assert next(x, format).tolist() == above
+    assert next(x, format, up=False).tolist() == below
+
+
+@every_format
+def test_next_walks_through_all_values(format: ScalarFormat) -> None:
+    values = format.values()
+    assert torch.equal(next(values[:-1], format), values[1:])
+    assert torch.equal(next(values[1:], format, up=False), values[:-1])
+
+
+@every_format
+def test_from_beyond_the_ends_next_comes_to_the_end(format: ScalarFormat) -> None:
+    values = format.values().tolist()
+    low = torch.tensor([-math.inf, values[0] - (1e-9 * abs(values[0]) or 1)], dtype=torch.float64)
+    high = torch.tensor([values[-1] * (1 + 1e-9)], dtype=torch.float64)
+    assert next(low, format).tolist() == [values[0]] * 2
+    assert next(high, format, up=False).tolist() == [values[-1]]
+
+
+def test_past_the_largest_value_comes_what_overflow_gives() -> None:
+    assert next(torch.tensor([57344.0]), E5M2).item() == math.inf
+    assert next(torch.tensor([448.0]), E4M3).item() == 448
+    assert next(torch.tensor([240.0]), E4M3FNUZ).isnan().all()
+    assert next(torch.tensor([math.inf]), E5M2).item() == math.inf
+    assert next(torch.tensor([math.inf]), E5M2, up=False).item() == 57344
+    assert next(torch.tensor([-57344.0]), E5M2, up=False).item() == -math.inf
+
+
+def test_next_to_zero_keeps_the_sign_where_there_is_a_negative_zero() -> None:
+    assert math.copysign(1, next(torch.tensor([-(2.0**-9)]), E4M3).item()) == -1
+    assert math.copysign(1, next(torch.tensor([-(2.0**-10)]), E4M3FNUZ).item()) == 1
+    assert next(torch.tensor([0.0, -0.0]), E4M3).tolist() == [2.0**-9] * 2
+
+
+@pytest.mark.parametrize(("format", "dtype"), [(FP32, torch.float32), (FP16, torch.float16), (BF16, torch.bfloat16)])
+@pytest.mark.parametrize("up", [True, False])
+def test_next_is_torchs_nextafter(format: ScalarFormat, dtype: torch.dtype, up: bool) -> None:
+    bits = {2: torch.int16, 4: torch.int32}[dtype.itemsize]
+    x = torch.randint(-(2**31), 2**31, (20000,)).to(bits).view(dtype)
+    x = x[~x.isnan()]
+    toward = torch.tensor(math.inf if up else -math.inf)
+    if dtype != torch.float16:  # torch has none for half
+        expected = x.nextafter(toward.to(dtype)).float()
+    else:
+        with np.errstate(over="ignore"):
+            expected = torch.from_numpy(np.nextafter(x.numpy(), toward.half().numpy())).float()
+    assert torch.equal(next(x.float(), format, up), expected)
+
+
+@every_format
+def test_ulp_is_the_distance_to_the_next_value_in_magnitude(format: ScalarFormat) -> None:
+    values = [v for v in format.values().tolist() if v >= 0]
+    for low, high in zip(values[:-1], values[1:], strict=True):
+        inside = torch.tensor([low, low + (high - low) / 3], dtype=torch.float64)
+        assert ulp(inside, format).tolist() == [high - low] * 2, (low, high)
+        assert ulp(-inside, format).tolist() == [high - low] * 2
+
+
+def test_ulp_beyond_the_ends() -> None:
+    assert ulp(torch.tensor([1e9, math.inf, -math.inf]), E4M3).tolist() == [32, math.inf, math.inf]
+    assert ulp(torch.tensor([math.nan]), E4M3).isnan().all()
+    assert ulp(torch.tensor([0.0, 2.0**-140]), FP32).tolist() == [2.0**-149] * 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_shape_and_dtype_are_kept(dtype: torch.dtype) -> None:
+    x = torch.randn(3, 4, dtype=dtype).t()
+    for y in (next(x, E4M3), ulp(x, E4M3)):
+        assert y.shape == x.shape and y.dtype == dtype
+    assert next(torch.tensor(math.nan, dtype=dtype), E4M3).isnan()
+
+
+def test_bad_input_is_named() -> None:
+    with pytest.raises(TypeError, match="expected a tensor, got float"):
+        next(1.0, E4M3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="expected a scalar format, got BlockFloatingPoint"):
+        ulp(torch.ones(2), BlockFloatingPoint(8))  # type: ignore[arg-type]

@@ -1,0 +1,60 @@
+"""Packing without gaps."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, strategies as st
+
+from lptensor.codes import encode
+from lptensor.formats import E2M3, E3M2, FixedPoint
+from lptensor.packing import pack, packed_bytes, unpack
+
+lists_of_codes = st.integers(1, 8).flatmap(
+    lambda bits: st.tuples(st.just(bits), st.lists(st.integers(0, 2**bits - 1), max_size=70))
+)
+
+
+@given(lists_of_codes)
+def test_the_bits_are_one_number_with_the_first_code_lowest(case: tuple[int, list[int]]) -> None:
+    bits, codes = case
+    number = sum(code << i * bits for i, code in enumerate(codes))
+    packed = pack(torch.tensor(codes, dtype=torch.uint8), bits)
+    assert bytes(packed.tolist()) == number.to_bytes(packed_bytes(len(codes), bits), "little")
+
+
+@given(lists_of_codes, st.sampled_from([torch.uint8, torch.int16, torch.int64]))
+def test_unpacking_gives_the_codes_back(case: tuple[int, list[int]], dtype: torch.dtype) -> None:
+    bits, codes = case
+    packed = pack(torch.tensor(codes, dtype=torch.int64).to(dtype), bits)
+    assert unpack(packed, bits, len(codes)).tolist() == codes
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 1000])
+def test_memory_is_what_the_bits_take_rounded_up_to_a_byte(bits: int, count: int) -> None:
+    packed = pack(torch.zeros(count, dtype=torch.uint8), bits)
+    assert packed.numel() == packed_bytes(count, bits) == (count * bits + 7) // 8
+    assert packed.dtype == torch.uint8
+
+
+@pytest.mark.parametrize("format", [FixedPoint(3, 0), FixedPoint(5, 2), E3M2, E2M3, FixedPoint(7, 3)], ids=repr)
+def test_codes_of_a_tensor_keep_their_places(format: FixedPoint) -> None:
+    codes = encode(torch.randn(3, 5, 7).transpose(0, 2), format)
+    assert torch.equal(unpack(pack(codes, format.bits), format.bits, codes.shape), codes)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda: pack(torch.tensor([3, 8]), 3), ValueError, "codes of 3 bits are 0 to 7, got 8"),
+        (lambda: pack(torch.tensor([-1]), 3), ValueError, "got -1"),
+        (lambda: pack(torch.tensor([1]), 9), ValueError, "bits must be from 1 to 8, got 9"),
+        (lambda: pack(torch.tensor([1.0]), 3), TypeError, "tensor of integers, got torch.float32"),
+        (lambda: unpack(torch.zeros(3, dtype=torch.uint8), 3, 9), ValueError, r"shape \(9,\) take 4 bytes, got 3"),
+        (lambda: unpack(torch.zeros(3), 3, 8), TypeError, "uint8 tensor, got torch.float32"),
+    ],
+)
+def test_bad_input_is_named(call: object, error: type, words: str) -> None:
+    with pytest.raises(error, match=words):
+        call()  # type: ignore[operator]

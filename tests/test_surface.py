@@ -1,0 +1,255 @@
+"""What an LPTensor shows to Python: printing, numpy, indexing, copies, files, processes."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import weakref
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from low import is_low, rounded, same, values
+from lptensor import BF16, E4M3, E5M2, Arithmetic, LPTensor
+
+
+def low(*shape: int, format: Any = E4M3) -> LPTensor:
+    made: LPTensor = torch.randn(*shape).to_lp(format)  # type: ignore[attr-defined]
+    return made
+
+
+# -- printing ----------------------------------------------------------------------------------------
+
+
+def test_repr_shows_values_format_and_rounding() -> None:
+    x = torch.tensor([0.5, -2.0]).to_lp(E4M3, "stochastic")
+    assert repr(x) == f"LPTensor([ 0.5000, -2.0000], format={E4M3!r}, rounding='stochastic')"
+
+
+def test_repr_shows_the_backward_format_and_the_graph() -> None:
+    x = torch.ones(1).to_lp(Arithmetic(E4M3, backward=E5M2)).requires_grad_()
+    assert f"backward={E5M2!r}" in repr(x) and "requires_grad=True" in repr(x)
+    assert "grad_fn=<SinBackward0>" in repr(x.sin())
+    x.sin().sum().backward()
+    assert f"format={E5M2!r}" in repr(x.grad)
+
+
+def test_the_rows_of_a_matrix_stand_under_each_other() -> None:
+    shown = repr(low(3, 3)).splitlines()
+    assert len(shown) == 3 and all(len(line) - len(line.lstrip()) == len("LPTensor([") for line in shown[1:])
+
+
+def test_empty_scalar_and_meta_tensors_print() -> None:
+    assert repr(low(0)).startswith("LPTensor([], ")
+    assert repr(torch.tensor(0.5).to_lp(E4M3)).startswith("LPTensor(0.5000, ")
+    assert "meta" in repr(low(2).to("meta"))
+
+
+def test_a_format_spec_formats_the_number() -> None:
+    x = torch.tensor([0.5, 1.0]).to_lp(E4M3)
+    assert f"{x[0]:.3f} {x.sum():>5.1f}" == "0.500   1.5"
+
+
+# -- numbers -----------------------------------------------------------------------------------------
+
+
+def test_conversions_to_python_give_the_values() -> None:
+    x = low(2, 3)
+    assert x.tolist() == values(x).tolist()
+    assert x[0, 0].item() == float(x[0, 0]) == values(x)[0, 0].item()
+    assert bool(x[0, 0]) and len(x) == 2 and int(torch.tensor(3.0).to_lp(E4M3)) == 3
+
+
+def test_numpy_gets_a_copy() -> None:
+    x = low(4)
+    before = values(x).clone()
+    for array in (x.numpy(), np.asarray(x), np.array(x)):
+        assert np.array_equal(array, before.numpy())
+        array[0] = 0.1
+        assert same(x, before)
+    assert np.asarray(x, dtype=np.float64).dtype == np.float64
+
+
+def test_numpy_functions_give_plain_tensors() -> None:
+    x = low(4)
+    assert type(np.sin(x)) is Tensor and np.allclose(np.sin(x), np.sin(values(x).numpy()))
+    assert np.allclose(np.dot(x, x), values(x).numpy() @ values(x).numpy())
+
+
+def test_an_array_that_shares_memory_is_refused() -> None:
+    with pytest.raises(ValueError, match="copy"):
+        np.array(low(4), copy=False)
+
+
+def test_numpy_of_a_tensor_with_a_graph_is_refused() -> None:
+    x = low(4).requires_grad_()
+    with pytest.raises(RuntimeError, match="detach"):
+        x.numpy()
+    assert np.array_equal(x.numpy(force=True), values(x).numpy())
+
+
+def test_comparison_gives_plain_booleans() -> None:
+    x = low(4)
+    assert type(x == x) is Tensor and (x == x).all() and (x == values(x)).all() and not (x != x).any()
+    assert 7.0 not in x and x[0] in x
+    torch.testing.assert_close(x, x.clone())
+
+
+def test_iteration_and_indexing_give_low_precision() -> None:
+    x = low(3, 4)
+    picks = [*x, x[1], x[:, 2], x[..., None], x[[0, 2]], x[x > 0], x[torch.tensor(1)], x[0:2, ::2]]
+    assert all(is_low(t, E4M3) for t in picks)
+
+
+def test_assignment_of_every_kind_stays_on_the_grid() -> None:
+    x = low(4, 4)
+    x[0] = 0.1
+    x[:, 1] = torch.full((4,), 0.3)
+    x[x > 1] = 1.7
+    x[[2, 3]] = low(2, 4, format=BF16)
+    x[3, 3] = low(1, format=E5M2)[0]
+    assert is_low(x, E4M3)
+
+
+def test_stack_makes_one_tensor_of_several() -> None:
+    x = low(3)
+    assert is_low(torch.stack(list(x)), E4M3) and same(torch.stack(list(x)), x)
+
+
+def test_hash_and_weak_references_go_by_identity() -> None:
+    x = low(3)
+    assert {x: 1}[x] == 1 and x.clone() not in {x: 1} and weakref.ref(x)() is x
+
+
+# -- data, device, dtype -----------------------------------------------------------------------------
+
+
+def test_setting_data_rounds_and_keeps_the_object() -> None:
+    p = nn.Parameter(torch.zeros(5)).to_lp(E4M3).detach().requires_grad_()
+    new = torch.randn(5)
+    p.data = new
+    assert p.requires_grad and is_low(p, E4M3) and same(p, rounded(new, E4M3))
+
+
+def test_writes_through_data_reach_the_tensor() -> None:
+    x = low(5).requires_grad_()
+    x.data.mul_(0.3)
+    x.data[0] = 0.1
+    assert is_low(x, E4M3) and x[0].item() == rounded(torch.tensor(0.1), E4M3).item()
+
+
+@pytest.mark.parametrize("bad", [torch.zeros(4), torch.zeros(5, 1), 3.0])
+def test_data_of_another_shape_is_refused_and_changes_nothing(bad: Any) -> None:
+    x = low(5)
+    before = values(x).clone()
+    with pytest.raises(ValueError, match=r"\(5,\)"):
+        x.data = bad
+    assert same(x, before)
+
+
+def test_moves_between_devices_and_layouts_keep_the_format() -> None:
+    x = low(1, 2, 3, 4)
+    meta = x.to("meta")
+    assert isinstance(meta, LPTensor) and meta.format == E4M3 and meta.shape == x.shape and meta.is_meta
+    last = x.to(memory_format=torch.channels_last)
+    assert is_low(last, E4M3) and last.stride() == values(last).stride()
+    for same_dtype in (x.to(torch.float32), x.float(), x.cpu(), x.contiguous()):
+        assert is_low(same_dtype, E4M3)
+
+
+def test_ops_on_meta_tensors_keep_the_format() -> None:
+    y = low(2, 3).to("meta") @ low(3, 4).to("meta")
+    assert isinstance(y, LPTensor) and y.shape == (2, 4) and y.format == E4M3
+
+
+# -- copies, files, processes ------------------------------------------------------------------------
+
+
+def assert_twin(a: Any, b: Any) -> None:
+    assert type(a) is type(b) is LPTensor and same(a, b) and a.arithmetic == b.arithmetic
+    assert a._gradient == b._gradient and a.requires_grad == b.requires_grad
+
+
+def saved(x: Any, **how: Any) -> Any:
+    file = io.BytesIO()
+    torch.save(x, file)
+    file.seek(0)
+    return torch.load(file, **how)
+
+
+COPIES = [
+    copy.copy,
+    copy.deepcopy,
+    lambda x: pickle.loads(pickle.dumps(x)),
+    lambda x: saved(x, weights_only=True),
+    lambda x: saved(x, weights_only=False),
+]
+
+
+@pytest.mark.parametrize("make", COPIES)
+@pytest.mark.parametrize("grad", [False, True])
+def test_copies_are_twins(make: Any, grad: bool) -> None:
+    x = torch.randn(3, 4).to_lp(Arithmetic(E4M3, E5M2, "stochastic")).requires_grad_(grad)
+    assert_twin(make(x), x)
+
+
+@pytest.mark.parametrize("make", COPIES)
+def test_a_copied_gradient_is_still_one(make: Any) -> None:
+    x = torch.randn(3).to_lp(Arithmetic(BF16, backward=E5M2)).requires_grad_()
+    (x * 2).sum().backward()
+    assert_twin(make(x.grad), x.grad)
+
+
+def test_a_deep_copy_takes_the_gradient_along_and_shares_nothing() -> None:
+    x = low(3).requires_grad_()
+    (x * 2).sum().backward()
+    y = copy.deepcopy(x)
+    assert_twin(y.grad, x.grad)
+    y.data.zero_()
+    assert values(x).any()
+
+
+def test_deep_copy_of_a_result_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="detach"):
+        copy.deepcopy(low(3).requires_grad_() * 2)
+
+
+def test_views_still_share_memory_when_loaded_together() -> None:
+    x = low(6)
+    a, b = saved({"a": x, "b": x[2:4]}, weights_only=True).values()
+    a.zero_()
+    assert not values(b).any()
+
+
+def test_shared_memory() -> None:
+    x = low(8)
+    assert not x.is_shared() and x.share_memory_() is x and x.is_shared() and is_low(x, E4M3)
+
+
+class Pairs(torch.utils.data.Dataset):  # type: ignore[type-arg]
+    def __init__(self) -> None:
+        self.x = torch.arange(12.0).view(6, 2).to_lp(E4M3)
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, i: int) -> Any:
+        return {"x": self.x[i], "y": i}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # forking a process that has threads
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_data_loader_gives_batches_in_low_precision(workers: int) -> None:
+    seen = [batch["x"] for batch in DataLoader(Pairs(), batch_size=3, num_workers=workers)]
+    assert all(is_low(x, E4M3) and x.shape == (3, 2) for x in seen)
+    assert same(torch.cat(seen), torch.arange(12.0).view(6, 2))
+
+
+def test_a_tensor_dataset_holds_low_precision() -> None:
+    ((x,),) = DataLoader(TensorDataset(low(4, 2)), batch_size=4)
+    assert is_low(x, E4M3)
