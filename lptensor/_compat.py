@@ -40,6 +40,31 @@ def graph_task() -> int:
     return task
 
 
+def thread_local(name: str) -> Any:
+    """What ``set_thread_local`` stored on this thread, None if nothing.
+
+    Without it the ops of a backward pass on a GPU, which run on autograd's own threads, belong to nobody.
+    """
+    return torch._C._get_obj_in_tls(name) if torch._C._is_key_in_tls(name) else None
+
+
+def set_thread_local(name: str, value: Any) -> None:
+    """Store a value on this thread; a backward pass hands it to the threads that autograd computes on."""
+    torch._C._stash_obj_in_tls(name, value)
+
+
+def next_node() -> int:
+    """The number that autograd gives its next node on this thread; without it a gradient has no line of code."""
+    number: int = torch._C._autograd._get_sequence_nr()
+    return number
+
+
+def running_node() -> int:
+    """The number of the autograd node whose backward runs, -1 outside of any."""
+    node = torch._C._current_autograd_node()
+    return -1 if node is None else node._sequence_nr()
+
+
 def has_kernel(func: Any, key: str) -> bool:
     """Whether an operator has a kernel of its own under a dispatch key.
 

@@ -155,8 +155,10 @@ def decode(codes: Tensor, format: Format) -> Tensor:
         outside = (wide < 0) | (wide >= 1 << bits)
         if outside.any():
             raise ValueError(f"codes of {format!r} are 0 to {2**bits - 1}, got {_first(codes, outside)}")
-    carrier = getattr(format, "carrier", torch.float32)
-    return carried(decode_exact(format, wide), carrier)
+    values = decode_exact(format, wide)
+    wide_posit = isinstance(format, Posit) and format.nbits > 26 + format.es
+    carrier = torch.float64 if wide_posit else getattr(format, "carrier", torch.float32)
+    return carried(values, carrier)
 
 
 def _bits(format: Format) -> int:

@@ -5,11 +5,12 @@ Every function here gets the tensor class as an argument; lptensor/tensor.py han
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -61,6 +62,28 @@ def _within_limits(run: Runner) -> Runner:
         return run(tuple(bounds), given)
 
     return limited
+
+
+# -- who watches -----------------------------------------------------------------------------------
+
+
+class Watcher(Protocol):
+    """One who wants to see every op and every rounding, as a trace does."""
+
+    def run(self, func: Any, kind: Kind, work: Callable[[], Any]) -> Any:
+        """Do the work of an op, or of a boundary that rounds without one, and return its result."""
+
+    def rounded(self, inner: Tensor, format: Any, rounding: Any, gradient: bool) -> None:
+        """A tensor was rounded in the op that runs."""
+
+
+watcher: Watcher | None = None  # nobody watches unless asked, and then an op pays for one look at this
+
+
+def watched(func: Any, kind: Kind, work: Callable[[], Any]) -> Any:
+    """Do ``work`` under the eyes of whoever watches."""
+    eyes = watcher  # another thread may close its trace meanwhile
+    return work() if eyes is None else eyes.run(func, kind, work)
 
 
 # -- which direction -------------------------------------------------------------------------------
@@ -125,6 +148,9 @@ def round_(inner: Tensor, arithmetic: Arithmetic, gradient: bool) -> Tensor:
         from lptensor.library import traced_round_
 
         traced_round_(inner, format, rounding)
+    eyes = watcher
+    if eyes is not None:
+        eyes.rounded(inner, format, rounding, gradient)
     return inner
 
 
@@ -228,13 +254,18 @@ def _keep(func: Any, rule: Rule, cls: Any) -> Runner:
     return run
 
 
+_NOTHING = contextlib.nullcontext()
+
+
 def _view(func: Any, rule: Rule, cls: Any) -> Runner:
     def wrap(out: Any, base: Any) -> Any:
         if not isinstance(out, Tensor):
             return [wrap(item, base) for item in out] if type(out) is list else tuple(wrap(item, base) for item in out)
         if not _stays(out):
             return out
-        view = cls(out, base._arithmetic, base._gradient)
+        shared = torch.is_inference_mode_enabled() and not base.is_inference()
+        with torch.inference_mode(False) if shared else _NOTHING:
+            view = cls(out, base._arithmetic, base._gradient)  # with the version counter of a tensor that has one
         _compat.share_storage(view, base)
         return view
 

@@ -118,7 +118,7 @@ def to_numpy(x: Tensor, format: ScalarFormat) -> np.ndarray[Any, Any]:
     dtype = _numpy_dtype(_counterpart(format, _NUMPY, "ml_dtypes", "type"))
     raw = encode(x, format).cpu().numpy()
     if dtype.name == "int4":  # kept as a sign-extended byte
-        return raw.astype(np.int8).__lshift__(4).__rshift__(4).astype(dtype)
+        return ((raw ^ 8).astype(np.int8) - 8).astype(dtype)
     return raw.view(dtype)
 
 

@@ -104,7 +104,7 @@ class Posit(Format):
         """
         if self.nbits > 16:
             raise ValueError(f"{self!r} has 2**{self.nbits} values; values() lists up to 2**16, values_of(codes) any")
-        return self.values_of(torch.arange(1 - 2 ** (self.nbits - 1), 2 ** (self.nbits - 1)))
+        return self.values_of(torch.arange(1 - 2 ** (self.nbits - 1), 2 ** (self.nbits - 1), device="cpu"))
 
     def values_of(self, codes: Tensor) -> Tensor:
         """The float64 values of bit patterns, any shape; NaR is NaN. Codes may be signed or unsigned.
@@ -150,7 +150,7 @@ class Posit(Format):
         """Whether every finite value of ``other``, a posit of this es or a format with ``values()``, is among these."""
         if isinstance(other, Posit) and other.es == self.es:
             return self.nbits >= other.nbits
-        theirs = torch.as_tensor(other.values(), dtype=torch.float64)
+        theirs = torch.as_tensor(other.values(), dtype=torch.float64, device="cpu")
         theirs = theirs[theirs.isfinite()]
         return bool((self.values_of(self._truncated(theirs)) == theirs).all())
 

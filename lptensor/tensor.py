@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor
 
-from lptensor import _compat
+from lptensor import _compat, dispatch
 from lptensor.arithmetic import Arithmetic, as_arithmetic, promote
 from lptensor.base import Format
 from lptensor.dispatch import Runner, make_runner, round_
 from lptensor.ops import check_roundable, round_fresh
 from lptensor.rounding import Beyond, Mode, Rounding
+from lptensor.rules import Kind, rule_for
 from lptensor.surface import Surface, rebuild
 
 _RUNNERS: dict[Any, Runner] = {}
@@ -59,6 +61,9 @@ class LPTensor(Surface, Tensor):  # type: ignore[misc]
         run = _RUNNERS.get(func)
         if run is None:
             run = _RUNNERS[func] = make_runner(func, LPTensor)
+        eyes = dispatch.watcher
+        if eyes is not None:
+            return eyes.run(func, rule_for(func).kind, lambda: run(args, kwargs or {}))
         return run(args, kwargs or {})
 
     def __tensor_flatten__(self) -> tuple[list[str], tuple[Arithmetic, bool]]:
@@ -90,7 +95,7 @@ class _Enter(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, arithmetic: Arithmetic) -> LPTensor:
-        return enter(x, arithmetic)
+        return dispatch.watched("to_lp", Kind.ROUND, lambda: enter(x, arithmetic))  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
@@ -115,8 +120,9 @@ class _EnterGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, grad: Tensor, arithmetic: Arithmetic) -> LPTensor:
-        inner = grad._inner if isinstance(grad, LPTensor) else grad
-        return LPTensor(round_(inner.clone(), arithmetic, True), arithmetic, True)
+        inner = (grad._inner if isinstance(grad, LPTensor) else grad).clone()
+        round_gradient = partial(round_, inner, arithmetic, True)
+        return LPTensor(dispatch.watched("dequantize", Kind.ROUND, round_gradient), arithmetic, True)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
@@ -134,6 +140,9 @@ def enter(x: Tensor, arithmetic: Arithmetic, gradient: bool = False) -> LPTensor
         rounded = x.clone()
     else:
         rounded = round_fresh(x, format, rounding)
+        eyes = dispatch.watcher
+        if eyes is not None:
+            eyes.rounded(rounded, format, rounding, gradient)
     return LPTensor(rounded.float(), arithmetic, gradient)
 
 

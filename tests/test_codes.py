@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lptensor.blocks import BlockFloatingPoint
-from lptensor.codebooks import DYNAMIC8, FP4_RADIX4, NF4, UDYNAMIC8, LogNumber, TableFormat
+from lptensor.codebooks import DYNAMIC8, FP4_RADIX4, NF4, UDYNAMIC8, Codebook, LogNumber, TableFormat
 from lptensor.codes import code_dtype, decode, encode
 from lptensor.formats import (
     BF16,
@@ -128,6 +128,22 @@ def test_every_code_of_every_float_of_16_bits_is_its_definition_and_comes_back(e
                 assert len(back[nan].unique()) == 1 and nan[codes == back[nan][0]].all(), format
             seen += 1
     assert seen > 8
+
+
+@pytest.mark.parametrize("format", [NF4, LogNumber(8), Posit(8), Posit(16), Posit(6, 1)], ids=repr)
+def test_every_code_of_codebooks_and_posits_comes_back(format: Codebook | LogNumber | Posit) -> None:
+    count = len(format.values()) if not isinstance(format, Posit) else 2**format.bits
+    codes = torch.arange(count).to(code_dtype(format.bits))
+    values = decode(codes, format)
+    assert values.dtype == torch.float32 and len(values.unique()) == count
+    assert torch.equal(encode(values, format, strict=not values.isnan().any()), codes)
+
+
+def test_posits_beyond_fp32_decode_to_float64() -> None:
+    codes = torch.tensor([0x40000001, 0x7FFFFFFF], dtype=torch.int32)
+    values = decode(codes, Posit(32))
+    assert values.tolist() == [1 + 2.0**-27, 2.0**120]
+    assert torch.equal(encode(values, Posit(32), strict=True), codes)
 
 
 @by_type

@@ -21,11 +21,12 @@ LAYERS = (
     ("blocks", "codebooks", "posits", "tables", "scaling"),
     ("reference", "_native"),
     ("ops",),
-    ("codes", "describe", "finfo", "neighbours", "packing", "interop"),
+    ("codes", "delayed", "describe", "finfo", "neighbours", "packing", "interop"),
     ("arithmetic", "rules", "escape", "library"),
     ("dispatch", "surface"),
     ("tensor",),
     ("matmul", "boundary", "path_rules", "convert", "lower", "quantizer", "optim"),
+    ("trace", "rounding_points"),
     ("training", "study"),
     ("",),  # lptensor itself: it re-exports, so whoever imports it imports everything
     ("demo",),

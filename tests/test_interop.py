@@ -112,6 +112,7 @@ FORMATS: list[Format] = [
     INT4,
     INT8,
     FixedPoint(5, 2),
+    FixedPoint(7, 3),
     FixedPoint(12, 6),
     FixedPoint(20, 10),
     FloatingPoint(6, 9),

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
+from lptensor.cli.output import stdout
 from lptensor.study import format_table
 
 # The keys of a row that the table shows, and what stands above them.
@@ -21,7 +21,7 @@ _COLUMNS = {
     "emin": "emin",
     "emax": "emax",
     "max": "max",
-    "smallest_normal": "min normal",
+    "smallest_normal": "min\nnormal",
     "smallest_subnormal": "smallest",
     "specials": "specials",
     "overflow": "overflow",
@@ -36,26 +36,23 @@ def formats(
     if as_json:
         print(json.dumps(rows, indent=2, allow_nan=False))
         return
-    table = Table(
-        title="Number formats",
-        caption="p: significant bits, the hidden one included. smallest: least positive value.\n"
-        "A block format shows its elements before they are scaled.",
-        header_style="bold",
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-    )
+    console = stdout()
+    notes = "p: significant bits, the hidden one included. smallest: least positive value."
+    if any(row["kind"] == "block" for row in rows):
+        notes += "\nA block format shows its elements before they are scaled."
+    table = Table(title="Number formats", caption=notes, header_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    table.padding = (0, int(console.width >= 100), 0, 0)  # on a narrow terminal, space for the numbers
     for key, title in _COLUMNS.items():
         left = key in ("name", "kind", "specials", "overflow")
-        table.add_column(title, justify="left" if left else "right", no_wrap=key != "specials")
+        table.add_column(title, justify="left" if left else "right", overflow="fold")
     for row in rows:
         table.add_row(*(_shown(row[key]) for key in _COLUMNS))
-    Console().print(table)
+    console.print(table)
 
 
 def _shown(value: object) -> str:
     if value is None:
         return "-"
     if isinstance(value, float):
-        return f"{value:.0f}" if value.is_integer() and value < 1e6 else f"{value:.4g}"
+        return f"{value:.0f}" if value.is_integer() and value < 1e6 else f"{value:.3g}"
     return str(value)

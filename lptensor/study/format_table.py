@@ -141,8 +141,8 @@ def _of_values(format: Any) -> dict[str, Any]:
     return {
         "bits": format.bits,
         "precision": None,
-        "emin": math.frexp(smallest)[1] - 1,
-        "emax": math.frexp(format.max)[1] - 1,
+        "emin": None,
+        "emax": None,
         "max": format.max,
         "min": format.min,
         "smallest_normal": None,
