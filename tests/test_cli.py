@@ -16,9 +16,10 @@ from typer.testing import CliRunner
 from lptensor import formats
 from lptensor.blocks import BlockFloatingPoint
 from lptensor.cli import app
-from lptensor.cli.names import named_formats, parse_format, short
+from lptensor.cli.names import parse_format, short
 from lptensor.formats import E4M3, E5M2, FP16, FixedPoint, FloatingPoint, Format
 from lptensor.posits import Posit
+from lptensor.study.format_table import named_formats
 
 # Rows with a type of the same name, overflow included; E4M3 is apart, since the row saturates.
 ORACLES: dict[str, type] = {
@@ -78,10 +79,10 @@ class TestFormats:
     def test_limits_are_those_of_the_type_of_the_same_name(self, name: str) -> None:
         (row,) = [row for row in json.loads(run("formats", "--json")) if row["name"] == name]
         info = ml_dtypes.finfo(ORACLES[name])
-        limits = [row[key] for key in ("bits", "precision", "max", "min", "min_normal", "smallest")]
+        limits = [row[key] for key in ("bits", "precision", "max", "min", "smallest_normal", "smallest_subnormal")]
         expected = [info.bits, info.nmant + 1, info.max, info.min, info.smallest_normal, info.smallest_subnormal]
         assert limits == [float(value) for value in expected]
-        assert math.frexp(row["min_normal"])[1] - 1 == row["emin"]
+        assert math.frexp(row["smallest_normal"])[1] - 1 == row["emin"]
         assert math.frexp(row["max"])[1] - 1 == row["emax"]
         assert ("inf" in row["specials"]) == np.isinf(np.array(np.inf).astype(ORACLES[name]).astype(float))
 
@@ -98,7 +99,7 @@ class TestFormats:
     def test_a_block_format_shows_its_elements(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(formats, "BLOCKS", BlockFloatingPoint(8), raising=False)
         (row,) = [row for row in json.loads(run("formats", "--json")) if row["name"] == "BLOCKS"]
-        assert (row["kind"], row["precision"], row["min_normal"]) == ("block", 7, None)
+        assert (row["kind"], row["precision"], row["smallest_normal"]) == ("block", 7, None)
 
 
 class TestNames:
