@@ -19,6 +19,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from lptensor import _compat
 from lptensor.arithmetic import Arithmetic, promote
 from lptensor.escape import leave
+from lptensor.exact_ops import correct
 from lptensor.ops import round_into
 from lptensor.rules import Kind, Rule, rule_for
 
@@ -45,7 +46,7 @@ def make_runner(func: Any, cls: Any) -> Runner:
         Kind.ROUND: _foreach if rule.foreach else _compute,
         Kind.REFUSE: _refuse,
     }
-    run = kinds[rule.kind](func, rule, cls)
+    run = kinds[rule.kind](correct(func), rule, cls)
     return _within_limits(run) if rule.limits else run
 
 

@@ -1,0 +1,57 @@
+"""Square roots are correctly rounded, whatever torch's own fp32 kernel does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+from math import isqrt
+
+import pytest
+import torch
+from torch import Tensor
+
+from lptensor import BF16, FP16, FloatingPoint, Format
+
+
+def nearest_root(value: Fraction, precision: int) -> Fraction:
+    """The square root to ``precision`` significant bits, ties to even, in integers."""
+    exponent = 0  # value * 4**exponent between 4**precision and 4**(precision + 1)
+    while value * Fraction(4) ** exponent < 4**precision:
+        exponent += 1
+    while value * Fraction(4) ** exponent >= 4 ** (precision + 1):
+        exponent -= 1
+    scaled = value * Fraction(4) ** exponent
+    root = isqrt(scaled.numerator // scaled.denominator)  # precision + 1 bits
+    exact = root * root == scaled
+    half, kept = root & 1, root >> 1
+    up = half and (not exact or kept & 1)
+    return Fraction(kept + bool(up)) * 2 / Fraction(2) ** exponent
+
+
+def in_place(x: Tensor) -> Tensor:
+    return x.clone().sqrt_()
+
+
+def into(x: Tensor) -> Tensor:
+    return torch.sqrt(x, out=torch.empty_like(x))
+
+
+def one_of_many(x: Tensor) -> Tensor:
+    return torch._foreach_sqrt([x])[0]
+
+
+@pytest.mark.parametrize("root", [torch.sqrt, in_place, into, one_of_many])
+@pytest.mark.parametrize("format", [FP16, BF16, FloatingPoint(8, 5)], ids=repr)
+def test_every_root_is_the_nearest_value(format: Format, root: Callable[[Tensor], Tensor]) -> None:
+    values = format.values()  # type: ignore[attr-defined]
+    values = values[values >= 2.0**-14][:: max(1, len(values) // 4000)].float()
+    roots = root(values.to_lp(format)).dequantize()  # type: ignore[attr-defined]
+    precision = format.grid.precision  # type: ignore[attr-defined]
+    wanted = [float(nearest_root(Fraction(v), precision)) for v in values.tolist()]
+    assert roots.tolist() == wanted
+
+
+def test_signs_and_specials_are_those_of_ieee_754() -> None:
+    x = torch.tensor([0.0, -0.0, torch.inf, -1.0, torch.nan]).to_lp(FP16)  # type: ignore[attr-defined]
+    for root in (torch.sqrt, in_place, into, one_of_many):
+        assert [str(v) for v in root(x).tolist()] == ["0.0", "-0.0", "inf", "nan", "nan"]
