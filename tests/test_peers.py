@@ -98,17 +98,20 @@ def test_nearest_even_is_the_cast_of_torch(dtype: torch.dtype, rounder: str) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float8_e5m2, torch.float8_e4m3fn], ids=str)
 def test_all_floats_round_as_torch_casts_them(dtype: torch.dtype) -> None:
     """All 2**32 bit patterns, in the build that this processor would choose."""
-    step = 2**24
+    step = 2**20  # stays in the cache
+    first = torch.arange(step, dtype=torch.int32)
     for start in range(-(2**31), 2**31, step):
-        x = torch.arange(start, start + step, dtype=torch.int64).to(torch.int32).view(torch.float32)
+        x = (first + start).view(torch.float32)
         y, expected = lp_round(x, TORCH[dtype]), x.to(dtype).float()
         if dtype is torch.float8_e4m3fn:
             expected = torch.where(x.abs() > 464, x.sign() * 448, expected)
-        same = (y.view(torch.int32) == expected.view(torch.int32)) | (y.isnan() & expected.isnan() & x.isnan())
-        assert same.all(), (x[~same][:5], y[~same][:5], expected[~same][:5])
+        if not torch.equal(y.view(torch.int32), expected.view(torch.int32)):  # nans have many codes
+            same = (y.view(torch.int32) == expected.view(torch.int32)) | (y.isnan() & expected.isnan() & x.isnan())
+            assert same.all(), (x[~same][:5], y[~same][:5], expected[~same][:5])
 
 
 GFLOAT = {
