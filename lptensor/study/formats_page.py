@@ -18,7 +18,7 @@ from lptensor.formats import FixedPoint, Format
 from lptensor.p3109 import P3109
 from lptensor.posits import Posit
 from lptensor.study.format_picture import save_picture
-from lptensor.study.format_table import format_table, named_formats
+from lptensor.study.format_table import format_table, name_of, named_formats
 from lptensor.study.formats_words import HEAD, KINDS, NUMBERS, WORDS
 
 # Formats without a name of their own, one or a few for each kind that a constructor makes.
@@ -66,12 +66,21 @@ def page() -> str:
 def _section(row: dict[str, Any], format: Format) -> str:
     name = row["name"]
     made = "" if row["made"].startswith(name.partition("(")[0]) else f"`{row['made']}`. "
-    facts = [WORDS[name]] if name in WORDS else []
+    facts = [*([WORDS[name]] if name in WORDS else []), *_blocks(row, format)]
     facts.append(f"{made}{_specials(row, format)} {_overflow(row, format)}")
     source = f"Source: {row['source']}." if row["source"] else ""
     text = textwrap.fill(" ".join([*facts, source]).strip(), 108, break_long_words=False, break_on_hyphens=False)
     picture = f"![The bits and the number line of {name}](pictures/{picture_name(name)})"
     return f"### {name}\n\n{text}\n\n{picture}"
+
+
+def _blocks(row: dict[str, Any], format: Format) -> list[str]:
+    scaling, size = getattr(format, "scaling", None), getattr(format, "block_size", None)
+    if scaling is None or size is None:
+        return []
+    count = math.prod(size) if isinstance(size, tuple) else size
+    mean = row["bits"] + scaling.scale.bits / count
+    return [f"{count} elements share a scale in {name_of(scaling.scale)}: {mean:g} bits for each number."]
 
 
 def _specials(row: dict[str, Any], format: Format) -> str:
