@@ -1,7 +1,7 @@
 // The loops over blocks, part of round.cpp: the largest magnitude of each block, from it the
 // block's scale, then the elements.
 #pragma once
-#include "kernels.h"
+#include "loop.h"
 
 // Input and output are one tensor or two that do not overlap: no element depends on another.
 #if defined(__clang__)

@@ -45,10 +45,10 @@ class Blocks(NamedTuple):
     """
 
     element: Grid
-    bump: float
     emax: int
     low: int
     high: int
+    bump: float = 2.0
     saturate: bool = False
 
 
@@ -126,7 +126,7 @@ class BlockFloatingPoint(BlockFormat):
         top = 2.0 - 2.0 ** (2 - self.wl)
         element = Grid(self.wl - 1, emin=0, emax=0, max=top, min=-top, overflow=Overflow.SATURATE)
         bump = _bump("even" if self.overflow == "bump" else "floor", element)
-        return Blocks(element, bump, emax=0, low=-(2**20), high=2**20, saturate=self.infinite == "saturate")
+        return Blocks(element, 0, -(2**20), 2**20, bump, saturate=self.infinite == "saturate")
 
     def block_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         if self.block_size is not None:
@@ -154,7 +154,7 @@ class _Scaled(BlockFormat):
         scale = scaling.scale.grid
         if scaling.powers:
             bump, high = _bump(scaling.rule, grid), _exponent(scale.max)
-            return Blocks(grid, bump, emax - scaling.margin, scale.emin, high, saturate)
+            return Blocks(grid, emax - scaling.margin, scale.emin, high, bump, saturate)
         ceiling = min(scale.max, CARRIER_MAX)
         top = math.ldexp(grid.max, -scaling.margin)
         whole = _single(top * ceiling) if scaling.tensor_scale else 0.0
