@@ -375,6 +375,10 @@ class TestPage:
         assert set(re.findall(r"\(pictures/(.+?)\)", page())) == there
         assert sum(path.stat().st_size for path in (DOCS / "pictures").iterdir()) < 1.5e6
 
+    @pytest.mark.parametrize(("format", "text"), [("nf4", "= 0.723"), ("posit_8", "= 2^-12"), ("fp32", "= 0.75")])
+    def test_a_picture_keeps_its_text(self, format: str, text: str) -> None:
+        assert f">{text}</text>" in (DOCS / "pictures" / f"{format}.svg").read_text(encoding="utf-8")
+
     def test_every_kind_of_format_is_shown(self) -> None:
         kinds = {type(format).__name__ for format in shown_formats().values()}
         assert {"FloatingPoint", "FixedPoint", "P3109", "Posit", "LogNumber", "Codebook", "BlockFloatingPoint"} <= kinds

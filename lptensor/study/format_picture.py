@@ -16,7 +16,7 @@ from lptensor.formats import Format
 from lptensor.ops import round as round_to
 from lptensor.posits import Posit
 from lptensor.study.bit_layout import bit_layout, plot_bit_layout
-from lptensor.study.format_table import element_of, format_table
+from lptensor.study.format_table import element_of, format_table, shown
 from lptensor.study.number_line import number_line, plot_number_line
 
 _WIDTH = 7.2  # inches
@@ -57,7 +57,12 @@ def save_picture(format: Format, path: Path) -> None:
             return
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-    path.write_text(re.sub(r"(\.\d\d)\d+| +$", r"\1", text.getvalue(), flags=re.MULTILINE), encoding="utf-8")
+    path.write_text(re.sub(r"<[^>]*>", _trimmed, text.getvalue()), encoding="utf-8")
+
+
+def _trimmed(tag: re.Match[str]) -> str:
+    """An SVG tag with two decimals to a coordinate, and no blanks at the ends of its lines."""
+    return re.sub(r"(\.\d\d)\d+| +$", r"\1", tag[0], flags=re.MULTILINE)
 
 
 Row = tuple[float, Callable[[Any], None]]
@@ -73,7 +78,7 @@ def _bits_of(format: Format, value: float) -> Callable[[Any], None]:
         plot_bit_layout(bit_layout(format, value), ax)
         stands = round_to(torch.tensor([value], dtype=torch.float64), element_of(format)).item()
         end = max(patch.get_x() + patch.get_width() for patch in ax.patches)
-        ax.text(end + 0.3, 0.48, f"= {stands:.4g}", ha="left", va="center", fontsize=9)
+        ax.text(end + 0.3, 0.48, f"= {shown(stands)}", ha="left", va="center", fontsize=9)
         ax.set_xlim(right=max(ax.get_xlim()[1], end + 2.5))
 
     return draw

@@ -194,3 +194,23 @@ def _specials(format: ScalarFormat) -> str:
     if not grid.signed:
         return ", ".join([*codes, ">= 0" if grid.zero else "> 0"])
     return ", ".join(codes if grid.negative_zero else [*codes, "no -0"])
+
+
+def shown(value: object, key: str = "") -> str:
+    """A number in a table or picture: powers of two as such where four digits do not hold them.
+
+    >>> shown(2.0**-149), shown(65504.0), shown(0.0795803), shown(None)
+    ('2^-149', '65504', '0.07958', '-')
+    """
+    if value is None:
+        return "-"
+    if not isinstance(value, float):
+        return str(value)
+    if key in ("binades", "decibels"):
+        return f"{value:.1f}"
+    if value.is_integer() and abs(value) < 1e6:
+        return f"{value:.0f}"
+    mantissa, exponent = math.frexp(value)
+    if mantissa == 0.5 and float(f"{value:.4g}") != value:
+        return f"2^{exponent - 1}"
+    return f"{value:.4g}"

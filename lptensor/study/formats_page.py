@@ -18,7 +18,7 @@ from lptensor.formats import FixedPoint, Format
 from lptensor.p3109 import P3109
 from lptensor.posits import Posit
 from lptensor.study.format_picture import save_picture
-from lptensor.study.format_table import format_table, name_of, named_formats
+from lptensor.study.format_table import format_table, name_of, named_formats, shown
 from lptensor.study.formats_words import HEAD, KINDS, NUMBERS, WORDS
 
 # Formats without a name of their own, one or a few for each kind that a constructor makes.
@@ -141,26 +141,6 @@ def _table(rows: Sequence[dict[str, Any]], columns: dict[str, str]) -> str:
     for row in rows:
         lines.append("| " + " | ".join(shown(row[key], key) for key in columns.values()) + " |")
     return "\n".join(lines)
-
-
-def shown(value: object, key: str = "") -> str:
-    """A cell: powers of two as such, other numbers with four digits.
-
-    >>> shown(2.0**-149), shown(65504.0), shown(0.0795803), shown(None)
-    ('2^-149', '65504', '0.07958', '-')
-    """
-    if value is None:
-        return "-"
-    if not isinstance(value, float):
-        return str(value)
-    if key in ("binades", "decibels"):
-        return f"{value:.1f}"
-    if value.is_integer() and abs(value) < 1e6:
-        return f"{value:.0f}"
-    mantissa, exponent = math.frexp(value)
-    if mantissa == 0.5 and float(f"{value:.4g}") != value:
-        return f"2^{exponent - 1}"
-    return f"{value:.4g}"
 
 
 def picture_name(name: str) -> str:
