@@ -241,6 +241,26 @@ def test_a_live_graph_is_refused_and_nothing_changes() -> None:
     assert is_low(convert(model, BF16).embed.weight, BF16)
 
 
+@pytest.mark.parametrize("already", [None, E5M2])
+@pytest.mark.parametrize("first", [lambda: nn.Linear(4, 4), lambda: nn.GRU(4, 4)])
+def test_what_was_converted_before_the_failure_is_undone(already: Any, first: Callable[[], nn.Module]) -> None:
+    model = convert(nn.ModuleDict({"first": first(), "last": nn.Linear(4, 4)}), already)
+    for p in model["first"].parameters():
+        p.grad = torch.zeros_like(p)
+    x = torch.randn(2, 4, requires_grad=True)
+    loss = model["last"](x).sum()  # saves the weight of the last layer alone
+    before = snapshot(model)
+    with pytest.raises(RuntimeError, match="unchanged"):
+        convert(model, BF16)
+    assert_unchanged(model, before)
+    loss.backward()
+    model["first"](x)
+    assert [id(p) for p in getattr(model["first"], "_flat_weights", [])] in (
+        [],
+        [id(p) for p in model["first"].parameters()],
+    )
+
+
 @pytest.mark.parametrize("bad", ["bf16", 8, torch.bfloat16, {"first": "bf16"}, {3: BF16}])
 def test_what_is_no_format_is_refused_and_nothing_changes(bad: Any) -> None:
     model = Blocks()
