@@ -1,14 +1,12 @@
-"""The table of formats, the number line, the bits of a code, and the page that shows them all."""
+"""The table of formats, the number line and the bits of a code, as rows and as pictures."""
 
 from __future__ import annotations
 
 import itertools
 import json
 import math
-import re
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -46,12 +44,10 @@ from lptensor.formats import (
 from lptensor.p3109 import P3109
 from lptensor.posits import Posit
 from lptensor.study import bit_layout, format_table, number_line, plot_bit_layout, plot_number_line
-from lptensor.study.format_picture import save_picture
 from lptensor.study.format_table import count_values, element_of, named_formats
-from lptensor.study.formats_page import page, picture_name, shown_formats, write
+from lptensor.study.formats_page import page
 from oracles import posit
 
-DOCS = Path(__file__).parents[1] / "docs"
 ML_DTYPES: dict[Format, Any] = {
     BF16: ml_dtypes.bfloat16,
     FP16: np.float16,
@@ -363,37 +359,3 @@ class TestPlots:
         monkeypatch.setitem(sys.modules, "matplotlib", None)
         with pytest.raises(MissingExtra, match=r"pip install 'lptensor\[train\]'"):
             plot(number_line(E2M1) if plot is plot_number_line else bit_layout(E2M1))
-
-
-class TestPage:
-    def test_the_page_is_what_the_formats_say(self) -> None:
-        written = (DOCS / "formats.md").read_text(encoding="utf-8")
-        assert written == page(), "docs/formats.md is out of date: make pages"
-
-    def test_every_format_has_a_picture_and_every_picture_a_format(self) -> None:
-        there = {path.name for path in (DOCS / "pictures").iterdir()}
-        assert there == {picture_name(name) for name in shown_formats()}
-        assert set(re.findall(r"\(pictures/(.+?)\)", page())) == there
-        assert sum(path.stat().st_size for path in (DOCS / "pictures").iterdir()) < 1.5e6
-
-    @pytest.mark.parametrize(("format", "text"), [(NF4, "= 0.723"), (Posit(8), "= 2^-12")], ids=repr)
-    def test_a_picture_keeps_its_text(self, format: Format, text: str, tmp_path: Path) -> None:
-        save_picture(format, tmp_path / "picture.svg")
-        assert f">{text}</text>" in (tmp_path / "picture.svg").read_text(encoding="utf-8")
-
-    def test_every_kind_of_format_is_shown(self) -> None:
-        kinds = {type(format).__name__ for format in shown_formats().values()}
-        assert {"FloatingPoint", "FixedPoint", "P3109", "Posit", "LogNumber", "Codebook", "BlockFloatingPoint"} <= kinds
-        assert {"MX", "TwoLevel"} <= kinds
-
-    def test_writing_twice_gives_the_same_files_and_drops_old_ones(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        few = {name: shown_formats()[name] for name in ("E4M3", "FP16")}
-        monkeypatch.setattr("lptensor.study.formats_page.shown_formats", lambda: few)
-        write(tmp_path)
-        first = {path.name: path.read_bytes() for path in (tmp_path / "pictures").iterdir()}
-        (tmp_path / "pictures" / "old.svg").write_text("gone")
-        write(tmp_path)
-        assert {path.name: path.read_bytes() for path in (tmp_path / "pictures").iterdir()} == first
-        assert sorted(first) == ["e4m3.svg", "fp16.svg"]

@@ -16,8 +16,8 @@ makes.
 The names are rows: `E4M3` is nothing but `FloatingPoint(4, 3, specials="fn", overflow="saturate")`. *E* counts
 exponent bits, *M* the stored mantissa bits; the sign has one more. A suffix says which codes are given to
 specials: none in the names means as IEEE 754 does it, `FN` finite numbers and NaN but no infinities, `UZ` an
-unsigned zero, with NaN in the code of -0; `B11` is an exponent bias of 11. Three names are younger than this
-scheme, and OCP's meaning holds: `E4M3` is an FN format, and `E3M2`, `E2M3` and `E2M1` have no specials at all.
+unsigned zero, with NaN in the code of -0; `B11` is an exponent bias of 11. Four names keep the meaning that OCP
+gave them instead: `E4M3` is an FN format, and `E3M2`, `E2M3` and `E2M1` have no specials at all.
 
 ```python
 >>> from lptensor import *
