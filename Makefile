@@ -10,7 +10,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 RUN_TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-all pages lint clean
 .DEFAULT_GOAL := test
 
 # A small network trained in several number systems, side by side.
@@ -24,6 +24,10 @@ test: $(INSTALLED)
 # All tests: needs a CUDA device, and a registry of packages to build against.
 test-all: $(INSTALLED)
 	$(RUN_TESTS) $(PYTEST)
+
+# The pages of docs/ that the code itself writes, pictures included.
+pages: $(INSTALLED)
+	$(BIN)/python -m lptensor.study.formats_page docs
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

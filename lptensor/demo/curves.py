@@ -12,9 +12,9 @@ from lptensor.demo.recipes import Recipe
 from lptensor.demo.summary import Summary
 from lptensor.extra import need
 from lptensor.rounding import Rounding
+from lptensor.study.palette import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION
 
-# Okabe and Ito, Color Universal Design (2008): told apart with any colour vision; their yellow is too pale for lines.
-_COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+_COLOURS = (BLACK, BLUE, VERMILLION, GREEN, PURPLE, SKY, ORANGE)
 _MARKERS = "os^Dv*X"
 
 

@@ -123,11 +123,11 @@ def plot_bit_layout(rows: Sequence[dict[str, Any]], ax: Any = None) -> Any:
             ax.text(at + i + 0.5, 0.48, digit, ha="center", va="center", fontsize=9, family="monospace")
         width = bits or 4
         count = "" if bits is None else f"{bits} bit" + "s" * (bits > 1)
-        ax.text(at + width / 2, 1.15, row["field"], ha="center", va="bottom", fontsize=8)
+        ax.text(at + width / 2, 1.15, row["field"], ha="center", va="bottom", fontsize=7.5)
         ax.text(at + width / 2, -0.15, count, ha="center", va="top", fontsize=7.5)
         at += width + 0.6 * row["shared"]
     ax.set_xlim(-0.1, max(at, _WIDEST) + 0.1)
-    ax.set_ylim(-0.8, 1.8)
+    ax.set_ylim(-0.65, 1.65)
     ax.set_aspect("equal", anchor="W")
     ax.set_axis_off()
     return ax

@@ -16,13 +16,14 @@ from lptensor.formats import Format
 from lptensor.ops import round as round_to
 from lptensor.posits import Posit
 from lptensor.study.bit_layout import bit_layout, plot_bit_layout
-from lptensor.study.format_table import element_of, format_table
+from lptensor.study.format_table import element_of, format_table, shown
 from lptensor.study.number_line import number_line, plot_number_line
 
 _WIDTH = 7.2  # inches
 _BITS, _LINE = 1.05, 0.8  # heights of a row of bits and of a number line
 _LISTED_BITS = 8  # of wider formats the line shows binades, and what lies around 1
 _LINEAR_BINADES = 40  # of a wider range a linear axis shows nothing but its ends
+_FEW_BINADES = 8  # that a linear axis shows well, if there are few values
 _EXAMPLE = 0.75
 _TAPERED = (0.75, 100.0, 2.0**-12)  # posits: how the fields move
 
@@ -30,9 +31,8 @@ _TAPERED = (0.75, 100.0, 2.0**-12)  # posits: how the fields move
 def save_picture(format: Format, path: Path) -> None:
     """Draw a format's bits and number lines into an SVG (or what the suffix says) of a few kilobytes.
 
-    Formats of up to 8 bits have every value, on a linear axis if they span no more than 40 binades, and
-    unless evenly spaced or of 4 bits on a log2 axis. Wider ones have their powers of two, and the values
-    next to 1.
+    Formats of up to 8 bits have every value, on a linear axis, a log2 one, or both, as their range asks.
+    Wider ones have their powers of two, and the values next to 1.
 
     Raises:
         MissingExtra: matplotlib is not installed.
@@ -57,7 +57,12 @@ def save_picture(format: Format, path: Path) -> None:
             return
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-    path.write_text(re.sub(r"(\.\d\d)\d+| +$", r"\1", text.getvalue(), flags=re.MULTILINE), encoding="utf-8")
+    path.write_text(re.sub(r"<[^>]*>", _trimmed, text.getvalue()), encoding="utf-8")
+
+
+def _trimmed(tag: re.Match[str]) -> str:
+    """An SVG tag with two decimals to a coordinate, and no blanks at the ends of its lines."""
+    return re.sub(r"(\.\d\d)\d+| +$", r"\1", tag[0], flags=re.MULTILINE)
 
 
 Row = tuple[float, Callable[[Any], None]]
@@ -73,10 +78,8 @@ def _bits_of(format: Format, value: float) -> Callable[[Any], None]:
         plot_bit_layout(bit_layout(format, value), ax)
         stands = round_to(torch.tensor([value], dtype=torch.float64), element_of(format)).item()
         end = max(patch.get_x() + patch.get_width() for patch in ax.patches)
-        if end < ax.get_xlim()[1] - 2:
-            ax.text(end + 0.3, 0.48, f"= {stands:.4g}", ha="left", va="center", fontsize=9)
-        else:
-            ax.text(end, 1.15, f"{stands:.4g}", ha="right", va="bottom", fontsize=9)
+        ax.text(end + 0.3, 0.48, f"= {shown(stands)}", ha="left", va="center", fontsize=9)
+        ax.set_xlim(right=max(ax.get_xlim()[1], end + 2.5))
 
     return draw
 
@@ -94,7 +97,7 @@ def _line_rows(format: Format) -> list[Row]:
     rows = number_line(format)
     even = len({row["gap"] for row in rows[:-1]}) == 1
     lines = [(_LINE, _line(rows, "all values"))] if limits["binades"] <= _LINEAR_BINADES else []
-    if not even and element.bits > 4:
+    if not even and (element.bits > 4 or limits["binades"] > _FEW_BINADES):
         lines.append((_LINE, _line(rows, "positive values, log2 axis", log=True)))
     return lines
 

@@ -85,7 +85,7 @@ def element_of(format: Format) -> Format:
     """
     if isinstance(format, BlockFloatingPoint):  # sign and magnitude, up to (2 - 2**(2 - wl)) * 2**E
         return FloatingPoint(1, format.wl - 2, bias=1, specials="none")
-    element: Format = getattr(format, "element", format)
+    element: Format = getattr(format, "element", format) if isinstance(format, BlockFormat) else format
     return element
 
 
@@ -99,16 +99,20 @@ def _row(name: str, format: Format) -> dict[str, Any]:
         "made": _made(format),
     }
     row |= _of_scalar(element) if isinstance(element, ScalarFormat) else _of_values(element)
-    if isinstance(format, BlockFloatingPoint):
-        row["specials"] = "NaN of the whole block"
-    elif isinstance(format, BlockFormat):
+    if isinstance(format, BlockFormat):
         row["overflow"] = "saturate"
     return row | {"source": source_of(name, format)}
 
 
 def _made(format: Format) -> str:
+    """The constructor's call, with the names of the formats inside."""
+    if isinstance(format, codebooks.Codebook):
+        return f"Codebook({len(format.given)} values)"
     text = repr(format)
-    return f"Codebook({len(format.given)} values)" if isinstance(format, codebooks.Codebook) else text
+    inner = {repr(row): name for name, row in named_formats().items() if isinstance(row, ScalarFormat)}
+    for said, name in inner.items():
+        text = text.replace(f"={said}", f"={name}")
+    return text
 
 
 def _of_scalar(format: ScalarFormat) -> dict[str, Any]:
@@ -190,3 +194,23 @@ def _specials(format: ScalarFormat) -> str:
     if not grid.signed:
         return ", ".join([*codes, ">= 0" if grid.zero else "> 0"])
     return ", ".join(codes if grid.negative_zero else [*codes, "no -0"])
+
+
+def shown(value: object, key: str = "") -> str:
+    """A number in a table or picture: powers of two as such where four digits do not hold them.
+
+    >>> shown(2.0**-149), shown(65504.0), shown(0.0795803), shown(None)
+    ('2^-149', '65504', '0.07958', '-')
+    """
+    if value is None:
+        return "-"
+    if not isinstance(value, float):
+        return str(value)
+    if key in ("binades", "decibels"):
+        return f"{value:.1f}"
+    if value.is_integer() and abs(value) < 1e6:
+        return f"{value:.0f}"
+    mantissa, exponent = math.frexp(value)
+    if mantissa == 0.5 and float(f"{value:.4g}") != value:
+        return f"2^{exponent - 1}"
+    return f"{value:.4g}"

@@ -18,7 +18,7 @@ from lptensor.formats import FixedPoint, Format
 from lptensor.p3109 import P3109
 from lptensor.posits import Posit
 from lptensor.study.format_picture import save_picture
-from lptensor.study.format_table import format_table, named_formats
+from lptensor.study.format_table import format_table, name_of, named_formats, shown
 from lptensor.study.formats_words import HEAD, KINDS, NUMBERS, WORDS
 
 # Formats without a name of their own, one or a few for each kind that a constructor makes.
@@ -66,12 +66,21 @@ def page() -> str:
 def _section(row: dict[str, Any], format: Format) -> str:
     name = row["name"]
     made = "" if row["made"].startswith(name.partition("(")[0]) else f"`{row['made']}`. "
-    facts = [WORDS[name]] if name in WORDS else []
+    facts = [*([WORDS[name]] if name in WORDS else []), *_blocks(row, format)]
     facts.append(f"{made}{_specials(row, format)} {_overflow(row, format)}")
     source = f"Source: {row['source']}." if row["source"] else ""
     text = textwrap.fill(" ".join([*facts, source]).strip(), 108, break_long_words=False, break_on_hyphens=False)
     picture = f"![The bits and the number line of {name}](pictures/{picture_name(name)})"
     return f"### {name}\n\n{text}\n\n{picture}"
+
+
+def _blocks(row: dict[str, Any], format: Format) -> list[str]:
+    scaling, size = getattr(format, "scaling", None), getattr(format, "block_size", None)
+    if scaling is None or size is None:
+        return []
+    count = math.prod(size) if isinstance(size, tuple) else size
+    mean = row["bits"] + scaling.scale.bits / count
+    return [f"{count} elements share a scale in {name_of(scaling.scale)}: {mean:g} bits for each number."]
 
 
 def _specials(row: dict[str, Any], format: Format) -> str:
@@ -132,26 +141,6 @@ def _table(rows: Sequence[dict[str, Any]], columns: dict[str, str]) -> str:
     for row in rows:
         lines.append("| " + " | ".join(shown(row[key], key) for key in columns.values()) + " |")
     return "\n".join(lines)
-
-
-def shown(value: object, key: str = "") -> str:
-    """A cell: powers of two as such, other numbers with four digits.
-
-    >>> shown(2.0**-149), shown(65504.0), shown(0.0795803), shown(None)
-    ('2^-149', '65504', '0.07958', '-')
-    """
-    if value is None:
-        return "-"
-    if not isinstance(value, float):
-        return str(value)
-    if key in ("binades", "decibels"):
-        return f"{value:.1f}"
-    if value.is_integer() and abs(value) < 1e6:
-        return f"{value:.0f}"
-    mantissa, exponent = math.frexp(value)
-    if mantissa == 0.5 and float(f"{value:.4g}") != value:
-        return f"2^{exponent - 1}"
-    return f"{value:.4g}"
 
 
 def picture_name(name: str) -> str:

@@ -16,8 +16,8 @@ makes.
 The names are rows: `E4M3` is nothing but `FloatingPoint(4, 3, specials="fn", overflow="saturate")`. *E* counts
 exponent bits, *M* the stored mantissa bits; the sign has one more. A suffix says which codes are given to
 specials: none in the names means as IEEE 754 does it, `FN` finite numbers and NaN but no infinities, `UZ` an
-unsigned zero, with NaN in the code of -0; `B11` is an exponent bias of 11. Three names are younger than this
-scheme, and OCP's meaning holds: `E4M3` is an FN format, and `E3M2`, `E2M3` and `E2M1` have no specials at all.
+unsigned zero, with NaN in the code of -0; `B11` is an exponent bias of 11. Four names keep the meaning that OCP
+gave them instead: `E4M3` is an FN format, and `E3M2`, `E2M3` and `E2M1` have no specials at all.
 
 ```python
 >>> from lptensor import *
@@ -143,6 +143,7 @@ WORDS = {
     "E8M0": "The scale of MX blocks: powers of two and nothing else. What is smaller than 2^-127 becomes 2^-127.",
     "INT8": "Eight-bit integers.",
     "INT4": "Four-bit integers.",
+    "MXINT": "The element of MXINT8, from -127/64 to 127/64: one bit before the point, six behind.",
     "FixedPoint(8, 4)": "Four bits before the point, the sign among them, and four behind.",
     "P3109(8, 3)": "Nearly the range of E5M2, and one binade below it.",
     "P3109(8, 4)": "Near E4M3FNUZ, with infinities.",
@@ -156,4 +157,11 @@ WORDS = {
     "FP4_RADIX4": "A sign and a power of four, 4^-3 to 4^3: for gradients.",
     "BlockFloatingPoint(8)": "Sign and magnitude integers under one exponent for the whole tensor; "
     "`dim` and `block_size` make more blocks.",
+    "MXFP8_E4M3": "The range of E4M3 inside a block.",
+    "MXFP8_E5M2": "The range of E5M2 inside a block.",
+    "MXFP6_E3M2": "The wider six-bit format of MX.",
+    "MXFP6_E2M3": "The finer six-bit format of MX.",
+    "MXFP4": "E2M1 under powers of two.",
+    "MXINT8": "Eight-bit integers under powers of two.",
+    "NVFP4": "E2M1 under scales with a significand, and all of those under one fp32 scale for the tensor.",
 }

@@ -25,6 +25,7 @@ _ROWS = {
     "E2M3": _MX,
     "E2M1": _MX,
     "E8M0": _MX,
+    "MXINT": _MX,
     "NF4": "QLoRA, arXiv 2305.14314, section 3",
     "DYNAMIC8": "arXiv 2110.02861, section 1.3",
     "UDYNAMIC8": "arXiv 2110.02861, section 1.3",
