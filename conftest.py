@@ -1,9 +1,10 @@
-"""Says which tests a run leaves out, also when several processes share the tests."""
+"""Says what tests have counted and which of them a run leaves out, also when several processes share the tests."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -31,6 +32,11 @@ def pytest_testnodedown(node: Any) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for report in chain.from_iterable(terminalreporter.stats.values()):
+        if getattr(report, "when", "") == "call":  # tests that count say so by record_property("count", "N of M")
+            for name, value in report.user_properties:
+                if name == "count":
+                    terminalreporter.write_line(str(value))
     left_out = terminalreporter.config.stash.get(LEFT_OUT, Counter())
     kinds = ", ".join(f"{count} {name}" for name, count in left_out.items())
     terminalreporter.write_line(f"{left_out.total()} tests left out" + (f" ({kinds})" if kinds else ""))

@@ -1,14 +1,24 @@
-// Blocks that share an exponent: how a tensor falls into blocks, and the exponent of each.
+// Blocks that share a scale: how a tensor falls into blocks, and the scale of each.
 #pragma once
 #include "grid.h"
 
 enum { LPT_MAX_DIMS = 16 };
 
-// lptensor/blocks.py: Blocks. The element's grid is shifted by exponent(max|x|) - emax, held to
-// low .. high; a block with NaN or infinity becomes NaN, one of zeros stays zero.
+// lptensor/blocks.py: Blocks. The scale is a power of two: the element's grid is shifted by
+// exponent(max|x|) - emax, one more where the significand of max|x| exceeds `bump` (1 to 2), held
+// to low .. high. A block with NaN becomes NaN, and one with an infinity unless `saturate` says
+// that infinities are no part of the maximum and become the largest value. One of zeros stays zero.
 struct lpt_blocks {
     lpt_grid element;
-    int32_t emax, low, high;
+    double bump;
+    int32_t emax, low, high, saturate;
+};
+
+// lptensor/blocks.py: ScaledBlocks. The scale is any number t: x becomes t * R(x / t).
+struct lpt_scaled {
+    lpt_grid element, scale;
+    double top, whole, floor, ceiling;  // fp32 numbers; whole is 0 where the tensor has no scale
+    int32_t reciprocal, saturate;
 };
 
 // The shape of a contiguous tensor and of one block; the last block along an axis may be short.
@@ -17,14 +27,18 @@ struct lpt_layout {
     int64_t shape[LPT_MAX_DIMS], block[LPT_MAX_DIMS];
 };
 
-// floor(log2) of the finite positive value with these bits.
-template <class T> LPT_FN int32_t lpt_exponent(typename lpt_carrier<T>::bits a) {
+// The finite positive value with these bits as a normal double: its exponent and its significand.
+// (An integer converts exactly and brings its exponent along, so subnormals need no loop.)
+template <class T>
+LPT_FN int32_t lpt_exponent(typename lpt_carrier<T>::bits a, uint64_t *significand) {
     typedef lpt_carrier<T> C;
+    typedef typename C::bits U;
     const int32_t field = (int32_t)(a >> C::mantissa);
-    if (field)
-        return field - C::bias;
-    return (int32_t)(lpt_bits((T)(typename C::sbits)a) >> C::mantissa) - 2 * C::bias - C::mantissa +
-           1;
+    const U normal = field ? a : lpt_bits((T)(typename C::sbits)a);
+    const U fraction = normal & (((U)1 << C::mantissa) - 1);
+    *significand = (uint64_t)fraction << (52 - C::mantissa) | 1023ull << 52;
+    return field ? field - C::bias
+                 : (int32_t)(normal >> C::mantissa) - 2 * C::bias - C::mantissa + 1;
 }
 
 // How far the grid of a block moves whose largest magnitude has these bits.
@@ -32,6 +46,77 @@ template <class T>
 LPT_FN int32_t lpt_shift(const lpt_blocks &b, typename lpt_carrier<T>::bits largest) {
     if (largest == 0)
         return 0;
-    const int32_t shift = lpt_exponent<T>(largest) - b.emax;
+    uint64_t significand;
+    int32_t shift = lpt_exponent<T>(largest, &significand) - b.emax;
+    shift += significand > lpt_bits(b.bump);
     return shift < b.low ? b.low : shift > b.high ? b.high : shift;
+}
+
+// The second-level scale of a tensor whose largest finite magnitude is given.
+LPT_FN float lpt_tensor_scale(const lpt_scaled &b, float largest) {
+    const float smallest = lpt_value<float>(1u), whole = largest / (float)b.whole;
+    return b.whole == 0 ? 1.0f : whole > smallest ? whole : smallest;
+}
+
+// The scale t of a block, and what multiplies x where that stands for the division by t. All is
+// done in fp32, whatever the carrier, and rounded to nearest after each operation.
+LPT_FN float lpt_block_scale(const lpt_scaled &b, const lpt_cell<float> &scale, float largest,
+                             float whole, float *reciprocal) {
+    float s = largest / (float)b.top / whole;
+    s = s<(float)b.floor ? (float)b.floor : s>(float) b.ceiling ? (float)b.ceiling : s;
+    s = lpt_value<float>(lpt_round<float, LPT_NEAREST, false>(lpt_bits(s), scale, 0));
+    const float most = lpt_value<float>(0x7f7fffffu), r = 1.0f / whole / s;
+    *reciprocal = r < most ? r : most;
+    return s * whole;
+}
+
+// The range of shifts that may be added to the exponents of the unshifted cell: all numbers that
+// the arithmetic meets are normal before and after. Empty where the format reaches the carrier's
+// ends.
+template <class T>
+LPT_FN void lpt_movable(const lpt_grid &g, const lpt_cell<T> &c, int32_t *low, int32_t *high) {
+    typedef lpt_carrier<T> C;
+    const int32_t smallest = c.emin - (g.precision - 1), magic = c.emax + c.drop;
+    const int32_t first = (int32_t)(c.limit[0] >> C::mantissa);
+    const int32_t second = c.is_signed ? (int32_t)(c.limit[1] >> C::mantissa) : first;
+    const int32_t end = first > second ? first : second;
+    const bool normal = smallest >= 1 && first >= 1 && second >= 1 && end <= 2 * C::bias;
+    const bool movable = normal && g.overflow == LPT_SATURATE && c.drop >= 1;
+    *low = movable ? 2 - smallest : 1;
+    *high = movable ? 2 * C::bias - (end > magic ? end : magic) : 0;
+}
+
+// The cell of a grid moved by a shift within that range, given as shift << mantissa.
+template <class T> LPT_FN lpt_cell<T> lpt_move(lpt_cell<T> c, typename lpt_carrier<T>::bits moved) {
+    const int32_t shift =
+        (int32_t)((typename lpt_carrier<T>::sbits)moved >> lpt_carrier<T>::mantissa);
+    c.emin += shift;
+    c.emax += shift;
+    c.tiny += moved;
+    c.limit[0] = c.over[0] = c.inf[0] = c.limit[0] + moved;
+    c.limit[1] = c.over[1] = c.inf[1] = c.limit[1] + moved;
+    return c;
+}
+
+// lpt_round to nearest of a number that is not NaN, on a cell moved within that range: one addition
+// and one subtraction of a power of two whose last place is the spacing of the grid at x. Every sum
+// is normal, so flushing subnormals to zero changes nothing.
+template <class T>
+LPT_FN typename lpt_carrier<T>::bits lpt_nearest(typename lpt_carrier<T>::bits u,
+                                                 const lpt_cell<T> &c,
+                                                 typename lpt_carrier<T>::bits moved) {
+    typedef lpt_carrier<T> C;
+    typedef typename C::bits U;
+    const U sign = u & (U)1 << (C::width - 1), a = u ^ sign;
+    const U low = ((U)c.emin << C::mantissa) + moved, high = ((U)c.emax << C::mantissa) + moved;
+    U e = a & (U)(2 * C::bias + 1) << C::mantissa;
+    e = e < low ? low : e;
+    e = e > high ? high : e;
+    const T magic = lpt_value<T>(e + ((U)c.drop << C::mantissa));
+    U r = lpt_bits((lpt_value<T>(a) + magic) - magic);
+    const U positive = c.limit[0] + moved, negative = c.limit[1] + moved;
+    const U limit = sign ? negative : positive;
+    r = r > limit ? limit : r;
+    const U signless = c.zero_sign;
+    return r | (sign & (r == 0 ? signless : ~(U)0));
 }

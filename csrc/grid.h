@@ -173,7 +173,7 @@ LPT_FN lpt_cell<T> lpt_make_cell(const lpt_grid &g, const lpt_rule &rule, int32_
                     rule.beyond == LPT_BEYOND_SATURATE;
         c.over[negative] = back ? c.limit[negative] : beyond;
     }
-    c.negative = g.overflow == LPT_SATURATE ? (U)0 : nan;
+    c.negative = g.overflow != LPT_SATURATE ? nan : g.zero ? (U)0 : c.tiny;
     c.subnormals = g.subnormals;
     c.zero = g.zero;
     c.zero_sign = g.negative_zero ? ~(U)0 : (U)0;

@@ -5,16 +5,37 @@
 #include "posit.h"
 #include "table.h"
 
+// How blocks are scaled: one of the two is null. `whole` is the scale of the whole tensor.
+struct lpt_scales {
+    const lpt_blocks *shifts;
+    const lpt_scaled *numbers;
+    float whole;
+};
+
+// Contiguous elements that hold whole blocks, one of them along `axis`: the first axis along which
+// blocks are wider than one, or the last axis.
+struct lpt_unit {
+    int64_t first;
+    int32_t axis;
+};
+
 template <class T> struct lpt_loops {
     typedef typename lpt_carrier<T>::bits U;
     // elements first .. last of x into y; `first` is a multiple of LPT_GROUP where mode is
     // stochastic
     void (*grid)(const T *x, T *y, int64_t first, int64_t last, const lpt_grid &, const lpt_rule &);
-    // largest magnitude of each block of slab `slab` into `largest`
-    void (*maxima)(const T *x, const lpt_layout &, int32_t slab_dims, int64_t slab, U *largest);
-    // slab `slab` rounded, given the largest magnitude of each of its blocks
-    void (*blocks)(const T *x, T *y, const lpt_layout &, int32_t slab_dims, int64_t slab,
-                   const U *largest, const lpt_blocks &, const lpt_rule &);
+    // raises `largest`, one for each block of a unit, to the magnitudes of elements from .. to
+    void (*maxima)(const T *x, const lpt_layout &, const lpt_unit &, int64_t from, int64_t to,
+                   bool finite, U *largest);
+    U (*finite_maximum)(const T *x, int64_t first, int64_t last);
+    // the largest magnitudes in `first` become scales
+    void (*scales)(const lpt_scales &, const lpt_rule &, int64_t count, U *first, U *second);
+    // elements from .. to of a unit rounded, given its scales
+    void (*blocks)(const T *x, T *y, const lpt_layout &, const lpt_unit &, int64_t from, int64_t to,
+                   const U *first, const U *second, const lpt_scales &, const lpt_rule &);
+    // blocks first .. last rounded, which are runs of `wide` elements in rows of `row`
+    void (*runs)(const T *x, T *y, int64_t row, int64_t wide, int64_t first, int64_t last,
+                 const lpt_scales &, const lpt_rule &);
 };
 
 // Loops of codebooks.cpp; `first` as in lpt_loops::grid.

@@ -1,5 +1,6 @@
 // The C interface: picks the build for this processor, splits the work among threads.
 #include "kernels.h"
+#include <fenv.h>
 #include <stdlib.h>
 
 #ifdef _OPENMP
@@ -66,36 +67,115 @@ void round_posit(const T *x, T *y, int64_t n, const lpt_posit &p, const lpt_rule
     split(n, threads, [&](int64_t first, int64_t last) { f.posit(x, y, first, last, p, rule); });
 }
 
-// Leading axes whose blocks are one wide cut the tensor into slabs that know nothing of each other.
+// While one lives, this thread's floating point is IEEE 754's: to nearest, subnormals kept. The
+// loops over blocks need it, and a program may have chosen otherwise (torch.set_flush_denormal).
+class plain_arithmetic {
+    fenv_t before;
+
+  public:
+    plain_arithmetic() {
+        fegetenv(&before);
+        fesetenv(FE_DFL_ENV);
+    }
+    ~plain_arithmetic() { fesetenv(&before); }
+};
+
+// The largest finite magnitude of n elements.
+template <class T> T finite_maximum(const T *x, int64_t n, int parts) {
+    typedef typename lpt_carrier<T>::sbits S;
+    S top = 0;
+#pragma omp parallel for num_threads(parts) schedule(static) reduction(max : top) if (parts > 1)
+    for (int part = 0; part < parts; ++part) {
+        const S here = (S)loops(T()).finite_maximum(x, n * part / parts, n * (part + 1) / parts);
+        top = here > top ? here : top;
+    }
+    return lpt_value<T>((typename lpt_carrier<T>::bits)top);
+}
+
+// One unit of blocks, its elements split among `parts` threads; `scratch` holds parts + 1 numbers
+// for each block. Threads first find maxima of their own, which are then joined.
 template <class T>
-int round_blocks(const T *x, T *y, const lpt_layout &l, const lpt_blocks &b, const lpt_rule &rule,
+void round_unit(const T *x, T *y, const lpt_layout &l, const lpt_unit &unit, int64_t size,
+                int64_t count, const lpt_scales &scales, bool finite, const lpt_rule &rule,
+                int parts, typename lpt_carrier<T>::bits *scratch) {
+    const lpt_loops<T> &f = loops(T());
+    memset(scratch, 0, parts * count * sizeof *scratch);
+#pragma omp parallel for num_threads(parts) schedule(static) if (parts > 1)
+    for (int part = 0; part < parts; ++part) {
+        const int64_t from = size * part / parts, to = size * (part + 1) / parts;
+        if (from < to)
+            f.maxima(x, l, unit, unit.first + from, unit.first + to, finite,
+                     scratch + part * count);
+    }
+    for (int64_t i = count; i < parts * count; ++i)
+        scratch[i % count] = scratch[i] > scratch[i % count] ? scratch[i] : scratch[i % count];
+    f.scales(scales, rule, count, scratch, scratch + parts * count);
+#pragma omp parallel for num_threads(parts) schedule(static) if (parts > 1)
+    for (int part = 0; part < parts; ++part) {
+        const plain_arithmetic guard;
+        const int64_t from = size * part / parts, to = size * (part + 1) / parts;
+        if (from < to)
+            f.blocks(x, y, l, unit, unit.first + from, unit.first + to, scratch,
+                     scratch + parts * count, scales, rule);
+    }
+}
+
+// Leading axes whose blocks are one wide, and the blocks along the next axis, cut the tensor into
+// units that know nothing of each other. Threads share out the units, or each of a few large ones.
+template <class T>
+int round_blocks(const T *x, T *y, const lpt_layout &l, lpt_scales scales, const lpt_rule &rule,
                  int threads) {
     typedef typename lpt_carrier<T>::bits U;
     const lpt_loops<T> &f = loops(T());
-    int32_t slab_dims = 0;
-    int64_t slabs = 1, count = 1, size = 1;
-    while (slab_dims < l.dims - 1 && l.block[slab_dims] == 1)
-        slabs *= l.shape[slab_dims++];
-    for (int32_t d = slab_dims; d < l.dims; ++d) {
+    const plain_arithmetic guard;
+    const int32_t last_axis = l.dims - 1;
+    int32_t axis = 0;
+    int64_t slabs = 1, count = 1, inner = 1;
+    while (axis < last_axis && l.block[axis] == 1)
+        slabs *= l.shape[axis++];
+    for (int32_t d = axis + 1; d < l.dims; ++d) {
         count *= (l.shape[d] + l.block[d] - 1) / l.block[d];
-        size *= l.shape[d];
+        inner *= l.shape[d];
     }
-    const int64_t useful = slabs * size / GRAIN + 1, most = useful < slabs ? useful : slabs;
-    const int parts = threads < most ? threads : (int)most;
+    const int64_t length = l.shape[axis], wide = l.block[axis], bands = (length + wide - 1) / wide;
+    const int64_t units = slabs * bands, elements = slabs * length * inner,
+                  useful = elements / GRAIN + 1;
+    const int parts = threads < useful ? threads : (int)useful;
+    const bool finite = scales.shifts ? scales.shifts->saturate : scales.numbers->saturate;
+
+    if (scales.numbers) {
+        const double top = scales.numbers->whole == 0 ? 0 : finite_maximum(x, elements, parts);
+        const float most = lpt_value<float>(0x7f7fffffu);
+        scales.whole = lpt_tensor_scale(*scales.numbers, top < most ? (float)top : most);
+    }
+    const bool shared = units >= 2 * parts;  // else every unit is split
+    if (axis == last_axis && (shared || parts == 1)) {
+#pragma omp parallel for num_threads(parts) schedule(static) if (parts > 1)
+        for (int part = 0; part < parts; ++part) {
+            const plain_arithmetic guard;
+            f.runs(x, y, length, wide, units * part / parts, units * (part + 1) / parts, scales,
+                   rule);
+        }
+        return 0;
+    }
     int failed = 0;
-#pragma omp parallel for num_threads(parts) schedule(static) reduction(| : failed) if (parts > 1)
-    for (int part = 0; part < parts; ++part) {
-        U *largest = (U *)malloc(count * sizeof(U));
-        if (!largest) {
+    const int teams = shared ? parts : 1, members = shared ? 1 : parts;
+#pragma omp parallel for num_threads(teams) schedule(static) reduction(| : failed) if (teams > 1)
+    for (int team = 0; team < teams; ++team) {
+        const plain_arithmetic guard;
+        U *scratch = (U *)malloc((members + 1) * count * sizeof(U));
+        if (!scratch) {
             failed = 1;
             continue;
         }
-        for (int64_t s = slabs * part / parts; s < slabs * (part + 1) / parts; ++s) {
-            memset(largest, 0, count * sizeof(U));
-            f.maxima(x, l, slab_dims, s, largest);
-            f.blocks(x, y, l, slab_dims, s, largest, b, rule);
+        for (int64_t u = units * team / teams; u < units * (team + 1) / teams; ++u) {
+            const int64_t start = u % bands * wide,
+                          height = length - start < wide ? length - start : wide;
+            const lpt_unit unit = {(u / bands * length + start) * inner, axis};
+            round_unit(x, y, l, unit, height * inner, count, scales, finite, rule, members,
+                       scratch);
         }
-        free(largest);
+        free(scratch);
     }
     return failed;
 }
@@ -110,7 +190,7 @@ int round_blocks(const T *x, T *y, const lpt_layout &l, const lpt_blocks &b, con
 
 extern "C" {
 
-LPT_API int32_t lpt_abi_version() { return 2; }
+LPT_API int32_t lpt_abi_version() { return 3; }
 
 LPT_API const char *lpt_build_name() { return chosen->name; }
 
@@ -158,14 +238,22 @@ LPT_API void lpt_round_posit_f64(const double *x, double *y, int64_t n, const lp
     round_posit(x, y, n, *p, *rule, threads);
 }
 
-// 0, or 1 where there was no memory for the blocks' maxima.
+// 0, or 1 where there was no memory for the blocks' scales.
 LPT_API int32_t lpt_round_blocks_f32(const float *x, float *y, const lpt_layout *l,
                                      const lpt_blocks *b, const lpt_rule *rule, int32_t threads) {
-    return round_blocks(x, y, *l, *b, *rule, threads);
+    return round_blocks(x, y, *l, {b, nullptr, 1}, *rule, threads);
 }
 LPT_API int32_t lpt_round_blocks_f64(const double *x, double *y, const lpt_layout *l,
                                      const lpt_blocks *b, const lpt_rule *rule, int32_t threads) {
-    return round_blocks(x, y, *l, *b, *rule, threads);
+    return round_blocks(x, y, *l, {b, nullptr, 1}, *rule, threads);
+}
+LPT_API int32_t lpt_round_scaled_f32(const float *x, float *y, const lpt_layout *l,
+                                     const lpt_scaled *b, const lpt_rule *rule, int32_t threads) {
+    return round_blocks(x, y, *l, {nullptr, b, 1}, *rule, threads);
+}
+LPT_API int32_t lpt_round_scaled_f64(const double *x, double *y, const lpt_layout *l,
+                                     const lpt_scaled *b, const lpt_rule *rule, int32_t threads) {
+    return round_blocks(x, y, *l, {nullptr, b, 1}, *rule, threads);
 }
 
 // The random word of one element, for known-answer tests.

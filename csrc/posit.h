@@ -57,13 +57,13 @@ LPT_FN typename lpt_carrier<T>::bits lpt_round_posit(typename lpt_carrier<T>::bi
     if (MODE >= LPT_STOCHASTIC) {
         const double next = lpt_exact((U)((tiny ? inside : floor + (S)unit) + one));
         const double here = lpt_exact((U)(floor + one));
-        up = lpt_drawn_between<MODE>(lpt_exact(a), tiny ? 0.0 : here, next, tiny || low, odds,
-                                     random);
+        up = lpt_drawn_between<MODE, false>(lpt_exact(a), tiny ? 0.0 : here, next, tiny || low,
+                                            odds, random);
     }
 
     // 5. the posit, zero, the ends
-    U r = (U)(floor + one) + (up && !tiny ? unit : (U)0);
-    r = tiny && !up ? (U)0 : r;
+    U r = (U)(floor + one) + (up & !tiny ? unit : (U)0);
+    r = tiny & !up ? (U)0 : r;
     r = x >= top ? (U)(top + one) : r;
     r = a == 0 ? (U)0 : r | sign;
     r = r == sign ? (U)0 : r;

@@ -16,8 +16,8 @@ template <class T> struct lpt_table {
     const lpt_binade *binades;      // by sign and exponent of the key
     const int32_t *first;           // per bucket: the steps at or below its first key
     const S *step;                  // value i + 1 begins at this key; then 2**depth largest keys
-    const typename C::bits *value;  // bits of the values, ascending
-    const double *exact;            // the same values, the last one twice
+    const typename C::bits *value;  // bits of the values, ascending; then 2**depth times the last
+    const double *exact;            // the same values
     int32_t depth;                  // a bucket has less than 2**depth steps inside
     int32_t last;                   // number of the last value
 };
@@ -55,10 +55,13 @@ LPT_FN typename lpt_carrier<T>::bits lpt_round_to(typename lpt_carrier<T>::bits 
     const U sign = u & (U)1 << (C::width - 1), a = u ^ sign;
     int32_t i = lpt_find<T, DEPTH>(lpt_key_of<T>(u), t);
     if (MODE >= LPT_STOCHASTIC) {
-        const double x = lpt_exact(a);
-        const bool inexact = i < t.last && lpt_key_of<T>(u) > lpt_key_of<T>(t.value[i]);
-        i += inexact && lpt_drawn_between<MODE>(sign ? -x : x, t.exact[i], t.exact[i + 1], inexact,
-                                                odds, random);
+        const uint64_t minus = (uint64_t)(sign != 0) << 63;
+        const double x = lpt_value<double>(lpt_bits(lpt_exact(a)) | minus);
+        const U here = t.value[i];
+        const int32_t inside = i<t.last, above = lpt_key_of<T>(u)> lpt_key_of<T>(here);
+        const double low = t.exact[i], high = t.exact[i + 1];
+        i += inside & above &
+             (int32_t)lpt_drawn_between<MODE, true>(x, low, high, above != 0, odds, random);
     }
     const U r = t.value[i];
     return a > inf ? nan : r;

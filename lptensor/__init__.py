@@ -1,5 +1,16 @@
 from lptensor.arithmetic import Arithmetic as Arithmetic
-from lptensor.blocks import BlockFloatingPoint as BlockFloatingPoint
+from lptensor.blocks import (
+    MX as MX,
+    MXFP4 as MXFP4,
+    MXFP6_E2M3 as MXFP6_E2M3,
+    MXFP6_E3M2 as MXFP6_E3M2,
+    MXFP8_E4M3 as MXFP8_E4M3,
+    MXFP8_E5M2 as MXFP8_E5M2,
+    MXINT8 as MXINT8,
+    NVFP4 as NVFP4,
+    BlockFloatingPoint as BlockFloatingPoint,
+    TwoLevel as TwoLevel,
+)
 from lptensor.codebooks import (
     DYNAMIC8 as DYNAMIC8,
     FP4_RADIX4 as FP4_RADIX4,
@@ -73,6 +84,7 @@ from lptensor.rounding import (
     Stochastic as Stochastic,
 )
 from lptensor.tensor import LPTensor as LPTensor
+from lptensor.trace import trace as trace
 
 __all__ = [  # a star import shadows no builtin and no module
     "BF16",
@@ -92,7 +104,15 @@ __all__ = [  # a star import shadows no builtin and no module
     "FP4_RADIX4",
     "INT4",
     "INT8",
+    "MX",
+    "MXFP4",
+    "MXFP6_E2M3",
+    "MXFP6_E3M2",
+    "MXFP8_E4M3",
+    "MXFP8_E5M2",
+    "MXINT8",
     "NF4",
+    "NVFP4",
     "P3109",
     "TF32",
     "UDYNAMIC8",
@@ -111,6 +131,7 @@ __all__ = [  # a star import shadows no builtin and no module
     "Quantizer",
     "Rounding",
     "Stochastic",
+    "TwoLevel",
     "lower",
     "quantizer",
 ]

@@ -52,6 +52,13 @@ def exponent_of_bits(u: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.where(field > 0, field - bias, exponent(u.double()) - bias - mantissa + 1)
 
 
+def significand_of_bits(u: Tensor, dtype: torch.dtype) -> Tensor:
+    """x / 2**floor(log2 x) of the finite positive values x with these bits, as float64."""
+    mantissa = 23 if dtype == torch.float32 else 52
+    normal = torch.where(u >> mantissa > 0, u << (52 - mantissa), u.double().view(torch.int64))
+    return (normal & 0x000FFFFFFFFFFFFF | 1023 << 52).view(torch.float64)
+
+
 def carried(r: Tensor, dtype: torch.dtype) -> Tensor:
     """float64 values that ``dtype`` holds exactly, in ``dtype``."""
     if dtype == torch.float64:

@@ -154,3 +154,15 @@ def collate_map() -> dict[Any, Any]:
     from torch.utils.data._utils.collate import default_collate_fn_map
 
     return default_collate_fn_map
+
+
+def forget_flat_weights(module: torch.nn.Module) -> None:
+    """Drop the weak references of an RNN to its weights. Without it they cannot be swapped."""
+    if isinstance(module, torch.nn.RNNBase):
+        module._flat_weight_refs = []
+
+
+def gather_flat_weights(module: torch.nn.Module) -> None:
+    """Let an RNN take up its weights again. Without it it computes with those it had before."""
+    if isinstance(module, torch.nn.RNNBase):
+        module._init_flat_weights()

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lptensor.blocks import Blocks
+from lptensor.blocks import Blocks, ScaledBlocks
 from lptensor.formats import Grid
 from lptensor.posits import PositBits
 from lptensor.rounding import Mode, Rounding
 from lptensor.tables import Table, keys, steps
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 MAX_DIMS = 16  # csrc/block.h
 
 
@@ -33,7 +33,19 @@ class _Grid(ctypes.Structure):
 
 
 class _Blocks(ctypes.Structure):
-    _fields_ = (("element", _Grid), *((name, ctypes.c_int32) for name in ("emax", "low", "high")))
+    _fields_ = (
+        ("element", _Grid),
+        ("bump", ctypes.c_double),
+        *((name, ctypes.c_int32) for name in ("emax", "low", "high", "saturate")),
+    )
+
+
+class _ScaledBlocks(ctypes.Structure):
+    _fields_ = (
+        *((name, _Grid) for name in ("element", "scale")),
+        *((name, ctypes.c_double) for name in ("top", "whole", "floor", "ceiling")),
+        *((name, ctypes.c_int32) for name in ("reciprocal", "saturate")),
+    )
 
 
 class _Layout(ctypes.Structure):
@@ -91,7 +103,8 @@ def library() -> Any:
         for kind in ("table", "posit"):
             kernel = getattr(lib, f"lpt_round_{kind}_{suffix}")
             kernel.argtypes, kernel.restype = getattr(lib, f"lpt_round_{suffix}").argtypes, None
-        getattr(lib, f"lpt_round_blocks_{suffix}").argtypes = (*(pointer,) * 5, ctypes.c_int32)
+        for kind in ("blocks", "scaled"):
+            getattr(lib, f"lpt_round_{kind}_{suffix}").argtypes = (*(pointer,) * 5, ctypes.c_int32)
     lib.lpt_random_word.argtypes = (ctypes.c_uint64, pointer)
     lib.lpt_random_word.restype = ctypes.c_uint32
     lib.lpt_philox_words.argtypes = (ctypes.c_uint64, pointer, pointer)
@@ -117,8 +130,10 @@ def _grid(grid: Grid) -> _Grid:
 
 
 @functools.cache
-def _blocks(blocks: Blocks) -> _Blocks:
-    return _Blocks(_grid(blocks.element), blocks.emax, blocks.low, blocks.high)
+def _blocks(blocks: Blocks | ScaledBlocks) -> _Blocks | _ScaledBlocks:
+    grids = {name: _grid(value) for name, value in blocks._asdict().items() if isinstance(value, Grid)}
+    struct = _Blocks if isinstance(blocks, Blocks) else _ScaledBlocks
+    return struct(**{**blocks._asdict(), **grids})
 
 
 @functools.cache
@@ -187,26 +202,29 @@ def _table(table: Table, mode: Mode, dtype: torch.dtype) -> tuple[_Table, Any]:
 
     binade = (step >> mantissa) + exponents
     count = torch.bincount(binade, minlength=2 * exponents)
-    closest = torch.full((2 * exponents,), 2**mantissa)
+    closest = torch.full_like(count, 2**mantissa)
     gap = torch.where(binade[1:] == binade[:-1], step.diff(), 2**mantissa)
     closest.scatter_reduce_(0, binade[1:], gap, "amin")
     shift = torch.maximum(_log2(closest), mantissa - 2 - _log2(count.clamp(min=1))).clamp(max=mantissa)
 
     buckets = 2 ** (mantissa - shift)
     base = buckets.cumsum(0) - buckets
-    owner = torch.arange(2 * exponents).repeat_interleave(buckets)
-    start = ((owner - exponents) << mantissa) + ((torch.arange(len(owner)) - base[owner]) << shift[owner])
+    owner = torch.arange(2 * exponents, device="cpu").repeat_interleave(buckets)
+    start = ((owner - exponents) << mantissa) + ((torch.arange(len(owner), device="cpu") - base[owner]) << shift[owner])
     first = torch.searchsorted(step, start, right=True)
     inside = torch.searchsorted(step, start + (1 << shift[owner])) - first
     depth = int(inside.max()).bit_length()
 
-    values = torch.tensor(table.values, dtype=torch.float64)
+    # Behind the last step come keys that only a NaN's reaches; the values go on as far.
+    spare = 2**depth
+    values = torch.tensor(table.values, dtype=torch.float64, device="cpu")
+    bits = torch.where(at < 0, torch.iinfo(integer).min - at, at)
     held = (
         torch.stack((base, shift), 1).to(torch.int32),
         first.to(torch.int32),
-        torch.cat((step, step.new_full((2**depth,), torch.iinfo(integer).max))).to(integer),
-        torch.where(at < 0, torch.iinfo(integer).min - at, at).to(integer),
-        torch.cat((values, values[-1:])),
+        torch.cat((step, step.new_full((spare,), torch.iinfo(integer).max))).to(integer),
+        torch.cat((bits, bits[-1:].expand(spare))).to(integer),
+        torch.cat((values, values[-1:].expand(spare))),
     )
     return _Table(*(tensor.data_ptr() for tensor in held), depth, len(values) - 1), held
 
@@ -222,17 +240,15 @@ def _layout(shape: tuple[int, ...], block: tuple[int, ...]) -> _Layout:
     axes: list[tuple[int, int]] = []
     for n, wide in zip(shape, block, strict=True):
         wide = min(wide, n)
+        before, before_wide = axes[-1] if axes else (0, 0)
         if n == 1 and axes:
             continue
-        merged = axes and (wide == n or axes[-1][1] == 1 == wide)
-        if merged and (axes[-1][1] == 1) == (wide == 1) and (wide == 1 or axes[-1][1] == axes[-1][0]):
-            axes[-1] = (axes[-1][0] * n, axes[-1][1] * wide)
+        if axes and (before_wide == wide == 1 or wide == n and (before_wide > 1 or before == 1)):
+            axes[-1] = (before * n, before_wide * wide)
         else:
             axes.append((n, wide))
-    if len(axes) == 1 and axes[0][0] % axes[0][1] == 0:  # whole blocks: independent rows
-        axes = [(axes[0][0] // axes[0][1], 1), (axes[0][1], axes[0][1])]
-    elif len(axes) == 2 and axes[0][1] == 1 and axes[1][0] % axes[1][1] == 0:
-        axes = [(axes[0][0] * (axes[1][0] // axes[1][1]), 1), (axes[1][1], axes[1][1])]
+    if len(axes) == 2 and axes[0][1] == 1 and axes[1][0] % axes[1][1] == 0:  # whole blocks, row after row
+        axes = [(axes[0][0] * axes[1][0], axes[1][1])]
     if len(axes) > MAX_DIMS:
         raise ValueError(f"blocks of shape {block} on a tensor of shape {shape} need more than {MAX_DIMS} axes")
     layout = _Layout(len(axes))
@@ -244,14 +260,14 @@ def _layout(shape: tuple[int, ...], block: tuple[int, ...]) -> _Layout:
 def round_blocks(
     x: Tensor,
     y: Tensor,
-    blocks: Blocks,
+    blocks: Blocks | ScaledBlocks,
     shape: Sequence[int],
     rounding: Rounding,
     key: tuple[int, int] | None,
 ) -> None:
     """``x`` rounded into ``y`` in blocks of ``shape``: contiguous CPU tensors of one dtype; they may be one."""
-    lib = library()
-    kernel = lib.lpt_round_blocks_f32 if x.dtype == torch.float32 else lib.lpt_round_blocks_f64
+    kind = "blocks" if isinstance(blocks, Blocks) else "scaled"
+    kernel = getattr(library(), f"lpt_round_{kind}_f{torch.finfo(x.dtype).bits}")
     failed = kernel(
         x.data_ptr(),
         y.data_ptr(),
@@ -261,4 +277,4 @@ def round_blocks(
         torch.get_num_threads(),
     )
     if failed:
-        raise MemoryError(f"no memory for the exponents of {x.numel()} elements in blocks of {tuple(shape)}")
+        raise MemoryError(f"no memory for the scales of {x.numel()} elements in blocks of {tuple(shape)}")

@@ -21,7 +21,8 @@ class Arithmetic:
         backward_rounding: the same for gradients; None for ``rounding``.
 
     Raises:
-        TypeError: a format that is none. ValueError: an unknown rounding.
+        TypeError: a format that is none. ValueError: an unknown rounding, or a forward format
+            without negative numbers and no backward format, since gradients have signs.
 
     >>> from lptensor import E4M3, E5M2
     >>> Arithmetic(E4M3, backward=E5M2, backward_rounding="stochastic").gradient_rounding
@@ -45,6 +46,9 @@ class Arithmetic:
         for name, format in (("forward", forward), ("backward", backward)):
             if format is not None and not isinstance(format, Format):
                 raise TypeError(f"{name} must be a number format such as FloatingPoint(8) or None, got {format!r}")
+        least = getattr(forward, "min", None)  # block formats have none: their elements are signed
+        if backward is None and least is not None and least >= 0:
+            raise ValueError(f"{forward!r} has no negative numbers, which gradients need; name a backward format")
         values: dict[str, Any] = {
             "forward": forward,
             "backward": backward,

@@ -1,32 +1,79 @@
-"""Block formats: elements that share an exponent."""
+"""Block formats: elements that share a scale."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-from lptensor.formats import Format, Grid, Overflow, check_int
+from lptensor.formats import (
+    CARRIER_MAX,
+    CARRIER_PRECISION,
+    E2M1,
+    E2M3,
+    E3M2,
+    E4M3,
+    E5M2,
+    E8M0,
+    FixedPoint,
+    Format,
+    Grid,
+    Overflow,
+    ScalarFormat,
+    check_carried,
+    check_int,
+)
+from lptensor.scaling import (
+    INFINITE,
+    SCALE_RULES,
+    Channel,
+    CurrentMaximum,
+    PowerOfTwo,
+    Scaling,
+    Tile,
+    check_one_of,
+)
 
 
 class Blocks(NamedTuple):
-    """What a kernel gets of a block format; ``struct lpt_blocks`` in csrc/block.h.
+    """What a kernel gets where scales are powers of two; ``struct lpt_blocks`` in csrc/block.h.
 
-    The grid of ``element`` is shifted by exponent(max |x|) - emax, held to low .. high.
+    The grid of ``element`` is shifted by exponent(m) - emax, m being the largest magnitude of the
+    block, one more where the significand of m exceeds ``bump``, and held to low .. high.
     """
 
     element: Grid
     emax: int
     low: int
     high: int
+    bump: float = 2.0
+    saturate: bool = False
+
+
+class ScaledBlocks(NamedTuple):
+    """What a kernel gets where scales are any number; ``struct lpt_scaled`` in csrc/block.h.
+
+    The fields are those of ``CurrentMaximum``; ``top`` divides a block's largest magnitude and
+    ``whole`` the tensor's, 0 where the tensor has no scale of its own.
+    """
+
+    element: Grid
+    scale: Grid
+    top: float
+    whole: float
+    floor: float
+    ceiling: float
+    reciprocal: bool = False
+    saturate: bool = False
 
 
 class BlockFormat(Format):
-    """A format whose elements share one exponent per block."""
+    """A format whose elements share one scale per block."""
 
     @property
-    def lowered(self) -> Blocks:
+    def lowered(self) -> Blocks | ScaledBlocks:
         raise NotImplementedError
 
     def block_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
@@ -39,14 +86,18 @@ class BlockFloatingPoint(BlockFormat):
     """Block floating point: ``wl``-bit sign-magnitude integers under one exponent per block.
 
     With E = floor(log2(max |x|)) of a block, its values are the multiples of 2**(E - wl + 2) up to
-    (2 - 2**(2 - wl)) * 2**E in magnitude; what rounds beyond is held there. A block with NaN or an
-    infinity becomes NaN, one of zeros stays zero, and -0 is kept.
+    (2 - 2**(2 - wl)) * 2**E in magnitude. A block with NaN or an infinity becomes NaN, one of zeros
+    stays zero, and -0 is kept.
 
     Args:
         wl: bits of an element with its sign, 2 to 24.
         dim: without block_size, -1 means one exponent for the whole tensor and d one for each
             index of axis d (as QPyTorch). With block_size it is the axis that blocks run along.
-        block_size: elements per block along ``dim``; the last block may be short.
+        block_size: elements per block along ``dim``, the last block may be short; or the sides of
+            a tile over the last axes, such as (24, 24).
+        overflow: a maximum that rounds up to 2**(E + 1), to nearest, is held at the largest value
+            ("clip", as QPyTorch), or the exponent of its block goes one up ("bump").
+        infinite: "saturate" leaves infinities out of the maximum and takes them to the largest value.
 
     A tensor that lacks the axis is one block.
 
@@ -58,25 +109,232 @@ class BlockFloatingPoint(BlockFormat):
 
     wl: int
     dim: int = -1
-    block_size: int | None = None
+    block_size: int | tuple[int, ...] | None = None
+    overflow: str = "clip"
+    infinite: str = "nan"
 
     def __post_init__(self) -> None:
         check_int("wl", self.wl, 2, 24)
         check_int("dim", self.dim, -16 if self.block_size is not None else -1, 15)
         if self.block_size is not None:
-            check_int("block_size", self.block_size, 1, 2**62)
+            _tile(self.block_size, self.dim)
+        check_one_of("overflow", self.overflow, ("clip", "bump"))
+        check_one_of("infinite", self.infinite, INFINITE)
 
     @cached_property
     def lowered(self) -> Blocks:
         top = 2.0 - 2.0 ** (2 - self.wl)
         element = Grid(self.wl - 1, emin=0, emax=0, max=top, min=-top, overflow=Overflow.SATURATE)
-        return Blocks(element, emax=0, low=-(2**20), high=2**20)
+        bump = _bump("even" if self.overflow == "bump" else "floor", element)
+        return Blocks(element, 0, -(2**20), 2**20, bump, saturate=self.infinite == "saturate")
 
     def block_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-        whole = tuple(max(n, 1) for n in shape)
-        axis = self.dim + len(shape) if self.dim < 0 and self.block_size is not None else self.dim
-        if not 0 <= axis < len(shape):
-            return whole
-        if self.block_size is None:
-            return (*whole[:axis], 1, *whole[axis + 1 :])
-        return (*(1,) * axis, self.block_size, *(1,) * (len(shape) - axis - 1))
+        if self.block_size is not None:
+            return _tile(self.block_size, self.dim).block_shape(shape)
+        return (Tile((), others=None) if self.dim < 0 else Channel(self.dim)).block_shape(shape)
+
+
+class _Scaled(BlockFormat):
+    """What the formats that are an element and a scaling have in common."""
+
+    element: ScalarFormat
+    scaling: CurrentMaximum
+
+    @cached_property
+    def lowered(self) -> Blocks | ScaledBlocks:
+        element, scaling = self.element, self.scaling
+        if not isinstance(element, ScalarFormat):
+            raise TypeError(f"the element must be a scalar format such as E4M3 or FixedPoint(8, 6), got {element!r}")
+        grid = element.grid._replace(overflow=Overflow.SATURATE)
+        if not 0 < grid.max < math.inf or not grid.zero:
+            raise ValueError(f"elements of blocks need a zero and a largest value, which {element!r} lacks")
+        if grid.precision > CARRIER_PRECISION:
+            raise ValueError(f"{element!r} has {grid.precision} significant bits, blocks carry {CARRIER_PRECISION}")
+        saturate, emax = scaling.infinite == "saturate", _exponent(grid.max)
+        scale = scaling.scale.grid
+        if scaling.powers:
+            bump, high = _bump(scaling.rule, grid), _exponent(scale.max)
+            return Blocks(grid, emax - scaling.margin, scale.emin, high, bump, saturate)
+        ceiling = min(scale.max, CARRIER_MAX)
+        top = math.ldexp(grid.max, -scaling.margin)
+        whole = _single(top * ceiling) if scaling.tensor_scale else 0.0
+        floor = max(scaling.floor, 0.0 if scale.zero else scale.smallest)
+        return ScaledBlocks(grid, scale, top, whole, floor, ceiling, scaling.reciprocal, saturate)
+
+    def block_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        return self.scaling.tile.block_shape(shape)
+
+
+@dataclass(frozen=True, repr=False)
+class ScaledBlockFormat(_Scaled):
+    """A scalar format under scales from current maxima; made by ``Scaled``."""
+
+    element: ScalarFormat
+    scaling: CurrentMaximum
+
+    def __post_init__(self) -> None:
+        _ = self.lowered
+
+    def __repr__(self) -> str:
+        return f"Scaled({self.element!r}, {self.scaling!r})"
+
+
+@dataclass(frozen=True, repr=False)
+class MX(_Scaled):
+    """Microscaling (OCP MX v1.0): scalar elements under one power of two, E8M0, for each block.
+
+    The scale is 2**-127 to 2**127 and comes from the block's largest magnitude by ``scale_rule``
+    (see ``CurrentMaximum``): "floor" is the standard's and may clip the largest, "rceil" is advised
+    for training (2506.08027). Elements saturate, whatever their overflow is elsewhere. Values that
+    the element's grid has but the carrier lacks, as under the largest scales, become infinite.
+
+    A block with NaN or an infinity becomes NaN; infinite="saturate" leaves infinities out of the
+    maximum and takes them to the largest value. A block of zeros stays zero, with its signs if the
+    element has -0.
+
+    Args:
+        element: any float or fixed-point format with a zero and a largest value.
+        block_size: elements per block along ``axis``, the last block may be short; or the sides of
+            a tile over the last axes, such as (32, 32). A tensor without that axis is one block.
+
+    >>> from lptensor.ops import round
+    >>> import torch
+    >>> round(torch.tensor([6.5, 7.0, 1.0]), MX(E2M1, scale_rule="rceil"))
+    tensor([6., 8., 1.])
+    """
+
+    element: ScalarFormat
+    block_size: int | tuple[int, ...] = 32
+    axis: int = -1
+    scale_rule: str = "floor"
+    infinite: str = "nan"
+
+    def __post_init__(self) -> None:
+        check_one_of("scale_rule", self.scale_rule, SCALE_RULES)
+        _ = self.lowered
+
+    @cached_property
+    def scaling(self) -> CurrentMaximum:  # type: ignore[override]
+        return CurrentMaximum(_tile(self.block_size, self.axis), E8M0, self.scale_rule, infinite=self.infinite)
+
+
+@dataclass(frozen=True, repr=False)
+class TwoLevel(_Scaled):
+    """Elements under a small-float scale for each block, and that under an fp32 scale for the tensor.
+
+    NVFP4 (2509.25149) is E2M1 in blocks of 16 under E4M3. The arithmetic, its order and what NaN,
+    infinities and zero blocks become is written at ``CurrentMaximum``.
+
+    Args:
+        block_size, axis: as for ``MX``; (16, 16) are the square blocks of NVFP4 weights.
+        scale: format of the block scales, no power of two.
+        tensor_scale: False for a single level.
+        floor: the smallest block scale: 2**-6 is torchao's, 0 leaves all of E4M3.
+        reciprocal: multiply by the scale's reciprocal, as torchao does, instead of dividing.
+
+    >>> from lptensor.ops import round
+    >>> import torch
+    >>> round(torch.tensor([2688.0, 100.0, 1000.0]), TwoLevel(E2M1))
+    tensor([2688.,    0.,  896.])
+    """
+
+    element: ScalarFormat
+    block_size: int | tuple[int, ...] = 16
+    axis: int = -1
+    scale: ScalarFormat = E4M3
+    tensor_scale: bool = True
+    floor: float = 0.0
+    reciprocal: bool = False
+    infinite: str = "nan"
+
+    def __post_init__(self) -> None:
+        _ = self.lowered
+
+    @cached_property
+    def scaling(self) -> CurrentMaximum:  # type: ignore[override]
+        return CurrentMaximum(
+            _tile(self.block_size, self.axis),
+            self.scale,
+            tensor_scale=self.tensor_scale,
+            floor=self.floor,
+            reciprocal=self.reciprocal,
+            infinite=self.infinite,
+        )
+
+
+@dataclass(frozen=True, repr=False)
+class Shifted(ScalarFormat):
+    """A scalar format times 2**exponent, specials and all; made by ``Scaled``."""
+
+    element: ScalarFormat
+    exponent: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.element, ScalarFormat):
+            raise TypeError(f"expected a scalar format such as E4M3, got {self.element!r}")
+        check_carried(self, self.grid, precision=53)
+
+    def __repr__(self) -> str:
+        return f"Scaled({self.element!r}, PowerOfTwo({self.exponent}))"
+
+    @cached_property
+    def grid(self) -> Grid:
+        g, k = self.element.grid, self.exponent
+        top, bottom = math.ldexp(g.max, k), math.ldexp(g.min, k)
+        return g._replace(emin=g.emin + k, emax=g.emax + k, max=top, min=bottom)
+
+    @property
+    def max(self) -> float:
+        """The largest finite value."""
+        return self.grid.max
+
+
+def Scaled(element: ScalarFormat, scaling: Scaling | None) -> Format:  # noqa: N802
+    """The format of values s * v: ``element``'s values v under the scales s that ``scaling`` chooses.
+
+    ``None`` scales nothing. What NaN, infinities and overflow become is told by the scaling.
+
+    Raises:
+        TypeError: a scaling with a state (``DelayedMaximum``), which a format cannot hold.
+
+    >>> Scaled(E4M3, CurrentMaximum(Tile((1, 128)))).block_shape((4, 512))
+    (1, 128)
+    """
+    if scaling is None:
+        return element
+    if isinstance(scaling, PowerOfTwo):
+        return Shifted(element, scaling.exponent)
+    if isinstance(scaling, CurrentMaximum):
+        return ScaledBlockFormat(element, scaling)
+    raise TypeError(f"{scaling!r} is no scaling without a state; a delayed one needs a module, DelayedScaling")
+
+
+def _tile(block_size: int | tuple[int, ...], axis: int) -> Tile:
+    return Tile(block_size) if isinstance(block_size, tuple) else Tile((block_size,), (axis,))
+
+
+def _exponent(value: float) -> int:
+    return math.frexp(value)[1] - 1
+
+
+def _single(value: float) -> float:
+    """``value``, which is below the largest fp32, rounded to fp32: a sum whose last place is fp32's."""
+    magic = math.ldexp(1.5, _exponent(value) + 29)
+    return (value + magic) - magic
+
+
+def _bump(rule: str, element: Grid) -> float:
+    """The significand above which the exponent of a block goes one up; none is above 2."""
+    largest = element.max / 2.0 ** _exponent(element.max)
+    carries = math.nextafter(2.0 - 2.0**-element.precision, 0.0)  # from here on, rounding gives 2
+    return {"floor": 2.0, "ceil": 1.0, "even": carries, "rceil": largest}[rule]
+
+
+MXINT = FixedPoint(8, 6, symmetric=True)  # OCP MX v1.0 section 5.3.4: two's complement with -2 unused
+MXFP8_E4M3 = MX(E4M3)
+MXFP8_E5M2 = MX(E5M2)
+MXFP6_E3M2 = MX(E3M2)
+MXFP6_E2M3 = MX(E2M3)
+MXFP4 = MX(E2M1)
+MXINT8 = MX(MXINT)
+NVFP4 = TwoLevel(E2M1)

@@ -47,7 +47,7 @@ class TableFormat(Format):
 
     @cached_property
     def _values(self) -> Tensor:
-        return torch.tensor(self.table.values, dtype=torch.float64)
+        return torch.tensor(self.table.values, dtype=torch.float64, device="cpu")
 
     def values(self) -> Tensor:
         """All values, ascending, float64: value i has the code i.
@@ -87,7 +87,7 @@ class TableFormat(Format):
 
     def contains(self, other: Any) -> bool:
         """Whether every finite value of ``other``, a format that lists its ``values()``, is one of these."""
-        theirs = torch.as_tensor(other.values(), dtype=torch.float64)
+        theirs = torch.as_tensor(other.values(), dtype=torch.float64, device="cpu")
         return bool(torch.isin(theirs[theirs.isfinite()], self._values).all())
 
 
@@ -238,9 +238,9 @@ def _normal_float_4() -> Codebook:
     spacing is that of float32.
     """
     outermost, quantile = 0.9677083, NormalDist().inv_cdf
-    positive = [quantile(p) for p in torch.linspace(outermost, 0.5, 9)[:-1].tolist()]
-    negative = [-quantile(p) for p in torch.linspace(outermost, 0.5, 8)[:-1].tolist()]
-    values = torch.tensor([*negative, 0.0, *reversed(positive)])
+    positive = [quantile(p) for p in torch.linspace(outermost, 0.5, 9, device="cpu")[:-1].tolist()]
+    negative = [-quantile(p) for p in torch.linspace(outermost, 0.5, 8, device="cpu")[:-1].tolist()]
+    values = torch.tensor([*negative, 0.0, *reversed(positive)], device="cpu")
     return Codebook(values / values.max(), "NF4")
 
 

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from lptensor import layout
 from lptensor._bits import carried, exact
+from lptensor.codebooks import TableFormat
 from lptensor.formats import FixedPoint, Format, ScalarFormat
 from lptensor.ops import check_roundable, round_fresh
+from lptensor.posits import Posit
 from lptensor.rounding import Rounding
 
 _DTYPES = ((8, torch.uint8), (16, torch.int16), (32, torch.int32), (64, torch.int64))
@@ -62,12 +64,31 @@ def _(format: ScalarFormat, codes: Tensor) -> Tensor:
     return layout.decode(codes, format.grid, format.layout)
 
 
+@encode_exact.register
+def _(format: TableFormat, values: Tensor) -> Tensor:
+    if values.isnan().any():
+        raise ValueError(f"{format!r} has no code for NaN; replace NaNs first, by x.nan_to_num() say")
+    return format.codes_of(values)
+
+
+@encode_exact.register
+def _(format: Posit, values: Tensor) -> Tensor:
+    return format.codes_of(values)
+
+
+@decode_exact.register(TableFormat)
+@decode_exact.register(Posit)
+def _(format: TableFormat | Posit, codes: Tensor) -> Tensor:
+    return format.values_of(codes)
+
+
 def encode(x: Tensor, format: Format, strict: bool = False) -> Tensor:
     """The codes of ``x``: bit patterns of ``format.bits`` bits, in the smallest dtype that holds them.
 
     Values that the format lacks are rounded to nearest first, infinities and results out of range as
     its ``overflow`` says; an infinity that has a code keeps it. Every NaN gets the canonical code. In a
-    format without -0 it gets the code of 0. Fixed point is two's complement, unsigned plain binary.
+    format without -0 it gets the code of 0. Fixed point is two's complement, unsigned plain binary; a
+    codebook's code is the index of the value in ascending order.
 
     Args:
         x: float32 or float64, any shape and device.
@@ -134,8 +155,10 @@ def decode(codes: Tensor, format: Format) -> Tensor:
         outside = (wide < 0) | (wide >= 1 << bits)
         if outside.any():
             raise ValueError(f"codes of {format!r} are 0 to {2**bits - 1}, got {_first(codes, outside)}")
-    carrier = getattr(format, "carrier", torch.float32)
-    return carried(decode_exact(format, wide), carrier)
+    values = decode_exact(format, wide)
+    wide_posit = isinstance(format, Posit) and format.nbits > 26 + format.es
+    carrier = torch.float64 if wide_posit else getattr(format, "carrier", torch.float32)
+    return carried(values, carrier)
 
 
 def _bits(format: Format) -> int:

@@ -152,15 +152,18 @@ def _carry_out(model: nn.Module, plan: Plan) -> None:
 def _undo(modules: list[nn.Module], before: dict[int, Tensor]) -> None:
     """Give the tensors of ``modules`` their old contents back."""
     for module in modules:
+        _compat.forget_flat_weights(module)
         for parameter in module.parameters(recurse=False):
             grad, old = parameter.grad, before.get(id(parameter))
             if old is not None and not _same_form(parameter, old):
                 parameter.grad = None
                 torch.utils.swap_tensors(parameter, nn.Parameter(old, requires_grad=parameter.requires_grad))
-                parameter.grad = before.get(id(grad), grad)
+                if grad is not None and id(grad) in before:
+                    torch.utils.swap_tensors(grad, before[id(grad)])
+                parameter.grad = grad
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, before.get(id(buffer), buffer))
-        module._apply(lambda tensor: tensor, recurse=False)  # RNNs gather their weights anew
+        _compat.gather_flat_weights(module)
 
 
 def _same_form(a: Tensor, b: Tensor) -> bool:

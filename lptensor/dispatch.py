@@ -5,6 +5,7 @@ Every function here gets the tensor class as an argument; lptensor/tensor.py han
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 from collections.abc import Callable, Sequence
@@ -253,13 +254,18 @@ def _keep(func: Any, rule: Rule, cls: Any) -> Runner:
     return run
 
 
+_NOTHING = contextlib.nullcontext()
+
+
 def _view(func: Any, rule: Rule, cls: Any) -> Runner:
     def wrap(out: Any, base: Any) -> Any:
         if not isinstance(out, Tensor):
             return [wrap(item, base) for item in out] if type(out) is list else tuple(wrap(item, base) for item in out)
         if not _stays(out):
             return out
-        view = cls(out, base._arithmetic, base._gradient)
+        shared = torch.is_inference_mode_enabled() and not base.is_inference()
+        with torch.inference_mode(False) if shared else _NOTHING:
+            view = cls(out, base._arithmetic, base._gradient)  # with the version counter of a tensor that has one
         _compat.share_storage(view, base)
         return view
 

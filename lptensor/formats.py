@@ -36,11 +36,12 @@ class FloatingPoint(ScalarFormat):
         subnormals: True for gradual underflow; False for zero and normals only, their midpoint
             going up; "flush" takes every input below the smallest normal to zero.
         specials: "ieee" has infinities and NaNs in the top exponent; "fn" only NaN, in the top
-            code (OCP OFP8 E4M3); "fnuz" only NaN, in the code of -0; "none" has neither.
+            code (OCP OFP8 E4M3); "fnuz" only NaN, in the code of -0; "none" has neither, which
+            makes the floats of QPyTorch.
             Default: "ieee", and "none" for the widths 4 and 6, which are E2M1 and E3M2 of OCP MX.
         overflow: "inf", "nan" or "saturate" for what rounds beyond the largest value, infinities
             included. Default: "inf" for ieee, "nan" for fn and fnuz, "saturate" for none.
-        signed: without a sign bit, negatives become NaN (zero if saturating).
+        signed: without a sign bit, negatives become NaN (the smallest value if saturating).
         zero: False (E8M0) makes the exponent code 0 a normal one; zero then becomes NaN, and what
             lies below the smallest value becomes that value in every rounding mode.
 
@@ -100,6 +101,8 @@ class FloatingPoint(ScalarFormat):
             raise ValueError('exp=1, man=0 leaves only zero and NaN under specials="fn"; use specials="none"')
         if specials == "fnuz" and not signed:
             raise ValueError('specials="fnuz" puts NaN in the code of -0, which an unsigned format lacks; use "fn"')
+        if specials == "fnuz" and not zero:
+            raise ValueError('specials="fnuz" puts NaN in the code of -0, which a format without zero lacks; use "fn"')
         if not zero and subnormals is not False:
             raise ValueError("a format without zero has no subnormals; say subnormals=False")
         if bias is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from lptensor.codes import decode, encode
 from lptensor.describe import describe, format_from
+from lptensor.extra import need
 from lptensor.formats import (
     BF16,
     E2M1,
@@ -118,7 +118,7 @@ def to_numpy(x: Tensor, format: ScalarFormat) -> np.ndarray[Any, Any]:
     dtype = _numpy_dtype(_counterpart(format, _NUMPY, "ml_dtypes", "type"))
     raw = encode(x, format).cpu().numpy()
     if dtype.name == "int4":  # kept as a sign-extended byte
-        return raw.astype(np.int8).__lshift__(4).__rshift__(4).astype(dtype)
+        return ((raw ^ 8).astype(np.int8) - 8).astype(dtype)
     return raw.view(dtype)
 
 
@@ -178,7 +178,7 @@ def save_file(
         ImportError: safetensors is not installed.
         ValueError: a format without a tensor; NaN in a format without a code for it.
     """
-    safetensors = _need("safetensors.torch")
+    safetensors = need("safetensors.torch")
     by_name = dict.fromkeys(tensors, formats) if isinstance(formats, Format) else dict(formats)
     unknown = [name for name in by_name if name not in tensors]
     if unknown:
@@ -202,7 +202,7 @@ def load_file(path: str | os.PathLike[str], device: str = "cpu") -> tuple[dict[s
         ValueError: a format that this version of lptensor does not know.
     """
     tensors, formats = {}, {}
-    with _need("safetensors").safe_open(path, framework="pt", device=device) as file:
+    with need("safetensors").safe_open(path, framework="pt", device=device) as file:
         entries = json.loads((file.metadata() or {}).get(_KEY, "{}"))
         for name in file.keys():  # noqa: SIM118 (a reader, not a dict)
             stored = file.get_tensor(name)
@@ -254,14 +254,5 @@ def _counterpart(format: ScalarFormat, table: Mapping[ScalarFormat, Any], librar
 def _numpy_dtype(name: str) -> np.dtype[Any]:
     if name in ("float32", "float16", "int8", "uint8", "int16"):
         return np.dtype(name)
-    dtype: np.dtype[Any] = np.dtype(getattr(_need("ml_dtypes"), name))
+    dtype: np.dtype[Any] = np.dtype(getattr(need("ml_dtypes"), name))
     return dtype
-
-
-def _need(module: str) -> Any:
-    """An optional package, or an error that says how to get it."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        package = module.split(".")[0]
-        raise ImportError(f"this needs {package}, which is not installed: pip install {package}") from error

@@ -66,7 +66,7 @@ def decode(codes: Tensor, grid: Grid, layout: Layout) -> Tensor:
 
 
 def encode(values: Tensor, grid: Grid, layout: Layout) -> Tensor:
-    """The int64 codes of float64 values on the grid; infinities and NaN only where the layout has them."""
+    """The int64 codes of float64 values on the grid: -0, infinities and NaN only where the format has them."""
     if layout.twos_complement:
         k = times_power(values, torch.full(values.shape, -grid.quantum(grid.emin), device=values.device))
         return k.long() & (1 << layout.bits) - 1
@@ -77,6 +77,5 @@ def encode(values: Tensor, grid: Grid, layout: Layout) -> Tensor:
     codes = (binade - grid.emin << mantissa) + significand - (0 if grid.zero else 1 << mantissa)
     if layout.inf is not None:
         codes = torch.where(values.isinf(), layout.inf, codes)
-    negative = torch.signbit(values) & grid.signed & ((values != 0) | grid.negative_zero)
-    codes = codes + (negative.long() << layout.bits - 1)
+    codes = codes + (torch.signbit(values).long() << layout.bits - 1)
     return codes if layout.nan is None else torch.where(values.isnan(), layout.nan, codes)

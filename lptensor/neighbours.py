@@ -34,8 +34,6 @@ def next(x: Tensor, format: ScalarFormat, up: bool = True) -> Tensor:
     beside = exact(x.detach()).nextafter(torch.tensor(toward, dtype=torch.float64, device=x.device))
     if not format.grid.signed and up:  # what lies above a negative number is the format's least value
         beside = torch.where(beside < format.min, format.min, beside)
-        if format.grid.zero:
-            beside = beside.abs()
     grid = format.grid
     if grid.subnormals is Subnormals.FLUSH:  # the same values, but none that rounding steps over
         grid = grid._replace(subnormals=Subnormals.NONE)

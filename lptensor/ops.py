@@ -46,6 +46,8 @@ def round(
     """
     rule = as_rounding(rounding)
     check_roundable(x, format)
+    if hasattr(x, "arithmetic"):
+        raise TypeError("round() takes plain tensors, got an LPTensor; recast it with x.to_lp(...)")
     if out is not None:
         return _into(x, format, rule, generator, out)
     if torch.is_grad_enabled() and x.requires_grad:
@@ -88,8 +90,6 @@ def check_roundable(x: Any, format: Any) -> None:
         raise TypeError(f"expected a number format such as FloatingPoint(8) or FixedPoint(8, 4), got {format!r}")
     if not isinstance(x, Tensor):
         raise TypeError(f"expected a tensor, got {type(x).__name__}")
-    if hasattr(x, "arithmetic"):
-        raise TypeError("round() takes plain tensors, got an LPTensor; recast it with x.to_lp(...)")
     if x.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"only float32 and float64 tensors are rounded, got {x.dtype}; convert with .float() first")
     if x.layout is not torch.strided:

@@ -75,14 +75,20 @@ class Posit(Format):
         """The most negative value."""
         return -self.max
 
+    @property
+    def carrier(self) -> torch.dtype:
+        """The dtype that holds every value: float64 beyond 26 + es bits, or where maxPos passes fp32."""
+        fraction, scale = self.nbits - 3 - self.es, self.lowered.scale
+        return torch.float64 if fraction > 23 or scale > 127 else torch.float32
+
     def check_carrier(self, dtype: torch.dtype) -> None:
         """Refuse a dtype that does not hold every value.
 
         Raises:
             ValueError: naming a value that does not fit, and the way out.
         """
-        fraction, scale = self.nbits - 3 - self.es, self.lowered.scale
-        if dtype == torch.float32 and (fraction > 23 or scale > 127):
+        if dtype == torch.float32 and self.carrier != dtype:
+            fraction, scale = self.nbits - 3 - self.es, self.lowered.scale
             lost = f"1 + 2**-{fraction}" if fraction > 23 else f"2**{scale}"
             raise ValueError(f"{self!r} has the value {lost}, which float32 does not hold; use a float64 tensor")
 
@@ -98,7 +104,7 @@ class Posit(Format):
         """
         if self.nbits > 16:
             raise ValueError(f"{self!r} has 2**{self.nbits} values; values() lists up to 2**16, values_of(codes) any")
-        return self.values_of(torch.arange(1 - 2 ** (self.nbits - 1), 2 ** (self.nbits - 1)))
+        return self.values_of(torch.arange(1 - 2 ** (self.nbits - 1), 2 ** (self.nbits - 1), device="cpu"))
 
     def values_of(self, codes: Tensor) -> Tensor:
         """The float64 values of bit patterns, any shape; NaR is NaN. Codes may be signed or unsigned.
@@ -144,7 +150,7 @@ class Posit(Format):
         """Whether every finite value of ``other``, a posit of this es or a format with ``values()``, is among these."""
         if isinstance(other, Posit) and other.es == self.es:
             return self.nbits >= other.nbits
-        theirs = torch.as_tensor(other.values(), dtype=torch.float64)
+        theirs = torch.as_tensor(other.values(), dtype=torch.float64, device="cpu")
         theirs = theirs[theirs.isfinite()]
         return bool((self.values_of(self._truncated(theirs)) == theirs).all())
 

@@ -22,10 +22,11 @@ from lptensor._bits import (
     lowered,
     power,
     raised,
+    significand_of_bits,
     times_power,
 )
-from lptensor.blocks import Blocks
-from lptensor.formats import Grid, Overflow, Subnormals
+from lptensor.blocks import Blocks, ScaledBlocks
+from lptensor.formats import FP32, Grid, Overflow, Subnormals
 from lptensor.posits import PositBits
 from lptensor.rounding import Beyond, Mode, Rounding
 from lptensor.tables import Table, steps
@@ -45,23 +46,93 @@ def round_grid(x: Tensor, grid: Grid, rounding: Rounding, key: Key | None = None
     return _round(x, grid, torch.zeros((), dtype=torch.int64, device=x.device), rounding, key)
 
 
-def round_blocks(x: Tensor, blocks: Blocks, shape: Sequence[int], rounding: Rounding, key: Key | None = None) -> Tensor:
-    """``x`` rounded in blocks of ``shape``, each with its grid shifted to its largest magnitude."""
+def round_blocks(
+    x: Tensor, blocks: Blocks | ScaledBlocks, shape: Sequence[int], rounding: Rounding, key: Key | None = None
+) -> Tensor:
+    """``x`` rounded in blocks of ``shape``, each on its grid under its scale; ``CurrentMaximum`` says how."""
+    number = _block_numbers(x, shape)
+    largest, lost = _largest(x, number, blocks.saturate)
+    if isinstance(blocks, Blocks):
+        shift = _shifts(largest, lost, blocks)
+        # Blocks at the bottom of float64 are rounded 2**512 higher, where no step meets a subnormal number.
+        lift = torch.where(shift < -500, 512, 0) if x.dtype == torch.float64 else torch.zeros_like(shift)
+        shift, lift = shift[number], lift[number]
+        rounded = lowered(_round(raised(x, lift), blocks.element, shift + lift, rounding, key), lift)
+        return torch.where(lost[number], torch.nan, rounded)
+    scale, reciprocal = (t[number] for t in _scales(x, largest, lost, blocks))
+    dividend = exact(x)
+    if x.dtype == torch.float64:  # quotients of smaller numbers might vanish
+        least = torch.copysign(torch.full_like(x, 2.0**-800), x)
+        dividend = torch.where((dividend != 0) & (dividend.abs() < 2.0**-800), least, dividend)
+    quotient = _single(dividend * reciprocal if blocks.reciprocal else dividend / scale, x.dtype)
+    quotient = torch.where(scale == 0, torch.zeros_like(dividend).copysign(dividend), quotient)
+    rounded = _round(quotient, blocks.element, torch.zeros_like(number), rounding, key)
+    return carried(_single(rounded * scale, x.dtype), x.dtype)
+
+
+def block_scales(x: Tensor, blocks: Blocks | ScaledBlocks, shape: Sequence[int]) -> Tensor:
+    """The scale of each block of ``x``, float64, NaN where the block is; as many along each axis as blocks.
+
+    >>> from lptensor.blocks import MXFP4
+    >>> block_scales(torch.tensor([1.0, -7.0]), MXFP4.lowered, MXFP4.block_shape((2,)))
+    tensor([1.], dtype=torch.float64)
+    """
+    largest, lost = _largest(x, _block_numbers(x, shape), blocks.saturate)
+    if isinstance(blocks, Blocks):
+        scales = torch.where(lost, torch.nan, power(_shifts(largest, lost, blocks)))
+    else:
+        scales = _scales(x, largest, lost, blocks)[0]
+    return scales.reshape([-(-n // wide) for n, wide in zip(x.shape, shape, strict=True)])
+
+
+def _block_numbers(x: Tensor, block: Sequence[int]) -> Tensor:
+    """The number of the block that holds each element of ``x``."""
     number = torch.zeros((), dtype=torch.int64, device=x.device)
-    for n, wide in zip(x.shape, shape, strict=True):  # the number of the block that holds an element
+    for n, wide in zip(x.shape, block, strict=True):
         number = number.unsqueeze(-1) * -(-n // wide) + torch.arange(n, device=x.device) // wide
-    number = number.expand(x.shape).reshape(-1)
+    return number.expand(x.shape)
+
+
+def _largest(x: Tensor, number: Tensor, finite: bool) -> tuple[Tensor, Tensor]:
+    """The largest magnitude of each block, in the dtype of x, and whether the block is lost to NaN or infinity."""
+    infinite = bits(x.new_tensor(torch.inf))
     magnitude = bits(x).reshape(-1) & torch.iinfo(INTEGER[x.dtype]).max
+    magnitude = torch.where(magnitude == infinite, 0, magnitude) if finite else magnitude
     count = int(number.max()) + 1 if x.numel() else 0
-    largest = magnitude.new_zeros(count).scatter_reduce(0, number, magnitude, "amax")
-    spoilt = largest >= bits(x.new_tensor(torch.inf))
-    shift = torch.where(largest > 0, exponent_of_bits(largest, x.dtype) - blocks.emax, 0)
-    shift = shift.clamp(blocks.low, blocks.high)
-    # Blocks at the bottom of float64 are rounded 2**512 higher, where no step meets a subnormal number.
-    lift = torch.where(shift < -500, 512, 0) if x.dtype == torch.float64 else torch.zeros_like(shift)
-    spoilt, shift, lift = (t[number].reshape(x.shape) for t in (spoilt, shift, lift))
-    rounded = _round(raised(x, lift), blocks.element, shift + lift, rounding, key)
-    return torch.where(spoilt, torch.nan, lowered(rounded, lift))
+    largest = magnitude.new_zeros(count).scatter_reduce(0, number.reshape(-1), magnitude, "amax")
+    lost = largest >= infinite
+    return torch.where(lost, 0, largest).to(INTEGER[x.dtype]).view(x.dtype), lost
+
+
+def _shifts(largest: Tensor, lost: Tensor, blocks: Blocks) -> Tensor:
+    """log2 of the scale of each block."""
+    u = bits(largest)
+    over = significand_of_bits(u, largest.dtype) > blocks.bump
+    shift = (exponent_of_bits(u, largest.dtype) - blocks.emax + over).clamp(blocks.low, blocks.high)
+    return torch.where(lost | (u == 0), 0, shift)
+
+
+def _scales(x: Tensor, largest: Tensor, lost: Tensor, blocks: ScaledBlocks) -> tuple[Tensor, Tensor]:
+    """The scale of each block and what multiplies where that stands for dividing; float64 with fp32 numbers in it."""
+    most = torch.finfo(torch.float32).max
+    whole = torch.ones((), dtype=torch.float64, device=x.device)
+    if blocks.whole:
+        values = exact(x)
+        top = _single(torch.where(values.isfinite(), values.abs(), 0.0).amax()).clamp(max=most)
+        whole = _single(top / blocks.whole).clamp(min=2.0**-149)
+    s = _single(_single(_single(exact(largest)).clamp(max=most) / blocks.top) / whole)
+    s = _round(
+        s.clamp(blocks.floor, blocks.ceiling), blocks.scale, torch.zeros_like(lost, dtype=torch.int64), Rounding(), None
+    )
+    reciprocal = _single(_single(1.0 / whole) / s).clamp(max=most)
+    return torch.where(lost, torch.nan, _single(s * whole)), reciprocal
+
+
+def _single(x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """float64 results of one operation on fp32 numbers as fp32 has them (Figueroa 1995); float64's stay."""
+    if dtype == torch.float64:
+        return x
+    return _round(x, FP32.grid, torch.zeros((), dtype=torch.int64, device=x.device), Rounding(), None)
 
 
 def round_table(x: Tensor, table: Table, rounding: Rounding, key: Key | None = None) -> Tensor:
@@ -158,9 +229,9 @@ def _round(x: Tensor, grid: Grid, shift: Tensor, rounding: Rounding, key: Key | 
     if grid.subnormals is Subnormals.FLUSH:
         k, up = torch.where(below, 0.0, k), up & ~below
     r = torch.where(settled, magnitude, times_power(k + up, q))
+    lowest = torch.zeros_like(r) if grid.zero else power(torch.as_tensor(grid.emin + shift))
     if not grid.zero:
-        tiny = power(torch.as_tensor(grid.emin + shift))
-        r = torch.where(magnitude == 0, torch.nan, torch.where(r == 0, tiny, r))
+        r = torch.where(magnitude == 0, torch.nan, torch.where(r == 0, lowest, r))
 
     # 4. the ends of the format, the specials, the sign
     always = rounding.mode in (Mode.TOWARD_ZERO, Mode.ODD) or rounding.beyond is Beyond.SATURATE
@@ -170,7 +241,7 @@ def _round(x: Tensor, grid: Grid, shift: Tensor, rounding: Rounding, key: Key | 
     r = torch.where(magnitude.isinf(), torch.where(limit.isinf(), limit, beyond), r)
     r = torch.where(magnitude.isnan(), torch.nan, r)
     if not grid.signed:
-        wrong = 0.0 if grid.overflow is Overflow.SATURATE else torch.nan
+        wrong = lowest if grid.overflow is Overflow.SATURATE else torch.full_like(lowest, torch.nan)
         r = torch.where(negative & (magnitude > 0), wrong, r)
     negative = negative & grid.signed & (torch.tensor(grid.negative_zero) | (r != 0))
     return carried(torch.where(negative & ~r.isnan(), -r, r), x.dtype)

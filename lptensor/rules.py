@@ -154,9 +154,10 @@ def rule_for(func: Any) -> Rule:
 
 def _mutating(func: Any, arguments: list[int | str], common: dict[str, Any]) -> Rule:
     schema = func._schema
-    written = {}  # alias set -> argument
+    writes, written = [], {}  # the second by alias set, which torch leaves empty for lists
     for place, argument in zip(arguments, schema.arguments, strict=True):
         if argument.alias_info is not None and argument.alias_info.is_write:
+            writes.append(place)
             written[frozenset(argument.alias_info.before_set)] = place
     returns = tuple(
         None if r.alias_info is None else written.get(frozenset(r.alias_info.before_set)) for r in schema.returns
@@ -166,7 +167,7 @@ def _mutating(func: Any, arguments: list[int | str], common: dict[str, Any]) -> 
     base = name.removesuffix("_") + (f".{overload}" if overload else "")
     return Rule(
         Kind.MUTATE,
-        writes=(*written.values(), *hidden),
+        writes=(*writes, *hidden),
         returns=returns,
         selects=base in _KEEP or base in ("copy", "zero"),
         **common,

@@ -44,7 +44,7 @@ def keys(table: Table, dtype: torch.dtype) -> Tensor:
     >>> keys(Table((-1.0, 0.0, 1.0)), torch.float32).tolist() == [-0x3F800000, 0, 0x3F800000]
     True
     """
-    return torch.tensor([_key(v * v, v < 0, dtype)[0] for v in _units(table)], dtype=torch.int64)
+    return torch.tensor([_key(v * v, v < 0, dtype)[0] for v in _units(table)], dtype=torch.int64, device="cpu")
 
 
 @functools.lru_cache(maxsize=256)
@@ -55,10 +55,10 @@ def steps(table: Table, mode: Mode, dtype: torch.dtype) -> Tensor:
     neighbour, so its steps are those of rounding down. Toward zero, a number between the two values
     around a missing zero keeps its sign.
     """
-    at, values = keys(table, dtype), torch.tensor(table.values, dtype=torch.float64)
+    at, values = keys(table, dtype), torch.tensor(table.values, dtype=torch.float64, device="cpu")
     low, high = values[:-1], values[1:]
     reached, passed = at[1:], at[:-1] + 1  # x >= high; x > low
-    odd = torch.arange(len(low)) % 2 == 1
+    odd = torch.arange(len(low), device="cpu") % 2 == 1
     match mode:
         case Mode.NEAREST:
             middle, tie = _midpoints(table, dtype)
@@ -85,7 +85,10 @@ def _midpoints(table: Table, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         key, hit = _key(low * high if table.geometric and low * high > 0 else middle * middle, middle < 0, dtype)
         found.append(key + (not hit and middle > 0))
         exact.append(hit)
-    return torch.tensor(found, dtype=torch.int64), torch.tensor(exact, dtype=torch.bool)
+    return (
+        torch.tensor(found, dtype=torch.int64, device="cpu"),
+        torch.tensor(exact, dtype=torch.bool, device="cpu"),
+    )
 
 
 def _units(table: Table) -> list[int]:

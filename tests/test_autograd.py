@@ -205,7 +205,7 @@ def test_an_optimizer_step_in_a_hook_of_the_backward_pass_rounds_to_the_forward_
     def train(in_hook: bool) -> list[Any]:
         torch.manual_seed(3)
         model = convert(nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2)), BOTH)
-        optimizers = {p: torch.optim.SGD([p], lr=0.1, momentum=0.9) for p in model.parameters()}
+        optimizers = {p: torch.optim.SGD([p], lr=0.1, momentum=0.9, weight_decay=0.1) for p in model.parameters()}
 
         def step(p: Tensor) -> None:
             optimizers[p].step()
@@ -227,7 +227,7 @@ def test_an_optimizer_step_in_a_hook_of_the_backward_pass_rounds_to_the_forward_
 
 
 def test_a_write_in_a_hook_takes_the_format_of_its_destination() -> None:
-    x, average = leaf(30), torch.zeros(30).to_lp(BF16)
+    x, average = leaf(30), torch.zeros(30).to_lp(BOTH)
 
     def track(p: Tensor) -> None:
         average.lerp_(p.detach(), 0.1)

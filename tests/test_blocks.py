@@ -5,18 +5,20 @@ from __future__ import annotations
 import copy
 import itertools
 import pickle
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
 
-from lptensor.blocks import BlockFloatingPoint
+from lptensor.blocks import BlockFloatingPoint, Blocks
+from lptensor.formats import E4M3
 from lptensor.ops import round as lp_round
 from lptensor.rounding import Stochastic
 from oracles import exact
 from oracles.exact import MODES
 from oracles.philox import word_of_element
-from rounders import NATIVE_BUILDS, assert_same, assert_same_bits, run
+from rounders import NATIVE_BUILDS, assert_same, assert_same_bits, judge, run
 
 SHAPES = [(7,), (1,), (4, 6), (5, 1), (1, 5), (3, 4, 5), (2, 1, 7), (2, 3, 4, 5), (1, 1, 1), (6, 1, 1, 3)]
 
@@ -86,6 +88,28 @@ def test_blocks_at_both_ends_of_the_carrier_round_as_exact_rationals(dtype: torc
         assert_same(run(rounder, x, format, mode), expected(x, format, mode), x, (format, mode))
 
 
+class ClampedScale(BlockFloatingPoint):
+    """Blocks of E4M3 under one exponent that is held between two ends."""
+
+    low, high = -5, 4
+
+    @property
+    def lowered(self) -> Blocks:  # type: ignore[override]
+        return Blocks(E4M3.grid, bump=2.0, emax=E4M3.grid.emax, low=self.low, high=self.high)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_shared_exponent_stays_between_its_ends(mode: str, rounder: str) -> None:
+    x = torch.outer(torch.exp2(torch.arange(-20.0, 40.0)), torch.tensor([1.0, 1.3, -1.99, 0.07, 1.9999, 0.0]))
+    y = run(rounder, x, ClampedScale(8, dim=0), mode)
+    wanted = []
+    for row in x.tolist():
+        scale = exact.exponent_of(Fraction(max(map(abs, row)))) - E4M3.grid.emax
+        power = 2.0 ** min(max(scale, ClampedScale.low), ClampedScale.high)
+        wanted.append([exact.rounded(judge(E4M3), v / power, mode) * power for v in row])
+    assert_same(y, wanted, x, mode)
+
+
 def test_zero_nan_and_infinite_blocks_keep_to_themselves(rounder: str) -> None:
     rows = [
         [0.0, -0.0, 0.0],
@@ -127,7 +151,8 @@ def test_subnormal_blocks_survive_a_machine_that_flushes_them(rounder: str, flus
 def test_stochastic_blocks_take_the_word_of_each_element(bits: int, rounder: str) -> None:
     """Elements count in contiguous order, whatever the blocks are."""
     x = spread((5, 7, 9))
-    for format in (BlockFloatingPoint(4), BlockFloatingPoint(4, dim=1), BlockFloatingPoint(4, dim=0, block_size=2)):
+    whole, rows = BlockFloatingPoint(4), BlockFloatingPoint(4, dim=0)  # rows: 63 elements, from the middle of a group
+    for format in (whole, rows, BlockFloatingPoint(4, dim=1), BlockFloatingPoint(4, dim=0, block_size=2)):
         y = run(rounder, x, format, Stochastic(bits), (3, 4))
         wanted = np.zeros(tuple(x.shape))
         for block in blocks_of(tuple(x.shape), format):

@@ -1,4 +1,4 @@
-"""The command: its tables, its explanations, and what it says to wrong input."""
+"""The command: its tables and what it says to wrong input."""
 
 from __future__ import annotations
 
@@ -6,23 +6,20 @@ import json
 import math
 import subprocess
 import sys
-from fractions import Fraction
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pytest
-import torch
-from hypothesis import given, settings, strategies as st
 from typer.testing import CliRunner
 
 from lptensor import formats
 from lptensor.blocks import BlockFloatingPoint
 from lptensor.cli import app
-from lptensor.cli.explain import Choice, explain
-from lptensor.cli.names import named_formats, parse_format, short
-from lptensor.formats import E4M3, E5M2, E8M0, FP16, INT8, FixedPoint, FloatingPoint, Format
-from lptensor.rounding import Mode
+from lptensor.cli.names import parse_format, short
+from lptensor.formats import E4M3, E5M2, FP16, FixedPoint, FloatingPoint, Format
+from lptensor.posits import Posit
+from lptensor.study.format_table import named_formats
 
 # Rows with a type of the same name, overflow included; E4M3 is apart, since the row saturates.
 ORACLES: dict[str, type] = {
@@ -54,12 +51,6 @@ def refused(*arguments: str) -> str:
     return result.output
 
 
-def finite_values(dtype: type) -> np.ndarray:
-    """All finite values of a type of up to 8 bits, ascending, zero once."""
-    values = np.arange(256, dtype=np.uint8).view(dtype).astype(np.float64)
-    return np.unique(np.abs(values[np.isfinite(values)]) * np.sign(values[np.isfinite(values)]))
-
-
 class TestFormats:
     def test_every_row_is_listed(self) -> None:
         table = run("formats")
@@ -72,19 +63,26 @@ class TestFormats:
         assert "E4M2" in run("formats")
         assert parse_format("e4m2") == FloatingPoint(4, 2)
 
-    def test_the_table_fits_a_terminal_of_100_columns(self) -> None:
+    def test_a_terminal_of_100_columns_shows_a_row_per_line(self) -> None:
         lines = run("formats").splitlines()
         assert max(map(len, lines)) <= 100
-        assert not any("…" in line for line in lines)
+        assert len([line for line in lines if line.strip()]) == len(named_formats()) + 5  # title, head of 2, rule, note
+
+    def test_a_pipe_gets_the_width_that_the_table_needs(self) -> None:
+        piped = CliRunner().invoke(app, ["formats"], env={"COLUMNS": None}).output
+        assert piped == run("formats", columns=100)
+
+    def test_a_narrow_terminal_cuts_nothing_off(self) -> None:
+        assert "…" not in run("formats", columns=60)
 
     @pytest.mark.parametrize("name", ORACLES)
     def test_limits_are_those_of_the_type_of_the_same_name(self, name: str) -> None:
         (row,) = [row for row in json.loads(run("formats", "--json")) if row["name"] == name]
         info = ml_dtypes.finfo(ORACLES[name])
-        limits = [row[key] for key in ("bits", "precision", "max", "min", "min_normal", "smallest")]
+        limits = [row[key] for key in ("bits", "precision", "max", "min", "smallest_normal", "smallest_subnormal")]
         expected = [info.bits, info.nmant + 1, info.max, info.min, info.smallest_normal, info.smallest_subnormal]
         assert limits == [float(value) for value in expected]
-        assert math.frexp(row["min_normal"])[1] - 1 == row["emin"]
+        assert math.frexp(row["smallest_normal"])[1] - 1 == row["emin"]
         assert math.frexp(row["max"])[1] - 1 == row["emax"]
         assert ("inf" in row["specials"]) == np.isinf(np.array(np.inf).astype(ORACLES[name]).astype(float))
 
@@ -93,10 +91,15 @@ class TestFormats:
         assert [row["name"] for row in rows] == list(named_formats())
         assert len({tuple(row) for row in rows}) == 1
 
-    def test_a_format_that_is_no_grid_still_has_a_row(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_posit_has_limits_and_no_exponents(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(formats, "P8", Posit(8, 1), raising=False)
+        (row,) = [row for row in json.loads(run("formats", "--json")) if row["name"] == "P8"]
+        assert (row["kind"], row["bits"], row["emin"], row["max"]) == ("posit", 8, None, 2**12)
+
+    def test_a_block_format_shows_its_elements(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(formats, "BLOCKS", BlockFloatingPoint(8), raising=False)
         (row,) = [row for row in json.loads(run("formats", "--json")) if row["name"] == "BLOCKS"]
-        assert (row["kind"], row["precision"], row["min_normal"]) == ("block", 7, None)
+        assert (row["kind"], row["precision"], row["smallest_normal"]) == ("block", 7, None)
 
 
 class TestNames:
@@ -150,120 +153,6 @@ class TestNames:
             parse_format(text)
 
 
-class TestExplain:
-    @pytest.mark.parametrize("name", [name for name in ORACLES if name not in ("BF16", "FP16")])
-    def test_midpoints_round_as_the_type_of_the_same_name(self, name: str) -> None:
-        values = finite_values(ORACLES[name])
-        middles = (values[1:] + values[:-1]) / 2
-        choices = explain(middles.tolist(), named_formats()[name])
-        assert [choice.lower for choice in choices] == values[:-1].tolist()
-        assert [choice.upper for choice in choices] == values[1:].tolist()
-        assert [choice.result for choice in choices] == middles.astype(ORACLES[name]).astype(float).tolist()
-        assert {choice.why for choice in choices} == {"tie: to even"}
-
-    @pytest.mark.parametrize("name", [name for name in ORACLES if name not in ("BF16", "FP16")])
-    def test_off_the_middle_the_nearer_neighbour_is_chosen(self, name: str) -> None:
-        values = finite_values(ORACLES[name])
-        points = values[:-1] + np.diff(values) * 0.375
-        choices = explain(points.tolist(), named_formats()[name])
-        assert [choice.result for choice in choices] == points.astype(ORACLES[name]).astype(float).tolist()
-        assert {choice.why for choice in choices} == {"nearer"}
-        assert {choice.result == choice.lower for choice in choices} == {True}
-
-    @pytest.mark.parametrize("name", ["E5M2", "E5M2FNUZ", "E4M3FNUZ", "E4M3B11FNUZ", "E3M4"])
-    def test_the_first_step_beyond_the_end_decides_what_overflows(self, name: str) -> None:
-        top, below = finite_values(ORACLES[name])[[-1, -2]]
-        step = top - below
-        points = [top + step / 4, top + step / 2, top + step * 3 / 4, top + 2 * step]
-        choices = explain(points, named_formats()[name])
-        expected = np.array(points).astype(ORACLES[name]).astype(float)
-        np.testing.assert_array_equal([choice.result for choice in choices], expected)
-        assert [choice.beyond for choice in choices] == [top + step] * 3 + [None]
-        for choice, result in zip(choices, expected, strict=True):
-            assert ("overflow" in choice.why) != math.isfinite(result)
-
-    @pytest.mark.parametrize(
-        ("value", "format", "rounding", "result", "why"),
-        [
-            (math.nan, E4M3, "nearest", math.nan, "NaN stays NaN"),
-            (math.inf, E5M2, "nearest", math.inf, "infinity stays"),
-            (-math.inf, E4M3, "nearest", -448.0, "infinity saturates"),
-            (math.inf, FloatingPoint(4, 3, specials="fnuz"), "nearest", math.nan, "no infinity: NaN"),
-            (1.5, E4M3, "up", 1.5, "on the grid"),
-            (-0.0, INT8, "nearest", 0.0, "the format has no -0"),
-            (464.0, E4M3, "nearest", 448.0, "tie: to even"),
-            (465.0, E4M3, "nearest", 448.0, "overflow: saturates at 448.0"),
-            (449.0, E4M3, "nearest_away", 448.0, "nearer"),
-            (61440.0, FloatingPoint(5, 2, overflow="saturate"), "nearest", 57344.0, "overflow: saturates at 57344.0"),
-            (464.0, E4M3, "nearest_away", 448.0, "overflow: saturates at 448.0"),
-            (449.0, E4M3, "up", 448.0, "overflow: saturates at 448.0"),
-            (1e9, E5M2, "down", 57344.0, "down"),
-            (-1e9, E5M2, "down", -math.inf, "overflow: infinity"),
-            (1e9, E5M2, "toward_zero", 57344.0, "toward zero"),
-            (2.5, INT8, "nearest_away", 3.0, "tie: away from zero"),
-            (2.5, INT8, "odd", 3.0, "inexact: to odd"),
-            (-1.0, E8M0, "nearest", math.nan, "no negative numbers: nan"),
-            (0.0, E8M0, "nearest", math.nan, "the format has no zero"),
-            (1e-60, E8M0, "nearest", 2.0**-127, "below the smallest value"),
-            (3.0, E8M0, "nearest", 4.0, "tie: away from zero"),
-            (0.5, FloatingPoint(5, 2, subnormals="flush"), "nearest", 0.5, "on the grid"),
-            (2.0**-15, FloatingPoint(5, 2, subnormals="flush"), "up", 0.0, "below the normals: flushed to zero"),
-            (2.0**-15, FloatingPoint(5, 2, subnormals=False), "nearest", 2.0**-14, "tie: away from zero"),
-            (3.999, BlockFloatingPoint(4), "nearest", 3.5, "overflow: saturates at 3.5"),
-        ],
-    )
-    def test_the_reason_is_said(self, value: float, format: Format, rounding: str, result: float, why: str) -> None:
-        (choice,) = explain([value], format, rounding)
-        assert choice.why == why
-        np.testing.assert_array_equal(choice.result, result)
-        assert math.copysign(1, choice.result) == math.copysign(1, result)
-
-    def test_values_of_a_block_share_their_exponent(self) -> None:
-        small, large = explain([0.1, 3.0], BlockFloatingPoint(8))
-        assert (small.lower, small.upper) == (3 / 32, 4 / 32)  # 2**(1 - 8 + 2): the exponent of 3 is 1
-        assert large.why == "on the grid"
-
-    @settings(max_examples=400, deadline=None)
-    @given(
-        value=st.floats(allow_nan=False, allow_infinity=False, allow_subnormal=False) | st.floats(-500, 500),
-        name=st.sampled_from([*named_formats(), "fixed(8, 4)", "bfp(6)", "FloatingPoint(4, 3, subnormals=False)"]),
-        mode=st.sampled_from([mode for mode in Mode if mode is not Mode.STOCHASTIC]),
-    )
-    def test_the_story_is_consistent(self, value: float, name: str, mode: Mode) -> None:
-        (choice,) = explain([value], parse_format(name), mode)
-        inner = [n for n in (choice.lower, choice.upper) if n is not None and n != choice.beyond]
-        assert choice.lower is None or choice.lower <= value
-        assert choice.upper is None or choice.upper >= value
-        if choice.why in ("nearer", "tie: to even", "tie: away from zero", "inexact: to odd", "toward zero"):
-            assert choice.result in inner
-        distances = {n: choice.distance(n) for n in (choice.lower, choice.upper)}
-        if choice.why == "nearer":
-            assert distances[choice.result] == min(d for d in distances.values() if d is not None)
-        if choice.why.startswith("tie"):
-            assert len(set(distances.values())) == 1
-        if choice.why == "toward zero":
-            assert abs(choice.result) <= abs(value)
-
-    def test_chances_are_exact_and_add_up(self) -> None:
-        values = [17.0, 16.25, -0.1, 1e-9]
-        for choice, value in zip(explain(values, E4M3, "stochastic"), values, strict=True):
-            assert choice.lower is not None and choice.upper is not None and choice.chance is not None
-            low, high, x = Fraction(choice.lower), Fraction(choice.upper), Fraction(value)
-            assert abs(choice.chance - (x - low) / (high - low)) <= Fraction(1, 2**32)
-
-    @pytest.mark.parametrize("value", [60000.0, -60000.0, 0.3, -0.3, 2e-6])
-    def test_chances_are_those_of_the_draws(self, value: float) -> None:
-        torch.manual_seed(0)
-        choices = explain([value] * 4000, E5M2, "stochastic")
-        (chance,) = {choice.chance for choice in choices}
-        assert chance is not None
-        ups = sum(choice.result > value for choice in choices)
-        assert abs(ups - 4000 * chance) <= 3 * math.sqrt(4000 * chance * (1 - chance))
-
-    def test_no_distance_to_what_is_not_there(self) -> None:
-        assert Choice(1.0, None, 2.0, 2.0, "").distance(None) is None
-
-
 class TestRound:
     def test_neighbours_choice_and_reason_are_shown(self) -> None:
         (line,) = [line for line in run("round", "0.1", "--format", "e4m3").splitlines() if "nearer" in line]
@@ -298,6 +187,13 @@ class TestRound:
         x = 1.0625 + 2.0**-40  # just above the middle; in float32 it is the middle, a tie to 1.0
         assert "As float32" in run("round", repr(x), "--format", "e4m3")
         assert "As float32" not in run("round", "0.1", "nan", "--format", "e4m3")
+
+    def test_a_mode_that_a_format_does_not_know_is_wrong_usage(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(*_: object) -> None:
+            raise ValueError("codebooks have no odd values")
+
+        monkeypatch.setattr("lptensor.round", refuse)
+        assert "codebooks have no odd values" in refused("round", "1", "--format", "e4m3", "--rounding", "odd")
 
     @pytest.mark.parametrize(
         ("arguments", "says"),

@@ -258,6 +258,22 @@ def test_a_codebook_is_a_value() -> None:
     assert (NF4.bits, NF4.max, NF4.min) == (4, 1.0, -1.0)
 
 
+def test_tables_lie_on_the_cpu_whatever_the_default_device() -> None:
+    x, format = torch.tensor([0.3, -2.5, 9.0]), Codebook([-2.0, 0.25, 4.0])
+    with torch.device("meta"):
+        assert ops.round(x, format).tolist() == [0.25, -2.0, 4.0]
+        assert format.codes_of(ops.round(x, format, "up")).tolist() == [2, 0, 2]
+
+
+def test_nan_of_every_payload_stays_nan() -> None:
+    """The largest patterns lie beyond every step."""
+    x = torch.tensor([2**31 - 1, -1, 0x7F800001, -0x7FFFFF], dtype=torch.int32).view(torch.float32)
+    for format in (NF4, DYNAMIC8, TABLES["one value"], TABLES["neighbouring floats"], LogNumber(12, gamma=64)):
+        for rule in RULES:
+            for backend in BACKENDS:
+                assert run(backend, x, format, rule).isnan().all()
+
+
 def test_contains() -> None:
     assert Codebook([-1.0, 0.0, 1.0, 2.0]).contains(Codebook([-1.0, 2.0]))
     assert not NF4.contains(Codebook([0.5])) and DYNAMIC8.contains(Codebook([0.0, 1.0]))

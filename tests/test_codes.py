@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import gfloat
 import gfloat.formats as gf
 import ml_dtypes
@@ -11,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lptensor.blocks import BlockFloatingPoint
+from lptensor.codebooks import DYNAMIC8, FP4_RADIX4, NF4, UDYNAMIC8, Codebook, LogNumber, TableFormat
 from lptensor.codes import code_dtype, decode, encode
 from lptensor.formats import (
     BF16,
@@ -33,6 +36,8 @@ from lptensor.formats import (
     ScalarFormat,
 )
 from lptensor.ops import round as round_to
+from lptensor.posits import Posit
+from oracles import posit
 
 ML_DTYPES = {
     E4M3: ml_dtypes.float8_e4m3fn,
@@ -123,6 +128,22 @@ def test_every_code_of_every_float_of_16_bits_is_its_definition_and_comes_back(e
                 assert len(back[nan].unique()) == 1 and nan[codes == back[nan][0]].all(), format
             seen += 1
     assert seen > 8
+
+
+@pytest.mark.parametrize("format", [NF4, LogNumber(8), Posit(8), Posit(16), Posit(6, 1)], ids=repr)
+def test_every_code_of_codebooks_and_posits_comes_back(format: Codebook | LogNumber | Posit) -> None:
+    count = len(format.values()) if not isinstance(format, Posit) else 2**format.bits
+    codes = torch.arange(count).to(code_dtype(format.bits))
+    values = decode(codes, format)
+    assert values.dtype == torch.float32 and len(values.unique()) == count
+    assert torch.equal(encode(values, format, strict=not values.isnan().any()), codes)
+
+
+def test_posits_beyond_fp32_decode_to_float64() -> None:
+    codes = torch.tensor([0x40000001, 0x7FFFFFFF], dtype=torch.int32)
+    values = decode(codes, Posit(32))
+    assert values.tolist() == [1 + 2.0**-27, 2.0**120]
+    assert torch.equal(encode(values, Posit(32), strict=True), codes)
 
 
 @by_type
@@ -319,3 +340,32 @@ def test_bad_values_are_named() -> None:
         encode(1.0, E4M3)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="no codes of single elements"):
         encode(torch.ones(2), BlockFloatingPoint(8))
+
+
+@pytest.mark.parametrize("format", [Posit(8), Posit(10, 0), Posit(8, 3), Posit(16), Posit(16, 4)], ids=repr)
+def test_every_posit_is_its_definition_and_comes_back(format: Posit) -> None:
+    codes = every_code(format)
+    values = decode(codes, format)
+    exact = [posit.value(int(c) % 2**format.bits, format.nbits, format.es) for c in codes]
+    assert values.dtype == (torch.float32 if format.max < 2.0**128 else torch.float64)
+    assert same(
+        values.double(), torch.tensor([math.nan if v is None else float(v) for v in exact], dtype=torch.float64)
+    )
+    assert torch.equal(encode(values, format), codes)
+
+
+def test_wide_posits_have_float64_values() -> None:
+    codes = torch.tensor([1, 2**30 + 1, 2**31 - 1], dtype=torch.int32)
+    values = decode(codes, Posit(32))
+    assert values.tolist() == [float(posit.value(int(c), 32, 2)) for c in codes]
+    assert torch.equal(encode(values, Posit(32)), codes)
+
+
+@pytest.mark.parametrize("format", [NF4, FP4_RADIX4, DYNAMIC8, UDYNAMIC8, LogNumber(8)], ids=repr)
+def test_a_codebooks_codes_count_its_values(format: TableFormat) -> None:
+    values = format.values()
+    codes = torch.arange(len(values), dtype=torch.uint8)
+    assert torch.equal(decode(codes, format).double(), values)
+    assert torch.equal(encode(values, format, strict=True), codes)
+    with pytest.raises(ValueError, match="has no code for NaN; replace NaNs first"):
+        encode(torch.tensor([torch.nan]), format)

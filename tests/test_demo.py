@@ -1,13 +1,11 @@
-"""The demo: its data, its recipes, one training run, and the train command's files and errors."""
+"""The demo: its data, its recipes, and one training run."""
 
 from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -18,14 +16,13 @@ from sklearn import datasets
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD
-from typer.testing import CliRunner
 
-from lptensor.cli import app
 from lptensor.demo.data import TEST_SIZE, Digits, load_digits
 from lptensor.demo.net import digit_net
 from lptensor.demo.recipes import RECIPES, Recipe
 from lptensor.demo.run import MOMENTUM, Run, Settings, train
 from lptensor.demo.summary import summarize, to_json
+from lptensor.describe import format_from
 from lptensor.formats import BF16, E4M3, E5M2, FP16, FixedPoint, FloatingPoint
 from lptensor.lower import lower
 from lptensor.optim import OptimLP
@@ -278,100 +275,10 @@ class TestSummary:
         assert {"python", "torch", "numpy", "scikit-learn", "lptensor", "backend"} == set(kept["versions"])
         fp32, fixed = kept["recipes"]
         assert (fp32["number"], fp32["accumulator"]) == (None, None)
-        assert eval(fixed["number"]) == FixedPoint(8, 5) and eval(fixed["gradient"]) == FixedPoint(8, 10)
+        assert format_from(fixed["number"]) == FixedPoint(8, 5)
+        assert format_from(fixed["gradient"]) == FixedPoint(8, 10)
         assert [run["accuracy"] for run in fixed["runs"]] == [97, 96]
         assert fixed["runs"][0]["losses"] == [1.0, None]
-
-
-def invoke(*arguments: str, columns: int = 100) -> Any:
-    return CliRunner().invoke(app, ("train", *arguments), env={"COLUMNS": str(columns)})
-
-
-class TestCommand:
-    QUICK = ("--epochs", "1", "--seeds", "2", "--batch-size", "450", "--lr", "0.1")
-
-    def test_it_writes_a_table_curves_and_json(self, tmp_path: Path) -> None:
-        out = tmp_path / "new" / "folder"
-        threads = torch.get_num_threads()
-        result = invoke(*self.QUICK, "--recipe", "poster", "--out", str(out))
-        assert result.exit_code == 0, result.output
-        assert sorted(path.name for path in out.iterdir()) == ["curves.png", "results.json"]
-        assert (out / "curves.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-        kept = json.loads((out / "results.json").read_text())
-        assert [recipe["name"] for recipe in kept["recipes"]] == ["fp32", "poster"]
-        assert kept["settings"] == {"epochs": 1, "batch_size": 450, "lr": 0.1, "seeds": [0, 1]}
-        for recipe in kept["recipes"]:
-            shown = f"{recipe['accuracy']:.2f} ± {recipe['deviation']:.2f}"
-            assert any(recipe["name"] in line and shown in line for line in result.stdout.splitlines())
-        assert torch.get_num_threads() == threads
-
-    def test_the_same_seed_gives_the_same_accuracies(self, tmp_path: Path) -> None:
-        arguments = (*self.QUICK, "--recipe", "poster", "--recipe", "convert", "--seed", "4")
-        kept = []
-        for name in ("a", "b"):
-            assert invoke(*arguments, "--out", str(tmp_path / name)).exit_code == 0
-            kept.append(json.loads((tmp_path / name / "results.json").read_text()))
-        runs = [
-            [(run["seed"], run["accuracies"], run["losses"]) for r in k["recipes"] for run in r["runs"]] for k in kept
-        ]
-        assert runs[0] == runs[1]
-        assert [seed for seed, _, _ in runs[0]] == [4, 5] * 3
-
-    def test_format_and_rounding_replace_the_recipes_own(self) -> None:
-        table = invoke("--list", "--format", "e4m3", "--rounding", "nearest").stdout
-        rows = [line.split() for line in table.splitlines() if "E4M3" in line]
-        assert [row[0] for row in rows] == ["poster", "narrow", "convert"]  # what has become the same is listed once
-        assert [row[2:] for row in rows] == [["E4M3", sums, "nearest", "E4M3"] for sums in ("FP16", "E4M3", "FP16")]
-
-    def test_the_list_names_every_recipe_and_writes_nothing(self, tmp_path: Path) -> None:
-        result = invoke("--list", "--out", str(tmp_path / "none"))
-        assert [line.split()[0] for line in result.stdout.splitlines()[4:] if line.strip()] == list(BY_NAME)
-        assert max(map(len, result.stdout.splitlines())) <= 100
-        assert list(tmp_path.iterdir()) == []
-
-    @pytest.mark.parametrize(
-        ("arguments", "says"),
-        [
-            (("--recipe", "posta"), "unknown recipe 'posta'; known: all, fp32, poster,"),
-            (("--format", "fp33"), "unknown format 'fp33'. Did you mean"),
-            (("--format", "fixed(99, 4)"), "wl must be from 1 to 53"),
-            (("--rounding", "sr"), "unknown rounding 'sr'; known: nearest,"),
-            (("--epochs", "0"), "got 0"),
-            (("--seeds", "0"), "got 0"),
-            (("--seed", "-1"), "got -1"),
-            (("--batch-size", "1348"), "got 1348"),
-            (("--lr", "0"), "expected a positive number, got 0"),
-            (("--lr", "nan"), "expected a positive number, got nan"),
-            (("--lr", "fast"), "expected a positive number, got fast"),
-            (("--turbo",), "No such option: --turbo"),
-            (("extra",), "unexpected extra argument"),
-        ],
-    )
-    def test_wrong_options_are_named_and_nothing_is_written(
-        self, arguments: tuple[str, ...], says: str, tmp_path: Path
-    ) -> None:
-        result = invoke(*arguments, "--out", str(tmp_path / "out"), columns=1000)
-        assert result.exit_code == 2
-        assert says in result.output
-        assert list(tmp_path.iterdir()) == []
-
-    def test_a_file_in_the_place_of_the_folder_is_refused_before_training(self, tmp_path: Path) -> None:
-        (tmp_path / "out").write_text("mine")
-        result = invoke("--out", str(tmp_path / "out"), columns=1000)
-        assert result.exit_code == 2 and "is a file" in result.output
-        assert (tmp_path / "out").read_text() == "mine"
-
-    @pytest.mark.parametrize(("module", "library"), [("sklearn", "scikit-learn"), ("matplotlib", "matplotlib")])
-    def test_a_missing_library_is_named_before_training(
-        self, module: str, library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        for loaded in [name for name in sys.modules if name.split(".")[0] == module]:
-            monkeypatch.delitem(sys.modules, loaded)
-        monkeypatch.setitem(sys.modules, module, None)
-        result = invoke("--out", str(tmp_path / "out"))
-        assert result.exit_code == 1
-        assert result.stderr == f"Error: training needs {library}: pip install 'lptensor[train]'\n"
-        assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow

@@ -14,14 +14,14 @@ PACKAGE = Path(__file__).parents[1] / "lptensor"
 
 # Lowest first. A module imports from its own line and those before it; a name covers its submodules.
 LAYERS = (
-    ("_compat",),
+    ("_compat", "extra"),
     ("rounding", "_bits"),
     ("grid", "layout", "base"),
     ("formats", "p3109"),
     ("blocks", "codebooks", "posits", "tables", "scaling"),
     ("reference", "_native"),
     ("ops",),
-    ("codes", "describe", "finfo", "neighbours", "packing", "interop"),
+    ("codes", "delayed", "describe", "finfo", "neighbours", "packing", "interop"),
     ("arithmetic", "rules", "escape", "library"),
     ("dispatch", "surface"),
     ("tensor",),

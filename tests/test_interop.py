@@ -112,6 +112,7 @@ FORMATS: list[Format] = [
     INT4,
     INT8,
     FixedPoint(5, 2),
+    FixedPoint(7, 3),
     FixedPoint(12, 6),
     FixedPoint(20, 10),
     FloatingPoint(6, 9),
@@ -193,7 +194,7 @@ def test_what_has_no_counterpart_is_named() -> None:
 )
 def test_missing_packages_are_named(module: str, call: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ImportError, match=f"pip install {module.split('.')[0]}$"):
+    with pytest.raises(ImportError, match=rf"needs {module.split('.')[0]}, .*: pip install 'lptensor\[interop\]'$"):
         call()  # type: ignore[operator]
     assert to_numpy(torch.ones(1), FP16).dtype == np.float16
 

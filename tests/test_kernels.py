@@ -49,6 +49,7 @@ NARROW = {
     "flush to zero": FloatingPoint(4, 3, subnormals="flush"),
     "unsigned": FloatingPoint(4, 4, signed=False, specials="fn"),
     "unsigned, saturating": FloatingPoint(4, 3, signed=False, specials="none"),
+    "unsigned, saturating, no zero": FloatingPoint(4, 3, signed=False, specials="none", zero=False, subnormals=False),
     "subnormal carrier": FloatingPoint(4, 3, bias=140),
     "top of the carrier": FloatingPoint(4, 3, bias=-113),
 }

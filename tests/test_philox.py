@@ -95,7 +95,7 @@ def test_negative_keys_mean_their_64_bits(key: tuple[int, int]) -> None:
 )
 def test_neighbouring_keys_share_no_words_beyond_chance(other: tuple[int, int]) -> None:
     """A stream that is another one reordered passes tests of correlation, but not this one."""
-    n = 2**17
+    n = 2**16
     a, b = (reference.random_words(n, key).numpy() for key in ((5, 7), other))
     expected = n * n / 2**32
     assert len(np.intersect1d(a, b)) < expected + 6 * expected**0.5

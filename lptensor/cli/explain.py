@@ -10,8 +10,10 @@ from fractions import Fraction
 import torch
 
 import lptensor
-from lptensor.formats import Format, Grid, Overflow, Subnormals
-from lptensor.rounding import Mode, Rounding, as_rounding
+from lptensor.blocks import BlockFormat
+from lptensor.formats import Format
+from lptensor.grid import Grid, Overflow, Subnormals
+from lptensor.rounding import Beyond, Mode, Rounding, as_rounding
 
 
 @dataclass(frozen=True)
@@ -61,12 +63,14 @@ def _choice(x: float, low: float, high: float, result: float, format: Format, ru
     if x == result:
         lost = math.copysign(1, x) != math.copysign(1, result)
         return Choice(x, x, x, result, "the format has no -0" if lost else "on the grid")
+    if math.isnan(result) and isinstance(format, BlockFormat):
+        return Choice(x, None, None, result, "its block holds NaN or infinity")
     if grid and x < 0 and not grid.signed:
         return Choice(x, None, None, result, f"no negative numbers: {result}")
     if x == 0:
         return Choice(x, None, None, result, "the format has no zero")
     lower, upper, beyond = _neighbours(x, low, high, grid)
-    chance = _chance(x, lower, upper, grid, rule) if rule.stochastic else None
+    chance = _chance(x, lower, upper, beyond, grid, rule) if rule.stochastic else None
     return Choice(x, lower, upper, result, _why(x, lower, upper, beyond, result, grid, rule), chance, beyond)
 
 
@@ -90,14 +94,29 @@ def _neighbours(
     return (beyond, near, beyond) if negative else (near, beyond, beyond)
 
 
-def _chance(x: float, lower: float | None, upper: float | None, grid: Grid | None, rule: Rounding) -> Fraction | None:
-    """The probability of ``upper``: the fraction of the gap, counted from zero and cut to the random bits."""
+def _chance(
+    x: float, lower: float | None, upper: float | None, beyond: float | None, grid: Grid | None, rule: Rounding
+) -> Fraction | None:
+    """The probability of ``upper``: the fraction of the gap, counted from zero, in units of the random bits."""
     if lower is None or upper is None or _flushed(x, grid):
         return None
     gap, negative = Fraction(upper) - Fraction(lower), x < 0
     away = (Fraction(upper) - Fraction(x) if negative else Fraction(x) - Fraction(lower)) / gap
-    away = Fraction(math.floor(away * 2**rule.bits), 2**rule.bits)
+    if beyond is not None and rule.beyond is Beyond.PROBABILITY:
+        away = min(2 * away, Fraction(1))
+    if 0 < away < 1:
+        away = _ODDS[rule.mode](away * 2**rule.bits) / 2**rule.bits
+    if beyond is not None and rule.beyond is Beyond.SATURATE:
+        away = Fraction(0)
     return 1 - away if negative else away
+
+
+_ODDS = {
+    Mode.STOCHASTIC: lambda f: Fraction(math.floor(f)),
+    Mode.STOCHASTIC_HALF_OFFSET: lambda f: Fraction(math.floor(f + Fraction(1, 2))),
+    Mode.STOCHASTIC_PRE_ROUNDED: lambda f: Fraction(round(f)),
+    Mode.STOCHASTIC_EQUAL: lambda f: Fraction(2**31),  # of the 2**32 words
+}
 
 
 def _flushed(x: float, grid: Grid | None) -> bool:
@@ -123,8 +142,9 @@ def _why(
         return f"overflow: saturates at {result!r}"
     if rule.mode in (Mode.NEAREST, Mode.NEAREST_AWAY):
         assert lower is not None and upper is not None
-        if Fraction(x) - Fraction(lower) != Fraction(upper) - Fraction(x):
-            return "nearer"
+        down, up = Fraction(x) - Fraction(lower), Fraction(upper) - Fraction(x)
+        if down != up:  # posits round their codes, logarithmic numbers their exponents
+            return "nearer" if result == (lower if down < up else upper) else "nearer as the format measures"
         return "tie: away from zero" if rule.mode is Mode.NEAREST_AWAY or _ties_up(x, grid) else "tie: to even"
     return _REASONS[rule.mode]
 
@@ -134,7 +154,7 @@ _REASONS = {
     Mode.DOWN: "down",
     Mode.UP: "up",
     Mode.ODD: "inexact: to odd",
-    Mode.STOCHASTIC: "drawn",
+    **dict.fromkeys(_ODDS, "drawn"),
 }
 
 
@@ -152,7 +172,7 @@ def _prefers_end(x: float, beyond: float | None, end: float, grid: Grid | None, 
     if beyond is None or grid is None:
         return False
     if rule.stochastic:
-        return grid.overflow is not Overflow.SATURATE
+        return grid.overflow is not Overflow.SATURATE and rule.beyond is not Beyond.SATURATE
     if rule.mode not in (Mode.NEAREST, Mode.NEAREST_AWAY):
         return False
     inside, outside = abs(Fraction(x) - Fraction(end)), abs(Fraction(beyond) - Fraction(x))

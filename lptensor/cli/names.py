@@ -7,22 +7,12 @@ import difflib
 import re
 
 import lptensor
-from lptensor import formats
 from lptensor.blocks import BlockFloatingPoint
 from lptensor.formats import FixedPoint, FloatingPoint, Format
+from lptensor.study.format_table import name_of, named_formats
 
 _SHORT: dict[str, type[Format]] = {"fixed": FixedPoint, "float": FloatingPoint, "bfp": BlockFloatingPoint}
 _SPELLINGS = "eXmY (e5m10), fixed(8, 4), FixedPoint(...), FloatingPoint(...) or BlockFloatingPoint(...)"
-
-
-def named_formats() -> dict[str, Format]:
-    """Every format that the package has a name for, in the order in which they are written down.
-
-    >>> named_formats()["FP16"]
-    FloatingPoint(exp=5, man=10)
-    """
-    public = {**vars(formats), **vars(lptensor)}
-    return {name: row for name, row in public.items() if name.isupper() and isinstance(row, Format)}
 
 
 def constructors() -> dict[str, type[Format]]:
@@ -103,8 +93,8 @@ def short(format: Format | None) -> str:
     """
     if format is None:
         return "-"
-    if names := [name for name, row in named_formats().items() if row == format]:
-        return names[0]
+    if (name := name_of(format)) != repr(format):
+        return name
     text = re.sub(r"\b(wl|fl|exp|man)=", "", repr(format))
-    kind = next((name for name, kind in _SHORT.items() if kind is type(format)), type(format).__name__)
-    return text.replace(type(format).__name__, kind, 1)
+    word = next((word for word, kind in _SHORT.items() if kind is type(format)), type(format).__name__)
+    return text.replace(type(format).__name__, word, 1)

@@ -9,13 +9,13 @@ from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console
 from rich.table import Table
 
 import lptensor
 from lptensor.cli.edge import edge, whole
 from lptensor.cli.explain import Choice, explain
 from lptensor.cli.names import parse_format, short
+from lptensor.cli.output import stdout
 from lptensor.formats import Format
 from lptensor.rounding import Rounding, as_rounding
 
@@ -57,7 +57,10 @@ def round(
     Several values are one tensor: in a block format they share their exponent.
     """
     torch.manual_seed(seed)
-    choices = explain(values, format, rounding)
+    try:
+        choices = explain(values, format, rounding)
+    except (TypeError, ValueError) as error:  # a format may not know the mode
+        raise typer.BadParameter(str(error)) from None
     write: Callable[[float], str] = float.hex if as_hex else repr
     table = Table(
         title=f"{short(format)}, {rounding.name}", caption=_notes(choices, format, rounding), header_style="bold"
@@ -73,7 +76,7 @@ def round(
             _chances(choice) if rounding.stochastic else [_distance(choice, n) for n in (choice.lower, choice.upper)]
         )
         table.add_row(write(choice.value), lower, upper, *weights, f"[bold]{write(choice.result)}[/bold]", choice.why)
-    Console().print(table)
+    stdout().print(table)
 
 
 def _neighbour(choice: Choice, value: float | None, write: Callable[[float], str]) -> str:

@@ -16,12 +16,13 @@ from rich.table import Table
 
 from lptensor.cli.edge import edge, positive, whole
 from lptensor.cli.names import parse_format, short
+from lptensor.cli.output import stdout
 from lptensor.demo.curves import plot_curves
 from lptensor.demo.data import TEST_SIZE, Digits, load_digits
-from lptensor.demo.extra import MissingExtra, need
 from lptensor.demo.recipes import RECIPES, Recipe
 from lptensor.demo.run import Run, Settings, train as train_once
 from lptensor.demo.summary import Summary, summarize, to_json
+from lptensor.extra import MissingExtra, need
 from lptensor.formats import Format
 from lptensor.rounding import Rounding, as_rounding
 
@@ -58,7 +59,7 @@ def train(
     """Train a small network on 1,797 real digits in several number systems, and compare them."""
     recipes = _chosen(recipe, format, rounding)
     if list_recipes:
-        Console().print(_recipe_table(recipes))
+        stdout().print(_recipe_table(recipes))
         return
     try:
         need("matplotlib.figure")  # before the work, not after
@@ -72,7 +73,7 @@ def train(
     results, curves = out / "results.json", out / "curves.png"
     results.write_text(json.dumps(to_json(summaries, settings), indent=1, allow_nan=False) + "\n")
     plot_curves(summaries, curves)
-    Console().print(_result_table(summaries))
+    stdout().print(_result_table(summaries))
     typer.echo(f"Wrote {results} and {curves}.")
 
 

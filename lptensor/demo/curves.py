@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from lptensor.demo.data import TEST_SIZE
-from lptensor.demo.extra import need
 from lptensor.demo.recipes import Recipe
 from lptensor.demo.summary import Summary
+from lptensor.extra import need
 from lptensor.rounding import Rounding
 
 # Okabe and Ito, Color Universal Design (2008): told apart with any colour vision; their yellow is too pale for lines.

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lptensor.demo.extra import need
+from lptensor.extra import need
 
 TEST_SIZE, SPLIT_SEED = 450, 0
 

@@ -14,6 +14,8 @@ import torch
 import lptensor
 from lptensor.demo.recipes import Recipe
 from lptensor.demo.run import Run, Settings
+from lptensor.describe import describe
+from lptensor.formats import Format
 
 
 @dataclass(frozen=True)
@@ -66,9 +68,9 @@ def to_json(summaries: list[Summary], settings: Settings) -> dict[str, Any]:
             {
                 "name": s.recipe.name,
                 "how": s.recipe.how,
-                "number": _named(s.recipe.number),
-                "gradient": _named(s.recipe.gradient or s.recipe.number),
-                "accumulator": _named(s.recipe.accumulator),
+                "number": _described(s.recipe.number),
+                "gradient": _described(s.recipe.gradient or s.recipe.number),
+                "accumulator": _described(s.recipe.accumulator),
                 "rounding": s.recipe.rounding.name,
                 "accuracy": s.accuracy,
                 "deviation": s.deviation,
@@ -85,8 +87,8 @@ def to_json(summaries: list[Summary], settings: Settings) -> dict[str, Any]:
     }
 
 
-def _named(format: object) -> str | None:
-    return None if format is None else repr(format)
+def _described(format: Format | None) -> dict[str, Any] | None:
+    return None if format is None else describe(format)
 
 
 def _versions() -> dict[str, str]:

@@ -258,7 +258,7 @@ def _settled(values: Values, x: float) -> float | None:
             return math.nan
         return -0.0 if negative and values.negative_zero else 0.0
     if negative and not values.signed:
-        return 0.0 if values.overflow == "saturate" else math.nan
+        return float(values.gap(Fraction(0)).low) if values.overflow == "saturate" else math.nan
     if math.isinf(x):
         return x if values.largest(negative) is None else _beyond(values, negative)
     return None

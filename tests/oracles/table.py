@@ -60,7 +60,7 @@ class Table:
         r = np.where(r > largest, np.where(inward & np.isfinite(a), largest, beyond), r)
         r = np.where(np.isnan(x) | (a == 0 if not v.zero else False), np.nan, r)
         if not v.signed:
-            return np.where(negative & (a > 0), 0.0 if v.overflow == "saturate" else np.nan, r)
+            return np.where(negative & (a > 0), self.ladder[0] if v.overflow == "saturate" else np.nan, r)
         return np.where(negative & ((r != 0) | v.negative_zero), -r, r)
 
     def points(self, dtype: type = np.float32) -> NDArray[np.floating]:

@@ -1,0 +1,118 @@
+"""Delayed scaling: a module that rounds under a scale made from the magnitudes it has seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lptensor.formats import Overflow, ScalarFormat
+from lptensor.ops import check_roundable, round as lp_round
+from lptensor.rounding import Mode, Rounding, as_rounding
+from lptensor.scaling import DelayedMaximum
+
+
+class DelayedScaling(nn.Module):
+    """Rounds to a scalar format under the scale that earlier calls have left behind.
+
+    A call gives R(x * scale) * (1 / scale), R saturating, each product rounded in the dtype of x and
+    1 / scale in fp32. In training mode it then records max|x| and makes the scale of the next call,
+    in fp32 (Transformer Engine's order): max / amax / 2**margin, max being the format's largest
+    value and amax the largest or latest of the history; an infinite scale becomes the largest
+    fp32. Where amax is zero, infinite or NaN the scale stays as it was; it begins at 1. In
+    evaluation mode nothing is recorded.
+
+    The gradient passes straight through. NaN stays NaN, and infinities saturate.
+
+    The state is two fp32 buffers, ``amax_history`` (latest first) and ``scale``, so that a state_dict
+    carries it and a resumed run repeats its bits; ``.half()`` and the like leave their dtype alone.
+
+    Args:
+        scaling: ``DelayedMaximum(history, margin, amax)``.
+        rounding: as for ``round``; "nearest" by default.
+
+    >>> from lptensor.formats import E4M3
+    >>> quantize = DelayedScaling(E4M3, DelayedMaximum(history=2))
+    >>> quantize(torch.tensor([0.001, 0.75])).tolist(), quantize.scale.item()
+    ([0.001953125, 0.75], 597.3333129882812)
+    """
+
+    amax_history: Tensor
+    scale: Tensor
+
+    def __init__(
+        self,
+        format: ScalarFormat,
+        scaling: DelayedMaximum | None = None,
+        rounding: Rounding | Mode | str = "nearest",
+    ) -> None:
+        super().__init__()
+        scaling = DelayedMaximum() if scaling is None else scaling
+        if not isinstance(format, ScalarFormat):
+            raise TypeError(f"delayed scaling takes a scalar format such as E4M3, got {format!r}")
+        if not isinstance(scaling, DelayedMaximum):
+            raise TypeError(
+                f"expected DelayedMaximum(...), got {scaling!r}; Scaled() takes the scalings without a state"
+            )
+        if not 0 < format.grid.max < float("inf"):
+            raise ValueError(f"delayed scaling needs a format with a largest value, which {format!r} lacks")
+        self.format, self.scaling, self.rounding = format, scaling, as_rounding(rounding)
+        self.register_buffer("amax_history", torch.zeros(scaling.history))
+        self.register_buffer("scale", torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_roundable(x, self.format)
+        scale = self.scale.clone()
+        values: Tensor = _UnderScale.apply(x, scale, self.format, self.rounding)  # type: ignore[no-untyped-call]
+        if self.training:
+            self.record(x)
+        return values
+
+    @torch.no_grad()
+    def record(self, x: Tensor) -> None:
+        """Enter max|x| in the history, and make the scale of the next call."""
+        amax = x.detach().abs().amax().to(torch.float32) if x.numel() else torch.zeros_like(self.scale)
+        self.amax_history.copy_(torch.roll(self.amax_history, 1))
+        self.amax_history[0] = amax
+        amax = self.amax_history.amax() if self.scaling.amax == "max" else self.amax_history[0]
+        scale = torch.full_like(amax, self.format.grid.max) / amax / 2.0**self.scaling.margin
+        usable = (amax > 0) & amax.isfinite()
+        self.scale.copy_(torch.where(usable, scale.clamp(max=torch.finfo(torch.float32).max), self.scale))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        # Casts of a model are for floating tensors: as integers the buffers move but keep their bits.
+        return super()._apply(lambda t: fn(t.view(torch.int32)).view(torch.float32), recurse)  # type: ignore[no-untyped-call]
+
+    def extra_repr(self) -> str:
+        return f"{self.format!r}, {self.scaling!r}, {self.rounding!r}"
+
+
+class _UnderScale(torch.autograd.Function):
+    """R(x * scale) / scale, whose derivative is taken to be one."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, format: ScalarFormat, rounding: Rounding) -> Tensor:
+        held = _Saturating(format)
+        inverse = (1.0 / scale).to(x.dtype)
+        return lp_round(x.detach() * scale.to(x.dtype), held, rounding).mul_(inverse)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        return grad, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
+        return tangent
+
+
+class _Saturating(ScalarFormat):
+    """A scalar format that saturates, whatever its own overflow."""
+
+    def __init__(self, format: ScalarFormat) -> None:
+        self._grid = format.grid._replace(overflow=Overflow.SATURATE)
+
+    @property
+    def grid(self) -> Any:
+        return self._grid

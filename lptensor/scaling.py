@@ -1,0 +1,187 @@
+"""How values are scaled before a format rounds them: nouns apart from the format."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lptensor.formats import E8M0, FP32, ScalarFormat, check_int
+
+SCALE_RULES = ("floor", "ceil", "even", "rceil")
+INFINITE = ("nan", "saturate")
+
+
+def check_one_of(name: str, value: object, allowed: Sequence[object]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Which elements share a scale: the widths of a tile along some axes.
+
+    Args:
+        widths: how many elements a tile takes along each of ``axes``; None is the whole axis. The
+            last tile along an axis may be short.
+        axes: the axes of ``widths``; the last ones by default.
+        others: how wide a tile is along every other axis: 1, or None for the whole of it.
+
+    A tensor that lacks one of the axes is one tile.
+
+    >>> Tile((1, 128)).block_shape((64, 512))
+    (1, 128)
+    >>> PER_TENSOR.block_shape((64, 512)), Channel(0).block_shape((64, 512))
+    ((64, 512), (1, 512))
+    """
+
+    widths: tuple[int | None, ...]
+    axes: tuple[int, ...] | None = None
+    others: int | None = 1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "widths", tuple(self.widths))
+        axes = range(-len(self.widths), 0) if self.axes is None else self.axes
+        object.__setattr__(self, "axes", tuple(axes))
+        for wide in self.widths:
+            if wide is not None:
+                check_int("block_size", wide, 1, 2**62)
+        for axis in self.axes or ():
+            check_int("axis", axis, -16, 15)
+        if len(self.axes or ()) != len(self.widths) or len(set(self.axes or ())) != len(self.widths):
+            raise ValueError(f"a tile needs one axis for each width {self.widths}, got axes {self.axes}")
+        check_one_of("others", self.others, (1, None))
+
+    def block_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """How wide a tile is along each axis of a tensor of this shape."""
+        whole = [max(n, 1) for n in shape]
+        block = [1] * len(whole) if self.others == 1 else list(whole)
+        for wide, axis in zip(self.widths, self.axes or (), strict=True):
+            if not -len(whole) <= axis < len(whole):
+                return tuple(whole)
+            block[axis] = whole[axis] if wide is None else wide
+        return tuple(block)
+
+
+PER_TENSOR = Tile((), others=None)
+
+
+def Channel(axis: int = 0) -> Tile:  # noqa: N802
+    """One scale for each index of an axis."""
+    return Tile((1,), (axis,), others=None)
+
+
+class Scaling:
+    """What a format's values are multiplied by; ``Scaled(format, scaling)`` puts the two together.
+
+    Every scaling is told by its scale s: x rounds to s * R(x / s), R being the format's rounding.
+    """
+
+
+@dataclass(frozen=True)
+class PowerOfTwo(Scaling):
+    """A fixed scale 2**exponent: the grid of the format moves, element by element, nothing else changes.
+
+    >>> from lptensor.blocks import Scaled
+    >>> from lptensor.formats import E4M3
+    >>> Scaled(E4M3, PowerOfTwo(-3)).max
+    56.0
+    """
+
+    exponent: int = 0
+
+    def __post_init__(self) -> None:
+        check_int("exponent", self.exponent, -300, 300)
+
+
+@dataclass(frozen=True)
+class CurrentMaximum(Scaling):
+    """Scales made from the largest magnitude of what is being rounded, a tensor or each tile of it.
+
+    With ``scale`` a format of powers of two (E8M0) the exponent follows ``rule``; with max the
+    largest value of the element, and all of it exact on the bits of the maximum m:
+
+    - "floor": 2**(exponent(m) - exponent(max)), OCP MX v1.0 section 6.3; may clip.
+    - "ceil": the smallest power of two at or above m, over 2**exponent(max).
+    - "even": as floor, after m is rounded to nearest with the element's precision.
+    - "rceil": the smallest power of two at or above m / max, so that nothing is clipped.
+
+    With any other ``scale`` the arithmetic is fp32, each operation rounded to nearest even:
+    g = m_tensor / (max * scale.max) if ``tensor_scale`` (at least 2**-149), else 1;
+    s = R_scale(clamp(m_tile / max / g, floor, scale.max)); t = s * g; and x becomes t * R(x / t),
+    or, with ``reciprocal``, t * R(x * (1 / g / s)), the reciprocal held to the largest fp32. The
+    quotient and the products of elements are taken in the dtype of x, the maximum of a float64
+    tensor is rounded to fp32. m_tensor passes over NaN and infinities. Where a scale underflows to
+    zero, so do its values.
+
+    NaN makes its tile NaN; an infinity too, or with infinite="saturate" it takes no part in the
+    maximum and becomes the largest value of its tile. The element saturates. A zero tile stays
+    zero; -0 is kept if the element has it.
+
+    Args:
+        tile: which elements share a scale.
+        scale: the format of the scales; FP32 keeps what the division gives.
+        rule: of powers of two only.
+        margin: powers of two to leave free above the maximum (or to clip, if negative).
+        tensor_scale, floor, reciprocal: of other scales only.
+    """
+
+    tile: Tile = PER_TENSOR
+    scale: ScalarFormat = FP32
+    rule: str = "floor"
+    margin: int = 0
+    tensor_scale: bool = False
+    floor: float = 0.0
+    reciprocal: bool = False
+    infinite: str = "nan"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.tile, Tile):
+            raise TypeError(f"tile must be a Tile such as Tile((1, 128)), Channel(0) or PER_TENSOR, got {self.tile!r}")
+        if not isinstance(self.scale, ScalarFormat):
+            raise TypeError(f"scale must be a scalar format such as E8M0, E4M3 or FP32, got {self.scale!r}")
+        check_one_of("scale_rule", self.rule, SCALE_RULES)
+        check_one_of("infinite", self.infinite, INFINITE)
+        check_int("margin", self.margin, -64, 64)
+        grid = self.scale.grid
+        if self.powers and (self.tensor_scale or self.floor or self.reciprocal):
+            raise ValueError(
+                f"tensor_scale, floor and reciprocal are for scales with a significand, {self.scale!r} has none"
+            )
+        if not self.powers and self.rule != "floor":
+            raise ValueError(
+                f"the rule {self.rule!r} is for scales that are powers of two, {self.scale!r} is another format"
+            )
+        if not 0 < grid.max < float("inf"):
+            raise ValueError(f"the scale's format needs a largest value, {self.scale!r} has none")
+        if not 0 <= self.floor <= grid.max:
+            raise ValueError(f"floor must be from 0 to {grid.max:g}, the largest scale, got {self.floor!r}")
+
+    @property
+    def powers(self) -> bool:
+        """Whether the scales are powers of two."""
+        return self.scale.grid.precision == 1
+
+
+@dataclass(frozen=True)
+class DelayedMaximum(Scaling):
+    """One scale for a tensor, from the largest magnitudes of earlier ones (Micikevicius et al., 2209.05433).
+
+    It has a state, the last magnitudes, and so belongs to a module: ``DelayedScaling(format, ...)``.
+
+    Args:
+        history: how many magnitudes are remembered, the current one included.
+        margin: powers of two to leave free above the maximum.
+        amax: "max" of the history, or the "most_recent".
+    """
+
+    history: int = 1024
+    margin: int = 0
+    amax: str = "max"
+
+    def __post_init__(self) -> None:
+        check_int("history", self.history, 1, 2**20)
+        check_int("margin", self.margin, -64, 64)
+        check_one_of("amax", self.amax, ("max", "most_recent"))
+
+
+OCP_BLOCK = CurrentMaximum(Tile((32,)), E8M0)  # OCP MX v1.0 section 5.2

@@ -1,0 +1,133 @@
+"""The bits of a format's codes: which field each belongs to, as pictures in textbooks show them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from lptensor.blocks import BlockFloatingPoint
+from lptensor.codes import encode
+from lptensor.extra import need
+from lptensor.formats import Format, ScalarFormat
+from lptensor.posits import Posit
+from lptensor.study.format_table import element_of
+from lptensor.study.palette import BLACK
+
+
+def bit_layout(format: Format, value: float = 1.0) -> list[dict[str, Any]]:
+    """The fields of the code of ``value``, rounded to nearest, from the highest bit down.
+
+    field ("sign", "exponent", "mantissa"; "magnitude", "integer", "fraction", "regime", "index"), bits
+    (its width), code (its bits as text) and shared. A block format's elements come after the scale of
+    their block, a row with ``shared`` True and no code; its width is None where nothing bounds it.
+    The fields of a posit depend on the value, those of other formats do not; fields of no bits are
+    left out.
+
+    Raises:
+        ValueError: NaN, in a format without a code for it.
+
+    >>> from lptensor.formats import E4M3
+    >>> [(row["field"], row["bits"], row["code"]) for row in bit_layout(E4M3, 0.75)]
+    [('sign', 1, '0'), ('exponent', 4, '0110'), ('mantissa', 3, '100')]
+    """
+    element: Any = element_of(format)
+    number = encode(torch.tensor([value], dtype=torch.float64), element).long().item() & (1 << element.bits) - 1
+    code, rows = f"{number:0{element.bits}b}", _scale(format)
+    for field, bits in _fields(element, code):
+        if bits:
+            rows.append({"field": field, "bits": bits, "code": code[:bits], "shared": False})
+        code = code[bits:]
+    return rows
+
+
+def _scale(format: Format) -> list[dict[str, Any]]:
+    scale = getattr(getattr(format, "scaling", None), "scale", None)
+    if isinstance(format, BlockFloatingPoint) or scale is not None:
+        name = "shared exponent" if scale is None or scale.grid.precision == 1 else "shared scale"
+        return [{"field": name, "bits": getattr(scale, "bits", None), "code": None, "shared": True}]
+    return []
+
+
+def _fields(format: Any, code: str) -> list[tuple[str, int]]:
+    """Names and widths; a width may be 0."""
+    if isinstance(format, Posit):
+        return _posit_fields(format, code)
+    if not isinstance(format, ScalarFormat):
+        return [("index", format.bits)]
+    grid, sign = format.grid, int(format.grid.signed)
+    if format.layout.twos_complement:
+        magnitude = format.bits - sign
+        fraction = min(max(-grid.quantum(grid.emin), 0), magnitude)
+        return [("sign", sign), ("integer", magnitude - fraction), ("fraction", fraction)]
+    if grid.emin == grid.emax:
+        return [("sign", sign), ("magnitude", format.bits - sign)]
+    mantissa = grid.precision - 1
+    return [("sign", sign), ("exponent", format.bits - sign - mantissa), ("mantissa", mantissa)]
+
+
+def _posit_fields(format: Posit, code: str) -> list[tuple[str, int]]:
+    """Standard for Posit Arithmetic (2022), section 3.3: the regime is a run of equal bits and the bit that ends it.
+
+    Of a negative posit the fields are those of its two's complement; 0 and NaR have a regime alone.
+    """
+    if code[0] == "1":
+        code = f"{-int(code, 2) % 2**format.bits:0{format.bits}b}"
+    body = code[1:]
+    regime = min(len(body) - len(body.lstrip(body[0])) + 1, len(body))
+    exponent = min(format.es, len(body) - regime)
+    return [("sign", 1), ("regime", regime), ("exponent", exponent), ("fraction", len(body) - regime - exponent)]
+
+
+# Tints of the palette that black digits stand on; a field is named in words as well.
+_TINTS = {
+    "sign": "#F6C9A8",
+    "exponent": "#A9DCC9",
+    "regime": "#F3D9A0",
+    "mantissa": "#A8CCE6",
+    "fraction": "#A8CCE6",
+    "magnitude": "#A8CCE6",
+    "integer": "#A9DCC9",
+    "index": "#A8CCE6",
+    "shared exponent": "#E6C3D6",
+    "shared scale": "#E6C3D6",
+}
+_WIDEST = 16  # boxes that fill the axes; wider formats have narrower ones
+
+
+def plot_bit_layout(rows: Sequence[dict[str, Any]], ax: Any = None) -> Any:
+    """Draw the rows of ``bit_layout``: a box for each bit, named and coloured by field; returns the axes.
+
+    Args:
+        ax: matplotlib axes, about ten times as wide as high; by default pyplot's current ones.
+
+    Raises:
+        MissingExtra: matplotlib is not installed.
+
+    >>> from lptensor.formats import E4M3
+    >>> axes = need("matplotlib.figure").Figure().subplots()
+    >>> len(plot_bit_layout(bit_layout(E4M3), axes).patches)
+    8
+    """
+    ax = need("matplotlib.pyplot").gca() if ax is None else ax
+    box = need("matplotlib.patches").Rectangle
+    at = 0.0
+    for row in rows:
+        bits = row["bits"]
+        for i, digit in enumerate(row["code"] or " " * (bits or 4)):
+            whole = bits is None and 4  # nothing bounds it: one box without divisions
+            if not whole or i == 0:
+                look = dict(facecolor=_TINTS[row["field"]], edgecolor=BLACK, linewidth=0.8)
+                ax.add_patch(box((at + i, 0), whole or 1, 1, **look))
+            ax.text(at + i + 0.5, 0.48, digit, ha="center", va="center", fontsize=9, family="monospace")
+        width = bits or 4
+        count = "" if bits is None else f"{bits} bit" + "s" * (bits > 1)
+        ax.text(at + width / 2, 1.15, row["field"], ha="center", va="bottom", fontsize=8)
+        ax.text(at + width / 2, -0.15, count, ha="center", va="top", fontsize=7.5)
+        at += width + 0.6 * row["shared"]
+    ax.set_xlim(-0.1, max(at, _WIDEST) + 0.1)
+    ax.set_ylim(-0.8, 1.8)
+    ax.set_aspect("equal", anchor="W")
+    ax.set_axis_off()
+    return ax

@@ -1,0 +1,192 @@
+"""What every known format holds, as rows of plain values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+
+from lptensor import blocks, codebooks, formats as scalars, p3109, posits
+from lptensor.blocks import BlockFloatingPoint, BlockFormat
+from lptensor.codebooks import TableFormat
+from lptensor.finfo import finfo
+from lptensor.formats import FloatingPoint, Format, ScalarFormat
+from lptensor.grid import Subnormals
+from lptensor.study.sources import source_of
+
+_KINDS = {
+    "FloatingPoint": "float",
+    "FixedPoint": "fixed",
+    "P3109": "P3109",
+    "Posit": "posit",
+    "Codebook": "codebook",
+    "LogNumber": "log",
+}
+
+
+def named_formats() -> dict[str, Format]:
+    """Every format that the package has a name for, in the order in which they are written down.
+
+    >>> named_formats()["FP16"]
+    FloatingPoint(exp=5, man=10)
+    """
+    homes = (scalars, p3109, posits, codebooks, blocks)
+    return {
+        name: row
+        for home in homes
+        for name, row in vars(home).items()
+        if name.isupper() and not name.startswith("_") and isinstance(row, Format)
+    }
+
+
+def format_table(formats: Mapping[str, Format] | Iterable[Format] | None = None) -> list[dict[str, Any]]:
+    """What each format holds: one row of plain values, None where a format has no such thing.
+
+    name, kind, made (what makes the format), bits (of a code; of an element, in a block format),
+    precision (significant bits, the hidden one included), emin and emax (log2 of the smallest normal
+    and of the largest value's binade), max, min, smallest_normal (None where there are no normals),
+    smallest_subnormal (the smallest positive value), eps (from 1 to the next value), codes, values
+    (finite ones, zero once), binades and decibels (of max / smallest positive value), specials (what
+    has a code beyond plain numbers, and which numbers have none), overflow, source.
+    A block format's numbers are those of its elements before they are scaled.
+
+    Args:
+        formats: some formats, or a dict from the names to show; by default all that have a name.
+
+    Raises:
+        TypeError: something that is no format.
+
+    >>> (row,) = format_table([scalars.FP16])
+    >>> row["name"], row["precision"], row["max"], row["smallest_subnormal"] == 2.0**-24, row["values"]
+    ('FP16', 11, 65504.0, True, 63487)
+    """
+    if formats is None:
+        formats = named_formats()
+    named = formats if isinstance(formats, Mapping) else {name_of(format): format for format in formats}
+    return [_row(name, format) for name, format in named.items()]
+
+
+def name_of(format: Format) -> str:
+    """The name of the row that equals the format; else its repr().
+
+    >>> name_of(scalars.FloatingPoint(8)), name_of(posits.Posit(8))
+    ('E5M2', 'Posit(nbits=8)')
+    """
+    return next((name for name, row in named_formats().items() if row == format), repr(format))
+
+
+def element_of(format: Format) -> Format:
+    """What a format's single numbers are: the elements of a block format before they are scaled.
+
+    >>> element_of(blocks.BlockFloatingPoint(8)).max
+    1.984375
+    """
+    if isinstance(format, BlockFloatingPoint):  # sign and magnitude, up to (2 - 2**(2 - wl)) * 2**E
+        return FloatingPoint(1, format.wl - 2, bias=1, specials="none")
+    element: Format = getattr(format, "element", format)
+    return element
+
+
+def _row(name: str, format: Format) -> dict[str, Any]:
+    if not isinstance(format, Format):
+        raise TypeError(f"expected number formats such as FloatingPoint(8) or FixedPoint(8, 4), got {format!r}")
+    kind, element = type(format).__name__, element_of(format)
+    row = {
+        "name": name,
+        "kind": "block" if isinstance(format, BlockFormat) else _KINDS.get(kind, kind),
+        "made": _made(format),
+    }
+    row |= _of_scalar(element) if isinstance(element, ScalarFormat) else _of_values(element)
+    if isinstance(format, BlockFloatingPoint):
+        row["specials"] = "NaN of the whole block"
+    elif isinstance(format, BlockFormat):
+        row["overflow"] = "saturate"
+    return row | {"source": source_of(name, format)}
+
+
+def _made(format: Format) -> str:
+    text = repr(format)
+    return f"Codebook({len(format.given)} values)" if isinstance(format, codebooks.Codebook) else text
+
+
+def _of_scalar(format: ScalarFormat) -> dict[str, Any]:
+    info, grid = finfo(format), format.grid
+    return {
+        "bits": info.bits,
+        "precision": info.precision,
+        "emin": info.emin,
+        "emax": info.emax,
+        "max": info.max,
+        "min": info.min,
+        "smallest_normal": None if info.u is None else info.smallest_normal,
+        "smallest_subnormal": info.smallest_subnormal,
+        "eps": info.eps if format.max > 1 else None,
+        "codes": info.codes,
+        "values": count_values(format),
+        "binades": info.binades,
+        "decibels": info.decibels,
+        "specials": _specials(format),
+        "overflow": grid.overflow.name.lower(),
+    }
+
+
+def _of_values(format: Any) -> dict[str, Any]:
+    """Of a codebook or posit, whose values are what it tells of itself."""
+    smallest, eps = _smallest_and_eps(format)
+    one_zero = "no -0" if format.min < 0 else ">= 0"
+    ratio = format.max / smallest
+    count = len(format.values()) if isinstance(format, TableFormat) else 2**format.bits - 1  # all but NaR
+    return {
+        "bits": format.bits,
+        "precision": None,
+        "emin": None,
+        "emax": None,
+        "max": format.max,
+        "min": format.min,
+        "smallest_normal": None,
+        "smallest_subnormal": smallest,
+        "eps": eps,
+        "codes": 2**format.bits,
+        "values": count,
+        "binades": math.log2(ratio),
+        "decibels": 20 * math.log10(ratio),
+        "specials": one_zero if isinstance(format, TableFormat) else f"NaN, {one_zero}",
+        "overflow": "saturate",
+    }
+
+
+def _smallest_and_eps(format: Any) -> tuple[float, float | None]:
+    if isinstance(format, posits.Posit):
+        one = 2 ** (format.nbits - 2)  # the code of 1.0; the next code is the next value
+        if format.nbits == 2:  # -1, 0 and 1
+            return 1.0, None
+        return 1 / format.max, format.values_of(torch.tensor(one + 1)).item() - 1
+    values = format.values()
+    above = values[values > 1].tolist()
+    smallest: float = values[values > 0][0].item()
+    return smallest, above[0] - 1 if above and 1.0 in values.tolist() else None
+
+
+def count_values(format: ScalarFormat) -> int:
+    """How many finite values there are, zero once: counted in the codes, not listed.
+
+    >>> count_values(scalars.E4M3), count_values(scalars.E8M0)
+    (253, 255)
+    """
+    grid, layout = format.grid, format.layout
+    if layout.twos_complement:
+        return (1 << layout.bits) - int(grid.min == -grid.max)
+    if not grid.zero:
+        return layout.top + 1
+    lost = 0 if grid.subnormals is Subnormals.GRADUAL else (1 << grid.precision - 1) - 1
+    return (1 + int(grid.signed)) * (layout.top - lost) + 1
+
+
+def _specials(format: ScalarFormat) -> str:
+    grid, layout = format.grid, format.layout
+    codes = ["inf"] * (layout.inf is not None) + ["NaN"] * (layout.nan is not None)
+    if not grid.signed:
+        return ", ".join([*codes, ">= 0" if grid.zero else "> 0"])
+    return ", ".join(codes if grid.negative_zero else [*codes, "no -0"])

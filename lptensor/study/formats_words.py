@@ -1,0 +1,159 @@
+"""The words of docs/formats.md that no table holds."""
+
+from __future__ import annotations
+
+HEAD = """
+# Formats
+
+<!-- `make pages` writes this page and its pictures from the formats themselves: change it there. -->
+
+A *format* is a set of representable values, and says what happens outside it. It knows nothing of tensors
+or of rounding modes. This page lists the formats that have a name, with some of those that a constructor
+makes.
+
+## How formats are named
+
+The names are rows: `E4M3` is nothing but `FloatingPoint(4, 3, specials="fn", overflow="saturate")`. *E* counts
+exponent bits, *M* the stored mantissa bits; the sign has one more. A suffix says which codes are given to
+specials: none in the names means as IEEE 754 does it, `FN` finite numbers and NaN but no infinities, `UZ` an
+unsigned zero, with NaN in the code of -0; `B11` is an exponent bias of 11. Three names are younger than this
+scheme, and OCP's meaning holds: `E4M3` is an FN format, and `E3M2`, `E2M3` and `E2M1` have no specials at all.
+
+```python
+>>> from lptensor import *
+>>> FloatingPoint(8)                       # a width: 4, 6, 8, 16 or 32 bits
+FloatingPoint(exp=5, man=2)
+>>> FloatingPoint(4, 3) == E4M3            # exponent and mantissa bits, with IEEE's infinities and NaNs
+False
+>>> FloatingPoint(4, 3).max, E4M3.max      # which cost E4M3's top binade
+(240.0, 448.0)
+>>> FixedPoint(8, 4), Posit(16), LogNumber(8, gamma=4)
+(FixedPoint(wl=8, fl=4), Posit(nbits=16), LogNumber(bits=8, gamma=4))
+>>> P3109(8, 3).max                        # width and precision
+49152.0
+>>> Codebook([-1.0, -0.25, 0.0, 0.25, 1.0])
+Codebook(5 values from -1 to 1)
+
+```
+
+What a page shows, code tells:
+
+```python
+>>> import lptensor
+>>> from lptensor.study import bit_layout, format_table, number_line
+>>> lptensor.finfo(FP16).eps == 2.0**-10
+True
+>>> E2M1.values().tolist()[7:]
+[0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
+>>> [row["code"] for row in bit_layout(E4M3, 0.75)]
+['0', '0110', '100']
+>>> [(row["code"], row["value"], row["kind"]) for row in number_line(E2M1, 0, 1)]
+[(0, 0.0, 'zero'), (1, 0.5, 'subnormal'), (2, 1.0, 'normal')]
+>>> [row["values"] for row in format_table([E4M3, E5M2])]
+[253, 247]
+
+```
+
+`plot_bit_layout(rows, ax)` and `plot_number_line(rows, ax)` draw such rows; they need matplotlib
+(`pip install 'lptensor[train]'`).
+
+## Range and precision
+
+*p* is the precision: significant bits, the hidden one included. *emin* and *emax* are the exponents of the
+smallest normal and the largest value; where values are evenly spaced they are equal, and there are no normals.
+*smallest* is the smallest positive value, *eps* the distance from 1 to the next value. *values* counts finite
+values, zero once. *binades* is log2 of largest over smallest, *dB* the same as 20 log10. Posits and codebooks
+have no one precision. A block format's row holds its elements before they are scaled.
+"""
+
+NUMBERS = """
+## Specials, overflow, sources
+
+*specials* lists what has a code beyond plain numbers, and which plain numbers have none. *overflow* is what
+results beyond the largest value become when they are rounded to nearest, infinities included; the directed
+modes overflow as IEEE 754 says. A format without a code for NaN still carries NaN through arithmetic, so that an
+error does not pass for a number; `lptensor.encode` refuses it.
+"""
+
+# A section's title and its words, by kind.
+KINDS = {
+    "float": (
+        "Floating point",
+        """A code is sign, exponent, mantissa. With the exponent code E > 0 it stands for
+(-1)^sign * 2^(E - bias) * 1.mantissa; with E = 0, for the subnormals (-1)^sign * 2^(1 - bias) * 0.mantissa, which
+keep the spacing of the smallest binade down to zero.
+
+In the pictures, the bits are those of the value beside them. On a number line normals are blue and stand on the
+line, subnormals are orange and hang below it, zero is a circle. The mark at an end says what lies beyond: a
+square, the largest value again; a triangle, infinity; a cross, NaN.""",
+    ),
+    "fixed": (
+        "Fixed point and integers",
+        """`FixedPoint(wl, fl)` has the values k * 2^-fl, k being a `wl`-bit integer in two's complement; there is one
+zero and no NaN code. `symmetric=True` drops the most negative value, `signed=False` the sign, `clamp=False` the
+limits.""",
+    ),
+    "P3109": (
+        "IEEE P3109",
+        """`P3109(k, p)` has `k` bits and a precision of `p`; the bias is 2^(k - p - 1), so that 1.0 lies in the middle
+of the codes. There is one zero and one NaN, in the code of -0 (unsigned: in the last one). `extended=False`
+gives the codes of the infinities to numbers, `signed=False` doubles the exponents.""",
+    ),
+    "posit": (
+        "Posits",
+        """`Posit(nbits, es)` spends bits where numbers are common: the regime, a run of equal bits, says how many
+times 2^(2^es) the number is away from 1, and what it leaves goes to the exponent and the fraction. So precision
+tapers away from 1. The one special is NaR, which stands for NaN and infinity; -0 does not exist; to nearest,
+nothing but zero rounds to zero. Negative codes are the two's complement of positive ones. Each picture shows how
+the fields move.""",
+    ),
+    "log": (
+        "Logarithmic numbers",
+        """`LogNumber(bits, gamma)` has the values +-2^((j - bias) / gamma), and zero: the relative distance of
+neighbours is the same everywhere. Rounding to nearest is nearest in the logarithm. A code counts the values in
+ascending order.""",
+    ),
+    "codebook": (
+        "Codebooks",
+        """A `Codebook` is any ascending list of values, and a code is the index of a value. There is one zero and
+no code for NaN; beyond both ends it saturates.""",
+    ),
+    "block": (
+        "Block formats",
+        """The elements of a block share a scale, which comes from the largest magnitude among them. The pictures show
+the scale of a block, then one element, and the values of an element before they are scaled.""",
+    ),
+}
+
+# What a format is for, by name.
+WORDS = {
+    "FP32": "Single precision, the carrier of all others here.",
+    "TF32": "What NVIDIA's tensor cores make of fp32 matrices: the range of FP32, the precision of FP16.",
+    "BF16": "The upper half of FP32.",
+    "FP16": "Half precision.",
+    "E5M2": "FP16 without its last eight bits, for gradients.",
+    "E4M3": "For weights and activations: one code for NaN, and infinities given up for a larger range.",
+    "E5M2FNUZ": "As E5M2 without infinities and -0, the bias one higher.",
+    "E4M3FNUZ": "As E4M3 with one zero, the bias one higher.",
+    "E4M3B11FNUZ": "E4M3FNUZ moved down by three binades.",
+    "E3M4": "More precision, less range than E4M3.",
+    "E3M2": "The wider of the two six-bit elements of MX.",
+    "E2M3": "The finer of the two six-bit elements of MX.",
+    "E2M1": "The four-bit element of MX and NVFP4.",
+    "E8M0": "The scale of MX blocks: powers of two and nothing else. What is smaller than 2^-127 becomes 2^-127.",
+    "INT8": "Eight-bit integers.",
+    "INT4": "Four-bit integers.",
+    "FixedPoint(8, 4)": "Four bits before the point, the sign among them, and four behind.",
+    "P3109(8, 3)": "Nearly the range of E5M2, and one binade below it.",
+    "P3109(8, 4)": "Near E4M3FNUZ, with infinities.",
+    "P3109(8, 5)": "Near E3M4.",
+    "Posit(8)": "From 2^-24 to 2^24, with three fraction bits next to 1.",
+    "Posit(16)": "From 2^-56 to 2^56, with eleven fraction bits next to 1.",
+    "LogNumber(8)": "Eight steps to the binade, as in LNS-Madam.",
+    "NF4": "Quantiles of a normal distribution, scaled to [-1, 1]: for weights, under a scale for each block.",
+    "DYNAMIC8": "A decimal exponent in unary, and a linear fraction in the bits it leaves: for optimizer states.",
+    "UDYNAMIC8": "The same without a sign, for second moments.",
+    "FP4_RADIX4": "A sign and a power of four, 4^-3 to 4^3: for gradients.",
+    "BlockFloatingPoint(8)": "Sign and magnitude integers under one exponent for the whole tensor; "
+    "`dim` and `block_size` make more blocks.",
+}

@@ -1,0 +1,158 @@
+"""The values of a format in a row: which code each has, and how far it is to the next."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lptensor.codes import decode, encode
+from lptensor.extra import need
+from lptensor.formats import Format
+from lptensor.ops import round as round_to
+from lptensor.study.format_table import element_of, format_table
+from lptensor.study.palette import BLACK, BLUE, GREEN, VERMILLION
+
+_LISTED_BITS = 16  # wider formats show a part
+_MOST_ROWS = 2**20
+
+
+def number_line(format: Format, lo: float | None = None, hi: float | None = None) -> list[dict[str, Any]]:
+    """The finite values of a format from ``lo`` to ``hi``, ascending, zero once: a row of plain values each.
+
+    code (a whole number from 0, that of +0 for zero), value, gap (to the next row's value, None in the
+    last row), kind ("zero", "subnormal", "normal"; "value" in formats without that distinction), beyond
+    (at the largest and most negative value what overflow gives: "inf", "saturate" or "nan"; else None).
+    A block format shows its elements before they are scaled.
+
+    Args:
+        lo, hi: both ends belong to the line; by default those of the format.
+
+    Raises:
+        ValueError: a format of more than 16 bits without both ends, or with more than 2**20 values
+            between them; ends that are no numbers.
+
+    >>> from lptensor.formats import E2M1, FP32
+    >>> [row["value"] for row in number_line(E2M1, lo=0)]
+    [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
+    >>> [row["gap"] == 2.0**-23 for row in number_line(FP32, 1, 1 + 2**-22)]
+    [True, True, False]
+    """
+    element: Any = element_of(format)
+    for end in (lo, hi):
+        if end is not None and math.isnan(end):
+            raise ValueError("the ends of a number line are numbers, got NaN")
+    (limits,) = format_table({"": format})
+    if element.bits <= _LISTED_BITS:
+        values = element.values()
+        values = values[(values >= (-math.inf if lo is None else lo)) & (values <= (math.inf if hi is None else hi))]
+    elif lo is None or hi is None:
+        raise ValueError(f"{format!r} has 2**{element.bits} codes; give both lo= and hi= to see a part of them")
+    else:
+        values = _between(element, lo, hi, limits["smallest_subnormal"])
+    codes, numbers = encode(values, element).long() & (1 << element.bits) - 1, values.tolist()
+    ends = {limits["max"], min(limits["min"], -limits["smallest_subnormal"])}  # without a sign there is one end
+    return [
+        {
+            "code": code,
+            "value": value,
+            "gap": None if after is None else after - value,
+            "kind": _kind(value, limits["smallest_normal"]),
+            "beyond": limits["overflow"] if value in ends else None,
+        }
+        for code, value, after in zip(codes.tolist(), numbers, [*numbers, None][1:], strict=True)
+    ]
+
+
+def _between(format: Any, lo: float, hi: float, smallest: float) -> Tensor:
+    """The values of a wide format from lo to hi, through its codes: those of one sign are consecutive."""
+    found = [torch.zeros(int(lo <= 0 <= hi), dtype=torch.float64)]
+    for side in ((lo, min(hi, -smallest)), (max(lo, smallest), hi)):
+        ends = torch.tensor(side, dtype=torch.float64).clamp(format.min, format.max)
+        inner = torch.cat([round_to(ends[:1], format, "up"), round_to(ends[1:], format, "down")])
+        if side[0] <= side[1] and inner[0] <= inner[1]:
+            first, last = sorted((encode(inner, format).long() & (1 << format.bits) - 1).tolist())
+            if last - first >= _MOST_ROWS:
+                raise ValueError(f"{format!r} has {last - first + 1} values from {side[0]} to {side[1]}; take a part")
+            found.append(decode(torch.arange(first, last + 1), format).double())
+    ascending: Tensor = torch.unique(torch.cat(found))
+    return ascending
+
+
+def _kind(value: float, smallest_normal: float | None) -> str:
+    if value == 0:
+        return "zero"
+    if smallest_normal is None:
+        return "value"
+    return "normal" if abs(value) >= smallest_normal else "subnormal"
+
+
+# Of each kind: the tick's ends, colour and width; subnormals hang below the line, so that form tells them too.
+_TICKS = {
+    "normal": (0.0, 1.0, BLUE, 1.0),
+    "value": (0.0, 1.0, BLUE, 1.0),
+    "subnormal": (-0.6, 0.0, VERMILLION, 1.0),
+}
+# What is drawn at an end, to the left and to the right, and what it says.
+_ENDS = {
+    "saturate": ("s", "s", "saturates beyond"),
+    "inf": ("<", ">", "infinity beyond"),
+    "nan": ("x", "x", "NaN beyond"),
+}
+
+
+def plot_number_line(rows: Sequence[dict[str, Any]], ax: Any = None, log: bool = False) -> Any:
+    """Draw the rows of ``number_line`` as ticks on an axis; returns the axes.
+
+    Normals are blue and stand on the line, subnormals are orange and hang below it, zero is a circle. At
+    the ends a square says that the format saturates, a triangle that infinity follows, a cross NaN.
+
+    Args:
+        ax: matplotlib axes; by default pyplot's current ones.
+        log: the positive values alone, on a log2 axis.
+
+    Raises:
+        MissingExtra: matplotlib is not installed.
+        ValueError: no rows, or none that is positive on a log2 axis.
+
+    >>> from lptensor.formats import E2M1
+    >>> axes = need("matplotlib.figure").Figure().subplots()
+    >>> plot_number_line(number_line(E2M1), axes) is axes
+    True
+    """
+    ax = need("matplotlib.pyplot").gca() if ax is None else ax
+    rows = [row for row in rows if row["value"] > 0] if log else rows
+    if not rows:
+        raise ValueError("a number line needs at least one value" + " above zero" * log)
+    low, high = rows[0]["value"], rows[-1]["value"]
+    if log:
+        first, last = math.frexp(low)[1] - 1, math.frexp(high)[1]
+        step = 2 ** math.ceil(math.log2(max(last - first, 9) / 9))
+        powers = range(-(-first // step) * step, last + 1, step)
+        ax.set_xscale("log", base=2)
+        ax.set_xticks([2.0**k for k in powers], labels=[f"$2^{{{k}}}$" for k in powers])
+        ax.minorticks_off()
+    ax.plot([low, high], [0, 0], color=BLACK, linewidth=0.6, zorder=1)
+    for kind, (bottom, top, colour, width) in _TICKS.items():
+        at = [row["value"] for row in rows if row["kind"] == kind]
+        if at:
+            x, y = [x for v in at for x in (v, v, math.nan)], [bottom, top, math.nan] * len(at)
+            ax.plot(x, y, color=colour, linewidth=width, label=kind + "s", zorder=2)  # one path: a small file
+    if any(row["kind"] == "zero" for row in rows):
+        look = dict(markerfacecolor="white", markeredgecolor=BLACK, markersize=5, linestyle="", zorder=3)
+        ax.plot([0], [0], marker="o", label="zero", **look)
+    labelled = set()
+    for row in rows:
+        if row["beyond"]:
+            left, right, says = _ENDS[row["beyond"]]
+            look = dict(marker=right if row["value"] > 0 else left, color=GREEN, markersize=6, linestyle="")
+            ax.plot([row["value"]], [1.45], label=None if says in labelled else says, clip_on=False, **look)
+            labelled.add(says)
+    ax.set_ylim(-0.9, 1.7)
+    ax.set_yticks([])
+    ax.spines[:].set_visible(False)
+    ax.tick_params(length=2)
+    return ax

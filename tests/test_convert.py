@@ -1,0 +1,322 @@
+"""Models, optimizers and nests of tensors into low precision and back, whole or not at all."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from low import is_low, rounded, same, values
+from lptensor import BF16, E4M3, E5M2, FP16, Arithmetic, FixedPoint, LPTensor, convert
+
+BOTH = Arithmetic(E4M3, backward=E5M2)
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(7, 4)
+        self.norm = nn.BatchNorm1d(4)
+        self.head = nn.Linear(4, 7, bias=False)
+        self.head.weight = self.embed.weight
+        self.register_buffer("steps", torch.tensor(3))
+
+    def forward(self, i: Tensor) -> Tensor:
+        y: Tensor = self.head(self.norm(self.embed(i)))
+        return y
+
+
+def snapshot(model: nn.Module) -> dict[str, Any]:
+    """All that a failed conversion must not change: objects, kinds, values, gradients, hooks."""
+    state: dict[str, Any] = {}
+    for name, t in [*model.named_parameters(), *model.named_buffers()]:
+        grad = None if t.grad is None else (id(t.grad), type(t.grad), values(t.grad).clone())
+        state[name] = id(t), type(t), getattr(t, "arithmetic", None), values(t).clone(), grad
+    for name, m in model.named_modules():
+        state[f"hooks of {name}"] = list(m._forward_hooks), list(m._forward_pre_hooks)
+    return state
+
+
+def assert_unchanged(model: nn.Module, before: dict[str, Any]) -> None:
+    after = snapshot(model)
+    assert repr(after) == repr(before)
+
+
+# -- whole models ------------------------------------------------------------------------------------
+
+
+def test_parameters_are_rounded_in_place_and_keep_their_identity() -> None:
+    model = Tied()
+    ids, before = [id(p) for p in model.parameters()], [p.detach().clone() for p in model.parameters()]
+    assert convert(model, BOTH) is model
+    for p, i, old in zip(model.parameters(), ids, before, strict=True):
+        assert id(p) == i and isinstance(p, nn.Parameter) and p.requires_grad
+        assert is_low(p, E4M3) and p.arithmetic == BOTH and same(p, rounded(old, E4M3))
+
+
+def test_tied_weights_stay_tied() -> None:
+    model = convert(Tied(), E4M3)
+    assert model.head.weight is model.embed.weight and len(list(model.parameters())) == 3
+
+
+def test_an_optimizer_made_before_goes_on_with_the_same_parameters() -> None:
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    convert(model, BF16)
+    model(torch.randn(4, 3).to_lp(BF16)).sum().backward()
+    before = values(model.weight).clone()
+    optimizer.step()
+    assert is_low(model.weight, BF16) and not same(model.weight, before)
+
+
+@pytest.mark.parametrize("buffers", [False, True])
+def test_floating_buffers_convert_only_if_asked_and_counters_never(buffers: bool) -> None:
+    model = convert(Tied(), E4M3, buffers=buffers)
+    for _ in range(3):
+        model(torch.arange(7))
+    assert isinstance(model.norm.running_mean, LPTensor) is buffers
+    assert model.norm.num_batches_tracked.item() == 3 and model.steps.dtype == torch.int64
+    mean, var = model.norm.running_mean, model.norm.running_var
+    if buffers:
+        assert is_low(mean, E4M3) and is_low(var, E4M3)
+    else:
+        assert not same(mean, rounded(mean, E4M3))
+
+
+def test_gradients_go_along_to_the_backward_format() -> None:
+    model = nn.Linear(3, 2)
+    model(torch.randn(4, 3)).sum().backward()
+    want = model.weight.grad.clone()
+    convert(model, BOTH)
+    assert is_low(model.weight.grad, E5M2) and same(model.weight.grad, rounded(want, E5M2))
+
+
+def test_frozen_parameters_stay_frozen() -> None:
+    model = nn.Linear(3, 2).requires_grad_(False)
+    assert not any(p.requires_grad for p in convert(model, BF16).parameters())
+
+
+def test_none_converts_back_to_the_same_values() -> None:
+    model = convert(Tied(), BOTH, buffers=True)
+    model(torch.arange(7)).sum().backward()
+    ids = [id(p) for p in model.parameters()]
+    tensors = [*model.parameters(), *model.buffers()]
+    want = [(values(t).clone(), None if t.grad is None else values(t.grad).clone()) for t in tensors]
+    convert(model, None)
+    assert [id(p) for p in model.parameters()] == ids
+    for t, (v, g) in zip([*model.parameters(), *model.buffers()], want, strict=True):
+        assert not isinstance(t, LPTensor) and not isinstance(t.grad, LPTensor)
+        assert same(t, v) and (g is None) == (t.grad is None) and (g is None or same(t.grad, g))
+    assert type(model(torch.arange(7))) is Tensor
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_converting_again_changes_the_format() -> None:
+    model = convert(convert(nn.Linear(3, 2), BF16), E5M2)
+    assert is_low(model.weight, E5M2)
+
+
+# -- copies and files --------------------------------------------------------------------------------
+
+
+def reloaded(model: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    loaded: nn.Module = torch.load(file, weights_only=False)
+    return loaded
+
+
+@pytest.mark.parametrize("make", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), reloaded])
+def test_copies_of_a_converted_model_work_alike(make: Callable[[nn.Module], nn.Module]) -> None:
+    rules = {"0": BOTH, "1": None, "2": BF16}
+    model = convert(nn.Sequential(nn.LSTM(3, 4, batch_first=True), Last(), nn.Linear(4, 2)), rules)
+    twin, x = make(model), torch.randn(2, 5, 3)
+    assert same(twin(x), model(x)) and [type(p) for p in twin.parameters()] == [LPTensor] * 6
+    assert not {id(p) for p in twin.parameters()} & {id(p) for p in model.parameters()}
+
+
+class Last(nn.Module):
+    def forward(self, pair: Any) -> Tensor:
+        out: Tensor = pair[0][:, -1]
+        return out
+
+
+def test_state_goes_between_plain_and_low_precision_models() -> None:
+    plain, model = nn.Linear(3, 2), convert(nn.Linear(3, 2), E4M3)
+    model.load_state_dict(plain.state_dict())
+    assert is_low(model.weight, E4M3) and same(model.weight, rounded(values(plain.weight), E4M3))
+    plain.load_state_dict(model.state_dict())
+    assert not isinstance(plain.weight, LPTensor) and same(plain.weight, values(model.weight))
+
+
+def test_a_state_dict_loads_with_weights_only() -> None:
+    file = io.BytesIO()
+    model = convert(Tied(), BOTH)
+    torch.save(model.state_dict(), file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=True)
+    assert is_low(loaded["norm.weight"], E4M3)
+    other = convert(Tied(), BOTH)
+    other.load_state_dict(loaded)
+    assert same(other.embed.weight, model.embed.weight)
+
+
+# -- path rules --------------------------------------------------------------------------------------
+
+
+class Blocks(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+        self.norm = nn.LayerNorm(4)
+        self.last = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.last(self.norm(self.first(x)))
+        return y
+
+
+def test_rules_recast_at_module_boundaries() -> None:
+    """The same by hand: every cast and every dequantisation is spelled out."""
+    torch.manual_seed(0)
+    model = Blocks()
+    by_hand = copy.deepcopy(model)
+    convert(model, {"first": BOTH, "norm": None, "last": BF16})
+    w1, b1 = (p.detach().to_lp(BOTH).requires_grad_() for p in by_hand.first.parameters())
+    w3, b3 = (p.detach().to_lp(BF16).requires_grad_() for p in by_hand.last.parameters())
+    x = torch.randn(5, 4)
+
+    linear = nn.functional.linear
+    hidden = by_hand.norm(linear(x.to_lp(BOTH), w1, b1).dequantize())
+    want = linear(hidden.to_lp(BF16), w3, b3).dequantize()
+    got = model(x)
+    assert type(got) is Tensor and torch.equal(got, want)
+
+    got.square().sum().backward()
+    want.square().sum().backward()
+    for p, q in zip(model.parameters(), [w1, b1, *by_hand.norm.parameters(), w3, b3], strict=True):
+        assert type(p.grad) is type(q.grad) and same(p.grad, q.grad)
+
+
+def test_the_first_rule_that_matches_counts_and_the_rest_stays_untouched() -> None:
+    model = convert(Blocks(), {"first.bias": E5M2, "fir*": BF16})
+    assert model.first.bias.format == E5M2 and model.first.weight.format == BF16
+    assert not isinstance(model.last.weight, LPTensor)
+
+
+@pytest.mark.parametrize("rules", [{"nosuch": BF16}, {"first": BF16, "lst": BF16}, {"first.wieght": None}])
+def test_a_rule_that_matches_nothing_is_refused_by_name_and_changes_nothing(rules: Any) -> None:
+    model = Blocks()
+    before = snapshot(model)
+    with pytest.raises(ValueError, match="|".join(set(rules) - {"first"})):
+        convert(model, rules)
+    assert_unchanged(model, before)
+
+
+def test_weights_tied_across_two_rules_are_refused_and_nothing_changes() -> None:
+    model = Tied()
+    before = snapshot(model)
+    with pytest.raises(ValueError, match="embed.weight.*head.weight"):
+        convert(model, {"embed": BF16, "head": E4M3})
+    assert_unchanged(model, before)
+
+
+def test_a_live_graph_is_refused_and_nothing_changes() -> None:
+    model = Tied()
+    model.norm.weight.grad = torch.ones(4)
+    loss = model(torch.arange(7)).sum()
+    before = snapshot(model)
+    with pytest.raises(RuntimeError, match="del loss"):
+        convert(model, BF16, buffers=True)
+    assert_unchanged(model, before)
+    loss.backward()
+    del loss
+    assert is_low(convert(model, BF16).embed.weight, BF16)
+
+
+@pytest.mark.parametrize("already", [None, E5M2])
+@pytest.mark.parametrize("first", [lambda: nn.Linear(4, 4), lambda: nn.GRU(4, 4)])
+def test_what_was_converted_before_the_failure_is_undone(already: Any, first: Callable[[], nn.Module]) -> None:
+    model = convert(nn.ModuleDict({"first": first(), "last": nn.Linear(4, 4)}), already)
+    for p in model["first"].parameters():
+        p.grad = torch.zeros_like(p)
+    x = torch.randn(2, 4, requires_grad=True)
+    loss = model["last"](x).sum()  # saves the weight of the last layer alone
+    before = snapshot(model)
+    with pytest.raises(RuntimeError, match="unchanged"):
+        convert(model, BF16)
+    assert_unchanged(model, before)
+    loss.backward()
+    model["first"](x)
+    assert [id(p) for p in getattr(model["first"], "_flat_weights", [])] in (
+        [],
+        [id(p) for p in model["first"].parameters()],
+    )
+
+
+@pytest.mark.parametrize("bad", ["bf16", 8, torch.bfloat16, {"first": "bf16"}, {3: BF16}])
+def test_what_is_no_format_is_refused_and_nothing_changes(bad: Any) -> None:
+    model = Blocks()
+    before = snapshot(model)
+    with pytest.raises(TypeError):
+        convert(model, bad)
+    assert_unchanged(model, before)
+
+
+def test_a_format_wider_than_the_carrier_is_refused_and_nothing_changes() -> None:
+    model = Blocks()
+    before = snapshot(model)
+    with pytest.raises(ValueError, match="24"):
+        convert(model, FixedPoint(32, 16))
+    assert_unchanged(model, before)
+
+
+# -- nests, tensors, optimizers ----------------------------------------------------------------------
+
+
+def test_a_nest_is_rebuilt_and_integers_stay() -> None:
+    nest = {"a": [torch.randn(3), (torch.arange(3), 2)], "b": torch.randn(2)}
+    out = convert(nest, E4M3)
+    assert is_low(out["a"][0], E4M3) and out["a"][1][0].dtype == torch.int64 and out["a"][1][1] == 2
+    back = convert(out, None)
+    assert type(back["b"]) is Tensor and same(back["b"], out["b"]) and type(nest["b"]) is Tensor
+
+
+def test_integer_tensors_and_strangers_are_refused() -> None:
+    with pytest.raises(TypeError, match="int64"):
+        convert(torch.arange(3), BF16)
+    with pytest.raises(TypeError, match="str"):
+        convert("model", BF16)
+    with pytest.raises(TypeError, match="path rules"):
+        convert(torch.ones(2), {"a": BF16})
+
+
+def test_the_state_of_an_optimizer_converts_and_counters_stay() -> None:
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.randn(4, 3)).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    want = optimizer.state[model.weight]["exp_avg"].clone()
+    convert(model, FP16)
+    convert(optimizer, FP16)
+    state = optimizer.state[model.weight]
+    assert is_low(state["exp_avg"], FP16) and same(state["exp_avg"], rounded(want, FP16))
+    assert type(state["step"]) is Tensor and state["step"] == 1
+    convert(optimizer, None)
+    assert type(state["exp_avg"]) is Tensor
+
+
+def test_lazy_parameters_convert_when_they_are_materialised() -> None:
+    model = convert(nn.Sequential(nn.LazyLinear(4), nn.LazyBatchNorm1d(), nn.Linear(4, 2)), BOTH)
+    assert is_low(model(torch.randn(5, 3).to_lp(BOTH)), E4M3)
+    assert all(is_low(p, E4M3) for p in model.parameters()) and len(list(model.parameters())) == 6
+    model(torch.randn(5, 3).to_lp(BOTH)).sum().backward()
+    assert all(is_low(p.grad, E5M2) for p in model.parameters())
