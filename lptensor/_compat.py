@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# What sees every op before its tensors do. Without it no op can be taken apart on demand.
+from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
+
 # Without it every attribute of an LPTensor goes through a Python call: .shape takes six times as long.
 disabled_torch_function = torch._C._disabled_torch_function_impl
 
@@ -85,6 +88,24 @@ def apply_below(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Non
 
     with no_dispatch():
         func(*args, **kwargs)
+
+
+def decomposition(func: Any) -> Callable[..., Any] | None:
+    """The formula of an operator in simpler ones, if torch has it written in Python.
+
+    Without it softmax, norms, activations and losses cannot round at every primitive.
+    """
+    from torch._decomp import decomposition_table
+
+    formula: Callable[..., Any] | None = decomposition_table.get(func)
+    return formula
+
+
+def attention_in_steps() -> Any:
+    """A context in which attention is made of products and a softmax. It holds for the whole process."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    return sdpa_kernel(SDPBackend.MATH)
 
 
 def disable_fused_attention() -> None:

@@ -26,7 +26,9 @@ LAYERS = (
     ("dispatch", "surface"),
     ("tensor",),
     ("matmul", "boundary", "path_rules", "convert", "lower", "quantizer", "optim"),
-    ("trace", "rounding_points"),
+    ("trace", "contracts"),
+    ("functions", "primitives"),
+    ("rounding_points",),
     ("training", "study"),
     ("",),  # lptensor itself: it re-exports, so whoever imports it imports everything
     ("demo",),

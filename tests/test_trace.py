@@ -191,10 +191,28 @@ def test_a_gradient_of_an_older_graph_has_the_line_of_the_backward_call() -> Non
     assert {row.where for row in t if row.backward} == {f"{__file__}:{here}"}
 
 
+def test_what_runs_after_an_op_is_not_the_origin_of_its_gradient() -> None:
+    x, seed = low(2, 3, grad=True), torch.ones(2, 3)
+    with trace() as t:
+        y = x.tanh()
+        x.detach().exp()  # makes no node of its own
+        y.backward(seed)
+    forward = {row.op: row.where for row in t if not row.backward}
+    assert {row.where for row in t if row.op == "tanh_backward"} == {forward["tanh"]} != {forward["exp"]}
+
+
+def _two_lines(x: Tensor) -> Tensor:
+    y = x.exp()
+    return torch.tanh(y)
+
+
 def test_a_checkpoint_recomputes_forward_rows() -> None:
     x = low(2, 3, grad=True)
     with trace() as t:
-        checkpoint(torch.tanh, x, use_reentrant=False).sum().backward()
+        checkpoint(_two_lines, x, use_reentrant=False).sum().backward()
+    line = _two_lines.__code__.co_firstlineno + 1
+    assert [row.where for row in t if row.op == "exp"] == [f"{__file__}:{line}"] * 2
+    assert [row.where for row in t if row.op == "tanh"] == [f"{__file__}:{line + 1}"] * 2
     assert [row.backward for row in t if row.op == "tanh"] == [False, False]
     assert [row.backward for row in t if row.op == "tanh_backward"] == [True]
 

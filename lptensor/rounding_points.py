@@ -1,0 +1,61 @@
+"""Says where values are rounded: at every aten kernel, at every function, or at every primitive."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+from lptensor.contracts import CONTRACTS, contract, set_contract
+from lptensor.functions import Functions
+from lptensor.primitives import Primitives
+
+
+class rounding_points:  # noqa: N801 - reads as a function
+    """A context in which LPTensors round by another contract.
+
+    "aten", the default: once at the output of each aten kernel, as a native dtype would. "function":
+    each function of torch.nn.functional computes in fp32 and rounds once, whatever its layout, backend
+    and decomposition, and once each gradient that leaves it; what selects values still rounds nothing,
+    multi_head_attention_forward is entered, RNNs and all other ops follow "aten". "primitive": softmax,
+    norms, activations, losses and attention run by their formulas, and every exp, sum, quotient rounds.
+
+    Holds for the thread that enters it and the backward passes it starts, until the end of the block;
+    the inner of two nested contexts wins. A graph that "function" made keeps its rounding points; for
+    "primitive", and for checkpoints, the backward pass has to run within the context too.
+
+    Raises:
+        ValueError: any other name.
+
+    >>> import torch
+    >>> from lptensor import BF16
+    >>> from lptensor.trace import trace
+    >>> x = torch.randn(4).to_lp(BF16)
+    >>> for name in ("aten", "function", "primitive"):
+    ...     with rounding_points(name), trace() as t:
+    ...         y = torch.nn.functional.softplus(x * 2).softmax(0)
+    ...     print(name, t.count().total())
+    aten 3
+    function 3
+    primitive 7
+    """
+
+    def __init__(self, name: str) -> None:
+        if name not in CONTRACTS:
+            raise ValueError(f"rounding_points takes one of {', '.join(map(repr, CONTRACTS))}, got {name!r}")
+        self._name = name
+        self._open: list[tuple[str, ExitStack]] = []
+
+    def __enter__(self) -> None:
+        stack = ExitStack()
+        if self._name != "aten":
+            stack.enter_context(Functions())
+        if self._name == "primitive":
+            mode: Any = Primitives
+            stack.enter_context(mode())
+        self._open.append((contract(), stack))
+        set_contract(self._name)
+
+    def __exit__(self, *_: Any) -> None:
+        before, stack = self._open.pop()
+        set_contract(before)
+        stack.close()
