@@ -21,7 +21,7 @@ LAYERS = (
     ("blocks", "codebooks", "posits", "tables", "scaling"),
     ("reference", "_native"),
     ("ops",),
-    ("codes", "describe", "finfo", "neighbours", "packing", "interop"),
+    ("codes", "describe", "finfo", "neighbours", "packing", "interop", "delayed"),
     ("arithmetic", "rules", "escape", "library"),
     ("dispatch", "surface"),
     ("tensor",),
