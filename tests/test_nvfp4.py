@@ -102,6 +102,8 @@ def test_both_ends_of_the_carrier_round_as_the_written_arithmetic(options: dict[
 @pytest.mark.parametrize("at", [-1040, -800, -140, 130, 900])
 def test_float64_beyond_fp32_rounds_as_the_written_arithmetic(at: int) -> None:
     x = torch.cat([spread((2, 18), torch.float64, at=at), spread((2, 18), torch.float64)])
+    tiny = torch.tensor([2.0**100, -(2.0**-1060), 2.0**-1000, -(2.0**-790), 0.0, -0.0], dtype=torch.float64)
+    x = torch.cat([x, tiny.repeat(3)[None]])
     for options in OPTIONS[:3]:
         check(x, TwoLevel(E2M1, 6, **options), (1, 6))
 

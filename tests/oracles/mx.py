@@ -152,6 +152,8 @@ def scaled_block(
                 results.append(math.copysign(0.0, x) if element.negative_zero else 0.0)
                 continue
             quotient = carrier(x) * carrier(inverse) if reciprocal else carrier(x) / carrier(t)
+            if carrier is np.float64 and x != 0 and abs(quotient) < 2.0**-500:  # only its sign can matter
+                quotient = np.copysign(2.0**-500, x)
             r = exact.rounded(Under(element, Fraction(1)), float(quotient), mode)
             results.append(float(carrier(r) * carrier(t)))
     return results
