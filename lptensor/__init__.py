@@ -9,6 +9,7 @@ from lptensor.blocks import (
     MXINT8 as MXINT8,
     NVFP4 as NVFP4,
     BlockFloatingPoint as BlockFloatingPoint,
+    Scaled as Scaled,
     TwoLevel as TwoLevel,
 )
 from lptensor.codebooks import (
@@ -24,6 +25,11 @@ from lptensor.codes import (
     encode as encode,
 )
 from lptensor.convert import convert as convert
+from lptensor.delayed import DelayedScaling as DelayedScaling
+from lptensor.describe import (
+    describe as describe,
+    format_from as format_from,
+)
 from lptensor.escape import escapes as escapes
 from lptensor.finfo import finfo as finfo
 from lptensor.formats import (
@@ -83,6 +89,14 @@ from lptensor.rounding import (
     Rounding as Rounding,
     Stochastic as Stochastic,
 )
+from lptensor.rounding_points import rounding_points as rounding_points
+from lptensor.scaling import (
+    Channel as Channel,
+    CurrentMaximum as CurrentMaximum,
+    DelayedMaximum as DelayedMaximum,
+    PowerOfTwo as PowerOfTwo,
+    Tile as Tile,
+)
 from lptensor.tensor import LPTensor as LPTensor
 from lptensor.trace import trace as trace
 
@@ -119,7 +133,11 @@ __all__ = [  # a star import shadows no builtin and no module
     "Arithmetic",
     "Beyond",
     "BlockFloatingPoint",
+    "Channel",
     "Codebook",
+    "CurrentMaximum",
+    "DelayedMaximum",
+    "DelayedScaling",
     "FixedPoint",
     "FloatingPoint",
     "Format",
@@ -128,9 +146,12 @@ __all__ = [  # a star import shadows no builtin and no module
     "Mode",
     "OptimLP",
     "Posit",
+    "PowerOfTwo",
     "Quantizer",
     "Rounding",
+    "Scaled",
     "Stochastic",
+    "Tile",
     "TwoLevel",
     "lower",
     "quantizer",
