@@ -63,7 +63,7 @@ class LPTensor(Surface, Tensor):  # type: ignore[misc]
             run = _RUNNERS[func] = make_runner(func, LPTensor)
         eyes = dispatch.watcher
         if eyes is not None:
-            return eyes.run(func, rule_for(func).kind, lambda: run(args, kwargs or {}))
+            return eyes.run(func, rule_for(func).kind, partial(run, args, kwargs or {}))
         return run(args, kwargs or {})
 
     def __tensor_flatten__(self) -> tuple[list[str], tuple[Arithmetic, bool]]:
