@@ -14,17 +14,6 @@ from rounders import NATIVE_BUILDS, choose_build, chosen_build
 settings.register_profile("lptensor", deadline=None, print_blob=True, database=None)
 settings.load_profile("lptensor")
 
-MARKERS = {
-    "slow": "takes minutes: all 2**32 floats and the like",
-    "gpu": "needs a CUDA device",
-    "theory": "compares a long experiment with a published figure",
-}
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    for name, meaning in MARKERS.items():
-        config.addinivalue_line("markers", f"{name}: {meaning}")
-
 
 @pytest.fixture(params=["reference", *NATIVE_BUILDS])
 def rounder(request: pytest.FixtureRequest) -> Iterator[str]:

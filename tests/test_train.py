@@ -130,5 +130,5 @@ class TestCommand:
         monkeypatch.setitem(sys.modules, module, None)
         result = invoke("--out", str(tmp_path / "out"))
         assert result.exit_code == 1
-        assert result.stderr == f"Error: training needs {library}: pip install 'lptensor[train]'\n"
+        assert result.stderr == f"Error: this needs {library}, which is not installed: pip install 'lptensor[train]'\n"
         assert list(tmp_path.iterdir()) == []
