@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import math
-import threading
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from lptensor import _compat
 from lptensor.arithmetic import Arithmetic, promote
+from lptensor.direction import in_backward, side_of_copy
 from lptensor.escape import leave
 from lptensor.exact_ops import correct
 from lptensor.ops import round_into
@@ -85,50 +84,6 @@ def watched(func: Any, kind: Kind, work: Callable[[], Any]) -> Any:
     """Do ``work`` under the eyes of whoever watches."""
     eyes = watcher  # another thread may close its trace meanwhile
     return work() if eyes is None else eyes.run(func, kind, work)
-
-
-# -- which direction -------------------------------------------------------------------------------
-
-_local = threading.local()
-
-
-def _step_begins(optimizer: Any, *_: Any) -> None:
-    _steps()[id(optimizer)] = _compat.graph_task()
-
-
-def _step_ends(optimizer: Any, *_: Any) -> None:
-    _steps().pop(id(optimizer), None)
-
-
-def _steps() -> dict[int, int]:
-    """The optimizers that step on this thread, one within another perhaps, and the backward pass of each."""
-    steps: dict[int, int] = _local.__dict__.setdefault("steps", {})
-    return steps
-
-
-# An optimizer computes forward values, also when it steps in a hook of the backward pass. What is kept
-# is the number of that pass, not a flag, so that a step that raised cannot colour a later pass.
-register_optimizer_step_pre_hook(_step_begins)
-register_optimizer_step_post_hook(_step_ends)
-
-
-def in_step(task: int) -> bool:
-    """Whether an optimizer steps on this thread, within the backward pass ``task`` or outside (-1)."""
-    return task in _steps().values()
-
-
-def in_backward() -> bool:
-    """Whether the running op computes a gradient.
-
-    Grad mode tells the recomputation of a checkpoint, which is forward work, from the backward proper.
-    """
-    task = _compat.graph_task()
-    return task != -1 and not torch.is_grad_enabled() and not in_step(task)
-
-
-def _side(gradient: bool) -> bool:
-    """The side of a copy: what a backward pass copies becomes a gradient, what an optimizer copies does not."""
-    return not in_step(_compat.graph_task()) if gradient else in_backward()
 
 
 # -- pieces ------------------------------------------------------------------------------------------
@@ -237,8 +192,10 @@ def _compute(func: Any, rule: Rule, cls: Any) -> Runner:
         found: list[Any] = []
         plain = _unwrap(args, cls, found)
         named = dict(zip(kwargs, _unwrap(tuple(kwargs.values()), cls, found), strict=True)) if kwargs else kwargs
-        grid = _join(found), in_backward()
-        return _fresh(func, rule, cls, func(*plain, **named), grid, True, _named(rule, args, kwargs))
+        out = func(*plain, **named)
+        if isinstance(out, Tensor) and not out.is_floating_point() and not out.is_complex():
+            return out  # a comparison: it needs no format that holds both operands
+        return _fresh(func, rule, cls, out, (_join(found), in_backward()), True, _named(rule, args, kwargs))
 
     return run
 
@@ -249,7 +206,7 @@ def _keep(func: Any, rule: Rule, cls: Any) -> Runner:
         plain = _unwrap(args, cls, found)
         named = dict(zip(kwargs, _unwrap(tuple(kwargs.values()), cls, found), strict=True)) if kwargs else kwargs
         kept = _common_grid(rule, args, kwargs, cls, found)
-        grid: Grid = (_join(found), in_backward()) if kept is None else (kept[0], _side(kept[1]))
+        grid: Grid = (_join(found), in_backward()) if kept is None else (kept[0], side_of_copy(kept[1]))
         return _fresh(func, rule, cls, func(*plain, **named), grid, grid != kept, _named(rule, args, kwargs))
 
     return run

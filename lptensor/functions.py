@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode, get_overridable_functions
 
-from lptensor import _compat, dispatch
+from lptensor import _compat, direction, dispatch
 from lptensor.arithmetic import Arithmetic, promote
 from lptensor.contracts import contract
 from lptensor.escape import leave
@@ -94,7 +94,7 @@ def _once(name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: di
     _compat.tree_map(lambda x: found.append(x) if type(x) is LPTensor else None, (args, kwargs), LPTensor)
     if not found:
         return func(*args, **kwargs)
-    arithmetic, gradient = reduce(promote, (x._arithmetic for x in found)), dispatch.in_backward()
+    arithmetic, gradient = reduce(promote, (x._arithmetic for x in found)), direction.in_backward()
     originals: dict[int, Any] = {}  # operand by what the function sees of it
 
     def open_(x: Any) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lptensor import _compat, dispatch
+from lptensor import _compat, direction, dispatch
 from lptensor.arithmetic import show_rounding
 from lptensor.base import Format
 from lptensor.rounding import Rounding
@@ -171,7 +171,7 @@ class _Watcher:
         recorders = _compat.thread_local(_KEY)
         if not recorders:
             return work()
-        backward = dispatch.in_backward()
+        backward = direction.in_backward()
         origins = [recorder.origin(backward) for recorder in recorders]
         roundings = _frames()
         roundings.append([])

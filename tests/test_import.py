@@ -22,7 +22,7 @@ LAYERS = (
     ("reference", "_native"),
     ("ops",),
     ("codes", "delayed", "describe", "finfo", "neighbours", "packing", "interop"),
-    ("arithmetic", "rules", "escape", "exact_ops", "library"),
+    ("arithmetic", "rules", "direction", "escape", "exact_ops", "library"),
     ("dispatch", "surface"),
     ("tensor",),
     ("matmul", "boundary", "path_rules", "convert", "lower", "quantizer", "optim"),

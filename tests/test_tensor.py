@@ -422,3 +422,10 @@ def test_stochastic_rounding_goes_to_the_neighbours_only_and_is_unbiased() -> No
     assert set(got.tolist()) == {below, above}
     ups = (got == above).sum().item()
     assert abs(ups - 2500) < 3 * (10000 * 0.25 * 0.75) ** 0.5
+
+
+def test_comparing_formats_that_have_no_common_one_needs_none() -> None:
+    a, b = torch.tensor([1.0, 2.0, 3.0]).to_lp(E4M3), torch.tensor([1.0, 2.5, 3.0]).to_lp(E5M2)
+    assert (a == b).tolist() == [True, False, True]
+    assert (b > a).tolist() == [False, True, False]
+    assert torch.isclose(a, a).all() and type(a != b) is torch.Tensor

@@ -1,0 +1,52 @@
+"""Whether the op that runs computes forward values or gradients."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from lptensor import _compat
+
+_local = threading.local()
+
+
+def _step_begins(optimizer: Any, *_: Any) -> None:
+    _steps()[id(optimizer)] = _compat.graph_task()
+
+
+def _step_ends(optimizer: Any, *_: Any) -> None:
+    _steps().pop(id(optimizer), None)
+
+
+def _steps() -> dict[int, int]:
+    """The optimizers that step on this thread, one within another perhaps, and the backward pass of each."""
+    steps: dict[int, int] = _local.__dict__.setdefault("steps", {})
+    return steps
+
+
+# An optimizer computes forward values, also when it steps in a hook of the backward pass. What is kept
+# is the number of that pass, not a flag, so that a step that raised cannot colour a later pass.
+register_optimizer_step_pre_hook(_step_begins)
+register_optimizer_step_post_hook(_step_ends)
+
+
+def in_step(task: int) -> bool:
+    """Whether an optimizer steps on this thread, within the backward pass ``task`` or outside (-1)."""
+    return task in _steps().values()
+
+
+def in_backward() -> bool:
+    """Whether the running op computes a gradient.
+
+    Grad mode tells the recomputation of a checkpoint, which is forward work, from the backward proper.
+    """
+    task = _compat.graph_task()
+    return task != -1 and not torch.is_grad_enabled() and not in_step(task)
+
+
+def side_of_copy(gradient: bool) -> bool:
+    """The side of a copy: what a backward pass copies becomes a gradient, what an optimizer copies does not."""
+    return not in_step(_compat.graph_task()) if gradient else in_backward()
