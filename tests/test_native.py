@@ -45,6 +45,15 @@ EXCEPTIONS = {
 }
 ALLOWED = {name: reason for reason, names in EXCEPTIONS.items() for name in names.split()}
 
+# The same for ops of which only some samples differ; the few samples of the fast run are held to agree.
+SOMETIMES = {
+    "the native kernel rounds alpha, a Python number, to its dtype first": "add sub rsub",
+    "the native kernel rounds what it computes on the way to its result": """
+        nn.functional.binary_cross_entropy nn.functional.binary_cross_entropy_with_logits
+        nn.functional.embedding_bag""",
+}
+ALLOWED_IN_WHOLE = ALLOWED | {name: reason for reason, names in SOMETIMES.items() for name in names.split()}
+
 
 def both(op: Any, sample: Any, format: Format, dtype: torch.dtype) -> tuple[Any, Any] | None:
     """The results of one sample in our arithmetic and in the native dtype; None if either cannot do it."""
@@ -64,8 +73,10 @@ def test_every_op_gives_what_the_native_dtype_gives(
 ) -> None:
     """Bit for bit where an op works on single elements; sums and products to the last place."""
 
+    allowed = ALLOWED if count == 2 else ALLOWED_IN_WHOLE
+
     def check(op: Any) -> str | None:
-        if dtype not in op.dtypes or full_name(op) in ALLOWED:
+        if dtype not in op.dtypes or full_name(op) in allowed:
             return None
         pointwise = isinstance(op, (UnaryUfuncInfo, BinaryUfuncInfo))
         worst, compared = "", False
@@ -85,8 +96,8 @@ def test_every_op_gives_what_the_native_dtype_gives(
         return worst if compared or worst else None
 
     failures, total = each(op_database(), check)
-    record_property("count", f"native {dtype}: {total - len(failures)} of {total}, {len(ALLOWED)} exceptions")
-    assert total > 400 and not failures, report(failures, total, str(dtype))
+    record_property("count", f"native {dtype}: {total - len(failures)} of {total}, {len(allowed)} exceptions")
+    assert total > 390 and not failures, report(failures, total, str(dtype))
 
 
 EVERY_VALUE = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
@@ -146,3 +157,14 @@ def test_scalars_that_native_kernels_round_first_are_used_exactly_here() -> None
     x = torch.randn(1000).bfloat16()
     assert same(x.float().to_lp(BF16) + 0.1, (x.float() + 0.1).bfloat16())
     assert torch.equal(x + 0.1, (x.float() + torch.tensor(0.1).bfloat16().float()).bfloat16())
+
+
+def test_alpha_is_what_sets_native_sums_apart() -> None:
+    """Our sum takes alpha as it is; the native one agrees with the sum whose alpha was rounded first."""
+    a, b = (torch.randn(4000).bfloat16() for _ in range(2))
+    ours = torch.add(a.float().to_lp(BF16), b.float().to_lp(BF16), alpha=3.14)
+    exact = (a.double() + 3.14 * b.double()).bfloat16().float()
+    rounded = (a.double() + torch.tensor(3.14).bfloat16().item() * b.double()).bfloat16().float()
+    native = torch.add(a, b, alpha=3.14).float()
+    assert (ours.dequantize() != exact).sum() < 40 < (native != exact).sum()
+    assert (native != rounded).sum() < 40
