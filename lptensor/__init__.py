@@ -1,3 +1,4 @@
+from lptensor import study as study
 from lptensor.arithmetic import Arithmetic as Arithmetic
 from lptensor.blocks import (
     MX as MX,
@@ -91,6 +92,7 @@ from lptensor.rounding import (
 )
 from lptensor.rounding_points import rounding_points as rounding_points
 from lptensor.scaling import (
+    PER_TENSOR as PER_TENSOR,
     Channel as Channel,
     CurrentMaximum as CurrentMaximum,
     DelayedMaximum as DelayedMaximum,
@@ -128,6 +130,7 @@ __all__ = [  # a star import shadows no builtin and no module
     "NF4",
     "NVFP4",
     "P3109",
+    "PER_TENSOR",
     "TF32",
     "UDYNAMIC8",
     "Arithmetic",
