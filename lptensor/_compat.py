@@ -166,3 +166,11 @@ def gather_flat_weights(module: torch.nn.Module) -> None:
     """Let an RNN take up its weights again. Without it it computes with those it had before."""
     if isinstance(module, torch.nn.RNNBase):
         module._init_flat_weights()
+
+
+def transforming() -> bool:
+    """Whether a transformation of torch.func (vmap, grad, jvp) runs.
+
+    Without it a kernel would ask a batched or dual tensor for memory that it does not have.
+    """
+    return torch._C._functorch.peek_interpreter_stack() is not None

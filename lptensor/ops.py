@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lptensor import _native, reference
+from lptensor import _compat, _native, reference
 from lptensor.blocks import BlockFormat
 from lptensor.formats import CARRIER_PRECISION, FixedPoint, Format, Grid
 from lptensor.posits import Posit, PositBits
@@ -50,9 +50,8 @@ def round(
         raise TypeError("round() takes plain tensors, got an LPTensor; recast it with x.to_lp(...)")
     if out is not None:
         return _into(x, format, rule, generator, out)
-    if torch.is_grad_enabled() and x.requires_grad:
-        rounded: Tensor = _StraightThrough.apply(x, format, rule, generator)  # type: ignore[no-untyped-call]
-        return rounded
+    if torch.is_grad_enabled() and x.requires_grad or _compat.transforming():
+        return straight_through(x, format, rule, generator)
     return round_fresh(x, format, rule, generator)
 
 
@@ -72,8 +71,12 @@ class _StraightThrough(torch.autograd.Function):
     """Rounding whose derivative is taken to be one."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, format: Format, rounding: Rounding, generator: Any) -> Tensor:
+    def forward(x: Tensor, format: Format, rounding: Rounding, generator: Any) -> Tensor:
         return round_fresh(x, format, rounding, generator)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        return None
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
@@ -81,7 +84,25 @@ class _StraightThrough(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
-        return tangent
+        return tangent.clone()  # torch takes the tangent itself for a view of the input's
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, x: Tensor, format: Format, rounding: Rounding, generator: Any) -> Any:
+        if rounding.stochastic and info.randomness != "different":
+            raise RuntimeError(
+                "stochastic rounding draws new random bits for each sample of a vmap; "
+                'say torch.vmap(..., randomness="different")'
+            )
+        samples = x.movedim(in_dims[0], 0)
+        if isinstance(format, BlockFormat):  # the blocks are those of each sample
+            return torch.stack([straight_through(sample, format, rounding, generator) for sample in samples]), 0
+        return straight_through(samples, format, rounding, generator), 0
+
+
+def straight_through(x: Tensor, format: Format, rounding: Rounding, generator: Any = None) -> Tensor:
+    """``x`` rounded, with a derivative, under every transformation of torch.func."""
+    rounded: Tensor = _StraightThrough.apply(x, format, rounding, generator)  # type: ignore[no-untyped-call]
+    return rounded
 
 
 def check_roundable(x: Any, format: Any) -> None:

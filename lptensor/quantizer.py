@@ -184,6 +184,8 @@ class _Quantize:
 class _Rounded(torch.autograd.Function):
     """Rounds forward, and rounds the gradient backward."""
 
+    generate_vmap_rule = True  # made of round(), which has its own
+
     @staticmethod
     def forward(x: Tensor, rule: _Quantize) -> tuple[Tensor, Tensor | None]:
         clamped = rule.clamped(x)
