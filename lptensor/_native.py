@@ -142,6 +142,7 @@ def _rule(rounding: Rounding) -> _Rule:
 
 
 def rule(rounding: Rounding, key: tuple[int, int] | None) -> _Rule:
+    """The C struct of a rounding: one that is kept for each deterministic mode, a fresh one for each key."""
     if key is None:
         return _rule(rounding)
     return _Rule(rounding.mode, rounding.bits, rounding.beyond, 0, *key)

@@ -12,6 +12,7 @@ INFINITE = ("nan", "saturate")
 
 
 def check_one_of(name: str, value: object, allowed: Sequence[object]) -> None:
+    """Refuse a value that is not among the allowed ones, naming them."""
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
 
