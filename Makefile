@@ -10,7 +10,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 RUN_TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
-.PHONY: demo test test-all bench pages lint clean
+.PHONY: demo test test-all bench pages docs lint clean
 .DEFAULT_GOAL := test
 
 # A small network trained in several number systems, side by side.
@@ -28,6 +28,11 @@ test-all: $(INSTALLED)
 # The pages of docs/ that the code itself writes, pictures included.
 pages: $(INSTALLED)
 	$(BIN)/python -m lptensor.study.formats_page docs
+
+# The site, in out/docs; a warning is an error.
+docs: $(INSTALLED)
+	$(BIN)/sphinx-build -W --keep-going -q -j auto docs out/docs
+	@echo "out/docs/index.html"
 
 # How fast rounding is beside a copy, in one run.
 bench: $(INSTALLED)
