@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lptensor import _native, accumulate
+from lptensor import _native, _native_gemm, accumulate
 from lptensor.accumulator import Accumulator
 from lptensor.ops import draw_key
 
@@ -99,18 +99,28 @@ def cumsum(x: Tensor, dim: int, accumulator: Accumulator, generator: torch.Gener
         return reduce(x, None, accumulator, generator=generator)
     (axis,) = _axes((dim,), x.dim())
     moved = x.movedim(axis, 0)
-    key = draw_key(generator) if accumulator.stochastic else None
-    sums = accumulate.cumulate(moved.reshape(1, x.shape[axis], -1).detach(), _of_terms(accumulator), key)
+    terms = moved.reshape(1, x.shape[axis], -1)
+    ones = torch.ones((), dtype=x.dtype, device=x.device).expand(1, 1, terms.shape[1])
+    sums = _run(ones, terms, _of_terms(accumulator), None, generator, running=True)
     return sums.reshape(moved.shape).movedim(0, axis)
 
 
-def _run(a: Tensor, b: Tensor, acc: Accumulator, c: Tensor | None, generator: Any) -> Tensor:
-    """The kernel or the reference, on three axes each."""
+def _run(a: Tensor, b: Tensor, acc: Accumulator, c: Tensor | None, generator: Any, running: bool = False) -> Tensor:
+    """The kernel or the reference, on three axes each; ``running``: every sum, [batch, m, k, n]."""
     key = draw_key(generator) if acc.stochastic else None
     a, b, c = a.detach(), b.detach(), None if c is None else c.detach()
-    if a.device.type == "cpu" and _native.library() is None:
-        _native.warn_missing()
-    return accumulate.gemm(a, b, acc, c, key)
+    native = a.device.type == "cpu" and _native.library() is not None
+    if not native:
+        if a.device.type == "cpu":
+            _native.warn_missing()
+        return accumulate.cumulate(b, acc, key) if running else accumulate.gemm(a, b, acc, c, key)
+    shape = (*a.shape, b.shape[2]) if running else (*a.shape[:2], b.shape[2])
+    y = torch.empty(shape, dtype=a.dtype)
+    if y.numel():
+        if a.shape[1] > 1 and b.shape[2] == 1 and not running:  # kernels work on neighbouring columns
+            a, b, c = b.mT, a.mT, None if c is None else c.mT
+        _native_gemm.gemm(a, b, y, acc, c, key, running)
+    return y
 
 
 def _of_terms(acc: Accumulator) -> Accumulator:

@@ -20,7 +20,7 @@ LAYERS = (
     ("formats", "p3109"),
     ("blocks", "codebooks", "posits", "tables", "scaling", "accumulator"),
     ("reference", "_native"),
-    ("accumulate",),
+    ("accumulate", "_native_gemm"),
     ("ops",),
     ("gemm",),
     ("codes", "delayed", "describe", "finfo", "neighbours", "packing", "interop"),
