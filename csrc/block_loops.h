@@ -3,14 +3,6 @@
 #pragma once
 #include "loop.h"
 
-// Input and output are one tensor or two that do not overlap: no element depends on another.
-#if defined(__clang__)
-#define LPT_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
-#elif defined(__GNUC__)
-#define LPT_INDEPENDENT _Pragma("GCC ivdep")
-#else
-#define LPT_INDEPENDENT
-#endif
 #if defined(__GNUC__)
 #define LPT_APART __attribute__((noinline))
 #else

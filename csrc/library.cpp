@@ -3,6 +3,9 @@
 #include <fenv.h>
 #include <stdlib.h>
 
+#ifdef LPT_X86
+#include <xmmintrin.h>
+#endif
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -47,10 +50,41 @@ template <class Loop> void split(int64_t n, int threads, Loop loop) {
     }
 }
 
+// While one lives, this thread's floating point is IEEE 754's: to nearest, subnormals kept. A
+// program may have chosen otherwise (torch.set_flush_denormal).
+class plain_arithmetic {
+#ifdef LPT_X86
+    const unsigned before = _mm_getcsr();
+    const bool differs = (before & 0xffc0) != 0x1f80;  // all but the flags of past exceptions
+
+  public:
+    plain_arithmetic() {
+        if (differs)
+            _mm_setcsr(0x1f80);
+    }
+    ~plain_arithmetic() {
+        if (differs)
+            _mm_setcsr(before);
+    }
+#else
+    fenv_t before;
+
+  public:
+    plain_arithmetic() {
+        fegetenv(&before);
+        fesetenv(FE_DFL_ENV);
+    }
+    ~plain_arithmetic() { fesetenv(&before); }
+#endif
+};
+
 template <class T>
 void round_grid(const T *x, T *y, int64_t n, const lpt_grid &g, const lpt_rule &rule, int threads) {
     const lpt_loops<T> &f = loops(T());
-    split(n, threads, [&](int64_t first, int64_t last) { f.grid(x, y, first, last, g, rule); });
+    split(n, threads, [&](int64_t first, int64_t last) {
+        const plain_arithmetic guard;
+        f.grid(x, y, first, last, g, rule);
+    });
 }
 
 template <class T>
@@ -66,19 +100,6 @@ void round_posit(const T *x, T *y, int64_t n, const lpt_posit &p, const lpt_rule
     const lpt_codebook_loops<T> &f = codebooks(T());
     split(n, threads, [&](int64_t first, int64_t last) { f.posit(x, y, first, last, p, rule); });
 }
-
-// While one lives, this thread's floating point is IEEE 754's: to nearest, subnormals kept. The
-// loops over blocks need it, and a program may have chosen otherwise (torch.set_flush_denormal).
-class plain_arithmetic {
-    fenv_t before;
-
-  public:
-    plain_arithmetic() {
-        fegetenv(&before);
-        fesetenv(FE_DFL_ENV);
-    }
-    ~plain_arithmetic() { fesetenv(&before); }
-};
 
 // The largest finite magnitude of n elements.
 template <class T> T finite_maximum(const T *x, int64_t n, int parts) {
