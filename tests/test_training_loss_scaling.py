@@ -206,6 +206,8 @@ def test_gradients_of_lp_parameters_are_divided_in_fp32() -> None:
         scaled = scaler.scale(loss.sum())
         assert type(scaled) is torch.Tensor
         scaled.backward()
+        scaler.unscale_(optim)
+        clip_grad_norm_(model.parameters(), 1.0)  # too large to clip, but it multiplies
         scaler.step(optim)
         scaler.update()
     assert model.weight.item() == 1 - 2 * 16 * TINY
