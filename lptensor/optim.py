@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -13,12 +13,15 @@ from torch.optim import Optimizer
 
 from lptensor import ops
 from lptensor.arithmetic import Arithmetic
+from lptensor.parameters import listed, read, write
 from lptensor.quantizer import Quant, Step, as_step
-from lptensor.tensor import LPTensor, enter
+from lptensor.tensor import LPTensor
+from lptensor.updates import COMPENSATED, KEPT, by_update, check_update
 
 # What torch's optimizers count and schedule with; a scalar parameter's state would else look like a momentum.
 _BOOKKEEPING = {"step", "eta", "mu", "mu_product"}
-_KEY = "weight_accumulator"  # of an accumulator in state_dict()["state"][parameter]
+_ACCUMULATOR = "weight_accumulator"  # its name in state_dict()["state"][parameter]
+_KEYS = {_ACCUMULATOR: "an acc_quant", **{KEPT[update]: f"update={update!r}" for update in KEPT}}
 
 
 def _of_the_wrapped(name: str) -> Any:
@@ -29,8 +32,8 @@ def _of_the_wrapped(name: str) -> Any:
 class _Held(NamedTuple):
     """What OptimLP keeps of a parameter between two steps."""
 
-    accumulator: Tensor
-    weight: Tensor | None  # as the last step left it; None if a state_dict brought the accumulator
+    kept: Tensor  # the accumulator of the weight, or its compensation
+    weight: Tensor | None  # as the last step left it; None if a state_dict brought what is kept
 
 
 class OptimLP(Optimizer):
@@ -47,6 +50,17 @@ class OptimLP(Optimizer):
     after each call. Sparse gradients are rounded once coalesced. LPTensor parameters compute the
     step in the accumulator's format (fp32, if it is a function), and their weights stay on their own.
 
+    With ``update``, ``optim`` steps in fp32 and the weight is rounded once on the way back, to
+    ``weight_quant``, or to the format of its own that an LPTensor has:
+
+    - "nearest": to nearest even; updates below half a unit in the last place are lost.
+    - "stochastic": stochastically; they arrive on average.
+    - "kahan": each weight has a compensation in its own format (Zamirai et al., 2010.06192).
+    - "mcf": each weight is a sum of two numbers of its format (Collage, 2405.03637).
+
+    What kahan and mcf keep lives in the state_dict and starts at zero, anew where something else
+    has changed the weight. What they add is the change that the step makes of a weight in fp32.
+
     Args:
         optim: any torch optimizer. It goes on holding parameters, groups and momenta.
         weight_quant, grad_quant, acc_quant: a format, rounded to stochastically, or a function from
@@ -54,12 +68,16 @@ class OptimLP(Optimizer):
         momentum_quant: the same for every floating-point state of a parameter's shape, or a dict
             ``{state key: format or function}``. Narrow exponents take the squares of Adam and its
             kin to zero, and the step to infinity: give these keys a wide format, or leave them out.
-        grad_scaling: multiplies the gradients before they are rounded. It is never undone.
+        grad_scaling: multiplies the gradients before they are rounded. It is never undone; a loss
+            that was scaled is ``lptensor.training.LossScaler``'s affair.
+        update: how weights are rounded, one of the four above; an ``acc_quant`` that is a format is
+            rounded to in the same way ("nearest" and "stochastic" only). None is QPyTorch's step.
 
     Raises:
         TypeError: no optimizer, a quantizer that is neither format nor function, parameters that a
             format cannot round (it takes float32 and float64).
-        ValueError: grad_scaling not positive, a momentum key that the optimizer does not have.
+        ValueError: grad_scaling not positive, a momentum key that the optimizer does not have, an
+            ``update`` that is unknown or does not go with the other arguments.
 
     >>> from lptensor import BF16, E4M3
     >>> w = torch.nn.Parameter(torch.ones(2))
@@ -76,6 +94,7 @@ class OptimLP(Optimizer):
         momentum_quant: Quant | Mapping[str, Quant | None] | None = None,
         acc_quant: Quant | None = None,
         grad_scaling: float = 1.0,
+        update: str | None = None,
     ) -> None:
         if not isinstance(optim, Optimizer) or isinstance(optim, OptimLP):
             raise TypeError(f"OptimLP wraps a torch.optim.Optimizer that is no OptimLP yet, got {optim!r}")
@@ -83,13 +102,15 @@ class OptimLP(Optimizer):
             raise TypeError(f"grad_scaling must be a number, got {grad_scaling!r}")
         if not 0 < grad_scaling < math.inf:
             raise ValueError(f"grad_scaling must be positive and finite, got {grad_scaling}")
+        check_update(update, weight_quant, acc_quant)
         single = None if isinstance(momentum_quant, Mapping) else momentum_quant
         by_key = momentum_quant if isinstance(momentum_quant, Mapping) else {}
         self.optim = optim
         self.grad_scaling = float(grad_scaling)
-        self.weight_quant = as_step("weight_quant", weight_quant)
+        self.update = update
+        self.weight_quant = by_update(update, as_step("weight_quant", weight_quant))
         self.grad_quant = as_step("grad_quant", grad_quant)
-        self.acc_quant = as_step("acc_quant", acc_quant)
+        self.acc_quant = by_update(update, as_step("acc_quant", acc_quant))
         self.momentum_quant = as_step("momentum_quant", single)
         self.momentum_by_key = {key: as_step(f"momentum_quant[{key!r}]", quant) for key, quant in by_key.items()}
         self._held: dict[Tensor, _Held] = {}
@@ -103,13 +124,14 @@ class OptimLP(Optimizer):
     defaults: Any = _of_the_wrapped("defaults")
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(self, closure: Callable[[], Any] | None = None, *, gradients_rounded: bool = False) -> Any:
         """One step; returns what the wrapped optimizer's step returns, the closure's loss if there is one.
 
-        If it raises, accumulators and their weights are those from before.
+        If it raises, accumulators and their weights are those from before. With ``gradients_rounded``
+        (and no closure) gradients are taken as they are, ``round_gradients`` having been called.
         """
-        if closure is None:
-            self._round_gradients()
+        if closure is None and not gradients_rounded:
+            self.round_gradients()
         weights = self._load_accumulators()
         try:
             loss = self.optim.step(None if closure is None else self._at_rounded_weights(closure, weights))
@@ -120,6 +142,22 @@ class OptimLP(Optimizer):
             raise
         self._round_momenta()
         return loss
+
+    @torch.no_grad()
+    def round_gradients(self) -> None:
+        """Round the gradients now, as ``step`` would, for who has something to do with them before it."""
+        if self.grad_quant is None and self.grad_scaling == 1.0:
+            return
+
+        def rounded(grad: Tensor) -> Tensor:
+            return _apply(self.grad_quant, grad * self.grad_scaling)
+
+        for p in self._parameters():
+            if p.grad is not None and p.grad.is_sparse:
+                p.grad = p.grad.coalesce()  # else the parts of a sum were rounded, not the sum
+                p.grad.values().copy_(rounded(p.grad.values()))
+            elif p.grad is not None:
+                write(p.grad, rounded(read(p.grad)))
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As the wrapped optimizer's."""
@@ -136,14 +174,14 @@ class OptimLP(Optimizer):
 
     @torch.no_grad()
     def state_dict(self) -> dict[str, Any]:
-        """The wrapped optimizer's, with each parameter's "weight_accumulator" among its state."""
+        """The wrapped optimizer's, with each parameter's "weight_accumulator" (or compensation) among its state."""
         for pre_hook in self._optimizer_state_dict_pre_hooks.values():
             pre_hook(self)
         saved: dict[str, Any] = self.optim.state_dict()
         state = dict(saved["state"])
-        for p, i in zip(_in(self.param_groups), _in(saved["param_groups"]), strict=True):
+        for p, i in zip(listed(self.param_groups), listed(saved["param_groups"]), strict=True):
             if p in self._held:
-                state[i] = {**state.get(i, {}), _KEY: self._accumulator(p)}
+                state[i] = {**state.get(i, {}), self._key: self._kept(p)}
         saved = {**saved, "state": state}
         for post_hook in self._optimizer_state_dict_post_hooks.values():
             saved = post_hook(self, saved) or saved
@@ -156,23 +194,23 @@ class OptimLP(Optimizer):
         The state of the bare optimizer does too: then accumulators start from the weights.
 
         Raises:
-            ValueError: other groups or shapes, or accumulators where there is no acc_quant.
+            ValueError: other groups or shapes, or accumulators where no acc_quant (or update) goes on with them.
         """
         state_dict = state_dict.copy()
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = pre_hook(self, state_dict) or state_dict
-        params = dict(zip(_in(state_dict["param_groups"]), _in(self.param_groups), strict=False))
+        params = dict(zip(listed(state_dict["param_groups"]), listed(self.param_groups), strict=False))
         state, held = {}, {}
         for i, entries in state_dict["state"].items():
-            state[i] = {key: value for key, value in entries.items() if key != _KEY}
-            if _KEY in entries and i in params:
-                p, saved = params[i], entries[_KEY]
-                if self.acc_quant is None:
+            state[i] = {key: value for key, value in entries.items() if key not in _KEYS}
+            for key in _KEYS.keys() & entries.keys() if i in params else ():
+                p, saved = params[i], entries[key]
+                if key != self._key:
                     raise ValueError(
-                        "the state_dict holds accumulators: this OptimLP needs an acc_quant to go on with them"
+                        f"the state_dict holds each {key}: this OptimLP needs {_KEYS[key]} to go on with them"
                     )
                 if saved.shape != p.shape:
-                    raise ValueError(f"parameter {i} has shape {tuple(p.shape)}, its accumulator {tuple(saved.shape)}")
+                    raise ValueError(f"parameter {i} has shape {tuple(p.shape)}, its {key} {tuple(saved.shape)}")
                 held[p] = _Held(saved.detach().to(p.device, p.dtype, copy=True), None)
         self.optim.load_state_dict({**state_dict, "state": {i: entries for i, entries in state.items() if entries}})
         self._held = held
@@ -180,11 +218,12 @@ class OptimLP(Optimizer):
             post_hook(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("optim", "grad_scaling", "weight_quant", "grad_quant", "acc_quant", "momentum_quant", "momentum_by_key")
-        return {name: self.__dict__[name] for name in (*kept, "_held", "_own")}
+        quantizers = ("weight_quant", "grad_quant", "acc_quant", "momentum_quant", "momentum_by_key")
+        kept = ("optim", "update", "grad_scaling", *quantizers, "_held", "_own")
+        return {name: self.__dict__[name] for name in kept}
 
     def __repr__(self) -> str:
-        shown = [repr(rule) for rule in self._rules()]
+        shown = [repr(rule) for rule in self._rules()] + [f"update={self.update!r}"] * (self.update is not None)
         return f"OptimLP({', '.join([repr(self.optim), *shown])}, grad_scaling={self.grad_scaling})"
 
     def _rules(self) -> Iterator[Step]:
@@ -198,77 +237,88 @@ class OptimLP(Optimizer):
         return (rule for rule in given if rule is not None)
 
     def _parameters(self) -> Iterator[Tensor]:
-        return (p for p in _in(self.param_groups) if not is_lazy(p))
+        return (p for p in listed(self.param_groups) if not is_lazy(p))
 
     def _stepped(self) -> Iterator[Tensor]:
         return (p for p in self._parameters() if p.grad is not None)
 
+    @property
+    def _key(self) -> str | None:
+        """What the state_dict calls that which is kept of a weight; None if nothing is."""
+        return KEPT.get(self.update or "", None if self.acc_quant is None else _ACCUMULATOR)
+
+    def _weight_rule(self, p: Tensor) -> Step | None:
+        """What rounds the weight ``p``: under ``update``, an LPTensor's own format is named by the LPTensor."""
+        if self.weight_quant is not None or self.update is None:
+            return self.weight_quant
+        own = self._own.get(p, p._arithmetic).forward if isinstance(p, LPTensor) else None
+        if own is None:
+            raise ValueError(f"update={self.update!r} needs to know the weights' format: give weight_quant")
+        return by_update(self.update, as_step("weight_quant", own))
+
     def _check(self, groups: list[dict[str, Any]]) -> None:
+        for p in listed(groups) if self.update is not None else ():
+            rule = self._weight_rule(p)
+            if isinstance(p, LPTensor) and rule is not None and rule.format != p._arithmetic.forward:
+                raise ValueError(
+                    f"update={self.update!r} rounds weights to {rule.format!r}, but an LPTensor of "
+                    f"{p._arithmetic.forward!r} is among them; leave weight_quant away"
+                )
         for rule in self._rules():
-            for p in _in(groups):
+            for p in listed(groups):
                 if rule.format is not None:
                     ops.check_roundable(p, rule.format)
 
-    def _round_gradients(self) -> None:
-        if self.grad_quant is None and self.grad_scaling == 1.0:
-            return
-
-        def rounded(grad: Tensor) -> Tensor:
-            return _apply(self.grad_quant, grad * self.grad_scaling)
-
-        for p in self._parameters():
-            if p.grad is not None and p.grad.is_sparse:
-                p.grad = p.grad.coalesce()  # else the parts of a sum were rounded, not the sum
-                p.grad.values().copy_(rounded(p.grad.values()))
-            elif p.grad is not None:
-                _write(p.grad, rounded(_values(p.grad)))
-
     def _load(self, p: Tensor, values: Tensor) -> None:
-        """Give ``p`` these values for the time of the step; an LPTensor takes on the accumulator's arithmetic too."""
-        if isinstance(p, LPTensor) and self.acc_quant is not None:
+        """Give ``p`` these values for the time of the step; an LPTensor takes on the step's arithmetic too."""
+        if isinstance(p, LPTensor) and (self.acc_quant is not None or self.update is not None):
             self._own.setdefault(p, p._arithmetic)
-            p._arithmetic = Arithmetic(self.acc_quant.format, rounding="stochastic")
+            wide = None if self.acc_quant is None else self.acc_quant.format
+            p._arithmetic = Arithmetic(wide, rounding="nearest" if self.update == "nearest" else "stochastic")
             p._inner.copy_(values)  # exactly: a function's accumulator lies on no format
         else:
-            _write(p, values)
+            write(p, values)
 
     def _store(self, p: Tensor, weight: Tensor) -> None:
         """Write a weight to ``p``, an LPTensor once more in an arithmetic of its own, which rounds it."""
         if isinstance(p, LPTensor) and p in self._own:
             p._arithmetic = self._own.pop(p)
-        _write(p, weight)
+        write(p, weight)
 
-    def _accumulator(self, p: Tensor) -> Tensor:
-        """The accumulator of ``p``, brought up to date where something else has changed the weight."""
-        accumulator, weight = self._held.get(p, (_values(p), None))
-        return accumulator if weight is None else torch.where(_values(p) == weight, accumulator, _values(p))
+    def _kept(self, p: Tensor) -> Tensor:
+        """The accumulator or compensation of ``p``, brought up to date where something else has changed the weight."""
+        now = read(p)
+        start = torch.zeros_like(now) if self.update in COMPENSATED else now
+        kept, weight = self._held.get(p, (start, None))
+        return kept if weight is None else torch.where(now == weight, kept, start)
 
     def _load_accumulators(self) -> dict[Tensor, Tensor]:
         """Put accumulators in the place of their weights, and return the weights."""
-        if self.acc_quant is None:
+        if self.acc_quant is None and self.update is None:
             return {}
-        weights = {p: _values(p) for p in self._parameters()}
+        weights = {p: read(p) for p in self._parameters()}
         for p, weight in weights.items():
-            self._held[p] = _Held(self._accumulator(p), weight)
-            self._load(p, self._held[p].accumulator)
+            if self._key is not None:
+                self._held[p] = _Held(self._kept(p), weight)
+            self._load(p, weight if self.acc_quant is None else self._held[p].kept)
         return weights
 
     def _at_rounded_weights(self, closure: Callable[[], Any], weights: dict[Tensor, Tensor]) -> Callable[[], Any]:
         """The closure as the wrapped optimizer gets it: weights and gradients are rounded, its own point is kept."""
-        start = {p: _values(p) for p in self._parameters()}
+        start = {p: read(p) for p in self._parameters()}
 
         def evaluate() -> Any:
             with torch.no_grad():
-                point = {p: _values(p) for p in start}
+                point = {p: read(p) for p in start}
                 for p, value in point.items():
                     # Where it still stands, the weight is known; stochastic rounding might come out otherwise.
                     if torch.equal(value, start[p]):
                         self._store(p, weights.get(p, value))
                     else:
-                        self._store(p, _apply(self.weight_quant, _apply(self.acc_quant, value)))
+                        self._store(p, _apply(self._weight_rule(p), _apply(self.acc_quant, value)))
             loss = closure()
             with torch.no_grad():
-                self._round_gradients()
+                self.round_gradients()
                 for p, value in point.items():
                     self._load(p, value)
             return loss
@@ -277,13 +327,22 @@ class OptimLP(Optimizer):
 
     def _round_weights(self, weights: dict[Tensor, Tensor]) -> None:
         """Round accumulators, then weights; a parameter without a gradient gets its weight back."""
-        accumulators = {p: _apply(self.acc_quant, _values(p)) for p in self._stepped()}
-        after = {**weights, **{p: _apply(self.weight_quant, value) for p, value in accumulators.items()}}
-        for p, weight in after.items():
+        if self.update in COMPENSATED:
+            both = {p: self._compensate(p, weights[p]) for p in self._stepped()}
+            after, kept = ({p: pair[i] for p, pair in both.items()} for i in (0, 1))
+        else:
+            kept = {p: _apply(self.acc_quant, read(p)) for p in self._stepped()}
+            after = {p: _apply(self._weight_rule(p), value) for p, value in kept.items()}
+        for p, weight in {**weights, **after}.items():
             self._store(p, weight)
-            if self.acc_quant is not None:
-                accumulator = accumulators.get(p, self._held[p].accumulator)
-                self._held[p] = _Held(accumulator, _values(p))  # an LPTensor may have rounded the weight
+            if self._key is not None:
+                self._held[p] = _Held(kept.get(p, self._held[p].kept), read(p))  # an LPTensor may have rounded it
+
+    def _compensate(self, p: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """What the step has changed of ``p``, added to the weight that it was."""
+        rule = self._weight_rule(p)
+        assert self.update is not None and rule is not None and rule.format is not None
+        return COMPENSATED[self.update](weight, self._held[p].kept, read(p) - weight, rule.format)
 
     def _round_momenta(self) -> None:
         for p in self._stepped():
@@ -296,7 +355,7 @@ class OptimLP(Optimizer):
                     continue
                 for tensor in tensors:
                     if rule is not None and isinstance(tensor, Tensor) and tensor.is_floating_point():
-                        _write(tensor, rule(_values(tensor)))
+                        write(tensor, rule(read(tensor)))
         known = {key for state in self.state.values() for key in state}
         for key in self.momentum_by_key:
             if known and key not in known:
@@ -305,21 +364,3 @@ class OptimLP(Optimizer):
 
 def _apply(rule: Step | None, x: Tensor) -> Tensor:
     return x if rule is None else rule(x)
-
-
-def _in(groups: Iterable[Mapping[str, Any]]) -> Iterator[Any]:
-    """The parameters (or their numbers) in groups, in order."""
-    return (p for group in groups for p in group["params"])
-
-
-def _values(x: Tensor) -> Tensor:
-    """A plain copy."""
-    return x.dequantize() if isinstance(x, LPTensor) else x.detach().clone()
-
-
-def _write(x: Tensor, values: Tensor) -> None:
-    """Write plain values. An LPTensor rounds them, as a gradient or not: also if the step runs in the backward pass."""
-    if isinstance(x, LPTensor):
-        x._inner.copy_(enter(values, x._arithmetic, x._gradient)._inner)
-    else:
-        x.copy_(values)

@@ -29,7 +29,7 @@ LAYERS = (
     ("arithmetic", "rules", "direction", "escape", "exact_ops", "library"),
     ("dispatch", "surface"),
     ("tensor",),
-    ("matmul", "boundary", "path_rules", "convert", "lower", "quantizer", "optim"),
+    ("matmul", "boundary", "path_rules", "convert", "lower", "quantizer", "parameters", "updates", "optim"),
     ("trace", "contracts"),
     ("functions", "primitives"),
     ("rounding_points",),

@@ -429,7 +429,7 @@ def test_loading_what_does_not_fit_changes_nothing():
         OptimLP(other.optim).load_state_dict(optim.state_dict())
     saved = optim.state_dict()
     saved["state"][0] = {**saved["state"][0], "weight_accumulator": torch.ones(3)}
-    with pytest.raises(ValueError, match=r"shape \(5, 6\), its accumulator \(3,\)"):
+    with pytest.raises(ValueError, match=r"shape \(5, 6\), its weight_accumulator \(3,\)"):
         optim.load_state_dict(saved)
     with pytest.raises(ValueError, match="group"):
         optim.load_state_dict(SGD([nn.Parameter(torch.ones(1))], lr=0.1).state_dict())

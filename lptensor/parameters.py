@@ -1,0 +1,28 @@
+"""Plain values out of parameters and into them, whether they are LPTensors or not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from lptensor.tensor import LPTensor, enter
+
+
+def listed(groups: Iterable[Mapping[str, Any]]) -> Iterator[Any]:
+    """The parameters (or their numbers) in an optimizer's groups, in order."""
+    return (p for group in groups for p in group["params"])
+
+
+def read(x: Tensor) -> Tensor:
+    """A plain copy of the values."""
+    return x.dequantize() if isinstance(x, LPTensor) else x.detach().clone()
+
+
+def write(x: Tensor, values: Tensor) -> None:
+    """Write plain values. An LPTensor rounds them, as a gradient or not: also if the step runs in the backward pass."""
+    if isinstance(x, LPTensor):
+        x._inner.copy_(enter(values, x._arithmetic, x._gradient)._inner)
+    else:
+        x.copy_(values)

@@ -1,0 +1,244 @@
+"""Loss scaling: gradients are rounded while they are large, and divided afterwards."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lptensor.arithmetic import Arithmetic
+from lptensor.formats import ScalarFormat, check_int
+from lptensor.optim import OptimLP
+from lptensor.parameters import listed
+from lptensor.tensor import LPTensor
+
+
+@dataclass(frozen=True)
+class Static:
+    """The same scale at every step (Micikevicius et al., 1710.03740, section 3.2).
+
+    >>> Static(1000.0).initial
+    1000.0
+    """
+
+    initial: float = 1024.0
+
+    def __post_init__(self) -> None:
+        _check_positive("initial", self.initial)
+
+    def after(self, scale: float, count: int, seen: Seen) -> tuple[float, int]:
+        """The scale of the next step, and the count that goes with it."""
+        return scale, count
+
+
+@dataclass(frozen=True)
+class Dynamic:
+    """Grows after a run of steps without infinities or NaN, backs off at one (1710.03740; torch's GradScaler).
+
+    Args:
+        initial: the first scale.
+        growth: factor after ``interval`` steps in a row with finite gradients.
+        backoff: factor after a step without.
+    """
+
+    initial: float = 2.0**16
+    growth: float = 2.0
+    backoff: float = 0.5
+    interval: int = 2000
+
+    def __post_init__(self) -> None:
+        _check_positive("initial", self.initial)
+        check_int("interval", self.interval, 1, 2**31)
+        if not 1 < self.growth < math.inf or not 0 < self.backoff < 1:
+            raise ValueError(
+                f"growth must be above 1 and backoff between 0 and 1, got {self.growth!r} and {self.backoff!r}"
+            )
+
+    def after(self, scale: float, count: int, seen: Seen) -> tuple[float, int]:
+        """The scale of the next step, and the count that goes with it."""
+        if seen.infinite:
+            return scale * self.backoff, 0
+        if count + 1 < self.interval:
+            return scale, count + 1
+        grown = scale * self.growth
+        return (grown if grown <= torch.finfo(torch.float32).max else scale), 0
+
+
+@dataclass(frozen=True)
+class Automatic:
+    """Follows the share of saturated gradients: FP8-LM's factor mu (Peng et al., 2310.18313, section 2.1).
+
+    Where more than ``threshold`` of the elements lie at the largest value of ``format``, or beyond,
+    the scale is halved; else it grows so that ``span`` steps double it.
+    """
+
+    format: ScalarFormat
+    initial: float = 1.0
+    threshold: float = 1e-5
+    span: int = 1000
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.format, ScalarFormat) or not 0 < self.format.max < math.inf:
+            raise ValueError(f"format must be a scalar format with a largest value, got {self.format!r}")
+        _check_positive("initial", self.initial)
+        check_int("span", self.span, 1, 2**31)
+        if not 0 <= self.threshold < 1:
+            raise ValueError(f"threshold is a share of the elements, from 0 to below 1, got {self.threshold!r}")
+
+    def after(self, scale: float, count: int, seen: Seen) -> tuple[float, int]:
+        """The scale of the next step, and the count that goes with it."""
+        if seen.elements and seen.saturated > self.threshold * seen.elements:
+            return scale / 2, 0
+        return min(scale * 2 ** (1 / self.span), torch.finfo(torch.float32).max), 0
+
+
+@dataclass
+class Seen:
+    """What the gradients of one step were like, when they were rounded and still scaled."""
+
+    saturated: int = 0
+    elements: int = 0
+    unscaled: list[Optimizer] = field(default_factory=list)
+    infinite: list[Optimizer] = field(default_factory=list)  # those with an infinite or NaN gradient
+    stepped: list[Optimizer] = field(default_factory=list)
+
+
+class LossScaler:
+    """Multiplies the loss, and divides the gradients: after they were rounded, never before.
+
+    The methods are those of ``torch.amp.GradScaler``, used in the same order. Where the optimizer is
+    an ``OptimLP`` its ``grad_quant`` rounds the scaled gradients, which are then divided in fp32 (an
+    LPTensor's gradient stays fp32 for this step), and not rounded again. A step with an infinite or
+    NaN gradient is skipped, also under a ``Static`` scale. Backward passes that accumulate into one
+    step take one scale; clip between ``unscale_`` and ``step``.
+
+    Args:
+        policy: ``Static``, ``Dynamic`` or ``Automatic``, or a number for a static one.
+
+    >>> from lptensor import E4M3, quantizer
+    >>> w = torch.nn.Parameter(torch.ones(1))
+    >>> optim = OptimLP(torch.optim.SGD([w], lr=1.0), grad_quant=quantizer(E4M3, forward_rounding="nearest"))
+    >>> scaler = LossScaler(2.0**10)
+    >>> scaler.scale(w * 2.0**-12).backward(); scaler.step(optim); scaler.update(); w.item() == 1 - 2.0**-12
+    True
+    """
+
+    def __init__(self, policy: Static | Dynamic | Automatic | float | None = None) -> None:
+        if isinstance(policy, int | float) and not isinstance(policy, bool):
+            policy = Static(float(policy))
+        policy = Dynamic() if policy is None else policy
+        if not isinstance(policy, Static | Dynamic | Automatic):
+            raise TypeError(f"policy must be Static(...), Dynamic(...), Automatic(...) or a number, got {policy!r}")
+        self.policy = policy
+        self._scale = float(policy.initial)
+        self._count = 0
+        self._seen = Seen()
+
+    def get_scale(self) -> float:
+        """What losses are multiplied by now."""
+        return self._scale
+
+    def scale(self, losses: Any) -> Any:
+        """A loss, or a nest of lists and tuples of them, times the scale; a plain tensor, also of an LPTensor."""
+        if isinstance(losses, Tensor):
+            return (losses.dequantize() if isinstance(losses, LPTensor) else losses) * self._scale
+        if isinstance(losses, list | tuple):
+            return type(losses)(self.scale(loss) for loss in losses)
+        raise TypeError(f"scale takes a loss or a list of losses, got {type(losses).__name__}")
+
+    @torch.no_grad()
+    def unscale_(self, optimizer: Optimizer) -> None:
+        """Round the optimizer's gradients if it is an ``OptimLP``, then divide them by the scale, in place.
+
+        Raises:
+            RuntimeError: called before for this step, or after it.
+        """
+        if _among(optimizer, self._seen.stepped):
+            raise RuntimeError("unscale_() came after step(): call update() first")
+        if _among(optimizer, self._seen.unscaled):
+            raise RuntimeError("unscale_() was called before for this step: divide once")
+        if isinstance(optimizer, OptimLP):
+            optimizer.round_gradients()
+        finite = True
+        for p in listed(optimizer.param_groups):
+            if p.grad is not None:
+                finite &= self._look(_plain(p.grad))
+                _divide(p, self._scale)
+        self._seen.unscaled.append(optimizer)
+        if not finite:
+            self._seen.infinite.append(optimizer)
+
+    def step(self, optimizer: Optimizer, *args: Any, **kwargs: Any) -> Any:
+        """One step of the optimizer, unless a gradient is infinite or NaN; None if it was skipped.
+
+        Raises:
+            RuntimeError: called before, without ``update`` in between; a closure.
+        """
+        if args or kwargs:
+            raise RuntimeError("a closure's gradients come too late for loss scaling: call step(optimizer) alone")
+        if _among(optimizer, self._seen.stepped):
+            raise RuntimeError("step() was called before: call update() after each step")
+        if not _among(optimizer, self._seen.unscaled):
+            self.unscale_(optimizer)
+        self._seen.stepped.append(optimizer)
+        if _among(optimizer, self._seen.infinite):
+            return None
+        return optimizer.step(gradients_rounded=True) if isinstance(optimizer, OptimLP) else optimizer.step()
+
+    def update(self, new_scale: float | None = None) -> None:
+        """Make the scale of the next step, or set it."""
+        if new_scale is not None:
+            _check_positive("new_scale", new_scale)
+            self._scale = float(new_scale)
+        elif not self._seen.unscaled:
+            raise RuntimeError("update() saw no gradients: call step(optimizer) before it")
+        else:
+            self._scale, self._count = self.policy.after(self._scale, self._count, self._seen)
+        self._seen = Seen()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The scale and the count of steps since it last changed."""
+        return {"scale": self._scale, "count": self._count}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from what ``state_dict`` returned; the policy is the constructor's."""
+        scale, count = state_dict["scale"], state_dict["count"]
+        _check_positive("scale", scale)
+        self._scale, self._count = float(scale), int(count)
+
+    def _look(self, grad: Tensor) -> bool:
+        """Note what a scaled gradient is like; whether it is finite."""
+        if isinstance(self.policy, Automatic):
+            self._seen.elements += grad.numel()
+            self._seen.saturated += grad.numel() - int((grad.abs() < self.policy.format.max).sum())
+        return bool(grad.isfinite().all())
+
+
+def _plain(grad: Tensor) -> Tensor:
+    """The gradient's own values, without a copy."""
+    if isinstance(grad, LPTensor):
+        return grad._inner
+    return grad.coalesce().values() if grad.is_sparse else grad
+
+
+def _divide(p: Tensor, scale: float) -> None:
+    if isinstance(p.grad, LPTensor):
+        p.grad = LPTensor(p.grad._inner / scale, Arithmetic(), True)  # its format would round the quotient
+    elif p.grad is not None:
+        p.grad.div_(scale)
+
+
+def _among(optimizer: Optimizer, optimizers: Iterable[Optimizer]) -> bool:
+    return any(optimizer is other for other in optimizers)
+
+
+def _check_positive(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} must be positive and finite, got {value!r}")
