@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from lptensor import ops
 from lptensor.arithmetic import Arithmetic
+from lptensor.observe import saying
 from lptensor.quantizer import Quant, Step, as_step
 from lptensor.tensor import LPTensor, enter
 
@@ -217,11 +218,12 @@ class OptimLP(Optimizer):
             return _apply(self.grad_quant, grad * self.grad_scaling)
 
         for p in self._parameters():
-            if p.grad is not None and p.grad.is_sparse:
-                p.grad = p.grad.coalesce()  # else the parts of a sum were rounded, not the sum
-                p.grad.values().copy_(rounded(p.grad.values()))
-            elif p.grad is not None:
-                _write(p.grad, rounded(_values(p.grad)))
+            with saying("gradient", p):
+                if p.grad is not None and p.grad.is_sparse:
+                    p.grad = p.grad.coalesce()  # else the parts of a sum were rounded, not the sum
+                    p.grad.values().copy_(rounded(p.grad.values()))
+                elif p.grad is not None:
+                    _write(p.grad, rounded(_values(p.grad)))
 
     def _load(self, p: Tensor, values: Tensor) -> None:
         """Give ``p`` these values for the time of the step; an LPTensor takes on the accumulator's arithmetic too."""
@@ -236,7 +238,8 @@ class OptimLP(Optimizer):
         """Write a weight to ``p``, an LPTensor once more in an arithmetic of its own, which rounds it."""
         if isinstance(p, LPTensor) and p in self._own:
             p._arithmetic = self._own.pop(p)
-        _write(p, weight)
+        with saying("weight", p):
+            _write(p, weight)
 
     def _accumulator(self, p: Tensor) -> Tensor:
         """The accumulator of ``p``, brought up to date where something else has changed the weight."""
@@ -265,7 +268,7 @@ class OptimLP(Optimizer):
                     if torch.equal(value, start[p]):
                         self._store(p, weights.get(p, value))
                     else:
-                        self._store(p, _apply(self.weight_quant, _apply(self.acc_quant, value)))
+                        self._store(p, self._weight(p, self._accumulated(p, value)))
             loss = closure()
             with torch.no_grad():
                 self._round_gradients()
@@ -275,10 +278,19 @@ class OptimLP(Optimizer):
 
         return evaluate
 
+    def _accumulated(self, p: Tensor, values: Tensor) -> Tensor:
+        """What the accumulator of ``p`` makes of these values."""
+        with saying("accumulator", p):
+            return _apply(self.acc_quant, values)
+
+    def _weight(self, p: Tensor, accumulator: Tensor) -> Tensor:
+        with saying("weight", p):
+            return _apply(self.weight_quant, accumulator)
+
     def _round_weights(self, weights: dict[Tensor, Tensor]) -> None:
         """Round accumulators, then weights; a parameter without a gradient gets its weight back."""
-        accumulators = {p: _apply(self.acc_quant, _values(p)) for p in self._stepped()}
-        after = {**weights, **{p: _apply(self.weight_quant, value) for p, value in accumulators.items()}}
+        accumulators = {p: self._accumulated(p, _values(p)) for p in self._stepped()}
+        after = {**weights, **{p: self._weight(p, value) for p, value in accumulators.items()}}
         for p, weight in after.items():
             self._store(p, weight)
             if self.acc_quant is not None:
@@ -296,7 +308,8 @@ class OptimLP(Optimizer):
                     continue
                 for tensor in tensors:
                     if rule is not None and isinstance(tensor, Tensor) and tensor.is_floating_point():
-                        _write(tensor, rule(_values(tensor)))
+                        with saying("state", p):
+                            _write(tensor, rule(_values(tensor)))
         known = {key for state in self.state.values() for key in state}
         for key in self.momentum_by_key:
             if known and key not in known:
