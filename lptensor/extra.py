@@ -9,6 +9,7 @@ from types import ModuleType
 _EXTRAS = {
     "matplotlib": ("train", "matplotlib"),
     "ml_dtypes": ("interop", "ml_dtypes"),
+    "pandas": ("study", "pandas"),
     "safetensors": ("interop", "safetensors"),
     "sklearn": ("train", "scikit-learn"),
 }

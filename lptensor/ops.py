@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lptensor import _compat, _native, reference
+from lptensor import _compat, _native, observe, reference
 from lptensor.blocks import BlockFormat
 from lptensor.formats import CARRIER_PRECISION, FixedPoint, Format, Grid
 from lptensor.posits import Posit, PositBits
@@ -135,6 +135,17 @@ def round_fresh(x: Tensor, format: Format, rounding: Rounding, generator: Any = 
 
 def round_into(x: Tensor, y: Tensor, format: Format, rounding: Rounding, generator: Any = None) -> Tensor:
     """``x`` rounded into ``y``, which has its shape and dtype and may be ``x`` itself."""
+    observers = observe.observers() if observe.anyone else ()
+    if not observers or x.numel() == 0:
+        return _round_into(x, y, format, rounding, generator)
+    before = x.clone() if x.data_ptr() == y.data_ptr() else x
+    _round_into(x, y, format, rounding, generator)
+    for observer in observers:
+        observer.rounded(before, y, format, rounding)
+    return y
+
+
+def _round_into(x: Tensor, y: Tensor, format: Format, rounding: Rounding, generator: Any) -> Tensor:
     if x.numel() == 0:
         return y
     key = draw_key(generator) if rounding.stochastic else None

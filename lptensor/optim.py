@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from lptensor import ops
 from lptensor.arithmetic import Arithmetic
+from lptensor.observe import saying
 from lptensor.parameters import listed, read, write
 from lptensor.quantizer import Quant, Step, as_step
 from lptensor.tensor import LPTensor
@@ -153,11 +154,12 @@ class OptimLP(Optimizer):
             return _apply(self.grad_quant, grad * self.grad_scaling)
 
         for p in self._parameters():
-            if p.grad is not None and p.grad.is_sparse:
-                p.grad = p.grad.coalesce()  # else the parts of a sum were rounded, not the sum
-                p.grad.values().copy_(rounded(p.grad.values()))
-            elif p.grad is not None:
-                write(p.grad, rounded(read(p.grad)))
+            with saying("gradient", p):
+                if p.grad is not None and p.grad.is_sparse:
+                    p.grad = p.grad.coalesce()  # else the parts of a sum were rounded, not the sum
+                    p.grad.values().copy_(rounded(p.grad.values()))
+                elif p.grad is not None:
+                    write(p.grad, rounded(read(p.grad)))
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As the wrapped optimizer's."""
@@ -283,7 +285,8 @@ class OptimLP(Optimizer):
         """Write a weight to ``p``, an LPTensor once more in an arithmetic of its own, which rounds it."""
         if isinstance(p, LPTensor) and p in self._own:
             p._arithmetic = self._own.pop(p)
-        write(p, weight)
+        with saying("weight", p):
+            write(p, weight)
 
     def _kept(self, p: Tensor) -> Tensor:
         """The accumulator or compensation of ``p``, brought up to date where something else has changed the weight."""
@@ -315,7 +318,7 @@ class OptimLP(Optimizer):
                     if torch.equal(value, start[p]):
                         self._store(p, weights.get(p, value))
                     else:
-                        self._store(p, _apply(self._weight_rule(p), _apply(self.acc_quant, value)))
+                        self._store(p, self._weight(p, self._accumulated(p, value)))
             loss = closure()
             with torch.no_grad():
                 self.round_gradients()
@@ -325,14 +328,23 @@ class OptimLP(Optimizer):
 
         return evaluate
 
+    def _accumulated(self, p: Tensor, values: Tensor) -> Tensor:
+        """What the accumulator of ``p`` makes of these values."""
+        with saying("accumulator", p):
+            return _apply(self.acc_quant, values)
+
+    def _weight(self, p: Tensor, accumulator: Tensor) -> Tensor:
+        with saying("weight", p):
+            return _apply(self._weight_rule(p), accumulator)
+
     def _round_weights(self, weights: dict[Tensor, Tensor]) -> None:
         """Round accumulators, then weights; a parameter without a gradient gets its weight back."""
         if self.update in COMPENSATED:
             both = {p: self._compensate(p, weights[p]) for p in self._stepped()}
             after, kept = ({p: pair[i] for p, pair in both.items()} for i in (0, 1))
         else:
-            kept = {p: _apply(self.acc_quant, read(p)) for p in self._stepped()}
-            after = {p: _apply(self._weight_rule(p), value) for p, value in kept.items()}
+            kept = {p: self._accumulated(p, read(p)) for p in self._stepped()}
+            after = {p: self._weight(p, value) for p, value in kept.items()}
         for p, weight in {**weights, **after}.items():
             self._store(p, weight)
             if self._key is not None:
@@ -355,7 +367,8 @@ class OptimLP(Optimizer):
                     continue
                 for tensor in tensors:
                     if rule is not None and isinstance(tensor, Tensor) and tensor.is_floating_point():
-                        write(tensor, rule(read(tensor)))
+                        with saying("state", p):
+                            write(tensor, rule(read(tensor)))
         known = {key for state in self.state.values() for key in state}
         for key in self.momentum_by_key:
             if known and key not in known:

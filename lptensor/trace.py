@@ -145,15 +145,15 @@ def _watch(more: int) -> None:
         dispatch.watcher = _Watcher() if _open else None
 
 
-class _Recorder:
-    """One trace and what it remembers to find the origin of gradients."""
+class Origins:
+    """Where ops come from: the user's line and the module, for gradients those of the forward op."""
 
     def __init__(self) -> None:
-        self.trace = Trace()
         self.first_node = _compat.next_node()
         self.origins: dict[int, tuple[str, str]] = {}  # by number of the autograd node
 
     def origin(self, backward: bool) -> tuple[str, str]:
+        """ "file.py:line" and the module's path of the op that runs; ask before it does, and once."""
         node = _compat.running_node()
         if backward and node in self.origins:
             return self.origins[node]
@@ -162,6 +162,14 @@ class _Recorder:
         if made >= self.first_node:
             self.origins.setdefault(made, origin)
         return origin
+
+
+class _Recorder(Origins):
+    """One trace."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trace = Trace()
 
 
 class _Watcher:

@@ -17,6 +17,7 @@ PACKAGE = Path(__file__).parents[1] / "lptensor"
 # Lowest first. A module imports from its own line and those before it; a name covers its submodules.
 LAYERS = (
     ("_compat", "extra"),
+    ("observe",),
     ("rounding", "_bits"),
     ("grid", "layout", "base"),
     ("formats", "p3109"),

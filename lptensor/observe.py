@@ -1,0 +1,78 @@
+"""Lets others look at every rounding of a plain tensor, with the values before and after it."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import nullcontext
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from lptensor import _compat
+
+
+class Observer(Protocol):
+    """One who looks at roundings; he may also change the values after."""
+
+    active: bool  # while it is False nothing is shown, and nothing copied for him
+
+    def rounded(self, before: Tensor, after: Tensor, format: Any, rounding: Any) -> None:
+        """A tensor was rounded."""
+
+
+_KEY = "lptensor.observe"  # who looks at the roundings of this thread, and of its backward passes
+_lock = threading.Lock()
+_local = threading.local()
+anyone = 0  # contexts open on all threads: a rounding pays for one look at this
+
+
+class observing:  # noqa: N801 - reads as a function
+    """A context in which an observer sees the roundings of this thread, and of the backward passes it starts.
+
+    LPTensors, ``round``, quantizers, lowered layers and OptimLP all come by; compiled code does not.
+    """
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+
+    def __enter__(self) -> None:
+        global anyone
+        self._before = _compat.thread_local(_KEY) or ()
+        _compat.set_thread_local(_KEY, (*self._before, self._observer))
+        with _lock:
+            anyone += 1
+
+    def __exit__(self, *_: Any) -> None:
+        global anyone
+        _compat.set_thread_local(_KEY, self._before)
+        with _lock:
+            anyone -= 1
+
+
+def observers() -> list[Observer]:
+    """Those who look at this thread now."""
+    return [observer for observer in _compat.thread_local(_KEY) or () if observer.active]
+
+
+class about:  # noqa: N801 - reads as a function
+    """A context that says what is being rounded: "weight", "gradient", ..., of which parameter."""
+
+    def __init__(self, what: str, of: Tensor) -> None:
+        self._said = what, of
+
+    def __enter__(self) -> None:
+        _local.said = self._said
+
+    def __exit__(self, *_: Any) -> None:
+        _local.said = None
+
+
+def saying(what: str, of: Tensor) -> Any:
+    """``about(what, of)`` if there is anyone to hear it."""
+    return about(what, of) if anyone else nullcontext()
+
+
+def said() -> tuple[str, Tensor] | None:
+    """What the innermost ``about`` says."""
+    told: tuple[str, Tensor] | None = getattr(_local, "said", None)
+    return told

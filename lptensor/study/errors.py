@@ -1,0 +1,45 @@
+"""Error curves: how far off values are, op by op or along an axis."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lptensor.extra import need
+from lptensor.study.palette import BLACK, BLUE, VERMILLION
+
+
+def plot_errors(rows: Sequence[dict[str, Any]], ax: Any = None) -> Any:
+    """Draw the rows of a shadow: the error after each op, what the op made of it itself, where it is no number.
+
+    Returns the axes.
+
+    Raises:
+        MissingExtra: matplotlib is not installed. ValueError: no row has an error.
+
+    >>> rows = [{"op": "add", "error": 0.5, "born": 0.5, "nonfinite": 0, "backward": False}]
+    >>> axes = need("matplotlib.figure").Figure().subplots()
+    >>> [line.get_ydata().tolist() for line in plot_errors(rows, axes).lines]
+    [[0.5], [0.5]]
+    """
+    known = [row for row in rows if row["error"] is not None]
+    if not known:
+        raise ValueError("no op has an error in ulps: nothing ran, or in block formats only")
+    ax = need("matplotlib.pyplot").gca() if ax is None else ax
+    np = need("numpy")
+    at = np.arange(len(known))
+    total, born = (np.array([row[key] for row in known]) for key in ("error", "born"))
+    ax.plot(at, total, color=BLUE, marker="o", markersize=3.5, linewidth=1.2, label="distance to float64")
+    ax.plot(at, born, color=VERMILLION, marker="x", markersize=4, linestyle="", label="made by this op")
+    for i, row in enumerate(known):
+        if row["nonfinite"]:
+            ax.axvline(i, color=BLACK, linewidth=0.8, linestyle=":", zorder=0)
+            ax.annotate("NaN or inf", (i, 1), xycoords=("data", "axes fraction"), fontsize=7, rotation=90, va="top")
+    if len(known) <= 40:
+        ax.set_xticks(at, labels=[row["op"] for row in known], rotation=90, fontsize=7)
+    ax.set_yscale("symlog", linthresh=0.5)
+    ax.set_ylabel("largest error (ulps)")
+    ax.legend(frameon=False, fontsize=8)
+    ax.grid(True, axis="y", alpha=0.3)
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax

@@ -1,0 +1,129 @@
+"""Says of a rounding what role its tensor plays, and which module or parameter it belongs to."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lptensor import _compat, direction, observe
+from lptensor.tensor import LPTensor
+
+ROLES = ("weight", "accumulator", "activation", "gradient", "state", "update")
+_MOST_MARKS = 2**17  # of them the older half is forgotten
+
+
+def innermost(optimizer: Optimizer | None) -> Optimizer | None:
+    """The optimizer that does the step, inside those that wrap it.
+
+    >>> from lptensor.optim import OptimLP
+    >>> sgd = torch.optim.SGD([torch.ones(1)], lr=1.0)
+    >>> innermost(OptimLP(sgd)) is sgd
+    True
+    """
+    while isinstance(inner := getattr(optimizer, "optim", None), Optimizer):
+        optimizer = inner
+    return optimizer
+
+
+def values_of(x: Tensor) -> Tensor:
+    """The plain tensor whose memory an LPTensor, or a plain tensor, has."""
+    return x._inner if isinstance(x, LPTensor) else x.detach()
+
+
+class Places:
+    """Follows a model and its optimizer: which module runs, forward or backward, and whose memory is whose.
+
+    Roles are "weight" (a parameter), "accumulator" (what OptimLP keeps of it), "activation", "gradient",
+    "state" (of the optimizer), and "update" (what else an optimizer's step computes). Paths are those of
+    ``named_modules()`` and ``named_parameters()``; "" is the model itself, or outside of it.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer | None) -> None:
+        self.model, self.optimizer = model, optimizer
+        self.names = {id(p): name for name, p in model.named_parameters()}
+        self.accumulates = getattr(optimizer, "acc_quant", None) is not None
+        self._stack: list[str] = []
+        self._starts: list[int] = []  # numbers of autograd nodes, ascending: from here on ...
+        self._paths: list[str] = []  # ... nodes belong to this module
+        self._memory: dict[int, tuple[str, str]] = {}
+        self._handles: list[Any] = []
+        self._complete = False
+
+    def __enter__(self) -> Places:
+        for path, module in self.model.named_modules():
+            enter, leave = partial(self._enter, path), self._leave
+            self._handles.append(module.register_forward_pre_hook(enter, prepend=True))
+            self._handles.append(module.register_forward_hook(leave, always_call=True))
+        if self.optimizer is not None:
+            self._handles.append(self.optimizer.register_step_pre_hook(lambda *_: self.look()))
+            self._handles.append(self.optimizer.register_step_post_hook(lambda *_: self.look()))
+        self.look()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._stack.clear()
+
+    def look(self) -> None:
+        """Learn anew where parameters and states lie in memory."""
+        state = getattr(self.optimizer, "state", {})
+        self._memory = {
+            values_of(value).data_ptr(): ("state", self.names.get(id(p), ""))
+            for p, entries in state.items()
+            for value in entries.values()
+            if isinstance(value, Tensor) and value.dim()
+        }
+        self._complete = bool(state)
+        for name, p in self.model.named_parameters():
+            self._memory[values_of(p).data_ptr()] = "weight", name
+
+    def of(self, before: Tensor, after: Tensor) -> tuple[str, str]:
+        """Role and path of the rounding that just took place."""
+        told = observe.said()
+        if told is not None:
+            return told[0], self.names.get(id(told[1]), "")
+        task = _compat.graph_task()
+        stepping = direction.in_step(task) and not self._stack
+        known = self._memory.get(after.data_ptr()) or self._memory.get(before.data_ptr())
+        if known is None and stepping and not self._complete:  # the first step makes the states
+            self.look()
+            self._complete = False
+            known = self._memory.get(after.data_ptr())
+        if known is not None:
+            return ("accumulator", known[1]) if stepping and self.accumulates and known[0] == "weight" else known
+        if stepping:
+            return "update", ""
+        if task != -1 and not torch.is_grad_enabled():
+            return "gradient", self._behind(_compat.running_node())
+        return "activation", self._stack[-1] if self._stack else ""
+
+    def _behind(self, node: int) -> str:
+        """The module whose forward pass made an autograd node."""
+        at = bisect_right(self._starts, node) - 1
+        return self._paths[at] if at >= 0 else ""
+
+    def _mark(self, path: str) -> None:
+        """From the next autograd node on, nodes belong to this module."""
+        start = _compat.next_node()
+        if self._starts and self._starts[-1] >= start:
+            self._paths[-1] = path
+            return
+        self._starts.append(start)
+        self._paths.append(path)
+        if len(self._starts) > _MOST_MARKS:
+            del self._starts[: _MOST_MARKS // 2], self._paths[: _MOST_MARKS // 2]
+
+    def _enter(self, path: str, *_: Any) -> None:
+        self._stack.append(path)
+        self._mark(path)
+
+    def _leave(self, *_: Any) -> None:
+        if self._stack:  # a module that raised before its hooks ran has left nothing
+            self._stack.pop()
+        self._mark(self._stack[-1] if self._stack else "")

@@ -1,0 +1,199 @@
+"""Records what rounding does to a model while it runs: counts for each role and module, no tensors."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lptensor import observe
+from lptensor.formats import Format
+from lptensor.ops import check_roundable, round_fresh
+from lptensor.rounding import Mode, Rounding, as_rounding
+from lptensor.study.log import Log
+from lptensor.study.places import Places, innermost, values_of
+from lptensor.tensor import LPTensor
+
+
+class record:  # noqa: N801 - reads as a function
+    """A context that counts what every rounding does to the values of a model and its optimizer.
+
+    Without formats it watches the roundings that happen: of LPTensors, lowered layers, quantizers and
+    OptimLP. With formats it asks what rounding would do to a plain model, and changes nothing: to the
+    outputs of its leaf modules and its weights (``forward``), to their gradients (``backward``; as
+    ``forward`` by default). It holds for this thread and its backward passes; compiled code, and what a
+    checkpoint computes a second time, count as it runs. Memory does not grow with the steps: a few
+    kilobytes for each role, path and format; for the time of a step one copy of the weights.
+
+    Args:
+        model: any module, plain, lowered or converted.
+        optimizer: the one that steps, to see weights, states and lost updates.
+        forward, backward, rounding: formats to ask about, and how they would round.
+        every: record one step in so many; of an optimizer, without one of calls of the model.
+
+    Raises:
+        TypeError: no module, no optimizer, no format. ValueError: every below 1.
+
+    >>> from lptensor import E4M3
+    >>> model = nn.Sequential(nn.Linear(2, 1, bias=False))
+    >>> with record(model, forward=E4M3) as log:
+    ...     _ = model(torch.tensor([[1e-6, -1e-6]]))
+    >>> [(row["role"], row["path"], row["underflow"]) for row in log.rows()]
+    [('weight', '0.weight', 0.0), ('activation', '0', 1.0)]
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer | None = None,
+        forward: Format | None = None,
+        backward: Format | None = None,
+        rounding: Rounding | Mode | str = "nearest",
+        every: int = 1,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"record takes a torch.nn.Module, got {type(model).__name__}")
+        if optimizer is not None and not isinstance(optimizer, Optimizer):
+            raise TypeError(f"optimizer must be a torch.optim.Optimizer or None, got {type(optimizer).__name__}")
+        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+            raise ValueError(f"every must be a whole number from 1, got {every!r}")
+        for format in (forward, backward):
+            if format is not None:
+                check_roundable(torch.empty(0), format)
+        self._made = model, optimizer, forward, backward or forward, as_rounding(rounding), every
+
+    def __enter__(self) -> Log:
+        model, optimizer, forward, backward, rounding, every = self._made
+        self._open = ExitStack()
+        recorder = _Recorder(self._open.enter_context(Places(model, optimizer)), every)
+        if forward is None and backward is None:
+            self._open.enter_context(observe.observing(recorder))
+        else:
+            asked = _Asked(recorder, forward, backward, rounding)
+            self._open.callback(asked.attach())
+        self._open.callback(recorder.attach())
+        return recorder.log
+
+    def __exit__(self, *_: Any) -> None:
+        self._open.close()
+
+
+class _Recorder:
+    """Counts roundings under their role and path."""
+
+    def __init__(self, places: Places, every: int) -> None:
+        self.places, self.every = places, every
+        self.log = Log()
+        self.active = True
+        self.seen = 0 if places.optimizer is not None else -1  # a model is counted when it begins
+        self.start: dict[str, Tensor] = {}  # weights before the step that runs, by path
+
+    def rounded(self, before: Tensor, after: Tensor, format: Any, rounding: Any) -> None:
+        role, path = self.places.of(before, after)
+        self.log.census(role, path, format).add(before, after)
+        if self.start and role == ("accumulator" if self.places.accumulates else "weight") and path in self.start:
+            start = self.start[path]
+            self.log.updates(role, path, format).add(start, before, after)
+            start.copy_(after)
+
+    def attach(self) -> Any:
+        """Follow the steps; returns what stops it."""
+        optimizer = self.places.optimizer
+        if optimizer is None:
+            handles: list[Any] = [self.places.model.register_forward_pre_hook(self._next)]
+        else:
+            inner: Any = innermost(optimizer)
+            handles = [
+                optimizer.register_step_post_hook(self._stepped),
+                inner.register_step_pre_hook(self._begins),
+            ]
+        return partial(_remove, handles)
+
+    def _begins(self, *_: Any) -> None:
+        if self.active:
+            named = self.places.model.named_parameters()
+            self.start = {name: values_of(p).clone() for name, p in named if p.grad is not None}
+
+    def _stepped(self, *_: Any) -> None:
+        self.start = {}
+        self.log.steps += self.active
+        self._count()
+
+    def _next(self, *_: Any) -> None:
+        self._count()
+        self.log.steps += self.active
+
+    def _count(self) -> None:
+        self.seen += 1
+        self.active = self.seen % self.every == 0
+
+
+class _Asked:
+    """Rounds copies of a plain model's values, to count what would happen."""
+
+    def __init__(self, recorder: _Recorder, forward: Any, backward: Any, rounding: Rounding) -> None:
+        self.recorder, self.rounding = recorder, rounding
+        self.forward, self.backward = forward, backward
+
+    def attach(self) -> Any:
+        model, optimizer = self.recorder.places.model, self.recorder.places.optimizer
+        handles: list[Any] = []
+        for path, module in model.named_modules():
+            if not any(True for _ in module.children()):
+                handles.append(module.register_forward_hook(partial(self._output, path)))
+        for name, p in model.named_parameters():
+            if p.requires_grad:
+                handles.append(p.register_post_accumulate_grad_hook(partial(self._gradient, name)))
+        if optimizer is None:
+            self._weights()
+        else:
+            handles.append(optimizer.register_step_post_hook(self._weights))
+        return partial(_remove, handles)
+
+    def _ask(self, role: str, path: str, x: Tensor, format: Format | None) -> None:
+        if format is None or not self.recorder.active or x.dtype not in (torch.float32, torch.float64):
+            return
+        if x.layout is torch.strided:
+            self.recorder.log.census(role, path, format).add(x, round_fresh(x, format, self.rounding))
+
+    def _output(self, path: str, module: nn.Module, args: Any, output: Any) -> None:
+        for part in output if isinstance(output, (tuple, list)) else (output,):
+            if isinstance(part, Tensor) and not isinstance(part, LPTensor):
+                self._ask("activation", path, part.detach(), self.forward)
+                if part.requires_grad:
+                    part.register_hook(partial(self._of_output, path))
+
+    def _of_output(self, path: str, grad: Tensor) -> None:
+        self._ask("gradient", path, values_of(grad), self.backward)
+
+    def _gradient(self, name: str, p: Tensor) -> None:
+        if p.grad is not None:
+            self._ask("gradient", name, values_of(p.grad), self.backward)
+
+    def _weights(self, *_: Any) -> None:
+        """Weights and states as the step left them, and whether a narrow weight would have moved."""
+        if not self.recorder.active:
+            return
+        for name, p in self.recorder.places.model.named_parameters():
+            now = values_of(p)
+            self._ask("weight", name, now, self.forward)
+            start = self.recorder.start.get(name)
+            if start is not None and self.forward is not None:
+                held = round_fresh(start, self.forward, self.rounding)
+                wanted = held + (now - start)
+                after = round_fresh(wanted, self.forward, self.rounding)
+                self.recorder.log.updates("weight", name, self.forward).add(held, wanted, after)
+        state = getattr(self.recorder.places.optimizer, "state", {})
+        for p, entries in state.items():
+            for value in entries.values():
+                if isinstance(value, Tensor) and value.dim():
+                    self._ask("state", self.recorder.places.names.get(id(p), ""), values_of(value), self.forward)
+
+
+def _remove(handles: list[Any]) -> None:
+    for handle in handles:
+        handle.remove()

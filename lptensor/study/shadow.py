@@ -1,0 +1,288 @@
+"""Runs every op in float64 beside low precision, and says where errors are born and how they grow."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lptensor import _compat, direction, observe
+from lptensor.formats import ScalarFormat
+from lptensor.neighbours import ulp
+from lptensor.rules import rule_for
+from lptensor.study.errors import plot_errors
+from lptensor.study.format_table import name_of
+from lptensor.study.rows import Rows
+from lptensor.tensor import LPTensor
+from lptensor.trace import Origins
+
+_FRESH = ("aten::empty", "aten::new_empty")  # what they hold is nothing yet
+_CONTAINERS = (list, tuple)
+
+
+class shadow:  # noqa: N801 - reads as a function
+    """A context in which every op on LPTensors, and every rounding, has a twin in float64 that never rounds.
+
+    The twins go along through views, in-place ops, the backward pass and optimizer steps, so that at any
+    time a tensor can be compared with what it would be without rounding. Tensors from before the context
+    start without an error. Branches, indices and random draws are those of low precision. Values are not
+    changed. It costs three times the arithmetic and memory in float64; it is for a few steps, of models of
+    moderate size, in the thread that enters it. Compiled code is not seen.
+
+    >>> from lptensor import BF16
+    >>> x = torch.tensor([1.0]).to_lp(BF16)
+    >>> with shadow() as seen:
+    ...     y = (x + 1000.0) - 1000.0
+    >>> [(row["op"], row["error"], row["born"]) for row in seen.rows()]
+    [('add.Tensor', 0.25, 0.25), ('sub.Tensor', 128.0, 0.0)]
+    """
+
+    def __enter__(self) -> Shadow:
+        make: Any = _Mode
+        self._shadow = Shadow()
+        self._mode = make(self._shadow)
+        self._looking = observe.observing(self._mode)
+        self._looking.__enter__()
+        self._mode.__enter__()
+        return self._shadow
+
+    def __exit__(self, *error: Any) -> None:
+        self._mode.__exit__(*error)
+        self._looking.__exit__()
+
+
+class Shadow:
+    """What ``shadow()`` saw, op by op, and the twins of tensors that are still alive."""
+
+    def __init__(self) -> None:
+        self._rows: list[dict[str, Any]] = []
+        self._twins: dict[int, tuple[Any, Tensor]] = {}
+
+    def twin(self, x: Tensor) -> Tensor:
+        """What ``x`` would be without rounding: float64, a copy; its own values if nothing is known of it."""
+        found = self._find(x)
+        return found.detach().clone() if found is not None else _double(x).detach()
+
+    def error(self, x: LPTensor) -> Tensor:
+        """How far ``x`` is from its twin, in units in the last place of its format at the twin; float64.
+
+        Raises:
+            TypeError: x is no LPTensor in a scalar format.
+        """
+        format = x.format if isinstance(x, LPTensor) else None
+        if not isinstance(format, ScalarFormat):
+            raise TypeError(f"units in the last place are those of an LPTensor's scalar format, got {format!r}")
+        twin = self.twin(x)
+        return (_double(x) - twin).abs() / ulp(twin, format)
+
+    def rows(self) -> Rows:
+        """One row for each op that gave low-precision values, in order.
+
+        op, where ("file.py:line" of the user; of a gradient the line of the forward op), module, backward,
+        shape, format; error, the largest distance to the twin in units in the last place (ulps) of the
+        twin; born, what this op made of it: the largest distance to what float64 makes of the very same
+        operands, in ulps of that, 0.5 if it was rounded to nearest once; relative, |x - twin| / |twin| in
+        the 2-norm; growth, by how much the relative error of the worst operand grew (None if all were
+        exact); nonfinite, how many values are NaN or infinite and not so by right: NaN, or an infinity that
+        the twin is not. Ulps are None where the last place moves: in block formats, posits and codebooks.
+        """
+        return Rows(self._rows, plot_errors)
+
+    def births(self, count: int = 10) -> Rows:
+        """The ops that made the largest errors themselves."""
+        known = [row for row in self._rows if row["born"] is not None]
+        return Rows(sorted(known, key=lambda row: -row["born"])[:count], plot_errors)
+
+    def growths(self, count: int = 10) -> Rows:
+        """The ops that made the errors of their operands grow most."""
+        known = [row for row in self._rows if row["growth"] is not None]
+        return Rows(sorted(known, key=lambda row: -row["growth"])[:count], plot_errors)
+
+    @property
+    def first_nonfinite(self) -> dict[str, Any] | None:
+        """The row of the first op that gave a NaN, or an infinity that float64 does not have."""
+        return next((row for row in self._rows if row["nonfinite"]), None)
+
+    def __str__(self) -> str:
+        first = self.first_nonfinite
+        last = "no NaN, no overflow" if first is None else f"first NaN or overflow: {first['op']} at {first['where']}"
+        return f"{self.rows()}\n{last}"
+
+    # -- for the mode that fills it ----------------------------------------------------------------
+
+    def _find(self, x: Tensor) -> Tensor | None:
+        held = _held(x)
+        known = self._twins.get(id(held))
+        return known[1] if known is not None and known[0]() is held else None
+
+    def _keep(self, x: Tensor, twin: Tensor) -> None:
+        held, twins = _held(x), self._twins
+        key = id(held)
+
+        def forget(reference: Any) -> None:
+            if key in twins and twins[key][0] is reference:
+                del twins[key]
+
+        twins[key] = weakref.ref(held, forget), twin
+
+    def _note(self, name: str, x: Tensor, born: Tensor, origin: tuple[str, str], worst: float, format: Any) -> None:
+        twin = self._find(x)
+        assert twin is not None
+        value = _double(x).detach()
+        born = born.detach()
+        relative = _relative(value, twin)
+        missing = value.isnan() | value.isinf() & (value != twin)
+        where, module = origin
+        self._rows.append(
+            {
+                "op": name,
+                "where": where,
+                "module": module,
+                "backward": direction.in_backward(),
+                "shape": tuple(x.shape),
+                "format": None if format is None else name_of(format),
+                "error": _ulps(value, twin, format),
+                "born": _ulps(value, born, format),
+                "relative": relative,
+                "growth": relative / worst if worst > 0 else None,
+                "nonfinite": int(missing.sum()),
+            }
+        )
+
+
+class _Mode(_compat.TorchDispatchMode):
+    """Sees every op before LPTensors do, and runs it in float64 twice: on its twins, and on the very operands."""
+
+    def __init__(self, seen: Shadow) -> None:
+        mode: Any = super()
+        mode.__init__()
+        self.seen = seen
+        self.active = True
+        self.origins = Origins()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        tensors = list(_tensors((*args, *kwargs.values())))
+        if not self.active or not any(isinstance(x, LPTensor) or self.seen._find(x) is not None for x in tensors):
+            return func(*args, **kwargs)
+        self.active = False  # what an op does inside is its own affair
+        try:
+            return self._run(func, args, kwargs, [x for x in tensors if x.is_floating_point()])
+        finally:
+            self.active = True
+
+    def _run(self, func: Any, args: Any, kwargs: Any, operands: list[Tensor]) -> Any:
+        origin = self.origins.origin(direction.in_backward())
+        for x in operands:
+            if self.seen._find(x) is None:
+                self.seen._keep(x, _double(x))
+        worst = max((_relative(_double(x), self._twin(x)) for x in operands), default=0.0)
+        same = {id(x): _double(x) for x in operands}  # before an in-place op changes them
+        out = func(*args, **kwargs)
+        if func._schema.name.startswith(_FRESH):
+            return out
+        if torch.Tag.nondeterministic_seeded in func.tags:  # the draws of low precision hold for all
+            for x in (*_tensors([out]), *_written(func, args, kwargs)):
+                if x.is_floating_point():
+                    self.seen._keep(x, _double(x))
+            return out
+        born = func(*_map(args, lambda x: same[id(x)]), **_named(kwargs, lambda x: same[id(x)]))
+        twin = func(*_map(args, self._twin), **_named(kwargs, self._twin))
+        name = str(func).removeprefix("aten.").removesuffix(".default")
+        noted: set[int] = set()
+        for x in _written(func, args, kwargs):
+            if x.is_floating_point():
+                noted.add(id(x))
+                self._note(name, x, same[id(x)], origin, worst, func)
+        for x, b, t in zip(_tensors([out]), _tensors([born]), _tensors([twin]), strict=True):
+            if id(x) in noted or not x.is_floating_point():
+                continue
+            self.seen._keep(x, t)
+            self._note(name, x, b, origin, worst, func)
+        return out
+
+    def _twin(self, x: Tensor) -> Tensor:
+        found = self.seen._find(x)
+        assert found is not None
+        return found
+
+    def _note(self, name: str, x: Tensor, born: Tensor, origin: tuple[str, str], worst: float, func: Any) -> None:
+        moves = any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
+        if isinstance(x, LPTensor) and not moves and x.numel():
+            format = x._arithmetic.gradient_format if x._gradient else x._arithmetic.forward
+            self.seen._note(name, x, born, origin, worst, format)
+
+    def rounded(self, before: Tensor, after: Tensor, format: Any, rounding: Any) -> None:
+        """A rounding outside of ops: to_lp, a quantizer, an optimizer in low precision."""
+        self.active = False
+        try:
+            known = self.seen._find(before)
+            twin = _double(before) if known is None else known.detach().clone()
+            worst = _relative(_double(before), twin)
+            self.seen._keep(after, twin)
+            said = observe.said()
+            name = "round" if said is None else f"round {said[0]}"
+            origin = self.origins.origin(direction.in_backward())
+            self.seen._note(name, after, _double(before), origin, worst, format)
+        finally:
+            self.active = True
+
+
+def _held(x: Tensor) -> Tensor:
+    """The plain tensor that stands for x: LPTensors come and go, what they hold stays."""
+    return x._inner if isinstance(x, LPTensor) else x
+
+
+def _double(x: Tensor) -> Tensor:
+    """A copy of the values in float64."""
+    return _held(x).detach().to(torch.float64, copy=True)
+
+
+def _relative(value: Tensor, twin: Tensor) -> float:
+    both = value.isfinite() & twin.isfinite()
+    norm = torch.where(both, twin, 0.0).norm().item()
+    gap = torch.where(both, value - twin, 0.0).norm().item()
+    return gap / norm if norm > 0 else 0.0 if gap == 0 else float("inf")
+
+
+def _ulps(value: Tensor, right: Tensor, format: Any) -> float | None:
+    """The largest distance of finite values, in units in the last place at the right ones."""
+    if not isinstance(format, ScalarFormat):
+        return None
+    ulps = ((value - right).abs() / ulp(right, format))[value.isfinite() & right.isfinite()]
+    return float(ulps.max()) if ulps.numel() else 0.0
+
+
+def _tensors(nest: Iterable[Any]) -> Iterable[Tensor]:
+    for value in nest:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, _CONTAINERS):
+            yield from _tensors(value)
+
+
+def _map(nest: Any, f: Callable[[Tensor], Tensor]) -> Any:
+    """Arguments with every float tensor replaced by f of it."""
+    return type(nest)(
+        f(value)
+        if isinstance(value, Tensor) and value.is_floating_point()
+        else _map(value, f)
+        if isinstance(value, _CONTAINERS)
+        else value
+        for value in nest
+    )
+
+
+def _named(kwargs: dict[str, Any], f: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+    """Keyword arguments likewise; a dtype that a caller names is float64 there."""
+    values = dict(zip(kwargs, _map(tuple(kwargs.values()), f), strict=True))
+    return {name: torch.float64 if value is torch.float32 else value for name, value in values.items()}
+
+
+def _written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
+    """The arguments that an op writes to."""
+    places = [args[p] if isinstance(p, int) and p < len(args) else kwargs.get(p) for p in rule_for(func).writes]
+    return list(_tensors(places))

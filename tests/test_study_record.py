@@ -1,0 +1,435 @@
+"""The recording of what rounding does: counts against counting by hand, and faults that were planted."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lptensor import observe
+from lptensor.blocks import MXFP4
+from lptensor.codebooks import NF4
+from lptensor.convert import convert
+from lptensor.extra import MissingExtra
+from lptensor.formats import BF16, E2M1, E4M3, E5M2, FP16, INT8, FixedPoint, FloatingPoint, Format
+from lptensor.lower import lower
+from lptensor.ops import round as round_to
+from lptensor.optim import OptimLP
+from lptensor.posits import Posit
+from lptensor.quantizer import quantizer
+from lptensor.study import Rows, exponent_histogram, record
+from lptensor.study.census import Census
+
+ENDS = {  # largest, smallest, smallest normal: IEEE 754-2019 table 3.5, OCP OFP8, and two's complement
+    E4M3: (448.0, -448.0, 2.0**-6),
+    E5M2: (57344.0, -57344.0, 2.0**-14),
+    FP16: (65504.0, -65504.0, 2.0**-14),
+    E2M1: (6.0, -6.0, 1.0),
+    INT8: (127.0, -128.0, 0.0),
+    FixedPoint(8, 4): (127 / 16, -8.0, 0.0),
+    FloatingPoint(3, 4, signed=False): (31.0 * 2.0**-4 * 2.0**3, 0.0, 2.0**-2),
+    Posit(8): (2.0**24, -(2.0**24), 0.0),
+    NF4: (1.0, -1.0, 0.0),
+    MXFP4: (math.inf, -math.inf, 0.0),
+}
+SPECIAL = [0.0, -0.0, math.nan, math.inf, -math.inf, 2.0**-149, -(2.0**-140), 3.4e38, -3.4e38, 2.0**-6, 448.0, 449.0]
+
+
+def counted(x: list[float], y: list[float], ends: tuple[float, float, float]) -> dict[str, int]:
+    """The counts of the docstring, one value after the other."""
+    high, low, tiny = ends
+    found = dict.fromkeys(("zero", "underflow", "subnormal", "saturated", "overflow", "nonfinite"), 0)
+    for a, b in zip(x, y, strict=True):
+        found["zero"] += b == 0
+        found["underflow"] += b == 0 and a != 0 and math.isfinite(a)
+        found["subnormal"] += 0 < abs(b) < tiny
+        found["saturated"] += math.isfinite(a) and math.isfinite(b) and not low <= a <= high
+        found["overflow"] += math.isfinite(a) and not math.isfinite(b)
+        found["nonfinite"] += not math.isfinite(a)
+    return found
+
+
+def binades(x: list[float]) -> dict[int, int]:
+    found: dict[int, int] = {}
+    for a in x:
+        if math.isfinite(a) and a != 0:
+            e = min(max(math.frexp(a)[1] - 1, -150), 128)
+            found[e] = found.get(e, 0) + 1
+    return found
+
+
+def decibels(x: list[float], y: list[float]) -> float | None:
+    pairs = [(a, b) for a, b in zip(x, y, strict=True) if math.isfinite(a) and math.isfinite(b)]
+    signal, noise = math.fsum(a * a for a, _ in pairs), math.fsum((a - b) ** 2 for a, b in pairs)
+    if signal == 0:
+        return None
+    return math.inf if noise == 0 else 10 * math.log10(signal / noise)
+
+
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("format", ENDS, ids=repr)
+class TestCensus:
+    def test_counts_are_those_of_a_loop(self, format: Format, dtype: torch.dtype, native: bool) -> None:
+        x = torch.randn(1500, dtype=dtype) * 2.0 ** torch.randint(-30, 12, (1500,))
+        x = torch.cat([torch.tensor(SPECIAL, dtype=dtype), x])
+        y = round_to(x, format)
+        census = Census(format)
+        (census.add if native else census._add_with_torch)(x, y)
+        if not native:
+            census.events, census.values = 1, x.numel()
+        a, b = x.double().tolist(), y.double().tolist()
+        row = census.row()
+        assert {key: round(row[key] * len(a)) for key in counted(a, b, ENDS[format])} == counted(a, b, ENDS[format])
+        assert census.histogram() == binades(a)
+        expected = decibels(a, b)
+        assert row["snr"] == (expected if expected is None else pytest.approx(expected, rel=1e-12))
+
+
+def test_census_counts_strided_tensors_and_adds_up() -> None:
+    x, census = torch.randn(8, 6), Census(E4M3)
+    for part in (x, x.t(), x[:, ::2]):
+        census.add(part, round_to(part, E4M3))
+    again = [*x.flatten().tolist(), *x.flatten().tolist(), *x[:, ::2].flatten().tolist()]
+    assert census.histogram() == binades(again)
+    assert census.values == len(again) and census.events == 3
+
+
+def test_census_under_flushed_subnormals(flush_denormal: None) -> None:
+    census = Census(FP16)
+    census.add(torch.tensor([2**9], dtype=torch.int32).view(torch.float32), torch.zeros(1))
+    assert census.histogram() == {-140: 1} and census.row()["underflow"] == 1.0
+
+
+class Net(nn.Module):
+    """Two layers; the second's weights are a million times smaller: in 8 bits they are gone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.faint, self.last = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 4)
+        with torch.no_grad():
+            self.faint.weight.mul_(1e-6)
+            self.faint.bias.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h: Tensor = self.last(self.faint(self.first(x)) + 1)
+        return h
+
+
+def one_step(model: nn.Module, optimizer: Any, x: Tensor) -> None:
+    optimizer.zero_grad()
+    model(x).square().mean().backward()
+    optimizer.step()
+
+
+def find(rows: Any, **wanted: Any) -> list[dict[str, Any]]:
+    return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
+
+
+class TestRecord:
+    def test_finds_the_layer_that_underflows_in_a_plain_model(self) -> None:
+        model = Net()
+        with record(model, forward=E4M3) as log:
+            model(torch.rand(16, 8))
+        worst = max(find(log, role="activation"), key=lambda row: row["underflow"])
+        assert worst["path"] == "faint" and worst["underflow"] == 1.0
+        assert find(log, role="weight", path="faint.weight")[0]["underflow"] == 1.0
+        assert find(log, role="weight", path="first.weight")[0]["underflow"] < 0.1
+
+    def test_finds_the_layer_that_overflows_in_a_converted_model(self) -> None:
+        model = convert(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), E5M2)
+        with torch.no_grad():
+            model[1].weight.fill_(40000.0)
+        with record(model) as log:
+            model(torch.ones(2, 4).to_lp(E5M2))  # type: ignore[attr-defined]
+        assert [row["path"] for row in log if row["overflow"] > 0] == ["1"]
+        (row,) = find(log, role="activation", path="0")
+        assert row["overflow"] == 0 and row["values"] == 8
+
+    def test_counts_of_a_converted_layer_are_those_of_a_loop(self) -> None:
+        layer = convert(nn.Linear(6, 5), E4M3)
+        x = torch.randn(7, 6).mul(1e-2).to_lp(E4M3)  # type: ignore[attr-defined]
+        exact = nn.functional.linear(x.dequantize(), layer.weight.dequantize(), layer.bias.dequantize())
+        model = nn.Sequential(layer)
+        with record(model) as log:
+            y = model(x)
+        (row,) = log
+        a, b = exact.flatten().double().tolist(), y.dequantize().flatten().double().tolist()
+        assert {key: round(row[key] * 35) for key in counted(a, b, ENDS[E4M3])} == counted(a, b, ENDS[E4M3])
+        assert row["binades"] == binades(a)
+        assert (row["role"], row["path"], row["format"]) == ("activation", "0", "E4M3")
+
+    def test_finds_updates_that_bfloat16_loses(self) -> None:
+        # 2**-10 is below half a unit of 1 in bfloat16 (2**-8), and above it of 2**-4.
+        model = convert(nn.Linear(2, 1, bias=False), BF16)
+        with torch.no_grad():
+            model.weight.copy_(torch.tensor([[1.0, 2.0**-4]]))
+        optimizer = torch.optim.SGD(model.parameters(), lr=2.0**-10)
+        with record(model, optimizer) as log:
+            for _ in range(3):
+                optimizer.zero_grad()
+                model(torch.ones(1, 2).to_lp(BF16)).sum().backward()  # type: ignore[attr-defined]
+                optimizer.step()
+        (row,) = find(log, role="weight")
+        assert (row["path"], row["wanted"], row["lost"], row["edq"]) == ("weight", 6, 0.5, 0.5)
+        assert log.steps == 3
+
+    def test_finds_the_lost_updates_of_an_accumulator_and_not_of_the_weights_it_feeds(self) -> None:
+        model = nn.Linear(1, 1, bias=False)
+        with torch.no_grad():
+            model.weight.fill_(1.0)
+        nearest = quantizer(FP16, forward_rounding="nearest")
+        optimizer = OptimLP(torch.optim.SGD(model.parameters(), lr=2.0**-7), weight_quant=E4M3, acc_quant=nearest)
+        with record(model, optimizer) as log:
+            model(torch.ones(1, 1)).sum().backward()
+            optimizer.step()
+        assert [(row["role"], row["format"], row["lost"]) for row in log] == [
+            ("weight", "E4M3", None),
+            ("accumulator", "FP16", 0.0),
+        ]
+
+    @pytest.mark.parametrize("converted", [False, True])
+    def test_roles_and_paths_of_an_optimizer_in_low_precision(self, converted: bool) -> None:
+        model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
+        if converted:
+            convert(model, E5M2)
+        optimizer = OptimLP(
+            torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
+            weight_quant=E4M3,
+            grad_quant=BF16,
+            momentum_quant=INT8,
+            acc_quant=FP16,
+        )
+        with record(model, optimizer) as log:
+            for _ in range(2):
+                one_step(model, optimizer, torch.randn(4, 3))
+        names = [name for name, _ in model.named_parameters()]
+        for role, format in (("weight", "E4M3"), ("gradient", "BF16"), ("state", "INT8"), ("accumulator", "FP16")):
+            found = find(log, role=role, format=format)
+            assert {row["path"] for row in found} >= set(names), role
+        assert not find(log, role="update") or converted
+
+    def test_a_lowered_model_shows_the_layers_that_were_lowered(self) -> None:
+        model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2))
+        lower(model, "conv", FloatingPoint(8), E4M3)
+        with record(model) as log:
+            model(torch.randn(3, 1, 4, 4)).sum().backward()
+        shown = [(row["role"], row["path"], row["format"], row["values"]) for row in log]
+        assert shown == [("activation", "0", "E5M2", 24), ("gradient", "0", "E4M3", 24)]
+
+    def test_gradients_of_a_converted_model_belong_to_the_module_whose_ops_they_differentiate(self) -> None:
+        model = convert(nn.Sequential(nn.Linear(3, 3), nn.Sequential(nn.Tanh(), nn.Linear(3, 1))), E5M2)
+        with record(model) as log:
+            model(torch.randn(2, 3).to_lp(E5M2)).sum().backward()  # type: ignore[attr-defined]
+        assert {row["path"] for row in find(log, role="gradient")} >= {"0", "1.0", "1.1"}
+        (row,) = find(log, role="gradient", path="1.0")
+        assert row["values"] == 6
+
+    def test_asking_changes_nothing_and_counts_what_would_happen(self) -> None:
+        runs = []
+        for watch in (False, True):
+            torch.manual_seed(1)
+            model = Net()
+            optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+            outputs: list[Tensor] = []
+            model.first.register_forward_hook(lambda module, args, output, kept=outputs: kept.append(output.detach()))
+            if watch:
+                with record(model, optimizer, forward=E4M3, backward=E5M2, rounding="stochastic") as log:
+                    torch.manual_seed(2)
+                    one_step(model, optimizer, torch.rand(5, 8))
+            else:
+                torch.manual_seed(2)
+                one_step(model, optimizer, torch.rand(5, 8))
+            runs.append([p.detach().clone() for p in model.parameters()])
+        assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+        (row,) = find(log, role="activation", path="first")
+        assert row["binades"] == binades(outputs[0].flatten().tolist())
+        assert {r["role"] for r in log} == {"weight", "activation", "gradient", "state"}
+        assert {r["format"] for r in find(log, role="gradient")} == {"E5M2"}
+
+    def test_asking_tells_which_updates_a_narrow_weight_would_lose(self) -> None:
+        model = nn.Linear(2, 1, bias=False)
+        with torch.no_grad():
+            model.weight.copy_(torch.tensor([[1.0, 2.0**-4]]))
+        optimizer = torch.optim.SGD(model.parameters(), lr=2.0**-10)
+        with record(model, optimizer, forward=BF16) as log:
+            model(torch.ones(1, 2)).sum().backward()
+            optimizer.step()
+        (row,) = find(log, role="weight")
+        assert (row["wanted"], row["lost"], row["edq"]) == (2, 0.5, 0.5)
+
+    def test_memory_does_not_grow_and_nothing_stays_behind(self) -> None:
+        model = convert(Net(), E5M2)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with record(model, optimizer) as log:
+            one_step(model, optimizer, torch.rand(5, 8))
+            entries = len(log._counts)
+            for _ in range(5):
+                one_step(model, optimizer, torch.rand(5, 8))
+            assert len(log._counts) == entries
+        held = [value for census in log._counts.values() for value in vars(census).values()]
+        assert not any(isinstance(value, Tensor) for value in held)
+        before = str(log)
+        one_step(model, optimizer, torch.rand(5, 8))
+        assert str(log) == before and observe.anyone == 0
+        assert all(not m._forward_pre_hooks and not m._forward_hooks for m in model.modules())
+
+    def test_a_model_that_raises_closes_the_recording(self) -> None:
+        model = convert(nn.Sequential(nn.Linear(2, 2)), E5M2)
+        with pytest.raises(RuntimeError), record(model):
+            model(torch.ones(3, 5).to_lp(E5M2))  # type: ignore[attr-defined]
+        assert observe.anyone == 0 and not model._forward_hooks
+
+    def test_every_third_step(self) -> None:
+        model = convert(nn.Linear(2, 1), E5M2)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with record(model, optimizer, every=3) as log:
+            for _ in range(7):
+                one_step(model, optimizer, torch.ones(4, 2))
+        assert log.steps == 3
+        with record(model, optimizer) as once:
+            one_step(model, optimizer, torch.ones(4, 2))
+        assert [3 * row["values"] for row in once] == [row["values"] for row in log]
+
+    def test_two_recordings_see_the_same(self) -> None:
+        model = convert(nn.Linear(2, 1), E5M2)
+        with record(model) as outer, record(model) as inner:
+            model(torch.ones(4, 2))
+        assert list(outer) == list(inner) and len(list(inner)) == 1
+
+    def test_without_anything_rounded_it_says_how_to_ask(self) -> None:
+        model = nn.Linear(2, 1)
+        with record(model) as log:
+            model(torch.ones(4, 2))
+        assert "forward=E4M3" in str(log)
+
+    @pytest.mark.parametrize(
+        ("kwargs", "error", "says"),
+        [
+            (dict(model=3), TypeError, "int"),
+            (dict(optimizer=3), TypeError, "int"),
+            (dict(forward="fp8"), TypeError, "fp8"),
+            (dict(every=0), ValueError, "0"),
+        ],
+    )
+    def test_what_is_refused(self, kwargs: Any, error: Any, says: str) -> None:
+        with pytest.raises(error, match=says):
+            record(**{"model": nn.Linear(1, 1), **kwargs})
+
+
+class Writer:
+    def __init__(self) -> None:
+        self.scalars: dict[str, Any] = {}
+        self.histograms: dict[str, Any] = {}
+
+    def add_scalar(self, tag: str, value: float, step: int) -> None:
+        self.scalars[tag] = value, step
+
+    def add_histogram_raw(self, tag: str, *numbers: Any) -> None:
+        self.histograms[tag] = numbers
+
+
+class TestLog:
+    def recorded(self) -> Any:
+        model = nn.Sequential(nn.Linear(4, 4))
+        with record(model, forward=E4M3) as log:
+            model(torch.ones(2, 4) * 1e-4).sum().backward()
+        return log
+
+    def test_json_holds_the_rows(self, tmp_path: Any) -> None:
+        log = self.recorded()
+        text = log.to_json(tmp_path / "log.json")
+        read = json.loads((tmp_path / "log.json").read_text())
+        assert json.loads(text) == read and read["steps"] == log.steps == 1
+        for row, again in zip(log.rows(), read["rows"], strict=True):
+            assert again["underflow"] == row["underflow"]
+            assert {int(e): n for e, n in again["binades"].items()} == row["binades"]
+
+    def test_tensorboard_gets_numbers_and_histograms(self) -> None:
+        log, writer = self.recorded(), Writer()
+        log.to_tensorboard(writer, 7)
+        (row,) = find(log, role="activation")
+        assert writer.scalars["activation/0/underflow"] == (row["underflow"], 7)
+        low, high, count, *_ = writer.histograms["activation/0/binades"]
+        assert count == sum(row["binades"].values()) and low == min(row["binades"]) and high == max(row["binades"]) + 1
+
+    def test_rows_by_role_add_up(self) -> None:
+        log = self.recorded()
+        for row in log.rows(by="role"):
+            parts = find(log, role=row["role"], format=row["format"])
+            assert row["values"] == sum(part["values"] for part in parts)
+            zeros = sum(part["zero"] * part["values"] for part in parts)
+            assert row["zero"] * row["values"] == pytest.approx(zeros)
+        with pytest.raises(ValueError, match="layer"):
+            log.rows(by="layer")
+
+    def test_histogram_of_one_place(self) -> None:
+        log = self.recorded()
+        found = log.histogram("weight", "0.weight")
+        (row,) = find(log, path="0.weight", role="weight")
+        assert {r["binade"]: r["count"] for r in found} == row["binades"]
+        with pytest.raises(ValueError, match="there is .*weight"):
+            log.histogram("state")
+
+    def test_frame_needs_pandas(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "pandas", None)
+        with pytest.raises(MissingExtra, match=r"lptensor\[study\]"):
+            self.recorded().rows().frame()
+
+    def test_frame_is_made_by_pandas(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        pandas = type(sys)("pandas")
+        pandas.DataFrame = lambda rows: ("frame", rows)  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "pandas", pandas)
+        assert Rows([{"a": 1}]).frame() == ("frame", [{"a": 1}])
+
+
+class TestExponentHistogram:
+    @pytest.mark.parametrize("format", [E4M3, E5M2, FP16, BF16, E2M1], ids=repr)
+    def test_regions_are_where_the_format_has_its_values(self, format: Any) -> None:
+        x = 1.5 * 2.0 ** torch.arange(-149, 127, dtype=torch.float64).float()
+        values = format.values()
+        positive = values[values > 0].tolist()
+        normal = ENDS[format][2] if format in ENDS else 2.0**-126
+        for row in exponent_histogram(x, format):
+            low, high = 2.0 ** row["binade"], 2.0 ** (row["binade"] + 1)
+            inside = [v for v in positive if low <= v < high]
+            wanted = "normal" if inside and inside[0] >= normal else "subnormal" if inside else None
+            if wanted is None:
+                wanted = "underflow" if high <= positive[0] else "overflow"
+            assert row["region"] == wanted, row
+
+    def test_shares_are_of_all_values(self) -> None:
+        found = exponent_histogram(torch.tensor([0.0, math.nan, 1.0, 1e9]), E4M3)
+        assert found.zeros == 2 and found.share("normal") == found.share("overflow") == 0.25
+
+    def test_a_block_format_has_no_regions(self) -> None:
+        assert {row["region"] for row in exponent_histogram(torch.randn(64), MXFP4)} == {"value"}
+
+    def test_the_picture_shows_the_rows(self) -> None:
+        axes = __import__("matplotlib.figure").figure.Figure().subplots()
+        rows = exponent_histogram(torch.tensor(np.exp(np.linspace(-20, 20, 99)), dtype=torch.float32), E4M3)
+        rows.plot(axes)
+        drawn = {round(p.get_x() + p.get_width() / 2): p.get_height() for p in axes.patches}
+        assert drawn == {row["binade"]: pytest.approx(100 * row["share"]) for row in rows}
+        assert sorted(line.get_xdata()[0] for line in axes.lines) == [-9.5, -6.5, 8.5]
+
+
+def test_a_layer_map_shows_the_numbers_of_the_rows() -> None:
+    model = Net()
+    with record(model, forward=E4M3) as log:
+        model(torch.rand(16, 8))
+    axes = __import__("matplotlib.figure").figure.Figure().subplots()
+    log.plot(axes, column="underflow")
+    rows = log.rows()
+    paths, roles = ([t.get_text() for t in labels] for labels in (axes.get_yticklabels(), axes.get_xticklabels()))
+    image = axes.images[0].get_array()
+    for row in rows:
+        assert image[paths.index(row["path"]), roles.index(row["role"])] == pytest.approx(100 * row["underflow"])
+    with pytest.raises(ValueError, match="nothing"):
+        log.plot(axes, column="nothing")

@@ -1,0 +1,240 @@
+"""Shadow execution against exact rationals, and replicas against exact probabilities."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from torch import nn
+
+from lptensor import observe
+from lptensor.blocks import MXFP8_E4M3
+from lptensor.convert import convert
+from lptensor.formats import BF16, E4M3, E5M2, FP16, FloatingPoint
+from lptensor.lower import lower
+from lptensor.ops import round as round_to
+from lptensor.optim import OptimLP
+from lptensor.study import replicas, shadow
+
+PRECISION = {BF16: (8, -126), FP16: (11, -14), E4M3: (4, -6)}
+
+
+def spacing(x: Fraction, format: Any) -> Fraction:
+    """One unit in the last place of x, from the definition."""
+    precision, emin = PRECISION[format]
+    exponent = emin
+    while x and abs(x) >= Fraction(2) ** (exponent + 1):
+        exponent += 1
+    return Fraction(2) ** (exponent - precision + 1)
+
+
+def low(value: float, format: Any = BF16, rounding: str = "nearest") -> Any:
+    return torch.tensor([value]).to_lp(format, rounding)  # type: ignore[attr-defined]
+
+
+OPS = {"add.Tensor": Fraction.__add__, "sub.Tensor": Fraction.__sub__, "mul.Tensor": Fraction.__mul__}
+
+
+class TestShadow:
+    @settings(max_examples=40)
+    @given(
+        st.sampled_from([BF16, FP16, E4M3]),
+        st.lists(st.tuples(st.sampled_from(sorted(OPS)), st.integers(-63, 63)), min_size=1, max_size=4),
+    )
+    def test_errors_of_a_chain_are_those_of_exact_rationals(self, format: Any, chain: Any) -> None:
+        x = low(1.25, format)
+        exact = value = Fraction(5, 4)
+        with shadow() as seen:
+            for name, k in chain:
+                operand = Fraction(k, 8)  # an fp32 number, which an op on an LPTensor uses exactly
+                exact, right = OPS[name](exact, operand), OPS[name](value, operand)
+                x = getattr(x, {"a": "add", "s": "sub", "m": "mul"}[name[0]])(torch.tensor([float(operand)]))
+                value = Fraction(x.item())
+                row = seen.rows()[-1]
+                assert row["op"] == name
+                assert row["error"] == pytest.approx(float(abs(value - exact) / spacing(exact, format)), abs=1e-12)
+                assert row["born"] == pytest.approx(float(abs(value - right) / spacing(right, format)), abs=1e-12)
+                assert seen.twin(x).item() == float(exact)
+                assert seen.error(x).item() == row["error"]
+
+    def test_finds_where_an_error_is_born_and_where_it_grows(self) -> None:
+        x = low(1.0)
+        with shadow() as seen:
+            y = (x + 300.0) * 2.0  # 301 is born as 300 or 302
+            z = y - 600.0  # and nothing is born here, but grows
+        assert seen.births(1)[0]["op"] == "add.Tensor"
+        assert seen.growths(1)[0]["op"] == "sub.Tensor" and seen.rows()[-1]["born"] == 0
+        assert seen.twin(z).item() == 2.0
+
+    def test_finds_the_first_infinity_and_its_line(self) -> None:
+        x = low(200.0, E5M2)
+        with shadow() as seen:
+            y = x * 2
+            planted = y * 400  # 160000 is beyond 57344
+            planted - planted
+        row = seen.first_nonfinite
+        assert row is not None and row["op"] == "mul.Tensor" and row["nonfinite"] == 1
+        line = int(row["where"].rpartition(":")[2])
+        with open(__file__) as source:
+            assert "planted = y * 400" in source.readlines()[line - 1]
+        assert seen.rows()[-1]["nonfinite"] == 1  # inf - inf is NaN
+        assert "mul.Tensor" in str(seen)
+
+    def test_an_infinity_that_float64_has_too_is_no_finding(self) -> None:
+        with shadow() as seen:
+            low(1.0) * float("inf")
+        assert seen.first_nonfinite is None
+
+    def test_finds_the_module_where_a_model_overflows_also_backward(self) -> None:
+        model = convert(nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Tanh(), nn.Linear(2, 1))), E5M2)
+        with torch.no_grad():
+            model[0].weight.fill_(1.0)
+            model[0].bias.fill_(0.0)
+            model[1][1].weight.fill_(4.0)
+        with shadow() as seen:
+            y = model(torch.ones(1, 2).to_lp(E5M2))  # type: ignore[attr-defined]
+            y.backward(torch.full_like(y, 40000.0))  # 40000 * 4 is beyond 57344
+        row = seen.first_nonfinite
+        assert row is not None
+        assert (row["op"], row["backward"], row["module"]) == ("mm", True, "Sequential.1.1")
+
+    def test_twins_follow_a_training_step(self) -> None:
+        torch.manual_seed(3)
+        plain = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).double()
+        model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+        with torch.no_grad():
+            for p, q in zip(plain.parameters(), model.parameters(), strict=True):
+                p.copy_(round_to(p, BF16))
+                q.copy_(p)
+        convert(model, BF16)
+        x = round_to(torch.randn(5, 3), BF16)
+        optimizers = [torch.optim.SGD(m.parameters(), lr=0.125, momentum=0.5) for m in (plain, model)]
+        with shadow() as seen:
+            for _ in range(3):
+                for m, optimizer, inputs in (
+                    (plain, optimizers[0], x.double()),
+                    (model, optimizers[1], x.to_lp(BF16)),  # type: ignore[attr-defined]
+                ):
+                    optimizer.zero_grad()
+                    m(inputs).square().mean().backward()
+                    optimizer.step()
+            for p, q in zip(plain.parameters(), model.parameters(), strict=True):
+                assert torch.allclose(seen.twin(q), p.detach(), rtol=1e-12, atol=1e-14)
+                assert not torch.equal(q.detach().dequantize().double(), p.detach())  # type: ignore[operator]
+
+    def test_sees_the_roundings_of_lowered_layers_and_of_optimizers(self) -> None:
+        model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1))
+        lower(model, "linear", E4M3, E5M2)
+        exact = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1)).double()
+        exact.load_state_dict(model.state_dict())
+        optimizer = OptimLP(torch.optim.SGD(model.parameters(), lr=0.1), weight_quant=E4M3)
+        x = torch.randn(6, 3)
+        with shadow() as seen:
+            y = model(x)
+            twin = seen.twin(y)
+            y.sum().backward()
+            optimizer.step()
+        assert torch.allclose(twin, exact(x.double()).detach(), rtol=1e-12)
+        names = [(row["op"], row["format"], row["backward"]) for row in seen.rows()]
+        assert names.count(("round", "E4M3", False)) == 2
+        assert names.count(("round", "E5M2", True)) == 2
+        assert names.count(("round weight", "E4M3", False)) == 4
+
+    def test_views_and_writes_in_place_keep_their_twins(self) -> None:
+        x = torch.zeros(2, 2).to_lp(BF16)  # type: ignore[attr-defined]
+        with shadow() as seen:
+            x[0] = torch.tensor([1.0, 257.0])  # 257 becomes 256
+            x.t()[1].mul_(3)
+        assert seen.twin(x).tolist() == [[1.0, 771.0], [0.0, 0.0]]
+        assert x.tolist() == [[1.0, 768.0], [0.0, 0.0]]
+
+    def test_random_ops_draw_once(self) -> None:
+        x = torch.ones(64).to_lp(BF16)  # type: ignore[attr-defined]
+        with shadow() as seen:
+            y = nn.functional.dropout(x, 0.5)
+        assert torch.equal(seen.twin(y), y.dequantize().double())
+
+    def test_values_are_those_without_a_shadow(self) -> None:
+        def step() -> list[Any]:
+            torch.manual_seed(0)
+            model = convert(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Dropout(0.3)), E4M3)
+            model(torch.randn(2, 1, 5, 5).to_lp(E4M3, "stochastic")).sum().backward()  # type: ignore[attr-defined]
+            return [x.tolist() for x in model.state_dict().values()] + [p.grad.tolist() for p in model.parameters()]
+
+        bare = step()
+        with shadow():
+            watched = step()
+        assert watched == bare and observe.anyone == 0
+
+    def test_tensors_that_are_gone_leave_no_twin(self) -> None:
+        with shadow() as seen:
+            x = low(1.0)
+            for _ in range(20):
+                x = x + 1
+            del x
+            low(1.0)
+        assert len(seen._twins) < 5
+
+    def test_block_formats_have_relative_errors_alone(self) -> None:
+        x = torch.randn(64).to_lp(MXFP8_E4M3)  # type: ignore[attr-defined]
+        with shadow() as seen:
+            y = x * 1.1
+        (row,) = seen.rows()
+        assert row["error"] is None and 0 < row["relative"] < 0.1
+        with pytest.raises(TypeError, match="scalar format"):
+            seen.error(y)
+
+    def test_the_picture_has_the_errors(self) -> None:
+        x = low(1.0)
+        with shadow() as seen:
+            y = x / 3
+            y * 7
+        axes = __import__("matplotlib.figure").figure.Figure().subplots()
+        seen.rows().plot(axes)
+        assert axes.lines[0].get_ydata().tolist() == [row["error"] for row in seen.rows()]
+        with pytest.raises(ValueError, match="nothing ran"):
+            type(seen)().rows().plot(axes)
+
+
+class TestReplicas:
+    @pytest.mark.parametrize("at_once", [True, False])
+    def test_the_spread_of_one_rounding_is_the_exact_one(self, at_once: bool) -> None:
+        count = 4000 if at_once else 400
+        found = replicas(lambda x: x / 3, low(1.0, BF16, "stochastic"), count=count, at_once=at_once)
+        unit = Fraction(1, 2**9)  # of 1/3 in bfloat16
+        below = Fraction(1, 3) // unit
+        part = Fraction(1, 3) / unit - below
+        deviation = float(unit) * math.sqrt(part * (1 - part))
+        assert set(found.samples.flatten().tolist()) == {float(below * unit), float((below + 1) * unit)}
+        assert abs(found.mean.item() - 1 / 3) < 4 * deviation / math.sqrt(count)
+        assert found.deviation.item() == pytest.approx(deviation, rel=4 / math.sqrt(2 * count))
+        assert found.trusted == pytest.approx(-math.log10(deviation * 3), abs=2 / math.sqrt(count))
+
+    def test_finds_the_cancellation(self) -> None:
+        x = low(1.0, BF16, "stochastic")
+        sound = replicas(lambda x: x / 3, x, count=64)
+        planted = replicas(lambda x: (x / 3 + 100) - 100, x, count=64)
+        assert sound.trusted > 2 and planted.trusted < 0.6
+
+    def test_replicas_are_independent(self) -> None:
+        x = torch.full((3,), 1 / 3).to_lp(BF16, "stochastic")  # type: ignore[attr-defined]
+        found = replicas(lambda x: x / 1.3, x, count=64)
+        assert found.samples.shape == (64, 3) and found.mean.shape == (3,)
+        assert len({tuple(row) for row in found.samples.tolist()}) > 2
+
+    def test_what_never_moves_has_every_digit(self) -> None:
+        found = replicas(lambda x: x * 2, low(1.5, FloatingPoint(8), "stochastic"))
+        assert found.trusted == math.inf and found.deviation.item() == 0
+        assert replicas(lambda x: x * math.inf - math.inf, low(1.0, FP16, "stochastic")).digits.isnan().all()
+
+    def test_what_is_refused(self) -> None:
+        with pytest.raises(TypeError, match="stochastic"):
+            replicas(lambda x: x, low(1.0))
+        with pytest.raises(ValueError, match="1"):
+            replicas(lambda x: x, low(1.0, BF16, "stochastic"), count=1)
+        with pytest.raises(TypeError, match="one tensor"):
+            replicas(lambda x: (x, x), low(1.0, BF16, "stochastic"))
