@@ -19,7 +19,7 @@ LAYERS = (
     ("grid", "layout", "base"),
     ("formats", "p3109"),
     ("blocks", "codebooks", "posits", "tables", "scaling"),
-    ("reference", "_native"),
+    ("reference", "_native", "_cuda"),
     ("ops",),
     ("codes", "delayed", "describe", "finfo", "neighbours", "packing", "interop"),
     ("arithmetic", "rules", "direction", "escape", "exact_ops", "library"),
