@@ -78,10 +78,9 @@ class _Rule(ctypes.Structure):
     )
 
 
-def _find() -> Path | None:
-    """The library's file: beside this one, or where an editable install has put it."""
-    names = {"win32": "liblptensor.dll", "darwin": "liblptensor.dylib"}
-    name = names.get(sys.platform, "liblptensor.so")
+def find(library: str) -> Path | None:
+    """A library's file: beside this one, or where an editable install has put it."""
+    name = f"lib{library}.{ {'win32': 'dll', 'darwin': 'dylib'}.get(sys.platform, 'so') }"
     folders = sys.modules["lptensor"].__path__  # an editable install has two: the sources, and what was built
     return next((path for folder in folders if (path := Path(folder, name)).exists()), None)
 
@@ -89,7 +88,7 @@ def _find() -> Path | None:
 @functools.cache
 def library() -> Any:
     """The loaded library, or None; the reason is ``why_not()``. Loaded at first use, built at install."""
-    path = _find()
+    path = find("lptensor")
     if path is None:
         return None
     lib = ctypes.CDLL(str(path))
@@ -127,15 +126,23 @@ def warn_missing() -> None:
 
 
 @functools.cache
-def _grid(grid: Grid) -> _Grid:
+def grid_struct(grid: Grid) -> _Grid:
+    """The C struct of a grid."""
     return _Grid(**grid._asdict())
 
 
 @functools.cache
-def _blocks(blocks: Blocks | ScaledBlocks) -> _Blocks | _ScaledBlocks:
-    grids = {name: _grid(value) for name, value in blocks._asdict().items() if isinstance(value, Grid)}
+def blocks_struct(blocks: Blocks | ScaledBlocks) -> _Blocks | _ScaledBlocks:
+    """The C struct of the blocks of a format."""
+    grids = {name: grid_struct(value) for name, value in blocks._asdict().items() if isinstance(value, Grid)}
     struct = _Blocks if isinstance(blocks, Blocks) else _ScaledBlocks
     return struct(**{**blocks._asdict(), **grids})
+
+
+@functools.cache
+def posit_struct(posit: PositBits) -> _Posit:
+    """The C struct of a posit."""
+    return _Posit(*posit)
 
 
 @functools.cache
@@ -158,7 +165,7 @@ def round_grid(x: Tensor, y: Tensor, grid: Grid, rounding: Rounding, key: tuple[
         x.data_ptr(),
         y.data_ptr(),
         x.numel(),
-        ctypes.byref(_grid(grid)),
+        ctypes.byref(grid_struct(grid)),
         ctypes.byref(rule(rounding, key)),
         torch.get_num_threads(),
     )
@@ -172,7 +179,7 @@ def round_posit(x: Tensor, y: Tensor, posit: PositBits, rounding: Rounding, key:
         x.data_ptr(),
         y.data_ptr(),
         x.numel(),
-        ctypes.byref(_Posit(*posit)),
+        ctypes.byref(posit_struct(posit)),
         ctypes.byref(rule(rounding, key)),
         torch.get_num_threads(),
     )
@@ -182,7 +189,7 @@ def round_table(x: Tensor, y: Tensor, table: Table, rounding: Rounding, key: tup
     """``x`` rounded into ``y``, as in ``round_grid``."""
     lib = library()
     kernel = lib.lpt_round_table_f32 if x.dtype == torch.float32 else lib.lpt_round_table_f64
-    struct, _ = _table(table, rounding.mode, x.dtype)
+    struct, _ = table_struct(table, rounding.mode, x.dtype)
     kernel(
         x.data_ptr(),
         y.data_ptr(),
@@ -194,7 +201,7 @@ def round_table(x: Tensor, y: Tensor, table: Table, rounding: Rounding, key: tup
 
 
 @functools.lru_cache(maxsize=256)
-def _table(table: Table, mode: Mode, dtype: torch.dtype) -> tuple[_Table, Any]:
+def table_struct(table: Table, mode: Mode, dtype: torch.dtype) -> tuple[_Table, Any]:
     """The C struct of a table, and the tensors that it points into.
 
     Each binade of keys is cut into equal buckets, about as narrow as the steps in it are close, but
@@ -238,7 +245,7 @@ def _log2(n: Tensor) -> Tensor:
 
 
 @functools.lru_cache(maxsize=4096)
-def _layout(shape: tuple[int, ...], block: tuple[int, ...]) -> _Layout:
+def layout_struct(shape: tuple[int, ...], block: tuple[int, ...]) -> _Layout:
     """Shape and block with neighbouring axes merged where that changes nothing."""
     axes: list[tuple[int, int]] = []
     for n, wide in zip(shape, block, strict=True):
@@ -274,8 +281,8 @@ def round_blocks(
     failed = kernel(
         x.data_ptr(),
         y.data_ptr(),
-        ctypes.byref(_layout(tuple(x.shape) or (1,), tuple(shape) or (1,))),
-        ctypes.byref(_blocks(blocks)),
+        ctypes.byref(layout_struct(tuple(x.shape) or (1,), tuple(shape) or (1,))),
+        ctypes.byref(blocks_struct(blocks)),
         ctypes.byref(rule(rounding, key)),
         torch.get_num_threads(),
     )

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lptensor import _compat, _native, observe, reference
+from lptensor import _compat, _cuda, _native, observe, reference
 from lptensor.blocks import BlockFormat
 from lptensor.formats import CARRIER_PRECISION, FixedPoint, Format, Grid
 from lptensor.posits import Posit, PositBits
@@ -55,12 +55,21 @@ def round(
     return round_fresh(x, format, rule, generator)
 
 
-def backend() -> str:
-    """Which code rounds CPU tensors here, and why.
+def backend(device: torch.device | str = "cpu") -> str:
+    """Which code rounds the tensors of a device here, and why: "native", "cuda" or "torch", a colon, the reason.
 
     >>> backend().split(":")[0] in ("native", "torch")
     True
+    >>> backend("cuda").split(":")[0] in ("cuda", "torch")
+    True
     """
+    kind = torch.device(device).type
+    if kind == "cuda":
+        if _cuda.library() is not None:
+            return "cuda: the kernels that nvcc compiled when lptensor was installed"
+        return "torch: installed without nvcc; reference.py rounds, slowly, to the same bits"
+    if kind != "cpu":
+        return f"torch: there are no kernels for {kind} tensors; reference.py rounds, slowly, to the same bits"
     lib = _native.library()
     if lib is None:
         return "torch: installed without a C++ compiler; reference.py rounds, slowly, to the same bits"
@@ -127,6 +136,24 @@ def draw_key(generator: torch.Generator | None = None) -> tuple[int, int]:
     return seed, offset
 
 
+def _key(x: Tensor, generator: torch.Generator | None) -> _cuda.Key:
+    """The key of a stochastic rounding of ``x``; while a CUDA graph is captured, a part of the graph that draws one."""
+    if not (x.is_cuda and torch.cuda.is_current_stream_capturing()):
+        return draw_key(generator)
+    if generator is not None and generator.device.type != "cuda":
+        raise RuntimeError(
+            "a CUDA graph cannot draw from a CPU generator: leave generator= away, or give a CUDA generator "
+            "that is registered with the graph"
+        )
+    return torch.empty(2, dtype=torch.int64, device=x.device).random_(generator=generator)
+
+
+def _kernels(device: torch.device) -> Any:
+    """The module whose compiled kernels round the tensors of a device, or None."""
+    module = {"cpu": _native, "cuda": _cuda}.get(device.type)
+    return None if module is None or module.library() is None else module
+
+
 def round_fresh(x: Tensor, format: Format, rounding: Rounding, generator: Any = None) -> Tensor:
     """A rounded copy of a plain tensor, without autograd."""
     x = x.detach()
@@ -148,12 +175,16 @@ def round_into(x: Tensor, y: Tensor, format: Format, rounding: Rounding, generat
 def _round_into(x: Tensor, y: Tensor, format: Format, rounding: Rounding, generator: Any) -> Tensor:
     if x.numel() == 0:
         return y
-    key = draw_key(generator) if rounding.stochastic else None
+    key = _key(x, generator) if rounding.stochastic else None
     lowered = format.lowered
-    native = x.device.type == "cpu" and _native.library() is not None
-    if not native:
+    kernels = _kernels(x.device)
+    if kernels is None:
         if x.device.type == "cpu":
             _native.warn_missing()
+        if isinstance(key, Tensor):
+            raise RuntimeError(
+                "rounding stochastically in a CUDA graph needs lptensor's CUDA library: " + backend("cuda")
+            )
         return y.copy_(_reference(x, format, lowered, rounding, key))
 
     # Random words and blocks go by position in contiguous order; else any order without gaps will do.
@@ -163,14 +194,14 @@ def _round_into(x: Tensor, y: Tensor, format: Format, rounding: Rounding, genera
     source = x if same else x.resolve_neg().contiguous()
     target = y if same or y.is_contiguous() and not negated else torch.empty_like(source)
     if isinstance(lowered, Grid):
-        _native.round_grid(source, target, lowered, rounding, key)
+        kernels.round_grid(source, target, lowered, rounding, key)
     elif isinstance(lowered, Table):
-        _native.round_table(source, target, lowered, rounding, key)
+        kernels.round_table(source, target, lowered, rounding, key)
     elif isinstance(lowered, PositBits):
-        _native.round_posit(source, target, lowered, rounding, key)
+        kernels.round_posit(source, target, lowered, rounding, key)
     else:
         assert isinstance(format, BlockFormat)
-        _native.round_blocks(source, target, lowered, format.block_shape(x.shape), rounding, key)
+        kernels.round_blocks(source, target, lowered, format.block_shape(x.shape), rounding, key)
     return y if target is y else y.copy_(target)
 
 

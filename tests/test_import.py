@@ -22,7 +22,7 @@ LAYERS = (
     ("grid", "layout", "base"),
     ("formats", "p3109"),
     ("blocks", "codebooks", "posits", "tables", "scaling", "accumulator"),
-    ("reference", "_native"),
+    ("reference", "_native", "_cuda"),
     ("accumulate", "_native_gemm"),
     ("ops",),
     ("gemm",),

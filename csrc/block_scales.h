@@ -1,0 +1,182 @@
+// The scale of a block on the device, and what it makes of an element: powers of two (lpt_blocks)
+// and any numbers (lpt_scaled). The same steps as block_loops.h takes on the host.
+#pragma once
+#include "block.h"
+#include "device.h"
+
+// MODE: to nearest and stochastic have code of their own, all else finds its mode at run time.
+static constexpr int32_t LPT_ANY = -1;
+
+// Elements in any mode and for any format; not inlined, because it is long, and rare.
+template <class T>
+LPT_OUTSIDE void lpt_round_some(typename lpt_carrier<T>::bits *v, int32_t count,
+                                const lpt_cell<T> &c, int32_t mode, const uint32_t *words) {
+#pragma unroll 1
+    for (int32_t i = 0; i < count; ++i) {
+        switch (mode) {
+        case LPT_NEAREST: v[i] = lpt_round<T, LPT_NEAREST, false>(v[i], c, 0); break;
+        case LPT_NEAREST_AWAY: v[i] = lpt_round<T, LPT_NEAREST_AWAY, false>(v[i], c, 0); break;
+        case LPT_TOWARD_ZERO: v[i] = lpt_round<T, LPT_TOWARD_ZERO, false>(v[i], c, 0); break;
+        case LPT_DOWN: v[i] = lpt_round<T, LPT_DOWN, false>(v[i], c, 0); break;
+        case LPT_UP: v[i] = lpt_round<T, LPT_UP, false>(v[i], c, 0); break;
+        case LPT_ODD: v[i] = lpt_round<T, LPT_ODD, false>(v[i], c, 0); break;
+        case LPT_STOCHASTIC: v[i] = lpt_round<T, LPT_STOCHASTIC, false>(v[i], c, words[i]); break;
+        case LPT_STOCHASTIC_HALF_OFFSET:
+            v[i] = lpt_round<T, LPT_STOCHASTIC_HALF_OFFSET, false>(v[i], c, words[i]);
+            break;
+        case LPT_STOCHASTIC_PRE_ROUNDED:
+            v[i] = lpt_round<T, LPT_STOCHASTIC_PRE_ROUNDED, false>(v[i], c, words[i]);
+            break;
+        default: v[i] = lpt_round<T, LPT_STOCHASTIC_EQUAL, false>(v[i], c, words[i]);
+        }
+    }
+}
+
+// The same on the grid of a block: the unshifted cell moved, or one made for it.
+template <class T>
+LPT_OUTSIDE void lpt_round_shifted(typename lpt_carrier<T>::bits *v, int32_t count,
+                                   const lpt_grid &element, const lpt_rule &rule,
+                                   const lpt_cell<T> &cell, int32_t shift, bool movable,
+                                   const uint32_t *words) {
+    typedef lpt_carrier<T> C;
+    const typename C::bits moved = (typename C::bits)(typename C::sbits)shift << C::mantissa;
+    const lpt_cell<T> c =
+        movable ? lpt_move<T>(cell, moved) : lpt_make_cell<T>(element, rule, shift);
+    lpt_round_some<T>(v, count, c, rule.mode, words);
+}
+
+// Magnitudes from `from` to `to` count as zero in the maximum of a block.
+template <class T> struct lpt_left_out {
+    typedef typename lpt_carrier<T>::bits U;
+    U from, to;
+    LPT_INSIDE U operator()(U u) const {
+        const U a = u & ~((U)1 << (lpt_carrier<T>::width - 1));
+        return a >= from && a <= to ? (U)0 : a;
+    }
+};
+template <class T> inline lpt_left_out<T> lpt_leave_out(bool infinities, bool nans) {
+    typedef lpt_carrier<T> C;
+    const typename C::bits inf = (typename C::bits)(2 * C::bias + 1) << C::mantissa;
+    const typename C::bits none = ~(typename C::bits)0;
+    return {infinities ? inf : none, nans ? none : infinities ? inf : none};
+}
+
+// Scales that are powers of two.
+template <class T, int MODE_> struct lpt_shifted {
+    typedef lpt_carrier<T> C;
+    typedef typename C::bits U;
+    static constexpr int32_t MODE = MODE_;
+    lpt_blocks b;
+    lpt_rule rule;
+    lpt_cell<T> cell;
+    int32_t low, high;
+    lpt_left_out<T> counted;
+
+    // Made once per thread.
+    struct tensor {};
+    LPT_INSIDE tensor whole() const { return {}; }
+
+    // Made once per block.
+    struct scale {
+        int32_t shift;
+        bool poisoned;
+    };
+    LPT_INSIDE scale of(U largest, const tensor &) const {
+        const bool poisoned = largest >= (U)(2 * C::bias + 1) << C::mantissa;
+        return {poisoned ? 0 : lpt_shift<T>(b, largest), poisoned};
+    }
+
+    template <int N>
+    LPT_INSIDE void round(U (&v)[N], int32_t count, const scale &s, const uint32_t *words) const {
+        const bool movable = s.shift >= low && s.shift <= high;
+        const U moved = (U)(typename C::sbits)s.shift << C::mantissa;
+        const U nan = (U)(4 * C::bias + 3) << (C::mantissa - 1);
+        if (MODE != LPT_ANY && movable) {
+            const lpt_cell<T> c = lpt_move<T>(cell, moved);
+#pragma unroll
+            for (int j = 0; j < N; ++j) {
+                const U r = MODE == LPT_NEAREST
+                                ? lpt_nearest<T>(v[j], cell, moved)
+                                : lpt_round<T, LPT_STOCHASTIC, true>(v[j], c, words[j]);
+                v[j] = s.poisoned ? nan : r;
+            }
+            return;
+        }
+        U some[N];
+        for (int j = 0; j < N; ++j)
+            some[j] = v[j];
+        lpt_round_shifted<T>(some, count, b.element, rule, cell, s.shift, movable, words);
+        for (int j = 0; j < N; ++j)
+            v[j] = s.poisoned ? nan : some[j];
+    }
+};
+
+// Scales that are any number.
+template <class T, int MODE_> struct lpt_divided {
+    typedef lpt_carrier<T> C;
+    typedef typename C::bits U;
+    static constexpr int32_t MODE = MODE_;
+    lpt_scaled b;
+    lpt_rule rule;
+    lpt_cell<T> cell;
+    lpt_cell<float> scales;
+    lpt_left_out<T> counted;
+    const U *top;  // the largest finite magnitude of the tensor, on the device; or null
+
+    struct tensor {
+        float scale;
+    };
+    LPT_INSIDE tensor whole() const {
+        const T largest = top ? lpt_value<T>(*top) : (T)0;
+        return {lpt_tensor_scale(b, fitting(largest))};
+    }
+
+    struct scale {
+        U s, reciprocal;
+    };
+    LPT_INSIDE scale of(U largest, const tensor &t) const {
+        float reciprocal;
+        const float s =
+            lpt_block_scale(b, scales, fitting(lpt_value<T>(largest)), t.scale, &reciprocal);
+        const U nan = (U)(4 * C::bias + 3) << (C::mantissa - 1);
+        const bool finite = largest < (U)(2 * C::bias + 1) << C::mantissa;
+        return {finite ? lpt_bits((T)s) : nan, lpt_bits((T)reciprocal)};
+    }
+
+    template <int N>
+    LPT_INSIDE void round(U (&v)[N], int32_t count, const scale &s, const uint32_t *words) const {
+        const U inf = (U)(2 * C::bias + 1) << C::mantissa, nan = inf | (U)1 << (C::mantissa - 1);
+        U q[N];
+#pragma unroll
+        for (int j = 0; j < N; ++j) {
+            // Quotients of float64 numbers below this might vanish.
+            const U sign = v[j] & (U)1 << (C::width - 1), least = (U)(C::bias - 800) << C::mantissa;
+            const bool lifted = C::width == 64 && (v[j] ^ sign) < least && v[j] != sign;
+            const U u = lifted ? sign | least : v[j];
+            const T x = lpt_value<T>(u);
+            const U ratio = b.reciprocal ? lpt_bits(x * lpt_value<T>(s.reciprocal))
+                                         : lpt_bits(x / lpt_value<T>(s.s));
+            q[j] = s.s == 0 ? sign : s.s > inf ? nan : ratio;
+        }
+        if (MODE != LPT_ANY) {
+#pragma unroll
+            for (int j = 0; j < N; ++j)
+                q[j] = MODE == LPT_NEAREST
+                           ? lpt_round<T, LPT_NEAREST, true>(q[j], cell, 0)
+                           : lpt_round<T, LPT_STOCHASTIC, true>(q[j], cell, words[j]);
+        } else {
+            lpt_round_some<T>(q, count, cell, rule.mode, words);
+        }
+#pragma unroll
+        for (int j = 0; j < N; ++j) {
+            const U r = lpt_bits(lpt_value<T>(q[j]) * lpt_value<T>(s.s));
+            v[j] = (r & ~((U)1 << (C::width - 1))) > inf ? nan : r;  // NaN differs between machines
+        }
+    }
+
+  private:
+    static LPT_INSIDE float fitting(T largest) {
+        const T most = (T)lpt_value<float>(0x7f7fffffu);
+        return (float)(largest < most ? largest : most);
+    }
+};

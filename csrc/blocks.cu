@@ -1,0 +1,178 @@
+// Block formats on the device.
+#include "block_kernels.h"
+
+namespace {
+
+// How the blocks of a tensor are shared out among threads, as far as its shape tells.
+struct plan {
+    int64_t elements, count, size;  // of the tensor; blocks; elements of a whole one
+    bool columns;
+    lpt_strips strips;
+    int64_t piece;  // elements, or rows, that a thread or a team takes at a time
+    bool shared() const { return piece < (columns ? strips.wide : size); }
+};
+
+plan plan_of(const lpt_layout &l) {
+    const int64_t enough = 1 << 15;  // threads that keep a device busy
+    plan p = {1, 1, 1, false, {}, 0};
+    for (int32_t d = 0; d < l.dims; ++d) {
+        p.elements *= l.shape[d];
+        p.count *= (l.shape[d] + l.block[d] - 1) / l.block[d];
+        p.size *= l.block[d];
+    }
+    const int32_t axis = l.dims - 2;
+    p.columns = axis >= 0 && l.block[axis + 1] == 1 && l.block[axis] > 1 &&
+                (axis == 0 || (axis == 1 && l.block[0] == 1));
+    if (p.columns) {
+        p.piece = p.count < enough && l.block[axis] > 64 ? 64 : l.block[axis];
+        p.strips = {axis ? l.shape[0] : 1, l.shape[axis], l.shape[axis + 1], l.block[axis],
+                    p.piece};
+    } else {
+        p.piece = p.count < enough / LPT_THREADS && p.size > 8192 ? 8192 : p.size;
+    }
+    return p;
+}
+
+// A format's scales, as the kernels take them.
+template <int MODE, class T>
+lpt_shifted<T, MODE> scales_of(const lpt_blocks &b, const lpt_rule &rule, const lpt_cell<T> &cell,
+                               const typename lpt_carrier<T>::bits *) {
+    lpt_shifted<T, MODE> op = {b, rule, cell, 0, 0, lpt_leave_out<T>(b.saturate, false)};
+    lpt_movable<T>(b.element, cell, &op.low, &op.high);
+    return op;
+}
+template <int MODE, class T>
+lpt_divided<T, MODE> scales_of(const lpt_scaled &b, const lpt_rule &rule, const lpt_cell<T> &cell,
+                               const typename lpt_carrier<T>::bits *top) {
+    const lpt_rule nearest = {LPT_NEAREST, 32, 0, 0, {0, 0}};
+    return {b,
+            rule,
+            cell,
+            lpt_make_cell<float>(b.scale, nearest, 0),
+            lpt_leave_out<T>(b.saturate, false),
+            b.whole == 0 ? nullptr : top};
+}
+
+template <class T, class Op>
+int32_t launch_boxes(const T *x, T *y, const lpt_boxes &boxes, int32_t phase,
+                     typename lpt_carrier<T>::bits *largest, lpt_draw draw, void *stream,
+                     const Op &op) {
+    const int64_t teams = boxes.count * ((boxes.size + boxes.piece - 1) / boxes.piece);
+    const int64_t chunks = (teams * boxes.lanes + LPT_THREADS - 1) / LPT_THREADS;
+    return lpt_launch(lpt_teams<T, Op>, lpt_blocks_for(chunks), stream, x, y, boxes, phase, largest,
+                      draw, op);
+}
+
+lpt_boxes boxes_of(const lpt_layout &l, const plan &p) {
+    lpt_boxes boxes = {l, p.count, p.size, p.piece, LPT_THREADS};
+    if (p.size <= 1024)
+        for (boxes.lanes = LPT_WARP; boxes.lanes > 1 && boxes.lanes * 4 > p.size;)
+            boxes.lanes /= 2;
+    return boxes;
+}
+
+template <class T, class Op>
+int32_t launch_blocks(const T *x, T *y, const lpt_layout &l, const plan &p,
+                      typename lpt_carrier<T>::bits *largest, lpt_draw draw, void *stream,
+                      const Op &op) {
+    const int64_t lanes = p.size / lpt_pack<T>::size, chunk = 2 * 16 / sizeof(T) * LPT_THREADS;
+    const bool aligned = (uintptr_t)x % 16 == 0 && (uintptr_t)y % 16 == 0;
+    if (l.dims == 1 && aligned && p.elements % p.size == 0 && lanes * lpt_pack<T>::size == p.size &&
+        lanes >= 1 && lanes <= LPT_WARP && (lanes & (lanes - 1)) == 0)
+        return lpt_launch(lpt_packed<T, Op>, lpt_blocks_for((p.elements + chunk - 1) / chunk),
+                          stream, x, y, p.elements, (int32_t)lanes, draw, op);
+    for (int32_t phase = p.shared() ? LPT_MAXIMA : LPT_ALL;; phase = LPT_ROUND) {
+        int32_t error;
+        if (p.columns) {
+            const int64_t pieces = (p.strips.wide + p.piece - 1) / p.piece;
+            const int64_t chunks = (p.count * pieces + LPT_THREADS - 1) / LPT_THREADS;
+            error = lpt_launch(lpt_columns<T, Op>, lpt_blocks_for(chunks), stream, x, y, p.strips,
+                               phase, largest, draw, op);
+        } else {
+            error = launch_boxes(x, y, boxes_of(l, p), phase, largest, draw, stream, op);
+        }
+        if (error || phase != LPT_MAXIMA)
+            return error;
+    }
+}
+
+// The largest finite magnitude of all elements, into `top`, which holds zero.
+template <class T>
+int32_t find_top(const T *x, T *y, const plan &p, typename lpt_carrier<T>::bits *top,
+                 const lpt_rule &rule, const lpt_scaled &b, void *stream) {
+    lpt_blocks none = {b.element, 2, 0, 0, 0, 0};
+    lpt_shifted<T, LPT_ANY> op =
+        scales_of<LPT_ANY, T>(none, rule, lpt_make_cell<T>(b.element, rule, 0), nullptr);
+    op.counted = lpt_leave_out<T>(true, true);
+    lpt_layout flat = {1, {p.elements}, {p.elements}};
+    const lpt_boxes boxes = {flat, 1, p.elements, 8192, LPT_THREADS};
+    return launch_boxes(x, y, boxes, LPT_MAXIMA, top, lpt_make_draw(rule, nullptr), stream, op);
+}
+template <class T>
+int32_t find_top(const T *, T *, const plan &, typename lpt_carrier<T>::bits *, const lpt_rule &,
+                 const lpt_blocks &, void *) {
+    return 0;
+}
+
+double tensor_scale(const lpt_blocks &) { return 0; }
+double tensor_scale(const lpt_scaled &b) { return b.whole; }
+
+// `scratch` has room for what lpt_cuda_scratch says.
+template <class T, class Format>
+int32_t round_blocks(const T *x, T *y, const lpt_layout &l, const Format &b, const lpt_rule &rule,
+                     const lpt_key *drawn, typename lpt_carrier<T>::bits *scratch, int32_t device,
+                     void *stream) {
+    const plan p = plan_of(l);
+    const lpt_cell<T> cell = lpt_make_cell<T>(b.element, rule, 0);
+    const lpt_draw draw = lpt_make_draw(rule, drawn);
+    int32_t error = lpt_on_device(device);
+    if (!error && (p.shared() || tensor_scale(b) != 0))
+        error = lpt_clear(scratch, (1 + (p.shared() ? p.count : 0)) * sizeof *scratch, stream);
+    if (!error && tensor_scale(b) != 0)
+        error = find_top(x, y, p, scratch, rule, b, stream);
+    if (error)
+        return error;
+    if constexpr (sizeof(T) == 4) {
+        if (cell.plain && rule.mode == LPT_NEAREST)
+            return launch_blocks(x, y, l, p, scratch + 1, draw, stream,
+                                 scales_of<LPT_NEAREST, T>(b, rule, cell, scratch));
+        if (cell.plain && rule.mode == LPT_STOCHASTIC)
+            return launch_blocks(x, y, l, p, scratch + 1, draw, stream,
+                                 scales_of<LPT_STOCHASTIC, T>(b, rule, cell, scratch));
+    }
+    return launch_blocks(x, y, l, p, scratch + 1, draw, stream,
+                         scales_of<LPT_ANY, T>(b, rule, cell, scratch));
+}
+
+}  // namespace
+
+// Numbers of the carrier's size that the kernels need beside the tensor; the caller allocates them.
+LPT_API int64_t lpt_cuda_scratch(const lpt_layout *l) {
+    const plan p = plan_of(*l);
+    return 1 + (p.shared() ? p.count : 0);
+}
+
+LPT_API int32_t lpt_cuda_round_blocks_f32(const float *x, float *y, const lpt_layout *l,
+                                          const lpt_blocks *b, const lpt_rule *rule,
+                                          const lpt_key *drawn, uint32_t *scratch, int32_t device,
+                                          void *stream) {
+    return round_blocks(x, y, *l, *b, *rule, drawn, scratch, device, stream);
+}
+LPT_API int32_t lpt_cuda_round_blocks_f64(const double *x, double *y, const lpt_layout *l,
+                                          const lpt_blocks *b, const lpt_rule *rule,
+                                          const lpt_key *drawn, uint64_t *scratch, int32_t device,
+                                          void *stream) {
+    return round_blocks(x, y, *l, *b, *rule, drawn, scratch, device, stream);
+}
+LPT_API int32_t lpt_cuda_round_scaled_f32(const float *x, float *y, const lpt_layout *l,
+                                          const lpt_scaled *b, const lpt_rule *rule,
+                                          const lpt_key *drawn, uint32_t *scratch, int32_t device,
+                                          void *stream) {
+    return round_blocks(x, y, *l, *b, *rule, drawn, scratch, device, stream);
+}
+LPT_API int32_t lpt_cuda_round_scaled_f64(const double *x, double *y, const lpt_layout *l,
+                                          const lpt_scaled *b, const lpt_rule *rule,
+                                          const lpt_key *drawn, uint64_t *scratch, int32_t device,
+                                          void *stream) {
+    return round_blocks(x, y, *l, *b, *rule, drawn, scratch, device, stream);
+}

@@ -1,0 +1,73 @@
+// What the kernels share: threads, 16-byte accesses, random words, and how they are launched.
+// tests/emulation/ has the same names for the host and runs the same kernels there.
+#pragma once
+#include "chance.h"
+#include "philox.h"
+
+#ifndef LPT_EMULATED
+#include <cuda_runtime.h>
+#endif
+
+#if defined(__CUDACC__)
+#define LPT_INSIDE __device__ __forceinline__  // a member function of a kernel's argument
+#define LPT_OUTSIDE __device__ __noinline__
+#else
+#define LPT_INSIDE inline
+#define LPT_OUTSIDE inline
+#endif
+
+enum { LPT_THREADS = 256, LPT_WARP = 32 };  // threads of a thread block, and of a warp
+
+template <class T> struct alignas(16) lpt_pack {
+    enum { size = 16 / sizeof(T) };
+    T v[size];
+};
+
+// Where the random words come from: the key of this call, or one that lies on the device, drawn
+// anew whenever a captured graph is replayed. `mask` keeps the random bits of a word.
+struct lpt_draw {
+    lpt_key key;
+    const lpt_key *drawn;
+    uint32_t mask;
+};
+
+inline lpt_draw lpt_make_draw(const lpt_rule &rule, const lpt_key *drawn) {
+    return {rule.key, drawn, 0xffffffffu << (32 - rule.bits)};
+}
+
+LPT_FN lpt_key lpt_key_of_draw(const lpt_draw &draw) { return draw.drawn ? *draw.drawn : draw.key; }
+
+// Thread blocks for so many chunks of work; beyond this, kernels stride.
+inline int64_t lpt_blocks_for(int64_t chunks) { return chunks < 1 << 20 ? chunks : 1 << 20; }
+
+#ifndef LPT_EMULATED
+// Runs `kernel` on the stream and returns the CUDA error code; nothing waits for it.
+template <class... P, class... A>
+int32_t lpt_launch(void (*kernel)(P...), int64_t blocks, void *stream, A... args) {
+    static_assert(sizeof...(P) == sizeof...(A), "one argument for each parameter");
+    const auto run = [&](P... values) {
+        void *each[] = {(void *)&values...};
+        return cudaLaunchKernel((const void *)kernel, dim3((unsigned)blocks), dim3(LPT_THREADS),
+                                each, 0, (cudaStream_t)stream);
+    };
+    const cudaError_t error = run(args...);
+    if (error != cudaSuccess)
+        cudaGetLastError();  // it is reported here, not once more by whoever asks next
+    return (int32_t)error;
+}
+
+// torch has its own copy of the runtime; ours learns here which device is meant.
+inline int32_t lpt_on_device(int32_t device) { return (int32_t)cudaSetDevice(device); }
+
+inline const char *lpt_error_text(int32_t code) { return cudaGetErrorString((cudaError_t)code); }
+
+inline int32_t lpt_clear(void *memory, int64_t bytes, void *stream) {
+    return (int32_t)cudaMemsetAsync(memory, 0, (size_t)bytes, (cudaStream_t)stream);
+}
+#endif
+
+#if defined(_WIN32)
+#define LPT_API extern "C" __declspec(dllexport)
+#else
+#define LPT_API extern "C" __attribute__((visibility("default")))
+#endif

@@ -1,0 +1,52 @@
+// Scalar formats on the device, and what the library says of itself.
+#include "elements.h"
+
+namespace {
+
+template <class T, int MODE, bool PLAIN> struct to_grid {
+    typedef typename lpt_carrier<T>::bits U;
+    lpt_cell<T> cell;
+    LPT_INSIDE U operator()(U u, uint32_t random) const {
+        return lpt_round<T, MODE, PLAIN>(u, cell, random);
+    }
+};
+
+template <int MODE> struct launch {
+    // Code without the arms for rare formats is compiled only where people are waiting for it.
+    enum { COMMON = MODE == LPT_NEAREST || MODE == LPT_TOWARD_ZERO || MODE == LPT_STOCHASTIC };
+
+    template <class T>
+    static int32_t run(const T *x, T *y, int64_t n, lpt_cell<T> c, lpt_draw draw, void *stream) {
+        if constexpr (COMMON && sizeof(T) == 4) {
+            if (c.plain)
+                return lpt_launch_map<MODE, true>(x, y, n, draw, stream, to_grid<T, MODE, true>{c});
+        }
+        return lpt_launch_map<MODE, false>(x, y, n, draw, stream, to_grid<T, MODE, false>{c});
+    }
+};
+
+template <class T>
+int32_t round_grid(const T *x, T *y, int64_t n, const lpt_grid *g, const lpt_rule *rule,
+                   const lpt_key *drawn, int32_t device, void *stream) {
+    const int32_t error = lpt_on_device(device);
+    return error ? error
+                 : lpt_with_mode<launch>(rule->mode, x, y, n, lpt_make_cell<T>(*g, *rule, 0),
+                                         lpt_make_draw(*rule, drawn), stream);
+}
+
+}  // namespace
+
+LPT_API int32_t lpt_cuda_round_f32(const float *x, float *y, int64_t n, const lpt_grid *g,
+                                   const lpt_rule *rule, const lpt_key *drawn, int32_t device,
+                                   void *stream) {
+    return round_grid(x, y, n, g, rule, drawn, device, stream);
+}
+LPT_API int32_t lpt_cuda_round_f64(const double *x, double *y, int64_t n, const lpt_grid *g,
+                                   const lpt_rule *rule, const lpt_key *drawn, int32_t device,
+                                   void *stream) {
+    return round_grid(x, y, n, g, rule, drawn, device, stream);
+}
+
+LPT_API int32_t lpt_cuda_abi_version() { return 1; }
+
+LPT_API const char *lpt_cuda_error(int32_t code) { return lpt_error_text(code); }

@@ -1,0 +1,115 @@
+"""The CUDA library, called through ctypes; absent where the package was installed without nvcc."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lptensor import _native
+from lptensor.blocks import Blocks, ScaledBlocks
+from lptensor.formats import Grid
+from lptensor.posits import PositBits
+from lptensor.rounding import Mode, Rounding
+from lptensor.tables import Table
+
+ABI_VERSION = 1
+
+# Seed and offset of a call's random words; under graph capture a tensor on the device that holds them.
+Key = tuple[int, int] | Tensor | None
+
+
+@functools.cache
+def library() -> Any:
+    """The loaded library, or None. It loads without a driver or a device; a call then raises."""
+    path = _native.find("lptensor_cuda")
+    return None if path is None else load(str(path))
+
+
+def load(path: str) -> Any:
+    """The library in a file, with the types of its functions."""
+    lib = ctypes.CDLL(path)
+    if lib.lpt_cuda_abi_version() != ABI_VERSION:
+        raise ImportError(f"{path} is of another version of lptensor: install the package again")
+    pointer, integer = ctypes.c_void_p, ctypes.c_int32
+    lib.lpt_cuda_error.argtypes, lib.lpt_cuda_error.restype = (integer,), ctypes.c_char_p
+    lib.lpt_cuda_scratch.argtypes, lib.lpt_cuda_scratch.restype = (pointer,), ctypes.c_int64
+    for suffix in ("f32", "f64"):
+        for kind in ("", "table_", "posit_"):
+            kernel = getattr(lib, f"lpt_cuda_round_{kind}{suffix}")
+            kernel.argtypes = (pointer, pointer, ctypes.c_int64, *(pointer,) * 3, integer, pointer)
+        for kind in ("blocks", "scaled"):
+            kernel = getattr(lib, f"lpt_cuda_round_{kind}_{suffix}")
+            kernel.argtypes = (*(pointer,) * 7, integer, pointer)
+    return lib
+
+
+# The library's own copy of the CUDA runtime chooses a device, which must not outlast the call for torch's.
+guard = torch.cuda.device
+
+
+def where(x: Tensor) -> tuple[int, int]:
+    """The number of a tensor's device, and the handle of the stream that is current there."""
+    stream: int = torch.cuda.current_stream(x.device).cuda_stream
+    return x.device.index, stream
+
+
+def _call(kind: str, x: Tensor, y: Tensor, *form: Any, rounding: Rounding, key: Key, scratch: Any = ()) -> None:
+    lib = library()
+    name = f"lpt_cuda_round_{kind}f{torch.finfo(x.dtype).bits}"
+    drawn = key if isinstance(key, Tensor) else None
+    rule = _native.rule(rounding, (0, 0) if isinstance(key, Tensor) else key)
+    with guard(x.device):
+        code = getattr(lib, name)(
+            x.data_ptr(),
+            y.data_ptr(),
+            *form,
+            ctypes.byref(rule),
+            None if drawn is None else drawn.data_ptr(),
+            *scratch,
+            *where(x),
+        )
+    if code:
+        raise RuntimeError(f"{name} failed on {x.device} with CUDA error {code}: {lib.lpt_cuda_error(code).decode()}")
+
+
+def round_grid(x: Tensor, y: Tensor, grid: Grid, rounding: Rounding, key: Key) -> None:
+    """``x`` rounded into ``y``: CUDA tensors of one device, dtype and memory layout, without gaps; they may be one.
+
+    All of these run on the stream that is current, wait for nothing and allocate through torch alone.
+    """
+    _call("", x, y, x.numel(), ctypes.byref(_native.grid_struct(grid)), rounding=rounding, key=key)
+
+
+def round_posit(x: Tensor, y: Tensor, posit: PositBits, rounding: Rounding, key: Key) -> None:
+    """``x`` rounded into ``y``, as in ``round_grid``."""
+    struct = _native.posit_struct(posit)
+    _call("posit_", x, y, x.numel(), ctypes.byref(struct), rounding=rounding, key=key)
+
+
+def round_table(x: Tensor, y: Tensor, table: Table, rounding: Rounding, key: Key) -> None:
+    """``x`` rounded into ``y``, as in ``round_grid``. The first use of a table on a device copies it there."""
+    struct, _ = _table(table, rounding.mode, x.dtype, x.device)
+    _call("table_", x, y, x.numel(), ctypes.byref(struct), rounding=rounding, key=key)
+
+
+@functools.lru_cache(maxsize=256)
+def _table(table: Table, mode: Mode, dtype: torch.dtype, device: torch.device) -> tuple[Any, tuple[Tensor, ...]]:
+    struct, held = _native.table_struct(table, mode, dtype)
+    there = tuple(tensor.to(device) for tensor in held)
+    return type(struct)(*(tensor.data_ptr() for tensor in there), struct.depth, struct.last), there
+
+
+def round_blocks(
+    x: Tensor, y: Tensor, blocks: Blocks | ScaledBlocks, shape: Sequence[int], rounding: Rounding, key: Key
+) -> None:
+    """``x`` rounded into ``y`` in blocks of ``shape``: contiguous tensors, else as in ``round_grid``."""
+    layout = ctypes.byref(_native.layout_struct(tuple(x.shape) or (1,), tuple(shape) or (1,)))
+    scratch = torch.empty(library().lpt_cuda_scratch(layout), dtype=x.dtype, device=x.device)
+    kind = "blocks_" if isinstance(blocks, Blocks) else "scaled_"
+    struct = ctypes.byref(_native.blocks_struct(blocks))
+    _call(kind, x, y, layout, struct, rounding=rounding, key=key, scratch=(scratch.data_ptr(),))

@@ -1,0 +1,65 @@
+"""Builds the device's kernels for the host, and rounds with them through the module that calls the CUDA library."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lptensor import _cuda
+
+FLAGS = (
+    "-std=c++17",
+    "-O1",
+    "-shared",
+    "-fPIC",
+    "-ffp-contract=off",
+    "-fno-strict-aliasing",
+    "-U_FORTIFY_SOURCE",
+    "-w",
+)
+
+
+def compiler() -> str | None:
+    """The C++ compiler that a build would find."""
+    names = [os.environ.get("CXX"), "c++", "g++", "clang++"]
+    return next((path for name in names if name and (path := shutil.which(name))), None)
+
+
+def build(folder: Path) -> Any:
+    """The emulated library. Processes that share the folder share what one of them has built."""
+    with_what = compiler()
+    if with_what is None:
+        pytest.skip("no C++ compiler, so the CUDA kernels cannot be run on the host")
+    built = folder / "emulation.so"
+    if not built.exists():
+        new = folder / f"emulation-{os.getpid()}.so"
+        source = Path(__file__).parent / "device.cpp"
+        done = subprocess.run([with_what, *FLAGS, "-o", str(new), str(source)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        new.replace(built)
+    lib = _cuda.load(str(built))
+    lib.lpt_emulate.argtypes, lib.lpt_emulate.restype = (ctypes.c_int64, ctypes.c_int32), None
+    return lib
+
+
+@contextlib.contextmanager
+def emulated(lib: Any, blocks: int = 2**40, reverse: bool = False) -> Iterator[None]:
+    """Calls of the CUDA library reach the emulated one, with CPU tensors.
+
+    Kernels get at most ``blocks`` thread blocks and stride over the rest; ``reverse`` runs the
+    threads between two waiting points from the last to the first.
+    """
+    lib.lpt_emulate(blocks, reverse)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_cuda, "library", lambda: lib)
+        patch.setattr(_cuda, "where", lambda x: (0, 0))
+        patch.setattr(_cuda, "guard", contextlib.nullcontext)
+        yield

@@ -1,0 +1,148 @@
+// The device's kernels on the host: the .cu files as they are, every thread of a thread block a
+// fiber. Threads run one after the other up to the next point where they wait for each other, so a
+// missing barrier, a wrong index or a tail that is left out shows in the results.
+#define LPT_EMULATED
+#define __global__
+#define __device__
+#define __shared__ static
+#define __launch_bounds__(threads)
+
+#include "../../csrc/device.h"
+#include <functional>
+#include <memory>
+#include <setjmp.h>
+#include <tuple>
+#include <ucontext.h>
+
+struct place {
+    unsigned x;
+};
+static place threadIdx, blockIdx, gridDim;
+
+namespace {
+
+// A waiting point of `members` threads.
+struct barrier {
+    int members, arrived = 0, generation = 0;
+};
+
+struct fiber {
+    jmp_buf here;
+    ucontext_t start;
+    std::unique_ptr<char[]> stack;
+    bool busy = false, made = false;
+};
+
+enum { STACK = 1 << 17 };
+fiber fibers[LPT_THREADS];
+jmp_buf scheduler;
+ucontext_t outside;
+std::function<void()> body;
+barrier warps[LPT_THREADS / LPT_WARP], block;
+uint64_t slots[LPT_THREADS];
+
+// What the tests set: thread blocks at most, so that kernels stride, and the order of threads.
+int64_t most_blocks = INT64_MAX;
+bool backwards = false;
+
+void live() {
+    for (;;) {
+        body();
+        fiber &own = fibers[threadIdx.x];
+        own.busy = false;
+        if (_setjmp(own.here) == 0)
+            _longjmp(scheduler, 1);
+    }
+}
+
+void yield() {
+    if (_setjmp(fibers[threadIdx.x].here) == 0)
+        _longjmp(scheduler, 1);
+}
+
+void wait(barrier &b) {
+    const int generation = b.generation;
+    if (++b.arrived == b.members) {
+        b.arrived = 0;
+        ++b.generation;
+        return;
+    }
+    while (b.generation == generation)
+        yield();
+}
+
+void resume(unsigned thread) {
+    threadIdx.x = thread;
+    fiber &f = fibers[thread];
+    if (_setjmp(scheduler))
+        return;
+    if (f.made)
+        _longjmp(f.here, 1);
+    f.made = true;
+    f.stack.reset(new char[STACK]);
+    getcontext(&f.start);
+    f.start.uc_stack.ss_sp = f.stack.get();
+    f.start.uc_stack.ss_size = STACK;
+    makecontext(&f.start, live, 0);
+    swapcontext(&outside, &f.start);
+}
+
+void run_block() {
+    block = {LPT_THREADS};
+    for (barrier &b : warps)
+        b = {LPT_WARP};
+    for (fiber &f : fibers)
+        f.busy = true;
+    for (bool busy = true; busy;) {
+        busy = false;
+        for (unsigned i = 0; i < LPT_THREADS; ++i) {
+            const unsigned thread = backwards ? LPT_THREADS - 1 - i : i;
+            if (fibers[thread].busy)
+                resume(thread);
+            busy = busy || fibers[thread].busy;
+        }
+    }
+}
+
+template <class... P, class... A>
+int32_t lpt_launch(void (*kernel)(P...), int64_t blocks, void *, A... args) {
+    const std::tuple<P...> values(args...);
+    body = [&] { std::apply(kernel, values); };
+    gridDim.x = (unsigned)(blocks < most_blocks ? blocks : most_blocks);
+    for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x)
+        run_block();
+    return 0;
+}
+
+int32_t lpt_on_device(int32_t) { return 0; }
+
+const char *lpt_error_text(int32_t) { return "no error is emulated"; }
+
+int32_t lpt_clear(void *memory, int64_t bytes, void *) {
+    memset(memory, 0, (size_t)bytes);
+    return 0;
+}
+
+void __syncwarp() { wait(warps[threadIdx.x / LPT_WARP]); }
+void __syncthreads() { wait(block); }
+
+template <class U> U __shfl_xor_sync(unsigned, U value, int apart) {
+    slots[threadIdx.x] = value;
+    __syncwarp();
+    const U other = (U)slots[threadIdx.x ^ apart];
+    __syncwarp();
+    return other;
+}
+
+template <class U> void atomicMax(U *to, U value) { *to = *to < value ? value : *to; }
+
+}  // namespace
+
+#include "../../csrc/blocks.cu"
+#include "../../csrc/codebooks.cu"
+#include "../../csrc/round.cu"
+
+LPT_API void lpt_emulate(int64_t blocks, int32_t reversed) {
+    most_blocks = blocks;
+    backwards = reversed != 0;
+}

@@ -1,0 +1,302 @@
+"""The CUDA kernels, run on the host thread by thread, give the bits of the CPU's."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+
+from backends import flushed_denormals, random_bits
+from emulation import build, emulated
+from lptensor import (
+    BF16,
+    E2M1,
+    E4M3,
+    E5M2,
+    E8M0,
+    MX,
+    MXFP8_E4M3,
+    MXINT8,
+    NF4,
+    NVFP4,
+    P3109,
+    BlockFloatingPoint,
+    FixedPoint,
+    FloatingPoint,
+    Format,
+    Posit,
+    TwoLevel,
+    _cuda,
+    _native,
+    backend,
+    ops,
+)
+from lptensor.blocks import BlockFormat, Scaled
+from lptensor.rounding import Beyond, Mode, Rounding, Stochastic, as_rounding
+from lptensor.scaling import CurrentMaximum, Tile
+from rounders import assert_same_bits
+
+DTYPES = [torch.float32, torch.float64]
+KEY = (0x0123456789ABCDEF, 2**40 + 5)
+
+# Of each arm of the arithmetic one; codebooks and posits too.
+FORMATS: list[Format] = [
+    E4M3,
+    E5M2,
+    BF16,
+    E8M0,
+    FixedPoint(8, 4),
+    FixedPoint(24, 30),
+    FloatingPoint(4, 3, subnormals=False),
+    FloatingPoint(4, 3, bias=140),
+    FloatingPoint(4, 3, signed=False, specials="none"),
+    P3109(8, 3),
+    NF4,
+    Posit(8),
+    Posit(16, 1),
+]
+BLOCKS: list[BlockFormat] = [
+    MXFP8_E4M3,
+    MXINT8,
+    MX(E2M1, 8, scale_rule="rceil"),
+    MX(E5M2, infinite="saturate"),
+    MX(E4M3, axis=0),
+    MX(E4M3, 5, axis=1),
+    MX(E2M1, (4, 6)),
+    NVFP4,
+    TwoLevel(E2M1, (16, 16)),
+    TwoLevel(E2M1, axis=0, reciprocal=True, floor=2.0**-6, infinite="saturate"),
+    Scaled(E4M3, CurrentMaximum(Tile((1, 128)))),
+    BlockFloatingPoint(8),
+    BlockFloatingPoint(8, dim=0),
+    BlockFloatingPoint(8, dim=1),
+    BlockFloatingPoint(4, block_size=100, overflow="bump"),
+]
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    own = tmp_path_factory.getbasetemp()
+    return build(own.parent if own.name.startswith("popen-") else own)  # pytest-xdist's processes share the parent
+
+
+def call(kernels: Any, x: torch.Tensor, y: torch.Tensor, format: Format, rule: Rounding, key: Any) -> None:
+    lowered = format.lowered
+    if isinstance(format, BlockFormat):
+        kernels.round_blocks(x, y, lowered, format.block_shape(x.shape), rule, key)
+    else:
+        kind = {"Grid": "grid", "Table": "table", "PositBits": "posit"}[type(lowered).__name__]
+        getattr(kernels, f"round_{kind}")(x, y, lowered, rule, key)
+
+
+def assert_same_as_cpu(
+    library: Any, x: torch.Tensor, format: Format, rounding: Rounding | Mode | str, **how: Any
+) -> None:
+    rule = as_rounding(rounding)
+    key = KEY if rule.stochastic else None
+    ours, cpus = torch.full_like(x, 7.0), torch.full_like(x, 9.0)
+    with emulated(library, **how):
+        call(_cuda, x, ours, format, rule, key)
+    call(_native, x, cpus, format, rule, key)
+    assert_same_bits(ours, cpus, f"{format!r} {rule!r} {x.dtype} {tuple(x.shape)}")
+
+
+def numbers(shape: tuple[int, ...], dtype: torch.dtype, lowest: int = -40, highest: int = 40) -> torch.Tensor:
+    """Numbers of many magnitudes, an eighth of them zero."""
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(shape, dtype=dtype, generator=generator)
+    powers = torch.randint(lowest, highest, shape, generator=generator).to(dtype)
+    kept = torch.rand(shape, generator=generator) > 0.125
+    return x * torch.exp2(powers) * kept
+
+
+# -- formats whose elements know nothing of each other -----------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("mode", Mode, ids=lambda mode: mode.name.lower())
+def test_a_million_numbers_of_every_kind_round_as_on_the_cpu(library: Any, mode: Mode, dtype: torch.dtype) -> None:
+    assert_same_as_cpu(library, random_bits(1_000_003, dtype), E4M3, mode)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("mode", Mode, ids=lambda mode: mode.name.lower())
+@pytest.mark.parametrize("format", FORMATS, ids=repr)
+def test_every_scalar_format_rounds_as_on_the_cpu(library: Any, format: Format, mode: Mode, dtype: torch.dtype) -> None:
+    x = torch.cat([random_bits(20_000, dtype), numbers((20_000,), dtype, -12, 12)])
+    assert_same_as_cpu(library, x, format, mode)
+
+
+@pytest.mark.parametrize("bits", [1, 8, 31])
+@pytest.mark.parametrize("beyond", Beyond)
+@pytest.mark.parametrize("format", [E5M2, NF4, Posit(8), MXFP8_E4M3, NVFP4], ids=repr)
+def test_few_random_bits_decide_as_on_the_cpu(library: Any, format: Format, beyond: Beyond, bits: int) -> None:
+    x = numbers((64, 320), torch.float32, -8, 24)
+    for variant in ("plain", "half_offset", "pre_rounded"):
+        assert_same_as_cpu(library, x, format, Stochastic(bits, variant, beyond))
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "up", "stochastic"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_tails_and_places_in_memory_are_kept_apart(library: Any, dtype: torch.dtype, rounding: str) -> None:
+    """All sizes around those of packs, groups and chunks, from every place of a pack to every other."""
+    rule = as_rounding(rounding)
+    key = KEY if rule.stochastic else None
+    sizes = sorted({size for edge in (0, 16, 128, 1024, 2048) for size in range(edge - 5, edge + 6) if size > 0})
+    values, ends = random_bits(4096, dtype, seed=1), range(16 // values_size(dtype))
+    for size, start, to in itertools.product(sizes, ends, ends):
+        x, y = values[start : start + size], torch.full((size + 16,), 7.0, dtype=dtype)
+        expected = torch.empty_like(x)
+        with emulated(library):
+            call(_cuda, x, y[to : to + size], E4M3, rule, key)
+        call(_native, x, expected, E4M3, rule, key)
+        assert_same_bits(y[to : to + size], expected, f"{size} from {start} to {to}")
+        assert (y[:to] == 7).all() and (y[to + size :] == 7).all()
+
+
+def values_size(dtype: torch.dtype) -> int:
+    return torch.finfo(dtype).bits // 8
+
+
+@pytest.mark.parametrize("format", [E4M3, NF4, Posit(8), *BLOCKS], ids=repr)
+@pytest.mark.parametrize("rounding", ["nearest", "toward_zero", "stochastic"])
+def test_in_place(library: Any, format: Format, rounding: str) -> None:
+    rule = as_rounding(rounding)
+    key = KEY if rule.stochastic else None
+    x = numbers((40, 257), torch.float32)
+    expected = torch.empty_like(x)
+    call(_native, x, expected, format, rule, key)
+    with emulated(library):
+        call(_cuda, x, x, format, rule, key)
+    assert_same_bits(x, expected)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("blocks", [1, 3])
+@pytest.mark.parametrize("rounding", ["nearest", "toward_zero", "stochastic"])
+@pytest.mark.parametrize(
+    "format", [E4M3, NF4, MXFP8_E4M3, MX(E4M3, axis=0), MX(E2M1, 5), BlockFloatingPoint(8)], ids=repr
+)
+def test_few_thread_blocks_stride_and_the_order_of_threads_is_free(
+    library: Any, format: Format, rounding: str, blocks: int, reverse: bool
+) -> None:
+    assert_same_as_cpu(library, numbers((70, 256), torch.float32), format, rounding, blocks=blocks, reverse=reverse)
+
+
+# -- blocks ------------------------------------------------------------------------------------------
+
+# Whole rows of blocks, short last ones, columns, few and large blocks that several teams share.
+SHAPES = [
+    (1,),
+    (2048,),
+    (2000,),
+    (5000,),
+    (64, 96),
+    (7, 50),
+    (130, 520),
+    (3, 70, 33),
+    (2, 3, 4, 65),
+    (20_000,),
+    (300, 40),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("format", BLOCKS, ids=repr)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_blocks_round_as_on_the_cpu(library: Any, shape: tuple[int, ...], format: Format, dtype: torch.dtype) -> None:
+    samples = [numbers(shape, dtype), numbers(shape, dtype, -149, -100)]
+    if dtype == torch.float64:
+        samples.append(numbers(shape, dtype, -1074, -900))
+    for x, rounding in itertools.product(samples, ["nearest", "up", "stochastic", "stochastic_equal"]):
+        assert_same_as_cpu(library, x, format, rounding)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("format", BLOCKS, ids=repr)
+def test_blocks_with_nans_infinities_and_zeros(library: Any, format: Format, dtype: torch.dtype) -> None:
+    x = numbers((96, 160), dtype)
+    for row, special in enumerate([torch.nan, torch.inf, -torch.inf, 0.0, -0.0]):
+        x[17 * row, 37:] = special
+        x[17 * row + 1, ::40] = special
+    for rounding in ("nearest", "down", "stochastic"):
+        assert_same_as_cpu(library, x, format, rounding)
+
+
+@pytest.mark.parametrize("mode", Mode, ids=lambda mode: mode.name.lower())
+@pytest.mark.parametrize("format", [MXFP8_E4M3, MX(E4M3, axis=0), NVFP4, BlockFloatingPoint(8, dim=0)], ids=repr)
+def test_blocks_in_every_mode(library: Any, format: Format, mode: Mode) -> None:
+    assert_same_as_cpu(library, numbers((128, 1024), torch.float32), format, mode)
+
+
+@pytest.mark.parametrize("format", [MXFP8_E4M3, NVFP4, BlockFloatingPoint(8)], ids=repr)
+def test_blocks_that_begin_anywhere_in_memory(library: Any, format: Format) -> None:
+    x = numbers((4100,), torch.float32)
+    for start in range(4):
+        assert_same_as_cpu(library, x[start : start + 4096], format, "nearest")
+
+
+# -- the way there -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("format", [E4M3, NF4, Posit(8), MXFP8_E4M3, MX(E4M3, axis=0), MX(E2M1, 5)], ids=repr)
+def test_a_key_that_lies_on_the_device_is_the_same_key(library: Any, format: Format) -> None:
+    x = numbers((50, 64), torch.float32)
+    results = [torch.empty_like(x) for _ in range(2)]
+    with emulated(library):
+        for y, key in zip(results, (KEY, torch.tensor(KEY)), strict=True):
+            call(_cuda, x, y, format, as_rounding("stochastic"), key)
+    assert_same_bits(*results)
+
+
+def test_a_machine_that_flushes_subnormals_rounds_scalars_to_the_same_bits(library: Any) -> None:
+    x = random_bits(100_000, torch.float32)
+    with flushed_denormals():
+        for mode in Mode:
+            assert_same_as_cpu(library, x, FloatingPoint(4, 3, bias=140), mode)
+
+
+def test_an_error_code_is_raised_with_its_name(library: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing:
+        def __getattr__(self, name: str) -> Any:
+            return (lambda code: b"CUDA driver version is insufficient") if name == "lpt_cuda_error" else lambda *a: 35
+
+    x = torch.zeros(3)
+    with emulated(library):
+        monkeypatch.setattr(_cuda, "library", Failing)
+        with pytest.raises(RuntimeError, match="CUDA error 35: CUDA driver version is insufficient"):
+            _cuda.round_grid(x, x, E4M3.grid, Rounding(), None)
+
+
+def test_a_library_of_another_version_is_refused(library: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_cuda, "ABI_VERSION", -1)
+    with pytest.raises(ImportError, match="another version"):
+        _cuda.load(library._name)
+
+
+def test_tensors_on_a_gpu_get_the_cuda_library_and_others_do_not(library: Any) -> None:
+    with emulated(library):
+        assert ops._kernels(torch.device("cuda", 0)) is _cuda and backend("cuda:0").startswith("cuda: ")
+        assert ops._kernels(torch.device("cpu")) is _native and ops._kernels(torch.device("meta")) is None
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+@pytest.mark.parametrize("format", [E4M3, NF4, Posit(8), MXFP8_E4M3], ids=repr)
+def test_round_draws_and_arranges_for_the_cuda_library_as_for_the_cpus(
+    library: Any, monkeypatch: pytest.MonkeyPatch, format: Format, rounding: str
+) -> None:
+    x = torch.randn(30, 40).t()
+    expected = ops.round(x, format, rounding, generator=torch.Generator().manual_seed(1))
+    monkeypatch.setattr(ops, "_kernels", lambda device: _cuda)
+    with emulated(library):
+        assert_same_bits(ops.round(x, format, rounding, generator=torch.Generator().manual_seed(1)), expected)
+        ops.round(x, format, rounding, generator=torch.Generator().manual_seed(1), out=x)
+    assert_same_bits(x, expected)
+
+
+def test_backend_says_what_rounds_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_cuda, "library", lambda: None)
+    assert "nvcc" in backend("cuda") and backend("cuda").startswith("torch: ")
+    assert backend("meta").startswith("torch: ") and "meta" in backend("meta")
