@@ -15,14 +15,15 @@ PACKAGE = Path(__file__).parents[1] / "lptensor"
 # Lowest first. A module imports from its own line and those before it; a name covers its submodules.
 LAYERS = (
     ("_compat", "extra"),
+    ("text",),
     ("rounding", "_bits"),
     ("grid", "layout", "base"),
     ("formats", "p3109"),
     ("blocks", "codebooks", "posits", "tables", "scaling"),
-    ("reference", "_native"),
+    ("reference", "_native", "library"),
     ("ops",),
     ("codes", "delayed", "describe", "finfo", "neighbours", "packing", "interop"),
-    ("arithmetic", "rules", "direction", "escape", "exact_ops", "library"),
+    ("arithmetic", "rules", "direction", "escape", "exact_ops"),
     ("dispatch", "surface"),
     ("tensor",),
     ("matmul", "boundary", "path_rules", "convert", "lower", "quantizer", "optim"),
