@@ -201,3 +201,38 @@ def transforming() -> bool:
     Without it a kernel would ask a batched or dual tensor for memory that it does not have.
     """
     return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def register_constant(cls: type) -> None:
+    """Let torch.compile take instances of a class for constants, equal ones for the same.
+
+    Without it Dynamo looks for the fields of a format, and cannot hand a format to an op.
+    """
+    from torch._library.opaque_object import register_opaque_type
+
+    register_opaque_type(cls, typ="value")
+
+
+def watched_by_mode() -> bool:
+    """Whether a dispatch mode sees the ops of this thread: a tracer, a fake mode, a counter.
+
+    Without it a kernel would write behind a tracer's back, and the rounding be lost from its graph.
+    """
+    return torch._C._len_torch_dispatch_stack() > 0
+
+
+def graph_node(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function`` of a tensor, as code that Dynamo traces shall call it.
+
+    Dynamo takes the call of a tensor's method for one node of its graph, which AOTAutograd then traces
+    through the function itself. Any other function of ours it would try to look into, and fail. Where it
+    has to give the call back to Python, it shall not look into that either.
+    """
+    from torch._compile import _disable_dynamo
+
+    setattr(Tensor, function.__name__, _disable_dynamo(function))
+
+    def call(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return getattr(x, function.__name__)(*args, **kwargs)
+
+    return call

@@ -8,8 +8,10 @@ from typing import Any
 from lptensor.blocks import BlockFormat
 from lptensor.formats import Format
 from lptensor.rounding import Mode, Rounding, as_rounding
+from lptensor.text import constant
 
 
+@constant
 @dataclass(frozen=True)
 class Arithmetic:
     """The number formats in which an operation's results are kept.

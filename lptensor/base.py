@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lptensor.grid import Grid
 from lptensor.layout import Layout, decode
+from lptensor.text import constant, learn
 
 VALUES_BITS = 20  # a list of values is for reading and plotting
 
@@ -18,6 +19,7 @@ VALUES_BITS = 20  # a list of values is for reading and plotting
 CARRIER_PRECISION, CARRIER_MIN_EXPONENT, CARRIER_MAX = 24, -149, (2.0 - 2.0**-23) * 2.0**127
 
 
+@constant
 class Format:
     """A set of representable values. ``lowered`` is what a kernel gets of it.
 
@@ -27,6 +29,12 @@ class Format:
 
     def __init_subclass__(cls) -> None:
         torch.serialization.add_safe_globals([cls, rebuild])  # so that torch.load(weights_only=True) makes them
+        learn(cls)
+
+    def __eq__(self, other: object) -> bool:  # dataclasses have their own; torch.compile wants one here too
+        return self is other or NotImplemented
+
+    __hash__ = object.__hash__
 
     @property
     def lowered(self) -> Any:

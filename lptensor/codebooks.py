@@ -113,7 +113,7 @@ class Codebook(TableFormat):
     4
     """
 
-    given: tuple[float, ...]
+    given: tuple[float, ...] = field(metadata={"argument": "values"})
     name: str = field(default="", compare=False)
 
     def __init__(self, values: Iterable[float] | Tensor, name: str = "") -> None:

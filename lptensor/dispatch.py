@@ -19,6 +19,7 @@ from lptensor.arithmetic import Arithmetic, promote
 from lptensor.direction import in_backward, side_of_copy
 from lptensor.escape import leave
 from lptensor.exact_ops import correct
+from lptensor.library import traced_round
 from lptensor.ops import round_into
 from lptensor.rules import Kind, Rule, rule_for
 
@@ -90,7 +91,7 @@ def watched(func: Any, kind: Kind, work: Callable[[], Any]) -> Any:
 
 
 def round_(inner: Tensor, arithmetic: Arithmetic, gradient: bool) -> Tensor:
-    """Round a plain tensor in place to one side of an arithmetic."""
+    """A plain tensor rounded to one side of an arithmetic: in place, or anew where a tracer watches it."""
     if gradient:
         format, rounding = arithmetic.gradient_format, arithmetic.gradient_rounding
     else:
@@ -101,9 +102,7 @@ def round_(inner: Tensor, arithmetic: Arithmetic, gradient: bool) -> Tensor:
         if inner.device.type != "meta":
             round_into(inner, inner, format, rounding)
     else:
-        from lptensor.library import traced_round_
-
-        traced_round_(inner, format, rounding)
+        inner = traced_round(inner, format, rounding)
     eyes = watcher
     if eyes is not None:
         eyes.rounded(inner, format, rounding, gradient)
@@ -271,7 +270,9 @@ def _mutate(func: Any, rule: Rule, cls: Any) -> Runner:
 def _written(target: Any, rounds: bool) -> None:
     """An op has written into the inner tensor of ``target``: its format holds, in either direction."""
     if rounds:
-        round_(target._inner, target._arithmetic, target._gradient)
+        rounded = round_(target._inner, target._arithmetic, target._gradient)
+        if rounded is not target._inner:
+            target._inner.copy_(rounded)
     if target._inner.shape != target.shape:  # out= grew an empty tensor
         _compat.apply_below(torch.ops.aten.resize_.default, (target, target._inner.shape), {})
 

@@ -1,57 +1,68 @@
-"""The rounding op that torch's compilers and tracers see in place of a direct kernel call."""
+"""The rounding ops that torch's compilers and tracers see in place of a direct kernel call.
+
+A graph says what is rounded to by a text, which ``text.read`` understands in any process.
+"""
 
 from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from lptensor.formats import Format
-from lptensor.ops import round_fresh, round_into
 from lptensor.rounding import Rounding
-
-# A graph names a rule by its text; the rule itself is found here. Filled where an op is traced and,
-# for graphs that come out of a cache, by whoever made the tensors that the graph gets.
-_RULES: dict[str, tuple[Format, Rounding]] = {}
+from lptensor.text import read, write
 
 _LIBRARY = torch.library.Library("lptensor", "DEF")
-# A draw may be neither merged with another, nor moved, nor repeated in the backward pass.
-_TAGS = {False: (), True: (torch.Tag.nondeterministic_seeded,)}
-for _kind, _tags in (("round", _TAGS[False]), ("round_stochastic", _TAGS[True])):
-    _LIBRARY.define(f"{_kind}(Tensor x, str rule) -> Tensor", tags=_tags)
-    _LIBRARY.define(f"{_kind}_(Tensor(a!) x, str rule) -> ()", tags=_tags)
+_LIBRARY.define("round(Tensor x, str rule) -> Tensor")
+# A draw may be neither moved nor repeated in the backward pass, which the tag says; nor may two be
+# merged, for which no tag exists: so every one has a number of its own.
+_LIBRARY.define("round_stochastic(Tensor x, str rule, int draw) -> Tensor", tags=(torch.Tag.nondeterministic_seeded,))
+_DRAWS = itertools.count()
 
 
-def _round(x: Tensor, rule: str) -> Tensor:
-    return round_fresh(x, *_RULES[rule])
-
-
-def _round_(x: Tensor, rule: str) -> None:
-    round_into(x, x, *_RULES[rule])
-
-
-def _round_fake(x: Tensor, rule: str) -> Tensor:
+def _round_fake(x: Tensor, rule: str, draw: int = 0) -> Tensor:
     return torch.empty_like(x)
 
 
-def _round_fake_(x: Tensor, rule: str) -> None:
-    return None
+def _straight_through(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return grad, None, *(None for _ in range(ctx.numbers))
+
+
+def _count_arguments(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.numbers = len(inputs) - 2
 
 
 for _kind in ("round", "round_stochastic"):
-    _LIBRARY.impl(_kind, _round, "CompositeExplicitAutograd")
-    _LIBRARY.impl(f"{_kind}_", _round_, "CompositeExplicitAutograd")
     torch.library.register_fake(f"lptensor::{_kind}", _round_fake, lib=_LIBRARY)
-    torch.library.register_fake(f"lptensor::{_kind}_", _round_fake_, lib=_LIBRARY)
+    torch.library.register_autograd(
+        f"lptensor::{_kind}", _straight_through, setup_context=_count_arguments, lib=_LIBRARY
+    )
 
 
-def register(format: Format, rounding: Rounding) -> str:
-    """The text by which graphs call a rule."""
-    rule = f"{format!r} {rounding!r}"
-    _RULES[rule] = format, rounding
-    return rule
+Kernel: TypeAlias = "Callable[[Tensor, Format, Rounding], Tensor]"
 
 
-def traced_round_(x: Tensor, format: Format, rounding: Rounding) -> None:
-    """Round a tensor that a tracer watches, in place."""
-    op = torch.ops.lptensor.round_stochastic_ if rounding.stochastic else torch.ops.lptensor.round_
-    op(x, register(format, rounding))
+def implement(kernel: Kernel) -> Kernel:
+    """Let the ops do to plain tensors what ``kernel`` does: make a rounded copy."""
+
+    def run(x: Tensor, rule: str, draw: int = 0) -> Tensor:
+        return kernel(x, *read(rule))
+
+    for kind in ("round", "round_stochastic"):
+        _LIBRARY.impl(kind, run, "CompositeExplicitAutograd")
+    return kernel
+
+
+def traced_round(x: Tensor, format: Format, rounding: Rounding) -> Tensor:
+    """A rounded copy of a tensor that a tracer watches."""
+    rule = write((format, rounding))
+    rounded: Tensor = (
+        torch.ops.lptensor.round_stochastic(x, rule, next(_DRAWS))
+        if rounding.stochastic
+        else torch.ops.lptensor.round(x, rule)
+    )
+    return rounded

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lptensor import _compat, _cuda, _native, observe, reference
+from lptensor import _compat, _cuda, _native, library, observe, reference
 from lptensor.blocks import BlockFormat
 from lptensor.formats import CARRIER_PRECISION, FixedPoint, Format, Grid
 from lptensor.posits import Posit, PositBits
@@ -44,6 +44,9 @@ def round(
     >>> round(torch.tensor([0.1, 1.0, 500.0]), E4M3).tolist()
     [0.1015625, 1.0, 448.0]
     """
+    if torch.compiler.is_dynamo_compiling() and isinstance(x, Tensor):
+        node: Tensor = _lptensor_round(x, format, rounding, generator=generator, out=out)
+        return node
     rule = as_rounding(rounding)
     check_roundable(x, format)
     if hasattr(x, "arithmetic"):
@@ -53,6 +56,11 @@ def round(
     if torch.is_grad_enabled() and x.requires_grad or _compat.transforming():
         return straight_through(x, format, rule, generator)
     return round_fresh(x, format, rule, generator)
+
+
+@_compat.graph_node
+def _lptensor_round(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return round(x, *args, **kwargs)
 
 
 def backend(device: torch.device | str = "cpu") -> str:
@@ -157,6 +165,13 @@ def _kernels(device: torch.device) -> Any:
 def round_fresh(x: Tensor, format: Format, rounding: Rounding, generator: Any = None) -> Tensor:
     """A rounded copy of a plain tensor, without autograd."""
     x = x.detach()
+    if type(x) is not Tensor or _compat.watched_by_mode():
+        if generator is not None:
+            raise ValueError(
+                "a graph cannot draw from a generator of its own: in torch.compile and torch.export leave generator= "
+                "out and use torch.manual_seed, and give clamping_grad_zero a deterministic rounding"
+            )
+        return library.traced_round(x, format, rounding)
     return round_into(x, torch.empty_like(x), format, rounding, generator)
 
 
@@ -205,6 +220,11 @@ def _round_into(x: Tensor, y: Tensor, format: Format, rounding: Rounding, genera
     return y if target is y else y.copy_(target)
 
 
+@library.implement
+def _rounded_copy(x: Tensor, format: Format, rounding: Rounding) -> Tensor:
+    return round_into(x, torch.empty_like(x), format, rounding)
+
+
 def _reference(x: Tensor, format: Format, lowered: Any, rounding: Rounding, key: Any) -> Tensor:
     if isinstance(format, BlockFormat):
         return reference.round_blocks(x, lowered, format.block_shape(x.shape), rounding, key)
@@ -250,6 +270,8 @@ def _into(x: Tensor, format: Format, rounding: Rounding, generator: Any, out: Te
         raise ValueError(f"out must be like x, {wanted}, got {got}")
     if torch.is_grad_enabled() and (x.requires_grad or out.requires_grad):
         raise ValueError("out= takes no part in autograd: detach x and out, or leave out= away")
+    if type(out) is not Tensor or _compat.watched_by_mode():
+        return out.copy_(round_fresh(x, format, rounding, generator))
     if _overlaps_itself(out):
         raise ValueError(
             f"out has elements that share memory, shape {tuple(out.shape)} with strides {out.stride()}; "

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from lptensor import ops
+from lptensor import _compat, ops
 from lptensor.formats import FixedPoint, Format, Grid, Overflow, ScalarFormat
 from lptensor.rounding import Mode, Rounding, as_rounding
 from lptensor.tensor import LPTensor
@@ -143,10 +143,25 @@ class _Quantize:
             _limits(self.forward_number)
 
     def __call__(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_dynamo_compiling() and isinstance(x, Tensor):
+            return self._node(x)
         if not torch.is_grad_enabled() or not isinstance(x, Tensor):
             return self.forward(x)
         apply: Callable[..., tuple[Tensor, Tensor | None]] = _Rounded.apply
         return apply(x, self)[0]
+
+    def _node(self, x: Tensor) -> Tensor:
+        """The call as one node of Dynamo's graph; hooks are the user's code, which it may look into."""
+        y: Tensor = _lptensor_quantize(
+            x,
+            self.forward_number,
+            self.backward_number,
+            self.forward_rounding,
+            self.backward_rounding,
+            self.clamping_grad_zero,
+        )
+        apply: Callable[..., Tensor] = _Hooked.apply
+        return apply(y, *self.backward_hooks) if self.backward_hooks else y
 
     def forward(self, x: Tensor) -> Tensor:
         if self.forward_number is None:
@@ -168,9 +183,11 @@ class _Quantize:
         if self.forward_number is None or not self.clamping_grad_zero:
             return None
         limits, unlimited = _limits(self.forward_number)
-        # The forward pass is about to draw the same random numbers from torch's generator.
-        same = torch.Generator()
-        same.set_state(torch.get_rng_state())
+        same = None
+        if self.forward_rounding.stochastic:
+            # The forward pass is about to draw the same random numbers from torch's generator.
+            same = torch.Generator()
+            same.set_state(torch.get_rng_state())
         free = ops.round_fresh(x, unlimited, self.forward_rounding, same)
         return (free > limits.max) | (free < limits.min)
 
@@ -208,6 +225,26 @@ class _Rounded(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, _: Any) -> tuple[Tensor, None]:
         return _masked(tangent, ctx.saved_tensors[0]), None
+
+
+class _Hooked(torch.autograd.Function):
+    """The identity, whose gradient goes through functions."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *hooks: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.hooks = hooks
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        for hook in ctx.hooks:
+            grad = hook(grad)
+        return grad, *(None for _ in ctx.hooks)
+
+
+@_compat.graph_node
+def _lptensor_quantize(x: Tensor, *settings: Any) -> Tensor:
+    return quantizer(*settings)(x)
 
 
 def _masked(grad: Tensor, clamped: Tensor | None) -> Tensor:

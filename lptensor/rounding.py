@@ -5,7 +5,10 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from lptensor.text import constant, learn
 
+
+@learn
 class Mode(enum.IntEnum):
     """The rounding directions; the numbers are those of ``enum lpt_mode`` in csrc/grid.h.
 
@@ -25,6 +28,7 @@ class Mode(enum.IntEnum):
     STOCHASTIC_EQUAL = 9  # what is inexact goes up with probability 1/2
 
 
+@learn
 class Beyond(enum.IntEnum):
     """What stochastic rounding does past the largest value; the numbers are those of csrc/grid.h."""
 
@@ -41,6 +45,7 @@ _VARIANTS = {
 }
 
 
+@constant
 @dataclass(frozen=True)
 class Rounding:
     """A rounding mode and, for the stochastic ones, how many random bits decide.

@@ -171,6 +171,8 @@ def to_lp(
     >>> to_lp(torch.tensor([0.3, 9.0]), FixedPoint(8, 4))
     LPTensor([0.3125, 7.9375], format=FixedPoint(wl=8, fl=4), rounding='nearest')
     """
+    if torch.compiler.is_dynamo_compiling() and isinstance(x, Tensor):
+        return cast(LPTensor, _lptensor_enter(x, format, rounding, grad))
     arithmetic = as_arithmetic(format, rounding, grad)
     if not isinstance(x, Tensor) or not x.is_floating_point():
         what = x.dtype if isinstance(x, Tensor) else type(x).__name__
@@ -212,6 +214,11 @@ for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
 LPTensor.__hash__ = Tensor.__hash__  # type: ignore[method-assign]
 
 Tensor.to_lp = to_lp  # type: ignore[attr-defined]
+
+
+@_compat.graph_node
+def _lptensor_enter(x: Tensor, *args: Any) -> LPTensor:
+    return to_lp(x, *args)
 
 
 def _collate(batch: list[Any], *, collate_fn_map: Any = None) -> Tensor:

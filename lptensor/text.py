@@ -1,0 +1,107 @@
+"""Formats, roundings and arithmetics as text: what compiled graphs, saved programs and cache keys hold of them."""
+
+from __future__ import annotations
+
+import enum
+import json
+from dataclasses import fields, is_dataclass
+from typing import Any, TypeVar
+
+import torch
+
+from lptensor import _compat
+
+T = TypeVar("T")
+
+_CLASSES: dict[str, type] = {}
+_VALUES: dict[str, Any] = {}  # what has been written or read here, by its text
+
+
+def learn(cls: type[T]) -> type[T]:
+    """A class whose instances have a text: a frozen dataclass or an enum, made again by its fields."""
+    _CLASSES[_name(cls)] = cls
+    return cls
+
+
+def constant(cls: type[T]) -> type[T]:
+    """The same, for a class whose instances and subclasses' instances torch.compile shall take for constants.
+
+    Dynamo then guards on their equality, runs their constructors, and never looks inside.
+    """
+    cls.__fx_repr__ = _fx_repr  # type: ignore[attr-defined]
+    _compat.register_constant(cls)
+    return learn(cls)
+
+
+def write(value: Any) -> str:
+    """The text of a value, equal for equal parameters, in any process.
+
+    Raises:
+        TypeError: a value, or something in it, whose class has no text.
+
+    >>> from lptensor import FixedPoint
+    >>> write(FixedPoint(8, 4))
+    '{"":"lptensor.formats.FixedPoint","wl":8,"fl":4,"clamp":true,"symmetric":false,"signed":true}'
+    """
+    text = json.dumps(_plain(value), separators=(",", ":"))
+    _VALUES.setdefault(text, value)
+    return text
+
+
+def read(text: str) -> Any:
+    """The value whose text this is.
+
+    Raises:
+        ValueError: text that no ``write`` made, or that names a class which is not there.
+
+    >>> from lptensor import E4M3
+    >>> read(write(E4M3)) == E4M3
+    True
+    """
+    if text not in _VALUES:
+        try:
+            _VALUES[text] = _made(json.loads(text))
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"{text!r} is the text of no format or rounding known here ({error!r})") from error
+    return _VALUES[text]
+
+
+def _name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _plain(value: Any) -> Any:
+    """``value`` as JSON has it; a dictionary stands for an object, and says its class under ""."""
+    if isinstance(value, torch.dtype):
+        return {"": "torch.dtype", "name": str(value).removeprefix("torch.")}
+    if type(value) in (list, tuple):
+        return [_plain(item) for item in value]
+    if type(value) in (type(None), bool, int, float, str):
+        return value
+    name = _name(type(value))
+    if isinstance(value, enum.Enum) and name in _CLASSES:
+        return {"": name, "name": value.name}
+    if is_dataclass(value) and name in _CLASSES:
+        given = [f for f in fields(value) if f.init]
+        return {"": name} | {f.metadata.get("argument", f.name): _plain(getattr(value, f.name)) for f in given}
+    raise TypeError(
+        f"{value!r} cannot be written into a compiled graph: {name} is no format, rounding or plain value; "
+        "say what depends on it outside of torch.compile and torch.export"
+    )
+
+
+def _made(plain: Any) -> Any:
+    if isinstance(plain, list):
+        return tuple(_made(item) for item in plain)
+    if not isinstance(plain, dict):
+        return plain
+    given = {name: _made(item) for name, item in plain.items() if name}
+    if plain[""] == "torch.dtype":
+        return getattr(torch, given["name"])
+    cls = _CLASSES[plain[""]]
+    return cls[given["name"]] if issubclass(cls, enum.Enum) else cls(**given)
+
+
+def _fx_repr(self: Any) -> tuple[str, dict[str, Any]]:
+    """How the code of a graph spells a constant, and what the names in it are."""
+    return f"_lptensor_read({write(self)!r})", {"_lptensor_read": read}
