@@ -25,7 +25,7 @@ class Arithmetic:
         operands: a ``Gemm``: what the operands of matrix products and convolutions are rounded to.
         compute: torch.float32, or torch.float64: ops compute in float64 on the fp32 values and round
             once from there. Then + - * / sqrt and addcmul are correctly rounded up to 23 stored
-            mantissa bits, in every rounding mode. An op without a float64 kernel raises torch's error.
+            mantissa bits, in every rounding mode. An op whose device has no float64 kernel raises.
 
     Raises:
         TypeError: a format or a Gemm that is none. ValueError: an unknown rounding, another dtype, or a
