@@ -19,11 +19,11 @@ from lptensor.posits import PositBits
 from lptensor.rounding import Mode, Rounding
 from lptensor.tables import Table, keys, steps
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 MAX_DIMS = 16  # csrc/block.h
 
 
-class _Grid(ctypes.Structure):
+class GridStruct(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int32) for name in ("precision", "emin", "emax", "overflow", "subnormals")),
         *((name, ctypes.c_int32) for name in ("zero", "negative_zero", "ties_to_even_code")),
@@ -34,7 +34,7 @@ class _Grid(ctypes.Structure):
 
 class _Blocks(ctypes.Structure):
     _fields_ = (
-        ("element", _Grid),
+        ("element", GridStruct),
         ("bump", ctypes.c_double),
         *((name, ctypes.c_int32) for name in ("emax", "low", "high", "saturate")),
     )
@@ -42,7 +42,7 @@ class _Blocks(ctypes.Structure):
 
 class _ScaledBlocks(ctypes.Structure):
     _fields_ = (
-        *((name, _Grid) for name in ("element", "scale")),
+        *((name, GridStruct) for name in ("element", "scale")),
         *((name, ctypes.c_double) for name in ("top", "whole", "floor", "ceiling")),
         *((name, ctypes.c_int32) for name in ("reciprocal", "saturate")),
     )
@@ -126,9 +126,9 @@ def warn_missing() -> None:
 
 
 @functools.cache
-def grid_struct(grid: Grid) -> _Grid:
+def grid_struct(grid: Grid) -> GridStruct:
     """The C struct of a grid."""
-    return _Grid(**grid._asdict())
+    return GridStruct(**grid._asdict())
 
 
 @functools.cache

@@ -22,8 +22,8 @@ class _Accumulator(ctypes.Structure):
 
 
 _Accumulator._fields_ = (
-    ("sum", _native._Grid),
-    ("product", _native._Grid),
+    ("sum", _native.GridStruct),
+    ("product", _native.GridStruct),
     *((name, ctypes.c_int32) for name in ("mode", "bits", "beyond")),
     *((name, ctypes.c_int32) for name in ("order", "has_product", "fp32", "alignment", "unused")),
     ("chunk", ctypes.c_int64),
@@ -58,8 +58,8 @@ def _accumulator(acc: Accumulator) -> _Accumulator:
         turn = 2.0 ** (grid.emax + 2)
         grid = grid._replace(max=math.inf, min=-math.inf, overflow=Overflow.INF)
     struct = _Accumulator(
-        sum=_native._grid(grid),
-        product=_native._grid((acc.product or acc.sum).grid),
+        sum=_native.grid_struct(grid),
+        product=_native.grid_struct((acc.product or acc.sum).grid),
         mode=acc.rounding.mode,
         bits=acc.rounding.bits,
         beyond=acc.rounding.beyond,
