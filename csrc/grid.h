@@ -2,7 +2,8 @@
 //
 // All steps are integer operations on the bits of the carrier (fp32 or fp64), so the result depends
 // neither on the rounding mode nor on the flush-to-zero setting of the machine. Everything here has
-// internal linkage: the file is compiled once per instruction set into one library.
+// internal linkage: the file is compiled once per instruction set into one library. lean.h has the
+// same steps for the cells of the common formats, to the same bits.
 #pragma once
 #include <stdint.h>
 #include <string.h>
@@ -139,6 +140,7 @@ template <class T> struct lpt_cell {
     int32_t least_drop;  // the same above emax, where an unbounded format's spacing stays as it is
     U tiny;              // the spacing below emin; the smallest value where there is no zero
     U half_tiny;
+    U low, high;                  // bits of 2**emin and 2**emax
     U limit[2], over[2], inf[2];  // largest value, result beyond it, image of infinity
     U negative;                   // image of a negative value in an unsigned format
     U zero_sign;                  // all ones where the format has -0
@@ -165,6 +167,8 @@ LPT_FN lpt_cell<T> lpt_make_cell(const lpt_grid &g, const lpt_rule &rule, int32_
     const int smallest = g.zero && g.subnormals == LPT_GRADUAL ? g.precision - 1 : 0;
     c.tiny = lpt_scale<T>(1, g.emin + shift - smallest);
     c.half_tiny = lpt_scale<T>(1, g.emin + shift - smallest - 1);
+    c.low = (U)c.emin << C::mantissa;
+    c.high = (U)c.emax << C::mantissa;
     c.least_drop = g.emin == g.emax ? 0 : c.drop;
     const double ends[2] = {g.max, g.min};
     for (int negative = 0; negative < 2; ++negative) {

@@ -1,22 +1,25 @@
 // lpt_round in fewer operations, for the cells that most formats have: the same bits, a fraction of
-// the time. lpt_make_cell decides once per call which cells those are. INSIDE promises that |x| is
-// not beyond the format's limits (c.inside), so that no end of the format needs a look.
+// the time. lpt_make_cell decides once per call which cells those are.
 #pragma once
 #include "grid.h"
 
+// What is known of the numbers and the ends of the format: nothing; that no number is NaN and all
+// beyond the limits becomes the limits; that |x| is not beyond them (c.inside).
+enum lpt_ends { LPT_ALL_ENDS, LPT_SATURATES, LPT_INSIDE };
+
 // The result, given the magnitude r that |x| = a has been rounded to.
-template <class T, int MODE, bool INSIDE>
+template <class T, int MODE, int ENDS>
 LPT_FN typename lpt_carrier<T>::bits
 lpt_end(typename lpt_carrier<T>::bits r, typename lpt_carrier<T>::bits u, const lpt_cell<T> &c) {
     typedef lpt_carrier<T> C;
     typedef typename C::bits U;
     const U inf = (U)(2 * C::bias + 1) << C::mantissa, nan = inf | (U)1 << (C::mantissa - 1);
     const U sign = u & (U)1 << (C::width - 1), a = u ^ sign;
-    U y = r | sign;
-    y = y == c.no_value ? (U)0 : y;
-    if (INSIDE)
-        return y;
     const U limit = sign ? c.limit[1] : c.limit[0];
+    U y = (ENDS == LPT_SATURATES && r > limit ? limit : r) | sign;
+    y = y == c.no_value ? (U)0 : y;
+    if (ENDS != LPT_ALL_ENDS)
+        return y;
     U beyond = sign ? c.over[1] : c.over[0];
     if (MODE != LPT_NEAREST)
         beyond = a == inf ? (sign ? c.inf[1] : c.inf[0]) : beyond;
@@ -26,36 +29,34 @@ lpt_end(typename lpt_carrier<T>::bits r, typename lpt_carrier<T>::bits u, const 
 }
 
 // A magnitude rounded to nearest where the grid has room in the carrier: one addition and one
-// subtraction of a power of two whose last place is the spacing of the grid at x. `low` and `high`
-// are the bits of 2**emin and 2**emax. No result is subnormal and a subnormal x is less than half
-// the smallest value, so that a machine may take them for zero.
+// subtraction of a power of two whose last place is the spacing of the grid at x. No result is
+// subnormal and a subnormal x is less than half the smallest value, so that a machine may take them
+// for zero.
 template <class T>
 LPT_FN typename lpt_carrier<T>::bits lpt_magic(typename lpt_carrier<T>::bits a,
-                                               typename lpt_carrier<T>::bits low,
-                                               typename lpt_carrier<T>::bits high, int32_t drop) {
+                                               const lpt_cell<T> &c) {
     typedef lpt_carrier<T> C;
     typedef typename C::bits U;
     U e = a & (U)(2 * C::bias + 1) << C::mantissa;
-    e = e < low ? low : e;
-    e = e > high ? high : e;
-    const T magic = lpt_value<T>(e + ((U)drop << C::mantissa));
+    e = e < c.low ? c.low : e;
+    e = e > c.high ? c.high : e;
+    const T magic = lpt_value<T>(e + ((U)c.drop << C::mantissa));
     return lpt_bits((lpt_value<T>(a) + magic) - magic);
 }
 
 // lpt_round to nearest on a cell that is `roomy`.
-template <class T, bool INSIDE>
+template <class T, int ENDS>
 LPT_FN typename lpt_carrier<T>::bits lpt_round_roomy(typename lpt_carrier<T>::bits u,
                                                      const lpt_cell<T> &c) {
     typedef lpt_carrier<T> C;
     typedef typename C::bits U;
     const U a = u & ~((U)1 << (C::width - 1));
-    const U low = (U)c.emin << C::mantissa, high = (U)c.emax << C::mantissa;
-    return lpt_end<T, LPT_NEAREST, INSIDE>(lpt_magic<T>(a, low, high, c.drop), u, c);
+    return lpt_end<T, LPT_NEAREST, ENDS>(lpt_magic<T>(a, c), u, c);
 }
 
 // lpt_round in the modes up to LPT_STOCHASTIC on a cell that is `plain`. FLAT is the cell's `flat`:
 // the format has the carrier's exponents, and the same number of bits is dropped everywhere.
-template <class T, int MODE, bool FLAT, bool INSIDE>
+template <class T, int MODE, bool FLAT, int ENDS>
 LPT_FN typename lpt_carrier<T>::bits lpt_round_plain(typename lpt_carrier<T>::bits u,
                                                      const lpt_cell<T> &c, uint32_t random) {
     typedef lpt_carrier<T> C;
@@ -101,5 +102,5 @@ LPT_FN typename lpt_carrier<T>::bits lpt_round_plain(typename lpt_carrier<T>::bi
     } else {
         r += up ? (vanishes ? c.tiny : one) : (U)0;
     }
-    return lpt_end<T, MODE, INSIDE>(r, u, c);
+    return lpt_end<T, MODE, ENDS>(r, u, c);
 }

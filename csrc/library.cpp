@@ -34,6 +34,13 @@ const lpt_codebook_loops<double> &codebooks(double) { return chosen->codebooks->
 
 // A thread is worth starting for this many elements.
 const int64_t GRAIN = 32768;
+// Bytes that are unlikely to be found in the cache again.
+const int64_t LARGE = 16 << 20;
+
+// Whether y is another tensor than x and more than the cache holds.
+template <class T> bool large(const T *x, const T *y, int64_t n) {
+    return x != y && n * (int64_t)sizeof(T) >= LARGE;
+}
 
 // loop(first, last) for the parts of n elements, cut between groups; each part on a thread.
 template <class Loop> void split(int64_t n, int threads, Loop loop) {
@@ -176,6 +183,16 @@ int round_blocks(const T *x, T *y, const lpt_layout &l, lpt_scales scales, const
             const plain_arithmetic guard;
             f.runs(x, y, length, wide, units * part / parts, units * (part + 1) / parts, scales,
                    rule);
+        }
+        return 0;
+    }
+    const int64_t strips = units * ((inner + LPT_STRIP - 1) / LPT_STRIP);
+    if (axis < last_axis && count == inner && (strips >= 2 * parts || parts == 1)) {
+#pragma omp parallel for num_threads(parts) schedule(static) if (parts > 1)
+        for (int part = 0; part < parts; ++part) {
+            const plain_arithmetic guard;
+            f.columns(x, y, length, wide, inner, strips * part / parts, strips * (part + 1) / parts,
+                      scales, rule, large(x, y, elements));
         }
         return 0;
     }
