@@ -25,7 +25,7 @@ LAYERS = (
     ("gemm",),
     ("codes", "delayed", "describe", "finfo", "neighbours", "packing", "interop"),
     ("operands", "arithmetic", "rules", "direction", "escape", "exact_ops", "odd_sums", "library"),
-    ("running_product", "multiply", "unfolded", "attention", "products", "computing"),
+    ("running_product", "sums", "multiply", "unfolded", "attention", "products", "computing"),
     ("dispatch", "surface"),
     ("tensor",),
     ("matmul", "boundary", "path_rules", "convert", "lower", "quantizer", "optim"),
