@@ -28,7 +28,7 @@ LAYERS = (
     ("running_product", "sums", "multiply", "unfolded", "attention", "products", "computing"),
     ("dispatch", "surface"),
     ("tensor",),
-    ("matmul", "boundary", "path_rules", "convert", "lower", "quantizer", "optim"),
+    ("matmul", "boundary", "path_rules", "convert", "layer_products", "lower", "quantizer", "optim"),
     ("trace", "contracts"),
     ("functions", "primitives"),
     ("rounding_points",),
