@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -174,3 +176,36 @@ def transforming() -> bool:
     Without it a kernel would ask a batched or dual tensor for memory that it does not have.
     """
     return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def running_formula() -> Any:
+    """The autograd node whose own formula calls the running op, None if Python code in between does, or no node.
+
+    Without it the product that a gradient belongs to is unknown under create_graph=True, where the
+    recomputation of a checkpoint, which runs within a node too, looks the same.
+    """
+    node = torch._C._current_autograd_node()
+    if node is None:
+        return None
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith(_HERE):
+        frame = frame.f_back  # type: ignore[assignment]
+    # The threads that autograd computes on have no Python frames but ours.
+    return node if frame is None or frame.f_code.co_name == "_engine_run_backward" else None
+
+
+_HERE = str(Path(__file__).parent)
+
+
+def evaluation() -> tuple[int, int]:
+    """Names the evaluation of an autograd node that runs on this thread: its backward pass and its number."""
+    return torch._C._current_graph_task_id(), running_node()
+
+
+def saved_form(node: Any, name: str) -> tuple[list[int], list[int]] | None:
+    """Sizes and strides of an operand when autograd saved it, without asking for the operand.
+
+    Without it a gradient of which torch computes the transposed form could be taken for the other operand.
+    """
+    sizes = getattr(node, f"_saved_{name}_sym_sizes", None)
+    return None if sizes is None else (list(sizes), list(getattr(node, f"_saved_{name}_sym_strides")))

@@ -1,13 +1,16 @@
-"""What an LPTensor carries: the formats of its forward and backward values, and their rounding."""
+"""What an LPTensor carries: the formats of its values and gradients, and how operations compute."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
+
+import torch
 
 from lptensor.blocks import BlockFormat
 from lptensor.formats import Format
-from lptensor.rounding import Mode, Rounding, as_rounding
+from lptensor.operands import Gemm
+from lptensor.rounding import Mode, Rounding, as_rounding, show_rounding
 
 
 @dataclass(frozen=True)
@@ -19,10 +22,14 @@ class Arithmetic:
         backward: format of gradients; None for the forward one. ``FP32`` leaves them unrounded.
         rounding: a name, ``Mode`` or ``Rounding`` for the forward direction.
         backward_rounding: the same for gradients; None for ``rounding``.
+        operands: a ``Gemm``: what the operands of matrix products and convolutions are rounded to.
+        compute: torch.float32, or torch.float64: ops compute in float64 on the fp32 values and round
+            once from there. Then + - * / sqrt and addcmul are correctly rounded up to 23 stored
+            mantissa bits, in every rounding mode. An op whose device has no float64 kernel raises.
 
     Raises:
-        TypeError: a format that is none. ValueError: an unknown rounding, or a forward format
-            without negative numbers and no backward format, since gradients have signs.
+        TypeError: a format or a Gemm that is none. ValueError: an unknown rounding, another dtype, or a
+            forward format without negative numbers and no backward one, since gradients have signs.
 
     >>> from lptensor import E4M3, E5M2
     >>> Arithmetic(E4M3, backward=E5M2, backward_rounding="stochastic").gradient_rounding
@@ -33,8 +40,11 @@ class Arithmetic:
     backward: Format | None = None
     rounding: Rounding = field(default_factory=Rounding)
     backward_rounding: Rounding | None = None
+    operands: Gemm | None = None
+    compute: torch.dtype = torch.float32
     gradient_format: Format | None = field(init=False, compare=False)  # what gradients are kept in
     gradient_rounding: Rounding = field(init=False, compare=False)
+    direct: bool = field(init=False, compare=False)  # whether ops run on fp32 as they are, and only round
 
     def __init__(
         self,
@@ -42,6 +52,8 @@ class Arithmetic:
         backward: Format | None = None,
         rounding: Rounding | Mode | str = "nearest",
         backward_rounding: Rounding | Mode | str | None = None,
+        operands: Gemm | None = None,
+        compute: torch.dtype = torch.float32,
     ) -> None:
         for name, format in (("forward", forward), ("backward", backward)):
             if format is not None and not isinstance(format, Format):
@@ -49,17 +61,24 @@ class Arithmetic:
         least = getattr(forward, "min", None)  # block formats have none: their elements are signed
         if backward is None and least is not None and least >= 0:
             raise ValueError(f"{forward!r} has no negative numbers, which gradients need; name a backward format")
+        if operands is not None and not isinstance(operands, Gemm):
+            raise TypeError(f"operands must be Gemm(forward, grad_input, grad_weight) or None, got {operands!r}")
+        if compute not in (torch.float32, torch.float64):
+            raise ValueError(f"compute must be torch.float32 or torch.float64, got {compute!r}")
         values: dict[str, Any] = {
             "forward": forward,
             "backward": backward,
             "rounding": as_rounding(rounding),
             "backward_rounding": None if backward_rounding is None else as_rounding(backward_rounding),
+            "operands": operands,
+            "compute": compute,
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
         # Asked for at every op, so worked out once.
         object.__setattr__(self, "gradient_format", forward if backward is None else backward)
         object.__setattr__(self, "gradient_rounding", values["backward_rounding"] or values["rounding"])
+        object.__setattr__(self, "direct", operands is None and compute is torch.float32)
         object.__setattr__(self, "_hash", hash(tuple(values.values())))
 
     def __hash__(self) -> int:
@@ -67,7 +86,7 @@ class Arithmetic:
         return value
 
     def __reduce__(self) -> tuple[Any, ...]:  # a hash is good for one process only
-        return Arithmetic, (self.forward, self.backward, self.rounding, self.backward_rounding)
+        return Arithmetic, tuple(getattr(self, f.name) for f in fields(self) if f.init)
 
     def __repr__(self) -> str:
         shown = [repr(self.forward)]
@@ -76,12 +95,11 @@ class Arithmetic:
         shown.append(f"rounding={show_rounding(self.rounding)}")
         if self.backward_rounding is not None:
             shown.append(f"backward_rounding={show_rounding(self.backward_rounding)}")
+        if self.operands is not None:
+            shown.append(f"operands={self.operands!r}")
+        if self.compute is not torch.float32:
+            shown.append(f"compute={self.compute}")
         return f"Arithmetic({', '.join(shown)})"
-
-
-def show_rounding(rounding: Rounding) -> str:
-    """A rounding as a user would write it."""
-    return repr(rounding.name) if rounding == as_rounding(rounding.mode) else repr(rounding)
 
 
 def as_arithmetic(
@@ -124,6 +142,8 @@ def promote(a: Arithmetic, b: Arithmetic) -> Arithmetic:
         _agree(a, b, "backward", None),
         _agree(a, b, "rounding", Rounding()),
         _agree(a, b, "backward_rounding", None),
+        _agree(a, b, "operands", None),
+        _agree(a, b, "compute", torch.float32),
     )
 
 

@@ -16,11 +16,14 @@ from torch import Tensor
 
 from lptensor import _compat
 from lptensor.arithmetic import Arithmetic, promote
+from lptensor.computing import computed, names_single, wide, widened, written_by_product
 from lptensor.direction import in_backward, side_of_copy
 from lptensor.escape import leave
 from lptensor.exact_ops import correct
+from lptensor.odd_sums import in_double
 from lptensor.ops import round_into
 from lptensor.rules import Kind, Rule, rule_for
+from lptensor.running_product import TURNS, turn
 
 Runner = Callable[[tuple[Any, ...], dict[str, Any]], Any]
 Grid = tuple[Arithmetic, bool]  # what values are on: an arithmetic, and whether its gradient side
@@ -45,7 +48,7 @@ def make_runner(func: Any, cls: Any) -> Runner:
         Kind.ROUND: _foreach if rule.foreach else _compute,
         Kind.REFUSE: _refuse,
     }
-    run = kinds[rule.kind](correct(func), rule, cls)
+    run = kinds[rule.kind](func, rule, cls)
     return _within_limits(run) if rule.limits else run
 
 
@@ -133,6 +136,21 @@ def _join(operands: Sequence[Any]) -> Arithmetic:
     return arithmetic
 
 
+def _direct(operands: Sequence[Any]) -> bool:
+    """Whether an op between these computes in fp32 as it is and only rounds: the fast way."""
+    for operand in operands:
+        if not operand._arithmetic.direct:
+            return False
+    return True
+
+
+def _seen(inner: Tensor, format: Any, rounding: Any, gradient: bool) -> None:
+    """An operand of a product was rounded."""
+    eyes = watcher
+    if eyes is not None:
+        eyes.rounded(inner, format, rounding, gradient)
+
+
 def _argument(place: int | str, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     if isinstance(place, str):
         return kwargs.get(place)
@@ -161,7 +179,13 @@ def _has_plain_float(values: Any, cls: Any) -> bool:
 
 
 def _named(rule: Rule, args: Any, kwargs: Any) -> bool:
+    if rule.named_dtype and names_single(rule, args, kwargs):
+        return False  # it names what an LPTensor has anyway
     return rule.names_layout or any(_argument(place, args, kwargs) is not None for place in rule.named_dtype)
+
+
+def _computes_wide(grid: Grid) -> bool:
+    return grid[0].compute is torch.float64
 
 
 def _stays(result: Any) -> bool:
@@ -173,6 +197,8 @@ def _fresh(func: Any, rule: Rule, cls: Any, out: Any, grid: Grid, rounds: bool, 
     """Results of a computation, rounded if need be, and wrapped."""
     if isinstance(out, Tensor):
         if not _stays(out):
+            if out.dtype is torch.float64 and out.layout is torch.strided and not named and _computes_wide(grid):
+                return cls((round_(out, *grid) if rounds else out).float(), *grid)
             return leave(func, out, named)
         return cls(round_(out, *grid) if rounds else out, *grid)
     if isinstance(out, (list, tuple)):
@@ -188,11 +214,13 @@ def _fresh(func: Any, rule: Rule, cls: Any, out: Any, grid: Grid, rounds: bool, 
 
 
 def _compute(func: Any, rule: Rule, cls: Any) -> Runner:
+    fast = correct(func)
+
     def run(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         found: list[Any] = []
         plain = _unwrap(args, cls, found)
         named = dict(zip(kwargs, _unwrap(tuple(kwargs.values()), cls, found), strict=True)) if kwargs else kwargs
-        out = func(*plain, **named)
+        out = fast(*plain, **named) if _direct(found) else computed(func, args, plain, named, found, _join, _seen)
         if isinstance(out, Tensor) and not out.is_floating_point() and not out.is_complex():
             return out  # a comparison: it needs no format that holds both operands
         return _fresh(func, rule, cls, out, (_join(found), in_backward()), True, _named(rule, args, kwargs))
@@ -207,7 +235,9 @@ def _keep(func: Any, rule: Rule, cls: Any) -> Runner:
         named = dict(zip(kwargs, _unwrap(tuple(kwargs.values()), cls, found), strict=True)) if kwargs else kwargs
         kept = _common_grid(rule, args, kwargs, cls, found)
         grid: Grid = (_join(found), in_backward()) if kept is None else (kept[0], side_of_copy(kept[1]))
-        return _fresh(func, rule, cls, func(*plain, **named), grid, grid != kept, _named(rule, args, kwargs))
+        exact = grid == kept or _direct(found)
+        out = func(*plain, **named) if exact else computed(func, args, plain, named, found, _join, _seen)
+        return _fresh(func, rule, cls, out, grid, grid != kept, _named(rule, args, kwargs))
 
     return run
 
@@ -235,10 +265,18 @@ def _view(func: Any, rule: Rule, cls: Any) -> Runner:
             return leave(func, out, _named(rule, args, kwargs))
         return wrap(out, found[0])
 
-    return run
+    def turning(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        view = run(args, kwargs)
+        if type(view) is cls and view._arithmetic.operands is not None:
+            turn(view)
+        return view
+
+    return turning if func in TURNS else run
 
 
 def _mutate(func: Any, rule: Rule, cls: Any) -> Runner:
+    fast = correct(func)
+
     def run(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         found: list[Any] = []
         plain = _unwrap(args, cls, found)
@@ -246,7 +284,11 @@ def _mutate(func: Any, rule: Rule, cls: Any) -> Runner:
         rounds = not (rule.selects and _common_grid(rule, args, kwargs, cls, found))
         arithmetic = None if rule.foreach or not any(r is None for r in rule.returns) else _join(found)
         backward = in_backward()
-        out = func(*plain, **named)
+        if _direct(found):
+            out = fast(*plain, **named)
+        else:
+            out = _write_slowly(func, rule, (args, kwargs), (plain, named), found, rounds)
+            rounds = False
         for place in rule.writes:
             written = _argument(place, args, kwargs)
             for target in written if isinstance(written, (list, tuple)) else (written,):
@@ -268,6 +310,38 @@ def _mutate(func: Any, rule: Rule, cls: Any) -> Runner:
     return run
 
 
+def _write_slowly(func: Any, rule: Rule, given: Any, opened: Any, found: list[Any], rounds: bool) -> Any:
+    """Write into the arguments of ``func`` by a product with rounded operands, or from float64, with one rounding."""
+    (args, kwargs), (plain, named) = given, opened
+    known: dict[int, Tensor] = {}  # what is to be written, by id of the plain tensor it goes to
+    product = written_by_product(func)
+    if product is not None and _join(found).operands is not None:
+        (place,) = rule.writes
+        values = {k: v for k, v in named.items() if k != place}
+        known[id(_argument(place, plain, named))] = computed(product, args, plain, values, found, _join, _seen)
+        out: Any = None
+    elif wide(found):
+        out = in_double(func)(*widened(plain, known), **widened(named, known))
+    else:
+        out = correct(func)(*plain, **named)
+    for place in rule.writes:
+        targets, inners = _argument(place, args, kwargs), _argument(place, plain, named)
+        if not isinstance(targets, (list, tuple)):
+            targets, inners = (targets,), (inners,)
+        for target, inner in zip(targets, inners, strict=True):
+            value = known.get(id(inner), inner)
+            if isinstance(value, Tensor):
+                _store(target, inner, value, rounds)
+    return out
+
+
+def _store(target: Any, inner: Tensor, value: Tensor, rounds: bool) -> None:
+    if rounds and inner is not target:
+        round_(value, target._arithmetic, target._gradient)
+    if value is not inner:
+        (inner if inner.shape == value.shape else inner.resize_(value.shape)).copy_(value)
+
+
 def _written(target: Any, rounds: bool) -> None:
     """An op has written into the inner tensor of ``target``: its format holds, in either direction."""
     if rounds:
@@ -287,11 +361,14 @@ def _reshape(func: Any, rule: Rule, cls: Any) -> Runner:
 
 
 def _foreach(func: Any, rule: Rule, cls: Any) -> Runner:
+    fast = correct(func)
+
     def run(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         found: list[Any] = []
         plain = _unwrap(args, cls, found)
         named = dict(zip(kwargs, _unwrap(tuple(kwargs.values()), cls, found), strict=True)) if kwargs else kwargs
-        outs, backward = func(*plain, **named), in_backward()
+        outs = fast(*plain, **named) if _direct(found) else computed(func, args, plain, named, found, _join, _seen)
+        backward = in_backward()
         values = (*args, *kwargs.values())
         shared = [v for v in values if type(v) is cls]
         lists = [v for v in values if isinstance(v, (list, tuple)) and len(v) == len(outs)]

@@ -32,12 +32,13 @@ from lptensor.rounding import Beyond, Mode, Rounding
 from lptensor.tables import Table, steps
 
 Key = tuple[int, int]  # seed and offset, 64 bits each
+Words = Tensor  # random words that are drawn already, one for each element, as int64
 
 
-def round_grid(x: Tensor, grid: Grid, rounding: Rounding, key: Key | None = None) -> Tensor:
+def round_grid(x: Tensor, grid: Grid, rounding: Rounding, key: Key | Words | None = None) -> Tensor:
     """``x`` (float32 or float64, any shape) rounded to a grid; a new tensor of the same dtype.
 
-    ``key`` chooses the random words of stochastic rounding; other modes need none.
+    ``key`` chooses the random words of stochastic rounding, or is those words; other modes need none.
 
     >>> from lptensor.formats import E4M3
     >>> round_grid(torch.tensor([0.1, 1000.0]), E4M3.grid, Rounding()).tolist()
@@ -202,7 +203,7 @@ def round_posit(x: Tensor, posit: PositBits, rounding: Rounding, key: Key | None
     return carried(torch.where(negative & (r > 0), -r, r), x.dtype)
 
 
-def _round(x: Tensor, grid: Grid, shift: Tensor, rounding: Rounding, key: Key | None) -> Tensor:
+def _round(x: Tensor, grid: Grid, shift: Tensor, rounding: Rounding, key: Key | Words | None) -> Tensor:
     magnitude, negative = exact(x).abs(), torch.signbit(x)
 
     # 1. the spacing 2**q of the grid at x
@@ -255,7 +256,7 @@ def _goes_up(
     at_end: Tensor,
     grid: Grid,
     rounding: Rounding,
-    key: Key | None,
+    key: Key | Words | None,
 ) -> Tensor:
     """Whether a value takes the neighbour of larger magnitude."""
     match rounding.mode:
@@ -279,12 +280,13 @@ def _goes_up(
     return (fraction > 0) & _drawn(fraction, rounding, key) | certain
 
 
-def _drawn(fraction: Tensor, rounding: Rounding, key: Key | None) -> Tensor:
+def _drawn(fraction: Tensor, rounding: Rounding, key: Key | Words | None) -> Tensor:
     """Whether the random words take values up that are not exact, ``fraction`` of the way to the upper neighbour."""
     if key is None:
         raise ValueError("stochastic rounding needs a key")
     bits, fraction = rounding.bits, fraction.nan_to_num(nan=0.0).clamp(0, 1 - 2.0**-53)  # a quotient may reach 1
-    draws = random_words(fraction.numel(), key, fraction.device).reshape(fraction.shape) >> 32 - bits
+    words = key if isinstance(key, Tensor) else random_words(fraction.numel(), key, fraction.device)
+    draws = words.reshape(fraction.shape) >> 32 - bits
     cut = (fraction * 2.0**32).floor() * 2.0 ** (bits - 32)  # in units of the last random bit
     up: Tensor
     match rounding.mode:

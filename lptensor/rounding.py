@@ -160,3 +160,12 @@ def as_rounding(rounding: Rounding | Mode | str) -> Rounding:
     if rounding not in _BY_NAME:
         raise ValueError(f"unknown rounding {rounding!r}; known: {', '.join(_BY_NAME)}; or Stochastic(bits, variant)")
     return _BY_NAME[rounding]
+
+
+def show_rounding(rounding: Rounding) -> str:
+    """A rounding as a user would write it.
+
+    >>> show_rounding(as_rounding("up"))
+    "'up'"
+    """
+    return repr(rounding.name) if rounding == as_rounding(rounding.mode) else repr(rounding)

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lptensor.arithmetic import Arithmetic, show_rounding
+from lptensor.arithmetic import Arithmetic
 from lptensor.formats import Format
+from lptensor.rounding import show_rounding
 
 
 class Surface:

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from lptensor import _compat, direction, dispatch
-from lptensor.arithmetic import show_rounding
 from lptensor.base import Format
-from lptensor.rounding import Rounding
+from lptensor.rounding import Rounding, show_rounding
 from lptensor.rules import Kind
 
 _KINDS = {

@@ -1,0 +1,98 @@
+"""The compiled sums of products, called through ctypes."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lptensor import _native
+from lptensor.accumulator import ORDERS, Accumulator
+from lptensor.grid import Overflow
+
+_STRIDES = ctypes.c_int64 * 3
+
+
+class _Accumulator(ctypes.Structure):
+    pass
+
+
+_Accumulator._fields_ = (
+    ("sum", _native._Grid),
+    ("product", _native._Grid),
+    *((name, ctypes.c_int32) for name in ("mode", "bits", "beyond")),
+    *((name, ctypes.c_int32) for name in ("order", "has_product", "fp32", "alignment", "unused")),
+    ("chunk", ctypes.c_int64),
+    ("turn", ctypes.c_double),
+    ("inner", ctypes.POINTER(_Accumulator)),
+)
+
+
+class _Product(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("a", "b", "c", "y")),
+        *((name, ctypes.c_int64) for name in ("batch", "m", "n", "k")),
+        *((name, _STRIDES) for name in ("a_stride", "b_stride", "c_stride")),
+        ("seed", ctypes.c_uint64),
+        ("offset", ctypes.c_uint64),
+        ("running", ctypes.c_int32),
+        ("unused", ctypes.c_int32),
+    )
+
+
+@functools.cache
+def _kernel(bits: int) -> Any:
+    kernel = getattr(_native.library(), f"lpt_gemm_f{bits}")
+    kernel.argtypes, kernel.restype = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32), None
+    return kernel
+
+
+@functools.lru_cache(maxsize=256)
+def _accumulator(acc: Accumulator) -> _Accumulator:
+    grid, turn = acc.sum.grid, 0.0
+    if acc.wrap:  # rounded without ends, then brought into the range
+        turn = 2.0 ** (grid.emax + 2)
+        grid = grid._replace(max=math.inf, min=-math.inf, overflow=Overflow.INF)
+    struct = _Accumulator(
+        sum=_native._grid(grid),
+        product=_native._grid((acc.product or acc.sum).grid),
+        mode=acc.rounding.mode,
+        bits=acc.rounding.bits,
+        beyond=acc.rounding.beyond,
+        order=ORDERS.index(acc.order),
+        has_product=acc.product is not None,
+        fp32=acc.compute == "fp32",
+        alignment=acc.alignment or 0,
+        chunk=acc.chunk,
+        turn=turn,
+    )
+    if acc.chunk > 1 and acc.order != "aligned":
+        struct.inner = ctypes.pointer(_accumulator(acc.inside))
+    return struct
+
+
+def gemm(
+    a: Tensor, b: Tensor, y: Tensor, acc: Accumulator, c: Tensor | None, key: tuple[int, int] | None, running: bool
+) -> None:
+    """a[batch, m, k] b[batch, k, n] + c into ``y``, contiguous; ``running``: every sum, [batch, m, k, n]."""
+    batch, m, k = a.shape
+    product = _Product(
+        a.data_ptr(),
+        b.data_ptr(),
+        None if c is None else c.data_ptr(),
+        y.data_ptr(),
+        batch,
+        m,
+        b.shape[2],
+        k,
+        _STRIDES(*a.stride()),
+        _STRIDES(*b.stride()),
+        _STRIDES(*(0, 0, 0) if c is None else c.stride()),
+        *(key or (0, 0)),
+        running,
+    )
+    _kernel(torch.finfo(a.dtype).bits)(ctypes.byref(product), ctypes.byref(_accumulator(acc)), torch.get_num_threads())

@@ -1,0 +1,245 @@
+"""What adds up: the formats, the order and the rounding of a sum of products."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+
+from lptensor.base import CARRIER_PRECISION, ScalarFormat, check_bool, check_int
+from lptensor.formats import FP32, FixedPoint, FloatingPoint, Format
+from lptensor.rounding import Mode, Rounding, as_rounding
+
+ORDERS = ("sequential", "pairwise", "kahan", "exact", "aligned")  # the numbers of enum lpt_order in csrc/gemm.h
+_COMPUTE = ("exact", "fp32")
+EXACT_PRECISION = 51  # of a sum rounded to odd in 53 bits, two more than are kept (Boldo and Melquiond 2008)
+
+
+@dataclass(frozen=True, init=False, repr=False)
+class Accumulator:
+    """How the products of one output of a matrix product, or the terms of a sum, are added.
+
+    R is rounding to ``sum``, s the running sum, which starts at zero or at R of the addend, and
+    a b the next product; k ascends. The result depends on nothing else: not on threads, tiles or device.
+
+    ========== ==========================================================================================
+    sequential s = R(s + a b); the sum is formed exactly and rounded once
+    pairwise   neighbours are added, then the sums of neighbours, each rounded; products are rounded first
+    kahan      compensated (Kahan 1965): y = R(a b - e), t = R(s + y), e = R(R(t - s) - y), s = t
+    exact      all products and the addend are added exactly, and the sum is rounded once
+    aligned    of s and the next ``chunk`` products, digits more than ``alignment`` places below the largest
+               exponent are cut off; their sum is exact and is rounded to ``sum``. So do tensor cores add
+    ========== ==========================================================================================
+
+    NaN and infinities follow IEEE 754 and the format's overflow. A sum of zero is +0 unless both
+    terms are -0. Stochastic rounding draws its words as a function of key, element and step.
+
+    Args:
+        sum: the format of the running sum: signed, with zero, each element rounded on its own.
+        product: the format that each product is rounded to before it is added; None for no such step.
+        chunk: so many terms are first added among themselves, from zero, and then the chunks'
+            sums (Wang et al. 2018). In the order "aligned", how many products are added at once.
+        order: as above. The order inside chunks is the same, unless ``inner`` says otherwise.
+        rounding: a name, a ``Mode`` or a ``Rounding``, for sums and products.
+        compute: "exact", or "fp32" for the fast way: a fused multiply-add, product or sum in fp32,
+            and then the rounding, so that values are rounded twice.
+        inner: what adds up inside a chunk: an ``Accumulator``, or a format, which stands for one
+            that adds in order and to nearest. None: as outside.
+        alignment: for the order "aligned", how many binary places below the largest exponent are kept.
+        wrap: what leaves a ``FixedPoint`` sum's range comes in again at the other end, as integers in
+            two's complement do, exactly while a product is below 2**52 steps of the format; an infinity becomes NaN.
+
+    Raises:
+        TypeError, ValueError: fields that are none, or that do not go together; the message says what would.
+
+    >>> from lptensor import BF16, FP32
+    >>> Accumulator(BF16, chunk=32, inner=FP32)
+    Accumulator(FloatingPoint(exp=8, man=7), chunk=32, inner=Accumulator(FloatingPoint(exp=8, man=23)))
+    """
+
+    sum: ScalarFormat
+    product: ScalarFormat | None
+    chunk: int
+    order: str
+    rounding: Rounding
+    compute: str
+    inner: Accumulator | None
+    alignment: int | None
+    wrap: bool
+
+    def __init__(
+        self,
+        sum: Format,
+        product: Format | None = None,
+        chunk: int = 1,
+        order: str = "sequential",
+        rounding: Rounding | Mode | str = "nearest",
+        compute: str = "exact",
+        inner: Accumulator | Format | None = None,
+        alignment: int | None = None,
+        wrap: bool = False,
+    ) -> None:
+        if isinstance(inner, Format):
+            inner = Accumulator(inner, product, compute=compute if order != "exact" else "exact")
+        given = dict(sum=sum, product=product, chunk=chunk, order=order, rounding=as_rounding(rounding))
+        for name, value in {**given, **dict(compute=compute, inner=inner, alignment=alignment, wrap=wrap)}.items():
+            object.__setattr__(self, name, value)
+        for name in ("sum", "product"):
+            if name == "sum" or product is not None:
+                _check_format(name, getattr(self, name), compute)
+        check_int("chunk", chunk, 1, 2**31 - 1, why="; 1 adds term by term")
+        for name, known in (("order", ORDERS), ("compute", _COMPUTE)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}; known: {', '.join(known)}")
+        if order in ("exact", "aligned") and compute != "exact":
+            raise ValueError(f"order={order!r} has no fp32 steps, got compute={compute!r}; leave compute away")
+        self._check_inner()
+        self._check_aligned()
+        if check_bool("wrap", wrap) and not isinstance(sum, FixedPoint):
+            raise ValueError(f"wrap=True needs a FixedPoint sum, got {sum!r}; floats overflow as their format says")
+
+    def _check_inner(self) -> None:
+        if self.inner is None:
+            return
+        if not isinstance(self.inner, Accumulator):
+            raise TypeError(f"inner must be an Accumulator or a number format, got {self.inner!r}")
+        if self.chunk == 1 or self.order == "aligned":
+            raise ValueError(
+                f"inner={self.inner!r} adds up inside a chunk, and chunk={self.chunk}, order={self.order!r} has none; "
+                "give a chunk of 2 or more"
+            )
+        if self.product not in (None, self.inner.product):
+            raise ValueError(
+                f"products are added inside chunks and have the format {self.inner.product!r} there, "
+                f"got product={self.product!r}; give it to inner"
+            )
+
+    def _check_aligned(self) -> None:
+        if self.order != "aligned":
+            if self.alignment is not None:
+                raise ValueError(f'alignment is for order="aligned", got order={self.order!r}; leave alignment away')
+            return
+        if self.alignment is None:
+            raise ValueError('order="aligned" needs alignment=, how many places below the largest exponent are kept')
+        check_int("alignment", self.alignment, 0, 40)
+        check_int("chunk", self.chunk, 1, 512, why=' in the order "aligned"')
+        if self.product is not None:
+            raise ValueError(f'order="aligned" adds exact products, got product={self.product!r}; leave it away')
+
+    @property
+    def inside(self) -> Accumulator:
+        """What adds up inside a chunk."""
+        return self.inner or replace(self, chunk=1)
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether any rounding in it draws random words."""
+        return self.rounding.stochastic or self.inner is not None and self.inner.stochastic
+
+    def check_carrier(self, dtype: torch.dtype) -> None:
+        """Refuse tensors that cannot hold the sums."""
+        if dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"sums are formed of float32 and float64 tensors, got {dtype}; convert with .float() first")
+        for name in ("sum", "product"):
+            format = getattr(self, name)
+            if format is not None and dtype == torch.float32 and format.carrier == torch.float64:
+                raise ValueError(f"{name}={format!r} needs more than float32's 24 bits; use float64 tensors")
+        if dtype == torch.float64 and self.compute == "fp32":
+            raise ValueError('compute="fp32" is for float32 tensors, got float64; leave compute away')
+        if self.inner is not None:
+            self.inner.check_carrier(dtype)
+
+    def __reduce__(self) -> tuple[Any, ...]:  # by its parameters alone, so that a checkpoint stays readable
+        return Accumulator, tuple(getattr(self, f.name) for f in fields(self))
+
+    def __repr__(self) -> str:
+        shown = [repr(self.sum)]
+        for f in fields(self)[1:]:
+            value = getattr(self, f.name)
+            named = f.name == "rounding" and value == as_rounding(value.mode)
+            if value != _DEFAULTS[f.name]:
+                shown.append(f"{f.name}={(value.name if named else value)!r}")
+        return f"Accumulator({', '.join(shown)})"
+
+
+_DEFAULTS = dict(
+    product=None,
+    chunk=1,
+    order="sequential",
+    rounding=Rounding(),
+    compute="exact",
+    inner=None,
+    alignment=None,
+    wrap=False,
+)
+torch.serialization.add_safe_globals([Accumulator])  # so that torch.load(weights_only=True) makes them
+
+
+def _check_format(name: str, format: object, compute: str) -> None:
+    if not isinstance(format, ScalarFormat):
+        raise TypeError(
+            f"{name} must be a format that rounds each number on its own, such as FloatingPoint(16) or "
+            f"FixedPoint(16, 8), got {format!r}"
+        )
+    grid = format.grid
+    if not grid.signed or not grid.zero:
+        raise ValueError(f"{name} must have zero and negative numbers, got {format!r}; use a signed format")
+    if math.isinf(grid.max):
+        raise ValueError(f"{name} must have a largest value, got {format!r}; say clamp=True, or wrap=True too")
+    if grid.precision > EXACT_PRECISION:
+        raise ValueError(
+            f"{name}={format!r} has {grid.precision} significant bits, exact sums are carried for up to "
+            f"{EXACT_PRECISION}; use a narrower format"
+        )
+    if compute == "fp32" and grid.precision > CARRIER_PRECISION:
+        raise ValueError(f'{name}={format!r} is wider than fp32, got compute="fp32"; leave compute away')
+
+
+# Places kept below the largest exponent, and products added at once. Volta and the truncation: Fasi, Higham,
+# Mikaitis and Pranesh, "Numerical behavior of NVIDIA tensor cores", PeerJ Computer Science 7:e330 (2021); all
+# rows: Xie, Wang, Yang and Yang, "MMA-Sim", arXiv 2511.10909 (2025). fp8 sums have 13 stored bits there.
+_TENSOR_CORES = {
+    "volta": (FP32, 4, 23),
+    "ampere": (FP32, 8, 24),
+    "hopper": (FP32, 16, 25),
+    "hopper_fp8": (FloatingPoint(8, 13), 32, 13),
+}
+
+
+def tensor_core(name: str = "ampere") -> Accumulator:
+    """The truncating sums of NVIDIA's tensor cores with fp32 results, as published measurements have them.
+
+    Products are exact; with the running sum they are aligned to the largest exponent, that of a
+    product being the sum of its factors' exponents, cut off below, added, and truncated to fp32.
+    A subnormal operand counts with its leading bit, while hardware takes its format's smallest exponent.
+
+    Args:
+        name: "volta" adds 4 products at once and keeps 23 places, "ampere" 8 and 24, "hopper" 16 and
+            25, each of FP16 or BF16 operands; "hopper_fp8" adds 32 products of FP8 and keeps 13.
+
+    >>> tensor_core("volta")
+    Accumulator(FloatingPoint(exp=8, man=23), chunk=4, order='aligned', rounding='toward_zero', alignment=23)
+    """
+    if name not in _TENSOR_CORES:
+        raise ValueError(f'unknown tensor core {name!r}; known: {", ".join(_TENSOR_CORES)}; or order="aligned"')
+    sum, chunk, alignment = _TENSOR_CORES[name]
+    return Accumulator(sum, chunk=chunk, order="aligned", rounding="toward_zero", alignment=alignment)
+
+
+def integer_accumulator(bits: int = 32, overflow: str = "wrap", fl: int = 0) -> Accumulator:
+    """A two's complement register of ``bits`` bits, ``fl`` of them behind the binary point.
+
+    More than 24 bits need float64 tensors, which hold the operands of integer arithmetic as they are.
+
+    Args:
+        overflow: "wrap" goes on at the other end of the range, "saturate" stops at the end.
+
+    >>> integer_accumulator(16, "saturate")
+    Accumulator(FixedPoint(wl=16, fl=0))
+    """
+    if overflow not in ("wrap", "saturate"):
+        raise ValueError(f'overflow must be "wrap" or "saturate", got {overflow!r}')
+    check_int("bits", bits, 2, EXACT_PRECISION + 1)
+    return Accumulator(FixedPoint(bits, fl), wrap=overflow == "wrap")

@@ -1,0 +1,92 @@
+"""Scaled dot product attention as two products and a softmax, where the products' operands are rounded.
+
+It stands for PyTorch's fused kernel on the CPU: what is between the products stays unrounded.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from lptensor.multiply import Multiply
+from lptensor.operands import Product
+
+
+def forward(
+    multiply: Multiply,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    attn_mask: Tensor | None = None,
+    scale: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The output, and the logsumexp of the scores that the backward pass asks for."""
+    _check(multiply, query, key, dropout_p)
+    scores = _scores(multiply, query, key, is_causal, attn_mask, scale)
+    logsumexp = scores.logsumexp(-1)
+    return multiply.of(Product.FORWARD).matmul(_weights(scores, logsumexp), value), logsumexp
+
+
+def backward(
+    multiply: Multiply,
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    logsumexp: Tensor,
+    dropout_p: float,
+    is_causal: bool,
+    *,
+    attn_mask: Tensor | None = None,
+    scale: float | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of query, key and value."""
+    scores = _scores(multiply, query, key, is_causal, attn_mask, scale)
+    weights = _weights(scores, logsumexp.to(scores.dtype))
+    of_value = multiply.of(Product.GRAD_WEIGHT, 1).matmul(weights.mT, grad)
+    of_weights = multiply.of(Product.GRAD_INPUT, 0).matmul(grad, value.mT)
+    of_scores = weights * (of_weights - (weights * of_weights).sum(-1, keepdim=True)) * _scale(query, scale)
+    of_query = multiply.of(Product.GRAD_INPUT, 0).matmul(of_scores, key)
+    return of_query, multiply.of(Product.GRAD_WEIGHT, 0).matmul(of_scores.mT, query), of_value
+
+
+def _scale(query: Tensor, scale: float | None) -> float:
+    return 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
+
+
+def _scores(
+    multiply: Multiply, query: Tensor, key: Tensor, is_causal: bool, mask: Tensor | None, scale: float | None
+) -> Tensor:
+    scores = multiply.of(Product.FORWARD).matmul(query, key.mT) * _scale(query, scale)
+    if is_causal:
+        seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        scores = scores.masked_fill(~seen, -math.inf)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf) if mask.dtype is torch.bool else scores + mask
+    return scores
+
+
+def _weights(scores: Tensor, logsumexp: Tensor) -> Tensor:
+    """The softmax; a row in which nothing is seen is zero."""
+    logsumexp = logsumexp.unsqueeze(-1)
+    return (scores - logsumexp).exp().masked_fill(logsumexp == -math.inf, 0.0)
+
+
+def _check(multiply: Multiply, query: Tensor, key: Tensor, dropout_p: float) -> None:
+    """Refuse what the backward pass could not repeat."""
+    way_out = "run attention under torch.nn.attention.sdpa_kernel(SDPBackend.MATH)"
+    if dropout_p or query.shape[1] != key.shape[1]:
+        raise NotImplementedError(f"fused attention with dropout or grouped heads has no rounded operands: {way_out}")
+    forward = multiply.of(Product.FORWARD)
+    draws = any(operand is not None and operand.rounding.stochastic for operand in forward.pair)
+    transform = None if forward.gemm is None else forward.gemm.transform_of(Product.FORWARD)
+    if draws or transform is not None and transform.signs == "random":
+        raise NotImplementedError(
+            f"fused attention computes its weights anew in the backward pass, and random bits would differ: {way_out}"
+        )

@@ -1,0 +1,158 @@
+"""Matrix products and sums of plain tensors as an accumulator forms them: the choice of kernel or reference."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lptensor import _native, _native_gemm, accumulate
+from lptensor.accumulator import Accumulator
+from lptensor.ops import draw_key
+
+
+def gemm(
+    a: Tensor,
+    b: Tensor,
+    accumulator: Accumulator,
+    c: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """``a @ b``, plus ``c``, each output added up by the accumulator: [..., m, k] x [..., k, n] -> [..., m, n].
+
+    ``c`` (a bias, or what a product goes on from) is the initial value of the running sum, rounded
+    to its format; in the order "pairwise" it is added to the root of the tree, in "exact" it is one more exact
+    term. So ``gemm(a1, b1, acc, gemm(a0, b0, acc))`` is the product of the joined matrices, where k is
+    added in sequence. k may be 0: the result is then R(c), or zero.
+
+    The sum that an output is depends on its row of ``a``, its column of ``b`` and its ``c`` alone, with
+    k ascending. Under stochastic rounding the n-th rounding of output e (in contiguous order) draws a
+    word that depends on key, n, e and the number of outputs. Leading axes broadcast. No autograd.
+
+    Args:
+        a, b, c: plain tensors of one dtype (float32 or float64) and device; any strides.
+        generator: where stochastic rounding draws its key; torch's CPU generator by default.
+
+    Raises:
+        TypeError, ValueError: tensors that do not go together, or that cannot hold the sums.
+
+    >>> from lptensor import FP16
+    >>> a, b = torch.tensor([[2.0**-12, 1.5]]), torch.tensor([[2.0**-12], [683 / 1024]])
+    >>> gemm(a, b, Accumulator(FP16)).item(), gemm(a, b, Accumulator(FP16, compute="fp32")).item()
+    (1.0009765625, 1.0)
+    """
+    _check(accumulator, a, b, *([] if c is None else [c]))
+    if a.dim() < 2 or b.dim() < 2 or a.shape[-1] != b.shape[-2]:
+        raise ValueError(f"gemm() takes [..., m, k] and [..., k, n], got {tuple(a.shape)} and {tuple(b.shape)}")
+    m, n = a.shape[-2], b.shape[-1]
+    batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2], () if c is None else c.shape[:-2])
+    a, b = (_batched(t, batch, *t.shape[-2:]) for t in (a, b))
+    if c is not None:
+        if torch.broadcast_shapes(c.shape[-2:], (m, n)) != (m, n):
+            raise ValueError(f"the addend must broadcast to {(*batch, m, n)}, got shape {tuple(c.shape)}")
+        c = _batched(c, batch, m, n)
+    return _run(a, b, accumulator, c, generator).reshape(*batch, m, n)
+
+
+def reduce(
+    x: Tensor,
+    dim: int | tuple[int, ...] | None,
+    accumulator: Accumulator,
+    keepdim: bool = False,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """The sum of ``x`` along axes, added up by the accumulator in contiguous order of those axes.
+
+    Terms take the place of products and are exact: a sum has none to round. ``dim=None`` adds all.
+
+    >>> from lptensor import BF16
+    >>> reduce(torch.full((1000,), 1.0), 0, Accumulator(BF16))
+    tensor(256.)
+    """
+    _check(accumulator, x)
+    dims = range(x.dim()) if dim is None else (dim,) if isinstance(dim, int) else dim
+    reduced = _axes(dims, x.dim())
+    kept = [d for d in range(x.dim()) if d not in reduced]
+    shape = [x.shape[d] for d in kept]
+    terms = x.permute(*reduced, *kept).reshape(1, math.prod(x.shape[d] for d in reduced), math.prod(shape))
+    ones = torch.ones((), dtype=x.dtype, device=x.device).expand(1, 1, terms.shape[1])
+    sums = _run(ones, terms, _of_terms(accumulator), None, generator)
+    return sums.reshape([1 if d in reduced else n for d, n in enumerate(x.shape)] if keepdim else shape)
+
+
+def cumsum(x: Tensor, dim: int, accumulator: Accumulator, generator: torch.Generator | None = None) -> Tensor:
+    """The running sums of ``x`` along an axis; the last one is ``reduce``'s. For the order "sequential", chunk 1.
+
+    >>> from lptensor import E4M3
+    >>> cumsum(torch.ones(20), 0, Accumulator(E4M3))[-5:]
+    tensor([16., 16., 16., 16., 16.])
+    """
+    _check(accumulator, x)
+    if accumulator.order != "sequential" or accumulator.chunk != 1:
+        raise ValueError(
+            f'cumsum() adds term by term, got {accumulator!r}; use order="sequential" and chunk=1, or sum() for a total'
+        )
+    if x.dim() == 0:
+        return reduce(x, None, accumulator, generator=generator)
+    (axis,) = _axes((dim,), x.dim())
+    moved = x.movedim(axis, 0)
+    terms = moved.reshape(1, x.shape[axis], -1)
+    ones = torch.ones((), dtype=x.dtype, device=x.device).expand(1, 1, terms.shape[1])
+    sums = _run(ones, terms, _of_terms(accumulator), None, generator, running=True)
+    return sums.reshape(moved.shape).movedim(0, axis)
+
+
+def _run(a: Tensor, b: Tensor, acc: Accumulator, c: Tensor | None, generator: Any, running: bool = False) -> Tensor:
+    """The kernel or the reference, on three axes each; ``running``: every sum, [batch, m, k, n]."""
+    key = draw_key(generator) if acc.stochastic else None
+    a, b, c = a.detach(), b.detach(), None if c is None else c.detach()
+    native = a.device.type == "cpu" and _native.library() is not None
+    if not native:
+        if a.device.type == "cpu":
+            _native.warn_missing()
+        return accumulate.cumulate(b, acc, key) if running else accumulate.gemm(a, b, acc, c, key)
+    shape = (*a.shape, b.shape[2]) if running else (*a.shape[:2], b.shape[2])
+    y = torch.empty(shape, dtype=a.dtype)
+    if y.numel():
+        if a.shape[1] > 1 and b.shape[2] == 1 and not running:  # kernels work on neighbouring columns
+            a, b, c = b.mT, a.mT, None if c is None else c.mT
+        _native_gemm.gemm(a, b, y, acc, c, key, running)
+    return y
+
+
+def _of_terms(acc: Accumulator) -> Accumulator:
+    """The accumulator where there are no products to round."""
+    inner = None if acc.inner is None else _of_terms(acc.inner)
+    return acc if acc.product is None and inner is acc.inner else replace(acc, product=None, inner=inner)
+
+
+def _batched(t: Tensor, batch: torch.Size, rows: int, columns: int) -> Tensor:
+    wide = t.resolve_neg().expand(*batch, rows, columns)
+    return wide.reshape(math.prod(batch), rows, columns)
+
+
+def _axes(dims: Any, count: int) -> list[int]:
+    """Axes counted from the front, ascending."""
+    axes = sorted(d + count if d < 0 else d for d in dims)
+    if any(not 0 <= d < max(count, 1) for d in axes) or len(set(axes)) != len(axes):
+        raise ValueError(f"dim must name different axes of {count}, got {tuple(dims)}")
+    return axes if count else []
+
+
+def _check(accumulator: Any, *tensors: Any) -> None:
+    if not isinstance(accumulator, Accumulator):
+        raise TypeError(f"expected an Accumulator, such as Accumulator(FloatingPoint(16)), got {accumulator!r}")
+    for t in tensors:
+        if not isinstance(t, Tensor):
+            raise TypeError(f"expected a tensor, got {type(t).__name__}")
+        if hasattr(t, "arithmetic"):
+            raise TypeError("expected plain tensors, got an LPTensor; its arithmetic names its accumulator")
+        if t.dtype != tensors[0].dtype or t.device != tensors[0].device:
+            raise ValueError(
+                f"tensors must agree in dtype and device, got {t.dtype} on {t.device} beside "
+                f"{tensors[0].dtype} on {tensors[0].device}"
+            )
+    accumulator.check_carrier(tensors[0].dtype)

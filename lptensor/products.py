@@ -1,0 +1,129 @@
+"""Matrix products and convolutions whose arithmetic says what their operands are rounded to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lptensor import attention, unfolded
+from lptensor.arithmetic import Arithmetic
+from lptensor.multiply import Multiply
+from lptensor.operands import Product
+from lptensor.running_product import running_product
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Call:
+    """An op that runs: its arguments as the caller gave them, and with plain tensors."""
+
+    func: Any
+    given: tuple[Any, ...]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    multiply: Multiply
+
+
+_Handler = Callable[[Call], Any]
+
+# The places of the two operands of ops that are one product.
+_OPERANDS = {
+    aten.mm.default: (0, 1),
+    aten.bmm.default: (0, 1),
+    aten.mv.default: (0, 1),
+    aten.dot.default: (0, 1),
+    aten.vdot.default: (0, 1),
+    aten.addmm.default: (1, 2),
+    aten._addmm_activation.default: (1, 2),
+    aten.addmv.default: (1, 2),
+    aten.addbmm.default: (1, 2),
+    aten.baddbmm.default: (1, 2),
+}
+
+
+def _product(call: Call) -> Any:
+    """An op of one product: its operands are rounded as matrices, and torch computes the rest of it."""
+    i, j = _OPERANDS[call.func]
+    a, b = call.args[i], call.args[j]
+    product, gradient = running_product(call.given[i], call.given[j])
+    multiply = call.multiply.of(product, gradient)
+    func, vector_left, vector_right = call.func, a.dim() == 1, b.dim() == 1
+    if func is aten.addbmm.default:  # sums over the batch too: one long contraction
+        a, b, func = a.transpose(0, 1).flatten(1), b.flatten(0, 1), aten.addmm.default
+    a, b = a.unsqueeze(0) if vector_left else a, b.unsqueeze(-1) if vector_right else b
+    a, b = multiply.operands(a, b)
+    args = list(call.args)
+    args[i], args[j] = a.squeeze(0) if vector_left else a, b.squeeze(-1) if vector_right else b
+    return func(*args, **call.kwargs)
+
+
+def _convolution(call: Call) -> Any:
+    x, weight, bias, *form = call.args
+    return unfolded.forward(call.multiply.of(Product.FORWARD), x, weight, bias, unfolded.Form(*form))
+
+
+def _convolution_backward(call: Call) -> Any:
+    grad, x, weight, _, *form, mask = call.args
+    return unfolded.backward(call.multiply, grad, x, weight, unfolded.Form(*form), mask)
+
+
+def _attention(call: Call) -> Any:
+    return attention.forward(call.multiply, *call.args, **call.kwargs)
+
+
+def _attention_backward(call: Call) -> Any:
+    return attention.backward(call.multiply, *call.args, **call.kwargs)
+
+
+def _refused(reason: str) -> _Handler:
+    def refuse(call: Call) -> Any:
+        raise NotImplementedError(f"{call.func} cannot round the operands of its products: {reason}")
+
+    return refuse
+
+
+_FUSED = _refused("run attention under torch.nn.attention.sdpa_kernel(SDPBackend.MATH)")
+
+PRODUCTS: dict[Any, _Handler] = {
+    **dict.fromkeys(_OPERANDS, _product),
+    aten.convolution.default: _convolution,
+    aten.convolution_overrideable.default: _convolution,
+    aten.convolution_backward.default: _convolution_backward,
+    aten._scaled_dot_product_flash_attention_for_cpu.default: _attention,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward.default: _attention_backward,
+    aten._scaled_dot_product_flash_attention.default: _FUSED,
+    aten._scaled_dot_product_efficient_attention.default: _FUSED,
+    aten._scaled_dot_product_cudnn_attention.default: _FUSED,
+    aten._trilinear.default: _refused("nn.Bilinear multiplies three operands at once; write it as two products"),
+    aten.conv_tbc.default: _refused("use conv1d on a transposed input"),
+}
+
+# What writes its product into an argument: the op that computes it, and where the argument is.
+WRITTEN = {
+    aten.addmm_.default: aten.addmm.default,
+    aten.baddbmm_.default: aten.baddbmm.default,
+    aten.addbmm_.default: aten.addbmm.default,
+    aten.addmv_.default: aten.addmv.default,
+    aten.mm.out: aten.mm.default,
+    aten.bmm.out: aten.bmm.default,
+    aten.mv.out: aten.mv.default,
+    aten.dot.out: aten.dot.default,
+    aten.vdot.out: aten.vdot.default,
+    aten.addmm.out: aten.addmm.default,
+    aten._addmm_activation.out: aten._addmm_activation.default,
+    aten.addmv.out: aten.addmv.default,
+    aten.addbmm.out: aten.addbmm.default,
+    aten.baddbmm.out: aten.baddbmm.default,
+    aten.convolution.out: aten.convolution.default,
+}
+
+
+def multiplied(
+    func: Any, given: tuple[Any, ...], args: tuple[Any, ...], kwargs: dict[str, Any], arithmetic: Arithmetic, seen: Any
+) -> Any:
+    """What a product gives on plain tensors, its operands rounded as the arithmetic says."""
+    return PRODUCTS[func](Call(func, given, args, kwargs, Multiply(arithmetic.operands, seen)))

@@ -1,0 +1,157 @@
+"""Convolutions as matrix products of the unfolded input, forward and backward, in any number of axes.
+
+The contraction of the forward product runs over (channel, taps), as in ``torch.nn.functional.unfold``;
+that of the weight's gradient over (sample, positions); that of the input's gradient, a transposed
+convolution, over (output channel, taps), the zeros that a stride puts between the gradients included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lptensor.multiply import Multiply
+from lptensor.operands import Product
+
+aten = torch.ops.aten
+
+
+class Form(NamedTuple):
+    """What aten's convolutions take besides tensors, each with one number per axis."""
+
+    stride: Sequence[int]
+    padding: Sequence[int]
+    dilation: Sequence[int]
+    transposed: bool
+    output_padding: Sequence[int]
+    groups: int
+
+    def spread(self, axes: int) -> Form:
+        """The same where torch left one number for all axes."""
+
+        def each(values: Sequence[int]) -> Sequence[int]:
+            return [*values] * axes if len(values) == 1 else values
+
+        stride, padding, dilation, transposed, extra, groups = self
+        return Form(each(stride), each(padding), each(dilation), transposed, each(extra), groups)
+
+
+def forward(multiply: Multiply, x: Tensor, weight: Tensor, bias: Tensor | None, form: Form) -> Tensor:
+    """aten::convolution with rounded operands."""
+    form = form.spread(x.dim() - 2)
+    if multiply.elementwise:
+        left, right = multiply.pair
+        y: Tensor = aten.convolution(multiply.round(x, left, 0), multiply.round(weight, right, 1), bias, *form)
+        return y
+    if form.transposed:
+        return _transposed(multiply, x, weight, bias, form, form.output_padding)
+    return _correlated(multiply, _padded(x, form.padding, form.padding), weight, bias, form.stride, form)
+
+
+def backward(
+    multiply: Multiply, grad: Tensor, x: Tensor, weight: Tensor, form: Form, mask: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """aten::convolution_backward with the operands of each of its products rounded."""
+    form = form.spread(x.dim() - 2)
+    of_input = _grad_input(multiply.of(Product.GRAD_INPUT), grad, x, weight, form) if mask[0] else None
+    of_weight = _grad_weight(multiply, grad, x, weight, form) if mask[1] else None
+    return of_input, of_weight, grad.sum([0, *range(2, grad.dim())]) if mask[2] else None
+
+
+def _grad_input(multiply: Multiply, grad: Tensor, x: Tensor, weight: Tensor, form: Form) -> Tensor:
+    if multiply.elementwise:
+        left, right = multiply.pair
+        grad, weight = multiply.round(grad, left, 0), multiply.round(weight, right, 1)
+        of_input: Tensor = aten.convolution_backward(grad, x, weight, None, *form, [True, False, False])[0]
+        return of_input
+    sizes = x.shape[2:]
+    if form.transposed:
+        y = _correlated(multiply, _padded(grad, form.padding, form.padding), weight, None, form.stride, form)
+        return _cropped(y, sizes)
+    reached = _reached(grad.shape[2:], weight.shape[2:], form)
+    return _transposed(multiply, grad, weight, None, form, [n - r for n, r in zip(sizes, reached, strict=True)])
+
+
+def _grad_weight(multiply: Multiply, grad: Tensor, x: Tensor, weight: Tensor, form: Form) -> Tensor:
+    multiply = multiply.of(Product.GRAD_WEIGHT, 1 if form.transposed else 0)
+    if multiply.elementwise:
+        gradient, other = multiply.of(Product.GRAD_WEIGHT).pair
+        places = (1, 0) if form.transposed else (0, 1)
+        grad, x = multiply.round(grad, gradient, places[0]), multiply.round(x, other, places[1])
+        of_weight: Tensor = aten.convolution_backward(grad, x, weight, None, *form, [False, True, False])[1]
+        return of_weight
+    still, moving = (x, grad) if form.transposed else (grad, x)
+    positions = still.shape[2:]
+    windows = _windows(_padded(moving, form.padding, form.padding), weight.shape[2:], form.stride, form.dilation)
+    columns = _matrices(_cropped(windows, positions), form.groups, len(positions))
+    rows = still.unflatten(1, (form.groups, -1)).permute(1, 2, 0, *range(3, still.dim() + 1)).flatten(2)
+    return multiply.matmul(rows, columns).reshape(weight.shape)
+
+
+def _correlated(
+    multiply: Multiply, x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], form: Form
+) -> Tensor:
+    """A convolution of a padded input: its windows (groups, samples * positions, channels * taps) times the weights."""
+    windows = _windows(x, weight.shape[2:], stride, form.dilation)
+    positions, groups = windows.shape[2 : x.dim()], form.groups
+    columns = weight.flatten(1).unflatten(0, (groups, -1)).mT
+    y = multiply.matmul(_matrices(windows, groups, len(positions)), columns)
+    if bias is not None:
+        y = y + bias.reshape(groups, 1, -1)
+    y = y.unflatten(1, (x.shape[0], *positions)).movedim(-1, 2)  # groups, samples, channels, positions
+    joined: Tensor = y.transpose(0, 1).flatten(1, 2).contiguous()
+    return joined
+
+
+def _transposed(
+    multiply: Multiply, x: Tensor, weight: Tensor, bias: Tensor | None, form: Form, extra: Sequence[int]
+) -> Tensor:
+    """A transposed convolution: one of the input with zeros between its values, with the weights turned round."""
+    sizes = [(n - 1) * s + 1 for n, s in zip(x.shape[2:], form.stride, strict=True)]
+    spaced = x.new_zeros(*x.shape[:2], *sizes)
+    every = tuple(slice(None, None, s) for s in (1, 1, *form.stride))
+    spaced[every] = x
+    low = [d * (k - 1) - p for d, k, p in zip(form.dilation, weight.shape[2:], form.padding, strict=True)]
+    spaced = _padded(spaced, low, [n + e for n, e in zip(low, extra, strict=True)])
+    turned = weight.unflatten(0, (form.groups, -1)).transpose(1, 2).flatten(0, 1)
+    turned = turned.flip([*range(2, turned.dim())])
+    return _correlated(multiply, spaced, turned, bias, [1] * len(sizes), form)
+
+
+def _windows(x: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> Tensor:
+    """What a kernel sees at each position: (samples, channels, positions..., taps...), a view."""
+    x = x.contiguous()
+    axes = zip(x.shape[2:], kernel, stride, dilation, strict=True)
+    positions = [(n - d * (k - 1) - 1) // s + 1 for n, k, s, d in axes]
+    steps = [s * step for s, step in zip(stride, x.stride()[2:], strict=True)]
+    inside = [d * step for d, step in zip(dilation, x.stride()[2:], strict=True)]
+    return x.as_strided((*x.shape[:2], *positions, *kernel), (*x.stride()[:2], *steps, *inside))
+
+
+def _matrices(windows: Tensor, groups: int, axes: int) -> Tensor:
+    """Windows as (groups, samples * positions, channels * taps)."""
+    grouped = windows.unflatten(1, (groups, -1))
+    order = [1, 0, *range(3, 3 + axes), 2, *range(3 + axes, grouped.dim())]
+    matrices: Tensor = grouped.permute(order).flatten(1, 1 + axes).flatten(2)
+    return matrices
+
+
+def _reached(positions: Sequence[int], kernel: Sequence[int], form: Form) -> list[int]:
+    """How many inputs a convolution with these output sizes needs."""
+    axes = zip(positions, kernel, form.stride, form.padding, form.dilation, strict=True)
+    return [(n - 1) * s - 2 * p + d * (k - 1) + 1 for n, k, s, p, d in axes]
+
+
+def _padded(x: Tensor, low: Sequence[int], high: Sequence[int]) -> Tensor:
+    pairs = [n for pair in zip(reversed(low), reversed(high), strict=True) for n in pair]
+    return F.pad(x, pairs) if any(pairs) else x
+
+
+def _cropped(x: Tensor, sizes: Sequence[int]) -> Tensor:
+    for axis, n in enumerate(sizes, start=2):
+        x = x.narrow(axis, 0, n)
+    return x

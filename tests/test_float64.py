@@ -1,0 +1,193 @@
+"""An arithmetic that computes in float64: results are correctly rounded, by exact rationals."""
+
+from __future__ import annotations
+
+import copy
+import math
+import operator
+import pickle
+from collections.abc import Callable
+from fractions import Fraction
+
+import pytest
+import torch
+from torch import Tensor
+
+from lptensor import BF16, E4M3, FP16, FP32, Arithmetic, FloatingPoint, Format, LPTensor, convert
+from lptensor.arithmetic import promote
+from oracles import exact
+
+FORMATS = {
+    "FP32": (FP32, exact.Float(8, 23, 127)),
+    "16 bits of man": (FloatingPoint(8, 16), exact.Float(8, 16, 127)),
+    "BF16": (BF16, exact.Float(8, 7, 127)),
+    "FP16": (FP16, exact.Float(5, 10, 15)),
+}
+WIDE = Arithmetic(BF16, compute=torch.float64)
+
+
+def root(x: Fraction) -> Fraction:
+    """The square root to 300 bits, inexact ones with one bit more, so that they round as the root does."""
+    scaled = x * 2**600
+    whole = scaled.numerator // scaled.denominator
+    found = math.isqrt(whole)
+    return Fraction(2 * found + (found * found != scaled), 2**301)
+
+
+OPS: dict[str, tuple[Callable[..., Tensor], Callable[..., Fraction]]] = {
+    "add": (operator.add, lambda a, b, c: a + b),
+    "sub": (operator.sub, lambda a, b, c: a - b),
+    "rsub": (torch.rsub, lambda a, b, c: b - a),
+    "mul": (operator.mul, lambda a, b, c: a * b),
+    "div": (operator.truediv, lambda a, b, c: a / b),
+    "sqrt": (lambda a, b: torch.sqrt(a.abs()), lambda a, b, c: root(abs(a))),
+}
+
+
+def hard_numbers(format: Format, n: int = 150) -> tuple[Tensor, Tensor, Tensor]:
+    """fp32 numbers whose sums and products lie beside values and midpoints of a format, and ordinary ones."""
+    generator = torch.Generator().manual_seed(1)
+    precision = format.grid.precision  # type: ignore[attr-defined]
+    near = 1.0 + torch.randint(0, 2**precision, (n,), generator=generator) * 2.0**-precision  # values and midpoints
+    tiny = torch.randn(n, generator=generator) * 2.0 ** torch.randint(-90, -20, (n,), generator=generator)
+    a = torch.cat([near, torch.randn(n, generator=generator), torch.ones(n) + 2.0**-12])
+    b = torch.cat([tiny, torch.randn(n, generator=generator), torch.ones(n) + 2.0**-12])
+    c = torch.cat([near.flip(0), torch.randn(n, generator=generator), tiny.flip(0) * 2.0**-20])
+    assert a.dtype == b.dtype == c.dtype == torch.float32
+    return a, b, c
+
+
+def lp(x: Tensor, arithmetic: Arithmetic) -> LPTensor:
+    return x.to_lp(arithmetic)  # type: ignore[attr-defined, no-any-return]
+
+
+def check(got: Tensor, values: exact.Float, wanted: list[Fraction], mode: str) -> None:
+    for result, true in zip(got.dequantize().tolist(), wanted, strict=True):  # type: ignore[attr-defined]
+        if true:
+            assert result == exact.rounded(values, true, mode), (result, float(true))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("mode", exact.MODES)
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_result_is_the_exact_one_rounded_once(name: str, op: str, mode: str) -> None:
+    format, values = FORMATS[name]
+    run, true = OPS[op]
+    a, b, _ = hard_numbers(format)
+    x = lp(a, Arithmetic(format, rounding=mode, compute=torch.float64))
+    operands = zip(x.tolist(), b.tolist(), strict=True)
+    check(run(x, b), values, [true(Fraction(p), Fraction(q), None) for p, q in operands], mode)
+
+
+@pytest.mark.parametrize("mode", exact.MODES)
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_fused_multiply_add_is_rounded_once(name: str, mode: str) -> None:
+    format, values = FORMATS[name]
+    a, b, c = hard_numbers(format)
+    x = lp(c, Arithmetic(format, rounding=mode, compute=torch.float64))
+    true = [Fraction(r) + Fraction(p) * Fraction(q) for p, q, r in zip(a.tolist(), b.tolist(), x.tolist(), strict=True)]
+    check(torch.addcmul(x, a, b), values, true, mode)
+    check(x.clone().addcmul_(a, b), values, true, mode)
+
+
+def test_fp32_alone_is_wrong_where_float64_is_right() -> None:
+    # 2**-24 + 1.5 * 683/1024 lies just above a midpoint of FP16, in fp32 on it.
+    a, b, c = (torch.tensor([v]) for v in (1.5, 683 / 1024, 2.0**-24))
+    true = Fraction(1.5) * Fraction(683, 1024) + Fraction(1, 2**24)
+    right = exact.rounded(FORMATS["FP16"][1], true, "nearest")  # type: ignore[arg-type]
+    assert torch.addcmul(lp(c, Arithmetic(FP16)), a, b).item() != right == 1.0009765625
+    assert torch.addcmul(lp(c, Arithmetic(FP16, compute=torch.float64)), a, b).item() == right
+
+
+@pytest.mark.parametrize("write", ["add_", "sub_", "mul_", "out", "add alpha"])
+def test_writes_round_once_from_float64(write: str) -> None:
+    a, b, _ = hard_numbers(BF16)
+    x = lp(a, WIDE)
+    terms = [(Fraction(p), Fraction(q)) for p, q in zip(x.tolist(), b.tolist(), strict=True)]
+    match write:
+        case "add_":
+            got, true = x.add_(b), [p + q for p, q in terms]
+        case "sub_":
+            got, true = x.sub_(b), [p - q for p, q in terms]
+        case "mul_":
+            got, true = x.mul_(b), [p * q for p, q in terms]
+        case "add alpha":
+            got, true = x.add_(b, alpha=-0.25), [p - q / 4 for p, q in terms]
+        case _:
+            got, true = torch.add(x, b, out=torch.empty_like(x)), [p + q for p, q in terms]
+    check(got, FORMATS["BF16"][1], true, "nearest")
+
+
+def test_an_out_tensor_grows_as_torch_lets_it() -> None:
+    out = lp(torch.empty(0), WIDE)
+    torch.mul(lp(torch.ones(3), WIDE), 2, out=out)
+    assert out.shape == (3,) and out.tolist() == [2, 2, 2]
+
+
+def test_sums_and_products_are_those_of_float64() -> None:
+    a, b = torch.randn(40, 300), torch.randn(300, 20)
+    x, y = lp(a, Arithmetic(FP32, compute=torch.float64)), lp(b, Arithmetic(FP32, compute=torch.float64))
+    assert torch.equal((x @ y).dequantize(), (a.double() @ b.double()).float())
+    assert torch.equal(x.sum(1).dequantize(), a.double().sum(1).float())
+    assert torch.equal(x.softmax(1).dequantize(), a.double().softmax(1).float())
+    assert torch.equal(x.sum(1, dtype=torch.float32).dequantize(), a.double().sum(1).float())
+    assert type(x.sum(1, dtype=torch.float64)) is Tensor
+
+
+def test_gradients_are_computed_in_float64_too() -> None:
+    a, b = torch.randn(40, 30), torch.randn(20, 30)
+    x, w = (lp(t, Arithmetic(FP32, compute=torch.float64)).requires_grad_() for t in (a, b))
+    torch.nn.functional.linear(x, w).relu().sum().backward()
+    p, q = (t.double().requires_grad_() for t in (a, b))
+    # The product is rounded to fp32 before relu sees it, which keeps its sign.
+    torch.nn.functional.linear(p, q).relu().sum().backward()
+    for lp_grad, grad in ((x.grad, p.grad), (w.grad, q.grad)):
+        assert torch.equal(lp_grad.dequantize(), grad.float())  # type: ignore[union-attr]
+
+
+def test_plain_float64_operands_and_numbers_are_used_exactly() -> None:
+    x = lp(torch.ones(1), Arithmetic(FP32, rounding="up", compute=torch.float64))
+    tiny = torch.tensor([2.0**-40], dtype=torch.float64)
+    assert (x + tiny).item() == (x + 2.0**-40).item() == 1 + 2.0**-23
+
+
+def test_what_selects_values_and_what_is_no_float_stays() -> None:
+    x = lp(torch.randn(20), WIDE)
+    assert torch.equal(x.relu().dequantize(), x.dequantize().relu())
+    assert (x > 0.1).dtype is torch.bool and x.argmax().dtype is torch.int64
+    assert x.masked_fill(x > 0, 0.1).max().item() == torch.tensor(0.1).bfloat16().item()
+
+
+def test_running_statistics_and_every_optimizer_step() -> None:
+    model = torch.nn.Sequential(torch.nn.Conv1d(2, 4, 3), torch.nn.BatchNorm1d(4), torch.nn.Flatten())
+    for p in model.parameters():
+        p.data = p.data.bfloat16().float()
+    twin = torch.nn.Sequential(torch.nn.Conv1d(2, 4, 3), torch.nn.BatchNorm1d(4), torch.nn.Flatten()).double()
+    twin.load_state_dict(model.state_dict())
+    convert(model, Arithmetic(FP32, compute=torch.float64))
+    x = torch.randn(5, 2, 9)
+    for net, value in ((model, lp(x, Arithmetic(FP32, compute=torch.float64))), (twin, x.double())):
+        optimizer = torch.optim.Adam(net.parameters(), foreach=net is model)
+        net(value).square().sum().backward()
+        optimizer.step()
+    # The statistics are of rounded convolutions, and so agree to fp32's last places.
+    torch.testing.assert_close(model[1].running_var.double(), twin[1].running_var, rtol=1e-6, atol=0)
+    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(p.dequantize().double(), q, rtol=1e-3, atol=1e-3)  # type: ignore[attr-defined]
+
+
+def test_an_arithmetic_tells_its_dtype_and_keeps_it() -> None:
+    for twin in (pickle.loads(pickle.dumps(WIDE)), copy.deepcopy(WIDE), eval(repr(WIDE), {**globals()})):
+        assert twin == WIDE and hash(twin) == hash(WIDE)
+    assert WIDE != Arithmetic(BF16) and "torch.float64" in repr(WIDE)
+    assert promote(Arithmetic(E4M3), WIDE) == promote(WIDE, Arithmetic(E4M3)) == WIDE
+    with pytest.raises(ValueError, match="compute must be torch.float32 or torch.float64, got torch.float16"):
+        Arithmetic(BF16, compute=torch.float16)
+
+
+def test_every_op_of_torchs_database_has_a_float64_kernel_where_it_has_an_fp32_one() -> None:
+    from torch.testing._internal.common_methods_invocations import op_db
+
+    single, double = torch.float32, torch.float64
+    lacking = [op.name for op in op_db if {single} <= op.supported_dtypes("cpu") and double not in op.dtypes]
+    assert lacking == ["broadcast_shapes"]  # which takes no tensors

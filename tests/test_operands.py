@@ -1,0 +1,530 @@
+"""Products whose operands are rounded, against three plain products with each operand rounded by hand."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
+
+import lptensor
+from lptensor import (
+    BF16,
+    E2M1,
+    E3M2,
+    E4M3,
+    E5M2,
+    MXFP4,
+    MXFP6_E2M3,
+    MXFP6_E3M2,
+    MXFP8_E4M3,
+    MXFP8_E5M2,
+    NVFP4,
+    Arithmetic,
+    BlockFloatingPoint,
+    Channel,
+    CurrentMaximum,
+    FixedPoint,
+    Format,
+    LPTensor,
+    PowerOfTwo,
+    Scaled,
+    Tile,
+    TwoLevel,
+    convert,
+    round as lp_round,
+)
+from lptensor.arithmetic import promote
+from lptensor.hadamard import Hadamard
+from lptensor.operands import Gemm, Operand, along_contraction
+from lptensor.trace import trace
+from oracles import gemm_reference
+from oracles.gemm_reference import Quantize, product
+
+# Six formats, so that no slot can stand in for another.
+SIX: dict[str, Format] = {
+    "forward 0": MXFP8_E4M3,
+    "forward 1": MXFP4,
+    "grad_input 0": MXFP8_E5M2,
+    "grad_input 1": MXFP6_E2M3,
+    "grad_weight 0": NVFP4,
+    "grad_weight 1": MXFP6_E3M2,
+}
+SCALARS: dict[str, Format] = {
+    "forward 0": E4M3,
+    "forward 1": E5M2,
+    "grad_input 0": E3M2,
+    "grad_input 1": FixedPoint(8, 5),
+    "grad_weight 0": Scaled(E2M1, PowerOfTwo(-1)),
+    "grad_weight 1": FixedPoint(6, 2),
+}
+
+
+def gemm_of(slots: dict[str, Format]) -> Gemm:
+    pairs = {name: (slots[f"{name} 0"], slots[f"{name} 1"]) for name in ("forward", "grad_input", "grad_weight")}
+    return Gemm(**pairs)  # type: ignore[arg-type]
+
+
+def by_hand(slots: dict[str, Format]) -> Quantize:
+    """Rounds along an axis with the format that a slot names."""
+    return lambda x, slot, axis: lp_round(x.detach().movedim(axis, -1).contiguous(), slots[slot]).movedim(-1, axis)
+
+
+def lp(x: Tensor, arithmetic: Arithmetic) -> LPTensor:
+    return x.to_lp(arithmetic)  # type: ignore[attr-defined, no-any-return]
+
+
+def plain(x: Any) -> Tensor:
+    assert type(x) is LPTensor
+    return x.dequantize().detach()
+
+
+MM = Callable[[Tensor, Tensor], Tensor]  # the product that a reference is made of
+CASES: dict[str, tuple[list[tuple[int, ...]], Callable[..., Tensor], Callable[..., Tensor]]] = {
+    "mm": ([(40, 70), (70, 50)], torch.mm, lambda mm, a, b: mm(a, b)),
+    "mm, square": ([(64, 64), (64, 64)], torch.mm, lambda mm, a, b: mm(a, b)),
+    "mm, both by columns": (
+        [(70, 40), (50, 70)],
+        lambda a, b: torch.mm(a.t(), b.t()),
+        lambda mm, a, b: mm(a.t(), b.t()),
+    ),
+    "mm, square, first by columns": (
+        [(48, 48), (48, 48)],
+        lambda a, b: torch.mm(a.t(), b),
+        lambda mm, a, b: mm(a.t(), b),
+    ),
+    "mm with itself": ([(40, 40)], lambda a: a @ a, lambda mm, a: mm(a, a)),
+    "mm with its own transpose": ([(40, 70)], lambda a: a @ a.t(), lambda mm, a: mm(a, a.t())),
+    "addmm": (
+        [(50,), (40, 70), (70, 50)],
+        lambda c, a, b: torch.addmm(c, a, b, beta=0.5),
+        lambda mm, c, a, b: 0.5 * c + mm(a, b),
+    ),
+    "bmm": ([(3, 40, 70), (3, 70, 50)], torch.bmm, lambda mm, a, b: mm(a, b)),
+    "baddbmm": ([(3, 40, 50), (3, 40, 70), (3, 70, 50)], torch.baddbmm, lambda mm, c, a, b: c + mm(a, b)),
+    "linear": ([(40, 70), (50, 70), (50,)], F.linear, lambda mm, x, w, b: mm(x, w.t()) + b),
+    "linear, batch and outputs alike": ([(64, 70), (64, 70)], F.linear, lambda mm, x, w: mm(x, w.t())),
+    "linear of a batch": (
+        [(4, 10, 70), (50, 70), (50,)],
+        F.linear,
+        lambda mm, x, w, b: mm(x.flatten(0, 1), w.t()).view(4, 10, 50) + b,
+    ),
+    "linear of a strided batch": (
+        [(10, 4, 70), (50, 70), (50,)],
+        lambda x, w, b: F.linear(x.transpose(0, 1), w, b),
+        lambda mm, x, w, b: mm(x.transpose(0, 1).reshape(40, 70), w.t()).view(4, 10, 50) + b,
+    ),
+    "matmul, 3 axes by 2": (
+        [(4, 10, 70), (70, 50)],
+        torch.matmul,
+        lambda mm, a, b: mm(a.flatten(0, 1), b).view(4, 10, 50),
+    ),
+    "einsum": (
+        [(3, 40, 70), (3, 50, 70)],
+        lambda a, b: torch.einsum("bik,bjk->bij", a, b),
+        lambda mm, a, b: mm(a, b.mT),
+    ),
+    "math attention": (
+        [(2, 40, 70)] * 3,
+        lambda q, k, v: _math_attention(q, k, v),
+        lambda mm, q, k, v: mm((mm(q * 70**-0.25, (k * 70**-0.25).mT)).softmax(-1), v),
+    ),
+    "attention": ([(1, 2, 40, 70)] * 3, F.scaled_dot_product_attention, lambda mm, *qkv: _attention(mm, *qkv)),
+    "causal attention": (
+        [(1, 2, 40, 70)] * 3,
+        lambda *qkv: F.scaled_dot_product_attention(*qkv, is_causal=True),
+        lambda mm, *qkv: _attention(mm, *qkv, causal=True),
+    ),
+}
+
+
+def _math_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    with sdpa_kernel(SDPBackend.MATH):
+        return F.scaled_dot_product_attention(q, k, v)
+
+
+def _attention(mm: MM, q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
+    scores = mm(q, k.mT) * 70**-0.5
+    if causal:
+        scores = scores.masked_fill(~torch.ones(scores.shape[-2:], dtype=torch.bool).tril(), -torch.inf)
+    return mm(scores.softmax(-1), v)
+
+
+def gradients(f: Callable[..., Tensor], leaves: list[Tensor], weights: Tensor) -> list[Tensor]:
+    y = f(*leaves)
+    return [y.detach(), *torch.autograd.grad((y * weights).sum(), leaves)]
+
+
+@pytest.mark.parametrize("slots", [SIX, SCALARS], ids=["blocks", "scalars"])
+@pytest.mark.parametrize("case", CASES)
+def test_an_op_is_three_products_of_rounded_operands(case: str, slots: dict[str, Format]) -> None:
+    shapes, run, reference = CASES[case]
+    values = [torch.randn(s) for s in shapes]
+    quantize = by_hand(slots)
+
+    def mm(a: Tensor, b: Tensor) -> Tensor:
+        return product(a, b, quantize)
+
+    leaves = [v.clone().requires_grad_() for v in values]
+    weights = torch.randn(reference(mm, *leaves).shape)
+    wanted = gradients(lambda *a: reference(mm, *a), leaves, weights)
+    arithmetic = Arithmetic(None, operands=gemm_of(slots))
+    got = gradients(run, [lp(v, arithmetic).requires_grad_() for v in values], weights)
+    for mine, true in zip(got, wanted, strict=True):
+        torch.testing.assert_close(plain(mine), true, rtol=2e-4, atol=2e-4 * true.abs().max().item())
+
+
+def test_with_one_format_more_the_results_are_rounded_too() -> None:
+    x, w = torch.randn(40, 70), torch.randn(50, 70)
+    arithmetic = Arithmetic(E4M3, BF16, operands=gemm_of(SIX))
+    a, b = lp(x, arithmetic).requires_grad_(), lp(w, arithmetic).requires_grad_()
+    y = F.linear(a, b)
+    quantize = by_hand(SIX)
+    true = quantize(plain(a), "forward 0", -1) @ quantize(plain(b), "forward 1", -1).T
+    assert torch.equal(plain(y), lp_round(true, E4M3))
+    g = lp_round(torch.randn(40, 50), E4M3)
+    y.backward(lp(g, arithmetic))
+    of_w = quantize(g, "grad_weight 0", -2).T @ quantize(plain(a), "grad_weight 1", -2)
+    assert torch.equal(plain(b.grad), lp_round(of_w, BF16))
+
+
+def test_plain_operands_and_plain_gradients_are_told_apart_too() -> None:
+    x, w, g = torch.randn(64, 70), torch.randn(64, 70), torch.randn(64, 64)
+    quantize, arithmetic = by_hand(SIX), Arithmetic(None, operands=gemm_of(SIX))
+    of_x = quantize(g, "grad_input 0", -1) @ quantize(w, "grad_input 1", -2)
+    of_w = quantize(g, "grad_weight 0", -2).T @ quantize(x, "grad_weight 1", -2)
+    for first, second in ((True, True), (True, False), (False, True)):
+        for seed in (g, lp(g, arithmetic)) if first and second else (lp(g, arithmetic),):
+            a, b = (lp(t, arithmetic) if low else t.clone() for t, low in ((x, first), (w, second)))
+            grads = torch.autograd.grad(F.linear(a.requires_grad_(), b.requires_grad_()), (a, b), seed)
+            for mine, true in zip(grads, (of_x, of_w), strict=True):
+                torch.testing.assert_close(plain(mine), true)
+
+
+def attempts(f: Callable[..., Tensor]) -> dict[str, Callable[..., Tensor]]:
+    return {
+        "direct": f,
+        "checkpoint": lambda *a: checkpoint(f, *a, use_reentrant=False),
+        "reentrant checkpoint": lambda *a: checkpoint(f, *a, use_reentrant=True),
+    }
+
+
+@pytest.mark.parametrize("way", ["direct", "checkpoint", "reentrant checkpoint", "create_graph", "offloaded", "traced"])
+def test_it_survives_what_people_do_to_a_graph(way: str) -> None:
+    x, w, v, g = torch.randn(64, 64), torch.randn(64, 64), torch.randn(64, 64), torch.randn(64, 64)
+    arithmetic = Arithmetic(None, operands=gemm_of(SIX))
+    quantize = by_hand(SIX)
+    leaves = [t.clone().requires_grad_() for t in (x, w, v)]
+    hidden = product(leaves[0], leaves[1].t(), quantize).relu()
+    wanted = torch.autograd.grad(product(hidden, leaves[2].t(), quantize), leaves, g)
+
+    def net(x: Tensor, w: Tensor, v: Tensor) -> Tensor:
+        return F.linear(F.linear(x, w).relu(), v)
+
+    mine = [lp(t, arithmetic).requires_grad_() for t in (x, w, v)]
+    if way == "offloaded":
+        with torch.autograd.graph.save_on_cpu():
+            y = net(*mine)
+    elif way == "traced":
+        with trace():
+            y = net(*mine)
+    else:
+        y = attempts(net).get(way, net)(*mine)
+    if way.startswith("reentrant"):
+        y.backward(lp(g, arithmetic))
+        grads: Any = [t.grad for t in mine]
+    elif way == "traced":
+        with trace():
+            grads = torch.autograd.grad(y, mine, lp(g, arithmetic))
+    else:
+        grads = torch.autograd.grad(y, mine, lp(g, arithmetic), create_graph=way == "create_graph")
+    for got, true in zip(grads, wanted, strict=True):
+        torch.testing.assert_close(plain(got), true)
+
+
+def test_a_second_backward_pass_rounds_by_the_places_of_the_products_it_differentiates() -> None:
+    a, b = torch.randn(64, 64), torch.randn(64, 64)
+    quantize, arithmetic = by_hand(SIX), Arithmetic(None, operands=gemm_of(SIX))
+    x, w = lp(a, arithmetic).requires_grad_(), lp(b, arithmetic).requires_grad_()
+    g = torch.randn(64, 64)
+    seed = lp(g, arithmetic).requires_grad_()
+    (of_x,) = torch.autograd.grad(torch.mm(x, w), x, seed, create_graph=True)  # g @ w.T
+    h = torch.randn(64, 64)
+    of_g, of_w = torch.autograd.grad(of_x, (seed, w), lp(h, arithmetic))
+    true = quantize(h, "grad_input 0", -1) @ quantize(b, "grad_input 1", -2)
+    torch.testing.assert_close(plain(of_g), true)
+    true = quantize(g, "grad_weight 1", -2).T @ quantize(h, "grad_weight 0", -2)
+    torch.testing.assert_close(plain(of_w), true.T)
+
+
+def test_gradients_accumulate_over_two_passes() -> None:
+    arithmetic = Arithmetic(None, operands=gemm_of(SIX))
+    x, w = torch.randn(4, 64), lp(torch.randn(8, 64), arithmetic).requires_grad_()
+    F.linear(lp(x, arithmetic), w).sum().backward()
+    once = plain(w.grad)
+    F.linear(lp(x, arithmetic), w).sum().backward()
+    torch.testing.assert_close(plain(w.grad), 2 * once)
+
+
+def test_a_backward_pass_that_somebody_wrote_rounds_by_where_the_gradient_stands() -> None:
+    class Linear(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
+            ctx.save_for_backward(x, w)
+            return x @ w.t()
+
+        @staticmethod
+        def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:
+            x, w = ctx.saved_tensors
+            return g @ w, g.t() @ x
+
+    quantize, arithmetic = by_hand(SIX), Arithmetic(None, operands=gemm_of(SIX))
+    a, b, g = torch.randn(64, 64), torch.randn(64, 64), torch.randn(64, 64)
+    x, w = lp(a, arithmetic).requires_grad_(), lp(b, arithmetic).requires_grad_()
+    grads = torch.autograd.grad((Linear.apply(x, w) * g).sum(), (x, w))
+    torch.testing.assert_close(plain(grads[0]), quantize(g, "grad_input 0", -1) @ quantize(b, "grad_input 1", -2))
+    torch.testing.assert_close(plain(grads[1]), quantize(g, "grad_weight 0", -2).T @ quantize(a, "grad_weight 1", -2))
+
+
+def test_vmap_over_a_gradient_is_refused_with_a_way_out() -> None:
+    arithmetic = Arithmetic(None, operands=gemm_of(SIX))
+    w, x = lp(torch.randn(5, 4), arithmetic), lp(torch.randn(3, 6, 4), arithmetic)
+    grad = torch.func.grad(lambda w, x: F.linear(x, w).sum())
+    grad(w, x[0])
+    with pytest.raises(NotImplementedError, match="sample by sample"):
+        torch.func.vmap(grad, in_dims=(None, 0))(w, x)
+
+
+VECTORS: dict[str, Callable[..., Tensor]] = {
+    "mv": lambda a, b, c: torch.mv(a, b),
+    "addmv": lambda a, b, c: torch.addmv(c, a, b),
+    "matmul": lambda a, b, c: a @ b,
+}
+
+
+@pytest.mark.parametrize("name", VECTORS)
+def test_a_matrix_times_a_vector_is_a_product_and_so_is_the_gradient_of_the_vector(name: str) -> None:
+    a, b, g = torch.randn(40, 70), torch.randn(70), torch.randn(40)
+    quantize, arithmetic = by_hand(SIX), Arithmetic(None, operands=gemm_of(SIX))
+    x, y = lp(a, arithmetic).requires_grad_(), lp(b, arithmetic).requires_grad_()
+    z = VECTORS[name](x, y, torch.zeros(40))
+    torch.testing.assert_close(plain(z), quantize(a, "forward 0", -1) @ quantize(b, "forward 1", -1))
+    of_x, of_y = torch.autograd.grad((z * g).sum(), (x, y))
+    torch.testing.assert_close(plain(of_y), quantize(a, "grad_weight 1", -2).T @ quantize(g, "grad_weight 0", -1))
+    assert torch.equal(plain(of_x), torch.outer(g, b))  # sums nothing
+
+
+def test_dot_and_sums_over_a_batch_are_products() -> None:
+    quantize, arithmetic = by_hand(SIX), Arithmetic(None, operands=gemm_of(SIX))
+    a, b = torch.randn(70), torch.randn(70)
+    true = quantize(a, "forward 0", -1) @ quantize(b, "forward 1", -1)
+    torch.testing.assert_close(plain(torch.dot(lp(a, arithmetic), lp(b, arithmetic))), true)
+    c, a, b = torch.randn(8, 9), torch.randn(3, 8, 20), torch.randn(3, 20, 9)
+    long = quantize(a.transpose(0, 1).reshape(8, 60), "forward 0", -1) @ quantize(b.reshape(60, 9), "forward 1", -2)
+    torch.testing.assert_close(plain(torch.addbmm(c, lp(a, arithmetic), lp(b, arithmetic))), c + long)
+
+
+WRITES: dict[str, Callable[..., Any]] = {
+    "addmm_": lambda c, a, b: c.addmm_(a, b),
+    "addmm out": lambda c, a, b: torch.addmm(c.clone(), a, b, out=c),
+    "mm out": lambda c, a, b: torch.mm(a, b, out=c.zero_()),
+    "mm out of another shape": lambda c, a, b: torch.mm(a, b, out=torch.empty(0).to_lp(c.arithmetic)),
+}
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_writes_round_the_operands_and_then_into_the_target(name: str) -> None:
+    arithmetic = Arithmetic(BF16, operands=gemm_of(SIX))
+    a, b, c = (lp(torch.randn(s), arithmetic) for s in ((40, 70), (70, 50), (40, 50)))
+    true = torch.mm(a, b) if "mm out" in name and "addmm" not in name else torch.addmm(c, a, b)
+    got = WRITES[name](c, a, b)
+    assert got.arithmetic == arithmetic and torch.equal(plain(got), plain(true))
+
+
+# -- convolutions --------------------------------------------------------------------------------------
+
+CONVOLUTIONS = {
+    "1d": ((2, 3, 11), (4, 3, 3), dict(stride=1, padding=1, dilation=1)),
+    "1d, strided": ((2, 3, 12), (4, 3, 3), dict(stride=2, padding=1, dilation=2)),
+    "2d": ((2, 3, 6, 7), (4, 3, 3, 2), dict(stride=1, padding=0, dilation=1)),
+    "2d, strided": ((2, 3, 7, 8), (4, 3, 3, 3), dict(stride=2, padding=1, dilation=1)),
+    "3d": ((1, 2, 4, 5, 4), (3, 2, 2, 3, 2), dict(stride=2, padding=1, dilation=1)),
+}
+
+
+@pytest.mark.parametrize("slots", [SIX, SCALARS], ids=["blocks", "scalars"])
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_a_convolution_is_three_products_of_unfolded_operands(name: str, slots: dict[str, Format]) -> None:
+    shape, kernel, form = CONVOLUTIONS[name]
+    conv = (F.conv1d, F.conv2d, F.conv3d)[len(shape) - 3]
+    arithmetic = Arithmetic(None, operands=gemm_of(slots))
+    values = torch.randn(shape), torch.randn(kernel), torch.randn(kernel[0])
+    x, w, b = (lp(v, arithmetic).requires_grad_() for v in values)
+    y = conv(x, w, b, **form)
+    g = torch.randn(y.shape)
+    grads = torch.autograd.grad((y * g).sum(), (x, w, b))
+    out, *wanted = gemm_reference.convolution(values[0], values[1], g, **form, quantize=by_hand(slots))
+    out = out + values[2].view(-1, *[1] * (len(shape) - 2))
+    for mine, true in zip((y, *grads), (out, *wanted, g.transpose(0, 1).flatten(1).sum(1)), strict=True):
+        torch.testing.assert_close(plain(mine), true, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("slots", [SIX, SCALARS], ids=["blocks", "scalars"])
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_so_is_a_transposed_convolution(name: str, slots: dict[str, Format]) -> None:
+    shape, kernel, form = CONVOLUTIONS[name]
+    conv = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[len(shape) - 3]
+    extra = form["stride"] - 1
+    arithmetic = Arithmetic(None, operands=gemm_of(slots))
+    values = torch.randn(shape), torch.randn(kernel).transpose(0, 1).contiguous()
+    x, w = (lp(v, arithmetic).requires_grad_() for v in values)
+    y = conv(x, w, output_padding=extra, **form)
+    g = torch.randn(y.shape)
+    grads = torch.autograd.grad((y * g).sum(), (x, w))
+    wanted = gemm_reference.transposed_convolution(values[0], values[1], g, **form, quantize=by_hand(slots))
+    for mine, true in zip((y, *grads), wanted, strict=True):
+        torch.testing.assert_close(plain(mine), true, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_groups_are_convolutions_side_by_side(transposed: bool) -> None:
+    slots = {name: format for name, format in SIX.items() if "NV" not in repr(format)} | {"grad_weight 0": MXFP4}
+    arithmetic = Arithmetic(None, operands=gemm_of(slots))
+    conv: Any = F.conv_transpose2d if transposed else F.conv2d
+    x = lp(torch.randn(2, 4, 6, 6), arithmetic).requires_grad_()
+    w = lp(torch.randn(4, 3, 3, 3) if transposed else torch.randn(6, 2, 3, 3), arithmetic).requires_grad_()
+    together = conv(x, w, stride=2, groups=2)
+    apart = torch.cat([conv(p, q, stride=2) for p, q in zip(x.chunk(2, 1), w.chunk(2), strict=True)], 1)
+    torch.testing.assert_close(plain(together), plain(apart))
+    g = torch.randn(together.shape)
+    for mine, true in zip(
+        torch.autograd.grad((together * g).sum(), (x, w)), torch.autograd.grad((apart * g).sum(), (x, w)), strict=True
+    ):
+        torch.testing.assert_close(plain(mine), plain(true))
+
+
+# -- what an operand's format means --------------------------------------------------------------------
+
+SHAPES: dict[str, tuple[Format, tuple[int, ...]]] = {
+    "blocks": (MXFP8_E4M3, (1, 1, 32)),
+    "axis given": (TwoLevel(E4M3, axis=0, tensor_scale=False), (1, 1, 16)),
+    "square tiles": (TwoLevel(E4M3, (16, 16)), (1, 16, 16)),
+    "DeepSeek tiles": (Scaled(E4M3, CurrentMaximum(Tile((1, 128)))), (1, 1, 128)),
+    "tile with axes": (Scaled(E4M3, CurrentMaximum(Tile((128,), (0,)))), (1, 1, 128)),
+    "channels": (Scaled(E4M3, CurrentMaximum(Channel(0))), (1, 1, 200)),
+    "tensor": (Scaled(E4M3, CurrentMaximum()), (2, 30, 200)),
+    "BFP": (BlockFloatingPoint(8), (2, 30, 200)),
+    "BFP channels": (BlockFloatingPoint(8, dim=0), (1, 1, 2**62)),
+    "BFP blocks": (BlockFloatingPoint(8, dim=1, block_size=24), (1, 1, 24)),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_blocks_run_along_the_contraction_whatever_axis_was_named(name: str) -> None:
+    format, block = SHAPES[name]
+    assert along_contraction(format).block_shape((2, 30, 200)) == block  # type: ignore[attr-defined]
+
+
+def test_one_scale_per_channel_is_one_per_row_of_each_product() -> None:
+    x = torch.randn(3, 5, 40) * 2.0 ** torch.arange(5).view(5, 1)
+    for format in (Scaled(E4M3, CurrentMaximum(Channel(0))), BlockFloatingPoint(8, dim=0)):
+        rows = [lp_round(row, along_contraction(format)) for row in x.flatten(0, 1)]
+        assert torch.equal(Operand(format).quantize(x), torch.stack(rows).view(3, 5, 40))
+
+
+def test_what_is_no_operand_is_named() -> None:
+    with pytest.raises(ValueError, match="two sides"):
+        Gemm(BlockFloatingPoint(8, block_size=(2, 2, 2)))
+    with pytest.raises(ValueError, match="an operand's tiles"):
+        Gemm(Scaled(E4M3, CurrentMaximum(Tile((32,), others=None))))
+    with pytest.raises(TypeError, match="forward takes formats .* got 'e4m3'"):
+        Gemm("e4m3")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="grad_input takes a pair"):
+        Gemm(grad_input=(E4M3, E4M3, E4M3))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="got 'wgrad'"):
+        Gemm(E4M3, transform={"wgrad": Hadamard(16)})
+    with pytest.raises(TypeError, match="transform takes Hadamard"):
+        Gemm(E4M3, transform=16)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="operands must be Gemm"):
+        Arithmetic(E4M3, operands=E4M3)  # type: ignore[arg-type]
+
+
+def test_a_gemm_is_a_value() -> None:
+    gemm = Gemm((MXFP4, None), (Operand(MXFP4, "stochastic"), MXFP4), transform={"grad_weight": Hadamard(32, "random")})
+    a = Arithmetic(BF16, operands=gemm)
+    names = {**vars(lptensor), **globals()}
+    stored = io.BytesIO()
+    torch.save(lp(torch.ones(2), a), stored)
+    stored.seek(0)
+    loaded = torch.load(stored, weights_only=True).arithmetic
+    for twin in (pickle.loads(pickle.dumps(a)), copy.deepcopy(a), eval(repr(a), names), loaded):
+        assert twin == a and hash(twin) == hash(a)
+    assert a != Arithmetic(BF16) and a != Arithmetic(BF16, operands=Gemm(MXFP4))
+
+
+def test_two_arithmetics_with_different_operands_are_an_error_that_names_both() -> None:
+    one, other = Arithmetic(BF16, operands=Gemm(MXFP4)), Arithmetic(BF16, operands=Gemm(NVFP4))
+    assert promote(one, Arithmetic(E4M3)) == promote(Arithmetic(E4M3), one) == one
+    with pytest.raises(TypeError) as error:
+        lp(torch.ones(2, 2), one) @ lp(torch.ones(2, 2), other)
+    assert repr(Gemm(MXFP4)) in str(error.value) and repr(Gemm(NVFP4)) in str(error.value)
+
+
+def test_stochastic_operands_repeat_with_the_seed() -> None:
+    arithmetic = Arithmetic(None, operands=Gemm(Operand(MXFP4, "stochastic"), Operand(NVFP4, "stochastic")))
+    x, w = lp(torch.randn(8, 64), arithmetic).requires_grad_(), lp(torch.randn(9, 64), arithmetic)
+
+    def draw(seed: int) -> list[Tensor]:
+        torch.manual_seed(seed)
+        y = F.linear(x, w)
+        return [plain(y), plain(torch.autograd.grad(y.sum(), x)[0])]
+
+    once, again, other = draw(3), draw(3), draw(4)
+    assert all(map(torch.equal, once, again)) and not any(map(torch.equal, once, other))
+
+
+def test_each_operand_is_drawn_and_rounded_by_its_own_rounding() -> None:
+    arithmetic = Arithmetic(None, operands=Gemm((Operand(E4M3, "up"), Operand(E4M3, "down"))))
+    x, w = torch.full((1, 8), 1.01), torch.full((8, 1), 1.01)
+    assert plain(lp(x, arithmetic) @ lp(w, arithmetic)).item() == 8 * 1.125
+
+
+def test_a_trace_lists_the_operands_it_rounds() -> None:
+    arithmetic = Arithmetic(BF16, operands=gemm_of(SIX))
+    x, w = lp(torch.randn(4, 64), arithmetic).requires_grad_(), lp(torch.randn(8, 64), arithmetic).requires_grad_()
+    with trace() as t:
+        F.linear(x, w).sum().backward()
+    rows = {(row.backward, row.shape): [r.format for r in row.rounded] for row in t if row.op == "mm"}
+    assert rows == {
+        (False, (4, 8)): [MXFP8_E4M3, MXFP4, BF16],
+        (True, (4, 64)): [MXFP8_E5M2, MXFP6_E2M3, BF16],
+        (True, (8, 64)): [NVFP4, MXFP6_E3M2, BF16],
+    }
+
+
+def test_other_ops_and_the_optimizer_are_as_without_operands() -> None:
+    model = convert(nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8)), Arithmetic(BF16, operands=gemm_of(SIX)))
+    y = model(lp(torch.randn(4, 8), Arithmetic(BF16)))
+    assert torch.equal(plain(y.softmax(-1)), plain(lp(plain(y), Arithmetic(BF16)).softmax(-1)))
+    y.square().sum().backward()
+    torch.optim.AdamW(model.parameters()).step()
+    assert all(p.arithmetic == Arithmetic(BF16, operands=gemm_of(SIX)) for p in model.parameters())
+    convert(model, None)
+    assert all(type(p) is nn.Parameter for p in model.parameters())
+
+
+def test_what_cannot_round_its_operands_says_what_to_do() -> None:
+    x = lp(torch.randn(2, 1, 8, 8), Arithmetic(BF16, operands=Gemm(Operand(E4M3, "stochastic"))))
+    with pytest.raises(NotImplementedError, match="SDPBackend.MATH"):
+        F.scaled_dot_product_attention(x, x, x)
+    assert type(_math_attention(x, x, x)) is LPTensor
+    with pytest.raises(NotImplementedError, match="two products"):
+        nn.Bilinear(8, 8, 2)(x, x)
