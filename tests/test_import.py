@@ -153,7 +153,7 @@ def test_no_modules_import_each_other() -> None:
 
 def test_techniques_do_not_import_each_other() -> None:
     for name, source in SOURCES.items():
-        if name.startswith("training."):
+        if name.startswith("training.") and name != "training.recipes":  # which puts them together
             others = {t for t in inner_imports(name, source, set(SOURCES)) if t.split(".")[0] == "training"}
             assert not others, f"{name} imports {others}"
 

@@ -52,3 +52,6 @@ class LUQ:
         for _ in range(self.samples - 1):
             total += round_fresh(x, self.format, Rounding(Mode.STOCHASTIC))
         return total / self.samples
+
+
+torch.serialization.add_safe_globals([LUQ])  # an operand of an arithmetic, which a checkpoint holds
