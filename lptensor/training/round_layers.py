@@ -33,9 +33,11 @@ def round_layers(
     scales of whole tensors (for blocks along the contraction axis there is ``Gemm``). Every argument is
     called once per layer and returns a function of a tensor, or a module: a scaling with a state, whose
     buffers the state_dict then holds. The derivative of a function is taken to be one; a module is
-    differentiated as it stands. Every reading of ``layer.weight`` rounds anew. The model is changed in place and returned; ``layer.weight`` is the
-    rounded weight, its exact one, ``layer.parametrizations.weight.original``, is what ``parameters()``
-    and the state_dict hold: make the optimizer afterwards.
+    differentiated as it stands.
+
+    The model is changed in place and returned. ``layer.weight`` is the rounded weight, made anew
+    whenever it is read; its exact one, ``layer.parametrizations.weight.original``, is what
+    ``parameters()`` and the state_dict hold: make the optimizer afterwards.
 
     Args:
         skip: paths of layers to leave alone, such as the first and the last.
