@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from lptensor.accumulator import Accumulator
 from lptensor.blocks import BlockFormat
 from lptensor.formats import Format
 from lptensor.operands import Gemm
@@ -23,13 +24,16 @@ class Arithmetic:
         rounding: a name, ``Mode`` or ``Rounding`` for the forward direction.
         backward_rounding: the same for gradients; None for ``rounding``.
         operands: a ``Gemm``: what the operands of matrix products and convolutions are rounded to.
+        accumulator: an ``Accumulator``: what adds up in matrix products, convolutions, sums, means,
+            variances, norms and softmax. What adds up and has none is an error.
         compute: torch.float32, or torch.float64: ops compute in float64 on the fp32 values and round
             once from there. Then + - * / sqrt and addcmul are correctly rounded up to 23 stored
             mantissa bits, in every rounding mode. An op whose device has no float64 kernel raises.
 
     Raises:
-        TypeError: a format or a Gemm that is none. ValueError: an unknown rounding, another dtype, or a
-            forward format without negative numbers and no backward one, since gradients have signs.
+        TypeError: a format, Gemm or Accumulator that is none. ValueError: an unknown rounding, another
+            dtype, an accumulator that it does not carry, or a forward format without negative numbers
+            and no backward one, since gradients have signs.
 
     >>> from lptensor import E4M3, E5M2
     >>> Arithmetic(E4M3, backward=E5M2, backward_rounding="stochastic").gradient_rounding
@@ -41,6 +45,7 @@ class Arithmetic:
     rounding: Rounding = field(default_factory=Rounding)
     backward_rounding: Rounding | None = None
     operands: Gemm | None = None
+    accumulator: Accumulator | None = None
     compute: torch.dtype = torch.float32
     gradient_format: Format | None = field(init=False, compare=False)  # what gradients are kept in
     gradient_rounding: Rounding = field(init=False, compare=False)
@@ -53,6 +58,7 @@ class Arithmetic:
         rounding: Rounding | Mode | str = "nearest",
         backward_rounding: Rounding | Mode | str | None = None,
         operands: Gemm | None = None,
+        accumulator: Accumulator | None = None,
         compute: torch.dtype = torch.float32,
     ) -> None:
         for name, format in (("forward", forward), ("backward", backward)):
@@ -63,14 +69,19 @@ class Arithmetic:
             raise ValueError(f"{forward!r} has no negative numbers, which gradients need; name a backward format")
         if operands is not None and not isinstance(operands, Gemm):
             raise TypeError(f"operands must be Gemm(forward, grad_input, grad_weight) or None, got {operands!r}")
+        if accumulator is not None and not isinstance(accumulator, Accumulator):
+            raise TypeError(f"accumulator must be Accumulator(sum, ...) or None, got {accumulator!r}")
         if compute not in (torch.float32, torch.float64):
             raise ValueError(f"compute must be torch.float32 or torch.float64, got {compute!r}")
+        if accumulator is not None:
+            accumulator.check_carrier(compute)
         values: dict[str, Any] = {
             "forward": forward,
             "backward": backward,
             "rounding": as_rounding(rounding),
             "backward_rounding": None if backward_rounding is None else as_rounding(backward_rounding),
             "operands": operands,
+            "accumulator": accumulator,
             "compute": compute,
         }
         for name, value in values.items():
@@ -78,7 +89,7 @@ class Arithmetic:
         # Asked for at every op, so worked out once.
         object.__setattr__(self, "gradient_format", forward if backward is None else backward)
         object.__setattr__(self, "gradient_rounding", values["backward_rounding"] or values["rounding"])
-        object.__setattr__(self, "direct", operands is None and compute is torch.float32)
+        object.__setattr__(self, "direct", operands is None and accumulator is None and compute is torch.float32)
         object.__setattr__(self, "_hash", hash(tuple(values.values())))
 
     def __hash__(self) -> int:
@@ -97,6 +108,8 @@ class Arithmetic:
             shown.append(f"backward_rounding={show_rounding(self.backward_rounding)}")
         if self.operands is not None:
             shown.append(f"operands={self.operands!r}")
+        if self.accumulator is not None:
+            shown.append(f"accumulator={self.accumulator!r}")
         if self.compute is not torch.float32:
             shown.append(f"compute={self.compute}")
         return f"Arithmetic({', '.join(shown)})"
@@ -143,6 +156,7 @@ def promote(a: Arithmetic, b: Arithmetic) -> Arithmetic:
         _agree(a, b, "rounding", Rounding()),
         _agree(a, b, "backward_rounding", None),
         _agree(a, b, "operands", None),
+        _agree(a, b, "accumulator", None),
         _agree(a, b, "compute", torch.float32),
     )
 

@@ -28,7 +28,8 @@ def forward(
     """The output, and the logsumexp of the scores that the backward pass asks for."""
     _check(multiply, query, key, dropout_p)
     scores = _scores(multiply, query, key, is_causal, attn_mask, scale)
-    logsumexp = scores.logsumexp(-1)
+    most = scores.amax(-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).min)
+    logsumexp = (multiply.sum((scores - most).exp(), -1, True).log() + most).squeeze(-1)
     return multiply.of(Product.FORWARD).matmul(_weights(scores, logsumexp), value), logsumexp
 
 
@@ -51,7 +52,7 @@ def backward(
     weights = _weights(scores, logsumexp.to(scores.dtype))
     of_value = multiply.of(Product.GRAD_WEIGHT, 1).matmul(weights.mT, grad)
     of_weights = multiply.of(Product.GRAD_INPUT, 0).matmul(grad, value.mT)
-    of_scores = weights * (of_weights - (weights * of_weights).sum(-1, keepdim=True)) * _scale(query, scale)
+    of_scores = weights * (of_weights - multiply.sum(weights * of_weights, -1, True)) * _scale(query, scale)
     of_query = multiply.of(Product.GRAD_INPUT, 0).matmul(of_scores, key)
     return of_query, multiply.of(Product.GRAD_WEIGHT, 0).matmul(of_scores.mT, query), of_value
 
@@ -83,10 +84,7 @@ def _check(multiply: Multiply, query: Tensor, key: Tensor, dropout_p: float) -> 
     way_out = "run attention under torch.nn.attention.sdpa_kernel(SDPBackend.MATH)"
     if dropout_p or query.shape[1] != key.shape[1]:
         raise NotImplementedError(f"fused attention with dropout or grouped heads has no rounded operands: {way_out}")
-    forward = multiply.of(Product.FORWARD)
-    draws = any(operand is not None and operand.rounding.stochastic for operand in forward.pair)
-    transform = None if forward.gemm is None else forward.gemm.transform_of(Product.FORWARD)
-    if draws or transform is not None and transform.signs == "random":
+    if multiply.of(Product.FORWARD).draws:
         raise NotImplementedError(
             f"fused attention computes its weights anew in the backward pass, and random bits would differ: {way_out}"
         )

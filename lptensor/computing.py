@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from lptensor import _compat
+from lptensor.accumulator import Accumulator
 from lptensor.arithmetic import Arithmetic
 from lptensor.exact_ops import correct
 from lptensor.multiply import Seen
 from lptensor.odd_sums import in_double
 from lptensor.products import PRODUCTS, WRITTEN, multiplied
 from lptensor.rules import Rule
+from lptensor.sums import FORMULAS, SUMS, WRITTEN_SUMS, refuse_sum
 
 
 def wide(found: list[Any]) -> bool:
@@ -43,33 +46,109 @@ def names_single(rule: Rule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> b
     return any(place is torch.float32 for place in places)
 
 
-def computed(
-    func: Any,
-    given: tuple[Any, ...],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    found: list[Any],
-    join: Callable[[list[Any]], Arithmetic],
-    seen: Seen,
-) -> Any:
-    """``func`` on plain tensors: in float64 if the arithmetic says so, with the operands of products rounded.
+class Opened(NamedTuple):
+    """An op that runs: its arguments as the caller gave them, and with plain tensors for its LPTensors."""
+
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    plain: tuple[Any, ...]
+    named: dict[str, Any]
+    found: list[Any]  # the LPTensors
+    join: Callable[[list[Any]], Arithmetic]  # the arithmetic of an op between them
+    seen: Seen  # is told of each operand that is rounded
+
+
+def computed(op: Opened) -> Any:
+    """What an op gives: in float64, by a product with rounded operands, or added up, as its arithmetic says."""
+    func, plain, named, run = op.func, op.plain, op.named, correct(op.func)
+    if wide(op.found):
+        plain, named, run = widened(plain), widened(named), in_double(func)
+        plain = tuple(torch.float64 if value is torch.float32 else value for value in plain)
+        named = {name: torch.float64 if value is torch.float32 else value for name, value in named.items()}
+    if func in PRODUCTS and any(shapes_products(x) for x in op.found):
+        return multiplied(func, op.args, plain, named, op.join(op.found), op.seen)
+    accumulator = accumulator_of(op.found, op.join)
+    if accumulator is not None:
+        if func in SUMS:
+            return SUMS[func](accumulator, *plain, **named)
+        if func._schema.name in FORMULAS:
+            return by_formula(op)
+        refuse_sum(func, plain, named)
+    return run(*plain, **named)
+
+
+def shapes_products(x: Any) -> bool:
+    """Whether an LPTensor's arithmetic says how products are formed."""
+    return x._arithmetic.operands is not None or x._arithmetic.accumulator is not None
+
+
+def accumulator_of(found: list[Any], join: Callable[[list[Any]], Arithmetic]) -> Accumulator | None:
+    """The accumulator of an op between LPTensors; what has none need have no arithmetic in common."""
+    if all(x._arithmetic.accumulator is None for x in found):
+        return None
+    return join(found).accumulator
+
+
+def by_formula(op: Opened) -> Any:
+    """An op by its formula in simpler ones, whose sums are added up and of which nothing else is rounded."""
+    arithmetic, cls = op.join(op.found), type(op.found[0])
+    inside = Arithmetic(None, accumulator=arithmetic.accumulator, compute=arithmetic.compute)
+    formula = _compat.decomposition(op.func)
+    assert formula is not None, f"torch has no formula for {op.func}"
+
+    def enter(x: Any) -> Any:
+        return cls(x._inner, inside) if type(x) is cls else x
+
+    args, kwargs = _compat.tree_map(enter, (op.args, op.kwargs), cls)
+    return _compat.tree_map(lambda x: x._inner if type(x) is cls else x, formula(*args, **kwargs), cls)
+
+
+Round = Callable[[Tensor, Arithmetic, bool], Any]
+
+
+def write(op: Opened, writes: Sequence[int | str], rounds: bool, round_: Round) -> Any:
+    """Run an op that writes into its arguments, and leave each as its format has it, rounded once.
 
     Args:
-        given: the arguments as the caller gave them, LPTensors among them, which are ``found``.
-        seen: is told of each operand that is rounded.
+        writes: the places of what is written to.
+        rounds: False for what only selects values.
     """
-    run = correct(func)
-    if wide(found):
-        args, kwargs, run = widened(args), widened(kwargs), in_double(func)
-        kwargs = {name: torch.float64 if value is torch.float32 else value for name, value in kwargs.items()}
-        args = tuple(torch.float64 if value is torch.float32 else value for value in args)
-    if func in PRODUCTS:
-        arithmetic = join(found)
-        if arithmetic.operands is not None:
-            return multiplied(func, given, args, kwargs, arithmetic, seen)
-    return run(*args, **kwargs)
+    func, accumulator = op.func, accumulator_of(op.found, op.join)
+    known: dict[int, Tensor] = {}  # what is to be written, by id of the plain tensor it goes to
+    source = WRITTEN.get(func) if any(shapes_products(x) for x in op.found) else None
+    if accumulator is not None:
+        source = source or WRITTEN_SUMS.get(func)
+    out: Any = None
+    if source is not None:
+        (place,) = writes
+        kwargs, named = ({k: v for k, v in given.items() if k != place} for given in (op.kwargs, op.named))
+        known[id(_at(place, op.plain, op.named))] = computed(op._replace(func=source, kwargs=kwargs, named=named))
+    elif accumulator is not None and func._schema.name in FORMULAS:
+        out = by_formula(op)
+    else:
+        if accumulator is not None:
+            refuse_sum(func, op.plain, op.named)
+        if wide(op.found):
+            out = in_double(func)(*widened(op.plain, known), **widened(op.named, known))
+        else:
+            out = correct(func)(*op.plain, **op.named)
+    for place in writes:
+        targets, inners = _listed(_at(place, op.args, op.kwargs)), _listed(_at(place, op.plain, op.named))
+        for target, inner in zip(targets, inners, strict=True):
+            value = known.get(id(inner), inner)
+            if rounds and inner is not target:
+                round_(value, target._arithmetic, target._gradient)
+            if value is not inner:
+                (inner if inner.shape == value.shape else inner.resize_(value.shape)).copy_(value)
+    return out
 
 
-def written_by_product(func: Any) -> Any:
-    """The op that computes what ``func`` writes, if that is a product; else None."""
-    return WRITTEN.get(func)
+def _at(place: int | str, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    if isinstance(place, str):
+        return kwargs.get(place)
+    return args[place] if place < len(args) else None
+
+
+def _listed(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, (list, tuple)) else [] if value is None else [value]

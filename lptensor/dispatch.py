@@ -16,11 +16,10 @@ from torch import Tensor
 
 from lptensor import _compat
 from lptensor.arithmetic import Arithmetic, promote
-from lptensor.computing import computed, names_single, wide, widened, written_by_product
+from lptensor.computing import Opened, computed, names_single, write
 from lptensor.direction import in_backward, side_of_copy
 from lptensor.escape import leave
 from lptensor.exact_ops import correct
-from lptensor.odd_sums import in_double
 from lptensor.ops import round_into
 from lptensor.rules import Kind, Rule, rule_for
 from lptensor.running_product import TURNS, turn
@@ -220,7 +219,10 @@ def _compute(func: Any, rule: Rule, cls: Any) -> Runner:
         found: list[Any] = []
         plain = _unwrap(args, cls, found)
         named = dict(zip(kwargs, _unwrap(tuple(kwargs.values()), cls, found), strict=True)) if kwargs else kwargs
-        out = fast(*plain, **named) if _direct(found) else computed(func, args, plain, named, found, _join, _seen)
+        if _direct(found):
+            out = fast(*plain, **named)
+        else:
+            out = computed(Opened(func, args, kwargs, plain, named, found, _join, _seen))
         if isinstance(out, Tensor) and not out.is_floating_point() and not out.is_complex():
             return out  # a comparison: it needs no format that holds both operands
         return _fresh(func, rule, cls, out, (_join(found), in_backward()), True, _named(rule, args, kwargs))
@@ -235,8 +237,10 @@ def _keep(func: Any, rule: Rule, cls: Any) -> Runner:
         named = dict(zip(kwargs, _unwrap(tuple(kwargs.values()), cls, found), strict=True)) if kwargs else kwargs
         kept = _common_grid(rule, args, kwargs, cls, found)
         grid: Grid = (_join(found), in_backward()) if kept is None else (kept[0], side_of_copy(kept[1]))
-        exact = grid == kept or _direct(found)
-        out = func(*plain, **named) if exact else computed(func, args, plain, named, found, _join, _seen)
+        if grid == kept or _direct(found):
+            out = func(*plain, **named)
+        else:
+            out = computed(Opened(func, args, kwargs, plain, named, found, _join, _seen))
         return _fresh(func, rule, cls, out, grid, grid != kept, _named(rule, args, kwargs))
 
     return run
@@ -287,7 +291,8 @@ def _mutate(func: Any, rule: Rule, cls: Any) -> Runner:
         if _direct(found):
             out = fast(*plain, **named)
         else:
-            out = _write_slowly(func, rule, (args, kwargs), (plain, named), found, rounds)
+            op = Opened(func, args, kwargs, plain, named, found, _join, _seen)
+            out = write(op, rule.writes, rounds, round_)
             rounds = False
         for place in rule.writes:
             written = _argument(place, args, kwargs)
@@ -308,38 +313,6 @@ def _mutate(func: Any, rule: Rule, cls: Any) -> Runner:
         return results[0] if len(rule.returns) == 1 else tuple(results)
 
     return run
-
-
-def _write_slowly(func: Any, rule: Rule, given: Any, opened: Any, found: list[Any], rounds: bool) -> Any:
-    """Write into the arguments of ``func`` by a product with rounded operands, or from float64, with one rounding."""
-    (args, kwargs), (plain, named) = given, opened
-    known: dict[int, Tensor] = {}  # what is to be written, by id of the plain tensor it goes to
-    product = written_by_product(func)
-    if product is not None and _join(found).operands is not None:
-        (place,) = rule.writes
-        values = {k: v for k, v in named.items() if k != place}
-        known[id(_argument(place, plain, named))] = computed(product, args, plain, values, found, _join, _seen)
-        out: Any = None
-    elif wide(found):
-        out = in_double(func)(*widened(plain, known), **widened(named, known))
-    else:
-        out = correct(func)(*plain, **named)
-    for place in rule.writes:
-        targets, inners = _argument(place, args, kwargs), _argument(place, plain, named)
-        if not isinstance(targets, (list, tuple)):
-            targets, inners = (targets,), (inners,)
-        for target, inner in zip(targets, inners, strict=True):
-            value = known.get(id(inner), inner)
-            if isinstance(value, Tensor):
-                _store(target, inner, value, rounds)
-    return out
-
-
-def _store(target: Any, inner: Tensor, value: Tensor, rounds: bool) -> None:
-    if rounds and inner is not target:
-        round_(value, target._arithmetic, target._gradient)
-    if value is not inner:
-        (inner if inner.shape == value.shape else inner.resize_(value.shape)).copy_(value)
 
 
 def _written(target: Any, rounds: bool) -> None:
@@ -367,7 +340,10 @@ def _foreach(func: Any, rule: Rule, cls: Any) -> Runner:
         found: list[Any] = []
         plain = _unwrap(args, cls, found)
         named = dict(zip(kwargs, _unwrap(tuple(kwargs.values()), cls, found), strict=True)) if kwargs else kwargs
-        outs = fast(*plain, **named) if _direct(found) else computed(func, args, plain, named, found, _join, _seen)
+        if _direct(found):
+            outs = fast(*plain, **named)
+        else:
+            outs = computed(Opened(func, args, kwargs, plain, named, found, _join, _seen))
         backward = in_backward()
         values = (*args, *kwargs.values())
         shared = [v for v in values if type(v) is cls]

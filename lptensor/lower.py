@@ -14,7 +14,12 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils.rnn import PackedSequence
 
 from lptensor import _compat
+from lptensor.accumulator import Accumulator
+from lptensor.arithmetic import Arithmetic
 from lptensor.formats import Format
+from lptensor.layer_products import LayerProducts, check_plain
+from lptensor.operands import Gemm
+from lptensor.path_rules import PathRules
 from lptensor.quantizer import quantizer
 from lptensor.rounding import Mode, Rounding
 
@@ -57,6 +62,9 @@ def lower(
     backward_rounding: Rounding | Mode | str = "stochastic",
     *,
     layer_types: LayerType | Iterable[LayerType] | None = None,
+    operands: Gemm | None = None,
+    accumulator: Accumulator | None = None,
+    exempt: Iterable[str] = (),
 ) -> Model:
     """Round what the chosen layers of ``model`` put out, and the gradients that enter them from behind.
 
@@ -65,8 +73,8 @@ def lower(
     floating-point tensor in a layer's output is rounded, wherever it stands in tuples, lists, dicts
     and packed sequences; integers, plain numbers and None pass. Special values are the format's affair.
 
-    A later call replaces what an earlier one said about a layer; with neither number it takes the
-    rounding away. Subclasses count as what they extend. Only modules that are called can be rounded:
+    A later call replaces what an earlier one said about a layer; with neither numbers nor products
+    it takes everything away. Subclasses count as what they extend. Only modules that are called can be rounded:
     functional code is left alone, as are the projections inside ``nn.MultiheadAttention``, whose
     own output the group "attention" rounds.
 
@@ -76,10 +84,16 @@ def lower(
         forward_number: format of the outputs; None leaves them as they are.
         backward_number: format of the gradients; None leaves them as they are.
         layer_types: another name for layer_type.
+        operands: a ``Gemm``: what the operands of the products within these layers are rounded to,
+            forward and backward. Tensors, parameters and gradients stay plain.
+        accumulator: an ``Accumulator``: what adds up within these layers, forward and backward.
+        exempt: path patterns as those of ``convert`` ("0", "head", "layers.*.norm"): layers at or
+            below such a path are left alone, as the first and the last one often are.
 
     Raises:
         TypeError: a model, a layer type or a number that is none.
-        ValueError: an unknown group or rounding, or no such layer in the model. The model is unchanged.
+        ValueError: an unknown group or rounding, a pattern that matches nothing, or no such layer in
+            the model. The model is unchanged.
 
     >>> from lptensor import FloatingPoint
     >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU())
@@ -90,20 +104,42 @@ def lower(
         raise TypeError(f"lower takes a torch.nn.Module, got {model!r}")
     wanted = _classes(layer_type, layer_types)
     quantize = quantizer(forward_number, backward_number, forward_rounding, backward_rounding)
-    layers = [
-        module
-        for module in model.modules()
-        if isinstance(module, wanted) and type(module) is not NonDynamicallyQuantizableLinear
-    ]
+    products = None
+    if operands is not None or accumulator is not None:
+        products = Arithmetic(None, operands=operands, accumulator=accumulator)
+    layers = _chosen(model, wanted, exempt)
     if not layers:
         present = sorted({type(module).__name__ for module in model.modules()})
         raise ValueError(f"{type(model).__name__} has no layer of {_names(wanted)}; it is made of {', '.join(present)}")
+    if products is not None:
+        for layer in layers:
+            for parameter in layer.parameters():
+                check_plain(parameter)
     for layer in layers:
-        if forward_number is None and backward_number is None:
-            _compat.drop_hooks(layer, _HOOK)
-        else:
+        LayerProducts.detach(layer)  # first off, then on: outputs are rounded after they have become plain
+        _compat.drop_hooks(layer, _HOOK)
+        if products is not None:
+            LayerProducts(products).attach(layer)
+        if forward_number is not None or backward_number is not None:
             _compat.set_hooks(layer, _HOOK, after=_RoundOutput(quantize))
     return model
+
+
+def _chosen(model: nn.Module, wanted: tuple[type[nn.Module], ...], exempt: Iterable[str]) -> list[nn.Module]:
+    """The layers of these classes, without those at or below an exempt path."""
+    if isinstance(exempt, str):
+        raise TypeError(f"exempt takes a list of path patterns, got {exempt!r}; say exempt=[{exempt!r}]")
+    rules = PathRules(dict.fromkeys(exempt))
+    modules = dict(model.named_modules(remove_duplicate=False))
+    rules.check_paths(list(modules))
+    left_alone = {id(module) for path, module in modules.items() if rules.of(path) is None}
+    return [
+        module
+        for module in model.modules()
+        if isinstance(module, wanted)
+        and type(module) is not NonDynamicallyQuantizableLinear
+        and id(module) not in left_alone
+    ]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""One of a layer's three products on plain tensors: round both operands, then multiply."""
+"""One of a layer's three products on plain tensors: round both operands, multiply, add up."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
+from lptensor.accumulator import Accumulator
+from lptensor.gemm import gemm
+from lptensor.hadamard import Hadamard
 from lptensor.operands import Gemm, Operand, Product
+from lptensor.sums import add, check_untraced
 
 Seen = Callable[[Tensor, Any, Any, bool], None]  # is told every rounding
 
@@ -19,12 +23,14 @@ class Multiply:
 
     Args:
         gemm: what operands are rounded to.
+        accumulator: what adds up the products; None for torch's own kernels.
         seen: is told of each rounded operand: the tensor, format, rounding, and whether it is a gradient.
         product: None for a product of none of the three kinds, whose operands are kept.
         gradient: the place of the gradient among the two operands.
     """
 
     gemm: Gemm | None
+    accumulator: Accumulator | None
     seen: Seen
     product: Product | None = Product.FORWARD
     gradient: int = 0
@@ -43,20 +49,31 @@ class Multiply:
         return (second, first) if swapped else (first, second)
 
     @property
-    def elementwise(self) -> bool:
-        """Whether each element is rounded on its own, wherever it stands in a matrix."""
-        if self.gemm is None or self.product is None:
-            return True
-        return self.gemm.transform_of(self.product) is None and all(p is None or p.elementwise for p in self.pair)
+    def unordered(self) -> bool:
+        """Whether elements are rounded where they stand and torch's own kernel may multiply them."""
+        if self.accumulator is not None or self.transform is not None:
+            return False
+        return all(operand is None or operand.elementwise for operand in self.pair)
+
+    @property
+    def transform(self) -> Hadamard | None:
+        """What both operands go through before they are rounded."""
+        return None if self.gemm is None or self.product is None else self.gemm.transform_of(self.product)
+
+    @property
+    def draws(self) -> bool:
+        """Whether a repetition would draw other random bits."""
+        random = self.transform is not None and self.transform.signs == "random"
+        stochastic = any(operand is not None and operand.rounding.stochastic for operand in self.pair)
+        return random or stochastic or self.accumulator is not None and self.accumulator.stochastic
 
     def operands(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         """``a`` (..., rows, k) and ``b`` (..., k, columns), transformed and rounded along k."""
         left, right = self.pair
-        transform = None if self.gemm is None or self.product is None else self.gemm.transform_of(self.product)
         rows, columns = a, b.mT
-        if transform is not None:
-            signs = transform.draw(a)
-            rows, columns = transform.apply(rows, signs), transform.apply(columns, signs)
+        if self.transform is not None:
+            signs = self.transform.draw(a)
+            rows, columns = self.transform.apply(rows, signs), self.transform.apply(columns, signs)
         return self.round(rows, left, 0), self.round(columns, right, 1).mT
 
     def round(self, x: Tensor, operand: Operand | None, place: int) -> Tensor:
@@ -68,7 +85,14 @@ class Multiply:
         self.seen(rounded, operand.format, operand.rounding, backward)
         return rounded
 
-    def matmul(self, a: Tensor, b: Tensor) -> Tensor:
-        """``a @ b`` of rounded operands."""
+    def matmul(self, a: Tensor, b: Tensor, start: Tensor | None = None) -> Tensor:
+        """``a @ b`` of rounded operands; an accumulator begins its sums with ``start``."""
         a, b = self.operands(a, b)
-        return a @ b
+        if self.accumulator is None:
+            return a @ b if start is None else a @ b + start
+        check_untraced(a, b)
+        return gemm(a, b, self.accumulator, start)
+
+    def sum(self, x: Tensor, dim: list[int] | int, keepdim: bool = False) -> Tensor:
+        """A sum that belongs to the op, over axes."""
+        return x.sum(dim, keepdim) if self.accumulator is None else add(x, dim, self.accumulator, keepdim)

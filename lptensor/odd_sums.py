@@ -15,23 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lptensor.accumulate import odd_sum
+
 aten = torch.ops.aten
-
-
-def odd_sum(a: Tensor, b: Tensor) -> Tensor:
-    """``a + b`` of float64 tensors of one shape, an inexact result rounded to the neighbour with an odd last bit.
-
-    >>> one, tiny = torch.ones(1, dtype=torch.float64), torch.full((1,), 2.0**-60, dtype=torch.float64)
-    >>> (odd_sum(one, tiny) - 1 == 2.0**-52).item(), (odd_sum(one, -one) == 0).item()
-    (True, True)
-    """
-    total = a + b
-    part = total - a  # TwoSum (Knuth): the error of the sum, exactly
-    error = (a - (total - part)) + (b - part)
-    bits = total.view(torch.int64)
-    to_neighbour = (error != 0) & error.isfinite() & (bits & 1 == 0)
-    outward = torch.where((error > 0) == (total > 0), 1, -1)
-    return torch.where(to_neighbour, bits + outward, bits).view(torch.float64)
 
 
 def _add(x: Any, y: Any, alpha: Any = 1) -> Tensor:

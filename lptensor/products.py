@@ -1,4 +1,4 @@
-"""Matrix products and convolutions whose arithmetic says what their operands are rounded to."""
+"""Matrix products and convolutions whose arithmetic says how operands are rounded, or what adds up."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lptensor import attention, unfolded
 from lptensor.arithmetic import Arithmetic
@@ -49,16 +50,44 @@ def _product(call: Call) -> Any:
     """An op of one product: its operands are rounded as matrices, and torch computes the rest of it."""
     i, j = _OPERANDS[call.func]
     a, b = call.args[i], call.args[j]
-    product, gradient = running_product(call.given[i], call.given[j])
-    multiply = call.multiply.of(product, gradient)
+    multiply = call.multiply
+    if multiply.gemm is not None:
+        multiply = multiply.of(*running_product(call.given[i], call.given[j]))
     func, vector_left, vector_right = call.func, a.dim() == 1, b.dim() == 1
     if func is aten.addbmm.default:  # sums over the batch too: one long contraction
         a, b, func = a.transpose(0, 1).flatten(1), b.flatten(0, 1), aten.addmm.default
     a, b = a.unsqueeze(0) if vector_left else a, b.unsqueeze(-1) if vector_right else b
-    a, b = multiply.operands(a, b)
     args = list(call.args)
+    if multiply.accumulator is not None:
+        addend = args[0] if i == 1 else None
+        return _added_up(multiply, a, b, addend, vector_left, vector_right, **call.kwargs)
+    a, b = multiply.operands(a, b)
     args[i], args[j] = a.squeeze(0) if vector_left else a, b.squeeze(-1) if vector_right else b
     return func(*args, **call.kwargs)
+
+
+def _added_up(
+    multiply: Multiply,
+    a: Tensor,
+    b: Tensor,
+    addend: Tensor | None,
+    vector_left: bool,
+    vector_right: bool,
+    alpha: Any = 1,
+    beta: Any = 1,
+    use_gelu: bool | None = None,
+) -> Tensor:
+    """beta * addend + alpha * a @ b; the addend begins the sum, unless something is scaled."""
+    if addend is not None and vector_right:
+        addend = addend.unsqueeze(-1)
+    within = addend if alpha == 1 and beta == 1 else None
+    y = multiply.matmul(a, b, within)
+    y = y if alpha == 1 else y * alpha
+    if addend is not None and within is None and beta != 0:  # a factor of zero hides NaN, as in BLAS
+        y = y + beta * addend
+    y = y.squeeze(-1) if vector_right else y
+    y = y.squeeze(0) if vector_left else y
+    return y if use_gelu is None else torch.nn.functional.gelu(y, approximate="tanh") if use_gelu else y.relu()
 
 
 def _convolution(call: Call) -> Any:
@@ -81,7 +110,7 @@ def _attention_backward(call: Call) -> Any:
 
 def _refused(reason: str) -> _Handler:
     def refuse(call: Call) -> Any:
-        raise NotImplementedError(f"{call.func} cannot round the operands of its products: {reason}")
+        raise NotImplementedError(f"{call.func} has no rounded operands and no accumulator: {reason}")
 
     return refuse
 
@@ -125,5 +154,6 @@ WRITTEN = {
 def multiplied(
     func: Any, given: tuple[Any, ...], args: tuple[Any, ...], kwargs: dict[str, Any], arithmetic: Arithmetic, seen: Any
 ) -> Any:
-    """What a product gives on plain tensors, its operands rounded as the arithmetic says."""
-    return PRODUCTS[func](Call(func, given, args, kwargs, Multiply(arithmetic.operands, seen)))
+    """What a product gives on plain tensors, its operands rounded and added up as the arithmetic says."""
+    multiply = Multiply(arithmetic.operands, arithmetic.accumulator, seen)
+    return PRODUCTS[func](Call(func, given, args, kwargs, multiply))

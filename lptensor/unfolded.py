@@ -43,7 +43,7 @@ class Form(NamedTuple):
 def forward(multiply: Multiply, x: Tensor, weight: Tensor, bias: Tensor | None, form: Form) -> Tensor:
     """aten::convolution with rounded operands."""
     form = form.spread(x.dim() - 2)
-    if multiply.elementwise:
+    if multiply.unordered:
         left, right = multiply.pair
         y: Tensor = aten.convolution(multiply.round(x, left, 0), multiply.round(weight, right, 1), bias, *form)
         return y
@@ -59,11 +59,11 @@ def backward(
     form = form.spread(x.dim() - 2)
     of_input = _grad_input(multiply.of(Product.GRAD_INPUT), grad, x, weight, form) if mask[0] else None
     of_weight = _grad_weight(multiply, grad, x, weight, form) if mask[1] else None
-    return of_input, of_weight, grad.sum([0, *range(2, grad.dim())]) if mask[2] else None
+    return of_input, of_weight, multiply.sum(grad, [0, *range(2, grad.dim())]) if mask[2] else None
 
 
 def _grad_input(multiply: Multiply, grad: Tensor, x: Tensor, weight: Tensor, form: Form) -> Tensor:
-    if multiply.elementwise:
+    if multiply.unordered:
         left, right = multiply.pair
         grad, weight = multiply.round(grad, left, 0), multiply.round(weight, right, 1)
         of_input: Tensor = aten.convolution_backward(grad, x, weight, None, *form, [True, False, False])[0]
@@ -78,7 +78,7 @@ def _grad_input(multiply: Multiply, grad: Tensor, x: Tensor, weight: Tensor, for
 
 def _grad_weight(multiply: Multiply, grad: Tensor, x: Tensor, weight: Tensor, form: Form) -> Tensor:
     multiply = multiply.of(Product.GRAD_WEIGHT, 1 if form.transposed else 0)
-    if multiply.elementwise:
+    if multiply.unordered:
         gradient, other = multiply.of(Product.GRAD_WEIGHT).pair
         places = (1, 0) if form.transposed else (0, 1)
         grad, x = multiply.round(grad, gradient, places[0]), multiply.round(x, other, places[1])
@@ -99,9 +99,8 @@ def _correlated(
     windows = _windows(x, weight.shape[2:], stride, form.dilation)
     positions, groups = windows.shape[2 : x.dim()], form.groups
     columns = weight.flatten(1).unflatten(0, (groups, -1)).mT
-    y = multiply.matmul(_matrices(windows, groups, len(positions)), columns)
-    if bias is not None:
-        y = y + bias.reshape(groups, 1, -1)
+    start = None if bias is None else bias.reshape(groups, 1, -1)
+    y = multiply.matmul(_matrices(windows, groups, len(positions)), columns, start)
     y = y.unflatten(1, (x.shape[0], *positions)).movedim(-1, 2)  # groups, samples, channels, positions
     joined: Tensor = y.transpose(0, 1).flatten(1, 2).contiguous()
     return joined

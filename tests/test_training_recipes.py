@@ -116,16 +116,33 @@ def minifloat(exp: int, man: int, bias: int, codes: int) -> list[float]:
     ][:codes]
 
 
-def linear(pairs: dict[str, Callable[[Tensor], Tensor]], x: Tensor, w: Tensor, g: Tensor) -> tuple[Tensor, ...]:
+def linear(pairs: dict[str, Any], x: Tensor, w: Tensor, g: Tensor) -> tuple[Tensor, ...]:
     """y, the gradients of x and w, each product with its operands rounded along the axis that it sums over."""
     qx, qw, qg = pairs["x"], pairs["w"], pairs["g"]
     qw_t = pairs.get("w along outputs", lambda t: qw(t.T.contiguous()).T)
-    return qx(x) @ qw(w).T, qg(g) @ qw_t(w), qg(g.T.contiguous()) @ qx(x.T.contiguous()).T
+    mm = pairs.get("mm", torch.mm)
+    return mm(qx(x), qw(w).T), mm(qg(g), qw_t(w)), mm(qg(g.T.contiguous()), qx(x.T.contiguous()).T)
+
+
+def ibm(a: Tensor, b: Tensor) -> Tensor:
+    """Chunks of 64 products, each sum in 1-6-9, then the chunks' sums, rounded by scaling to integers in float64."""
+    total = torch.zeros(a.shape[0], b.shape[1], dtype=torch.float64)
+    for start in range(0, a.shape[1], 64):
+        chunk = torch.zeros_like(total)
+        for k in range(start, min(start + 64, a.shape[1])):
+            chunk = one_six_nine(chunk + a[:, k : k + 1].double() * b[k : k + 1].double())
+        total = one_six_nine(total + chunk)
+    return total.float()
+
+
+def one_six_nine(x: Tensor) -> Tensor:
+    quantum = torch.exp2(x.abs().clamp(min=2.0**-30).log2().floor() - 9)
+    return (x / quantum).round() * quantum
 
 
 E2M1 = minifloat(2, 1, 1, 8)
-BY_HAND: dict[str, dict[str, Callable[[Tensor], Tensor]]] = {
-    "wang": dict(x=e5m2, w=e5m2, g=e5m2),
+BY_HAND: dict[str, dict[str, Any]] = {
+    "wang": dict(x=e5m2, w=e5m2, g=e5m2, mm=ibm),
     "fp8_current": dict(
         x=lambda t: under(e4m3, 448.0, t), w=lambda t: under(e4m3, 448.0, t), g=lambda t: under(e5m2, 57344.0, t)
     ),
@@ -138,7 +155,10 @@ BY_HAND: dict[str, dict[str, Callable[[Tensor], Tensor]]] = {
         x=lambda t: lp_round(t, Posit(8, 1)), w=lambda t: lp_round(t, Posit(8, 1)), g=lambda t: lp_round(t, Posit(8, 2))
     ),
     "hfp8": dict(
-        x=lambda t: nearest_of(minifloat(4, 3, 4, 128), t), w=lambda t: nearest_of(minifloat(4, 3, 4, 128), t), g=e5m2
+        x=lambda t: nearest_of(minifloat(4, 3, 4, 128), t),
+        w=lambda t: nearest_of(minifloat(4, 3, 4, 128), t),
+        g=e5m2,
+        mm=ibm,
     ),
     "lns_madam": dict.fromkeys("xwg", lambda t: logarithmic(t)),
     "s2fp8": dict.fromkeys("xwg", S2FP8()),

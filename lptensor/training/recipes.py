@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 from torch import nn
 from torch.optim import Optimizer
 
+from lptensor.accumulator import Accumulator
 from lptensor.arithmetic import Arithmetic
 from lptensor.blocks import MX, MXFP4, NVFP4, BlockFloatingPoint, Scaled, TwoLevel
 from lptensor.codebooks import LogNumber
-from lptensor.convert import convert
 from lptensor.delayed import DelayedScaling
 from lptensor.formats import E2M1, E3M2, E4M3, E5M2, INT4, FixedPoint, FloatingPoint, Format, ScalarFormat
 from lptensor.hadamard import Hadamard
@@ -46,22 +46,31 @@ class Recipe:
         optim = recipe.optimizer(torch.optim.Adam(model.parameters()))
         scaler = recipe.scaler()                     # a LossScaler, of 1 where the paper has none
 
-    Everything they hold is in their state_dicts. Layers whose paths are in ``skip`` stay fp32.
+    Everything they hold is in their state_dicts. Linear and convolutional layers take part, but those
+    at or below the paths in ``skip``, which stay fp32; parameters and what layers put out are plain.
+    ``recipe.arithmetic`` is for whoever wants LPTensors: ``convert(model, recipes.mxfp8().arithmetic)``.
     """
 
-    arithmetic: Arithmetic | None = None
+    operands: Gemm | None = None
+    accumulator: Accumulator | None = None
     change: Callable[[nn.Module], Any] | None = None
     skip: Skip = ()
     optim: Mapping[str, Any] = field(default_factory=dict)
     scaling: Static | Dynamic | Automatic = Static(1.0)
 
     def model(self, model: Model) -> Model:
-        """The model, changed in place: converted to the recipe's arithmetic, or its layers changed."""
+        """The model, its layers changed in place."""
         if self.change is not None:
             self.change(model)
-        if self.arithmetic is not None:
-            convert(model, {**dict.fromkeys(self.skip), "*": self.arithmetic})
+        if self.operands is not None:
+            kinds = ["linear", "conv"]
+            lower(model, kinds, operands=self.operands, accumulator=self.accumulator, exempt=self.skip)
         return model
+
+    @property
+    def arithmetic(self) -> Arithmetic:
+        """The operands and the accumulator of the recipe's products."""
+        return Arithmetic(operands=self.operands, accumulator=self.accumulator)
 
     def optimizer(self, optim: Optimizer) -> Optimizer:
         """The optimizer with the recipe's update: an ``OptimLP`` where the paper has one of its own."""
@@ -72,13 +81,17 @@ class Recipe:
         return LossScaler(self.scaling)
 
 
-def _operands(x: Any, w: Any, g: Any, transform: Any = None) -> Arithmetic:
+def _operands(x: Any, w: Any, g: Any, transform: Any = None) -> Gemm:
     """Products whose operands are rounded to these formats, in whichever product they stand."""
-    return Arithmetic(operands=Gemm((x, w), (g, w), (g, x), transform))
+    return Gemm((x, w), (g, w), (g, x), transform)
 
 
 def _per_tensor(element: ScalarFormat) -> Format:
     return Scaled(element, CurrentMaximum(PER_TENSOR))
+
+
+_IBM = Accumulator(FloatingPoint(6, 9), chunk=64)
+_IBM_UPDATE = {"weight_quant": FloatingPoint(6, 9), "update": "stochastic"}
 
 
 def gupta(wl: int = 16, fl: int = 12, rounding: str = "stochastic") -> Recipe:
@@ -101,24 +114,21 @@ def gupta(wl: int = 16, fl: int = 12, rounding: str = "stochastic") -> Recipe:
 
 
 def wang(skip: Skip = ()) -> Recipe:
-    """FP8 1-5-2 operands, weights in 1-6-9 updated stochastically, losses times 1000.
+    """FP8 1-5-2 operands, sums in 1-6-9 by chunks of 64, 1-6-9 weights updated stochastically, losses times 1000.
 
-    Wang et al., Training Deep Neural Networks with 8-bit Floating Point Numbers (1812.08011). Products
-    add up in fp32, not in 1-6-9 by chunks of 64. The paper keeps first and last layers wider: ``skip``.
+    Wang et al., Training Deep Neural Networks with 8-bit Floating Point Numbers (1812.08011). The
+    paper keeps the first layer's input and the last layer wider: ``skip``.
     """
-    wide = FloatingPoint(6, 9)
-    optim = {"weight_quant": wide, "update": "stochastic"}
-    return Recipe(_operands(E5M2, E5M2, E5M2), skip=skip, optim=optim, scaling=Static(1000.0))
+    return Recipe(_operands(E5M2, E5M2, E5M2), _IBM, skip=skip, optim=_IBM_UPDATE, scaling=Static(1000.0))
 
 
 def hfp8(skip: Skip = ()) -> Recipe:
     """Hybrid FP8: 1-4-3 with exponent bias 4 forward, 1-5-2 for gradients, 1-6-9 weights updated stochastically.
 
-    Sun et al., Hybrid 8-bit Floating Point Training and Inference (NeurIPS 2019). Losses scale themselves.
+    Sun et al., Hybrid 8-bit Floating Point Training and Inference (NeurIPS 2019); sums are as Wang's.
     """
     forward = FloatingPoint(4, 3, bias=4, specials="none")
-    optim = {"weight_quant": FloatingPoint(6, 9), "update": "stochastic"}
-    return Recipe(_operands(forward, forward, E5M2), skip=skip, optim=optim, scaling=Dynamic())
+    return Recipe(_operands(forward, forward, E5M2), _IBM, skip=skip, optim=_IBM_UPDATE, scaling=Dynamic())
 
 
 def fp8_current(skip: Skip = ()) -> Recipe:
@@ -187,7 +197,7 @@ def mxfp4(unbiased: bool = True, block: int | None = 64, skip: Skip = ()) -> Rec
     if not unbiased:
         return Recipe(_operands(MXFP4, MXFP4, MXFP4, transform), skip=skip)
     q, backward = Technique(MXFP4, ThreeQuarters()), {"grad_input": transform, "grad_weight": transform}
-    return Recipe(Arithmetic(operands=Gemm(None, (q, q), (q, q), backward)), skip=skip)
+    return Recipe(Gemm(None, (q, q), (q, q), backward), skip=skip)
 
 
 def nvfp4(skip: Skip = ()) -> Recipe:
@@ -196,7 +206,7 @@ def nvfp4(skip: Skip = ()) -> Recipe:
     NVIDIA, Pretraining Large Language Models with NVFP4 (2509.25149); there 16 % of the layers stay wider.
     """
     w, g = TwoLevel(E2M1, block_size=(16, 16)), Operand(NVFP4, "stochastic")
-    return Recipe(Arithmetic(operands=Gemm((NVFP4, w), (g, w), (g, NVFP4), {"grad_weight": Hadamard(16)})), skip=skip)
+    return Recipe(Gemm((NVFP4, w), (g, w), (g, NVFP4), {"grad_weight": Hadamard(16)}), skip=skip)
 
 
 def s2fp8(skip: Skip = ()) -> Recipe:
@@ -212,7 +222,7 @@ def luq(samples: int = 1, skip: Skip = ()) -> Recipe:
     """
     forward = _per_tensor(INT4)
     g, averaged = (Technique(LUQ().format, LUQ(samples=n)) for n in (1, samples))
-    return Recipe(Arithmetic(operands=Gemm((forward, forward), (g, forward), (averaged, forward))), skip=skip)
+    return Recipe(Gemm((forward, forward), (g, forward), (averaged, forward)), skip=skip)
 
 
 def dorefa(weight: int = 1, activation: int = 2, gradient: int = 6, skip: Skip = ()) -> Recipe:

@@ -1,0 +1,257 @@
+"""Ops that add up many numbers, as an accumulator adds them, on plain tensors.
+
+What has no row here and no formula in other ops, but adds up, is refused: an accumulator that was asked
+for is never left out in silence.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lptensor.accumulator import Accumulator
+from lptensor.gemm import cumsum, gemm, reduce
+
+aten = torch.ops.aten
+_Sum = Callable[..., Any]
+
+
+def check_untraced(*tensors: Tensor) -> None:
+    """Refuse the tensors that torch.compile traces with."""
+    for x in tensors:
+        if type(x) is not Tensor or x.device.type == "meta":
+            raise NotImplementedError(
+                f"an accumulator adds up numbers, and a {type(x).__name__} that is traced has none: leave products and "
+                "sums with an accumulator out of torch.compile (torch.compiler.disable)"
+            )
+
+
+def add(x: Tensor, dim: Sequence[int] | int | None, acc: Accumulator, keepdim: bool = False) -> Tensor:
+    """The sum over axes, in contiguous order; over all of them if none is named."""
+    check_untraced(x)
+    if x.dim() == 0:
+        return reduce(x.unsqueeze(0), 0, acc)
+    axes = tuple(range(x.dim())) if dim is None or isinstance(dim, Sequence) and not dim else dim
+    return reduce(x, axes if isinstance(axes, int) else tuple(axes), acc, keepdim)
+
+
+def _count(x: Tensor, dim: Sequence[int] | int | None) -> int:
+    axes = range(x.dim()) if dim is None or isinstance(dim, Sequence) and not dim else dim
+    return math.prod(x.shape[d] for d in ([axes] if isinstance(axes, int) else axes)) if x.dim() else 1
+
+
+def _sum(acc: Accumulator, x: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
+    return add(x if dtype is None else x.to(dtype), dim, acc, keepdim)
+
+
+def _mean(acc: Accumulator, x: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
+    return _sum(acc, x, dim, keepdim, dtype=dtype) / _count(x, dim)
+
+
+def _nansum(acc: Accumulator, x: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
+    return _sum(acc, x.masked_fill(x.isnan(), 0.0), dim, keepdim, dtype=dtype)
+
+
+def _cumsum(acc: Accumulator, x: Tensor, dim: int, *, dtype: Any = None) -> Tensor:
+    check_untraced(x)
+    return cumsum(x if dtype is None else x.to(dtype), dim, acc)
+
+
+def _var_mean(
+    acc: Accumulator, x: Tensor, dim: Any = None, *, correction: Any = 1, keepdim: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Two passes: the mean, then the squares of what is left."""
+    mean = _mean(acc, x, dim, True)
+    count = _count(x, dim) - (1 if correction is None else correction)
+    square = add((x - mean).square(), dim, acc, keepdim)
+    # x / 0 is as torch has it: NaN for one number, which has no spread.
+    return square / max(count, 0), mean.reshape(square.shape)
+
+
+def _var(acc: Accumulator, x: Tensor, dim: Any = None, **named: Any) -> Tensor:
+    return _var_mean(acc, x, dim, **named)[0]
+
+
+def _std(acc: Accumulator, x: Tensor, dim: Any = None, **named: Any) -> Tensor:
+    return _var(acc, x, dim, **named).sqrt()
+
+
+def _std_mean(acc: Accumulator, x: Tensor, dim: Any = None, **named: Any) -> tuple[Tensor, Tensor]:
+    var, mean = _var_mean(acc, x, dim, **named)
+    return var.sqrt(), mean
+
+
+def _norm(
+    acc: Accumulator, x: Tensor, ord: Any = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
+) -> Tensor:
+    x = x if dtype is None else x.to(dtype)
+    if ord in (0, math.inf, -math.inf):  # counts or selects
+        selected: Tensor = aten.linalg_vector_norm(x, ord, dim, keepdim)
+        return selected
+    if ord == 2:
+        return add(x.square(), dim, acc, keepdim).sqrt()
+    return add(x.abs() if ord == 1 else x.abs().pow(ord), dim, acc, keepdim).pow(1.0 / ord)
+
+
+def _norm_of(acc: Accumulator, x: Tensor, p: Any = 2, dim: Any = None, keepdim: bool = False, **named: Any) -> Tensor:
+    return _norm(acc, x, 2 if p is None else p, dim, keepdim, **named)
+
+
+def _norms(acc: Accumulator, xs: Sequence[Tensor], ord: Any = 2, dtype: Any = None) -> list[Tensor]:
+    return [_norm(acc, x, ord, dtype=dtype) for x in xs]
+
+
+def _logsumexp(acc: Accumulator, x: Tensor, dim: Any, keepdim: bool = False) -> Tensor:
+    most = x.amax(dim, keepdim=True)
+    most = torch.where(most.isinf(), 0.0, most)
+    return add((x - most).exp(), dim, acc, keepdim).log() + (most if keepdim else _dropped(most, dim))
+
+
+def _dropped(x: Tensor, dim: Any) -> Tensor:
+    for d in sorted((d % x.dim() for d in ([dim] if isinstance(dim, int) else dim)), reverse=True):
+        x = x.squeeze(d)
+    return x
+
+
+def _trace(acc: Accumulator, x: Tensor) -> Tensor:
+    return add(x.diagonal(), 0, acc)
+
+
+def _embedding_backward(
+    acc: Accumulator, grad: Tensor, indices: Tensor, num_weights: int, padding_idx: int, scale_grad_by_freq: bool
+) -> Tensor:
+    """Each row adds up the gradients of its uses, in their order: a product with the table of uses."""
+    if scale_grad_by_freq:
+        raise NotImplementedError(_refusal("embedding with scale_grad_by_freq", "leave scale_grad_by_freq away"))
+    check_untraced(grad)
+    uses = (indices.flatten() == torch.arange(num_weights, device=indices.device).unsqueeze(1)).to(grad.dtype)
+    if padding_idx >= 0:
+        uses[padding_idx] = 0
+    return gemm(uses, grad.flatten(0, -2) if grad.dim() > 1 else grad.unsqueeze(0), acc)
+
+
+def _apart(sizes: Any, stride: Any, dilation: Any = (1,)) -> bool:
+    """Whether a pooling's windows share no element, so that its backward pass adds nothing up."""
+    steps = [*stride] or [*sizes]
+    sizes = [*sizes] * (len(steps) // len(sizes))
+    steps = steps * (len(sizes) // len(steps))
+    return all(d == 1 for d in dilation) and all(k <= s for k, s in zip(sizes, steps, strict=True))
+
+
+def _pool_backward(func: Any) -> _Sum:
+    def run(acc: Accumulator, grad: Tensor, x: Tensor, sizes: Any, stride: Any, *rest: Any) -> Tensor:
+        dilation = rest[1] if "max_pool" in str(func) else (1,)
+        if not _apart(sizes, stride, dilation):
+            raise NotImplementedError(_refusal(func, "let its windows not overlap (stride at least kernel_size)"))
+        alone: Tensor = func(grad, x, sizes, stride, *rest)
+        return alone
+
+    return run
+
+
+_POOLS_BACKWARD = (
+    aten.max_pool2d_with_indices_backward.default,
+    aten.max_pool3d_with_indices_backward.default,
+    aten.avg_pool2d_backward.default,
+    aten.avg_pool3d_backward.default,
+)
+
+SUMS: dict[Any, _Sum] = {
+    aten.sum.default: _sum,
+    aten.sum.dim_IntList: _sum,
+    aten.nansum.default: _nansum,
+    aten.mean.default: _mean,
+    aten.mean.dim: _mean,
+    aten.cumsum.default: _cumsum,
+    aten.var.correction: _var,
+    aten.std.correction: _std,
+    aten.var_mean.correction: _var_mean,
+    aten.std_mean.correction: _std_mean,
+    aten.linalg_vector_norm.default: _norm,
+    aten.norm.Scalar: _norm_of,
+    aten.norm.ScalarOpt_dim: _norm_of,
+    aten.norm.ScalarOpt_dtype: _norm_of,
+    aten.norm.ScalarOpt_dim_dtype: _norm_of,
+    aten._foreach_norm.Scalar: _norms,
+    aten.logsumexp.default: _logsumexp,
+    aten.trace.default: _trace,
+    aten.embedding_dense_backward.default: _embedding_backward,
+    **{func: _pool_backward(func) for func in _POOLS_BACKWARD},
+}
+
+# What writes a sum into an argument: the op that computes it.
+WRITTEN_SUMS = {
+    aten.cumsum_.default: aten.cumsum.default,
+    aten.cumsum.out: aten.cumsum.default,
+    aten.sum.IntList_out: aten.sum.dim_IntList,
+    aten.sum.out: aten.sum.default,
+    aten.nansum.out: aten.nansum.default,
+    aten.mean.out: aten.mean.dim,
+    aten.mean.dtype_out: aten.mean.default,
+    aten.var.correction_out: aten.var.correction,
+    aten.std.correction_out: aten.std.correction,
+    aten.linalg_vector_norm.out: aten.linalg_vector_norm.default,
+    aten.norm.out: aten.norm.ScalarOpt_dim,
+    aten.logsumexp.out: aten.logsumexp.default,
+}
+
+# Ops with a formula in simpler ones, of which the sums, means and variances are added up; see ``primitives``.
+FORMULAS = frozenset(
+    f"aten::{name}"
+    for name in """
+    _softmax _softmax_backward_data _log_softmax _log_softmax_backward_data _safe_softmax
+    native_layer_norm native_layer_norm_backward native_group_norm native_group_norm_backward
+    native_batch_norm _native_batch_norm_legit _batch_norm_with_update native_batch_norm_backward
+    batch_norm_backward _fused_rms_norm _fused_rms_norm_backward
+    mse_loss smooth_l1_loss huber_loss binary_cross_entropy binary_cross_entropy_with_logits soft_margin_loss
+    multi_margin_loss nll_loss_forward nll_loss2d_forward
+    """.split()
+)
+
+# Ops that add up, in an order of their own.
+_REFUSED = frozenset(
+    f"aten::{name}"
+    for name in """
+    avg_pool1d avg_pool2d avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d _adaptive_avg_pool2d_backward
+    _adaptive_avg_pool3d_backward adaptive_max_pool2d_backward adaptive_max_pool3d_backward
+    fractional_max_pool2d_backward fractional_max_pool3d_backward
+    upsample_linear1d upsample_bilinear2d upsample_trilinear3d upsample_bicubic2d _upsample_bilinear2d_aa
+    _upsample_bicubic2d_aa upsample_linear1d_backward upsample_bilinear2d_backward upsample_trilinear3d_backward
+    upsample_bicubic2d_backward upsample_nearest1d_backward upsample_nearest2d_backward
+    upsample_nearest3d_backward _upsample_bilinear2d_aa_backward _upsample_bicubic2d_aa_backward
+    reflection_pad1d_backward reflection_pad2d_backward reflection_pad3d_backward replication_pad1d_backward
+    replication_pad2d_backward replication_pad3d_backward grid_sampler_2d grid_sampler_2d_backward
+    grid_sampler_3d grid_sampler_3d_backward col2im unfold_backward
+    index_add index_add_ scatter_add scatter_add_ scatter_reduce scatter_reduce_ index_reduce index_reduce_
+    segment_reduce _embedding_bag _embedding_bag_forward_only _embedding_bag_dense_backward
+    logcumsumexp cumprod prod renorm renorm_ dist histc
+    _cdist_forward _cdist_backward _pdist_forward _pdist_backward _ctc_loss _ctc_loss_backward
+    multilabel_margin_loss_forward multilabel_margin_loss_backward
+    _scaled_dot_product_flash_attention _scaled_dot_product_efficient_attention
+    _scaled_dot_product_cudnn_attention _trilinear conv_tbc conv_tbc_backward
+    linalg_solve_triangular triangular_solve linalg_lu_factor_ex linalg_lu linalg_lu_solve _linalg_solve_ex
+    linalg_inv_ex linalg_cholesky_ex cholesky cholesky_inverse cholesky_solve linalg_qr geqrf ormqr
+    linalg_householder_product _linalg_svd _linalg_eigh _linalg_det _linalg_slogdet linalg_matrix_exp
+    linalg_lstsq linalg_pinv _fft_r2c _fft_c2r _fft_c2c
+    """.split()
+)
+
+
+def refuse_sum(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+    """Raise if ``func`` adds up numbers in a way that no accumulator stands for."""
+    name = func._schema.name
+    base = name.removesuffix("_")
+    accumulates = base.endswith("index_put") or base.endswith("_index_put_impl") or base == "aten::put"
+    if name in _REFUSED or accumulates and (kwargs.get("accumulate") or len(args) > 3 and args[3]):
+        raise NotImplementedError(_refusal(func, "compute it on .dequantize()d tensors"))
+
+
+def _refusal(func: Any, way_out: str) -> str:
+    return (
+        f"{func} adds up numbers, and there is no accumulator for it: {way_out}, or give the tensors an arithmetic "
+        "without one (.to_lp(...), or for a module a path rule of convert)"
+    )

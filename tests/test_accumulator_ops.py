@@ -1,0 +1,466 @@
+"""Ops on LPTensors with an accumulator, against plain loops over the terms in float64, rounded step by step."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
+
+import lptensor
+from lptensor import BF16, E4M3, FP16, FP32, MXFP4, Arithmetic, FixedPoint, FloatingPoint, Format, LPTensor, convert
+from lptensor.accumulator import Accumulator, integer_accumulator
+from lptensor.arithmetic import promote
+from lptensor.operands import Gemm
+from oracles import gemm_reference
+
+NARROW = FloatingPoint(5, 4)
+ACC = Accumulator(NARROW)
+SUMMED = Arithmetic(None, accumulator=ACC)
+
+
+def narrow(*shape: int) -> Tensor:
+    """Random values of few bits, whose products and sums float64 holds exactly."""
+    return lptensor.round(torch.randn(shape), E4M3)
+
+
+def lp(x: Tensor, arithmetic: Arithmetic = SUMMED) -> LPTensor:
+    return x.to_lp(arithmetic)  # type: ignore[attr-defined, no-any-return]
+
+
+def plain(x: Any) -> Tensor:
+    assert type(x) is LPTensor
+    return x.dequantize().detach()
+
+
+def loop(a: Tensor, b: Tensor, start: Tensor | None = None, format: Format = NARROW) -> Tensor:
+    """``a @ b``: one product after the other is added, and the sum is rounded."""
+    a, b = a.detach().double(), b.detach().double()
+    total = torch.zeros(*torch.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1]).double()
+    if start is not None:
+        total = lptensor.round((total + start.double()).contiguous(), format)
+    for k in range(a.shape[-1]):
+        total = lptensor.round(total + a[..., :, k, None] * b[..., None, k, :], format)
+    return total.float()
+
+
+def loop_sum(x: Tensor, dim: int = -1, format: Format = NARROW) -> Tensor:
+    x = x.detach().double().movedim(dim, 0)
+    total = torch.zeros(x.shape[1:]).double()
+    for term in x:
+        total = lptensor.round(total + term, format)
+    return total.float()
+
+
+class Looped(torch.autograd.Function):
+    """A product by loops, whose gradients are products by loops."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, start: Tensor | None) -> Tensor:
+        ctx.save_for_backward(a, b)
+        ctx.start = None if start is None else start.shape
+        return loop(a, b, start)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        a, b = ctx.saved_tensors
+        of_start = None if ctx.start is None else g if ctx.start == g.shape else loop_sum(g, 0)
+        return loop(g, b.mT), loop(a.mT, g), of_start
+
+
+def mm(a: Tensor, b: Tensor, start: Tensor | None = None) -> Tensor:
+    result: Tensor = Looped.apply(a, b, start)
+    return result
+
+
+CASES: dict[str, tuple[list[tuple[int, ...]], Callable[..., Tensor], Callable[..., Tensor]]] = {
+    "mm": ([(9, 30), (30, 8)], torch.mm, mm),
+    "mm by columns": ([(30, 9), (8, 30)], lambda a, b: torch.mm(a.t(), b.t()), lambda a, b: mm(a.t(), b.t())),
+    "addmm": ([(8,), (9, 30), (30, 8)], torch.addmm, lambda c, a, b: mm(a, b, c)),
+    "addmm of a matrix": ([(9, 8), (9, 30), (30, 8)], torch.addmm, lambda c, a, b: mm(a, b, c)),
+    "bmm": ([(2, 9, 30), (2, 30, 8)], torch.bmm, mm),
+    "baddbmm": ([(2, 9, 8), (2, 9, 30), (2, 30, 8)], torch.baddbmm, lambda c, a, b: mm(a, b, c)),
+    "linear": ([(9, 30), (8, 30), (8,)], F.linear, lambda x, w, b: mm(x, w.t(), b)),
+    "linear of a batch": (
+        [(3, 3, 30), (8, 30), (8,)],
+        F.linear,
+        lambda x, w, b: mm(x.flatten(0, 1), w.t(), b).view(3, 3, 8),
+    ),
+    "matmul": ([(3, 3, 30), (30, 8)], torch.matmul, lambda a, b: mm(a.flatten(0, 1), b).view(3, 3, 8)),
+    "einsum": ([(2, 9, 30), (2, 8, 30)], lambda a, b: torch.einsum("bik,bjk->bij", a, b), lambda a, b: mm(a, b.mT)),
+}
+
+
+@pytest.mark.parametrize("wrap", ["direct", "checkpoint"])
+@pytest.mark.parametrize("case", CASES)
+def test_a_product_and_its_gradients_equal_the_loop_bit_for_bit(case: str, wrap: str) -> None:
+    shapes, run, reference = CASES[case]
+    values = [narrow(*s) for s in shapes]
+    leaves = [v.clone().requires_grad_() for v in values]
+    y = reference(*leaves)
+    g = narrow(*y.shape)
+    wanted = [y.detach(), *torch.autograd.grad(y, leaves, g)]
+    mine = [lp(v).requires_grad_() for v in values]
+    z = run(*mine) if wrap == "direct" else checkpoint(run, *mine, use_reentrant=False)
+    for got, true in zip([z, *torch.autograd.grad(z, mine, lp(g))], wanted, strict=True):
+        assert torch.equal(plain(got), true)
+
+
+@pytest.mark.parametrize("name", ["mv", "addmv", "dot", "vdot", "matmul of vectors", "addbmm", "addmm_", "mm out"])
+def test_other_forms_of_a_product_equal_the_loop_too(name: str) -> None:
+    a, b, v, c = narrow(9, 30), narrow(30, 8), narrow(30), narrow(9)
+    x, y, z = lp(a), lp(b), lp(v)
+    column = loop(a, v.unsqueeze(1)).squeeze(1)
+    match name:
+        case "mv":
+            got, true = torch.mv(x, z), column
+        case "addmv":
+            got, true = torch.addmv(lp(c), x, z), loop(a, v.unsqueeze(1), c.unsqueeze(1)).squeeze(1)
+        case "dot" | "vdot" | "matmul of vectors":
+            run = {"dot": torch.dot, "vdot": torch.vdot}.get(name, torch.matmul)
+            got, true = run(x[0], z), column[0]
+        case "addbmm":
+            p, q = narrow(3, 9, 10), narrow(3, 10, 8)
+            start = narrow(9, 8)
+            got = torch.addbmm(lp(start), lp(p), lp(q))
+            true = loop(p.transpose(0, 1).flatten(1), q.flatten(0, 1), start)
+        case "addmm_":
+            start = narrow(9, 8)
+            got, true = lp(start).addmm_(x, y), loop(a, b, start)
+        case _:
+            got, true = torch.mm(x, y, out=lp(torch.empty(9, 8))), loop(a, b)
+    assert torch.equal(plain(got), true)
+
+
+def test_factors_scale_the_finished_sum() -> None:
+    c, a, b = narrow(9, 8), narrow(9, 30), narrow(30, 8)
+    got = torch.addmm(lp(c), lp(a), lp(b), alpha=0.5, beta=2)
+    assert torch.equal(plain(got), loop(a, b) * 0.5 + 2 * c)
+    nan = torch.full((9, 8), torch.nan)
+    assert torch.equal(plain(torch.addmm(lp(nan), lp(a), lp(b), beta=0)), loop(a, b))
+
+
+def every_product(a: Tensor, b: Tensor) -> dict[str, Any]:
+    """The product of two vectors, by every op that has one."""
+    return {
+        "mm": torch.mm(a[None], b[:, None]),
+        "bmm": torch.bmm(a[None, None], b[None, :, None]),
+        "dot": torch.dot(a, b),
+        "mv": torch.mv(a[None], b),
+        "linear": F.linear(a[None], b[None]),
+        "matmul": a @ b,
+        "einsum": torch.einsum("k,k->", a, b),
+        "conv1d": F.conv1d(a[None, None], b[None, None]),
+        "conv2d": F.conv2d(a[None, :, None, None], b[None, :, None, None]),
+    }
+
+
+def test_an_fp16_multiply_add_is_rounded_once_in_every_op() -> None:
+    a, b = torch.tensor([2.0**-12, 1.5]), torch.tensor([2.0**-12, 683 / 1024])
+    once = Arithmetic(None, accumulator=Accumulator(FP16))
+    twice = Arithmetic(None, accumulator=Accumulator(FP16, compute="fp32"))
+    for arithmetic, wanted in ((once, 1.0009765625), (twice, 1.0)):
+        products = every_product(lp(a, arithmetic), lp(b, arithmetic))
+        assert {name: y.item() for name, y in products.items()} == dict.fromkeys(products, wanted)
+
+
+CONVOLUTIONS = {
+    "1d": ((2, 3, 11), (4, 3, 3), dict(stride=2, padding=1, dilation=2)),
+    "2d": ((2, 3, 6, 5), (4, 3, 3, 2), dict(stride=1, padding=1, dilation=1)),
+    "2d, strided": ((1, 2, 7, 8), (3, 2, 3, 3), dict(stride=2, padding=1, dilation=1)),
+    "3d": ((1, 2, 3, 4, 3), (2, 2, 2, 2, 2), dict(stride=1, padding=1, dilation=1)),
+}
+
+
+def looped_convolution(monkeypatch: pytest.MonkeyPatch, f: Any, *args: Any, **form: Any) -> Any:
+    """The reference's convolution with each of its matrix products by loops."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Tensor, "__matmul__", lambda a, b: loop(a, b))
+        return f(*args, **form, quantize=lambda x, slot, axis: x)
+
+
+@pytest.mark.parametrize("transposed", [False, True], ids=["plain", "transposed"])
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_a_convolution_equals_unfold_and_matmul_bit_for_bit(
+    name: str, transposed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape, kernel, form = CONVOLUTIONS[name]
+    x, w = narrow(*shape), narrow(*kernel)
+    w = w.transpose(0, 1).contiguous() if transposed else w
+    conv = getattr(F, f"conv{'_transpose' * transposed}{len(shape) - 2}d")
+    leaves = lp(x).requires_grad_(), lp(w).requires_grad_()
+    y = conv(*leaves, **form)
+    g = narrow(*y.shape)
+    got = y, *torch.autograd.grad(y, leaves, lp(g))
+    reference = gemm_reference.transposed_convolution if transposed else gemm_reference.convolution
+    wanted = looped_convolution(monkeypatch, reference, x, w, g, **form)
+    for mine, true in zip(got, wanted, strict=True):
+        assert torch.equal(plain(mine), true)
+
+
+def test_a_convolution_begins_with_its_bias_and_adds_up_its_gradient() -> None:
+    x, w, b = narrow(2, 3, 6, 5), narrow(4, 3, 3, 2), narrow(4)
+    bias = lp(b).requires_grad_()
+    y = F.conv2d(lp(x), lp(w), bias)
+    columns = F.unfold(x, (3, 2))
+    true = loop(w.flatten(1), columns, b.unsqueeze(1)).view(y.shape)
+    assert torch.equal(plain(y), true)
+    g = narrow(*y.shape)
+    (of_b,) = torch.autograd.grad(y, bias, lp(g))
+    assert torch.equal(plain(of_b), loop_sum(g.transpose(0, 1).flatten(1)))
+
+
+def test_convolutions_in_groups_are_convolutions_side_by_side() -> None:
+    x, w = narrow(2, 4, 7, 7), narrow(6, 2, 3, 3)
+    together = F.conv2d(lp(x), lp(w), stride=2, groups=2)
+    apart = [F.conv2d(lp(p), lp(q), stride=2) for p, q in zip(x.chunk(2, 1), w.chunk(2), strict=True)]
+    assert torch.equal(plain(together), plain(torch.cat(apart, 1)))
+
+
+# -- sums ----------------------------------------------------------------------------------------------
+
+
+def test_sums_means_and_running_sums_equal_the_loop() -> None:
+    x = narrow(4, 5, 40)
+    assert torch.equal(plain(lp(x).sum(-1)), loop_sum(x))
+    assert torch.equal(plain(lp(x).sum()), loop_sum(x.flatten()))
+    assert torch.equal(plain(lp(x).sum((0, 2))), loop_sum(x.transpose(0, 1).flatten(1)))
+    assert torch.equal(plain(lp(x).sum(1, keepdim=True)), loop_sum(x, 1).unsqueeze(1))
+    assert torch.equal(plain(lp(x).mean(-1)), loop_sum(x) / 40)
+    assert torch.equal(plain(lp(x).mean()), loop_sum(x.flatten()) / 800)
+    running = torch.stack([loop_sum(x[..., : k + 1]) for k in range(40)], -1)
+    assert torch.equal(plain(lp(x).cumsum(-1)), running)
+    assert torch.equal(plain(lp(x).clone().cumsum_(-1)), running)
+    assert torch.equal(plain(torch.sum(lp(x), -1, out=lp(torch.empty(4, 5)))), loop_sum(x))
+    assert lp(torch.tensor(3.0)).sum().item() == 3.0
+    assert lp(torch.empty(0)).sum().item() == 0.0
+
+
+def test_harmonic_series_stops_where_theory_says() -> None:
+    for format, total in ((BF16, 5.0625), (FP16, 7.0859375), (E4M3, 3.0), (FloatingPoint(8), 2.0)):
+        x = lp(1 / torch.arange(1.0, 2001.0), Arithmetic(None, accumulator=Accumulator(format)))
+        assert x.sum().item() == total
+        assert x.cumsum(0)[-1].item() == total
+
+
+def test_the_gradient_of_a_sum_is_that_of_an_exact_sum_and_of_an_expansion_a_sum() -> None:
+    x = lp(narrow(40)).requires_grad_()
+    (grad,) = torch.autograd.grad(x.sum(), x)
+    assert torch.equal(plain(grad), torch.ones(40))
+    y = lp(narrow(1)).requires_grad_()
+    g = narrow(40)
+    (grad,) = torch.autograd.grad(y.expand(40), y, lp(g))
+    assert torch.equal(plain(grad), loop_sum(g).unsqueeze(0))
+
+
+def test_variances_and_norms_add_up_their_squares() -> None:
+    x = narrow(6, 50)
+    mean = (loop_sum(x) / 50).unsqueeze(1)
+    square = loop_sum((x - mean).square())
+    assert torch.equal(plain(lp(x).var(-1)), square / 49)
+    assert torch.equal(plain(lp(x).var(-1, correction=0)), square / 50)
+    assert torch.equal(plain(lp(x).std(-1)), (square / 49).sqrt())
+    got = torch.var_mean(lp(x), -1)
+    assert torch.equal(plain(got[0]), square / 49) and torch.equal(plain(got[1]), mean.squeeze(1))
+    norm = loop_sum(x.square()).sqrt()
+    assert torch.equal(plain(torch.linalg.vector_norm(lp(x), dim=-1)), norm)
+    assert torch.equal(plain(lp(x).norm(dim=-1)), norm)
+    assert torch.equal(plain(torch._foreach_norm([lp(row) for row in x])[2]), norm[2])
+    assert torch.equal(plain(torch.linalg.vector_norm(lp(x), 1, dim=-1)), loop_sum(x.abs()))
+    assert torch.equal(plain(torch.linalg.vector_norm(lp(x), torch.inf, dim=-1)), x.abs().amax(-1))
+
+
+def test_softmax_adds_up_its_exponentials_and_its_gradient() -> None:
+    x, g = narrow(5, 60), narrow(5, 60)
+    e = (x - x.amax(-1, keepdim=True)).exp()
+    y = e / loop_sum(e).unsqueeze(1)
+    leaf = lp(x).requires_grad_()
+    z = leaf.softmax(-1)
+    torch.testing.assert_close(plain(z), y)
+    (grad,) = torch.autograd.grad(z, leaf, lp(g))
+    y = plain(z)
+    torch.testing.assert_close(plain(grad), y * (g - loop_sum(g * y).unsqueeze(1)))
+    z = leaf.log_softmax(-1)
+    torch.testing.assert_close(plain(z), x - x.amax(-1, keepdim=True) - loop_sum(e).log().unsqueeze(1))
+    torch.testing.assert_close(plain(leaf.logsumexp(-1)), x.amax(-1) + loop_sum(e).log())
+
+
+def test_layer_norm_adds_up_its_mean_its_variance_and_its_gradients() -> None:
+    x, w, b, g = narrow(7, 60), narrow(60), narrow(60), narrow(7, 60)
+    mean = (loop_sum(x) / 60).unsqueeze(1)
+    rstd = (loop_sum((x - mean).square()).unsqueeze(1) / 60 + 1e-5).rsqrt()
+    leaves = [lp(t).requires_grad_() for t in (x, w, b)]
+    y = F.layer_norm(leaves[0], (60,), leaves[1], leaves[2])
+    torch.testing.assert_close(plain(y), (x - mean) * rstd * w + b)
+    grads = [plain(t) for t in torch.autograd.grad(y, leaves, lp(g))]
+    hat = (x - mean) * rstd
+    torch.testing.assert_close(grads[1], loop_sum(g * hat, 0))
+    torch.testing.assert_close(grads[2], loop_sum(g, 0))
+    inner = g * w
+    of_x = rstd / 60 * (60 * inner - loop_sum(inner).unsqueeze(1) - hat * loop_sum(inner * hat).unsqueeze(1))
+    torch.testing.assert_close(grads[0], of_x, rtol=1e-4, atol=1e-4)
+
+
+def test_batch_norm_adds_up_and_updates_its_statistics() -> None:
+    x = narrow(30, 3)
+    norm = convert(nn.BatchNorm1d(3), SUMMED)
+    y = norm(lp(x))
+    mean = loop_sum(x, 0) / 30
+    var = loop_sum((x - mean).square(), 0) / 30
+    torch.testing.assert_close(plain(y), (x - mean) * (var + 1e-5).rsqrt())
+    torch.testing.assert_close(norm.running_mean, 0.1 * mean)
+    torch.testing.assert_close(norm.running_var, 0.9 + 0.1 * var * 30 / 29)
+    y.square().sum().backward()
+    assert type(norm.weight.grad) is LPTensor
+
+
+def test_an_embeddings_gradient_adds_up_the_uses_of_each_row() -> None:
+    table, words, g = narrow(6, 4), torch.tensor([[1, 1, 2], [1, 5, 1]] * 9), narrow(18, 3, 4)
+    leaf = lp(table).requires_grad_()
+    (grad,) = torch.autograd.grad(F.embedding(words, leaf, padding_idx=5), leaf, lp(g))
+    for row in range(6):
+        uses = g.flatten(0, 1)[words.flatten() == row] if row != 5 else torch.zeros(1, 4)
+        assert torch.equal(plain(grad)[row], loop_sum(uses, 0))
+
+
+def test_attention_is_two_products_and_a_softmax_that_are_added_up() -> None:
+    q, k, v, g = (narrow(1, 2, 9, 16) for _ in range(4))
+    leaves = [lp(t).requires_grad_() for t in (q, k, v)]
+    y = F.scaled_dot_product_attention(*leaves)
+    scores = loop(q, k.mT) * 0.25
+    e = (scores - scores.amax(-1, keepdim=True)).exp()
+    p = e / loop_sum(e).unsqueeze(-1)
+    grads = [plain(t) for t in torch.autograd.grad(y, leaves, lp(g))]
+    of_p = loop(g, v.mT)
+    of_scores = p * (of_p - loop_sum(p * of_p).unsqueeze(-1)) * 0.25
+    wanted = loop(p, v), loop(of_scores, k), loop(of_scores.mT, q), loop(p.mT, g)
+    for mine, true in zip([plain(y), *grads], wanted, strict=True):  # a last bit of p may take a sum to its neighbour
+        assert ((mine - true).abs() > 1e-6 + 0.07 * true.abs()).float().mean() < 0.01
+    with sdpa_kernel(SDPBackend.MATH):
+        steps = F.scaled_dot_product_attention(*leaves)
+    torch.testing.assert_close(plain(steps), plain(y), rtol=0.2, atol=0.05)
+
+
+def test_losses_add_up_their_means() -> None:
+    x, y = narrow(200), narrow(200)
+    torch.testing.assert_close(plain(F.mse_loss(lp(x), lp(y))), loop_sum((x - y).square()) / 200)
+    logits, classes = narrow(50, 4), torch.randint(0, 4, (50,))
+    leaf = lp(logits).requires_grad_()
+    F.cross_entropy(leaf, classes).backward()
+    assert type(leaf.grad) is LPTensor and leaf.grad.isfinite().all()
+
+
+# -- what an accumulator means for an arithmetic -------------------------------------------------------------
+
+
+def test_results_are_rounded_once_more_into_the_format_of_the_tensor() -> None:
+    a, b = narrow(9, 30), narrow(30, 8)
+    arithmetic = Arithmetic(E4M3, accumulator=Accumulator(FP16))
+    got = lp(a, arithmetic) @ lp(b, arithmetic)
+    assert torch.equal(plain(got), lptensor.round(loop(a, b, format=FP16), E4M3))
+
+
+def test_operands_and_accumulators_go_together() -> None:
+    a, b = narrow(9, 64), narrow(64, 8)
+    arithmetic = Arithmetic(None, operands=Gemm(MXFP4), accumulator=ACC)
+    rounded = lptensor.round(a, MXFP4), lptensor.round(b.t().contiguous(), MXFP4).t()
+    assert torch.equal(plain(lp(a, arithmetic) @ lp(b, arithmetic)), loop(*rounded))
+
+
+def test_an_accumulator_of_integers_wraps_in_float64() -> None:
+    arithmetic = Arithmetic(FP32, accumulator=integer_accumulator(32), compute=torch.float64)
+    a = torch.full((1, 3), 2.0**15)
+    assert (lp(a, arithmetic) @ lp(a.t(), arithmetic)).item() == 3 * 2.0**30 - 2.0**32
+    with pytest.raises(ValueError, match="needs more than float32's 24 bits; use float64"):
+        Arithmetic(FP32, accumulator=integer_accumulator(32))
+    with pytest.raises(ValueError, match='compute="fp32" is for float32 tensors'):
+        Arithmetic(FP32, accumulator=Accumulator(FP16, compute="fp32"), compute=torch.float64)
+
+
+def test_stochastic_accumulators_repeat_with_the_seed() -> None:
+    arithmetic = Arithmetic(None, accumulator=Accumulator(NARROW, rounding="stochastic"))
+    x, w = lp(narrow(9, 60), arithmetic).requires_grad_(), lp(narrow(8, 60), arithmetic)
+
+    def draw(seed: int) -> list[Tensor]:
+        torch.manual_seed(seed)
+        y = F.linear(x, w)
+        return [plain(y), plain(torch.autograd.grad(y.sum(), x)[0])]
+
+    once, again, other = draw(3), draw(3), draw(4)
+    assert all(map(torch.equal, once, again)) and not any(map(torch.equal, once, other))
+
+
+REFUSED: dict[str, Callable[[Tensor], Any]] = {
+    "avg_pool2d": lambda x: F.avg_pool2d(x, 2),
+    "adaptive_avg_pool2d": lambda x: F.adaptive_avg_pool2d(x, 2),
+    "index_add": lambda x: torch.index_add(x, 0, torch.tensor([0]), x),
+    "index_add_": lambda x: x.index_add_(0, torch.tensor([0]), x),
+    "index_put": lambda x: torch.index_put(x, (torch.tensor([0]),), x, accumulate=True),
+    "index_put_": lambda x: x.index_put_((torch.tensor([0]),), x, accumulate=True),
+    "interpolate": lambda x: F.interpolate(x, scale_factor=2.0, mode="bilinear"),
+    "cdist": lambda x: torch.cdist(x, x),
+    "inverse": lambda x: torch.linalg.inv(x),
+    "bilinear": lambda x: F.bilinear(x, x, torch.randn(2, 4, 4)),
+    "prod": lambda x: x.prod(),
+    "fold": lambda x: F.fold(x[0], (5, 1), (1, 1)),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_adds_up_without_an_accumulator_is_an_error_with_a_way_out(name: str) -> None:
+    with pytest.raises(NotImplementedError, match="no accumulator.*(to_lp|dequantize|two products)"):
+        REFUSED[name](lp(torch.randn(1, 1, 4, 4)))
+
+
+def test_pools_are_refused_backward_only_where_windows_overlap() -> None:
+    x = lp(torch.randn(1, 1, 6, 6)).requires_grad_()
+    F.max_pool2d(x, 2).sum().backward()
+    assert x.grad is not None and x.grad.sum().item() == 9
+    y = F.max_pool2d(x, 3, stride=2).sum()
+    with pytest.raises(NotImplementedError, match="windows not overlap"):
+        y.backward()
+
+
+def test_putting_without_adding_needs_no_accumulator() -> None:
+    x = lp(torch.zeros(4))
+    x.index_put_((torch.tensor([1]),), lp(torch.ones(1)))
+    assert x.tolist() == [0, 1, 0, 0]
+
+
+def test_an_arithmetic_tells_its_accumulator_and_keeps_it() -> None:
+    a = Arithmetic(BF16, accumulator=Accumulator(FixedPoint(16, 8), chunk=4, order="pairwise"))
+    names = {**vars(lptensor), **globals()}
+    for twin in (pickle.loads(pickle.dumps(a)), copy.deepcopy(a), eval(repr(a), names)):
+        assert twin == a and hash(twin) == hash(a)
+    assert promote(a, Arithmetic(E4M3)) == promote(Arithmetic(E4M3), a) == a
+    with pytest.raises(TypeError) as error:
+        promote(a, Arithmetic(BF16, accumulator=ACC))
+    assert repr(a.accumulator) in str(error.value) and repr(ACC) in str(error.value)
+    with pytest.raises(TypeError, match="accumulator must be Accumulator"):
+        Arithmetic(BF16, accumulator=BF16)  # type: ignore[arg-type]
+
+
+def test_a_network_trains_with_an_accumulator() -> None:
+    arithmetic = Arithmetic(BF16, accumulator=Accumulator(FloatingPoint(6, 9), chunk=16))
+    net = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 3)
+    )
+    convert(net, arithmetic)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    x, y = torch.randn(16, 1, 8, 8), torch.arange(16) % 3
+    losses = []
+    for _ in range(30):
+        loss = F.cross_entropy(net(lp(x, arithmetic)), y)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]

@@ -1,0 +1,178 @@
+"""lower() with operands and accumulators: plain models whose layers form their products another way."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from lptensor import BF16, MXFP4, MXFP8_E4M3, MXFP8_E5M2, FloatingPoint, LPTensor, convert, lower, round as lp_round
+from lptensor.accumulator import Accumulator
+from lptensor.gemm import gemm
+from lptensor.operands import Gemm
+
+OPERANDS = Gemm((MXFP8_E4M3, MXFP4), (MXFP8_E5M2, MXFP4), (MXFP8_E5M2, MXFP8_E4M3))
+ACC = Accumulator(FloatingPoint(6, 9), chunk=8)
+
+
+def along(x: Tensor, format: Any, axis: int) -> Tensor:
+    return lp_round(x.detach().movedim(axis, -1).contiguous(), format).movedim(-1, axis)
+
+
+def test_a_linear_layer_rounds_the_operands_of_its_three_products() -> None:
+    layer = nn.Linear(64, 40)
+    lower(layer, ["linear"], operands=OPERANDS)
+    x, g = torch.randn(16, 64, requires_grad=True), torch.randn(16, 40)
+    y = layer(x)
+    y.backward(g)
+    w = layer.weight
+    assert all(type(t) is Tensor for t in (y, x.grad, w.grad)) and type(w) is nn.Parameter
+    true = torch.addmm(layer.bias.detach(), along(x, MXFP8_E4M3, -1), along(w, MXFP4, -1).T)
+    torch.testing.assert_close(y.detach(), true)
+    torch.testing.assert_close(x.grad, along(g, MXFP8_E5M2, -1) @ along(w, MXFP4, 0))
+    torch.testing.assert_close(w.grad, along(g, MXFP8_E5M2, 0).T @ along(x, MXFP8_E4M3, 0))
+    torch.testing.assert_close(layer.bias.grad, g.sum(0))
+
+
+def test_an_accumulator_adds_up_within_the_layer() -> None:
+    layer = lower(nn.Linear(64, 40), ["linear"], accumulator=ACC)
+    x, g = torch.randn(16, 64, requires_grad=True), torch.randn(16, 40)
+    y = layer(x)
+    y.backward(g)
+    assert torch.equal(y.detach(), gemm(x, layer.weight.T, ACC, layer.bias))
+    assert torch.equal(x.grad, gemm(g, layer.weight, ACC))  # type: ignore[arg-type]
+    # The weight's gradient is formed as the transpose of this, term by term the same sums.
+    assert torch.equal(layer.weight.grad, gemm(g.T, x, ACC))  # type: ignore[arg-type]
+
+
+def net() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 32))
+
+
+def test_first_and_last_layer_are_exempt_by_path() -> None:
+    model, twin = net(), net()
+    twin.load_state_dict(model.state_dict())
+    lower(model, ["linear"], operands=OPERANDS, exempt=["0", "4"])
+    x = torch.randn(8, 32)
+    assert torch.equal(model[0](x), twin[0](x)) and torch.equal(model[4](x), twin[4](x))
+    assert not torch.equal(model[2](x), twin[2](x))
+    with pytest.raises(ValueError, match="'head' matches no module"):
+        lower(model, ["linear"], operands=OPERANDS, exempt=["head"])
+    with pytest.raises(TypeError, match=r"say exempt=\['0'\]"):
+        lower(model, ["linear"], operands=OPERANDS, exempt="0")
+    with pytest.raises(ValueError, match="has no layer of linear"):
+        lower(model, ["linear"], BF16, exempt=["*"])
+
+
+def test_exempt_holds_for_rounded_outputs_too_and_below_a_path() -> None:
+    model = nn.ModuleDict({"body": nn.Sequential(nn.Linear(4, 4)), "head": nn.Linear(4, 4)})
+    lower(model, ["linear"], BF16, forward_rounding="nearest", exempt=["body"])
+    x = torch.randn(3, 4)
+    y = model["head"](x)
+    assert torch.equal(y, y.bfloat16().float())
+    y = model["body"](x)
+    assert not torch.equal(y, y.bfloat16().float())
+
+
+def test_outputs_are_rounded_after_the_products_in_whatever_order_things_were_said() -> None:
+    layer = nn.Linear(32, 8)
+    x = torch.randn(4, 32)
+    lower(layer, ["linear"], BF16, forward_rounding="nearest")
+    lower(layer, ["linear"], BF16, forward_rounding="nearest", operands=OPERANDS, accumulator=ACC)
+    y = layer(x)
+    true = gemm(along(x, MXFP8_E4M3, -1), along(layer.weight, MXFP4, -1).T, ACC, layer.bias)
+    assert type(y) is Tensor and torch.equal(y.detach(), true.bfloat16().float())
+    lower(layer, ["linear"])
+    assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
+
+
+LAYERS = {
+    "conv": (nn.Conv2d(3, 4, 3), lambda: (torch.randn(2, 3, 6, 6, requires_grad=True),)),
+    "lstm": (nn.LSTM(6, 5), lambda: (torch.randn(3, 2, 6, requires_grad=True),)),
+    "gru": (nn.GRU(6, 5, bidirectional=True), lambda: (torch.randn(3, 2, 6, requires_grad=True),)),
+    "attention": (
+        nn.MultiheadAttention(8, 2),
+        lambda: (lambda x: (x, x, x))(torch.randn(3, 2, 8, requires_grad=True)),
+    ),
+    "weight norm": (
+        nn.utils.parametrizations.weight_norm(nn.Linear(8, 4)),
+        lambda: (torch.randn(3, 8, requires_grad=True),),
+    ),
+    "encoder": (nn.TransformerEncoderLayer(8, 2, 16), lambda: (torch.randn(3, 2, 8, requires_grad=True),)),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_every_layer_stays_plain_outside_and_gets_plain_gradients(name: str) -> None:
+    layer, make = copy.deepcopy(LAYERS[name][0]), LAYERS[name][1]
+    layer.eval()
+    args = make()
+    before = {key: value.clone() for key, value in layer.state_dict().items()}
+    true = layer(*args)
+    lower(layer, [type(layer)], operands=OPERANDS)
+    y = layer(*args)
+    true, y = (t[0] if isinstance(t, tuple) else t for t in (true, y))
+    assert type(y) is Tensor and not torch.equal(y, true)
+    torch.testing.assert_close(y, true, rtol=0.5, atol=0.5)
+    y.sum().backward()
+    assert type(args[0].grad) is Tensor
+    assert all(type(p) is nn.Parameter and type(p.grad) is Tensor for p in layer.parameters())
+    assert layer.state_dict().keys() == before.keys()
+    assert not any(type(value) is LPTensor for part in layer.modules() for value in vars(part).values())
+    again = [p.grad.clone() for p in layer.parameters()]  # type: ignore[union-attr]
+    layer.zero_grad()
+    out = checkpoint(layer, *args, use_reentrant=False)
+    (out[0] if isinstance(out, tuple) else out).sum().backward()
+    for p, grad in zip(layer.parameters(), again, strict=True):
+        torch.testing.assert_close(p.grad, grad)
+
+
+def test_a_layer_that_raises_leaves_its_parameters_as_they_were() -> None:
+    layer = lower(nn.Linear(8, 4), ["linear"], operands=OPERANDS)
+    with pytest.raises(RuntimeError):
+        layer(torch.randn(3, 7))
+    assert type(layer.weight) is nn.Parameter and "weight" not in vars(layer)
+    assert layer(torch.randn(3, 8)).shape == (3, 4)
+
+
+def test_a_lowered_layer_copies_and_pickles_with_its_products() -> None:
+    layer = lower(nn.Linear(32, 8), ["linear"], operands=OPERANDS, accumulator=ACC)
+    x = torch.randn(4, 32)
+    stored = io.BytesIO()
+    torch.save(layer, stored)
+    stored.seek(0)
+    for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), torch.load(stored, weights_only=False)):
+        assert torch.equal(twin(x), layer(x))
+
+
+def test_what_is_not_plain_is_refused_before_anything_changes() -> None:
+    with pytest.raises(TypeError, match="give its Arithmetic the operands"):
+        lower(convert(net(), BF16), ["linear"], operands=OPERANDS)
+    with pytest.raises(TypeError, match="fp32 models, got torch.float64"):
+        lower(net().double(), ["linear"], operands=OPERANDS)
+    layer = lower(nn.Linear(8, 4), ["linear"], operands=OPERANDS)
+    with pytest.raises(TypeError, match="for plain models"):
+        layer(torch.randn(3, 8).to_lp(BF16))  # type: ignore[attr-defined]
+    with pytest.raises(TypeError, match="operands must be Gemm"):
+        lower(nn.Linear(8, 4), ["linear"], operands=MXFP4)  # type: ignore[arg-type]
+
+
+def test_a_lowered_network_trains() -> None:
+    model = lower(net(), ["linear"], operands=OPERANDS, accumulator=ACC, exempt=["0", "4"])
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    x, y = torch.randn(64, 32), torch.randn(64, 32)
+    losses = []
+    for _ in range(40):
+        optimizer.zero_grad()
+        loss = F.mse_loss(model(x), y)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]
