@@ -261,7 +261,7 @@ class OptimLP(Optimizer):
     def _check(self, groups: list[dict[str, Any]]) -> None:
         for p in listed(groups) if self.update is not None else ():
             rule = self._weight_rule(p)
-            if isinstance(p, LPTensor) and rule is not None and rule.format != p._arithmetic.forward:
+            if isinstance(p, LPTensor) and rule is not None and p._arithmetic.forward not in (None, rule.format):
                 raise ValueError(
                     f"update={self.update!r} rounds weights to {rule.format!r}, but an LPTensor of "
                     f"{p._arithmetic.forward!r} is among them; leave weight_quant away"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from lptensor.formats import E8M0, FP32, ScalarFormat, check_int
 from lptensor.text import learn
 
@@ -191,3 +193,6 @@ class DelayedMaximum(Scaling):
 
 
 OCP_BLOCK = CurrentMaximum(Tile((32,)), E8M0)  # OCP MX v1.0 section 5.2
+
+# Formats hold them, and a checkpoint holds formats: torch.load(weights_only=True) makes them.
+torch.serialization.add_safe_globals([Tile, PowerOfTwo, CurrentMaximum, DelayedMaximum])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ import torch
 from typer.testing import CliRunner
 
 from lptensor.cli import app
+from lptensor.demo.data import Digits
+from lptensor.demo.papers import PAPERS
 from lptensor.demo.recipes import RECIPES
-from lptensor.demo.run import Run, train
+from lptensor.demo.run import TEXT, Run, train
 
 BY_NAME = {recipe.name: recipe for recipe in RECIPES}
 
@@ -85,17 +88,20 @@ class TestCommand:
 
     def test_the_list_names_every_recipe_and_writes_nothing(self, tmp_path: Path) -> None:
         result = invoke("--list", "--out", str(tmp_path / "none"))
-        assert [line.split()[0] for line in result.stdout.splitlines()[4:] if line.strip()] == list(BY_NAME)
+        rows = [line.split() for line in result.stdout.splitlines() if line.strip()]
+        named = [row[0] for row in rows if row[0] not in ("Recipes", "recipe") and not row[0].startswith("─")]
+        assert named == [*BY_NAME, *(paper.name for paper in PAPERS)]
         assert max(map(len, result.stdout.splitlines())) <= 100
         assert list(tmp_path.iterdir()) == []
 
     @pytest.mark.parametrize(
         ("arguments", "says"),
         [
-            (("--recipe", "posta"), "unknown recipe 'posta'; known: all, fp32, poster,"),
+            (("--recipe", "posta"), "unknown recipe 'posta'; known: all, papers, fp32, poster,"),
             (("--format", "fp33"), "unknown format 'fp33'. Did you mean"),
             (("--format", "fixed(99, 4)"), "wl must be from 1 to 53"),
             (("--rounding", "sr"), "unknown rounding 'sr'; known: nearest,"),
+            (("--text", "--recipe", "poster"), "'poster' is for the digits; --text takes papers, gupta,"),
             (("--epochs", "0"), "got 0"),
             (("--seeds", "0"), "got 0"),
             (("--seed", "-1"), "got -1"),
@@ -114,6 +120,17 @@ class TestCommand:
         assert result.exit_code == 2
         assert says in result.output
         assert list(tmp_path.iterdir()) == []
+
+    def test_text_is_learned_by_a_papers_recipe(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        few = Digits(*(t[:32] for t in TEXT.load()))
+        monkeypatch.setattr("lptensor.cli.train.TEXT", replace(TEXT, load=lambda: few))
+        options = ("--epochs", "1", "--seeds", "1", "--batch-size", "16", "--out", str(tmp_path))
+        result = invoke("--text", "--recipe", "mxfp8", *options)
+        assert result.exit_code == 0, result.output
+        assert "Next characters" in result.stdout and "test characters" in result.stdout
+        kept = json.loads((tmp_path / "results.json").read_text())
+        assert [recipe["name"] for recipe in kept["recipes"]] == ["fp32", "mxfp8"]
+        assert kept["settings"]["lr"] == 3e-3
 
     def test_a_file_in_the_place_of_the_folder_is_refused_before_training(self, tmp_path: Path) -> None:
         (tmp_path / "out").write_text("mine")

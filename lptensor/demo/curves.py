@@ -18,7 +18,7 @@ _COLOURS = (BLACK, BLUE, VERMILLION, GREEN, PURPLE, SKY, ORANGE)
 _MARKERS = "os^Dv*X"
 
 
-def plot_curves(summaries: Sequence[Summary], path: Path) -> None:
+def plot_curves(summaries: Sequence[Summary], path: Path, title: str = "Handwritten digits") -> None:
     """Draw training loss and test error by epoch, means over seeds, into a PNG at ``path``.
 
     Recipes that differ in their rounding alone share a colour; the stochastic one is dashed. The
@@ -59,5 +59,5 @@ def plot_curves(summaries: Sequence[Summary], path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     figure.legend(*loss.get_legend_handles_labels(), loc="outside right upper", frameon=False)
     seeds = len(summaries[0].runs)
-    figure.suptitle(f"Handwritten digits, mean of {seeds} seeds" if seeds > 1 else "Handwritten digits, one seed")
+    figure.suptitle(f"{title}, mean of {seeds} seeds" if seeds > 1 else f"{title}, one seed")
     figure.savefig(path)

@@ -17,6 +17,7 @@ from lptensor.lower import lower
 from lptensor.optim import OptimLP
 from lptensor.quantizer import quantizer
 from lptensor.rounding import Rounding, Stochastic
+from lptensor.training.loss_scaling import LossScaler
 
 MakeOptimizer: TypeAlias = Callable[[Iterable[Any]], Optimizer]
 
@@ -26,7 +27,8 @@ class Recipe:
     """How a float32 model, its optimizer and its inputs become low precision.
 
     ``number`` is the format of activations and weights; ``gradient`` that of gradients, if another;
-    ``accumulator`` that in which the optimizer adds up the weights, None being float32.
+    ``accumulator`` that in which the optimizer adds up the weights, None being float32. ``skip`` names
+    layers that stay float32, and ``scaler`` makes what scales the loss.
     """
 
     name: str
@@ -37,6 +39,8 @@ class Recipe:
     inputs: Callable[[Recipe, Tensor], Tensor] = lambda recipe, images: images
     gradient: Format | None = None
     accumulator: Format | None = FP16
+    skip: tuple[str, ...] = ()
+    scaler: Callable[[], LossScaler] | None = None
 
     @property
     def narrow(self) -> bool:

@@ -9,14 +9,39 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.optim import SGD
+from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from lptensor.demo.data import Digits
+from lptensor.demo.data import TEST_SIZE, Digits, load_digits
 from lptensor.demo.net import digit_net
-from lptensor.demo.recipes import Recipe
+from lptensor.demo.recipes import MakeOptimizer, Recipe
+from lptensor.demo.text import TEST_WINDOWS, WINDOW, TextNet, load_text
+from lptensor.training.loss_scaling import LossScaler
 
 MOMENTUM = 0.9
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is learned: samples with labels, a network, and an optimizer for a learning rate."""
+
+    title: str
+    tests: str
+    load: Callable[[], Digits]
+    net: Callable[[], nn.Module]
+    optimizer: Callable[[float], MakeOptimizer]
+
+
+def _sgd(lr: float) -> MakeOptimizer:
+    return lambda params: SGD(params, lr, MOMENTUM)
+
+
+def _adam(lr: float) -> MakeOptimizer:
+    return lambda params: Adam(params, lr, betas=(0.9, 0.95))
+
+
+DIGITS = Task("Handwritten digits", f"{TEST_SIZE} test images", load_digits, digit_net, _sgd)
+TEXT = Task("Next characters", f"{TEST_WINDOWS * WINDOW} test characters", load_text, TextNet, _adam)
 
 
 @dataclass(frozen=True)
@@ -50,7 +75,12 @@ class Run:
 
 
 def train(
-    recipe: Recipe, settings: Settings, seed: int, digits: Digits, on_epoch: Callable[[], object] = lambda: None
+    recipe: Recipe,
+    settings: Settings,
+    seed: int,
+    digits: Digits,
+    on_epoch: Callable[[], object] = lambda: None,
+    task: Task = DIGITS,
 ) -> Run:
     """Train the network from the seed's initial weights, in the seed's order of images.
 
@@ -59,7 +89,8 @@ def train(
     """
     torch.manual_seed(seed)
     order = torch.Generator().manual_seed(seed)
-    model, optimizer = recipe.apply(recipe, digit_net(), lambda params: SGD(params, settings.lr, MOMENTUM))
+    model, optimizer = recipe.apply(recipe, task.net(), task.optimizer(settings.lr))
+    scaler = None if recipe.scaler is None else recipe.scaler()
     scheduler = CosineAnnealingLR(optimizer, settings.epochs)
     run = Run(seed, [], [], [])
     for _ in range(settings.epochs):
@@ -70,8 +101,7 @@ def train(
             images, labels = digits.train_images[batch], digits.train_labels[batch]
             optimizer.zero_grad()
             loss = cross_entropy(model(recipe.inputs(recipe, images)), labels)
-            loss.backward()
-            optimizer.step()
+            _step(loss, optimizer, scaler)
             total += loss.item() * len(batch)
         scheduler.step()
         run.seconds.append(time.process_time() - started)
@@ -81,10 +111,20 @@ def train(
     return run
 
 
+def _step(loss: Tensor, optimizer: Optimizer, scaler: LossScaler | None) -> None:
+    if scaler is None:
+        loss.backward()
+        optimizer.step()
+    else:
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+
+
 @torch.no_grad()
 def _accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     """Percentage of right answers; a row of NaN counts as wrong."""
     model.eval()
     logits = model(images)
     right = (logits.argmax(1) == labels) & ~logits.isnan().any(1)
-    return 100 * int(right.sum()) / len(labels)
+    return 100 * int(right.sum()) / labels.numel()

@@ -1,12 +1,56 @@
-"""Techniques of low-precision training, one file each."""
+"""Techniques of low-precision training, one file each; ``recipes`` puts them together."""
 
+from lptensor.training import recipes as recipes
 from lptensor.training.blockwise import Blockwise as Blockwise
+from lptensor.training.dfxp import DynamicFixedPoint as DynamicFixedPoint
+from lptensor.training.dorefa import (
+    DoReFaActivation as DoReFaActivation,
+    DoReFaGradient as DoReFaGradient,
+    DoReFaWeight as DoReFaWeight,
+)
 from lptensor.training.expansion import Expansion as Expansion
+from lptensor.training.flexpoint import Flexpoint as Flexpoint
+from lptensor.training.halp import HALP as HALP
 from lptensor.training.loss_scaling import (
     Automatic as Automatic,
     Dynamic as Dynamic,
     LossScaler as LossScaler,
     Static as Static,
 )
+from lptensor.training.luq import LUQ as LUQ
+from lptensor.training.madam import Madam as Madam
+from lptensor.training.qat import finish as finish, prepare as prepare
+from lptensor.training.recipes import Recipe as Recipe
+from lptensor.training.round_layers import round_layers as round_layers
+from lptensor.training.s2fp8 import S2FP8 as S2FP8
+from lptensor.training.schedule import FormatSchedule as FormatSchedule
+from lptensor.training.swalp import SWALP as SWALP
+from lptensor.training.technique import Technique as Technique
+from lptensor.training.three_quarters import ThreeQuarters as ThreeQuarters
 
-__all__ = ["Automatic", "Blockwise", "Dynamic", "Expansion", "LossScaler", "Static"]
+__all__ = [
+    "HALP",
+    "LUQ",
+    "S2FP8",
+    "SWALP",
+    "Automatic",
+    "Blockwise",
+    "DoReFaActivation",
+    "DoReFaGradient",
+    "DoReFaWeight",
+    "Dynamic",
+    "DynamicFixedPoint",
+    "Expansion",
+    "Flexpoint",
+    "FormatSchedule",
+    "LossScaler",
+    "Madam",
+    "Recipe",
+    "Static",
+    "Technique",
+    "ThreeQuarters",
+    "finish",
+    "prepare",
+    "recipes",
+    "round_layers",
+]

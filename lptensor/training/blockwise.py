@@ -28,7 +28,8 @@ class Blockwise:
 
     Args:
         table: the values, from -1 (or 0) to 1: DYNAMIC8 for what has signs, UDYNAMIC8 for what has none.
-        block_size: elements per run; the paper has 2048, its authors' library 256 since then.
+        block_size: elements per run; the paper has 2048, its authors' library 256 since then;
+            None is the whole tensor.
         min_size: smaller tensors stay as they are; both have 4096.
         rounding: to nearest by default.
 
@@ -38,7 +39,7 @@ class Blockwise:
     """
 
     table: TableFormat = DYNAMIC8
-    block_size: int = 256
+    block_size: int | None = 256
     min_size: int = 4096
     rounding: Rounding | Mode | str = "nearest"
 
@@ -47,7 +48,8 @@ class Blockwise:
             raise TypeError(f"table must be a format that lists its values, such as DYNAMIC8, got {self.table!r}")
         if self.table.max != 1:
             raise ValueError(f"table must have 1 as its largest value, which is to be a run's, got {self.table.max}")
-        check_int("block_size", self.block_size, 1, 2**31)
+        if self.block_size is not None:
+            check_int("block_size", self.block_size, 1, 2**31)
         check_int("min_size", self.min_size, 0, 2**62)
         object.__setattr__(self, "rounding", as_rounding(self.rounding))
 
@@ -66,9 +68,13 @@ class Blockwise:
         if n < max(self.min_size, 1):
             return x.clone()
         flat = x.reshape(-1).float()
-        runs = pad(flat, (0, -n % self.block_size)).view(-1, self.block_size)
+        wide = min(self.block_size or n, n)
+        runs = pad(flat, (0, -n % wide)).view(-1, wide)
         largest = runs.abs().amax(1, keepdim=True)
         scale = torch.where(largest == 0, torch.ones_like(largest), largest)
         rounded = round_fresh(runs / scale, self.table, as_rounding(self.rounding)) * scale
         rounded = torch.where(largest.isfinite(), rounded, torch.full_like(rounded, torch.nan))
         return rounded.view(-1)[:n].view(x.shape).to(x.dtype)
+
+
+torch.serialization.add_safe_globals([Blockwise])  # an operand of an arithmetic, which a checkpoint holds

@@ -1,0 +1,73 @@
+"""DoReFa: weights through tanh, activations clipped to [0, 1], gradients dithered sample by sample."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lptensor.formats import FixedPoint, check_int
+from lptensor.ops import round as lp_round
+from lptensor.rounding import Mode, Rounding
+
+
+def levels(x: Tensor, bits: int, rounding: Rounding | None = None) -> Tensor:
+    """The nearest of 2**bits equally spaced values from 0 to 1; the gradient passes straight through."""
+    steps = 2**bits - 1
+    rounded: Tensor = lp_round(x * steps, FixedPoint(24, 0), rounding or Rounding()) / steps
+    return rounded
+
+
+class DoReFaWeight(nn.Module):
+    """2 q(tanh w / (2 max|tanh w|) + 1/2) - 1, q to ``bits`` bits (Zhou et al., 1606.06160, section 2.3).
+
+    With one bit, sign(w) mean|w|, whose gradient passes straight through. Differentiable, but for q.
+    """
+
+    def __init__(self, bits: int) -> None:
+        super().__init__()
+        self.bits = check_int("bits", bits, 1, 16)
+
+    def forward(self, w: Tensor) -> Tensor:
+        if self.bits == 1:
+            signs = torch.where(w >= 0, 1.0, -1.0) * w.detach().abs().mean()
+            return w + (signs - w).detach()
+        squeezed = w.tanh()
+        largest = squeezed.abs().max().clamp(min=torch.finfo(w.dtype).tiny)
+        return 2 * levels(squeezed / (2 * largest) + 0.5, self.bits) - 1
+
+
+class DoReFaActivation(nn.Module):
+    """q(clip(a, 0, 1)), q to ``bits`` bits (section 2.4); no gradient where it is clipped."""
+
+    def __init__(self, bits: int) -> None:
+        super().__init__()
+        self.bits = check_int("bits", bits, 1, 16)
+
+    def forward(self, a: Tensor) -> Tensor:
+        return levels(a.clamp(0, 1), self.bits)
+
+
+@dataclass(frozen=True)
+class DoReFaGradient:
+    """2 m (q(g / (2 m) + 1/2 + noise) - 1/2), m = max|g| of each sample (section 2.5).
+
+    The noise, uniform over one step of q, makes it stochastic rounding, which this draws instead.
+    Samples lie along the first axis. Zero stays within half a step of zero, which is no value of q.
+    """
+
+    bits: int
+
+    def __post_init__(self) -> None:
+        check_int("bits", self.bits, 1, 16)
+
+    @torch.no_grad()
+    def __call__(self, grad: Tensor) -> Tensor:
+        if grad.numel() == 0:
+            return grad.clone()
+        largest = grad.abs().flatten(1).amax(1) if grad.dim() > 1 else grad.abs()
+        m = largest.view(-1, *[1] * (grad.dim() - 1))
+        safe = torch.where(m == 0, torch.ones_like(m), m)
+        q = levels(grad / (2 * safe) + 0.5, self.bits, Rounding(Mode.STOCHASTIC))
+        return 2 * m * (q.clamp(0, 1) - 0.5)

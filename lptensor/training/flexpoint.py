@@ -1,0 +1,106 @@
+"""Flexpoint: the exponent of a tensor is predicted from the magnitudes of earlier ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lptensor.formats import FixedPoint, check_int
+from lptensor.ops import check_roundable, round as lp_round
+from lptensor.rounding import Mode, Rounding, as_rounding
+
+
+class Flexpoint(nn.Module):
+    """Rounds to integers of ``bits`` bits times 2**exponent, predicted before the values are known.
+
+    Autoflex (Koester et al., 1711.02213, algorithm 2): from the largest integer G of this call, and
+    its scale k, G k enters a history of ``history`` magnitudes; the next exponent is
+    ceil(log2 c) - bits + 1 with c = alpha (max + beta std + gamma k) of the history. Where G is
+    2**(bits - 1) - 1 or more it counts as overflow: the history is cleared and 2 G k enters it. The
+    first call, which has no history, takes ceil(log2 max|x|) - bits + 2. std is the population's.
+
+    Only training mode predicts. The gradient passes straight through. Infinities saturate and count
+    as overflow; NaN stays, and a call with NaN predicts nothing, as does one of zeros.
+
+    The state is two buffers: ``exponent`` and ``magnitudes`` (float64, latest first, -1 for none).
+
+    Args:
+        bits: 16 in flex16+5.
+        history, alpha, beta, gamma: the paper's values.
+        rounding: as for ``round``.
+
+    >>> quantize = Flexpoint(8)
+    >>> quantize(torch.tensor([1.0, 0.3])).tolist(), int(quantize.exponent)
+    ([1.0, 0.296875], -4)
+    """
+
+    exponent: Tensor
+    magnitudes: Tensor
+
+    def __init__(
+        self,
+        bits: int = 16,
+        history: int = 16,
+        alpha: float = 2.0,
+        beta: float = 3.0,
+        gamma: float = 100.0,
+        rounding: Rounding | Mode | str = "nearest",
+    ) -> None:
+        super().__init__()
+        self.bits = check_int("bits", bits, 3, 24)
+        check_int("history", history, 1, 2**20)
+        for name, value in (("alpha", alpha), ("beta", beta), ("gamma", gamma)):
+            if not 0 <= value < math.inf or (name == "alpha" and value == 0):
+                raise ValueError(f"{name} must be a finite number that is not negative, got {value!r}")
+        self.alpha, self.beta, self.gamma = alpha, beta, gamma
+        self.rounding = as_rounding(rounding)
+        self.register_buffer("exponent", torch.tensor(_UNKNOWN))
+        self.register_buffer("magnitudes", torch.full((history,), -1.0, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        exponent = int(self.exponent)
+        if exponent == _UNKNOWN:
+            largest = float(x.detach().abs().amax()) if x.numel() else 0.0
+            usable = 0 < largest < math.inf
+            exponent = _held(math.ceil(math.log2(largest)) - self.bits + 2) if usable else 1 - self.bits
+        format = FixedPoint(self.bits, -exponent)
+        check_roundable(x, format)
+        values: Tensor = lp_round(x, format, self.rounding)
+        if self.training and x.numel():
+            self._predict(values.detach(), exponent)
+        return values
+
+    @torch.no_grad()
+    def _predict(self, values: Tensor, exponent: int) -> None:
+        scale = math.ldexp(1.0, exponent)
+        largest = float(values.abs().amax())
+        if math.isnan(largest) or largest == 0:
+            return
+        if largest / scale >= 2 ** (self.bits - 1) - 1:
+            self.magnitudes.fill_(-1.0)
+            largest *= 2
+        self.magnitudes.copy_(torch.roll(self.magnitudes, 1))
+        self.magnitudes[0] = largest
+        known = self.magnitudes[self.magnitudes >= 0]
+        spread = float(known.std(correction=0))
+        top = self.alpha * (float(known.max()) + self.beta * spread + self.gamma * scale)
+        self.exponent.fill_(_held(math.ceil(math.log2(top)) - self.bits + 1))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        # Casts of a model are for floating tensors: as integers the magnitudes move but keep their bits.
+        return super()._apply(lambda t: fn(t.view(torch.int64)).view(t.dtype), recurse)  # type: ignore[no-untyped-call]
+
+    def extra_repr(self) -> str:
+        return f"bits={self.bits}, alpha={self.alpha}, beta={self.beta}, gamma={self.gamma}, {self.rounding!r}"
+
+
+_UNKNOWN = 2**31  # no exponent yet
+
+
+def _held(exponent: int) -> int:
+    """An exponent whose grid fp32 holds."""
+    return max(-120, min(exponent, 100))

@@ -1,0 +1,68 @@
+"""Quantization-aware fine-tuning: layers compute with rounded weights, and the optimizer moves exact ones."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from lptensor.formats import Format
+from lptensor.quantizer import Quantizer
+from lptensor.rounding import Mode, Rounding
+
+Model = TypeVar("Model", bound=nn.Module)
+_DEFAULT = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def prepare(
+    model: Model,
+    format: Format,
+    rounding: Rounding | Mode | str = "nearest",
+    layers: tuple[type[nn.Module], ...] = _DEFAULT,
+) -> Model:
+    """Round the weights of the chosen layers wherever they are used; the gradient passes straight through.
+
+    The model is changed in place and returned (``torch.nn.utils.parametrize``): ``layer.weight`` is
+    the rounded weight, its exact one a parameter ``layer.parametrizations.weight.original``, which
+    ``parameters()`` and the state_dict hold: make the optimizer afterwards. Biases stay; ``lower``
+    rounds activations. Formats of INT8 with one scale per output: ``Scaled(INT8, CurrentMaximum(Channel(0)))``.
+
+    Raises:
+        ValueError: no such layer in the model, or one that is prepared already. The model is unchanged.
+
+    >>> from lptensor import FixedPoint
+    >>> net = prepare(nn.Sequential(nn.Linear(2, 1)), FixedPoint(3, 1))
+    >>> net[0].weight.mul(2).frac().any().item(), len(list(net.parameters()))
+    (False, 2)
+    """
+    quantizer = Quantizer(format, forward_rounding=rounding)
+    chosen = [m for m in model.modules() if isinstance(m, layers) and isinstance(getattr(m, "weight", None), Tensor)]
+    if not chosen:
+        raise ValueError(f"{type(model).__name__} has no layer of {', '.join(kind.__name__ for kind in layers)}")
+    if any(parametrize.is_parametrized(m, "weight") for m in chosen):
+        raise ValueError("a layer's weight is parametrized already; finish(model) before preparing it anew")
+    for module in chosen:
+        parametrize.register_parametrization(module, "weight", quantizer)
+    return model
+
+
+def finish(model: Model) -> Model:
+    """The model with its rounded weights as ordinary parameters, in place; what ``prepare`` began.
+
+    Raises:
+        ValueError: nothing was prepared.
+    """
+    prepared = [m for m in model.modules() if _is_prepared(m)]
+    if not prepared:
+        raise ValueError(f"no layer of {type(model).__name__} was prepared; prepare(model, format) does it")
+    for module in prepared:
+        parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+    return model
+
+
+def _is_prepared(module: nn.Module) -> bool:
+    if not parametrize.is_parametrized(module, "weight"):
+        return False
+    listed = module.parametrizations["weight"]  # type: ignore[index]
+    return any(isinstance(step, Quantizer) for step in listed)

@@ -1,0 +1,262 @@
+"""Recipes: how a model, its optimizer and its loss become low precision, one function for each paper."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from torch import nn
+from torch.optim import Optimizer
+
+from lptensor.accumulator import Accumulator
+from lptensor.arithmetic import Arithmetic
+from lptensor.blocks import MX, MXFP4, NVFP4, BlockFloatingPoint, Scaled, TwoLevel
+from lptensor.codebooks import LogNumber
+from lptensor.delayed import DelayedScaling
+from lptensor.formats import E2M1, E3M2, E4M3, E5M2, INT4, FixedPoint, FloatingPoint, Format, ScalarFormat
+from lptensor.hadamard import Hadamard
+from lptensor.lower import lower
+from lptensor.operands import Gemm, Operand
+from lptensor.optim import OptimLP
+from lptensor.posits import Posit
+from lptensor.quantizer import quantizer
+from lptensor.scaling import PER_TENSOR, CurrentMaximum, DelayedMaximum, Tile
+from lptensor.training.blockwise import Blockwise
+from lptensor.training.dorefa import DoReFaActivation, DoReFaGradient, DoReFaWeight
+from lptensor.training.loss_scaling import Automatic, Dynamic, LossScaler, Static
+from lptensor.training.luq import LUQ
+from lptensor.training.round_layers import round_layers
+from lptensor.training.s2fp8 import S2FP8
+from lptensor.training.technique import Technique
+from lptensor.training.three_quarters import ThreeQuarters
+
+Model = TypeVar("Model", bound=nn.Module)
+Skip = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What becomes of a model, its optimizer and its loss.
+
+    First the model, in place, then an optimizer of its parameters, wrapped::
+
+        recipe = recipes.mxfp8()
+        model = recipe.model(model)
+        optim = recipe.optimizer(torch.optim.Adam(model.parameters()))
+        scaler = recipe.scaler()                     # a LossScaler, of 1 where the paper has none
+
+    Everything they hold is in their state_dicts. Linear and convolutional layers take part, but those
+    at or below the paths in ``skip``, which stay fp32; parameters and what layers put out are plain.
+    ``recipe.arithmetic`` is for whoever wants LPTensors: ``convert(model, recipes.mxfp8().arithmetic)``.
+    """
+
+    operands: Gemm | None = None
+    accumulator: Accumulator | None = None
+    change: Callable[[nn.Module], Any] | None = None
+    skip: Skip = ()
+    optim: Mapping[str, Any] = field(default_factory=dict)
+    scaling: Static | Dynamic | Automatic = Static(1.0)
+
+    def model(self, model: Model) -> Model:
+        """The model, its layers changed in place."""
+        if self.change is not None:
+            self.change(model)
+        if self.operands is not None:
+            kinds = ["linear", "conv"]
+            lower(model, kinds, operands=self.operands, accumulator=self.accumulator, exempt=self.skip)
+        return model
+
+    @property
+    def arithmetic(self) -> Arithmetic:
+        """The operands and the accumulator of the recipe's products."""
+        return Arithmetic(operands=self.operands, accumulator=self.accumulator)
+
+    def optimizer(self, optim: Optimizer) -> Optimizer:
+        """The optimizer with the recipe's update: an ``OptimLP`` where the paper has one of its own."""
+        return OptimLP(optim, **self.optim) if self.optim else optim
+
+    def scaler(self) -> LossScaler:
+        """The recipe's loss scaling."""
+        return LossScaler(self.scaling)
+
+
+def _operands(x: Any, w: Any, g: Any, transform: Any = None) -> Gemm:
+    """Products whose operands are rounded to these formats, in whichever product they stand."""
+    return Gemm((x, w), (g, w), (g, x), transform)
+
+
+def _per_tensor(element: ScalarFormat) -> Format:
+    return Scaled(element, CurrentMaximum(PER_TENSOR))
+
+
+_IBM = Accumulator(FloatingPoint(6, 9), chunk=64)
+_IBM_UPDATE = {"weight_quant": FloatingPoint(6, 9), "update": "stochastic"}
+
+
+def gupta(wl: int = 16, fl: int = 12, rounding: str = "stochastic") -> Recipe:
+    """Fixed point everywhere, rounded stochastically: outputs of layers, their gradients, weights and updates.
+
+    Gupta et al., Deep Learning with Limited Numerical Precision (1502.02551). Products add up in fp32
+    (48 bits in the paper).
+    """
+    number = FixedPoint(wl, fl)
+
+    def change(model: nn.Module) -> None:
+        kinds = tuple({type(m) for m in model.modules() if not list(m.children()) and not isinstance(m, nn.Identity)})
+        lower(model, list(kinds), number, number, rounding, rounding)
+
+    update = "stochastic" if rounding == "stochastic" else "nearest"
+    return Recipe(
+        change=change,
+        optim={"weight_quant": number, "grad_quant": quantizer(number, forward_rounding=rounding), "update": update},
+    )
+
+
+def wang(skip: Skip = ()) -> Recipe:
+    """FP8 1-5-2 operands, sums in 1-6-9 by chunks of 64, 1-6-9 weights updated stochastically, losses times 1000.
+
+    Wang et al., Training Deep Neural Networks with 8-bit Floating Point Numbers (1812.08011). The
+    paper keeps the first layer's input and the last layer wider: ``skip``.
+    """
+    return Recipe(_operands(E5M2, E5M2, E5M2), _IBM, skip=skip, optim=_IBM_UPDATE, scaling=Static(1000.0))
+
+
+def hfp8(skip: Skip = ()) -> Recipe:
+    """Hybrid FP8: 1-4-3 with exponent bias 4 forward, 1-5-2 for gradients, 1-6-9 weights updated stochastically.
+
+    Sun et al., Hybrid 8-bit Floating Point Training and Inference (NeurIPS 2019); sums are as Wang's.
+    """
+    forward = FloatingPoint(4, 3, bias=4, specials="none")
+    return Recipe(_operands(forward, forward, E5M2), _IBM, skip=skip, optim=_IBM_UPDATE, scaling=Dynamic())
+
+
+def fp8_current(skip: Skip = ()) -> Recipe:
+    """E4M3 forward and E5M2 for gradients, each tensor under a scale of its own maximum.
+
+    Micikevicius et al., FP8 Formats for Deep Learning (2209.05433). Weights stay fp32.
+    """
+    forward = _per_tensor(E4M3)
+    return Recipe(_operands(forward, forward, _per_tensor(E5M2)), skip=skip)
+
+
+def fp8_delayed(history: int = 1024, margin: int = 0, amax: str = "max", skip: Skip = ()) -> Recipe:
+    """The same under scales from the maxima of earlier steps, which the model's buffers hold (2209.05433)."""
+    scaling = DelayedMaximum(history, margin, amax)
+
+    def change(model: nn.Module) -> None:
+        def forward() -> DelayedScaling:
+            return DelayedScaling(E4M3, scaling)
+
+        round_layers(model, forward, forward, lambda: DelayedScaling(E5M2, scaling), skip)
+
+    return Recipe(change=change)
+
+
+def deepseek(skip: Skip = ()) -> Recipe:
+    """E4M3 for all: tiles of 1 x 128 of activations and gradients, blocks of 128 x 128 of weights, fp32 scales.
+
+    DeepSeek-V3 (2412.19437, section 3.3). Products add up in fp32 throughout, as the paper's do every 128.
+    """
+    tile = Scaled(E4M3, CurrentMaximum(Tile((1, 128))))
+    return Recipe(_operands(tile, Scaled(E4M3, CurrentMaximum(Tile((128, 128)))), tile), skip=skip)
+
+
+def hbfp(wl: int = 8, storage: int = 16, tile: int = 24, skip: Skip = ()) -> Recipe:
+    """Block floating point for products: weights in tiles, activations and gradients by rows; wide weights.
+
+    Drumond et al., Training DNNs with Hybrid Block Floating Point (1804.01526); everything else is fp32.
+    """
+    rows = BlockFloatingPoint(wl, dim=0)
+    optim = {"weight_quant": BlockFloatingPoint(storage, block_size=(tile, tile)), "update": "nearest"}
+    return Recipe(_operands(rows, BlockFloatingPoint(wl, block_size=(tile, tile)), rows), skip=skip, optim=optim)
+
+
+def mxfp8(skip: Skip = ()) -> Recipe:
+    """MXFP8 E4M3 for all operands, scales rounded up so that nothing saturates.
+
+    Mishra et al., Recipes for Pre-training LLMs with MXFP8 (2506.08027).
+    """
+    number = MX(E4M3, scale_rule="rceil")
+    return Recipe(_operands(number, number, number), skip=skip)
+
+
+def mxfp6(element: ScalarFormat = E3M2, skip: Skip = ()) -> Recipe:
+    """MXFP6 for all operands, to nearest: Rouhani et al., Microscaling Data Formats for Deep Learning (2310.10537)."""
+    number = MX(element)
+    return Recipe(_operands(number, number, number), skip=skip)
+
+
+def mxfp4(unbiased: bool = True, block: int | None = 64, skip: Skip = ()) -> Recipe:
+    """MXFP4 in the two backward products, unbiased, after random Hadamard transforms; the forward one is fp32.
+
+    Tseng et al., Training LLMs with MXFP4 (2502.20586). ``unbiased=False`` is MXFP4 to nearest in all
+    three products; ``block`` is the transform's width, None for no transform.
+    """
+    transform = None if block is None else Hadamard(block, "random")
+    if not unbiased:
+        return Recipe(_operands(MXFP4, MXFP4, MXFP4, transform), skip=skip)
+    q, backward = Technique(MXFP4, ThreeQuarters()), {"grad_input": transform, "grad_weight": transform}
+    return Recipe(Gemm(None, (q, q), (q, q), backward), skip=skip)
+
+
+def nvfp4(skip: Skip = ()) -> Recipe:
+    """NVFP4: weights under 16 x 16 scales, stochastic gradients, a Hadamard transform before the weight's gradient.
+
+    NVIDIA, Pretraining Large Language Models with NVFP4 (2509.25149); there 16 % of the layers stay wider.
+    """
+    w, g = TwoLevel(E2M1, block_size=(16, 16)), Operand(NVFP4, "stochastic")
+    return Recipe(Gemm((NVFP4, w), (g, w), (g, NVFP4), {"grad_weight": Hadamard(16)}), skip=skip)
+
+
+def s2fp8(skip: Skip = ()) -> Recipe:
+    """Shifted and squeezed FP8 operands, fp32 weights, no loss scaling: Cambier et al. (2001.05674)."""
+    return Recipe(change=lambda model: round_layers(model, S2FP8, S2FP8, S2FP8, skip))
+
+
+def luq(samples: int = 1, skip: Skip = ()) -> Recipe:
+    """INT4 forward, to nearest; gradients on a 4-bit logarithmic grid, unbiased (Chmiel et al., 2112.10769).
+
+    ``samples`` roundings are averaged for the weight's gradient. INT4 is scaled by the largest
+    magnitude, where the paper clips by SAWB.
+    """
+    forward = _per_tensor(INT4)
+    g, averaged = (Technique(LUQ().format, LUQ(samples=n)) for n in (1, samples))
+    return Recipe(Gemm((forward, forward), (g, forward), (averaged, forward)), skip=skip)
+
+
+def dorefa(weight: int = 1, activation: int = 2, gradient: int = 6, skip: Skip = ()) -> Recipe:
+    """Weights, activations and gradients of so many bits: Zhou et al., DoReFa-Net (1606.06160).
+
+    The inputs of layers are clipped to [0, 1], as the paper's activations are; the first and the last
+    layer stay fp32 there: ``skip``.
+    """
+
+    def change(model: nn.Module) -> None:
+        round_layers(
+            model,
+            lambda: DoReFaActivation(activation),
+            lambda: DoReFaWeight(weight),
+            lambda: DoReFaGradient(gradient),
+            skip,
+        )
+
+    return Recipe(change=change)
+
+
+def lns_madam(bits: int = 8, gamma: int = 8, skip: Skip = ()) -> Recipe:
+    """Logarithmic operands under each tensor's largest magnitude: Zhao et al., LNS-Madam (2106.13914).
+
+    The optimizer to go with it is ``Madam``. Weights stay fp32."""
+    table = LogNumber(bits, gamma, bias=2 ** (bits - 1) - 1)
+    q = Technique(table, Blockwise(table, block_size=None, min_size=0))
+    return Recipe(_operands(q, q, q), skip=skip)
+
+
+def posit(skip: Skip = ()) -> Recipe:
+    """Posit(8, 1) forward, Posit(8, 2) for gradients, Posit(16, 1) weights.
+
+    Lu et al., Evaluations on Deep Neural Networks Training Using Posit (2020), without its shifts and warm-up.
+    """
+    optim = {"weight_quant": Posit(16, 1), "update": "nearest"}
+    return Recipe(_operands(Posit(8, 1), Posit(8, 1), Posit(8, 2)), skip=skip, optim=optim)

@@ -1,0 +1,132 @@
+"""Layers whose input, weight and incoming gradient are each rounded by a module of the layer's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from lptensor import _compat
+
+Model = TypeVar("Model", bound=nn.Module)
+Make: TypeAlias = "Callable[[], Callable[[Tensor], Tensor]]"
+
+LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_INPUT, _GRADIENT = "rounded_input", "rounded_gradient"  # under these names a layer holds what rounds
+_HOOK = -2
+
+
+def round_layers(
+    model: Model,
+    input: Make | None = None,
+    weight: Make | None = None,
+    gradient: Make | None = None,
+    skip: tuple[str, ...] = (),
+    layers: tuple[type[nn.Module], ...] = LAYERS,
+) -> Model:
+    """Give each chosen layer something that rounds its input, its weight, and the gradient of its output.
+
+    These are the operands of the layer's three products, each tensor rounded once, as it is right for
+    scales of whole tensors (for blocks along the contraction axis there is ``Gemm``). Every argument is
+    called once per layer and returns a function of a tensor, or a module: a scaling with a state, whose
+    buffers the state_dict then holds. The derivative of a function is taken to be one; a module is
+    differentiated as it stands.
+
+    The model is changed in place and returned. ``layer.weight`` is the rounded weight, made anew
+    whenever it is read; its exact one, ``layer.parametrizations.weight.original``, is what
+    ``parameters()`` and the state_dict hold: make the optimizer afterwards.
+
+    Args:
+        skip: paths of layers to leave alone, such as the first and the last.
+        layers: the classes to change.
+
+    Raises:
+        ValueError: no such layer, a path in ``skip`` that is none, or layers that are changed already.
+
+    >>> from lptensor import E4M3, DelayedScaling
+    >>> net = round_layers(nn.Sequential(nn.Linear(2, 1)), input=lambda: DelayedScaling(E4M3))
+    >>> [name for name in net.state_dict() if "input" in name]
+    ['0.rounded_input.amax_history', '0.rounded_input.scale']
+    """
+    found = {path: module for path, module in model.named_modules() if isinstance(module, layers)}
+    if unknown := [path for path in skip if path not in found]:
+        raise ValueError(f"skip names {unknown[0]!r}, which is none of the layers {', '.join(found) or '(none)'}")
+    chosen = [module for path, module in found.items() if path not in skip]
+    if not chosen:
+        raise ValueError(f"{type(model).__name__} has no layer left to round among {', '.join(found) or '(none)'}")
+    for module in chosen:
+        if hasattr(module, _INPUT) or hasattr(module, _GRADIENT) or parametrize.is_parametrized(module, "weight"):
+            raise ValueError("a layer is rounded already; begin with a fresh model")
+    for module in chosen:
+        if weight is not None:
+            # Unsafe: not tried out beforehand, which a scaling with a state would remember.
+            parametrize.register_parametrization(module, "weight", _as_module(weight()), unsafe=True)
+        if input is not None:
+            module.add_module(_INPUT, _as_module(input()))
+        if gradient is not None:
+            module.add_module(_GRADIENT, _Function(gradient()))
+        before = _round_input if input is not None else None
+        after = _round_gradient if gradient is not None else None
+        _compat.set_hooks(module, _HOOK, before=before, after=after)
+    return model
+
+
+def _round_input(module: nn.Module, args: Any, kwargs: Any) -> Any:
+    return (module.get_submodule(_INPUT)(args[0]), *args[1:]), kwargs
+
+
+def _round_gradient(module: nn.Module, args: Any, output: Any) -> Any:
+    return _Backward.apply(output, module.get_submodule(_GRADIENT))  # type: ignore[no-untyped-call]
+
+
+def _as_module(quantize: Callable[[Tensor], Tensor]) -> nn.Module:
+    return quantize if isinstance(quantize, nn.Module) else _StraightThrough(quantize)
+
+
+class _Function(nn.Module):
+    """A function as a module, which a module it already is goes into whole."""
+
+    def __init__(self, quantize: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.quantize = quantize
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.quantize(x)
+
+    def extra_repr(self) -> str:
+        return "" if isinstance(self.quantize, nn.Module) else repr(self.quantize)
+
+
+class _StraightThrough(_Function):
+    def forward(self, x: Tensor) -> Tensor:
+        values: Tensor = _Forward.apply(x, self.quantize)  # type: ignore[no-untyped-call]
+        return values
+
+
+class _Forward(torch.autograd.Function):
+    """Rounds going forward; the gradient passes."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, quantize: Callable[[Tensor], Tensor]) -> Tensor:
+        return quantize(x.detach())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
+class _Backward(torch.autograd.Function):
+    """Passes going forward; the gradient is rounded."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, quantize: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.quantize = quantize
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        with torch.no_grad():
+            return ctx.quantize(grad), None

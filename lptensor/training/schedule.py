@@ -1,0 +1,61 @@
+"""Formats that change over the course of training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from lptensor.formats import Format, check_int
+
+
+class FormatSchedule:
+    """Calls ``apply(format)`` at the steps from which another format holds.
+
+    Accuracy Booster (2211.10737) trains in 4-bit block floating point and its last epoch in 6 bits:
+    ``FormatSchedule({0: BlockFloatingPoint(4), epochs - 1: BlockFloatingPoint(6)}, apply)``. What a
+    format is used for is the function's affair: ``lower`` the model again, ``convert`` it, or set an
+    attribute. The first format is applied at once; a step is what the caller counts, epochs or batches.
+
+    Args:
+        formats: {the first step: format or None}, with one at 0.
+        apply: a function of the format.
+
+    >>> from lptensor import E4M3, BF16
+    >>> seen = []
+    >>> schedule = FormatSchedule({0: E4M3, 2: BF16}, seen.append)
+    >>> for epoch in range(3):
+    ...     schedule.step()
+    >>> [format is BF16 for format in seen]
+    [False, True]
+    """
+
+    def __init__(self, formats: Mapping[int, Format | None], apply: Callable[[Format | None], Any]) -> None:
+        for step, format in formats.items():
+            check_int("the step of a format", step, 0, 2**62)
+            if format is not None and not isinstance(format, Format):
+                raise TypeError(f"step {step} needs a number format such as FloatingPoint(8) or None, got {format!r}")
+        if 0 not in formats:
+            raise ValueError(f"the schedule needs a format to begin with, at step 0; it has {sorted(formats)}")
+        self.formats, self.apply = dict(sorted(formats.items())), apply
+        self.steps = 0
+        apply(self.format)
+
+    @property
+    def format(self) -> Format | None:
+        """The format that holds now."""
+        return self.formats[max(step for step in self.formats if step <= self.steps)]
+
+    def step(self) -> None:
+        """Count one step, and apply the format that begins with it."""
+        self.steps += 1
+        if self.steps in self.formats:
+            self.apply(self.format)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The count of steps; formats and function are the constructor's."""
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from what ``state_dict`` returned, and apply the format that holds there."""
+        self.steps = check_int("steps", state_dict["steps"], 0, 2**62)
+        self.apply(self.format)

@@ -1,0 +1,115 @@
+"""SWALP: the average of low-precision iterates, which their noise floor does not bound."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lptensor.formats import Format, check_int
+from lptensor.ops import check_roundable, round as lp_round
+from lptensor.parameters import read, write
+from lptensor.rounding import Mode, Rounding, as_rounding
+
+
+class SWALP:
+    """The running mean of parameters over a schedule of training steps (Yang et al., 1904.11943).
+
+    The mean is kept in float64; with ``format`` every mean is rounded to that: m becomes
+    R(m + (w - m) / n), the paper's Q_SWA. Values are taken as they are, NaN and infinities included.
+    Train the collecting steps at a constant rate (``torch.optim.swa_utils.SWALR`` gets there), and
+    make the statistics of batch normalisation anew for the mean (``swa_utils.update_bn``).
+
+    Args:
+        parameters: a model or its parameters.
+        start: how many steps to wait: the warm-up.
+        period: every how many steps from then on the parameters enter the mean; once an epoch in the paper.
+        format, rounding: of the mean; None keeps it in float64.
+
+    >>> w = torch.nn.Parameter(torch.zeros(1))
+    >>> average = SWALP([w], start=1, period=2)
+    >>> for step in range(6):
+    ...     _ = w.data.add_(1.0)
+    ...     _ = average.step()
+    >>> average.means[0].item()  # of 2, 4 and 6
+    4.0
+    """
+
+    def __init__(
+        self,
+        parameters: nn.Module | Iterable[Tensor],
+        start: int = 0,
+        period: int = 1,
+        format: Format | None = None,
+        rounding: Rounding | Mode | str = "stochastic",
+    ) -> None:
+        self.parameters = list(parameters.parameters() if isinstance(parameters, nn.Module) else parameters)
+        if not self.parameters:
+            raise ValueError("SWALP got no parameters to average")
+        self.start = check_int("start", start, 0, 2**62)
+        self.period = check_int("period", period, 1, 2**62)
+        if format is not None:
+            check_roundable(torch.empty(0, dtype=torch.float64), format)
+        self.format, self.rounding = format, as_rounding(rounding)
+        self.steps = self.collected = 0
+        self.means = [torch.zeros(p.shape, dtype=torch.float64, device=p.device) for p in self.parameters]
+
+    def step(self) -> bool:
+        """Count one training step; whether the parameters entered the mean after it."""
+        self.steps += 1
+        past = self.steps - self.start
+        if past <= 0 or (past - 1) % self.period:
+            return False
+        self.collect()
+        return True
+
+    @torch.no_grad()
+    def collect(self) -> None:
+        """Enter the parameters as they are now, whatever the schedule says."""
+        self.collected += 1
+        for mean, p in zip(self.means, self.parameters, strict=True):
+            mean.add_((read(p).double() - mean) / self.collected)
+            if self.format is not None:
+                lp_round(mean, self.format, self.rounding, out=mean)
+
+    @contextmanager
+    def swapped(self) -> Iterator[None]:
+        """The parameters are the mean inside; outside they have their bits back.
+
+        An LPTensor rounds the mean to its format; ``convert`` a copy of the model to None for all of it.
+
+        Raises:
+            RuntimeError: nothing has been collected yet.
+        """
+        if not self.collected:
+            raise RuntimeError(f"no parameters were collected in {self.steps} steps; the first come after {self.start}")
+        with torch.no_grad():
+            own = [read(p) for p in self.parameters]
+            for p, mean in zip(self.parameters, self.means, strict=True):
+                write(p, mean.to(p.dtype))
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for p, values in zip(self.parameters, own, strict=True):
+                    write(p, values)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The means and the counts; the schedule is the constructor's."""
+        return {"steps": self.steps, "collected": self.collected, "means": [m.clone() for m in self.means]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from what ``state_dict`` returned.
+
+        Raises:
+            ValueError: means of other shapes; nothing is then loaded.
+        """
+        shapes = [tuple(m.shape) for m in state_dict["means"]]
+        if shapes != [tuple(m.shape) for m in self.means]:
+            raise ValueError(f"the parameters have shapes {[tuple(m.shape) for m in self.means]}, the means {shapes}")
+        self.steps, self.collected = int(state_dict["steps"]), int(state_dict["collected"])
+        for mean, saved in zip(self.means, state_dict["means"], strict=True):
+            mean.copy_(saved)

@@ -1,0 +1,328 @@
+"""LUQ, S2FP8, dynamic fixed point, Flexpoint, format schedules, fine-tuning with rounded weights."""
+
+from __future__ import annotations
+
+import copy
+import math
+from fractions import Fraction
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD
+
+from lptensor import (
+    BF16,
+    E4M3,
+    FP32,
+    INT4,
+    BlockFloatingPoint,
+    Channel,
+    CurrentMaximum,
+    FixedPoint,
+    Posit,
+    Scaled,
+    lower,
+    quantizer,
+)
+from lptensor.training import LUQ, S2FP8, DynamicFixedPoint, Flexpoint, FormatSchedule, finish, prepare
+
+
+class TestLUQ:
+    def test_its_grid_is_the_papers(self) -> None:
+        """a 2**k with k from 0 to 2**(b-1) - 2, a = max / 2**(2**(b-1) - 2)."""
+        x = torch.randn(5000) * torch.logspace(-4, 0, 5000)
+        for bits in (3, 4):
+            top = 2 ** (bits - 1) - 2
+            alpha = float(x.abs().max()) / 2**top
+            levels = {0.0, *(alpha * 2**k for k in range(top + 1))}
+            assert set(LUQ(bits)(x).abs().tolist()) == levels
+
+    def test_the_odds_are_the_papers(self) -> None:
+        """Below a: |x|/a; from 2**n on, up with (|x| - 2**n) / 2**n. Three-sigma counts over 10,000 draws."""
+        n = 10_000
+        for value, low, high in ((0.3, 0.0, 1.0), (1.75, 1.0, 2.0), (-40.0, -32.0, -64.0), (5.0, 4.0, 8.0)):
+            x = torch.full((n + 1,), value)
+            x[-1] = 64.0
+            got = LUQ()(x)[:-1]
+            assert set(got.tolist()) <= {low, high}
+            share = (value - low) / (high - low)
+            assert abs(float((got == high).double().mean()) - share) < 4 * math.sqrt(share * (1 - share) / n)
+
+    def test_it_is_unbiased_where_nearest_loses_a_fifth(self) -> None:
+        """B11: the sums of magnitudes, for log-normal gradients."""
+        x = torch.randn(20_000).mul(2.0).exp() * torch.randn(20_000).sign()
+        nearest = quantizer(LUQ().format, forward_rounding="nearest")
+        exact = float(x.abs().sum())
+        draws = torch.tensor([float(LUQ()(x).abs().sum()) / exact for _ in range(50)])
+        assert abs(float(draws.mean()) - 1) < 4 * float(draws.std()) / math.sqrt(50) < 0.02
+        assert float(nearest(x).abs().sum()) / exact < 0.85
+        assert (nearest(x) == 0).float().mean() > 0.6
+
+    def test_averaging_samples_divides_the_variance(self) -> None:
+        x = torch.randn(4000)
+        errors = [float((LUQ(samples=s)(x) - x).square().mean()) for s in (1, 16)]
+        assert errors[0] / errors[1] == pytest.approx(16, rel=0.15)
+
+    def test_special_values(self) -> None:
+        assert LUQ()(torch.zeros(3)).tolist() == [0.0] * 3
+        assert LUQ()(torch.tensor([1.0, math.nan])).isnan().all()
+        with pytest.raises(ValueError, match="samples"):
+            LUQ(samples=0)
+
+
+class TestS2FP8:
+    def test_the_squeezed_logarithms_have_mean_zero_and_maximum_fifteen(self) -> None:
+        x = torch.randn(3000) * 1e-9
+        seen: list[Tensor] = []
+
+        class Spy(S2FP8):
+            @staticmethod
+            def _statistics(logs: Tensor) -> tuple[float, float]:
+                a, b = S2FP8._statistics(logs)
+                seen.append(a * logs + b)
+                return a, b
+
+        Spy()(x)
+        assert abs(float(seen[0].mean())) < 1e-9 and float(seen[0].max()) == pytest.approx(15, abs=1e-9)
+
+    def test_it_is_its_formula(self) -> None:
+        x = torch.randn(400) * torch.logspace(-30, -12, 400)
+        logs = [math.log2(abs(v)) for v in x.tolist()]
+        mu, m = math.fsum(logs) / len(logs), max(logs)
+        a = 15 / (m - mu)
+        b = -a * mu
+        want = []
+        for v in x.tolist():
+            y = float(torch.tensor(2**b * abs(v) ** a, dtype=torch.float32).to(torch.float8_e5m2))
+            want.append(math.copysign((2**-b * y) ** (1 / a), v))
+        got = S2FP8()(x)
+        assert torch.allclose(got, torch.tensor(want), rtol=1e-5, atol=0)
+        assert bool(((got / x - 1).abs() < 0.5).all())
+
+    def test_fp8_alone_loses_what_it_keeps(self) -> None:
+        x = torch.randn(1000) * 1e-8
+        assert not x.to(torch.float8_e5m2).float().any()
+        assert float((S2FP8()(x) - x).norm() / x.norm()) < 0.15
+
+    def test_special_values(self) -> None:
+        same = torch.tensor([3.0, -3.0, 0.0, -0.0])
+        assert torch.equal(S2FP8()(same), same) and S2FP8()(same).signbit().tolist() == [False, True, False, True]
+        assert S2FP8()(torch.zeros(2)).tolist() == [0, 0]
+        assert S2FP8()(torch.tensor([1.0, math.inf])).isnan().all()
+        assert S2FP8()(torch.tensor([1.0, math.nan])).isnan().all()
+        assert S2FP8()(torch.randn(3).double()).dtype == torch.float64
+
+
+class TestDynamicFixedPoint:
+    def test_the_exponent_follows_the_rule(self) -> None:
+        """Courbariaux et al., section 5, in counts: more than r_max overflow: up; of the double no more: down."""
+        quantize = DynamicFixedPoint(10, exponent=0, max_overflow=0.01, interval=2)
+        exponent, above, above_half, elements = 0, 0, 0, 0
+        history = set()
+        for call in range(60):
+            x = torch.randn(200) * 2.0 ** (5 * math.sin(call / 8))
+            fl = 9 - exponent
+            want = (x.double() * 2**fl).round().clamp(-512, 511) / 2**fl
+            assert torch.equal(quantize(x), want.float())
+            largest = 511 / 2**fl
+            above += int((x.abs() > largest).sum())
+            above_half += int((2 * x.abs() > largest).sum())
+            elements += 200
+            if call % 2:
+                if above > 0.01 * elements:
+                    exponent += 1
+                elif above_half <= 0.01 * elements:
+                    exponent -= 1
+                above = above_half = elements = 0
+            history.add(exponent)
+            assert int(quantize.exponent) == exponent
+        assert len(history) > 5
+
+    def test_evaluation_counts_nothing_and_gradients_pass(self) -> None:
+        quantize = DynamicFixedPoint(8, interval=1).eval()
+        x = torch.full((3,), 100.0, requires_grad=True)
+        quantize(x).sum().backward()
+        assert int(quantize.exponent) == 0 and x.grad is not None and x.grad.tolist() == [1.0] * 3
+
+    def test_a_resumed_run_repeats_every_bit(self) -> None:
+        one = DynamicFixedPoint(6, interval=3, rounding="stochastic")
+        data = [torch.randn(50) * 2.0**i for i in range(8)]
+        for x in data[:4]:
+            one(x)
+        other = DynamicFixedPoint(6, interval=3, rounding="stochastic")
+        other.load_state_dict(one.state_dict())
+        runs = []
+        for module in (one, other):
+            torch.manual_seed(0)
+            runs.append([module(x) for x in data[4:]])
+        assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+        assert one.exponent == other.exponent != 0
+
+    @pytest.mark.parametrize("arguments", [dict(wl=1), dict(exponent=999), dict(max_overflow=1.0), dict(interval=0)])
+    def test_bad_input_is_named(self, arguments: dict[str, Any]) -> None:
+        with pytest.raises(ValueError, match=next(iter(arguments))):
+            DynamicFixedPoint(**arguments)
+
+
+class TestFlexpoint:
+    def test_the_exponent_is_autoflexs(self) -> None:
+        """Koester et al., algorithm 2, in exact rationals but for the deviation."""
+        bits, length = 12, 4
+        quantize = Flexpoint(bits, length)
+        history: list[float] = []
+        exponent: int | None = None
+        overflows = 0
+        for call in range(40):
+            x = torch.randn(64) * (300.0 if call in (15, 16, 30) else 1.0)
+            if exponent is None:
+                exponent = math.ceil(math.log2(float(x.abs().max()))) - bits + 2
+            kappa = Fraction(2) ** exponent
+            integers = [max(-2048, min(2047, round(Fraction(v) / kappa))) for v in x.tolist()]
+            assert quantize(x).tolist() == [float(k * kappa) for k in integers]
+            gamma = max(map(abs, integers))
+            if gamma >= 2 ** (bits - 1) - 1:
+                history, gamma, overflows = [], 2 * gamma, overflows + 1
+            history = [*history, float(gamma * kappa)][-length:]
+            mean = sum(history) / len(history)
+            spread = math.sqrt(sum((h - mean) ** 2 for h in history) / len(history))
+            chi = 2 * (max(history) + 3 * spread + 100 * float(kappa))
+            exponent = math.ceil(math.log2(chi)) - bits + 1
+            assert int(quantize.exponent) == exponent
+        assert overflows >= 3
+
+    def test_a_steady_signal_never_overflows(self) -> None:
+        quantize = Flexpoint()
+        for _ in range(50):
+            x = torch.randn(1000)
+            assert float((quantize(x) - x).abs().max()) < 2.0**-10
+
+    def test_evaluation_zeros_and_nan_predict_nothing(self) -> None:
+        quantize = Flexpoint(8)
+        quantize(torch.ones(3))
+        state = copy.deepcopy(quantize.state_dict())
+        quantize(torch.zeros(3))
+        quantize(torch.tensor([math.nan]))
+        quantize(torch.empty(0))
+        quantize.eval()(torch.full((2,), 1e6))
+        assert all(torch.equal(v, state[k]) for k, v in quantize.state_dict().items())
+
+    def test_a_resumed_run_repeats_every_bit_and_casts_leave_the_state_alone(self) -> None:
+        one, data = Flexpoint(8, rounding="stochastic"), [torch.randn(50) * 1.7**i for i in range(9)]
+        for x in data[:4]:
+            one(x)
+        one.half()
+        other = Flexpoint(8, rounding="stochastic")
+        other.load_state_dict(one.state_dict())
+        runs = []
+        for module in (one, other):
+            torch.manual_seed(0)
+            runs.append([module(x) for x in data[4:]])
+        assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+        assert one.magnitudes.dtype == torch.float64 and torch.equal(one.magnitudes, other.magnitudes)
+
+    @pytest.mark.parametrize(
+        "arguments", [dict(bits=2), dict(history=0), dict(alpha=0.0), dict(beta=-1.0), dict(gamma=math.nan)]
+    )
+    def test_bad_input_is_named(self, arguments: dict[str, Any]) -> None:
+        with pytest.raises(ValueError, match=next(iter(arguments))):
+            Flexpoint(**arguments)
+
+
+class TestFormatSchedule:
+    def test_accuracy_boosters_schedule_lowers_anew(self) -> None:
+        """HBFP4 until the last epoch, then HBFP6: what the layer puts out is on the grid of the moment."""
+        net = nn.Sequential(nn.Linear(8, 8))
+
+        def use(format: Any) -> None:
+            lower(net, "linear", format, format, "nearest", "nearest")
+
+        schedule = FormatSchedule({0: BlockFloatingPoint(4), 3: BlockFloatingPoint(6)}, use)
+        for epoch in range(4):
+            wl = 4 if epoch < 3 else 6
+            out = net(torch.randn(1, 8)).detach()
+            step = 2.0 ** (math.floor(math.log2(float(out.abs().max()))) - wl + 2)
+            assert not (out / step).frac().any() and ((out / step / 4).frac().any() or wl == 4)
+            schedule.step()
+
+    def test_it_resumes_where_it_was(self) -> None:
+        seen: list[Any] = []
+        schedule = FormatSchedule({0: BF16, 2: E4M3, 5: None}, seen.append)
+        for _ in range(3):
+            schedule.step()
+        other = FormatSchedule({0: BF16, 2: E4M3, 5: None}, seen.append)
+        other.load_state_dict(schedule.state_dict())
+        assert seen == [BF16, E4M3, BF16, E4M3] and other.format == E4M3
+        other.step()
+        other.step()
+        assert seen[-1] is None and other.format is None
+
+    def test_bad_input_is_named(self) -> None:
+        with pytest.raises(ValueError, match="at step 0; it has"):
+            FormatSchedule({1: BF16}, print)
+        with pytest.raises(TypeError, match="got 'bf16'"):
+            FormatSchedule({0: "bf16"}, print)  # type: ignore[dict-item]
+
+
+class TestFineTuning:
+    def test_one_step_moves_the_exact_weight_by_the_gradient_at_the_rounded_one(self) -> None:
+        layer = nn.Linear(5, 3).double()
+        weight, bias = layer.weight.detach().clone(), layer.bias.detach().clone()
+        prepare(layer, FixedPoint(4, 2))
+        x, y = torch.randn(7, 5).double(), torch.randn(7, 3).double()
+        optim = SGD(layer.parameters(), lr=0.1)
+        (layer(x) - y).square().sum().backward()
+        optim.step()
+        rounded = (weight * 4).round().clamp(-8, 7) / 4
+        error = x @ rounded.T + bias - y
+        assert torch.allclose(layer.parametrizations.weight.original, weight - 0.1 * 2 * error.T @ x, rtol=1e-12)
+        assert torch.allclose(layer.bias, bias - 0.1 * 2 * error.sum(0), rtol=1e-12)
+
+    def test_it_beats_rounding_afterwards(self) -> None:
+        """Regression on correlated inputs, weights in 4 bits: fine-tuning finds a better point of the grid."""
+        torch.manual_seed(1)
+        x = torch.randn(400, 4) @ torch.randn(4, 64) + 0.3 * torch.randn(400, 64)
+        y = x @ torch.randn(64, 2)
+        format = Scaled(INT4, CurrentMaximum(Channel(0)))
+        exact = nn.Linear(64, 2, bias=False)
+        with torch.no_grad():
+            exact.weight.copy_(torch.linalg.lstsq(x, y).solution.T)
+        losses = []
+        for steps in (0, 300):
+            layer = prepare(copy.deepcopy(exact), format)
+            optim = torch.optim.Adam(layer.parameters(), lr=0.02)
+            best = math.inf
+            for _ in range(steps + 1):
+                optim.zero_grad()
+                loss = (layer(x) - y).square().mean()
+                best = min(best, loss.item())
+                loss.backward()
+                optim.step()
+            losses.append(best)
+        assert losses[1] < 0.5 * losses[0]
+
+    def test_finishing_leaves_ordinary_parameters_on_the_grid(self) -> None:
+        net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 2))
+        keys = list(net.state_dict())
+        prepare(net, FixedPoint(4, 3))
+        x = torch.randn(1, 1, 4, 4)
+        before = net(x)
+        assert torch.equal(finish(net)(x), before)
+        assert sorted(net.state_dict()) == sorted(keys)
+        assert not any((net[i].weight * 8).frac().any() for i in (0, 2))
+
+    def test_a_state_dict_brings_the_exact_weights_back(self) -> None:
+        torch.manual_seed(0)
+        one, other = (prepare(nn.Linear(3, 3), FixedPoint(4, 3)) for _ in range(2))
+        other.load_state_dict(one.state_dict())
+        assert torch.equal(one.parametrizations.weight.original, other.parametrizations.weight.original)
+
+    def test_bad_input_is_named(self) -> None:
+        with pytest.raises(ValueError, match="has no layer of Linear"):
+            prepare(nn.ReLU(), FixedPoint(4, 3))
+        net = prepare(nn.Linear(2, 2), Posit(8, 1))
+        with pytest.raises(ValueError, match="parametrized already"):
+            prepare(net, FP32)
+        with pytest.raises(ValueError, match="no layer of Linear was prepared"):
+            finish(nn.Linear(2, 2))

@@ -1,0 +1,426 @@
+"""Recipes: one step of a layer against its three products, each operand rounded by hand; all train and resume."""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import SGD
+
+from lptensor import E4M3, MXFP4, DelayedScaling, OptimLP, round as lp_round
+from lptensor.posits import Posit
+from lptensor.training import (
+    LUQ,
+    S2FP8,
+    DoReFaActivation,
+    DoReFaGradient,
+    DoReFaWeight,
+    DynamicFixedPoint,
+    Madam,
+    Recipe,
+    Technique,
+    recipes,
+    round_layers,
+)
+
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    "gupta": recipes.gupta,
+    "wang": recipes.wang,
+    "hfp8": recipes.hfp8,
+    "fp8_current": recipes.fp8_current,
+    "fp8_delayed": recipes.fp8_delayed,
+    "deepseek": recipes.deepseek,
+    "hbfp": recipes.hbfp,
+    "mxfp8": recipes.mxfp8,
+    "mxfp6": recipes.mxfp6,
+    "mxfp4": recipes.mxfp4,
+    "mxfp4 to nearest": lambda: recipes.mxfp4(unbiased=False, block=None),
+    "nvfp4": recipes.nvfp4,
+    "s2fp8": recipes.s2fp8,
+    "luq": recipes.luq,
+    "dorefa": lambda: recipes.dorefa(4, 8, 8),
+    "lns_madam": recipes.lns_madam,
+    "posit": recipes.posit,
+}
+
+
+def test_every_recipe_is_tested() -> None:
+    public = {name for name, value in vars(recipes).items() if callable(value) and value.__module__ == recipes.__name__}
+    assert {name.split()[0] for name in RECIPES} == {name for name in public if name[0] != "_"} - {"Recipe"}
+    assert all("(" in str(getattr(recipes, name.split()[0]).__doc__) for name in RECIPES), "each names its paper"
+
+
+# By hand: PyTorch's own 8-bit casts, scales by their formulas, integers by torch.round. Rows are along the last axis.
+def e4m3(x: Tensor) -> Tensor:
+    return x.clamp(-448, 448).to(torch.float8_e4m3fn).float()
+
+
+def e5m2(x: Tensor) -> Tensor:
+    return x.to(torch.float8_e5m2).float()
+
+
+def under(cast: Callable[[Tensor], Tensor], top: float, x: Tensor) -> Tensor:
+    scale = x.abs().max() / top
+    return cast(x / scale) * scale
+
+
+def tiles(x: Tensor, height: int, width: int) -> Tensor:
+    out = torch.empty_like(x)
+    for i in range(0, x.shape[0], height):
+        for j in range(0, x.shape[1], width):
+            block = x[i : i + height, j : j + width]
+            out[i : i + height, j : j + width] = under(e4m3, 448.0, block)
+    return out
+
+
+def bfp(x: Tensor, wl: int, height: int, width: int) -> Tensor:
+    out = torch.empty_like(x)
+    for i in range(0, x.shape[0], height):
+        for j in range(0, x.shape[1], width):
+            block = x[i : i + height, j : j + width]
+            step = 2.0 ** (math.floor(math.log2(float(block.abs().max()))) - wl + 2)
+            top = 2 ** (wl - 1) - 1
+            out[i : i + height, j : j + width] = (block / step).round().clamp(-top, top) * step
+    return out
+
+
+def mx(x: Tensor, values: list[float], up: bool) -> Tensor:
+    """Blocks of 32 along the last axis, nearest of a list of values, ties to the even place in it."""
+    listed = torch.tensor(values, dtype=torch.float64)
+    top = values[-1]
+    out = torch.empty_like(x)
+    for j in range(0, x.shape[1], 32):
+        block = x[:, j : j + 32].double()
+        largest = block.abs().amax(1, keepdim=True)
+        exponent = (largest / top).log2().ceil() if up else largest.log2().floor() - math.floor(math.log2(top))
+        scaled = (block / 2**exponent).abs()
+        distance = (scaled.unsqueeze(-1) - listed).abs()
+        odd = torch.arange(len(values)) % 2
+        place = (distance * 1e6).round().mul(2).add(odd).argmin(-1)  # a tie goes to the even place
+        out[:, j : j + 32] = (torch.copysign(listed[place], block) * 2**exponent).float()
+    return out
+
+
+def minifloat(exp: int, man: int, bias: int, codes: int) -> list[float]:
+    return [
+        (m / 2**man if e == 0 else 1 + m / 2**man) * 2.0 ** (max(e, 1) - bias)
+        for e in range(2**exp)
+        for m in range(2**man)
+    ][:codes]
+
+
+def linear(pairs: dict[str, Any], x: Tensor, w: Tensor, g: Tensor) -> tuple[Tensor, ...]:
+    """y, the gradients of x and w, each product with its operands rounded along the axis that it sums over."""
+    qx, qw, qg = pairs["x"], pairs["w"], pairs["g"]
+    qw_t = pairs.get("w along outputs", lambda t: qw(t.T.contiguous()).T)
+    mm = pairs.get("mm", torch.mm)
+    return mm(qx(x), qw(w).T), mm(qg(g), qw_t(w)), mm(qg(g.T.contiguous()), qx(x.T.contiguous()).T)
+
+
+def ibm(a: Tensor, b: Tensor) -> Tensor:
+    """Chunks of 64 products, each sum in 1-6-9, then the chunks' sums, rounded by scaling to integers in float64."""
+    total = torch.zeros(a.shape[0], b.shape[1], dtype=torch.float64)
+    for start in range(0, a.shape[1], 64):
+        chunk = torch.zeros_like(total)
+        for k in range(start, min(start + 64, a.shape[1])):
+            chunk = one_six_nine(chunk + a[:, k : k + 1].double() * b[k : k + 1].double())
+        total = one_six_nine(total + chunk)
+    return total.float()
+
+
+def one_six_nine(x: Tensor) -> Tensor:
+    quantum = torch.exp2(x.abs().clamp(min=2.0**-30).log2().floor() - 9)
+    return (x / quantum).round() * quantum
+
+
+E2M1 = minifloat(2, 1, 1, 8)
+BY_HAND: dict[str, dict[str, Any]] = {
+    "wang": dict(x=e5m2, w=e5m2, g=e5m2, mm=ibm),
+    "fp8_current": dict(
+        x=lambda t: under(e4m3, 448.0, t), w=lambda t: under(e4m3, 448.0, t), g=lambda t: under(e5m2, 57344.0, t)
+    ),
+    "deepseek": dict(x=lambda t: tiles(t, 1, 128), w=lambda t: tiles(t, 128, 128), g=lambda t: tiles(t, 1, 128)),
+    "hbfp": dict(x=lambda t: bfp(t, 8, 1, 10**9), w=lambda t: bfp(t, 8, 24, 24), g=lambda t: bfp(t, 8, 1, 10**9)),
+    "mxfp8": dict.fromkeys("xwg", lambda t: mx(t, minifloat(4, 3, 7, 127), up=True)),
+    "mxfp6": dict.fromkeys("xwg", lambda t: mx(t, minifloat(3, 2, 3, 32), up=False)),
+    "mxfp4 to nearest": dict.fromkeys("xwg", lambda t: mx(t, E2M1, up=False)),
+    "posit": dict(
+        x=lambda t: lp_round(t, Posit(8, 1)), w=lambda t: lp_round(t, Posit(8, 1)), g=lambda t: lp_round(t, Posit(8, 2))
+    ),
+    "hfp8": dict(
+        x=lambda t: nearest_of(minifloat(4, 3, 4, 128), t),
+        w=lambda t: nearest_of(minifloat(4, 3, 4, 128), t),
+        g=e5m2,
+        mm=ibm,
+    ),
+    "lns_madam": dict.fromkeys("xwg", lambda t: logarithmic(t)),
+    "s2fp8": dict.fromkeys("xwg", S2FP8()),
+}
+
+
+def nearest_of(values: list[float], x: Tensor) -> Tensor:
+    listed = torch.tensor(values, dtype=torch.float64)
+    return torch.copysign(listed[(x.double().abs().unsqueeze(-1) - listed).abs().argmin(-1)], x.double()).float()
+
+
+def logarithmic(x: Tensor) -> Tensor:
+    """LNS-Madam's formula: s 2**(k / 8 - 127 / 8), k the nearest integer from 1 to 127; zero below half the least."""
+    s = x.abs().max()
+    k = (8 * (x / s).double().abs().log2() + 127).round().clamp(1, 127)
+    magnitude = 2 ** ((k - 127) / 8)
+    magnitude[(x / s).abs() < 2 ** ((1 - 127) / 8) / 2] = 0
+    return torch.copysign(magnitude, x.double()).float() * s
+
+
+def one_step(recipe: Recipe, x: Tensor, w: Tensor, g: Tensor) -> tuple[Tensor, ...]:
+    layer = nn.Sequential(nn.Linear(w.shape[1], w.shape[0], bias=False))
+    with torch.no_grad():
+        layer[0].weight.copy_(w)
+    layer = recipe.model(layer)
+    leaf = x.clone().requires_grad_()
+    y = layer(leaf)
+    y.backward(g if type(y) is Tensor else g.to_lp(y.arithmetic))  # type: ignore[attr-defined]
+    grads = [leaf.grad, next(iter(layer.parameters())).grad]
+    return tuple(t.dequantize().detach() if hasattr(t, "arithmetic") else t.detach() for t in (y, *grads))
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_one_step_is_three_products_of_rounded_operands(name: str) -> None:
+    x, w, g = torch.randn(40, 150), torch.randn(70, 150), torch.randn(40, 70) / 8
+    got = one_step(RECIPES[name](), x, w, g)
+    wanted = linear(BY_HAND[name], x, w, g)
+    for product, a, b in zip(("y", "gradient of x", "gradient of w"), got, wanted, strict=True):
+        assert torch.allclose(a, b, rtol=1e-5, atol=1e-5 * float(b.abs().max())), product
+    exact = linear(dict.fromkeys("xwg", lambda t: t), x, w, g)
+    assert not torch.allclose(got[0], exact[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["mxfp4", "nvfp4", "luq"])
+def test_stochastic_gradients_are_unbiased(name: str) -> None:
+    """The mean of many backward passes is that of operands whose stochastic ones are exact; one pass is not."""
+    x, w, g = torch.randn(16, 64), torch.randn(32, 64), torch.randn(16, 32)
+    runs = [one_step(RECIPES[name](), x, w, g) for _ in range(300)]
+    if name == "luq":
+
+        def forward(t: Tensor) -> Tensor:
+            return under(lambda q: q.round().clamp(-8, 7), 7.0, t)
+
+        rounded = x, w
+        qx, qw = map(forward, rounded)
+        wanted = qx @ qw.T, g @ qw, g.T @ qx
+    elif name == "mxfp4":
+        wanted = x @ w.T, g @ w, g.T @ x
+    else:  # the weight and the input are rounded to nearest, so their mean rounding is that of one pass
+        wanted = runs[0][0], runs[0][1], runs[0][2]
+    for i in (0, 1, 2):
+        mean = torch.stack([run[i] for run in runs]).mean(0)
+        if i == 0 or name != "nvfp4":
+            spread = torch.stack([run[i] for run in runs]).std(0) / math.sqrt(300)
+            assert bool(((mean - wanted[i]).abs() < 5 * spread + 1e-4).all())
+        if i:
+            assert not torch.equal(runs[0][i], runs[1][i])
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_all_train_a_network_and_resume_bit_for_bit(name: str) -> None:
+    """With accumulated and clipped gradients; the loss falls."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(64, 12, generator=generator)
+    y = (x[:, :3].sum(1) > 1.5).long() + (x[:, 3:6].sum(1) > 1.5).long()
+
+    def setup() -> tuple[Any, ...]:
+        torch.manual_seed(1)
+        recipe = RECIPES[name]()
+        net = recipe.model(nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 3)))
+        params = list(net.parameters())
+        optim = Madam(params, lr=0.02) if name == "lns_madam" else SGD(params, lr=0.3, momentum=0.5)
+        return net, recipe.optimizer(optim), recipe.scaler()
+
+    def train(net: nn.Module, optim: Any, scaler: Any, steps: int) -> float:
+        for _ in range(steps):
+            optim.zero_grad()
+            total = 0.0
+            for half in (slice(0, 32), slice(32, 64)):
+                logits = net(x[half])
+                logits = logits.dequantize() if hasattr(logits, "arithmetic") else logits
+                loss = F.cross_entropy(logits, y[half]) / 2
+                scaler.scale(loss).backward()
+                total += loss.item()
+            scaler.unscale_(optim)
+            nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+            scaler.step(optim)
+            scaler.update()
+        return total
+
+    run = setup()
+    first = train(*run, 1)
+    train(*run, 3)
+    net, optim, scaler = run
+    buffer = io.BytesIO()
+    torch.save([net.state_dict(), optim.state_dict(), scaler.state_dict(), torch.get_rng_state()], buffer)
+    straight = train(*run, 5)
+    buffer.seek(0)
+    *states, rng = torch.load(buffer, weights_only=True)
+    other = setup()
+    for part, state in zip(other, states, strict=True):
+        part.load_state_dict(state)
+    torch.set_rng_state(rng)
+    assert train(*other, 5) == straight
+    for a, b in zip(net.parameters(), other[0].parameters(), strict=True):
+        assert torch.equal(*(t.dequantize() if hasattr(t, "arithmetic") else t for t in (a.detach(), b.detach())))
+    assert train(*run, 60) < 0.8 * first
+
+
+def test_skipped_layers_stay_fp32() -> None:
+    for recipe in (recipes.mxfp8(skip=("0",)), recipes.s2fp8(skip=("0",))):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3))
+        first = copy.deepcopy(net[0])
+        recipe.model(net)
+        x = torch.randn(4, 6)
+        assert torch.equal(net[0](x), first(x))
+        out = net(x)
+        assert not torch.equal(out.dequantize() if hasattr(out, "arithmetic") else out, net[2].weight.new_zeros(1))
+
+
+class TestRoundLayers:
+    def test_input_weight_and_gradient_are_each_rounded_once(self) -> None:
+        """Delayed scales are 1 in the first step, so that these are plain casts."""
+        x, w, g = torch.randn(5, 7), torch.randn(3, 7), torch.randn(5, 3)
+        got = one_step(recipes.fp8_delayed(), x, w, g)
+        wanted = linear(dict(x=e4m3, w=e4m3, g=e5m2), x, w, g)
+        assert all(torch.allclose(a, b, rtol=1e-6, atol=1e-5) for a, b in zip(got, wanted, strict=True))
+
+    def test_the_second_step_is_under_the_first_ones_scales(self) -> None:
+        net = recipes.fp8_delayed().model(nn.Sequential(nn.Linear(7, 3, bias=False)))
+        x, g = torch.randn(5, 7) * 1e-4, torch.randn(5, 3) * 1e-7
+        net(x).backward(g)
+        assert torch.equal(net(x).new_zeros(()), torch.zeros(()))
+        layer = net[0]
+        fresh = torch.randn(5, 7) * 1e-4
+        scale = layer.rounded_input.scale.clone()
+        assert float(scale) == float(torch.tensor(448.0) / x.abs().max())
+        exact = layer.parametrizations.weight.original
+        weight_scale = layer.parametrizations.weight[0].scale.clone()
+        want = (e4m3(fresh * scale) / scale) @ (e4m3(exact * weight_scale) / weight_scale).T
+        assert torch.allclose(net(fresh), want, rtol=1e-5, atol=1e-9)
+        assert float(layer.rounded_gradient.quantize.scale) == pytest.approx(57344 / float(g.abs().max()), rel=1e-6)
+
+    def test_modules_are_differentiated_as_they_stand(self) -> None:
+        class Halving(nn.Module):
+            def forward(self, x: Tensor) -> Tensor:
+                return x / 2
+
+        layer = round_layers(nn.Linear(2, 1, bias=False), input=Halving, weight=Halving)
+        x = torch.ones(1, 2, requires_grad=True)
+        layer(x).backward()
+        assert x.grad is not None and torch.equal(x.grad, layer.weight.detach() / 2)
+        assert torch.equal(layer.parametrizations.weight.original.grad, torch.full((1, 2), 0.25))
+
+    def test_stateful_scalings_of_any_kind_go_in(self) -> None:
+        net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2))
+        round_layers(net, *[lambda: DynamicFixedPoint(10, interval=1)] * 3)
+        for _ in range(6):
+            net(torch.randn(2, 1, 4, 4) * 50).sum().backward()
+        exponents = [v for k, v in net.state_dict().items() if k.endswith("exponent")]
+        assert len(exponents) == 6 and any(exponents)
+        twin = copy.deepcopy(net)
+        x = torch.randn(2, 1, 4, 4)
+        assert torch.equal(net(x), twin(x))
+
+    def test_bad_input_is_named(self) -> None:
+        net = nn.Sequential(nn.Linear(2, 2))
+        with pytest.raises(ValueError, match="skip names '1', which is none of the layers 0"):
+            round_layers(net, input=LUQ, skip=("1",))
+        with pytest.raises(ValueError, match="no layer left"):
+            round_layers(net, input=LUQ, skip=("0",))
+        round_layers(net, input=lambda: DelayedScaling(E4M3))
+        with pytest.raises(ValueError, match="rounded already"):
+            round_layers(net, weight=LUQ)
+
+
+class TestDoReFa:
+    def test_weights_and_their_gradient_are_the_papers(self) -> None:
+        w = torch.randn(6, 5, dtype=torch.float64, requires_grad=True)
+        g = torch.randn(6, 5, dtype=torch.float64)
+        for bits in (2, 4):
+            w.grad = None
+            out = DoReFaWeight(bits)(w)
+            t = w.detach().tanh()
+            m, n = t.abs().max(), 2**bits - 1
+            assert torch.allclose(out.detach(), 2 * ((t / (2 * m) + 0.5) * n).round() / n - 1, rtol=1e-12)
+            out.backward(g)
+            smooth = w.detach().clone().requires_grad_()
+            (smooth.tanh() / smooth.tanh().abs().max()).backward(g)
+            assert w.grad is not None and smooth.grad is not None and torch.allclose(w.grad, smooth.grad, rtol=1e-9)
+        one = DoReFaWeight(1)(w)
+        assert torch.allclose(one.abs(), w.abs().mean()) and torch.equal(one.sign(), w.sign())
+
+    def test_activations_clip_and_pass_their_gradient_inside_only(self) -> None:
+        a = torch.tensor([-0.5, 0.1, 0.5, 0.9, 1.5], requires_grad=True)
+        out = DoReFaActivation(2)(a)
+        assert torch.allclose(out.detach() * 3, torch.tensor([0.0, 0.0, 2.0, 3.0, 3.0]))
+        out.sum().backward()
+        assert a.grad is not None and a.grad.tolist() == [0, 1, 1, 1, 0]
+
+    def test_gradients_are_unbiased_on_a_grid_of_each_sample(self) -> None:
+        g = torch.randn(3, 40) * torch.tensor([[1.0], [1e-3], [10.0]])
+        m = g.abs().amax(1, keepdim=True)
+        draws = torch.stack([DoReFaGradient(4)(g) for _ in range(2000)])
+        steps = (draws / (2 * m) + 0.5) * 15
+        assert torch.allclose(steps, steps.round(), atol=1e-4)
+        assert bool(((draws.mean(0) - g).abs() < 5 * draws.std(0) / math.sqrt(2000) + 1e-6 * m).all())
+        assert DoReFaGradient(4)(torch.zeros(2, 2)).tolist() == [[0, 0], [0, 0]]
+
+
+class TestMadam:
+    def test_steps_are_their_formula(self) -> None:
+        w = nn.Parameter(torch.randn(20, dtype=torch.float64))
+        optim = Madam([w], lr=0.1, beta=0.9, limit=1.5, bound=2.0)
+        hand, v = w.detach().clone(), torch.zeros(20, dtype=torch.float64)
+        top = 2 * hand.square().mean().sqrt()
+        for t in range(1, 8):
+            g = torch.randn(20, dtype=torch.float64)
+            w.grad = g
+            optim.step()
+            v = 0.9 * v + 0.1 * g**2
+            direction = (g / (v / (1 - 0.9**t)).sqrt()).clamp(-1.5, 1.5)
+            hand = (hand * torch.exp(-0.1 * hand.sign() * direction)).clamp(-top, top)
+            assert torch.allclose(w.detach(), hand, rtol=1e-12)
+
+    def test_a_step_in_logarithms_is_independent_of_the_magnitude(self) -> None:
+        w = nn.Parameter(torch.tensor([1e-6, 1.0, 1e6]))
+        w.grad = torch.tensor([1e6, 1.0, 1e-6])
+        Madam([w], lr=0.5).step()
+        assert torch.allclose(w.detach() / torch.tensor([1e-6, 1.0, 1e6]), torch.tensor(math.exp(-0.5)))
+
+    def test_zeros_and_bad_input(self) -> None:
+        w = nn.Parameter(torch.zeros(2))
+        w.grad = torch.tensor([0.0, 1.0])
+        Madam([w]).step()
+        assert w.tolist() == [0.0, 0.0]
+        for arguments in (dict(lr=0.0), dict(beta=1.0), dict(limit=-1.0), dict(bound=0.0)):
+            with pytest.raises(ValueError, match=next(iter(arguments))):
+                Madam([w], **arguments)
+
+
+def test_a_technique_is_an_operand() -> None:
+    operand = Technique(MXFP4, LUQ())
+    assert operand == Technique(MXFP4, LUQ()) != Technique(MXFP4, LUQ(3)) and not operand.elementwise
+    assert copy.deepcopy(operand) == operand and "LUQ" in repr(operand)
+    with pytest.raises(TypeError, match="function of a tensor"):
+        Technique(MXFP4, 3)  # type: ignore[arg-type]
+
+
+def test_the_optimizers_of_recipes() -> None:
+    w = nn.Parameter(torch.ones(1))
+    assert isinstance(recipes.wang().optimizer(SGD([w], lr=1.0)), OptimLP)
+    assert isinstance(recipes.mxfp8().optimizer(SGD([w], lr=1.0)), SGD)
+    assert recipes.wang().scaler().get_scale() == 1000 and recipes.mxfp8().scaler().get_scale() == 1
