@@ -53,9 +53,10 @@ def exactness(
     """Whether ``op`` in ``compute``, then rounded to ``format``, is the exact result rounded once.
 
     Operands are finite values of the format; the op itself is rounded to nearest in ``compute`` as IEEE 754
-    says (fma once; ``torch.addcmul`` rounds its product as well). Formats of up to 8 bits are tried exhaustively. Else theorems decide: with p significant
-    bits of the format and q of the carrier, rounding to nearest twice is innocuous for + and - if
-    q >= 2p + 1, for * and / if q >= 2p, for sqrt if q >= 2p + 2 (Figueroa, SIGNUM Newsletter 30(3), 1995;
+    says (fma once; ``torch.addcmul`` rounds its product as well). Formats of up to 8 bits are tried
+    exhaustively. Else theorems decide: with p significant bits of the format and q of the carrier, rounding
+    to nearest twice is innocuous for + and - if q >= 2p + 1, for * and / if q >= 2p, for sqrt if q >= 2p + 2
+    (Figueroa, SIGNUM Newsletter 30(3), 1995;
     Roux, J. Formalized Reasoning 7(1), 2014): at most 10 stored mantissa bits for all five in fp32. Where no
     theorem holds, a search looks for a counter-example, which is checked in exact rationals.
 
@@ -99,16 +100,17 @@ def exactness(
 def _theorem(format: ScalarFormat, op: str, rule: Rounding, carrier: Carrier) -> str | None:
     """Why the two roundings are one, if a theorem says so.
 
-    ``low`` and ``top``: every value is a multiple of 2**low and smaller than 2**top.
+    ``low`` and ``top``: every value is a multiple of 2**low and no larger than 2**top.
     """
     grid, p, q = format.grid, format.grid.precision, carrier.precision
-    low, top = grid.quantum(grid.emin), math.frexp(max(grid.max, -grid.min))[1]
+    low, top = grid.quantum(grid.emin), math.ceil(math.log2(max(grid.max, -grid.min)))
     nearest = rule.mode in (Mode.NEAREST, Mode.NEAREST_AWAY)
     fits = 2 * low >= carrier.lowest and 2 * top <= carrier.emax  # products neither under- nor overflow
-    widths = {"add": top + 1 - low, "sub": top + 1 - low, "mul": min(2 * p, 2 * (top - low))}
-    widths["fma"] = max(2 * top, top) + 1 - min(2 * low, low)
+    # Of results below 2**(top + 1): what is larger overflows whether it is exact or not.
+    widths = {"add": top + 1 - low, "sub": top + 1 - low, "mul": min(2 * p, top + 1 - 2 * low)}
+    widths["fma"] = top + 1 - min(2 * low, low)
     if op in widths and widths[op] <= q and (fits or op in ("add", "sub")):
-        return f"every exact result has at most {widths[op]} bits, and the carrier holds {q}"
+        return f"every exact result in range has at most {widths[op]} bits, and the carrier holds {q}"
     if grid.emin == grid.emax:
         return None
     if rule.mode is Mode.NEAREST and p == q and grid.emin == carrier.emin:

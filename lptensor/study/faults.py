@@ -161,7 +161,8 @@ def _flip(
     if chances == 0 or rate == 0:
         return x.detach().clone(), 0
     if rate * chances < chances / 64:
-        count = int(torch.binomial(*torch.tensor([float(chances), rate], dtype=torch.float64), generator=generator))
+        size, chance = torch.tensor([float(chances), rate], dtype=torch.float64)
+        count = int(torch.binomial(size, chance, generator=generator))
         places = torch.randperm(chances, generator=generator)[:count] if chances < 2**16 else None
         if places is None:
             places = torch.randint(chances, (2 * count + 8,), generator=generator).unique(sorted=False)

@@ -22,7 +22,7 @@ from lptensor.study.sqnr import bits_per_value
 
 
 class Front(Rows):
-    """The points of ``format_search`` that no other beats in both bits and loss, fewest bits first; ``tried`` has all."""
+    """The points of ``format_search`` that no other beats in bits and loss, fewest bits first; ``tried`` has all."""
 
     tried: Rows
 
@@ -77,7 +77,7 @@ def format_search(
     >>> _ = model[0].weight.data.fill_(1.5), model[1].weight.data.fill_(1.3125)
     >>> front = format_search(model, lambda m: abs(m(torch.ones(1, 1)).item() - 1.96875), [BF16, E2M1])
     >>> front.rules(loss=0.0)
-    {'0': FloatingPoint(exp=2, man=1, specials='none', overflow='saturate'), '1': FloatingPoint(exp=8, man=7)}
+    {'0': FloatingPoint(exp=2, man=1, specials='none'), '1': FloatingPoint(exp=8, man=7)}
     """
     named = dict(formats) if isinstance(formats, Mapping) else {name_of(format): format for format in formats}
     order = sorted(named, key=lambda name: -bits_per_value(named[name]))

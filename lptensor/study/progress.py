@@ -6,9 +6,6 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
-from rich.console import Console
-from rich.progress import track as rich_track
-
 T = TypeVar("T")
 
 
@@ -18,6 +15,9 @@ def track(items: Sequence[T], what: str, show: bool) -> Iterable[T]:
     >>> list(track([1, 2], "numbers", show=True))
     [1, 2]
     """
+    from rich.console import Console  # here, so that importing lptensor does not import rich
+    from rich.progress import track as rich_track
+
     console = Console(file=sys.stderr)
     if not show or not console.is_terminal:
         return items

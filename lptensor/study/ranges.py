@@ -20,7 +20,7 @@ def plot_ranges(rows: Sequence[dict[str, Any]], ax: Any = None) -> Any:
 
     >>> row = {"name": "E4M3", "smallest_subnormal": 2.0**-9, "smallest_normal": 2.0**-6, "max": 448.0}
     >>> axes = need("matplotlib.figure").Figure().subplots()
-    >>> [round(bar.get_width(), 1) for bar in plot_ranges([row], axes).patches]
+    >>> [round(float(bar.get_width()), 1) for bar in plot_ranges([row], axes).patches]
     [14.8, 3.0]
     """
     ax = need("matplotlib.pyplot").gca() if ax is None else ax

@@ -111,13 +111,20 @@ def both_ways(op: str, x: tuple[Tensor, ...], carrier: Carrier) -> tuple[Tensor,
         twice = _nearest_sum(x[0] * x[1], x[2], carrier)
     else:
         twice = _plain(op, tuple(part.to(carrier.dtype) for part in x)).double()
+    if op == "sqrt" and carrier.dtype == torch.float32:  # some vector units round it wrongly; lptensor does not
+        twice = right.float().double()
     return right, twice
 
 
 def _plain(op: str, x: tuple[Tensor, ...]) -> Tensor:
-    function = {"add": torch.add, "sub": torch.sub, "mul": torch.mul, "div": torch.div, "sqrt": torch.sqrt}[op]
-    result: Tensor = function(*x)
-    return result
+    functions: dict[str, Callable[..., Tensor]] = {
+        "add": torch.add,
+        "sub": torch.sub,
+        "mul": torch.mul,
+        "div": torch.div,
+        "sqrt": torch.sqrt,
+    }
+    return functions[op](*x)
 
 
 def _sum_and_error(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -144,26 +151,32 @@ def _nearest_sum(a: Tensor, b: Tensor, carrier: Carrier) -> Tensor:
 
 
 def drawn(format: ScalarFormat, op: str, count: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-    """Random operands: significands of all bits, exponents not far from each other, some at the ends."""
+    """Random operands: significands of all bits, exponents not far from each other, and half of the products and
+    quotients where the format has its smallest numbers.
+    """
     grid = format.grid
-    p = grid.precision
+    p, low, high = grid.precision, grid.quantum(grid.emin), math.frexp(grid.max)[1] - 1
 
-    def one(low: int, high: int) -> Tensor:
-        e = torch.randint(low, high + 1, (count,), generator=generator).double()
-        m = torch.randint(2 ** (p - 1), 2**p, (count,), generator=generator).double()
-        sign = torch.randint(0, 2, (count,), generator=generator).double() * 2 - 1 if grid.signed else 1.0
-        return round_to(sign * m * (e - (p - 1)).exp2(), format, "toward_zero")
+    def between(first: int, last: int) -> Tensor:
+        return torch.randint(first, max(first, last) + 1, (count,), generator=generator)
 
-    low, high = grid.emin - p + 1, math.frexp(grid.max)[1] - 1
-    if grid.emin == grid.emax:
-        low = grid.quantum(grid.emin)
-    middle = (max(low, -1), min(high, 1)) if low <= 1 and high >= -1 else (low, high)
+    def number(e: Tensor) -> Tensor:
+        m = between(2 ** (p - 1), 2**p - 1).double()
+        sign = between(0, 1).double() * 2 - 1 if grid.signed else 1.0
+        return round_to(sign * m * (e.clamp(low, high).double() - (p - 1)).exp2(), format, "toward_zero")
+
+    if grid.emin == grid.emax:  # no exponents: numbers of every length
+        return tuple(number(between(low, high)) for _ in range(OPS[op]))
+    first = between(-1, 1)
     if op == "sqrt":
-        return (one(low, high).abs(),)
+        return (number(between(low, high)).abs(),)
     if op in ("mul", "div"):
-        return one(*middle), one(*middle)
-    near = one(*middle), one(max(low, middle[0] - 3 * p - 2), middle[1])
-    return near if op != "fma" else (one(*middle), one(*middle), one(max(low, middle[0] - 4 * p), middle[1]))
+        near = between(low - 2, grid.emin + 1) - first
+        near = near if op == "mul" else -near
+        return number(first), number(torch.where(between(0, 1) == 0, near, between(-1, 1)))
+    if op == "fma":
+        return number(first), number(between(-1, 1)), number(between(-4 * p, 1))
+    return number(first), number(between(-3 * p - 3, 1))
 
 
 def constructed(format: ScalarFormat, op: str) -> Iterator[tuple[float, ...]]:

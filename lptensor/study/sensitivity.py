@@ -120,7 +120,7 @@ def _measure(model: nn.Module, loss: Callable[[nn.Module], Tensor]) -> tuple[flo
     value = loss(model)
     gradient = None
     if isinstance(value, Tensor) and value.requires_grad:
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         parts = [p.grad.detach().flatten().double() for p in model.parameters() if p.grad is not None]
         gradient = torch.cat(parts) if parts else None
         for p in model.parameters():
