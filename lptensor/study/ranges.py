@@ -32,7 +32,7 @@ def plot_ranges(rows: Sequence[dict[str, Any]], ax: Any = None) -> Any:
             ax.barh(i, normal - low, left=low, height=0.3, color=GREEN)
     ax.set_yticks(range(len(rows)), labels=[row["name"] for row in rows])
     ax.invert_yaxis()
-    ax.set_xlabel("log2 of positive values")
+    ax.set_xlabel("log2 of positive values (thin: subnormal)")
     ax.grid(True, axis="x", alpha=0.3)
     ax.spines[["top", "right"]].set_visible(False)
     return ax

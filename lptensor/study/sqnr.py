@@ -98,11 +98,11 @@ def plot_sqnr(rows: Sequence[dict[str, Any]], ax: Any = None) -> Any:
     ['E4M3', 'INT8']
     """
     ax = need("matplotlib.pyplot").gca() if ax is None else ax
-    known = [row for row in rows if math.isfinite(row["sqnr"])]
+    known = sorted((row for row in rows if math.isfinite(row["sqnr"])), key=lambda row: (row["bits"], row["sqnr"]))
     ax.plot([row["bits"] for row in known], [row["sqnr"] for row in known], "o", color=BLUE, markersize=4)
-    for row in known:
-        at = (row["bits"], row["sqnr"])
-        ax.annotate(row["format"], at, xytext=(5, 2), textcoords="offset points", fontsize=7)
+    for i, row in enumerate(known):  # neighbours say their names above and below
+        at, beside = (row["bits"], row["sqnr"]), (4, 4) if i % 2 else (4, -9)
+        ax.annotate(row["format"], at, xytext=beside, textcoords="offset points", fontsize=7)
     ax.set_xlabel("bits per value")
     ax.set_ylabel("SQNR (dB)")
     ax.grid(True, alpha=0.3)
