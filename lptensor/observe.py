@@ -50,8 +50,20 @@ class observing:  # noqa: N801 - reads as a function
 
 
 def observers() -> list[Observer]:
-    """Those who look at this thread now."""
+    """Those who look at this thread now; while one looks, what it rounds itself is nobody's affair."""
+    if getattr(_local, "showing", False):
+        return []
     return [observer for observer in _compat.thread_local(_KEY) or () if observer.active]
+
+
+def show(to: list[Observer], before: Tensor, after: Tensor, format: Any, rounding: Any) -> None:
+    """Let observers look at a rounding."""
+    _local.showing = True
+    try:
+        for observer in to:
+            observer.rounded(before, after, format, rounding)
+    finally:
+        _local.showing = False
 
 
 class about:  # noqa: N801 - reads as a function

@@ -177,13 +177,12 @@ def round_fresh(x: Tensor, format: Format, rounding: Rounding, generator: Any = 
 
 def round_into(x: Tensor, y: Tensor, format: Format, rounding: Rounding, generator: Any = None) -> Tensor:
     """``x`` rounded into ``y``, which has its shape and dtype and may be ``x`` itself."""
-    observers = observe.observers() if observe.anyone else ()
+    observers = observe.observers() if observe.anyone else []
     if not observers or x.numel() == 0:
         return _round_into(x, y, format, rounding, generator)
     before = x.clone() if x.data_ptr() == y.data_ptr() else x
     _round_into(x, y, format, rounding, generator)
-    for observer in observers:
-        observer.rounded(before, y, format, rounding)
+    observe.show(observers, before, y, format, rounding)
     return y
 
 

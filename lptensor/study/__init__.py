@@ -1,5 +1,14 @@
+from lptensor.study.accumulation import (
+    Accumulation as Accumulation,
+    accumulation_error as accumulation_error,
+    plot_accumulation as plot_accumulation,
+)
+from lptensor.study.bisect_ import Culprits as Culprits, bisect as bisect
 from lptensor.study.bit_layout import bit_layout as bit_layout, plot_bit_layout as plot_bit_layout
 from lptensor.study.errors import plot_errors as plot_errors
+from lptensor.study.exactness import Exactness as Exactness, exactness as exactness
+from lptensor.study.faults import faults as faults, flip_bits as flip_bits
+from lptensor.study.format_search import Front as Front, format_search as format_search, plot_front as plot_front
 from lptensor.study.format_table import format_table as format_table
 from lptensor.study.histogram import (
     Histogram as Histogram,
@@ -9,7 +18,17 @@ from lptensor.study.histogram import (
 from lptensor.study.layer_map import plot_layer_map as plot_layer_map
 from lptensor.study.log import Log as Log
 from lptensor.study.number_line import number_line as number_line, plot_number_line as plot_number_line
+from lptensor.study.ranges import plot_ranges as plot_ranges
 from lptensor.study.record import record as record
+from lptensor.study.relative_error import (
+    plot_relative_error as plot_relative_error,
+    relative_error as relative_error,
+)
 from lptensor.study.replicas import Replicas as Replicas, replicas as replicas
+from lptensor.study.rounding_bias import Bias as Bias, plot_bias as plot_bias, rounding_bias as rounding_bias
 from lptensor.study.rows import Rows as Rows
+from lptensor.study.sensitivity import sensitivity as sensitivity
 from lptensor.study.shadow import Shadow as Shadow, shadow as shadow
+from lptensor.study.sqnr import bits_per_value as bits_per_value, plot_sqnr as plot_sqnr, sqnr as sqnr
+from lptensor.study.stagnation import plot_stagnation as plot_stagnation, update_stagnation as update_stagnation
+from lptensor.study.training_curves import plot_training as plot_training

@@ -14,9 +14,10 @@ from lptensor.formats import Format, ScalarFormat
 from lptensor.posits import Posit
 from lptensor.study.format_table import element_of
 from lptensor.study.palette import BLACK
+from lptensor.study.rows import Rows
 
 
-def bit_layout(format: Format, value: float = 1.0) -> list[dict[str, Any]]:
+def bit_layout(format: Format, value: float = 1.0) -> Rows:
     """The fields of the code of ``value``, rounded to nearest, from the highest bit down.
 
     field ("sign", "exponent", "mantissa"; "magnitude", "integer", "fraction", "regime", "index"), bits
@@ -39,7 +40,7 @@ def bit_layout(format: Format, value: float = 1.0) -> list[dict[str, Any]]:
         if bits:
             rows.append({"field": field, "bits": bits, "code": code[:bits], "shared": False})
         code = code[bits:]
-    return rows
+    return Rows(rows, plot_bit_layout)
 
 
 def _scale(format: Format) -> list[dict[str, Any]]:

@@ -38,6 +38,7 @@ def plot_errors(rows: Sequence[dict[str, Any]], ax: Any = None) -> Any:
     if len(known) <= 40:
         ax.set_xticks(at, labels=[row["op"] for row in known], rotation=90, fontsize=7)
     ax.set_yscale("symlog", linthresh=0.5)
+    ax.set_ylim(bottom=-0.05)
     ax.set_ylabel("largest error (ulps)")
     ax.legend(frameon=False, fontsize=8)
     ax.grid(True, axis="y", alpha=0.3)

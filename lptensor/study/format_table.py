@@ -14,6 +14,8 @@ from lptensor.codebooks import TableFormat
 from lptensor.finfo import finfo
 from lptensor.formats import FloatingPoint, Format, ScalarFormat
 from lptensor.grid import Subnormals
+from lptensor.study.ranges import plot_ranges
+from lptensor.study.rows import Rows
 from lptensor.study.sources import source_of
 
 _KINDS = {
@@ -41,7 +43,7 @@ def named_formats() -> dict[str, Format]:
     }
 
 
-def format_table(formats: Mapping[str, Format] | Iterable[Format] | None = None) -> list[dict[str, Any]]:
+def format_table(formats: Mapping[str, Format] | Iterable[Format] | None = None) -> Rows:
     """What each format holds: one row of plain values, None where a format has no such thing.
 
     name, kind, made (what makes the format), bits (of a code; of an element, in a block format),
@@ -65,7 +67,7 @@ def format_table(formats: Mapping[str, Format] | Iterable[Format] | None = None)
     if formats is None:
         formats = named_formats()
     named = formats if isinstance(formats, Mapping) else {name_of(format): format for format in formats}
-    return [_row(name, format) for name, format in named.items()]
+    return Rows((_row(name, format) for name, format in named.items()), plot_ranges)
 
 
 def name_of(format: Format) -> str:

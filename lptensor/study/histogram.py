@@ -121,5 +121,7 @@ def plot_histogram(rows: Sequence[dict[str, Any]], ax: Any = None) -> Any:
         ax.annotate(name, (edge, top * 1.02), rotation=90, fontsize=7, ha=side, va="bottom", annotation_clip=False)
     ax.set_xlabel("exponent, floor(log2 |x|)")
     ax.set_ylabel("share of values (%)")
+    if rows:
+        ax.legend(frameon=False, fontsize=8)
     ax.spines[["top", "right"]].set_visible(False)
     return ax

@@ -15,12 +15,13 @@ from lptensor.formats import Format
 from lptensor.ops import round as round_to
 from lptensor.study.format_table import element_of, format_table
 from lptensor.study.palette import BLACK, BLUE, GREEN, VERMILLION
+from lptensor.study.rows import Rows
 
 _LISTED_BITS = 16  # wider formats show a part
 _MOST_ROWS = 2**20
 
 
-def number_line(format: Format, lo: float | None = None, hi: float | None = None) -> list[dict[str, Any]]:
+def number_line(format: Format, lo: float | None = None, hi: float | None = None) -> Rows:
     """The finite values of a format from ``lo`` to ``hi``, ascending, zero once: a row of plain values each.
 
     code (a whole number from 0, that of +0 for zero), value, gap (to the next row's value, None in the
@@ -55,7 +56,7 @@ def number_line(format: Format, lo: float | None = None, hi: float | None = None
         values = _between(element, lo, hi, limits["smallest_subnormal"])
     codes, numbers = encode(values, element).long() & (1 << element.bits) - 1, values.tolist()
     ends = {limits["max"], min(limits["min"], -limits["smallest_subnormal"])}  # without a sign there is one end
-    return [
+    found = [
         {
             "code": code,
             "value": value,
@@ -65,6 +66,7 @@ def number_line(format: Format, lo: float | None = None, hi: float | None = None
         }
         for code, value, after in zip(codes.tolist(), numbers, [*numbers, None][1:], strict=True)
     ]
+    return Rows(found, plot_number_line)
 
 
 def _between(format: Any, lo: float, hi: float, smallest: float) -> Tensor:

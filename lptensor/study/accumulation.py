@@ -1,0 +1,163 @@
+"""What a narrow accumulator makes of long sums."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lptensor.extra import need
+from lptensor.finfo import finfo
+from lptensor.formats import Format, ScalarFormat
+from lptensor.ops import round as round_to
+from lptensor.rounding import Mode, Rounding
+from lptensor.study.palette import BLACK, BLUE, GREEN, VERMILLION
+from lptensor.study.progress import track
+from lptensor.study.rows import Rows
+
+
+class Accumulation(Rows):
+    """Rows of ``accumulation_error``; ``stagnation`` is the number of the first term that changed nothing (from 1,
+    for each trial; None if all did), ``slope`` the exponent a of error ~ n**a over the rows.
+    """
+
+    stagnation: list[int | None]
+
+    @property
+    def slope(self) -> float | None:
+        """From a straight line through log(error) over log(n); None with fewer than two errors above zero."""
+        points = [(math.log(row["n"]), math.log(row["error"])) for row in self if row["error"] > 0]
+        if len(points) < 2:
+            return None
+        x, y = ([p[i] for p in points] for i in (0, 1))
+        mean_x, mean_y = math.fsum(x) / len(x), math.fsum(y) / len(y)
+        across = math.fsum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
+        return across / math.fsum((a - mean_x) ** 2 for a in x)
+
+
+def accumulation_error(
+    terms: Tensor,
+    format: Format,
+    rounding: Rounding | Mode | str = "nearest",
+    chunk: int | None = None,
+    quantize_terms: bool = False,
+    progress: bool = False,
+) -> Accumulation:
+    """Sums of ``terms`` from first to last in an accumulator that is rounded after every addition.
+
+    A row at each power of two n (and at the end): n, exact (the mean over trials of the sum in float64),
+    sum (the mean of the low-precision sums), error (root mean square over trials of |sum - exact| / sum of
+    |terms|, the backward error, in units of u), worst and sqrt, the bounds n and sqrt(n) in the same units:
+    rounding to nearest obeys the first, random errors follow the second (Connolly, Higham and Mary 2021).
+    Additions are exact in float64 before they are rounded.
+
+    Args:
+        terms: (n,) or (trials, n) float32 or float64.
+        format: of the running sum. Formats without a u (fixed point, codebooks) give errors in units of 1.
+        chunk: terms are summed in chunks of so many, and then the sums of chunks, both in ``format``
+            (Wang et al., arXiv 1812.08011).
+        quantize_terms: round the terms to the format first; the exact sum is then of those.
+        progress: show how far it has come, on a terminal.
+
+    Raises:
+        ValueError: no terms, more than two axes, a chunk below 1.
+
+    >>> from lptensor import BF16
+    >>> harmonic = 1 / torch.arange(1, 101, dtype=torch.float64)
+    >>> found = accumulation_error(harmonic, BF16)
+    >>> found.stagnation, found[-1]["sum"]
+    ([65], 5.0625)
+    """
+    if terms.dim() not in (1, 2) or terms.shape[-1] == 0:
+        raise ValueError(f"terms are (n,) or (trials, n) with n > 0, got shape {tuple(terms.shape)}")
+    if chunk is not None and (isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1):
+        raise ValueError(f"chunk must be a whole number from 1, got {chunk!r}")
+    x = terms.detach().double().reshape(-1, terms.shape[-1])
+    if quantize_terms:
+        x = round_to(x, format, rounding)
+    count = x.shape[1]
+    marks = sorted({2**k for k in range(count.bit_length()) if 2**k <= count} | {count})
+    running = _Sum(x.shape[0], format, rounding, chunk or count)
+    unit = finfo(format).u if isinstance(format, ScalarFormat) else None
+    exact, whole = x.cumsum(1), x.abs().cumsum(1)
+    rows = []
+    for i in track(range(count), "terms", progress):
+        running.add(x[:, i])
+        if i + 1 in marks:
+            total = running.total()
+            wrong = (total - exact[:, i]).abs() / whole[:, i].clamp(min=torch.finfo(torch.float64).tiny)
+            row = {
+                "n": i + 1,
+                "exact": float(exact[:, i].mean()),
+                "sum": float(total.mean()),
+                "error": float(wrong.square().mean().sqrt()) / (unit or 1.0),
+                "worst": float(i + 1),
+                "sqrt": math.sqrt(i + 1),
+            }
+            rows.append(row)
+    found = Accumulation(rows, plot_accumulation)
+    found.stagnation = [int(n) if n > 0 else None for n in running.stuck.tolist()]
+    return found
+
+
+class _Sum:
+    """Running sums of several trials: inside a chunk, and over chunks."""
+
+    def __init__(self, trials: int, format: Format, rounding: Any, chunk: int) -> None:
+        self.format, self.rounding, self.chunk = format, rounding, chunk
+        self.inner = torch.zeros(trials, dtype=torch.float64)
+        self.outer: Tensor | None = None
+        self.stuck = torch.zeros(trials, dtype=torch.int64)
+        self.seen = 0
+
+    def _round(self, x: Tensor) -> Tensor:
+        return round_to(x, self.format, self.rounding)
+
+    def add(self, term: Tensor) -> None:
+        self.seen += 1
+        after = self._round(self.inner + term)
+        still = (after == self.inner) & (term != 0) & (self.stuck == 0)
+        self.stuck = torch.where(still, self.seen, self.stuck)
+        self.inner = after
+        if self.seen % self.chunk == 0:
+            self.outer = self.total()
+            self.inner = torch.zeros_like(self.inner)
+
+    def total(self) -> Tensor:
+        """The sum so far."""
+        return self.inner if self.outer is None else self._round(self.outer + self.inner)
+
+
+def plot_accumulation(rows: Sequence[dict[str, Any]], ax: Any = None, label: str = "error") -> Any:
+    """Draw the error over n, with the bounds n u and sqrt(n) u; returns the axes.
+
+    Raises:
+        MissingExtra: matplotlib is not installed.
+
+    >>> from lptensor import BF16
+    >>> axes = need("matplotlib.figure").Figure().subplots()
+    >>> accumulation_error(torch.ones(4), BF16).plot(axes).lines[0].get_xdata().tolist()
+    [1, 2, 4]
+    """
+    ax = need("matplotlib.pyplot").gca() if ax is None else ax
+    np = need("numpy")
+    n = np.array([row["n"] for row in rows])
+    colour = (BLUE, VERMILLION, GREEN)[sum(line.get_gid() == "error" for line in ax.lines) % 3]
+    marker = "os^"[sum(line.get_gid() == "error" for line in ax.lines) % 3]
+    values = np.array([row["error"] for row in rows])
+    ax.plot(n, values, color=colour, marker=marker, markersize=4, linewidth=1.2, label=label, gid="error")
+    if len([line for line in ax.lines if line.get_gid() == "bound"]) == 0:
+        for key, style, name in (("worst", "--", "n u"), ("sqrt", ":", "sqrt(n) u")):
+            bound = np.array([row[key] for row in rows])
+            ax.plot(n, bound, color=BLACK, linestyle=style, linewidth=0.8, label=name, gid="bound")
+    ax.set_xscale("log", base=2)
+    ax.set_yscale("log", base=2)
+    ax.set_xlabel("terms")
+    ax.set_ylabel("backward error (u)")
+    ax.legend(frameon=False, fontsize=8)
+    ax.grid(True, alpha=0.3)
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax

@@ -1,0 +1,180 @@
+"""Finds which roundings spoil a result, by undoing half of them, and half of that."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lptensor import _compat, direction, observe
+from lptensor.study.places import Places
+from lptensor.study.rows import Rows
+from lptensor.trace import Origins
+
+UNITS = ("op", "module", "role")
+
+
+class Culprits(Rows):
+    """The rows of ``bisect``: what was tried, in order. ``culprits`` are the units to blame, ``rules`` the rule
+    set for ``convert`` that keeps them in fp32, for modules ({path: None}); ``exact`` and ``low`` are the
+    results without and with all roundings, ``target`` is what counts as recovered.
+    """
+
+    culprits: list[str]
+    rules: dict[str, None]
+    exact: float
+    low: float
+    target: float
+
+
+def bisect(
+    run: Callable[[], Any],
+    model: nn.Module | None = None,
+    by: str = "op",
+    recovered: float = 0.5,
+    target: float | None = None,
+) -> Culprits:
+    """Find a smallest set of ops, modules or roles whose roundings spoil the loss.
+
+    ``run()`` does the whole computation from the start (set seeds and reload weights in it, so that it
+    repeats itself) and returns the loss; NaN counts as the worst. It is run once as it is and once with all
+    roundings undone, then with those of ever smaller sets undone (delta debugging: Zeller and Hildebrandt
+    2002): the answer is a set that recovers the loss, of which no unit can be left out. About
+    2 k log2(units) runs for k culprits. A row for each: undone (how many units), loss, recovered.
+
+    Args:
+        run: returns a number or a tensor of one.
+        model: the one whose modules are meant; needed for "module" and "role".
+        by: "op" (an op at a line of the user's code, backward ones apart), "module" (its path, forward and
+            backward; parameters count to their modules), or "role" ("weight", "activation", "gradient", ...).
+        recovered: the share of the way from the low to the exact loss that counts as recovered.
+        target: or the loss that does: anything at or below it.
+
+    Raises:
+        ValueError: an unknown ``by``, no model where it is needed, or undoing everything does not help.
+
+    >>> from lptensor import BF16
+    >>> def run():
+    ...     x = torch.tensor([1.0]).to_lp(BF16) * 1.5
+    ...     y = x + 1000.0
+    ...     return (y - 1000.0 - 1.5).abs()
+    >>> [unit.partition(" ")[0] for unit in bisect(run).culprits]
+    ['add.Tensor']
+    """
+    if by not in UNITS:
+        raise ValueError(f"bisect goes by one of {', '.join(UNITS)}, got {by!r}")
+    if by != "op" and model is None:
+        raise ValueError(f"by={by!r} needs model=, whose {by}s are meant")
+    search = _Search(run, model, by)
+    low = search.loss(frozenset())
+    units = list(search.seen)
+    exact = search.loss(None)
+    if target is None:
+        far = math.isinf(low) or math.isnan(low)
+        target = exact + (abs(exact) + 1.0) * (1 - recovered) if far else low + recovered * (exact - low)
+    if not exact <= target or low <= target:
+        raise ValueError(
+            f"the loss is {low:g} with all roundings and {exact:g} without any: "
+            f"there is nothing to recover at a target of {target:g}"
+        )
+    search.target = target
+    culprits = _smallest(units, search)
+    found = Culprits(search.rows)
+    found.culprits, found.exact, found.low, found.target = culprits, exact, low, target
+    found.rules = {unit: None for unit in culprits} if by == "module" else {}
+    return found
+
+
+def _smallest(units: list[str], search: _Search) -> list[str]:
+    """A set of units whose undoing recovers, and that loses this with any one of them (ddmin)."""
+    parts = 2
+    while len(units) > 1:
+        size = -(-len(units) // parts)
+        chunks = [units[i : i + size] for i in range(0, len(units), size)]
+        smaller = next((chunk for chunk in chunks if search.recovers(chunk)), None)
+        if smaller is not None:
+            units, parts = smaller, 2
+            continue
+        rest = ([unit for unit in units if unit not in chunk] for chunk in chunks if parts > 2)
+        fewer = next((part for part in rest if search.recovers(part)), None)
+        if fewer is not None:
+            units, parts = fewer, max(parts - 1, 2)
+        elif parts >= len(units):
+            break
+        else:
+            parts = min(2 * parts, len(units))
+    return units
+
+
+class _Search:
+    """Runs with chosen roundings undone, and remembers what came of it."""
+
+    def __init__(self, run: Callable[[], Any], model: nn.Module | None, by: str) -> None:
+        self.run, self.model, self.by = run, model, by
+        self.seen: dict[str, None] = {}  # units, in the order in which they came
+        self.rows: list[dict[str, Any]] = []
+        self.known: dict[frozenset[str] | None, float] = {}
+        self.target = -math.inf
+
+    def recovers(self, units: list[str]) -> bool:
+        return self.loss(frozenset(units)) <= self.target
+
+    def loss(self, undone: frozenset[str] | None) -> float:
+        """The result with the roundings of these units undone; None: of all."""
+        if undone not in self.known:
+            with ExitStack() as stack:
+                places = None if self.model is None else stack.enter_context(Places(self.model, None))
+                make: Any = _Undo
+                undo = make(undone, self.by, places, self.seen)
+                stack.enter_context(observe.observing(undo))
+                stack.enter_context(undo)
+                result = self.run()
+            value = float(result.detach().double().item() if isinstance(result, Tensor) else result)
+            self.known[undone] = math.inf if math.isnan(value) else value
+            count = len(self.seen) if undone is None else len(undone)
+            self.rows.append(
+                {"undone": count, "loss": value, "units": sorted(undone) if undone is not None else ["all"]}
+            )
+        return self.known[undone]
+
+
+class _Undo(_compat.TorchDispatchMode):
+    """Puts back what was there before the roundings of some units."""
+
+    def __init__(self, undone: frozenset[str] | None, by: str, places: Places | None, seen: dict[str, None]) -> None:
+        mode: Any = super()
+        mode.__init__()
+        self.undone, self.by, self.places, self.seen = undone, by, places, seen
+        self.active = True
+        self.origins = Origins()
+        self.op = "round"
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        before, self.op = self.op, str(func).removeprefix("aten.").removesuffix(".default")
+        try:
+            return func(*args, **(kwargs or {}))
+        finally:
+            self.op = before
+
+    def rounded(self, before: Tensor, after: Tensor, format: Any, rounding: Any) -> None:
+        unit = self._unit(before, after)
+        self.seen.setdefault(unit)
+        if self.undone is None or unit in self.undone:
+            with torch.no_grad():
+                after.copy_(before)
+
+    def _unit(self, before: Tensor, after: Tensor) -> str:
+        if self.by == "op":
+            backward = direction.in_backward()
+            where, _ = self.origins.origin(backward)
+            return f"{self.op} at {where}" + " (backward)" * backward
+        assert self.places is not None
+        role, path = self.places.of(before, after)
+        if self.by == "role":
+            return role
+        modules = dict(self.places.model.named_modules())
+        return path if path in modules else path.rpartition(".")[0]

@@ -1,0 +1,182 @@
+"""Soft errors: bits of encoded words that flip, in a tensor or in the results of ops."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import ExitStack
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lptensor import observe
+from lptensor.blocks import BlockFormat
+from lptensor.codes import decode, encode
+from lptensor.formats import Format
+from lptensor.study.places import ROLES, Places, values_of
+from lptensor.tensor import LPTensor
+
+
+def flip_bits(
+    x: Tensor,
+    format: Format | None = None,
+    rate: float = 1e-3,
+    bits: Iterable[int] | None = None,
+    *,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """``x`` with some bits of its encoded words flipped: a tensor of the same kind, shape and dtype.
+
+    Each bit flips on its own with probability ``rate``. A code that has no value comes out as ``decode``
+    says, of an infinity or NaN as it is. Values that the format lacks are rounded to nearest first. The
+    result takes no part in autograd.
+
+    Args:
+        x: float32 or float64, or an LPTensor: then the format is its own.
+        rate: of each bit, from 0 to 1.
+        bits: the bits that may flip, 0 the lowest; by default all.
+        generator: where the flips are drawn, on the CPU; torch's own by default.
+
+    Raises:
+        TypeError: no format, or a block format, whose words are those of its element.
+        ValueError: a rate or a bit out of range, NaN in a format without one.
+
+    >>> from lptensor import E4M3
+    >>> flip_bits(torch.ones(3), E4M3, rate=1.0, bits=[7]).tolist()
+    [-1.0, -1.0, -1.0]
+    """
+    format = x.format if isinstance(x, LPTensor) and format is None else format
+    width = _width(format)
+    allowed = _allowed(bits, width)
+    _check_rate(rate)
+    plain = values_of(x)
+    flipped = _flip(plain, format, rate, allowed, generator)[0]
+    return LPTensor(flipped, x._arithmetic, x._gradient) if isinstance(x, LPTensor) else flipped
+
+
+class faults:  # noqa: N801 - reads as a function
+    """A context in which bits flip in the encoded words of what is rounded: of any op's result, or of chosen ones.
+
+    Results of ops on LPTensors, of quantizers, lowered layers and optimizers in low precision are hit
+    as they are made; ``.flips`` counts the bits that flipped, ``.words`` the words that were at risk.
+    The same seed gives the same faults for the same computation. Values that select (views, relu) are
+    made of words already hit, and are not hit again.
+
+    Args:
+        rate: of each bit, from 0 to 1.
+        seed: of the faults alone; torch's generator is left alone.
+        bits: the bits that may flip, 0 the lowest; by default all of each format.
+        model: the one whose paths ``path`` means, and whose roles ``roles`` does.
+        path: a shell pattern for the module's or parameter's path.
+        roles: among "weight", "accumulator", "activation", "gradient", "state", "update".
+
+    Raises:
+        ValueError: a rate out of range, an unknown role, path or roles without a model.
+        TypeError: when it is met, a block format.
+
+    >>> from lptensor import E4M3
+    >>> x = torch.ones(4).to_lp(E4M3)
+    >>> with faults(rate=1.0, bits=[7], seed=0) as hit:
+    ...     y = x * 2
+    >>> y.tolist(), hit.flips, hit.words
+    ([-2.0, -2.0, -2.0, -2.0], 4, 4)
+    """
+
+    def __init__(
+        self,
+        rate: float,
+        seed: int = 0,
+        bits: Iterable[int] | None = None,
+        model: nn.Module | None = None,
+        path: str | None = None,
+        roles: Iterable[str] | None = None,
+    ) -> None:
+        _check_rate(rate)
+        chosen = None if roles is None else {roles} if isinstance(roles, str) else set(roles)
+        if chosen is not None and not chosen <= set(ROLES):
+            raise ValueError(f"roles are among {', '.join(ROLES)}, got {sorted(chosen - set(ROLES))}")
+        if model is None and (path is not None or chosen is not None):
+            raise ValueError("path= and roles= need model=, whose they are")
+        self._rate, self._seed, self._roles, self._path = rate, seed, chosen, path
+        self._bits = None if bits is None else tuple(bits)
+        self._model = model
+
+    def __enter__(self) -> faults:
+        self.flips = self.words = 0
+        self.active = True
+        self._generator = torch.Generator().manual_seed(self._seed)
+        self._open = ExitStack()
+        self._places = None if self._model is None else self._open.enter_context(Places(self._model, None))
+        self._open.enter_context(observe.observing(self))
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._open.close()
+
+    def rounded(self, before: Tensor, after: Tensor, format: Any, rounding: Any) -> None:
+        """A word was made; hit it."""
+        if self._places is not None:
+            role, path = self._places.of(before, after)
+            if self._roles is not None and role not in self._roles:
+                return
+            if self._path is not None and not fnmatchcase(path, self._path):
+                return
+        hit, flips = _flip(after, format, self._rate, _allowed(self._bits, _width(format)), self._generator)
+        self.words += after.numel()
+        self.flips += flips
+        if flips:
+            with torch.no_grad():
+                after.copy_(hit)
+
+
+def _check_rate(rate: float) -> None:
+    if not 0 <= rate <= 1:
+        raise ValueError(f"rate is a probability from 0 to 1, got {rate!r}")
+
+
+def _width(format: Any) -> int:
+    if format is None or not isinstance(format, Format):
+        raise TypeError(f"bits flip in words of a format such as E4M3, got {format!r}")
+    if isinstance(format, BlockFormat):
+        raise TypeError(f"the words of {format!r} are those of its element, under scales: flip bits of the element")
+    width: int = format.bits  # type: ignore[attr-defined]
+    return width
+
+
+def _allowed(bits: Iterable[int] | None, width: int) -> tuple[int, ...]:
+    allowed = tuple(range(width)) if bits is None else tuple(bits)
+    for bit in allowed:
+        if isinstance(bit, bool) or not isinstance(bit, int) or not 0 <= bit < width:
+            raise ValueError(f"bits of a word of {width} bits are 0 to {width - 1}, got {bit!r}")
+    return allowed
+
+
+def _flip(
+    x: Tensor, format: Any, rate: float, bits: tuple[int, ...], generator: torch.Generator | None
+) -> tuple[Tensor, int]:
+    """A copy with bits flipped, and how many. Words that none hits keep their value to the bit."""
+    # How many flips there are is drawn first, so that a small rate costs little.
+    chances = x.numel() * len(bits)
+    if chances == 0 or rate == 0:
+        return x.detach().clone(), 0
+    if rate * chances < chances / 64:
+        size, chance = torch.tensor([float(chances), rate], dtype=torch.float64)
+        count = int(torch.binomial(size, chance, generator=generator))
+        places = torch.randperm(chances, generator=generator)[:count] if chances < 2**16 else None
+        if places is None:
+            places = torch.randint(chances, (2 * count + 8,), generator=generator).unique(sorted=False)
+            places = places[torch.randperm(len(places), generator=generator)][:count]
+    else:
+        places = (torch.rand(chances, generator=generator) < rate).nonzero().flatten()
+    mask = torch.zeros(x.numel(), dtype=torch.int64)
+    flip = torch.tensor([1 << bit for bit in bits], dtype=torch.int64)[places % len(bits)]
+    mask.index_add_(0, places // len(bits), flip)  # distinct bits: their sum is their union
+    at = mask.nonzero().flatten()
+    result = x.detach().clone(memory_format=torch.contiguous_format)
+    if len(at):
+        flat = result.view(-1)
+        at_x, some = at.to(x.device), mask[at].to(x.device)
+        codes = encode(flat[at_x], format).long() & (1 << format.bits) - 1
+        flat[at_x] = decode(codes ^ some, format).to(x.dtype)
+    return result, len(places)

@@ -1,0 +1,196 @@
+"""Which layer can do with which format: the best losses for every number of bits."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lptensor.convert import convert
+from lptensor.extra import need
+from lptensor.formats import Format
+from lptensor.study.format_table import name_of
+from lptensor.study.palette import BLUE, ORANGE
+from lptensor.study.progress import track
+from lptensor.study.rows import Rows
+from lptensor.study.sensitivity import kept, leaves
+from lptensor.study.sqnr import bits_per_value
+
+
+class Front(Rows):
+    """The points of ``format_search`` that no other beats in bits and loss, fewest bits first; ``tried`` has all."""
+
+    tried: Rows
+
+    def rules(self, bits: float | None = None, loss: float | None = None) -> dict[str, Format]:
+        """The rule set for ``convert`` with the least loss for so many bits, or the fewest bits for such a loss.
+
+        Raises:
+            ValueError: both or neither asked for, or no point that good.
+        """
+        if (bits is None) == (loss is None):
+            raise ValueError("ask for bits= or for loss=, one of them")
+        if bits is not None:
+            fitting = [row for row in self if row["bits"] <= bits]
+            best = min(fitting, key=lambda row: float(row["loss"]), default=None)
+        else:
+            fitting = [row for row in self if row["loss"] <= loss]
+            best = min(fitting, key=lambda row: float(row["bits"]), default=None)
+        if best is None:
+            ends = [(row["bits"], row["loss"]) for row in self]
+            raise ValueError(f"nothing reaches bits={bits}, loss={loss}; the points (bits, loss) are {ends}")
+        rules: dict[str, Format] = dict(best["rules"])
+        return rules
+
+
+def format_search(
+    model: nn.Module,
+    loss: Callable[[nn.Module], Any],
+    formats: Sequence[Format] | Mapping[str, Format],
+    layers: Sequence[str] | None = None,
+    progress: bool = False,
+) -> Front:
+    """Assign a format to each layer, from wide to narrow, and keep the best of what comes out.
+
+    All layers begin in the widest format. What each layer costs in each narrower one is measured with all
+    others wide; then layers are narrowed one step at a time, those first that cost least for the bits they
+    save, and every assignment on the way is measured as a whole: 2 * layers * (formats - 1) + 1 runs. It
+    is a greedy search: the front is the best found, not the best there is. A row for each point: bits (the
+    mean over the parameters of the layers, shares of scales included), loss, narrowed (steps taken), formats
+    (a dict from path to name), rules (what ``convert(model, rules)`` takes).
+
+    Args:
+        model: plain; it is copied for every run, and left as it is.
+        loss: from a converted model to a number that is better when smaller. Its inputs may be plain.
+        formats: at least two.
+        layers: paths of the modules to assign; by default all leaf modules that have parameters.
+
+    Raises:
+        ValueError: fewer than two formats, no layers, a path that is none.
+
+    >>> from lptensor import BF16, E2M1
+    >>> model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False))
+    >>> _ = model[0].weight.data.fill_(1.5), model[1].weight.data.fill_(1.3125)
+    >>> front = format_search(model, lambda m: abs(m(torch.ones(1, 1)).item() - 1.96875), [BF16, E2M1])
+    >>> front.rules(loss=0.0)
+    {'0': FloatingPoint(exp=2, man=1, specials='none'), '1': FloatingPoint(exp=8, man=7)}
+    """
+    named = dict(formats) if isinstance(formats, Mapping) else {name_of(format): format for format in formats}
+    order = sorted(named, key=lambda name: -bits_per_value(named[name]))
+    if len(order) < 2:
+        raise ValueError(f"a search takes at least two formats, got {list(named)}")
+    modules = dict(model.named_modules())
+    paths = list(layers) if layers is not None else [p for p, m in leaves(model).items() if _weights(m)]
+    if not paths or not set(paths) <= set(modules):
+        raise ValueError(f"layers must be paths of modules with parameters, got {paths}; there are {list(modules)}")
+    search = _Search(model, loss, named, {path: modules[path] for path in paths})
+    wide = dict.fromkeys(paths, order[0])
+    with kept(model):
+        base = search.point(wide, 0)["loss"]
+        moves = []
+        plan = [(path, i) for path in paths for i in range(1, len(order))]
+        for path, i in track(plan, "layers", progress):
+            cost = search.point({**wide, path: order[i]}, 1)["loss"] - base
+            moves.append((path, i, math.inf if math.isnan(cost) else cost))
+        current, step = dict.fromkeys(paths, 0), 0
+        for path, i in track(_greedy(moves, search, order), "assignments", progress):
+            current[path], step = i, step + 1
+            search.point({p: order[at] for p, at in current.items()}, step)
+    return _front(search.rows)
+
+
+def _greedy(moves: list[tuple[str, int, float]], search: _Search, order: list[str]) -> list[tuple[str, int]]:
+    """Steps to the next narrower format, the cheapest for the bits they save first, each layer's in order."""
+    cost = {(path, i): max(value, 0.0) for path, i, value in moves}
+    left = {path: 1 for path, _, _ in moves}
+    steps: list[tuple[str, int]] = []
+    while left:
+
+        def price(path: str) -> float:
+            i = left[path]
+            more = cost[path, i] - cost.get((path, i - 1), 0.0)
+            saved = search.bits(path, order[i - 1]) - search.bits(path, order[i])
+            return more / saved if saved > 0 else math.inf
+
+        path = min(left, key=price)
+        steps.append((path, left[path]))
+        left[path] += 1
+        if left[path] == len(order):
+            del left[path]
+    return steps
+
+
+class _Search:
+    """Measures assignments, each once."""
+
+    def __init__(self, model: nn.Module, loss: Any, formats: dict[str, Format], layers: dict[str, nn.Module]) -> None:
+        self.model, self.loss, self.formats, self.layers = model, loss, formats, layers
+        self.rows: list[dict[str, Any]] = []
+        self.known: dict[tuple[str, ...], dict[str, Any]] = {}
+
+    def bits(self, path: str, name: str) -> float:
+        """What the parameters of a layer take in a format."""
+        return sum(p.numel() * bits_per_value(self.formats[name], tuple(p.shape)) for p in _weights(self.layers[path]))
+
+    def point(self, names: dict[str, str], narrowed: int) -> dict[str, Any]:
+        key = tuple(names.values())
+        if key not in self.known:
+            rules = {path: self.formats[name] for path, name in names.items()}
+            torch.manual_seed(0)
+            value = self.loss(convert(copy.deepcopy(self.model), rules))
+            count = sum(p.numel() for layer in self.layers.values() for p in _weights(layer))
+            row = {
+                "bits": sum(self.bits(path, name) for path, name in names.items()) / count,
+                "loss": float(value.detach() if isinstance(value, Tensor) else value),
+                "narrowed": narrowed,
+                "formats": names,
+                "rules": rules,
+            }
+            self.known[key] = row
+            self.rows.append(row)
+        return self.known[key]
+
+
+def _weights(module: nn.Module) -> list[Tensor]:
+    return [p for p in module.parameters() if p.is_floating_point()]
+
+
+def _front(rows: list[dict[str, Any]]) -> Front:
+    best, least = [], math.inf
+    for row in sorted(rows, key=lambda row: (row["bits"], row["loss"])):
+        if row["loss"] < least:
+            least = row["loss"]
+            best.append(row)
+    front = Front(best, plot_front)
+    front.tried = Rows(rows, plot_front)
+    return front
+
+
+def plot_front(rows: Sequence[dict[str, Any]], ax: Any = None) -> Any:
+    """Draw losses over bits: what was tried as small marks, the front as a line; returns the axes.
+
+    Raises:
+        MissingExtra: matplotlib is not installed.
+
+    >>> axes = need("matplotlib.figure").Figure().subplots()
+    >>> plot_front([{"bits": 4, "loss": 0.5}], axes).lines[-1].get_xdata().tolist()
+    [4]
+    """
+    ax = need("matplotlib.pyplot").gca() if ax is None else ax
+    np = need("numpy")
+    tried = getattr(rows, "tried", [])
+    if tried:
+        at = np.array([[row["bits"], row["loss"]] for row in tried])
+        ax.plot(at[:, 0], at[:, 1], "x", color=ORANGE, markersize=5, label="tried")
+    bits, losses = (np.array([row[key] for row in rows]) for key in ("bits", "loss"))
+    ax.plot(bits, losses, color=BLUE, marker="o", markersize=4, linewidth=1.2, drawstyle="steps-post", label="front")
+    ax.set_xlabel("bits per parameter")
+    ax.set_ylabel("loss")
+    ax.legend(frameon=False, fontsize=8)
+    ax.grid(True, alpha=0.3)
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax

@@ -1,0 +1,24 @@
+"""How far a long study has come."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def track(items: Sequence[T], what: str, show: bool) -> Iterable[T]:
+    """The items, with a bar on standard error that counts them, if that is a terminal and ``show`` says so.
+
+    >>> list(track([1, 2], "numbers", show=True))
+    [1, 2]
+    """
+    from rich.console import Console  # here, so that importing lptensor does not import rich
+    from rich.progress import track as rich_track
+
+    console = Console(file=sys.stderr)
+    if not show or not console.is_terminal:
+        return items
+    return rich_track(items, what, console=console, transient=True)

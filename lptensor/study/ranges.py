@@ -1,0 +1,38 @@
+"""The ranges of formats beside each other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from lptensor.extra import need
+from lptensor.study.palette import BLUE, GREEN
+
+
+def plot_ranges(rows: Sequence[dict[str, Any]], ax: Any = None) -> Any:
+    """Draw the rows of ``format_table``: a bar from the smallest to the largest positive value, on a log2 axis.
+
+    The part below the smallest normal is thinner and green. Returns the axes.
+
+    Raises:
+        MissingExtra: matplotlib is not installed.
+
+    >>> row = {"name": "E4M3", "smallest_subnormal": 2.0**-9, "smallest_normal": 2.0**-6, "max": 448.0}
+    >>> axes = need("matplotlib.figure").Figure().subplots()
+    >>> [round(float(bar.get_width()), 1) for bar in plot_ranges([row], axes).patches]
+    [14.8, 3.0]
+    """
+    ax = need("matplotlib.pyplot").gca() if ax is None else ax
+    for i, row in enumerate(rows):
+        low, high = math.log2(row["smallest_subnormal"]), math.log2(row["max"])
+        normal = low if row["smallest_normal"] is None else math.log2(row["smallest_normal"])
+        ax.barh(i, high - normal, left=normal, height=0.6, color=BLUE)
+        if normal > low:
+            ax.barh(i, normal - low, left=low, height=0.3, color=GREEN)
+    ax.set_yticks(range(len(rows)), labels=[row["name"] for row in rows])
+    ax.invert_yaxis()
+    ax.set_xlabel("log2 of positive values (thin: subnormal)")
+    ax.grid(True, axis="x", alpha=0.3)
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax

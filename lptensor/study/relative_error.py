@@ -1,0 +1,113 @@
+"""How far rounding moves a number, all over the range of a format."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lptensor.blocks import BlockFormat
+from lptensor.extra import need
+from lptensor.formats import Format, ScalarFormat
+from lptensor.neighbours import ulp
+from lptensor.ops import round as round_to
+from lptensor.rounding import Mode, Rounding
+from lptensor.study.format_table import format_table
+from lptensor.study.palette import BLUE, GREEN, VERMILLION
+from lptensor.study.rows import Rows
+
+
+def relative_error(
+    format: Format,
+    x: Tensor | None = None,
+    rounding: Rounding | Mode | str = "nearest",
+    count: int = 2000,
+) -> Rows:
+    """|round(x) - x| / |x| over the range of a format: a row for each x.
+
+    x, rounded, relative, ulps (|round(x) - x| in units in the last place; None in formats whose last place
+    moves: posits and codebooks), region ("underflow" where x became zero, "subnormal", "normal",
+    "overflow" above the largest value; zeros are left out).
+
+    Args:
+        x: float64 (or float32) numbers; by default ``count`` of them, evenly spaced in log2, from a quarter
+            of the smallest value to four times the largest.
+
+    Raises:
+        TypeError: no format, or a block format, whose range moves: ask its element.
+
+    >>> from lptensor import E4M3
+    >>> rows = relative_error(E4M3, torch.tensor([1.0625, 3 * 2.0**-12]))
+    >>> [(row["rounded"], row["ulps"], row["region"]) for row in rows]
+    [(1.0, 0.5, 'normal'), (0.0, 0.375, 'underflow')]
+    """
+    if isinstance(format, BlockFormat):
+        raise TypeError(f"the range of {format!r} moves with each block; ask its element")
+    (ends,) = format_table([format])
+    if x is None:
+        low, high = math.log2(ends["smallest_subnormal"]) - 2, math.log2(ends["max"]) + 2
+        x = torch.linspace(low, high, count, dtype=torch.float64).exp2()
+    x = x.detach().flatten().double()
+    x = x[x != 0]
+    y = round_to(x, format, rounding)
+    gap = (y - x).abs()
+    units = (gap / ulp(x, format)).tolist() if isinstance(format, ScalarFormat) else [None] * len(x)
+    tiny = ends["smallest_normal"] or 0.0
+    rows = [
+        {
+            "x": a,
+            "rounded": b,
+            "relative": g / abs(a),
+            "ulps": u,
+            "region": "overflow"
+            if abs(a) > ends["max"]
+            else "underflow"
+            if b == 0
+            else "normal"
+            if abs(a) >= tiny
+            else "subnormal",
+        }
+        for a, b, g, u in zip(x.tolist(), y.tolist(), gap.tolist(), units, strict=True)
+    ]
+    return Rows(rows, plot_relative_error)
+
+
+_COLOURS = {"underflow": VERMILLION, "subnormal": GREEN, "normal": BLUE, "overflow": VERMILLION}
+_STYLES = {"underflow": ":", "subnormal": "--", "normal": "-", "overflow": "-."}
+
+
+def plot_relative_error(rows: Sequence[dict[str, Any]], ax: Any = None, label: str | None = None) -> Any:
+    """Draw relative errors over x, both on log2 axes; regions differ in colour and line; returns the axes.
+
+    Raises:
+        MissingExtra: matplotlib is not installed.
+
+    >>> from lptensor import E4M3
+    >>> axes = need("matplotlib.figure").Figure().subplots()
+    >>> len(relative_error(E4M3).plot(axes).lines)  # one for each region
+    4
+    """
+    ax = need("matplotlib.pyplot").gca() if ax is None else ax
+    said = set()
+    start = 0
+    for i in range(1, len(rows) + 1):  # one line for each run of a region
+        if i == len(rows) or rows[i]["region"] != rows[start]["region"]:
+            run, region = rows[start:i], rows[start]["region"]
+            values = [row["relative"] if 0 < row["relative"] < math.inf else math.nan for row in run]
+            look = dict(color=_COLOURS[region], linestyle=_STYLES[region], linewidth=0.9)
+            ax.plot([abs(row["x"]) for row in run], values, label=None if region in said else region, **look)
+            said.add(region)
+            start = i
+    ax.set_xscale("log", base=2)
+    ax.set_yscale("log", base=2)
+    ax.set_xlabel("x")
+    ax.set_ylabel("relative error")
+    if label is not None:
+        ax.set_title(label, loc="left", fontsize=9)
+    ax.legend(frameon=False, fontsize=8, loc="lower left")
+    ax.grid(True, alpha=0.3)
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax

@@ -1,0 +1,170 @@
+"""How much the loss minds low precision in one layer, and in one role, at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lptensor.formats import Format
+from lptensor.ops import check_roundable, round_fresh
+from lptensor.quantizer import quantizer
+from lptensor.rounding import Mode, Rounding, as_rounding
+from lptensor.study.format_table import name_of
+from lptensor.study.layer_map import plot_layer_map
+from lptensor.study.progress import track
+from lptensor.study.rows import Rows
+
+ROUNDED = ("weight", "activation", "gradient")
+
+
+def sensitivity(
+    model: nn.Module,
+    loss: Callable[[nn.Module], Tensor],
+    formats: Mapping[str, Format] | Iterable[Format] | Format,
+    roles: Iterable[str] = ROUNDED,
+    per: str = "layer",
+    rounding: Rounding | Mode | str = "nearest",
+    progress: bool = False,
+) -> Rows:
+    """What the loss becomes if one layer's weights, outputs or gradients alone are in low precision.
+
+    A row for each: path, role, format, values (rounded parameters; None of other roles), loss, change (from
+    fp32), cosine (of all gradients with those of fp32; None without gradients); the worst first, by
+    change, then by cosine. Gradients in low precision leave the loss as it is: look at their cosine.
+
+    The model is run as it is, in plain fp32, once for each row, and left as it was: parameters, gradients,
+    buffers. Random numbers are the same in every run.
+
+    Args:
+        model: plain, or lowered; its leaf modules are the layers.
+        loss: from the model to a tensor of one number; NaN counts as worst.
+        formats: one, some, or a dict from the names to show.
+        roles: among "weight", "activation", "gradient".
+        per: "layer", or "role": all layers at once.
+
+    Raises:
+        ValueError: an unknown role or ``per``. TypeError: something that is no format.
+
+    >>> from lptensor import E2M1
+    >>> model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False))
+    >>> _ = model[0].weight.data.fill_(1.5), model[1].weight.data.fill_(1.3)
+    >>> rows = sensitivity(model, lambda m: m(torch.ones(1, 1)).sum(), E2M1, roles=["weight"])
+    >>> [(row["path"], round(row["change"], 2)) for row in rows]
+    [('1', 0.3), ('0', 0.0)]
+    """
+    chosen, how = (roles,) if isinstance(roles, str) else tuple(roles), as_rounding(rounding)
+    if not set(chosen) <= set(ROUNDED):
+        raise ValueError(f"roles are among {', '.join(ROUNDED)}, got {sorted(set(chosen) - set(ROUNDED))}")
+    if per not in ("layer", "role"):
+        raise ValueError(f"per is 'layer' or 'role', got {per!r}")
+    given = [formats] if isinstance(formats, Format) else formats
+    named = given if isinstance(given, Mapping) else {name_of(format): format for format in given}
+    for format in named.values():
+        check_roundable(torch.empty(0), format)
+    layers = leaves(model)
+    groups = {path: {path: layer} for path, layer in layers.items()} if per == "layer" else {"": layers}
+    with kept(model):
+        base, gradient = _measure(model, loss)
+        rows = []
+        plan = [(p, r, n) for p in groups for r in chosen for n in named if r != "weight" or _parameters(groups[p])]
+        for path, role, name in track(plan, "layers", progress):
+            with _narrow(groups[path].values(), role, named[name], how):
+                value, slope = _measure(model, loss)
+            cosine = None
+            if gradient is not None and slope is not None:
+                cosine = float(torch.nn.functional.cosine_similarity(gradient, slope, dim=0))
+            count = _parameters(groups[path]) if role == "weight" else None
+            row = {"path": path, "role": role, "format": name, "values": count or 0, "loss": value}
+            rows.append({**row, "change": value - base, "cosine": cosine})
+    return Rows(sorted(rows, key=_badness), partial(plot_layer_map, column="change"))
+
+
+def _badness(row: dict[str, Any]) -> tuple[float, float]:
+    change, cosine = row["change"], 1.0 if row["cosine"] is None else row["cosine"]
+    return -torch.inf if change != change else -change, -torch.inf if cosine != cosine else cosine
+
+
+def leaves(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules that are made of no others, by path; one that appears twice, once."""
+    return {path: module for path, module in model.named_modules() if not any(True for _ in module.children())}
+
+
+@contextmanager
+def kept(model: nn.Module) -> Iterator[None]:
+    """Give parameters, gradients and buffers their old values back, and torch's CPU generator its state."""
+    tensors = [*model.parameters(), *model.buffers()]
+    values = [x.detach().clone() for x in tensors]
+    gradients = [p.grad for p in model.parameters()]
+    for p in model.parameters():
+        p.grad = None
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        with torch.no_grad():
+            for x, value in zip(tensors, values, strict=True):
+                x.copy_(value)
+        for p, gradient in zip(model.parameters(), gradients, strict=True):
+            p.grad = gradient
+
+
+def _measure(model: nn.Module, loss: Callable[[nn.Module], Tensor]) -> tuple[float, Tensor | None]:
+    """The loss and all gradients in a row; parameters that have none are left out."""
+    torch.manual_seed(0)
+    buffers = [b.detach().clone() for b in model.buffers()]
+    value = loss(model)
+    gradient = None
+    if isinstance(value, Tensor) and value.requires_grad:
+        value.backward()
+        parts = [p.grad.detach().flatten().double() for p in model.parameters() if p.grad is not None]
+        gradient = torch.cat(parts) if parts else None
+        for p in model.parameters():
+            p.grad = None
+    with torch.no_grad():
+        for b, before in zip(model.buffers(), buffers, strict=True):
+            b.copy_(before)
+    return float(value.detach() if isinstance(value, Tensor) else value), gradient
+
+
+def _parameters(layers: Mapping[str, nn.Module]) -> int:
+    return sum(p.numel() for layer in layers.values() for p in layer.parameters(recurse=False))
+
+
+@contextmanager
+def _narrow(layers: Iterable[nn.Module], role: str, format: Format, rounding: Rounding) -> Iterator[None]:
+    """One role of some layers in low precision."""
+    chosen = list(layers)
+    if role == "weight":
+        parameters = [p for layer in chosen for p in layer.parameters(recurse=False) if p.is_floating_point()]
+        before = [p.detach().clone() for p in parameters]
+        try:
+            with torch.no_grad():
+                for p in parameters:
+                    p.copy_(round_fresh(p, format, rounding))
+            yield
+        finally:
+            with torch.no_grad():
+                for p, values in zip(parameters, before, strict=True):
+                    p.copy_(values)
+        return
+    forward, backward = (format, None) if role == "activation" else (None, format)
+    quantize = quantizer(forward, backward, rounding, rounding)
+    handles = [layer.register_forward_hook(partial(_rounded, quantize)) for layer in chosen]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _rounded(quantize: Callable[[Tensor], Tensor], module: nn.Module, args: Any, output: Any) -> Any:
+    if isinstance(output, Tensor):
+        return quantize(output) if output.is_floating_point() else output
+    if isinstance(output, tuple):
+        return tuple(_rounded(quantize, module, args, part) for part in output)
+    return output

@@ -1,0 +1,110 @@
+"""How much of a tensor rounding leaves, in decibels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from lptensor.blocks import BlockFloatingPoint, BlockFormat
+from lptensor.extra import need
+from lptensor.formats import Format
+from lptensor.ops import round as round_to
+from lptensor.rounding import Mode, Rounding
+from lptensor.study.format_table import element_of, name_of
+from lptensor.study.palette import BLUE
+from lptensor.study.places import values_of
+from lptensor.study.rows import Rows
+
+_SHARED_EXPONENT = 8  # bits; nothing bounds that of BlockFloatingPoint, and an fp32 exponent holds it
+
+
+def bits_per_value(format: Format, shape: Sequence[int] = (1024, 1024)) -> float:
+    """The bits that one value of a tensor takes, with its share of the scales of blocks.
+
+    >>> from lptensor import E4M3, MXFP4
+    >>> bits_per_value(E4M3), bits_per_value(MXFP4)
+    (8.0, 4.25)
+    """
+    element: Any = element_of(format)
+    if not isinstance(format, BlockFormat):
+        return float(element.bits)
+    scale = getattr(getattr(format, "scaling", None), "scale", None)
+    wide = _SHARED_EXPONENT if isinstance(format, BlockFloatingPoint) or scale is None else scale.bits
+    blocks = math.prod(-(-n // side) for n, side in zip(shape, format.block_shape(shape), strict=True))
+    return float(element.bits) + wide * blocks / math.prod(shape)
+
+
+def sqnr(
+    x: Tensor,
+    formats: Mapping[str, Format] | Iterable[Format],
+    rounding: Rounding | Mode | str = "nearest",
+) -> Rows:
+    """Signal to quantization noise of one tensor in several formats: a row for each.
+
+    format, bits (per value, with the share of the scales), sqnr (10 log10 of sum x**2 / sum (x - q)**2, in
+    dB; infinite where nothing moved), mse, largest (|x - q|), cosine (of x and q), zeros (the share of
+    nonzero values that became zero), lost (the share that came out NaN or infinite, left out of the rest).
+
+    Args:
+        x: float32 or float64, or an LPTensor; any shape. Scales of blocks follow its axes.
+        formats: some formats, or a dict from the names to show.
+
+    Raises:
+        TypeError: something that is no format.
+
+    >>> import torch
+    >>> from lptensor import E4M3, INT8
+    >>> [round(row["sqnr"], 1) for row in sqnr(torch.linspace(1, 100, 1000), [E4M3, INT8])]
+    [31.4, 46.1]
+    """
+    named = formats if isinstance(formats, Mapping) else {name_of(format): format for format in formats}
+    plain = values_of(x)
+    rows = [_row(name, plain, format, rounding) for name, format in named.items()]
+    return Rows(rows, plot_sqnr)
+
+
+def _row(name: str, x: Tensor, format: Format, rounding: Any) -> dict[str, Any]:
+    shape, q = tuple(x.shape) or (1,), round_to(x, format, rounding).double().flatten()
+    x = x.double().flatten()
+    kept = x.isfinite() & q.isfinite()
+    a, b = x[kept], q[kept]
+    signal, noise = float(a @ a), float((a - b) @ (a - b))
+    across = float(a.norm() * b.norm())
+    return {
+        "format": name,
+        "bits": bits_per_value(format, shape) if x.numel() else bits_per_value(format),
+        "sqnr": math.inf if noise == 0 else -math.inf if signal == 0 else 10 * math.log10(signal / noise),
+        "mse": noise / max(len(a), 1),
+        "largest": float((a - b).abs().max()) if len(a) else 0.0,
+        "cosine": float(a @ b) / across if across > 0 else None,
+        "zeros": float(((b == 0) & (a != 0)).double().mean()) if len(a) else 0.0,
+        "lost": 1 - len(a) / max(x.numel(), 1),
+    }
+
+
+def plot_sqnr(rows: Sequence[dict[str, Any]], ax: Any = None) -> Any:
+    """Draw formats by their bits and decibels, beside the 6.02 dB that a bit brings; returns the axes.
+
+    Raises:
+        MissingExtra: matplotlib is not installed.
+
+    >>> import torch
+    >>> from lptensor import E4M3, INT8
+    >>> axes = need("matplotlib.figure").Figure().subplots()
+    >>> [t.get_text() for t in sqnr(torch.randn(99), [E4M3, INT8]).plot(axes).texts]
+    ['E4M3', 'INT8']
+    """
+    ax = need("matplotlib.pyplot").gca() if ax is None else ax
+    known = sorted((row for row in rows if math.isfinite(row["sqnr"])), key=lambda row: (row["bits"], row["sqnr"]))
+    ax.plot([row["bits"] for row in known], [row["sqnr"] for row in known], "o", color=BLUE, markersize=4)
+    for i, row in enumerate(known):  # neighbours say their names above and below
+        at, beside = (row["bits"], row["sqnr"]), (4, 4) if i % 2 else (4, -9)
+        ax.annotate(row["format"], at, xytext=beside, textcoords="offset points", fontsize=7)
+    ax.set_xlabel("bits per value")
+    ax.set_ylabel("SQNR (dB)")
+    ax.grid(True, alpha=0.3)
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax

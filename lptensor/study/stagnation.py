@@ -1,0 +1,149 @@
+"""Which updates of weights a format would lose, for the step that an optimizer is about to take."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lptensor.extra import need
+from lptensor.formats import Format, ScalarFormat
+from lptensor.neighbours import ulp
+from lptensor.ops import round as round_to
+from lptensor.rounding import Mode, Rounding
+from lptensor.study.palette import BLACK, BLUE, VERMILLION
+from lptensor.study.places import values_of
+from lptensor.study.rows import Rows
+from lptensor.study.updates import Updates
+from lptensor.tensor import LPTensor
+
+
+def update_stagnation(optimizer: Optimizer, format: Format, rounding: Rounding | Mode | str = "nearest") -> Rows:
+    """What would become of the next step if the weights were kept in ``format``: a row for each parameter.
+
+    parameter ("group.position"), values, wanted (elements that the step changes in fp32), lost (the share
+    of them that rounding puts back), edq (see ``Updates``), ratio (the mean of |step| / ulp(weight) over
+    changed elements), binades (a dict: how many changed elements have which floor(log2(|step| / ulp)); at
+    -2 and below rounding to nearest loses every one), noise (|gradient| / (sqrt(3) sqrt(d) s), where s is
+    the standard deviation of the rounding error of the gradient and d its size: below 1, rounded gradients
+    no longer help, FP4 All the Way, arXiv 2505.19115). ratio, binades are None in formats whose ulp moves.
+
+    The step is taken by the optimizer itself and then taken back: weights and states are as before. Run it
+    after ``backward()``, where gradients are.
+
+    Args:
+        optimizer: of plain fp32 parameters, or of LPTensors: then the step is that of their own values.
+
+    Raises:
+        TypeError: no optimizer. ValueError: no parameter has a gradient.
+
+    >>> from lptensor import BF16
+    >>> w = torch.nn.Parameter(torch.tensor([1.0, 2.0**-4]))
+    >>> optimizer = torch.optim.SGD([w], lr=2.0**-10)
+    >>> w.sum().backward()
+    >>> (row,) = update_stagnation(optimizer, BF16)
+    >>> row["lost"], row["binades"], w.tolist()
+    (0.5, {-3: 1, 1: 1}, [1.0, 0.0625])
+    """
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"update_stagnation takes a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    named = {
+        f"{i}.{j}": p
+        for i, group in enumerate(optimizer.param_groups)
+        for j, p in enumerate(group["params"])
+        if p.grad is not None
+    }
+    if not named:
+        raise ValueError("no parameter has a gradient: call loss.backward() first")
+    before, after = _step(optimizer, list(named.values()))
+    return Rows(
+        (_row(name, p, a, b, format, rounding) for (name, p), a, b in zip(named.items(), before, after, strict=True)),
+        plot_stagnation,
+    )
+
+
+def _step(optimizer: Optimizer, parameters: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """The weights before and after the next step, which is then undone."""
+    everything = [p for group in optimizer.param_groups for p in group["params"]]
+    weights = [values_of(p).clone() for p in everything]
+    gradients = [None if p.grad is None else values_of(p.grad).clone() for p in everything]
+    state = copy.deepcopy(optimizer.state_dict())
+    before = [values_of(p).clone() for p in parameters]
+    try:
+        optimizer.step()
+        after = [values_of(p).clone() for p in parameters]
+    finally:
+        with torch.no_grad():
+            for p, weight, gradient in zip(everything, weights, gradients, strict=True):
+                values_of(p).copy_(weight)
+                if p.grad is not None and gradient is not None:
+                    values_of(p.grad).copy_(gradient)
+        optimizer.load_state_dict(state)
+    return before, after
+
+
+def _row(name: str, p: Tensor, before: Tensor, after: Tensor, format: Format, rounding: Any) -> dict[str, Any]:
+    held = round_to(before, format, rounding)
+    step = after - before
+    updates = Updates()
+    updates.add(held, held + step, round_to(held + step, format, rounding))
+    changed = step != 0
+    ratio = binades = None
+    if isinstance(format, ScalarFormat):
+        ratios = (step.double().abs() / ulp(held.double(), format))[changed]
+        ratio = float(ratios.mean()) if ratios.numel() else None
+        found = torch.frexp(ratios[ratios.isfinite()]).exponent - 1
+        binades = {int(e): int((found == e).sum()) for e in found.unique().tolist()}
+    gradient = values_of(p.grad if p.grad is not None else torch.zeros_like(p)).double()
+    narrow: Any = p.arithmetic.gradient_format if isinstance(p, LPTensor) else format
+    error = round_to(gradient, narrow or format, "nearest") - gradient
+    noise = float(error.square().mean().sqrt()) * math.sqrt(3 * gradient.numel())
+    row = updates.row()
+    return {
+        "parameter": name,
+        "values": p.numel(),
+        "wanted": row["wanted"],
+        "lost": row["lost"],
+        "edq": row["edq"],
+        "ratio": ratio,
+        "noise": float(gradient.norm()) / noise if noise > 0 else math.inf,
+        "binades": binades,
+    }
+
+
+def plot_stagnation(rows: Sequence[dict[str, Any]], ax: Any = None) -> Any:
+    """Draw how large the steps of all parameters are in ulps of the weights; returns the axes.
+
+    What lies left of the line, half an ulp, rounding to nearest loses.
+
+    Raises:
+        MissingExtra: matplotlib is not installed. ValueError: no row has a histogram.
+
+    >>> axes = need("matplotlib.figure").Figure().subplots()
+    >>> len(plot_stagnation([{"binades": {-3: 1, 1: 1}}], axes).patches)
+    2
+    """
+    counts: dict[int, int] = {}
+    for row in rows:
+        for e, n in (row["binades"] or {}).items():
+            counts[e] = counts.get(e, 0) + n
+    if not counts:
+        raise ValueError("no step has a size in ulps: nothing changes, or the format's ulp moves")
+    ax = need("matplotlib.pyplot").gca() if ax is None else ax
+    total = sum(counts.values())
+    for lost, colour, hatch, label in ((True, VERMILLION, "//", "lost"), (False, BLUE, "", "may be kept")):
+        part = {e: n for e, n in counts.items() if (e < -1) == lost}
+        if part:
+            look = dict(facecolor=colour, hatch=hatch, edgecolor="white", linewidth=0, label=label)
+            ax.bar([e + 0.5 for e in part], [100 * n / total for n in part.values()], width=0.9, **look)
+    ax.axvline(-1, color=BLACK, linewidth=0.8, linestyle="--")
+    ax.set_xlabel("log2(|step| / ulp(weight))")
+    ax.set_ylabel("share of steps (%)")
+    ax.legend(frameon=False, fontsize=8)
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax

@@ -1,0 +1,56 @@
+"""Training runs beside each other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lptensor.extra import need
+from lptensor.study.palette import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION
+
+_COLOURS = (BLACK, BLUE, VERMILLION, GREEN, PURPLE, SKY, ORANGE)
+_MARKERS = "os^Dv*X"
+_STYLES = ("-", "--", ":", "-.")
+
+
+def plot_training(curves: Mapping[str, Sequence[float]], ax: Any = None, log: bool = True) -> Any:
+    """Draw one curve for each run, by step; returns the axes.
+
+    Runs differ in colour and marker, after seven of them in the line too. A run that becomes NaN or infinite
+    ends in a cross at its last finite value.
+
+    Args:
+        curves: from a name to a value for each step or epoch, from 1.
+        log: the values on a logarithmic axis; those that are not positive are left out.
+
+    Raises:
+        MissingExtra: matplotlib is not installed. ValueError: no curves.
+
+    >>> axes = need("matplotlib.figure").Figure().subplots()
+    >>> [line.get_ydata().tolist() for line in plot_training({"fp32": [1.0, 0.5]}, axes).lines]
+    [[1.0, 0.5]]
+    """
+    if not curves:
+        raise ValueError("there are no curves to draw")
+    ax = need("matplotlib.pyplot").gca() if ax is None else ax
+    np = need("numpy")
+    for i, (name, values) in enumerate(curves.items()):
+        y = np.array([v if math.isfinite(v) and (v > 0 or not log) else math.nan for v in values], dtype=float)
+        look = {
+            "color": _COLOURS[i % len(_COLOURS)],
+            "marker": _MARKERS[i % len(_MARKERS)],
+            "linestyle": _STYLES[i // len(_COLOURS) % len(_STYLES)],
+            "markevery": max(1, len(values) // 10),
+        }
+        ax.plot(np.arange(1, len(values) + 1), y, linewidth=1.3, markersize=4, label=name, **look)
+        broken = next((k for k, v in enumerate(values) if not math.isfinite(v)), None)
+        if broken:
+            ax.plot([broken], [values[broken - 1]], "x", color=look["color"], markersize=9, markeredgewidth=2)
+    if log:
+        ax.set_yscale("log")
+    ax.set_xlabel("step")
+    ax.legend(frameon=False, fontsize=8)
+    ax.grid(True, alpha=0.3)
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax

@@ -1,0 +1,344 @@
+"""Sensitivity, format search, bisection and faults find what was planted."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+
+from lptensor import observe
+from lptensor.blocks import MXFP4
+from lptensor.codes import encode
+from lptensor.convert import convert
+from lptensor.formats import BF16, E2M1, E4M3, E5M2, FP16, FixedPoint
+from lptensor.lower import lower
+from lptensor.ops import round as round_to
+from lptensor.optim import OptimLP
+from lptensor.study import bisect, faults, flip_bits, format_search, sensitivity
+
+
+def axes() -> Any:
+    return __import__("matplotlib.figure").figure.Figure().subplots()
+
+
+class Planted(nn.Module):
+    """Three layers, of which "middle" comes last: its weights need more bits than E2M1 has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.middle, self.last = (nn.Linear(4, 4, bias=False) for _ in range(3))
+        with torch.no_grad():
+            for layer in (self.first, self.last):
+                layer.weight.copy_(torch.eye(4))  # all of E2M1, as what comes out
+            self.middle.weight.copy_(torch.tensor([1.2, 0.7, 1.3, 5.1]).repeat(4, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h: Tensor = self.middle(self.last(self.first(x)))
+        return h
+
+
+X = torch.tensor([[1.0, 2.0, -1.0, 0.5]])
+
+
+def distance(target: Tensor) -> Any:
+    return lambda model: mse_loss(model(X), target)
+
+
+class TestSensitivity:
+    def test_finds_the_layer_whose_weights_need_bits(self) -> None:
+        model = Planted()
+        rows = sensitivity(model, distance(model(X).detach()), E2M1, roles="weight")
+        assert rows[0]["path"] == "middle" and rows[0]["change"] > 0
+        assert [row["change"] for row in rows[1:]] == [0.0, 0.0]
+
+    def test_finds_the_layer_whose_gradients_underflow(self) -> None:
+        model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 1))
+        with torch.no_grad():
+            model[2].weight.mul_(1e-6)
+        rows = sensitivity(model, lambda m: m(torch.ones(2, 3)).sum(), E4M3, roles=["gradient"])
+        assert rows[0]["path"] in ("1", "0") and rows[0]["cosine"] < 1 and all(row["change"] == 0 for row in rows)
+        worst = {row["path"]: row["cosine"] for row in rows}
+        assert worst["2"] == pytest.approx(1.0, abs=1e-6)  # a gradient of 1 is a number of E4M3
+
+    def test_finds_the_activation_that_overflows(self) -> None:
+        model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+        with torch.no_grad():
+            model[0].weight.fill_(1e6)
+            model[1].weight.fill_(1e-6)
+        target = model(torch.ones(1, 2)).detach()
+        rows = sensitivity(model, lambda m: mse_loss(m(torch.ones(1, 2)), target), E5M2, roles=["activation"])
+        assert rows[0]["path"] == "0" and not math.isfinite(rows[0]["loss"])
+
+    def test_leaves_the_model_as_it_was(self) -> None:
+        model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Dropout(0.5), nn.Flatten(), nn.Linear(8, 1))
+        model(torch.randn(2, 1, 4, 4)).sum().backward()
+        before = {k: v.clone() for k, v in model.state_dict().items()}
+        gradients = [p.grad.clone() for p in model.parameters()]
+        state = torch.get_rng_state()
+        x = torch.randn(2, 1, 4, 4)
+        state = torch.get_rng_state()
+        rows = sensitivity(model, lambda m: m(x).square().sum(), {"half": FP16, "small": E4M3})
+        assert torch.equal(torch.get_rng_state(), state)
+        assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+        assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), gradients, strict=True))
+        assert all(not m._forward_hooks for m in model.modules())
+        assert len(rows) == 2 * (5 * 2 + 3)  # outputs and gradients of five layers, weights of three
+        again = sensitivity(model, lambda m: m(x).square().sum(), {"half": FP16, "small": E4M3})
+        assert list(again) == list(rows)
+
+    def test_by_role_all_layers_are_rounded(self) -> None:
+        model = Planted()
+        target = model(X).detach()
+        (row,) = sensitivity(model, distance(target), E2M1, roles=["weight"], per="role")
+        rounded = Planted()
+        with torch.no_grad():
+            for p in rounded.parameters():
+                p.copy_(round_to(p, E2M1))
+        assert row["loss"] == mse_loss(rounded(X), target).item() and row["values"] == 48
+
+    def test_what_is_refused(self) -> None:
+        for kwargs, says in ((dict(roles=["state"]), "state"), (dict(per="op"), "op")):
+            with pytest.raises(ValueError, match=says):
+                sensitivity(Planted(), distance(X), E4M3, **kwargs)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="fp8"):
+            sensitivity(Planted(), distance(X), {"a": "fp8"})  # type: ignore[dict-item]
+
+    def test_the_picture_has_the_rows(self) -> None:
+        model = Planted()
+        rows = sensitivity(model, distance(model(X).detach()), E2M1, roles=["weight"])
+        ax = rows.plot(axes())
+        shown = dict(zip([t.get_text() for t in ax.get_yticklabels()], ax.images[0].get_array()[:, 0], strict=True))
+        assert shown == {row["path"]: row["change"] for row in rows}
+
+
+class TestFormatSearch:
+    def test_finds_the_layer_that_needs_the_wide_format(self) -> None:
+        model = Planted()
+        target = convert(Planted(), BF16)(X).detach()
+        front = format_search(model, distance(target), [E2M1, BF16])
+        rules = front.rules(loss=0.0)
+        assert rules == {"first": E2M1, "middle": BF16, "last": E2M1}
+        converted = convert(Planted(), rules)
+        assert converted.middle.weight.format == BF16  # type: ignore[union-attr]
+        assert distance(target)(converted).item() == 0.0
+        assert front.rules(bits=4.0) == dict.fromkeys(rules, E2M1)
+
+    def test_the_front_is_what_no_other_point_beats(self) -> None:
+        model = Planted()
+        front = format_search(model, distance(model(X).detach()), [BF16, E4M3, E2M1])
+        for row in front.tried:
+            better = [r for r in front if r["bits"] <= row["bits"] and r["loss"] <= row["loss"]]
+            assert better
+            rules = {path: row["rules"][path] for path in row["formats"]}
+            assert distance(model(X).detach())(convert(Planted(), rules)).item() == row["loss"]
+        assert [row["bits"] for row in front] == sorted({row["bits"] for row in front})
+        assert len(front.tried) <= 2 * 3 * 2 + 1
+        assert front.tried[0]["bits"] == 16.0
+
+    def test_what_is_refused(self) -> None:
+        model = Planted()
+        with pytest.raises(ValueError, match="two formats"):
+            format_search(model, distance(X), [BF16])
+        with pytest.raises(ValueError, match="nowhere"):
+            format_search(model, distance(X), [BF16, E4M3], layers=["nowhere"])
+        front = format_search(model, distance(model(X).detach()), [BF16, E4M3])
+        with pytest.raises(ValueError, match="nothing reaches"):
+            front.rules(bits=1.0)
+        with pytest.raises(ValueError, match="one of them"):
+            front.rules()
+
+    def test_the_picture_has_the_front(self) -> None:
+        model = Planted()
+        front = format_search(model, distance(model(X).detach()), [BF16, E4M3])
+        lines = {line.get_label(): line for line in front.plot(axes()).lines}
+        assert lines["front"].get_ydata().tolist() == [row["loss"] for row in front]
+        assert len(lines["tried"].get_xdata()) == len(front.tried)
+
+
+class TestBisect:
+    def test_finds_the_op_that_loses_everything(self) -> None:
+        def run() -> Tensor:
+            x = torch.full((4,), 1.5).to_lp(BF16)  # type: ignore[attr-defined]
+            x = x.mul(2).div(2).exp().log()
+            planted = x + 4096.0
+            x = planted - 4096.0
+            return (x.dequantize() - 1.5).abs().sum()
+
+        found = bisect(run, recovered=0.9)
+        assert len(found.culprits) == 1 and found.culprits[0].startswith("add.Tensor at ")
+        line = int(found.culprits[0].rpartition(":")[2])
+        assert "planted = x + 4096.0" in Path(__file__).read_text().splitlines()[line - 1]
+        assert found.low > found.target >= found.exact
+
+    def test_finds_two_ops_that_spoil_it_together(self) -> None:
+        def run() -> Tensor:
+            x = torch.ones(2).to_lp(BF16)  # type: ignore[attr-defined]
+            a = x + 1000.0
+            b = x * 1.5
+            c = x + 2000.0
+            return (a - 1000.0 - 1).abs().sum() + (c - 2000.0 - 1).abs().sum() + 0 * b.sum()
+
+        names = [unit.partition(" ")[0] for unit in bisect(run, target=0.0).culprits]
+        assert names == ["add.Tensor", "add.Tensor"]
+
+    def test_finds_the_module_and_gives_a_rule_set(self) -> None:
+        model = convert(Planted(), BF16)
+        x = torch.tensor([[1.1, 0.7, 2.3, -0.9]]).to_lp(BF16)  # type: ignore[attr-defined]
+        with torch.no_grad():
+            model.middle.weight.fill_(1.3)  # inexact here; the others only copy
+            exact = x.dequantize() @ model.middle.weight.dequantize().t()  # type: ignore[operator]
+        found = bisect(lambda: mse_loss(model(x).dequantize(), exact), model=model, by="module", target=0.0)
+        assert found.culprits == ["middle"] and found.rules == {"middle": None}
+        assert found.low > 0 == found.exact
+
+    def test_finds_a_planted_layer_of_a_lowered_model(self) -> None:
+        torch.manual_seed(1)
+        model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(6)), nn.Linear(4, 1))
+        x = torch.randn(8, 4)
+        target = model(x).detach()
+        lower(model, "linear", FP16, forward_rounding="nearest")
+        handle = model[3].register_forward_hook(lambda module, args, output: round_to(output, FixedPoint(3, 1)))
+        found = bisect(lambda: mse_loss(model(x), target), model=model, by="module")
+        handle.remove()
+        assert found.culprits == ["3"] and found.rules == {"3": None}
+        assert len(found) < 12
+
+    def test_finds_the_role(self) -> None:
+        def run() -> Tensor:
+            torch.manual_seed(0)
+            with torch.no_grad():
+                for p in model.parameters():
+                    p.fill_(1.0)
+            optimizer = OptimLP(torch.optim.SGD(model.parameters(), lr=2.0**-6), weight_quant=nearest)
+            for _ in range(20):
+                optimizer.zero_grad()
+                loss = model(torch.ones(1, 2)).square().sum()
+                loss.backward()
+                optimizer.step()
+            return loss.detach()
+
+        model = lower(nn.Sequential(nn.Linear(2, 1)), "linear", FP16, FP16)
+        nearest = lambda w: round_to(w, E2M1)  # noqa: E731 - the planted one: every step is lost
+        found = bisect(run, model=model, by="role")
+        assert found.culprits == ["weight"]
+
+    def test_diverging_counts_as_the_worst(self) -> None:
+        def run() -> Tensor:
+            x = torch.full((1,), 300.0).to_lp(FP16)  # type: ignore[attr-defined]
+            y = x * 300.0
+            return (y / 300.0 - 300.0).abs() + 0 * (x + 1)
+
+        assert bisect(run).culprits[0].startswith("mul.Tensor at ")
+
+    def test_what_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="line"):
+            bisect(lambda: 0.0, by="line")
+        with pytest.raises(ValueError, match="model="):
+            bisect(lambda: 0.0, by="module")
+        with pytest.raises(ValueError, match="nothing to recover"):
+            bisect(lambda: 0.0)
+        assert observe.anyone == 0
+
+
+class TestFaults:
+    @pytest.mark.parametrize("format", [E4M3, E5M2, BF16, FixedPoint(8, 4)], ids=repr)
+    def test_every_bit_flips_where_it_should(self, format: Any) -> None:
+        x = round_to(torch.randn(64), format)
+        before = encode(x, format).long()
+        for bit in range(format.bits):
+            hit = flip_bits(x, format, rate=1.0, bits=[bit])
+            fine = hit.isfinite()
+            after = encode(hit, format).long()
+            assert (((before ^ after) & (1 << format.bits) - 1)[fine] == 1 << bit).all()
+
+    def test_the_rate_is_the_rate(self) -> None:
+        x, n = torch.ones(40000), 40000 * 8
+        for rate in (1e-4, 1e-2, 0.3):
+            hit = flip_bits(x, E4M3, rate, generator=torch.Generator().manual_seed(1))
+            safe = torch.where(hit.isnan(), 1.0, hit)
+            flips = sum(bin(v).count("1") for v in (encode(safe, E4M3).long() ^ 0x38).tolist())
+            flips += int(hit.isnan().sum()) * 4  # 0111000 and 1111111 are four bits apart, 1111 the other way
+            assert flips == pytest.approx(n * rate, abs=5 * math.sqrt(n * rate) + 1)
+
+    def test_flips_are_spread_over_words_and_bits(self) -> None:
+        x = torch.ones(2000)
+        hits = torch.stack([flip_bits(x, FixedPoint(8, 4), 0.01) != 1 for _ in range(50)]).double().mean(0)
+        expected = 1 - 0.99**8
+        assert hits.mean().item() == pytest.approx(expected, abs=0.005)
+        assert hits.max().item() < expected + 6 * math.sqrt(expected / 50)
+
+    def test_same_seed_same_faults(self) -> None:
+        def run(seed: int) -> list[float]:
+            with faults(0.05, seed):
+                y = torch.ones(64).to_lp(E4M3).mul(1.5).add(1)  # type: ignore[attr-defined]
+            return [str(v) for v in y.tolist()]  # type: ignore[return-value]
+
+        state = torch.get_rng_state()
+        assert run(3) == run(3) != run(4)
+        assert torch.equal(torch.get_rng_state(), state)
+
+    def test_hits_are_where_they_were_aimed(self) -> None:
+        model = convert(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)), E4M3)
+        x = torch.randn(5, 4).to_lp(E4M3)  # type: ignore[attr-defined]
+        outputs: dict[bool, dict[str, Any]] = {}
+        for hitting in (False, True):
+            kept: dict[str, Any] = {}
+            handles = [
+                m.register_forward_hook(lambda m, a, o, n=n, kept=kept: kept.update({n: o.tolist()}))
+                for n, m in model.named_children()
+            ]
+            if hitting:
+                with faults(1.0, bits=[7], model=model, path="2", roles="activation") as hit:
+                    model(x)
+            else:
+                model(x)
+            outputs[hitting] = kept
+            for handle in handles:
+                handle.remove()
+        assert outputs[True]["0"] == outputs[False]["0"] and outputs[True]["1"] == outputs[False]["1"]
+        assert outputs[True]["2"] == [[-v for v in row] for row in outputs[False]["2"]]
+        assert (hit.flips, hit.words) == (10, 10)
+
+    def test_gradients_and_weights_can_be_hit(self) -> None:
+        model = convert(nn.Linear(3, 1, bias=False), BF16)
+        x = torch.ones(2, 3).to_lp(BF16)  # type: ignore[attr-defined]
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.125)
+        with faults(1.0, bits=[15], model=model, roles=["gradient"]) as hit:
+            model(x).sum().backward()
+        assert hit.flips > 0 and model.weight.grad is not None
+        weight = model.weight.dequantize().clone()  # type: ignore[operator]
+        gradient = model.weight.grad.dequantize()  # type: ignore[operator]
+        with faults(1.0, bits=[15], model=model, roles=["weight"]):
+            optimizer.step()
+        assert torch.equal(model.weight.dequantize(), -round_to(weight - 0.125 * gradient, BF16))  # type: ignore[operator]
+
+    def test_low_tensors_stay_low(self) -> None:
+        x = torch.ones(3).to_lp(E4M3)  # type: ignore[attr-defined]
+        hit = flip_bits(x, rate=1.0, bits=[7])
+        assert hit.format == E4M3 and hit.tolist() == [-1.0] * 3 and x.tolist() == [1.0] * 3  # type: ignore[attr-defined]
+
+    def test_no_rate_no_fault(self) -> None:
+        x = torch.randn(9)
+        assert torch.equal(flip_bits(x, BF16, 0.0), x)
+        assert flip_bits(torch.zeros(0), BF16, 1.0).shape == (0,)
+
+    @pytest.mark.parametrize(
+        ("call", "error", "says"),
+        [
+            (lambda: flip_bits(X, E4M3, 2.0), ValueError, "2.0"),
+            (lambda: flip_bits(X, E4M3, bits=[8]), ValueError, "8"),
+            (lambda: flip_bits(X, MXFP4), TypeError, "element"),
+            (lambda: flip_bits(X), TypeError, "None"),
+            (lambda: faults(-1), ValueError, "-1"),
+            (lambda: faults(0.1, path="a"), ValueError, "model="),
+            (lambda: faults(0.1, model=nn.ReLU(), roles=["weights"]), ValueError, "weights"),
+        ],
+    )
+    def test_what_is_refused(self, call: Any, error: Any, says: str) -> None:
+        with pytest.raises(error, match=says):
+            call()

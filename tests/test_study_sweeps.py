@@ -1,0 +1,350 @@
+"""Sweeps over values against theory, exact rationals and other people's number types."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lptensor.blocks import MXFP4, MXFP8_E4M3, MXINT8, NVFP4, BlockFloatingPoint
+from lptensor.codebooks import NF4
+from lptensor.convert import convert
+from lptensor.formats import (
+    BF16,
+    E2M1,
+    E2M3,
+    E3M2,
+    E4M3,
+    E5M2,
+    FP16,
+    INT4,
+    INT8,
+    FixedPoint,
+    FloatingPoint,
+    Format,
+)
+from lptensor.posits import Posit
+from lptensor.rounding import Stochastic
+from lptensor.study import (
+    accumulation_error,
+    bits_per_value,
+    format_table,
+    number_line,
+    plot_training,
+    relative_error,
+    rounding_bias,
+    sqnr,
+    update_stagnation,
+)
+
+TYPES: dict[Format, Any] = {
+    FP16: np.float16,
+    BF16: ml_dtypes.bfloat16,
+    E4M3: ml_dtypes.float8_e4m3fn,
+    E5M2: ml_dtypes.float8_e5m2,
+    E3M2: ml_dtypes.float6_e3m2fn,
+    E2M3: ml_dtypes.float6_e2m3fn,
+}
+
+
+def axes() -> Any:
+    return __import__("matplotlib.figure").figure.Figure().subplots()
+
+
+def grid_of(dtype: Any) -> np.ndarray[Any, Any]:
+    """The finite values of somebody else's type, ascending."""
+    width = ml_dtypes.finfo(dtype).bits
+    codes = np.arange(2**width, dtype=np.uint16 if width == 16 else np.uint8)
+    with np.errstate(invalid="ignore"):
+        values = codes.view(dtype).astype(np.float64)
+    found: np.ndarray[Any, Any] = np.unique(values[np.isfinite(values)])
+    return found
+
+
+def gaussian_noise(values: np.ndarray[Any, Any], stochastic: bool) -> float:
+    """E (q(x) - x)**2 for a standard normal x, from integrals over the cells of a grid."""
+    keep = (values > -9) & (values < 9)
+    values = values[keep]
+    edges = np.concatenate([[-40.0], (values[1:] + values[:-1]) / 2, [40.0]])
+
+    def moments(a: Any, b: Any) -> tuple[Any, Any, Any]:
+        """Integrals of 1, x and x**2 under the density, from a to b."""
+        cdf = np.vectorize(lambda t: 0.5 * math.erfc(-t / math.sqrt(2)))
+        density = lambda t: np.exp(-t * t / 2) / math.sqrt(2 * math.pi)  # noqa: E731
+        zero, one = cdf(b) - cdf(a), density(a) - density(b)
+        return zero, one, zero + a * density(a) - b * density(b)
+
+    if stochastic:  # (x - low) (high - x) between neighbours
+        low, high = values[:-1], values[1:]
+        m0, m1, m2 = moments(low, high)
+        return float(np.sum((low + high) * m1 - m2 - low * high * m0))
+    m0, m1, m2 = moments(edges[:-1], edges[1:])
+    return float(np.sum(m2 - 2 * values * m1 + values**2 * m0))
+
+
+class TestRelativeError:
+    @pytest.mark.parametrize("format", [FP16, BF16, E4M3, E5M2], ids=repr)
+    def test_is_that_of_another_type(self, format: Any) -> None:
+        rows = relative_error(format)
+        x = np.array([row["x"] for row in rows])
+        grid = grid_of(TYPES[format])
+        inside = x <= grid[-1]
+        at = np.clip(np.searchsorted(grid, x[inside]), 1, len(grid) - 1)
+        nearest = np.minimum(np.abs(grid[at] - x[inside]), np.abs(grid[at - 1] - x[inside]))
+        got = np.array([row["relative"] * row["x"] for row in rows])[inside]
+        assert np.allclose(got, nearest, rtol=1e-12, atol=0)
+
+    def test_finds_the_end_of_the_normals(self) -> None:
+        rows = relative_error(FP16)
+        u = 2.0**-11
+        for row in rows:
+            if row["region"] == "normal":
+                assert row["relative"] <= u / (1 + u) and row["ulps"] <= 0.5  # Jeannerod and Rump 2018
+        assert min(r["x"] for r in rows if r["region"] == "normal") >= 2.0**-14
+        assert max(r["relative"] for r in rows if r["region"] == "subnormal") > 100 * u
+        assert {r["relative"] for r in rows if r["region"] == "underflow"} == {1.0}
+
+    def test_formats_without_ulps_and_without_a_range(self) -> None:
+        assert relative_error(Posit(8), count=9)[0]["ulps"] is None
+        with pytest.raises(TypeError, match="element"):
+            relative_error(MXFP4)
+
+    def test_the_picture_has_the_rows(self) -> None:
+        rows = relative_error(E4M3, count=300)
+        lines = rows.plot(axes()).lines
+        drawn = {(x, y) for line in lines for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True)}
+        assert {(row["x"], row["relative"]) for row in rows if 0 < row["relative"] < math.inf} <= drawn
+
+
+class TestSqnr:
+    @pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+    @pytest.mark.parametrize("format", TYPES, ids=repr)
+    def test_of_a_gaussian_is_the_integral_over_the_grid(self, format: Any, rounding: str) -> None:
+        x = torch.randn(2**20, dtype=torch.float64)
+        (row,) = sqnr(x, [format], rounding)
+        expected = -10 * math.log10(gaussian_noise(grid_of(TYPES[format]), rounding == "stochastic"))
+        assert row["sqnr"] == pytest.approx(expected, abs=0.1)
+
+    @pytest.mark.parametrize("bits", [3, 4, 6, 8, 10, 12])
+    def test_a_bit_of_a_uniform_quantizer_is_worth_6_decibels(self, bits: int) -> None:
+        x = torch.rand(2**19, dtype=torch.float64) * 2 - 1
+        (row,) = sqnr(x, [FixedPoint(bits + 2, bits - 1)])
+        assert row["sqnr"] == pytest.approx(20 * bits * math.log10(2), abs=0.1)
+
+    def test_stochastic_rounding_costs_half_the_power(self) -> None:
+        x = torch.rand(2**19, dtype=torch.float64) + 1
+        near, random = (sqnr(x, [E4M3], rounding)[0]["sqnr"] for rounding in ("nearest", "stochastic"))
+        assert near - random == pytest.approx(10 * math.log10(2), abs=0.05)  # ulp**2 / 12 against ulp**2 / 6
+
+    def test_finds_the_format_that_keeps_outliers(self) -> None:
+        x = torch.randn(2**16)
+        x[::1000] *= 100
+        rows = {row["format"]: row for row in sqnr(x, {"float": E4M3, "fixed": FixedPoint(8, 4)})}
+        assert rows["float"]["sqnr"] > 20 > rows["fixed"]["sqnr"]
+        assert rows["fixed"]["largest"] == (x - x.clamp(-8, 127 / 16)).abs().max()
+
+    def test_counts_what_vanishes_and_what_is_lost(self) -> None:
+        (row,) = sqnr(torch.tensor([1.0, 1e-9, 1e9, math.nan]), [E5M2])
+        assert (row["zeros"], row["lost"], row["sqnr"]) == (0.5, 0.5, pytest.approx(180, abs=0.1))
+
+    @pytest.mark.theory
+    def test_the_table_of_scaled_formats(self) -> None:
+        """Decibels of N(0, 1), measured once with a prototype that shares nothing with this code."""
+        x = torch.randn(2**11, 1024)
+        table = {MXFP8_E4M3: 30.65, MXINT8: 41.66, MXFP4: 18.78, NVFP4: 20.44}
+        for format, expected in table.items():
+            assert sqnr(x, [format])[0]["sqnr"] == pytest.approx(expected, abs=0.1), format
+        assert sqnr(x, [MXFP4], "stochastic")[0]["sqnr"] == pytest.approx(16.00, abs=0.1)
+        assert sqnr(x, [NVFP4], "stochastic")[0]["sqnr"] == pytest.approx(17.23, abs=0.1)
+
+    def test_bits_count_the_shares_of_scales(self) -> None:
+        assert bits_per_value(MXFP4) == 4 + 8 / 32 and bits_per_value(NVFP4) == 4 + 8 / 16
+        assert bits_per_value(MXFP4, (33,)) == 4 + 16 / 33
+        assert bits_per_value(BlockFloatingPoint(8), (4, 4)) == 8 + 8 / 16
+        assert [bits_per_value(f) for f in (E4M3, E2M1, INT4, Posit(16), NF4)] == [8, 4, 4, 16, 4]
+
+    def test_the_picture_has_the_rows(self) -> None:
+        rows = sqnr(torch.randn(999), [E4M3, INT8, FP16])
+        (line,) = rows.plot(axes()).lines
+        assert sorted(line.get_xdata()) == [8, 8, 16]
+        assert sorted(line.get_ydata()) == sorted(row["sqnr"] for row in rows)
+
+
+class TestRoundingBias:
+    @pytest.mark.parametrize("r", [1, 2, 3])
+    def test_few_random_bits_have_the_bias_of_the_paper(self, r: int) -> None:
+        """Fitzgibbon and Felix, On Stochastic Rounding with Few Random Bits (arXiv 2504.20634)."""
+        m = 4
+        assert rounding_bias(Stochastic(r), m).bias == -(2.0**-r - 2.0**-m) / 2
+        assert rounding_bias(Stochastic(r, "half_offset"), m).bias == 2.0 ** -(m + 1)
+        assert rounding_bias(Stochastic(r, "pre_rounded"), m).bias == 0
+
+    @pytest.mark.parametrize("name", ["nearest", "nearest_away", "toward_zero", "down", "up", "odd", "stochastic"])
+    @pytest.mark.parametrize("negative", [False, True])
+    def test_real_roundings_agree(self, name: str, negative: bool) -> None:
+        for row in rounding_bias(name, 4, trials=4000, negative=negative):
+            assert abs(row["measured"] - row["bias"]) <= 4.5 * row["deviation"] + 1e-12, row
+
+    @pytest.mark.parametrize("variant", ["plain", "half_offset", "pre_rounded"])
+    @pytest.mark.parametrize("r", [1, 3])
+    def test_real_roundings_with_few_bits_agree(self, r: int, variant: str) -> None:
+        for row in rounding_bias(Stochastic(r, variant), 4, BF16, trials=8000):
+            assert abs(row["measured"] - row["bias"]) <= 4.5 * row["deviation"] + 1e-12, row
+
+    def test_variance_of_stochastic_rounding_is_a_sixth(self) -> None:
+        assert rounding_bias("stochastic", 12).variance == pytest.approx(1 / 6, rel=1e-6)
+
+    def test_what_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="21"):
+            rounding_bias("nearest", 21)
+        with pytest.raises(ValueError, match="lacks"):
+            rounding_bias("nearest", format=INT8)  # type: ignore[arg-type]
+
+    def test_the_picture_has_the_rows(self) -> None:
+        rows = rounding_bias(Stochastic(2), 4, trials=100)
+        chance = next(line for line in rows.plot(axes()).lines if line.get_label() == "chance")
+        assert chance.get_ydata().tolist() == [row["up"] for row in rows]
+
+
+class TestAccumulation:
+    @pytest.mark.parametrize(("format", "limit", "n"), [(BF16, 5.0625, 65), (FP16, 7.0859375, 513), (E5M2, 2.0, 5)])
+    def test_finds_where_the_harmonic_series_stops(self, format: Any, limit: float, n: int) -> None:
+        kind, total = TYPES[format], Fraction(0)
+        for k in range(1, n + 1):  # the same loop in another type; float64 sums of two such terms are exact enough
+            after = Fraction(float(kind(np.float32(float(total + Fraction(1, k))))))
+            stopped, total = after == total, after
+            assert stopped == (k == n)
+        assert float(total) == limit
+        terms = 1 / torch.arange(1, 601, dtype=torch.float64)
+        found = accumulation_error(terms, format)
+        assert found.stagnation == [n] and found[-1]["sum"] == limit
+
+    def test_stochastic_rounding_does_not_stop(self) -> None:
+        terms = (1 / torch.arange(1, 1001, dtype=torch.float64)).expand(400, -1)
+        found = accumulation_error(terms, BF16, "stochastic")
+        exact = math.fsum(1 / k for k in range(1, 1001))
+        spread = found[-1]["error"] * 2.0**-8 * exact
+        assert found[-1]["sum"] == pytest.approx(exact, abs=4 * spread / math.sqrt(400))
+
+    def test_chunks_save_a_long_sum(self) -> None:
+        terms = 1 + torch.randn(4096, dtype=torch.float64)
+        fp9 = FloatingPoint(6, 9)
+        naive, chunked = accumulation_error(terms, fp9), accumulation_error(terms, fp9, chunk=64)
+        exact = math.fsum(terms.tolist())
+        assert naive[-1]["sum"] / exact < 0.95 and chunked[-1]["sum"] / exact > 0.99  # Wang et al. 2018, figure 3
+        assert naive[-1]["exact"] == pytest.approx(exact)
+
+    def test_chunks_are_those_of_a_loop(self) -> None:
+        terms = torch.randn(11, dtype=torch.float64)
+        for chunk in (1, 2, 4, 11, 20):
+            outer = 0.0
+            for start in range(0, 11, chunk):
+                inner = 0.0
+                for t in terms[start : start + chunk].tolist():
+                    inner = float(np.float16(inner + t))
+                outer = float(np.float16(outer + inner))
+            assert accumulation_error(terms, FP16, chunk=chunk)[-1]["sum"] == outer
+
+    def test_nearest_grows_like_n_and_stochastic_slower(self) -> None:
+        terms = torch.rand(20, 2**13, dtype=torch.float64)
+        near = accumulation_error(terms, BF16)
+        random = accumulation_error(terms, BF16, "stochastic")
+        assert near.slope is not None and near.slope > 0.7
+        assert near[-1]["error"] > 10 * random[-1]["error"]
+        assert all(row["error"] <= row["worst"] for row in near)
+        assert all(row["error"] <= row["sqrt"] for row in random)  # Connolly, Higham and Mary 2021, lambda = 1
+
+    def test_what_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="shape"):
+            accumulation_error(torch.zeros(2, 2, 2), BF16)
+        with pytest.raises(ValueError, match="chunk"):
+            accumulation_error(torch.ones(3), BF16, chunk=0)
+
+    def test_the_picture_has_the_rows(self) -> None:
+        rows = accumulation_error(torch.rand(64), BF16)
+        ax = rows.plot(axes(), label="nearest")
+        accumulation_error(torch.rand(64), BF16, "stochastic").plot(ax, label="stochastic")
+        errors = [line for line in ax.lines if line.get_gid() == "error"]
+        assert [line.get_label() for line in errors] == ["nearest", "stochastic"]
+        assert errors[0].get_ydata().tolist() == [row["error"] for row in rows]
+        assert errors[0].get_color() != errors[1].get_color() and errors[0].get_marker() != errors[1].get_marker()
+
+
+class TestUpdateStagnation:
+    def model(self) -> Any:
+        p = nn.Parameter(torch.tensor([1.0, 2.0**-4, 3.0, 0.0]))
+        q = nn.Parameter(torch.ones(2))
+        optimizer = torch.optim.SGD([{"params": [p]}, {"params": [q]}], lr=2.0**-10, momentum=0.5)
+        (p[:3].sum() + 0 * p[3] + 512 * q.sum()).backward()
+        return p, q, optimizer
+
+    def test_finds_the_parameter_whose_steps_are_lost(self) -> None:
+        p, q, optimizer = self.model()
+        first, second = update_stagnation(optimizer, BF16)
+        # 2**-10 beside 1, 2**-4 and 3: units in the last place are 2**-7, 2**-11 and 2**-6
+        assert (first["parameter"], first["wanted"], first["lost"]) == ("0.0", 3, 2 / 3)
+        assert first["binades"] == {-3: 1, 1: 1, -4: 1}
+        assert (second["parameter"], second["lost"], second["edq"]) == ("1.0", 0.0, 1.0)
+        assert second["ratio"] == 0.5 * 2**7
+
+    def test_takes_the_step_back(self) -> None:
+        p, q, optimizer = self.model()
+        before = [p.tolist(), q.tolist(), p.grad.tolist(), str(optimizer.state_dict())]
+        update_stagnation(optimizer, BF16)
+        assert [p.tolist(), q.tolist(), p.grad.tolist(), str(optimizer.state_dict())] == before
+        optimizer.step()
+        momentum = optimizer.state[p]["momentum_buffer"].clone()
+        update_stagnation(optimizer, BF16)
+        assert torch.equal(optimizer.state[p]["momentum_buffer"], momentum)
+
+    def test_of_a_converted_model(self) -> None:
+        model = convert(nn.Linear(2, 1, bias=False), FP16)
+        with torch.no_grad():
+            model.weight.fill_(1.0)
+        optimizer = torch.optim.SGD(model.parameters(), lr=2.0**-9)
+        model(torch.ones(1, 2).to_lp(FP16)).sum().backward()  # type: ignore[attr-defined]
+        (row,) = update_stagnation(optimizer, E4M3)
+        assert row["lost"] == 1.0 and row["noise"] == math.inf and model.weight.tolist() == [[1.0, 1.0]]
+
+    def test_what_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="backward"):
+            update_stagnation(torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1.0), BF16)
+        with pytest.raises(TypeError, match="int"):
+            update_stagnation(3, BF16)  # type: ignore[arg-type]
+
+    def test_the_picture_has_the_rows(self) -> None:
+        _, _, optimizer = self.model()
+        rows = update_stagnation(optimizer, BF16)
+        bars = rows.plot(axes()).patches
+        drawn = {round(b.get_x() + b.get_width() / 2 - 0.5): b.get_height() for b in bars}
+        counts: dict[int, int] = {}
+        for row in rows:
+            for e, n in row["binades"].items():
+                counts[e] = counts.get(e, 0) + n
+        assert drawn == {e: pytest.approx(100 * n / sum(counts.values())) for e, n in counts.items()}
+
+
+class TestPictures:
+    def test_older_rows_draw_themselves(self) -> None:
+        assert len(number_line(E2M1).plot(axes()).lines) >= 3
+        table = format_table([E4M3, FP16])
+        ax = table.plot(axes())
+        assert [t.get_text() for t in ax.get_yticklabels()] == ["E4M3", "FP16"]
+        ends = sorted(b.get_x() for b in ax.patches), max(b.get_x() + b.get_width() for b in ax.patches)
+        assert ends[0] == [-24, -14, -9, -6] and ends[1] == pytest.approx(math.log2(65504))
+
+    def test_training_curves_show_where_a_run_breaks(self) -> None:
+        ax = plot_training({"fp32": [1.0, 0.5, 0.25], "fp8": [1.0, 2.0, math.nan]}, axes())
+        names = [line.get_label() for line in ax.lines if not line.get_label().startswith("_")]
+        assert names == ["fp32", "fp8"]
+        assert ax.lines[0].get_ydata().tolist() == [1.0, 0.5, 0.25]
+        cross = ax.lines[-1]
+        assert (list(cross.get_xdata()), list(cross.get_ydata())) == ([2], [2.0])
+        with pytest.raises(ValueError, match="no curves"):
+            plot_training({}, axes())
