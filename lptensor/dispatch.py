@@ -21,6 +21,7 @@ from lptensor.escape import leave
 from lptensor.exact_ops import correct
 from lptensor.ops import round_into
 from lptensor.rules import Kind, Rule, rule_for
+from lptensor.tf32 import without_tf32
 
 Runner = Callable[[tuple[Any, ...], dict[str, Any]], Any]
 Grid = tuple[Arithmetic, bool]  # what values are on: an arithmetic, and whether its gradient side
@@ -45,7 +46,10 @@ def make_runner(func: Any, cls: Any) -> Runner:
         Kind.ROUND: _foreach if rule.foreach else _compute,
         Kind.REFUSE: _refuse,
     }
-    run = kinds[rule.kind](correct(func), rule, cls)
+    computed = correct(func)
+    if rule.kind in (Kind.ROUND, Kind.MUTATE):
+        computed = without_tf32(computed)
+    run = kinds[rule.kind](computed, rule, cls)
     return _within_limits(run) if rule.limits else run
 
 

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "lptensor"
 
 # Lowest first. A module imports from its own line and those before it; a name covers its submodules.
 LAYERS = (
-    ("_compat", "extra"),
+    ("_compat", "extra", "tf32"),
     ("rounding", "_bits"),
     ("grid", "layout", "base"),
     ("formats", "p3109"),
