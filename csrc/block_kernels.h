@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(LPT_THREADS)
             const int64_t i = start + (k * LPT_THREADS + threadIdx.x) * PACK;
             pack p = {};
             if (i < n)
-                p = *(const pack *)(x + i);
+                p = lpt_load_pack(x + i);
 #pragma unroll
             for (int j = 0; j < PACK; ++j)
                 v[k][j] = lpt_bits(p.v[j]);
@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(LPT_THREADS)
             for (int j = 0; j < PACK; ++j)
                 p.v[j] = lpt_value<T>(v[k][j]);
             if (i < n)
-                *(pack *)(y + i) = p;
+                lpt_store_pack(y + i, p);
         }
     }
 }
@@ -93,7 +93,7 @@ __global__ void __launch_bounds__(LPT_THREADS)
     lpt_columns(const T *x, T *y, lpt_strips strips, int32_t phase,
                 typename lpt_carrier<T>::bits *largest, lpt_draw draw, Op op) {
     typedef typename lpt_carrier<T>::bits U;
-    enum { HELD = Op::MODE == LPT_NEAREST && sizeof(T) == 4 ? 32 : 8 };
+    enum { HELD = Op::HELD };
     const int64_t inner = strips.inner, wide = strips.wide;
     const int64_t bands = (strips.length + wide - 1) / wide;
     const int64_t pieces = (wide + strips.piece - 1) / strips.piece;

@@ -18,10 +18,23 @@
 
 enum { LPT_THREADS = 256, LPT_WARP = 32 };  // threads of a thread block, and of a warp
 
+#ifndef LPT_EMULATED
+#define LPT_ALIGNED(address)  // the emulation looks
+#endif
+
 template <class T> struct alignas(16) lpt_pack {
     enum { size = 16 / sizeof(T) };
     T v[size];
 };
+
+template <class T> LPT_INSIDE lpt_pack<T> lpt_load_pack(const T *x) {
+    LPT_ALIGNED(x);
+    return *(const lpt_pack<T> *)x;
+}
+template <class T> LPT_INSIDE void lpt_store_pack(T *y, const lpt_pack<T> &p) {
+    LPT_ALIGNED(y);
+    *(lpt_pack<T> *)y = p;
+}
 
 // Where the random words come from: the key of this call, or one that lies on the device, drawn
 // anew whenever a captured graph is replayed. `mask` keeps the random bits of a word.

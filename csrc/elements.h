@@ -19,7 +19,7 @@ __global__ void __launch_bounds__(LPT_THREADS)
         if (whole) {
 #pragma unroll
             for (int k = 0; k < EACH / PACK; ++k) {
-                const pack p = *(const pack *)(x + start + (k * LPT_THREADS + threadIdx.x) * PACK);
+                const pack p = lpt_load_pack(x + start + (k * LPT_THREADS + threadIdx.x) * PACK);
 #pragma unroll
                 for (int j = 0; j < PACK; ++j)
                     v[k * PACK + j] = lpt_bits(p.v[j]);
@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(LPT_THREADS)
 #pragma unroll
                 for (int j = 0; j < PACK; ++j)
                     p.v[j] = lpt_value<T>(v[k * PACK + j]);
-                *(pack *)(y + start + (k * LPT_THREADS + threadIdx.x) * PACK) = p;
+                lpt_store_pack(y + start + (k * LPT_THREADS + threadIdx.x) * PACK, p);
             }
         } else {
 #pragma unroll

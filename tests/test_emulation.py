@@ -62,6 +62,7 @@ BLOCKS: list[BlockFormat] = [
     MXINT8,
     MX(E2M1, 8, scale_rule="rceil"),
     MX(E5M2, infinite="saturate"),
+    MX(E4M3, 4),
     MX(E4M3, axis=0),
     MX(E4M3, 5, axis=1),
     MX(E2M1, (4, 6)),
@@ -177,7 +178,7 @@ def test_in_place(library: Any, format: Format, rounding: str) -> None:
 @pytest.mark.parametrize("blocks", [1, 3])
 @pytest.mark.parametrize("rounding", ["nearest", "toward_zero", "stochastic"])
 @pytest.mark.parametrize(
-    "format", [E4M3, NF4, MXFP8_E4M3, MX(E4M3, axis=0), MX(E2M1, 5), BlockFloatingPoint(8)], ids=repr
+    "format", [E4M3, NF4, MXFP8_E4M3, MX(E4M3, 4), MX(E4M3, axis=0), MX(E2M1, 5), BlockFloatingPoint(8)], ids=repr
 )
 def test_few_thread_blocks_stride_and_the_order_of_threads_is_free(
     library: Any, format: Format, rounding: str, blocks: int, reverse: bool

@@ -7,6 +7,9 @@
 #define __shared__ static
 #define __launch_bounds__(threads)
 
+static void look(const void *address);
+#define LPT_ALIGNED(address) look(address)
+
 #include "../../csrc/device.h"
 #include <functional>
 #include <memory>
@@ -44,6 +47,7 @@ uint64_t slots[LPT_THREADS];
 // What the tests set: thread blocks at most, so that kernels stride, and the order of threads.
 int64_t most_blocks = INT64_MAX;
 bool backwards = false;
+bool misaligned = false;
 
 void live() {
     for (;;) {
@@ -107,11 +111,12 @@ void run_block() {
 template <class... P, class... A>
 int32_t lpt_launch(void (*kernel)(P...), int64_t blocks, void *, A... args) {
     const std::tuple<P...> values(args...);
+    misaligned = false;
     body = [&] { std::apply(kernel, values); };
     gridDim.x = (unsigned)(blocks < most_blocks ? blocks : most_blocks);
     for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x)
         run_block();
-    return 0;
+    return misaligned ? 716 : 0;  // cudaErrorMisalignedAddress
 }
 
 int32_t lpt_on_device(int32_t) { return 0; }
@@ -137,6 +142,8 @@ template <class U> U __shfl_xor_sync(unsigned, U value, int apart) {
 template <class U> void atomicMax(U *to, U value) { *to = *to < value ? value : *to; }
 
 }  // namespace
+
+static void look(const void *address) { misaligned = misaligned || (uintptr_t)address % 16; }
 
 #include "../../csrc/blocks.cu"
 #include "../../csrc/codebooks.cu"
