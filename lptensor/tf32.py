@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-
 _CUDNN: Any = torch.backends.cudnn
 _KINDS: tuple[Any, ...] = (torch.backends.cuda.matmul, _CUDNN.conv, _CUDNN.rnn)
 
