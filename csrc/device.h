@@ -4,7 +4,7 @@
 #include "chance.h"
 #include "philox.h"
 
-#ifndef LPT_EMULATED
+#if !defined(LPT_EMULATED) && !defined(__CUDACC_RTC__)
 #include <cuda_runtime.h>
 #endif
 
@@ -44,16 +44,16 @@ struct lpt_draw {
     uint32_t mask;
 };
 
-inline lpt_draw lpt_make_draw(const lpt_rule &rule, const lpt_key *drawn) {
+LPT_FN lpt_draw lpt_make_draw(const lpt_rule &rule, const lpt_key *drawn) {
     return {rule.key, drawn, 0xffffffffu << (32 - rule.bits)};
 }
 
 LPT_FN lpt_key lpt_key_of_draw(const lpt_draw &draw) { return draw.drawn ? *draw.drawn : draw.key; }
 
 // Thread blocks for so many chunks of work; beyond this, kernels stride.
-inline int64_t lpt_blocks_for(int64_t chunks) { return chunks < 1 << 20 ? chunks : 1 << 20; }
+LPT_FN int64_t lpt_blocks_for(int64_t chunks) { return chunks < 1 << 20 ? chunks : 1 << 20; }
 
-#ifndef LPT_EMULATED
+#if !defined(LPT_EMULATED) && !defined(__CUDACC_RTC__)
 // Runs `kernel` on the stream and returns the CUDA error code; nothing waits for it.
 template <class... P, class... A>
 int32_t lpt_launch(void (*kernel)(P...), int64_t blocks, void *stream, A... args) {

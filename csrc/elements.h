@@ -90,6 +90,7 @@ __global__ void __launch_bounds__(LPT_THREADS)
     }
 }
 
+#ifndef __CUDACC_RTC__
 // Launches the loop that the mode asks for. A thread holds 32 bytes of the tensor at a time where
 // the work is COMMON, 16 where it is not: half the code to compile, and still near the memory.
 template <int MODE, bool COMMON, class T, class F>
@@ -126,3 +127,4 @@ template <template <int> class Launch, class... A> int32_t lpt_with_mode(int32_t
     default: return Launch<LPT_STOCHASTIC_EQUAL>::run(a...);
     }
 }
+#endif

@@ -21,7 +21,7 @@ LAYERS = (
     ("grid", "layout", "base"),
     ("formats", "p3109"),
     ("blocks", "codebooks", "posits", "tables", "scaling"),
-    ("reference", "_native", "_cuda"),
+    ("reference", "_native", "_cuda", "_nvrtc"),
     ("ops",),
     ("codes", "delayed", "describe", "finfo", "neighbours", "packing", "interop"),
     ("arithmetic", "rules", "direction", "escape", "exact_ops", "library"),

@@ -46,7 +46,8 @@ uint64_t slots[LPT_THREADS];
 
 // What the tests set: thread blocks at most, so that kernels stride, and the order of threads.
 int64_t most_blocks = INT64_MAX;
-bool backwards = false;
+enum { FORWARDS, BACKWARDS, AHEAD };
+int order = FORWARDS;
 bool misaligned = false;
 
 void live() {
@@ -99,11 +100,17 @@ void run_block() {
         f.busy = true;
     for (bool busy = true; busy;) {
         busy = false;
-        for (unsigned i = 0; i < LPT_THREADS; ++i) {
-            const unsigned thread = backwards ? LPT_THREADS - 1 - i : i;
-            if (fibers[thread].busy)
-                resume(thread);
-            busy = busy || fibers[thread].busy;
+        for (unsigned i = 0; i < LPT_THREADS / LPT_WARP; ++i) {
+            const unsigned warp = order == BACKWARDS ? LPT_THREADS / LPT_WARP - 1 - i : i;
+            // A warp that runs ahead does all that it can before another one does anything.
+            for (int turn = order == AHEAD ? 64 : 1; turn; --turn)
+                for (unsigned j = 0; j < LPT_WARP; ++j) {
+                    const unsigned lane = order == BACKWARDS ? LPT_WARP - 1 - j : j;
+                    const unsigned thread = warp * LPT_WARP + lane;
+                    if (fibers[thread].busy)
+                        resume(thread);
+                    busy = busy || fibers[thread].busy;
+                }
         }
     }
 }
@@ -149,7 +156,7 @@ static void look(const void *address) { misaligned = misaligned || (uintptr_t)ad
 #include "../../csrc/codebooks.cu"
 #include "../../csrc/round.cu"
 
-LPT_API void lpt_emulate(int64_t blocks, int32_t reversed) {
+LPT_API void lpt_emulate(int64_t blocks, int32_t in_order) {
     most_blocks = blocks;
-    backwards = reversed != 0;
+    order = in_order;
 }
