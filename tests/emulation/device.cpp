@@ -6,6 +6,7 @@
 #define __device__
 #define __shared__ static
 #define __launch_bounds__(threads)
+#define __grid_constant__
 
 static void look(const void *address);
 #define LPT_ALIGNED(address) look(address)
