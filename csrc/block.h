@@ -1,6 +1,6 @@
 // Blocks that share a scale: how a tensor falls into blocks, and the scale of each.
 #pragma once
-#include "grid.h"
+#include "lean.h"
 
 enum { LPT_MAX_DIMS = 16 };
 
@@ -27,29 +27,28 @@ struct lpt_layout {
     int64_t shape[LPT_MAX_DIMS], block[LPT_MAX_DIMS];
 };
 
-// The finite positive value with these bits as a normal double: its exponent and its significand.
-// (An integer converts exactly and brings its exponent along, so subnormals need no loop.)
+// How far the grid of a block moves whose largest magnitude has these bits. `bump` is
+// lpt_bump<T>(b). (An integer converts exactly and brings its exponent along, so subnormals need no
+// loop, and nothing here needs a branch.)
 template <class T>
-LPT_FN int32_t lpt_exponent(typename lpt_carrier<T>::bits a, uint64_t *significand) {
+LPT_FN int32_t lpt_shift(const lpt_blocks &b, typename lpt_carrier<T>::bits bump,
+                         typename lpt_carrier<T>::bits largest) {
     typedef lpt_carrier<T> C;
     typedef typename C::bits U;
-    const int32_t field = (int32_t)(a >> C::mantissa);
-    const U normal = field ? a : lpt_bits((T)(typename C::sbits)a);
-    const U fraction = normal & (((U)1 << C::mantissa) - 1);
-    *significand = (uint64_t)fraction << (52 - C::mantissa) | 1023ull << 52;
-    return field ? field - C::bias
-                 : (int32_t)(normal >> C::mantissa) - 2 * C::bias - C::mantissa + 1;
+    const int32_t field = (int32_t)(largest >> C::mantissa);
+    const U counted = lpt_bits((T)(typename C::sbits)largest), normal = field ? largest : counted;
+    const int32_t unit = field ? (int32_t)C::bias : 2 * C::bias + C::mantissa - 1;
+    int32_t shift = (int32_t)(normal >> C::mantissa) - unit - b.emax;
+    shift += (normal & (((U)1 << C::mantissa) - 1)) > bump;
+    shift = shift < b.low ? b.low : shift;
+    shift = shift > b.high ? b.high : shift;
+    return largest == 0 ? 0 : shift;
 }
 
-// How far the grid of a block moves whose largest magnitude has these bits.
-template <class T>
-LPT_FN int32_t lpt_shift(const lpt_blocks &b, typename lpt_carrier<T>::bits largest) {
-    if (largest == 0)
-        return 0;
-    uint64_t significand;
-    int32_t shift = lpt_exponent<T>(largest, &significand) - b.emax;
-    shift += significand > lpt_bits(b.bump);
-    return shift < b.low ? b.low : shift > b.high ? b.high : shift;
+// The significand beyond which a block's exponent is one more, as a mantissa field; all of them are
+// below that of 2.
+template <class T> LPT_FN typename lpt_carrier<T>::bits lpt_bump(const lpt_blocks &b) {
+    return (lpt_bits(b.bump) - lpt_bits(1.0)) >> (52 - lpt_carrier<T>::mantissa);
 }
 
 // The second-level scale of a tensor whose largest finite magnitude is given.
@@ -59,12 +58,15 @@ LPT_FN float lpt_tensor_scale(const lpt_scaled &b, float largest) {
 }
 
 // The scale t of a block, and what multiplies x where that stands for the division by t. All is
-// done in fp32, whatever the carrier, and rounded to nearest after each operation.
+// done in fp32, whatever the carrier, and rounded to nearest after each operation. ROOMY is that of
+// the scale's cell.
+template <bool ROOMY>
 LPT_FN float lpt_block_scale(const lpt_scaled &b, const lpt_cell<float> &scale, float largest,
                              float whole, float *reciprocal) {
     float s = largest / (float)b.top / whole;
     s = s<(float)b.floor ? (float)b.floor : s>(float) b.ceiling ? (float)b.ceiling : s;
-    s = lpt_value<float>(lpt_round<float, LPT_NEAREST, false>(lpt_bits(s), scale, 0));
+    s = lpt_value<float>(ROOMY ? lpt_round_roomy<float, LPT_ALL_ENDS>(lpt_bits(s), scale)
+                               : lpt_round<float, LPT_NEAREST, false>(lpt_bits(s), scale, 0));
     const float most = lpt_value<float>(0x7f7fffffu), r = 1.0f / whole / s;
     *reciprocal = r < most ? r : most;
     return s * whole;
@@ -92,31 +94,11 @@ template <class T> LPT_FN lpt_cell<T> lpt_move(lpt_cell<T> c, typename lpt_carri
         (int32_t)((typename lpt_carrier<T>::sbits)moved >> lpt_carrier<T>::mantissa);
     c.emin += shift;
     c.emax += shift;
+    c.low += moved;
+    c.high += moved;
     c.tiny += moved;
+    c.half_tiny = c.tiny - ((typename lpt_carrier<T>::bits)1 << lpt_carrier<T>::mantissa);
     c.limit[0] = c.over[0] = c.inf[0] = c.limit[0] + moved;
     c.limit[1] = c.over[1] = c.inf[1] = c.limit[1] + moved;
     return c;
-}
-
-// lpt_round to nearest of a number that is not NaN, on a cell moved within that range: one addition
-// and one subtraction of a power of two whose last place is the spacing of the grid at x. Every sum
-// is normal, so flushing subnormals to zero changes nothing.
-template <class T>
-LPT_FN typename lpt_carrier<T>::bits lpt_nearest(typename lpt_carrier<T>::bits u,
-                                                 const lpt_cell<T> &c,
-                                                 typename lpt_carrier<T>::bits moved) {
-    typedef lpt_carrier<T> C;
-    typedef typename C::bits U;
-    const U sign = u & (U)1 << (C::width - 1), a = u ^ sign;
-    const U low = ((U)c.emin << C::mantissa) + moved, high = ((U)c.emax << C::mantissa) + moved;
-    U e = a & (U)(2 * C::bias + 1) << C::mantissa;
-    e = e < low ? low : e;
-    e = e > high ? high : e;
-    const T magic = lpt_value<T>(e + ((U)c.drop << C::mantissa));
-    U r = lpt_bits((lpt_value<T>(a) + magic) - magic);
-    const U positive = c.limit[0] + moved, negative = c.limit[1] + moved;
-    const U limit = sign ? negative : positive;
-    r = r > limit ? limit : r;
-    const U signless = c.zero_sign;
-    return r | (sign & (r == 0 ? signless : ~(U)0));
 }

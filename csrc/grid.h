@@ -2,7 +2,8 @@
 //
 // All steps are integer operations on the bits of the carrier (fp32 or fp64), so the result depends
 // neither on the rounding mode nor on the flush-to-zero setting of the machine. Everything here has
-// internal linkage: the file is compiled once per instruction set into one library.
+// internal linkage: the file is compiled once per instruction set into one library. lean.h has the
+// same steps for the cells of the common formats, to the same bits.
 #pragma once
 #include <stdint.h>
 #include <string.h>
@@ -136,14 +137,21 @@ template <class T> struct lpt_cell {
     int32_t emin, emax;  // biased as the carrier's exponents
     int32_t drop;        // low bits to drop from a normal value's significand
     int32_t drop_below;  // the same just below emin
+    int32_t least_drop;  // the same above emax, where an unbounded format's spacing stays as it is
     U tiny;              // the spacing below emin; the smallest value where there is no zero
+    U half_tiny;
+    U low, high;                  // bits of 2**emin and 2**emax
     U limit[2], over[2], inf[2];  // largest value, result beyond it, image of infinity
     U negative;                   // image of a negative value in an unsigned format
     U zero_sign;                  // all ones where the format has -0
     int32_t subnormals, zero, ties_to_even_code, is_signed;
     lpt_odds odds;
     int32_t beyond;
+    U no_value;  // the bits of -0 where the format has none, else bits that no rounding makes
+    U inside;    // no magnitude up to here reaches an end of the format
     bool plain;  // signed, with zero and gradual underflow, and not below the carrier's normals
+    bool roomy;  // plain, and away from the carrier's ends: see lpt_magic
+    bool flat;   // plain, with the carrier's exponents
 };
 
 template <class T>
@@ -158,6 +166,10 @@ LPT_FN lpt_cell<T> lpt_make_cell(const lpt_grid &g, const lpt_rule &rule, int32_
     c.drop_below = g.subnormals == LPT_GRADUAL ? c.drop : (int32_t)C::mantissa;
     const int smallest = g.zero && g.subnormals == LPT_GRADUAL ? g.precision - 1 : 0;
     c.tiny = lpt_scale<T>(1, g.emin + shift - smallest);
+    c.half_tiny = lpt_scale<T>(1, g.emin + shift - smallest - 1);
+    c.low = (U)c.emin << C::mantissa;
+    c.high = (U)c.emax << C::mantissa;
+    c.least_drop = g.emin == g.emax ? 0 : c.drop;
     const double ends[2] = {g.max, g.min};
     for (int negative = 0; negative < 2; ++negative) {
         uint64_t significand;
@@ -183,6 +195,12 @@ LPT_FN lpt_cell<T> lpt_make_cell(const lpt_grid &g, const lpt_rule &rule, int32_
     c.beyond = rule.beyond;
     c.plain = c.emin >= 1 && g.subnormals == LPT_GRADUAL && g.zero && !g.ties_to_even_code &&
               c.is_signed && c.beyond != LPT_BEYOND_PROBABILITY;
+    c.no_value = g.negative_zero ? ~(U)0 : (U)1 << (C::width - 1);
+    const U least = c.limit[0] < c.limit[1] ? c.limit[0] : c.limit[1];
+    c.inside = least < inf ? least : inf - 1;
+    c.flat = c.plain && c.emin == 1 && g.emin < g.emax;
+    c.roomy = c.plain && c.drop >= 1 && c.emin - (g.precision - 1) >= 2 &&
+              c.emax + c.drop <= 2 * C::bias && c.limit[0] < inf && c.limit[1] < inf;
     return c;
 }
 

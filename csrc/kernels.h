@@ -19,6 +19,10 @@ struct lpt_unit {
     int32_t axis;
 };
 
+// Columns whose blocks are done together: small enough that what was read for their scales is still
+// in the cache when it is rounded.
+enum { LPT_STRIP = 512 };
+
 template <class T> struct lpt_loops {
     typedef typename lpt_carrier<T>::bits U;
     // elements first .. last of x into y; `first` is a multiple of LPT_GROUP where mode is
@@ -36,6 +40,11 @@ template <class T> struct lpt_loops {
     // blocks first .. last rounded, which are runs of `wide` elements in rows of `row`
     void (*runs)(const T *x, T *y, int64_t row, int64_t wide, int64_t first, int64_t last,
                  const lpt_scales &, const lpt_rule &);
+    // strips first .. last of LPT_STRIP columns rounded, whose blocks are `wide` rows of one column
+    // each, in tensors of `length` rows of `inner` columns, one behind the other.
+    // `large`: y is another tensor than x, and more than the cache holds.
+    void (*columns)(const T *x, T *y, int64_t length, int64_t wide, int64_t inner, int64_t first,
+                    int64_t last, const lpt_scales &, const lpt_rule &, bool large);
 };
 
 // Loops of codebooks.cpp; `first` as in lpt_loops::grid.

@@ -3,6 +3,9 @@
 #include <fenv.h>
 #include <stdlib.h>
 
+#ifdef LPT_X86
+#include <xmmintrin.h>
+#endif
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -31,6 +34,13 @@ const lpt_codebook_loops<double> &codebooks(double) { return chosen->codebooks->
 
 // A thread is worth starting for this many elements.
 const int64_t GRAIN = 32768;
+// Bytes that are unlikely to be found in the cache again.
+const int64_t LARGE = 16 << 20;
+
+// Whether y is another tensor than x and more than the cache holds.
+template <class T> bool large(const T *x, const T *y, int64_t n) {
+    return x != y && n * (int64_t)sizeof(T) >= LARGE;
+}
 
 // loop(first, last) for the parts of n elements, cut between groups; each part on a thread.
 template <class Loop> void split(int64_t n, int threads, Loop loop) {
@@ -47,10 +57,41 @@ template <class Loop> void split(int64_t n, int threads, Loop loop) {
     }
 }
 
+// While one lives, this thread's floating point is IEEE 754's: to nearest, subnormals kept. A
+// program may have chosen otherwise (torch.set_flush_denormal).
+class plain_arithmetic {
+#ifdef LPT_X86
+    const unsigned before = _mm_getcsr();
+    const bool differs = (before & 0xffc0) != 0x1f80;  // all but the flags of past exceptions
+
+  public:
+    plain_arithmetic() {
+        if (differs)
+            _mm_setcsr(0x1f80);
+    }
+    ~plain_arithmetic() {
+        if (differs)
+            _mm_setcsr(before);
+    }
+#else
+    fenv_t before;
+
+  public:
+    plain_arithmetic() {
+        fegetenv(&before);
+        fesetenv(FE_DFL_ENV);
+    }
+    ~plain_arithmetic() { fesetenv(&before); }
+#endif
+};
+
 template <class T>
 void round_grid(const T *x, T *y, int64_t n, const lpt_grid &g, const lpt_rule &rule, int threads) {
     const lpt_loops<T> &f = loops(T());
-    split(n, threads, [&](int64_t first, int64_t last) { f.grid(x, y, first, last, g, rule); });
+    split(n, threads, [&](int64_t first, int64_t last) {
+        const plain_arithmetic guard;
+        f.grid(x, y, first, last, g, rule);
+    });
 }
 
 template <class T>
@@ -66,19 +107,6 @@ void round_posit(const T *x, T *y, int64_t n, const lpt_posit &p, const lpt_rule
     const lpt_codebook_loops<T> &f = codebooks(T());
     split(n, threads, [&](int64_t first, int64_t last) { f.posit(x, y, first, last, p, rule); });
 }
-
-// While one lives, this thread's floating point is IEEE 754's: to nearest, subnormals kept. The
-// loops over blocks need it, and a program may have chosen otherwise (torch.set_flush_denormal).
-class plain_arithmetic {
-    fenv_t before;
-
-  public:
-    plain_arithmetic() {
-        fegetenv(&before);
-        fesetenv(FE_DFL_ENV);
-    }
-    ~plain_arithmetic() { fesetenv(&before); }
-};
 
 // The largest finite magnitude of n elements.
 template <class T> T finite_maximum(const T *x, int64_t n, int parts) {
@@ -155,6 +183,16 @@ int round_blocks(const T *x, T *y, const lpt_layout &l, lpt_scales scales, const
             const plain_arithmetic guard;
             f.runs(x, y, length, wide, units * part / parts, units * (part + 1) / parts, scales,
                    rule);
+        }
+        return 0;
+    }
+    const int64_t strips = units * ((inner + LPT_STRIP - 1) / LPT_STRIP);
+    if (axis < last_axis && count == inner && (strips >= 2 * parts || parts == 1)) {
+#pragma omp parallel for num_threads(parts) schedule(static) if (parts > 1)
+        for (int part = 0; part < parts; ++part) {
+            const plain_arithmetic guard;
+            f.columns(x, y, length, wide, inner, strips * part / parts, strips * (part + 1) / parts,
+                      scales, rule, large(x, y, elements));
         }
         return 0;
     }

@@ -1,16 +1,41 @@
 // The loops on the CPU, and nothing but the loops. Compiled once per instruction set, with
 // LPT_BUILD naming the result; threads and the choice of the set are in library.cpp.
+#include "lean.h"
 #include "loop.h"
+#include "stream.h"
 
 namespace {
 
+template <class T, int MODE, bool FLAT>
+void run_plain(const T *x, T *y, int64_t first, int64_t last, const lpt_cell<T> &c,
+               const lpt_rule &rule) {
+    typedef typename lpt_carrier<T>::bits U;
+    lpt_each_inside<MODE>(
+        x, y, first, last, rule, c.inside,
+        [=](U u, uint32_t random) {
+            return lpt_round_plain<T, MODE, FLAT, LPT_INSIDE>(u, c, random);
+        },
+        [=](U u, uint32_t random) {
+            return lpt_round_plain<T, MODE, FLAT, LPT_ALL_ENDS>(u, c, random);
+        });
+}
+
 template <class T, int MODE, bool PLAIN>
-void run(const T *x, T *y, int64_t first, int64_t last, const lpt_cell<T> &cell,
+void run(const T *x, T *y, int64_t first, int64_t last, const lpt_cell<T> &c,
          const lpt_rule &rule) {
-    const lpt_cell<T> c = cell;  // a local copy: y may not alias it
-    lpt_each<MODE>(x, y, first, last, rule, [&](typename lpt_carrier<T>::bits u, uint32_t random) {
-        return lpt_round<T, MODE, PLAIN>(u, c, random);
-    });
+    typedef typename lpt_carrier<T>::bits U;
+    if (PLAIN && MODE == LPT_NEAREST && c.roomy)
+        lpt_each_inside<MODE>(
+            x, y, first, last, rule, c.inside,
+            [=](U u, uint32_t) { return lpt_round_roomy<T, LPT_INSIDE>(u, c); },
+            [=](U u, uint32_t) { return lpt_round_roomy<T, LPT_ALL_ENDS>(u, c); });
+    else if (PLAIN && MODE <= LPT_STOCHASTIC)
+        c.flat ? run_plain<T, MODE, true>(x, y, first, last, c, rule)
+               : run_plain<T, MODE, false>(x, y, first, last, c, rule);
+    else
+        lpt_each<MODE>(x, y, first, last, rule, [=](U u, uint32_t random) {
+            return lpt_round<T, MODE, PLAIN>(u, c, random);
+        });
 }
 
 template <class T, bool PLAIN>
@@ -53,6 +78,7 @@ void grid(const T *x, T *y, int64_t first, int64_t last, const lpt_grid &g, cons
 #define LPT_STRING(x) #x
 #define LPT_NAME(x) LPT_STRING(x)
 extern const lpt_codebooks LPT_CODEBOOKS;
-#define LPT_LOOPS(T) {grid<T>, maxima<T>, finite_maximum<T>, block_scales<T>, blocks<T>, runs<T>}
+#define LPT_LOOPS(T)                                                                               \
+    {grid<T>, maxima<T>, finite_maximum<T>, block_scales<T>, blocks<T>, runs<T>, columns<T>}
 extern const lpt_build LPT_BUILD = {LPT_NAME(LPT_BUILD), LPT_LOOPS(float), LPT_LOOPS(double),
                                     &LPT_CODEBOOKS};

@@ -1,91 +1,125 @@
-"""How long rounding takes beside a copy of the same tensor: `make bench`, or `python tests/benchmarks/rounding.py`.
+"""How long rounding takes beside a copy of the same tensor, and beside other libraries: `make bench`.
 
-Each figure is the time of `x.copy_()` over the time of the row, measured in turns in one process: 1 is the
-speed of memory, and what disturbs the machine disturbs both. Medians and quartiles of the turns.
+A figure is a ratio of two times, measured in turns in one process: medians, quartiles in parentheses. `--check`
+says which fell below their targets by more than the spread; the targets are in rows.py.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
+import importlib
 import json
-import platform
-import statistics
-import time
-from collections.abc import Callable
+import sys
 from pathlib import Path
+from typing import Any
 
 import torch
+from measure import Figure, as_json, machine, memory_kept, ratio
+from picture import save
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
+from rows import PEERS, ROWS
 
-import lptensor as lp
-from lptensor import BF16, E4M3, E5M2, MX, NF4, NVFP4, BlockFloatingPoint, FixedPoint, Posit
-
-Work = Callable[[Tensor, Tensor], object]
+COPY, NEW, KEPT = "copy / work, {} thread", "peer / ours, new memory", "peer / ours, memory kept"
 
 
-def rounding(format: lp.Format, mode: str = "nearest") -> Work:
-    return lambda x, y: lp.round(x, format, mode, out=y)
+def beside_a_copy(side: int, turns: int) -> list[Figure]:
+    x = torch.randn(side, side)
+    y = x.clone()
+    figures = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        for row in ROWS:
+            target = row.target if threads == 1 else None
+            figures.append(
+                ratio(
+                    COPY.format(threads),
+                    row.name,
+                    lambda: y.copy_(x),
+                    lambda row=row: row.work(x, y),
+                    turns,
+                    row.share,
+                    target,
+                )
+            )
+    torch.set_num_threads(1)
+    return figures
 
 
-ROWS: dict[str, Work] = {
-    "E4M3 to nearest": rounding(E4M3),
-    "BF16 to nearest": rounding(BF16),
-    "E4M3 toward zero": rounding(E4M3, "toward_zero"),
-    "E4M3 stochastic": rounding(E4M3, "stochastic"),
-    "FixedPoint(8, 4) to nearest": rounding(FixedPoint(8, 4)),
-    "BFP8, blocks of 32": rounding(BlockFloatingPoint(8, block_size=32)),
-    "MXFP8 E4M3, last axis": rounding(MX(E4M3)),
-    "MXFP8 E4M3, first axis": rounding(MX(E4M3, axis=0)),
-    "NVFP4": rounding(NVFP4),
-    "NF4": rounding(NF4),
-    "Posit(8)": rounding(Posit(8)),
-    "torch: .to(bfloat16).float()": lambda x, y: y.copy_(x.to(torch.bfloat16)),
-    "torch: .to(float8_e5m2).float()": lambda x, y: y.copy_(x.to(torch.float8_e5m2)),
-    "E5M2 in torch operations": lambda x, y: lp.reference.round_grid(x[:256], E5M2.grid, lp.Rounding()),
-}
-SHARE = {"E5M2 in torch operations": 256 / 4096}  # rows that do a part of the work, being slow
+def beside_peers(side: int, turns: int) -> tuple[list[Figure], list[str]]:
+    x = torch.randn(side, side)
+    figures, absent = [], []
+    for peer in PEERS:
+        try:
+            package: Any = importlib.import_module(peer.package)
+        except ImportError:
+            absent.append(peer.name)
+            continue
+        theirs, part = peer.peer(package), x[: int(side * peer.share)]
+
+        def both(group: str, target: float | None, theirs: Any = theirs, part: Any = part, peer: Any = peer) -> Figure:
+            return ratio(group, peer.name, lambda: theirs(part), lambda: peer.ours(part), turns, 1.0, target)
+
+        figures.append(both(NEW, peer.targets[0]))
+        with memory_kept() as kept:
+            if kept:
+                figures.append(both(KEPT, peer.targets[1]))
+        gc.collect()
+    return figures, absent
 
 
-def seconds(work: Work, x: Tensor, y: Tensor) -> float:
-    start = time.perf_counter()
-    work(x, y)
-    return time.perf_counter() - start
-
-
-def ratios(work: Work, x: Tensor, y: Tensor, turns: int) -> list[float]:
-    """Time of a copy over time of the work, turn by turn."""
-
-    def copy(x: Tensor, y: Tensor) -> object:
-        return y.copy_(x)
-
-    seconds(work, x, y), seconds(copy, x, y)  # warm up
-    return [seconds(copy, x, y) / seconds(work, x, y) for _ in range(turns)]
+def tables(figures: list[Figure], absent: list[str]) -> list[Table]:
+    made = []
+    copies, peers = (COPY.format(1), COPY.format(2)), (NEW, KEPT)
+    for groups, title in ((copies, "copy / rounding: 1 is the speed of memory"), (peers, "time of others / ours")):
+        table = Table(title=title, title_justify="left")
+        for column in ("work", *groups, "target"):
+            table.add_column(column, justify="left" if column == "work" else "right")
+        names = dict.fromkeys(figure.name for figure in figures if figure.group in groups)
+        for name in names:
+            found = {figure.group: figure for figure in figures if figure.name == name}
+            targets = [f"{found[group].target:g}" for group in groups if group in found and found[group].target]
+            table.add_row(name, *(str(found.get(group, "")) for group in groups), ", ".join(targets))
+        if groups == peers:
+            for name in absent:
+                table.add_row(name, "not installed", "", "")
+        made.append(table)
+    return made
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--turns", type=int, default=15)
+    parser.add_argument("--turns", type=int, default=11)
+    parser.add_argument("--side", type=int, default=4096, help="of the square tensor")
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
+    parser.add_argument("--plot", type=Path, help="draw them into this file")
+    parser.add_argument("--check", action="store_true", help="end with an error where a target is missed")
     options = parser.parse_args()
-    x = torch.randn(4096, 4096)
-    y = torch.empty_like(x)
-    table = Table(title=f"copy / rounding, {x.numel() >> 20}M float32, {lp.backend()}", title_justify="left")
-    table.add_column("work")
-    figures: dict[str, dict[str, list[float]]] = {}
-    for threads in (1, 2):
-        table.add_column(f"{threads} thread{'s' * (threads > 1)}", justify="right")
-        torch.set_num_threads(threads)
-        for name, work in ROWS.items():
-            turns = [r * SHARE.get(name, 1.0) for r in ratios(work, x, y, options.turns)]
-            figures.setdefault(name, {})[str(threads)] = statistics.quantiles(turns, n=4)
-    for name, by_threads in figures.items():
-        table.add_row(name, *(f"{q[1]:.3f} ({q[0]:.3f} to {q[2]:.3f})" for q in by_threads.values()))
-    Console(width=100).print(table)
+    where = machine()
+    torch.set_num_threads(1)
+    figures = beside_a_copy(options.side, options.turns)
+    others, absent = beside_peers(options.side, max(3, options.turns // 3))
+    figures += others
+    console = Console(width=120)
+    console.print(
+        f"{options.side**2 >> 20}M float32 on {where['processor']}, {where['kernels']}, torch {where['torch']}"
+    )
+    for table in tables(figures, absent):
+        console.print(table)
     if options.json:
-        machine = {"processor": platform.processor() or platform.machine(), "torch": torch.__version__}
-        options.json.write_text(json.dumps({"machine": machine, "quartiles": figures}, indent=1) + "\n")
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        content = {"machine": where, "elements": options.side**2, "figures": as_json(figures), "not installed": absent}
+        options.json.write_text(json.dumps(content, indent=1) + "\n")
+    if options.plot:
+        options.plot.parent.mkdir(parents=True, exist_ok=True)
+        save(figures, where, options.plot)
+    missed = [figure for figure in figures if figure.missed]
+    if options.check:
+        for figure in missed:
+            console.print(f"missed: {figure.name}, {figure.group}: {figure} where {figure.target:g} is wanted")
+        console.print(f"{len(missed)} of {sum(figure.target is not None for figure in figures)} targets missed")
+        sys.exit(bool(missed))
 
 
 if __name__ == "__main__":

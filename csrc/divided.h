@@ -1,0 +1,123 @@
+// The loops over elements whose blocks have any number for a scale, part of round.cpp.
+#pragma once
+#include "shifted.h"
+
+namespace {
+
+// Scales that are any number: the quotients, rounded by the loops of the scalar formats, times the
+// scale.
+template <class T> class divided {
+    typedef lpt_carrier<T> C;
+    typedef typename C::bits U;
+    enum { PIECE = 2048 };
+    const lpt_scaled b;
+    const lpt_rule &rule;
+    const lpt_cell<T> cell;
+    const lpt_cell<float> scales;
+    const float whole;
+
+  public:
+    divided(const lpt_scaled &blocks, const lpt_rule &r, float tensor_scale)
+        : b(blocks), rule(r), cell(lpt_make_cell<T>(b.element, r, 0)),
+          scales(lpt_make_cell<float>(b.scale, {LPT_NEAREST, 32, 0, 0, {0, 0}}, 0)),
+          whole(tensor_scale) {}
+
+    // Largest magnitudes become scales, and what multiplies in their place.
+    void scale(U *s, U *t, int64_t count) const {
+        scales.roomy ? scale_in<true>(s, t, count) : scale_in<false>(s, t, count);
+    }
+
+    static bool usual(const U *, int64_t) { return true; }
+
+    template <int STEP>
+    void round(const T *x, T *y, int64_t first, int64_t last, const U *s, const U *t,
+               bool = false) {
+        for (int64_t at = first; at < last; at += PIECE) {
+            const int64_t end = at + PIECE < last ? at + PIECE : last, k = STEP * (at - first);
+            divide<STEP>(x + at, y + at, end - at, s + k, t + k);
+            run_cell(y, y, at, end, cell, rule);
+            multiply<STEP>(y + at, end - at, s + k);
+        }
+    }
+
+    void batch(const T *x, T *y, int64_t at, int64_t end, int64_t wide, const U *s, const U *t) {
+        if (end - at > PIECE)
+            return round<0>(x, y, at, end, s, t);  // batches this long are one block
+        const bool sixteens = wide == 16 && (end - at) % 16 == 0;
+        if (sixteens)
+            divide_sixteens(x + at, y + at, (end - at) / 16, s, t);
+        else
+            for (int64_t i = at, k = 0; i < end; i += wide, ++k)
+                divide<0>(x + i, y + i, i + wide < end ? wide : end - i, s + k, t + k);
+        run_cell(y, y, at, end, cell, rule);
+        if (sixteens)
+            multiply_sixteens(y + at, (end - at) / 16, s);
+        else
+            for (int64_t i = at, k = 0; i < end; i += wide, ++k)
+                multiply<0>(y + i, i + wide < end ? wide : end - i, s + k);
+    }
+
+  private:
+    template <bool ROOMY> LPT_APART void scale_in(U *s, U *t, int64_t count) const {
+        const U nan = (U)(4 * C::bias + 3) << (C::mantissa - 1);
+        const U inf = (U)(2 * C::bias + 1) << C::mantissa;
+        const T most = (T)lpt_value<float>(0x7f7fffffu);
+        const lpt_scaled blocks = b;  // local copies: s and t may not alias them
+        const lpt_cell<float> grid = scales;
+        const float tensor = whole;
+        LPT_INDEPENDENT
+        for (int64_t i = 0; i < count; ++i) {
+            const T largest = lpt_value<T>(s[i]), finite = largest < most ? largest : most;
+            float reciprocal;
+            const float one =
+                lpt_block_scale<ROOMY>(blocks, grid, (float)finite, tensor, &reciprocal);
+            s[i] = s[i] < inf ? lpt_bits((T)one) : nan;
+            t[i] = lpt_bits((T)reciprocal);
+        }
+    }
+    LPT_APART void divide_sixteens(const T *x, T *y, int64_t count, const U *s, const U *t) const {
+        for (int64_t k = 0; k < count; ++k)
+            divide<0>(x + 16 * k, y + 16 * k, 16, s + k, t + k);
+    }
+    LPT_APART void multiply_sixteens(T *y, int64_t count, const U *s) const {
+        for (int64_t k = 0; k < count; ++k)
+            multiply<0>(y + 16 * k, 16, s + k);
+    }
+    template <int STEP>
+    LPT_APART void divide(const T *x, T *y, int64_t count, const U *s, const U *t) const {
+        const U first = *s, second = *t;
+        if (b.reciprocal) {
+            LPT_INDEPENDENT
+            for (int64_t i = 0; i < count; ++i) {
+                const U u = kept(lpt_bits(x[i])), scale = STEP ? s[i] : first;
+                y[i] = quotient(u, lpt_value<T>(u) * lpt_value<T>(STEP ? t[i] : second), scale);
+            }
+        } else {
+            LPT_INDEPENDENT
+            for (int64_t i = 0; i < count; ++i) {
+                const U u = kept(lpt_bits(x[i])), scale = STEP ? s[i] : first;
+                y[i] = quotient(u, lpt_value<T>(u) / lpt_value<T>(scale), scale);
+            }
+        }
+    }
+    template <int STEP> LPT_APART void multiply(T *y, int64_t count, const U *s) const {
+        const U first = *s;
+        LPT_INDEPENDENT
+        for (int64_t i = 0; i < count; ++i)
+            y[i] = y[i] * lpt_value<T>(STEP ? s[i] : first);
+    }
+    // Quotients of float64 numbers below this might vanish.
+    static U kept(U u) {
+        const U sign = u & (U)1 << (C::width - 1), least = (U)(C::bias - 800) << C::mantissa;
+        return C::width == 64 && (u ^ sign) < least && u != sign ? sign | least : u;
+    }
+    // Under a scale of zero all is zero; under NaN, NaN.
+    static T quotient(U u, T q, U scale) {
+        const U zero = u & (U)1 << (C::width - 1);
+        return lpt_value<T>(scale == 0                                    ? zero
+                            : scale > (U)(2 * C::bias + 1) << C::mantissa ? scale
+                                                                          : lpt_bits(q));
+    }
+};
+
+}  // namespace

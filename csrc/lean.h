@@ -1,0 +1,106 @@
+// lpt_round in fewer operations, for the cells that most formats have: the same bits, a fraction of
+// the time. lpt_make_cell decides once per call which cells those are.
+#pragma once
+#include "grid.h"
+
+// What is known of the numbers and the ends of the format: nothing; that no number is NaN and all
+// beyond the limits becomes the limits; that |x| is not beyond them (c.inside).
+enum lpt_ends { LPT_ALL_ENDS, LPT_SATURATES, LPT_INSIDE };
+
+// The result, given the magnitude r that |x| = a has been rounded to.
+template <class T, int MODE, int ENDS>
+LPT_FN typename lpt_carrier<T>::bits
+lpt_end(typename lpt_carrier<T>::bits r, typename lpt_carrier<T>::bits u, const lpt_cell<T> &c) {
+    typedef lpt_carrier<T> C;
+    typedef typename C::bits U;
+    const U inf = (U)(2 * C::bias + 1) << C::mantissa, nan = inf | (U)1 << (C::mantissa - 1);
+    const U sign = u & (U)1 << (C::width - 1), a = u ^ sign;
+    const U limit = sign ? c.limit[1] : c.limit[0];
+    U y = (ENDS == LPT_SATURATES && r > limit ? limit : r) | sign;
+    y = y == c.no_value ? (U)0 : y;
+    if (ENDS != LPT_ALL_ENDS)
+        return y;
+    U beyond = sign ? c.over[1] : c.over[0];
+    if (MODE != LPT_NEAREST)
+        beyond = a == inf ? (sign ? c.inf[1] : c.inf[0]) : beyond;
+    beyond = beyond > inf ? nan : beyond | sign;
+    beyond = a > inf ? nan : beyond;
+    return r > limit || a >= inf ? beyond : y;
+}
+
+// A magnitude rounded to nearest where the grid has room in the carrier: one addition and one
+// subtraction of a power of two whose last place is the spacing of the grid at x. No result is
+// subnormal and a subnormal x is less than half the smallest value, so that a machine may take them
+// for zero.
+template <class T>
+LPT_FN typename lpt_carrier<T>::bits lpt_magic(typename lpt_carrier<T>::bits a,
+                                               const lpt_cell<T> &c) {
+    typedef lpt_carrier<T> C;
+    typedef typename C::bits U;
+    U e = a & (U)(2 * C::bias + 1) << C::mantissa;
+    e = e < c.low ? c.low : e;
+    e = e > c.high ? c.high : e;
+    const T magic = lpt_value<T>(e + ((U)c.drop << C::mantissa));
+    return lpt_bits((lpt_value<T>(a) + magic) - magic);
+}
+
+// lpt_round to nearest on a cell that is `roomy`.
+template <class T, int ENDS>
+LPT_FN typename lpt_carrier<T>::bits lpt_round_roomy(typename lpt_carrier<T>::bits u,
+                                                     const lpt_cell<T> &c) {
+    typedef lpt_carrier<T> C;
+    typedef typename C::bits U;
+    const U a = u & ~((U)1 << (C::width - 1));
+    return lpt_end<T, LPT_NEAREST, ENDS>(lpt_magic<T>(a, c), u, c);
+}
+
+// lpt_round in the modes up to LPT_STOCHASTIC on a cell that is `plain`. FLAT is the cell's `flat`:
+// the format has the carrier's exponents, and the same number of bits is dropped everywhere.
+template <class T, int MODE, bool FLAT, int ENDS>
+LPT_FN typename lpt_carrier<T>::bits lpt_round_plain(typename lpt_carrier<T>::bits u,
+                                                     const lpt_cell<T> &c, uint32_t random) {
+    typedef lpt_carrier<T> C;
+    typedef typename C::bits U;
+    const int32_t M = C::mantissa, W = C::width;
+    const U sign = u & (U)1 << (W - 1), a = u ^ sign;
+    const bool negative = sign != 0;
+
+    // 1. |x| = significand * 2**(e - bias - M); how many low bits of it lie below the spacing
+    const int32_t field = (int32_t)(a >> M), e = field > 1 ? field : 1;
+    const U significand = a - ((U)(e - 1) << M);
+    int32_t s = c.emin + c.drop - e;
+    s = s > c.least_drop ? s : c.least_drop;
+    s = FLAT ? c.drop : s;
+    const bool vanishes = !FLAT && s > M;  // |x| is less than the spacing
+    const int32_t kept = s & (W - 1);
+
+    // 2. what they hold, and what lies above
+    const U one = (U)1 << kept, rest = a & (one - 1), whole = a & ~(one - 1);
+    const U odd = significand >> kept & 1, lost = vanishes ? a : rest;
+
+    // 3. the neighbour
+    bool up = false;
+    if (MODE == LPT_NEAREST)
+        up = vanishes ? a > c.half_tiny : rest + rest + odd > one;
+    if (MODE == LPT_NEAREST_AWAY)
+        up = vanishes ? a >= c.half_tiny : ((rest + rest) & ~(one - 1)) != 0;
+    if (MODE == LPT_UP)
+        up = !negative && lost != 0;
+    if (MODE == LPT_DOWN)
+        up = negative && lost != 0;
+    if (MODE == LPT_ODD)
+        up = lost != 0 && (vanishes || !odd);
+    U r = vanishes ? (U)0 : whole;
+    if (MODE == LPT_STOCHASTIC) {
+        // The word moves to where the rest lies: a carry out of their sum is the way up.
+        const U word = (U)random << (W - 32);
+        const U moved = (a + (word >> 1 >> (W - 1 - kept))) & ~(one - 1);
+        // Below the spacing, the same sum by itself; what is less than 2**-32 of it is cut off.
+        const int32_t deep = s - M - 1 < W - 1 ? s - M - 1 : W - 1;
+        const U fraction = (significand << (W - M - 1)) >> (deep & (W - 1));
+        r = vanishes ? (fraction > ~word ? c.tiny : (U)0) : moved;
+    } else {
+        r += up ? (vanishes ? c.tiny : one) : (U)0;
+    }
+    return lpt_end<T, MODE, ENDS>(r, u, c);
+}

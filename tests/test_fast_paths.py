@@ -1,0 +1,121 @@
+"""Each way that a kernel has of doing less work gives the bits of the way that does all of it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from lptensor import reference
+from lptensor.blocks import MX, BlockFloatingPoint
+from lptensor.formats import BF16, E2M1, E4M3, E5M2, FP16, FP32, INT8, TF32, FixedPoint, FloatingPoint, Format
+from lptensor.ops import round_into
+from lptensor.rounding import Mode, Rounding, Stochastic, as_rounding
+from oracles.exact import MODES
+from oracles.table import table_of
+from rounders import assert_same, assert_same_bits, judge, run
+from test_kernels import NARROW, WIDE
+
+GRIDS: dict[str, Format] = {
+    **NARROW,
+    **WIDE,
+    "TF32": TF32,
+    "FP32": FP32,
+    "INT8": INT8,
+    "wide exponents, no mantissa": FloatingPoint(8, 0, specials="fn"),
+    "fixed": FixedPoint(8, 4),
+    "fixed, symmetric": FixedPoint(8, 4, symmetric=True),
+    "fixed, unbounded": FixedPoint(8, 4, clamp=False),
+    "fixed, one bit": FixedPoint(1, 0),
+    "fixed, all below one": FixedPoint(8, 20),
+    "fixed, all of fp32": FixedPoint(24, 12),
+    "fixed, at the bottom of fp32": FixedPoint(8, 140),
+}
+
+
+@pytest.mark.parametrize("name", [*NARROW, *WIDE])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_numbers_within_the_limits_round_as_exact_rationals(name: str, dtype: type, rounder: str) -> None:
+    """Without any beyond them, which would make a kernel look at the ends of the format."""
+    format = {**NARROW, **WIDE}[name]
+    table = table_of(judge(format))
+    x = table.points(dtype)
+    x = x[np.abs(x) <= min(format.max, -format.min if format.signed else format.max)]
+    assert len(x) > 5
+    for mode in MODES:
+        assert_same(run(rounder, torch.from_numpy(x), format, mode), table.round(x.astype(np.float64), mode), x, mode)
+
+
+def anywhere(format: Format, dtype: torch.dtype, inside: bool) -> torch.Tensor:
+    """Random significands, few bits and many, at every exponent where the format has values and far below."""
+    generator = torch.Generator().manual_seed(1)
+    top, bottom = np.frexp(min(format.max, 2.0**127))[1], np.frexp(format.grid.smallest)[1]
+    exponents = torch.arange(max(bottom - 40, -148), top + (0 if inside else 3)).repeat_interleave(48)
+    digits = torch.randint(1, 25, exponents.shape, generator=generator)
+    significands = 1 + torch.rand(exponents.shape, generator=generator).double().mul(2**digits).floor() / 2**digits
+    signs = torch.randint(0, 2, exponents.shape, generator=generator) * 2 - 1
+    x = (signs * significands * 2.0 ** exponents.double()).to(dtype)
+    limit = min(format.max, -format.grid.min) if format.grid.signed else format.max
+    return (
+        x[x.abs() <= limit] if inside else torch.cat([x, torch.tensor([torch.inf, -torch.inf, torch.nan, 0.0, -0.0])])
+    )
+
+
+@pytest.mark.parametrize("inside", [True, False], ids=["inside", "beyond"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", GRIDS)
+def test_every_mode_gives_the_bits_of_the_reference(name: str, dtype: torch.dtype, inside: bool, rounder: str) -> None:
+    format = GRIDS[name]
+    x = anywhere(format, dtype, inside)
+    rules = [*map(as_rounding, Mode), Stochastic(5), Stochastic(beyond="saturate"), Stochastic(beyond="probability")]
+    for rule in rules:
+        key = (3, 4) if rule.stochastic else None
+        assert_same_bits(run(rounder, x, format, rule, key), reference.round_grid(x, format.grid, rule, key), rule)
+
+
+@pytest.mark.parametrize("format", [E4M3, E5M2, BF16, FixedPoint(8, 4)], ids=repr)
+@pytest.mark.parametrize("special", [torch.nan, torch.inf, -torch.inf, 1e6, -3e38])
+def test_one_number_beyond_the_limits_changes_no_other(format: Format, special: float, rounder: str) -> None:
+    """A kernel takes pieces without such numbers another way than pieces with one."""
+    x = torch.randn(1700)
+    for mode in ("nearest", "up", "stochastic"):
+        key = (1, 2) if mode == "stochastic" else None
+        plain = run(rounder, x, format, mode, key)
+        for at in (0, 127, 128, 511, 512, 1024, 1699):
+            z = x.clone()
+            z[at] = special
+            expected = plain.clone()
+            expected[at] = reference.round_grid(z, format.grid, as_rounding(mode), key)[at]
+            assert_same_bits(run(rounder, z, format, mode, key), expected)
+
+
+@pytest.mark.parametrize("mode", [Mode.NEAREST, Mode.DOWN, Mode.STOCHASTIC])
+@pytest.mark.parametrize("format", [E4M3, BF16, FP16, E2M1, MX(E4M3), MX(E4M3, axis=0)], ids=repr)
+def test_in_place_gives_the_same_bits(format: Format, mode: Mode) -> None:
+    x, rule = torch.randn(64, 160), Rounding(mode)
+    generators = [torch.Generator().manual_seed(5) for _ in range(2)]
+    expected = round_into(x, torch.empty_like(x), format, rule, generators[0])
+    assert_same_bits(round_into(x, x, format, rule, generators[1]), expected)
+
+
+@pytest.mark.parametrize("shape", [(64, 65536 + 24), (3, 40, 35000), (1100, 4099)], ids=str)
+@pytest.mark.parametrize("mode", ["nearest", "up", "stochastic"])
+def test_blocks_of_columns_too_large_for_the_cache_round_as_in_place(shape: tuple[int, ...], mode: str) -> None:
+    """Large outputs go past the cache: any alignment, the last rows and columns incomplete, columns that are rare."""
+    axis, rule = len(shape) - 2, as_rounding(mode)
+    x = torch.randn(shape)
+    x[..., 5, 7], x[..., 0, 600], x[..., 3, 1100] = torch.nan, torch.inf, 1e-40
+    memory = torch.empty(x.numel() + 1)
+    for format in (MX(E4M3, axis=axis), BlockFloatingPoint(8, dim=axis, block_size=32)):
+        here = x.clone()
+        round_into(here, here, format, rule, torch.Generator().manual_seed(2))
+        for start in (0, 1):
+            out = memory[start : start + x.numel()].view(shape)
+            round_into(x, out, format, rule, torch.Generator().manual_seed(2))
+            assert_same_bits(out, here)
+        if mode != "stochastic":  # a column is rounded by itself
+            some = x[..., 580:620].contiguous()
+            alone = reference.round_blocks(
+                some, format.lowered, format.block_shape(some.shape), as_rounding(mode), None
+            )
+            assert_same_bits(here[..., 580:620].contiguous(), alone)
