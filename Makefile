@@ -41,12 +41,13 @@ docs: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python tests/benchmarks/rounding.py
 	$(BIN)/python tests/benchmarks/dispatch.py
+	$(BIN)/python tests/benchmarks/on_gpu.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*)
+	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/* tests/emulation/*.cpp)
 
 clean:
 	rm -rf .venv .venv-* build dist out .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -33,7 +33,8 @@ template <class Op> LPT_INSIDE bool lpt_draws(const Op &op) {
 // to a warp: n elements from a multiple of 16 bytes.
 template <class T, class Op>
 __global__ void __launch_bounds__(LPT_THREADS)
-    lpt_packed(const T *x, T *y, int64_t n, int32_t lanes, lpt_draw draw, Op op) {
+    lpt_packed(const T *x, T *y, int64_t n, int32_t lanes, lpt_draw draw,
+               const __grid_constant__ Op op) {
     typedef typename lpt_carrier<T>::bits U;
     typedef lpt_pack<T> pack;
     enum { PACKS = 2, PACK = pack::size, CHUNK = PACKS * PACK * LPT_THREADS };
@@ -49,7 +50,7 @@ __global__ void __launch_bounds__(LPT_THREADS)
             const int64_t i = start + (k * LPT_THREADS + threadIdx.x) * PACK;
             pack p = {};
             if (i < n)
-                p = *(const pack *)(x + i);
+                p = lpt_load_pack(x + i);
 #pragma unroll
             for (int j = 0; j < PACK; ++j)
                 v[k][j] = lpt_bits(p.v[j]);
@@ -77,7 +78,7 @@ __global__ void __launch_bounds__(LPT_THREADS)
             for (int j = 0; j < PACK; ++j)
                 p.v[j] = lpt_value<T>(v[k][j]);
             if (i < n)
-                *(pack *)(y + i) = p;
+                lpt_store_pack(y + i, p);
         }
     }
 }
@@ -91,9 +92,10 @@ struct lpt_strips {
 template <class T, class Op>
 __global__ void __launch_bounds__(LPT_THREADS)
     lpt_columns(const T *x, T *y, lpt_strips strips, int32_t phase,
-                typename lpt_carrier<T>::bits *largest, lpt_draw draw, Op op) {
+                typename lpt_carrier<T>::bits *largest, lpt_draw draw,
+                const __grid_constant__ Op op) {
     typedef typename lpt_carrier<T>::bits U;
-    enum { HELD = Op::MODE == LPT_NEAREST && sizeof(T) == 4 ? 32 : 8 };
+    enum { HELD = Op::HELD };
     const int64_t inner = strips.inner, wide = strips.wide;
     const int64_t bands = (strips.length + wide - 1) / wide;
     const int64_t pieces = (wide + strips.piece - 1) / strips.piece;
@@ -188,8 +190,9 @@ LPT_OUTSIDE int64_t lpt_place(const lpt_layout &l, const lpt_box &box, int64_t e
 
 template <class T, class Op>
 __global__ void __launch_bounds__(LPT_THREADS)
-    lpt_teams(const T *x, T *y, lpt_boxes boxes, int32_t phase,
-              typename lpt_carrier<T>::bits *largest, lpt_draw draw, Op op) {
+    lpt_teams(const T *x, T *y, const __grid_constant__ lpt_boxes boxes, int32_t phase,
+              typename lpt_carrier<T>::bits *largest, lpt_draw draw,
+              const __grid_constant__ Op op) {
     typedef typename lpt_carrier<T>::bits U;
     enum { HELD = 4, WARPS = LPT_THREADS / LPT_WARP };
     __shared__ U tops[WARPS];

@@ -66,6 +66,7 @@ template <class T, int MODE_> struct lpt_shifted {
     typedef lpt_carrier<T> C;
     typedef typename C::bits U;
     static constexpr int32_t MODE = MODE_;
+    enum { HELD = MODE == LPT_NEAREST ? 32 : 4 };  // rows of a column that a thread keeps
     lpt_blocks b;
     lpt_rule rule;
     lpt_cell<T> cell;
@@ -116,6 +117,7 @@ template <class T, int MODE_> struct lpt_divided {
     typedef lpt_carrier<T> C;
     typedef typename C::bits U;
     static constexpr int32_t MODE = MODE_;
+    enum { HELD = MODE == LPT_NEAREST ? 16 : 4 };
     lpt_scaled b;
     lpt_rule rule;
     lpt_cell<T> cell;

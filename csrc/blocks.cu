@@ -75,12 +75,16 @@ template <class T, class Op>
 int32_t launch_blocks(const T *x, T *y, const lpt_layout &l, const plan &p,
                       typename lpt_carrier<T>::bits *largest, lpt_draw draw, void *stream,
                       const Op &op) {
-    const int64_t lanes = p.size / lpt_pack<T>::size, chunk = 2 * 16 / sizeof(T) * LPT_THREADS;
-    const bool aligned = (uintptr_t)x % 16 == 0 && (uintptr_t)y % 16 == 0;
-    if (l.dims == 1 && aligned && p.elements % p.size == 0 && lanes * lpt_pack<T>::size == p.size &&
-        lanes >= 1 && lanes <= LPT_WARP && (lanes & (lanes - 1)) == 0)
-        return lpt_launch(lpt_packed<T, Op>, lpt_blocks_for((p.elements + chunk - 1) / chunk),
-                          stream, x, y, p.elements, (int32_t)lanes, draw, op);
+    if constexpr (Op::MODE != LPT_ANY) {
+        const int64_t lanes = p.size / lpt_pack<T>::size;
+        const int64_t chunk = 2 * LPT_THREADS * lpt_pack<T>::size;
+        const bool aligned = (uintptr_t)x % 16 == 0 && (uintptr_t)y % 16 == 0;
+        const bool dense = l.dims == 1 && p.elements % p.size == 0;
+        if (dense && aligned && lanes * lpt_pack<T>::size == p.size && lanes >= 1 &&
+            lanes <= LPT_WARP && (lanes & (lanes - 1)) == 0)
+            return lpt_launch(lpt_packed<T, Op>, lpt_blocks_for((p.elements + chunk - 1) / chunk),
+                              stream, x, y, p.elements, (int32_t)lanes, draw, op);
+    }
     for (int32_t phase = p.shared() ? LPT_MAXIMA : LPT_ALL;; phase = LPT_ROUND) {
         int32_t error;
         if (p.columns) {

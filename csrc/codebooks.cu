@@ -1,27 +1,8 @@
 // Codebooks and posits on the device.
+#include "device_formats.h"
 #include "elements.h"
-#include "posit.h"
-#include "table.h"
 
 namespace {
-
-template <class T, int MODE> struct to_table {
-    typedef typename lpt_carrier<T>::bits U;
-    lpt_table<T> table;
-    lpt_odds odds;
-    LPT_INSIDE U operator()(U u, uint32_t random) const {
-        return lpt_round_to<T, -1, MODE>(u, table, odds, random);
-    }
-};
-
-template <class T, int MODE> struct to_posit {
-    typedef typename lpt_carrier<T>::bits U;
-    lpt_posit posit;
-    lpt_odds odds;
-    LPT_INSIDE U operator()(U u, uint32_t random) const {
-        return lpt_round_posit<T, MODE>(u, posit, odds, random);
-    }
-};
 
 template <int MODE> struct launch_table {
     template <class T>
@@ -29,7 +10,7 @@ template <int MODE> struct launch_table {
                        void *stream) {
         // The mode is in the steps of the table, save where a word decides.
         enum { KIND = MODE < LPT_STOCHASTIC ? (int)LPT_NEAREST : MODE };
-        return lpt_launch_map<KIND, false>(x, y, n, draw, stream, to_table<T, KIND>{t, odds});
+        return lpt_launch_map<KIND, false>(x, y, n, draw, stream, lpt_to_table<T, KIND>{t, odds});
     }
 };
 
@@ -37,7 +18,7 @@ template <int MODE> struct launch_posit {
     template <class T>
     static int32_t run(const T *x, T *y, int64_t n, lpt_posit p, lpt_odds odds, lpt_draw draw,
                        void *stream) {
-        return lpt_launch_map<MODE, false>(x, y, n, draw, stream, to_posit<T, MODE>{p, odds});
+        return lpt_launch_map<MODE, false>(x, y, n, draw, stream, lpt_to_posit<T, MODE>{p, odds});
     }
 };
 

@@ -4,7 +4,7 @@
 #include "chance.h"
 #include "philox.h"
 
-#ifndef LPT_EMULATED
+#if !defined(LPT_EMULATED) && !defined(__CUDACC_RTC__)
 #include <cuda_runtime.h>
 #endif
 
@@ -18,10 +18,23 @@
 
 enum { LPT_THREADS = 256, LPT_WARP = 32 };  // threads of a thread block, and of a warp
 
+#ifndef LPT_EMULATED
+#define LPT_ALIGNED(address)  // the emulation looks
+#endif
+
 template <class T> struct alignas(16) lpt_pack {
     enum { size = 16 / sizeof(T) };
     T v[size];
 };
+
+template <class T> LPT_INSIDE lpt_pack<T> lpt_load_pack(const T *x) {
+    LPT_ALIGNED(x);
+    return *(const lpt_pack<T> *)x;
+}
+template <class T> LPT_INSIDE void lpt_store_pack(T *y, const lpt_pack<T> &p) {
+    LPT_ALIGNED(y);
+    *(lpt_pack<T> *)y = p;
+}
 
 // Where the random words come from: the key of this call, or one that lies on the device, drawn
 // anew whenever a captured graph is replayed. `mask` keeps the random bits of a word.
@@ -31,16 +44,16 @@ struct lpt_draw {
     uint32_t mask;
 };
 
-inline lpt_draw lpt_make_draw(const lpt_rule &rule, const lpt_key *drawn) {
+LPT_FN lpt_draw lpt_make_draw(const lpt_rule &rule, const lpt_key *drawn) {
     return {rule.key, drawn, 0xffffffffu << (32 - rule.bits)};
 }
 
 LPT_FN lpt_key lpt_key_of_draw(const lpt_draw &draw) { return draw.drawn ? *draw.drawn : draw.key; }
 
 // Thread blocks for so many chunks of work; beyond this, kernels stride.
-inline int64_t lpt_blocks_for(int64_t chunks) { return chunks < 1 << 20 ? chunks : 1 << 20; }
+LPT_FN int64_t lpt_blocks_for(int64_t chunks) { return chunks < 1 << 20 ? chunks : 1 << 20; }
 
-#ifndef LPT_EMULATED
+#if !defined(LPT_EMULATED) && !defined(__CUDACC_RTC__)
 // Runs `kernel` on the stream and returns the CUDA error code; nothing waits for it.
 template <class... P, class... A>
 int32_t lpt_launch(void (*kernel)(P...), int64_t blocks, void *stream, A... args) {

@@ -19,7 +19,7 @@ __global__ void __launch_bounds__(LPT_THREADS)
         if (whole) {
 #pragma unroll
             for (int k = 0; k < EACH / PACK; ++k) {
-                const pack p = *(const pack *)(x + start + (k * LPT_THREADS + threadIdx.x) * PACK);
+                const pack p = lpt_load_pack(x + start + (k * LPT_THREADS + threadIdx.x) * PACK);
 #pragma unroll
                 for (int j = 0; j < PACK; ++j)
                     v[k * PACK + j] = lpt_bits(p.v[j]);
@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(LPT_THREADS)
 #pragma unroll
                 for (int j = 0; j < PACK; ++j)
                     p.v[j] = lpt_value<T>(v[k * PACK + j]);
-                *(pack *)(y + start + (k * LPT_THREADS + threadIdx.x) * PACK) = p;
+                lpt_store_pack(y + start + (k * LPT_THREADS + threadIdx.x) * PACK, p);
             }
         } else {
 #pragma unroll
@@ -90,6 +90,7 @@ __global__ void __launch_bounds__(LPT_THREADS)
     }
 }
 
+#ifndef __CUDACC_RTC__
 // Launches the loop that the mode asks for. A thread holds 32 bytes of the tensor at a time where
 // the work is COMMON, 16 where it is not: half the code to compile, and still near the memory.
 template <int MODE, bool COMMON, class T, class F>
@@ -126,3 +127,4 @@ template <template <int> class Launch, class... A> int32_t lpt_with_mode(int32_t
     default: return Launch<LPT_STOCHASTIC_EQUAL>::run(a...);
     }
 }
+#endif

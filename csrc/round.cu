@@ -1,15 +1,8 @@
 // Scalar formats on the device, and what the library says of itself.
+#include "device_formats.h"
 #include "elements.h"
 
 namespace {
-
-template <class T, int MODE, bool PLAIN> struct to_grid {
-    typedef typename lpt_carrier<T>::bits U;
-    lpt_cell<T> cell;
-    LPT_INSIDE U operator()(U u, uint32_t random) const {
-        return lpt_round<T, MODE, PLAIN>(u, cell, random);
-    }
-};
 
 template <int MODE> struct launch {
     // Code without the arms for rare formats is compiled only where people are waiting for it.
@@ -19,9 +12,10 @@ template <int MODE> struct launch {
     static int32_t run(const T *x, T *y, int64_t n, lpt_cell<T> c, lpt_draw draw, void *stream) {
         if constexpr (COMMON && sizeof(T) == 4) {
             if (c.plain)
-                return lpt_launch_map<MODE, true>(x, y, n, draw, stream, to_grid<T, MODE, true>{c});
+                return lpt_launch_map<MODE, true>(x, y, n, draw, stream,
+                                                  lpt_to_grid<T, MODE, true>{c});
         }
-        return lpt_launch_map<MODE, false>(x, y, n, draw, stream, to_grid<T, MODE, false>{c});
+        return lpt_launch_map<MODE, false>(x, y, n, draw, stream, lpt_to_grid<T, MODE, false>{c});
     }
 };
 

@@ -93,12 +93,13 @@ def round_posit(x: Tensor, y: Tensor, posit: PositBits, rounding: Rounding, key:
 
 def round_table(x: Tensor, y: Tensor, table: Table, rounding: Rounding, key: Key) -> None:
     """``x`` rounded into ``y``, as in ``round_grid``. The first use of a table on a device copies it there."""
-    struct, _ = _table(table, rounding.mode, x.dtype, x.device)
+    struct, _ = table_struct(table, rounding.mode, x.dtype, x.device)
     _call("table_", x, y, x.numel(), ctypes.byref(struct), rounding=rounding, key=key)
 
 
 @functools.lru_cache(maxsize=256)
-def _table(table: Table, mode: Mode, dtype: torch.dtype, device: torch.device) -> tuple[Any, tuple[Tensor, ...]]:
+def table_struct(table: Table, mode: Mode, dtype: torch.dtype, device: torch.device) -> tuple[Any, tuple[Tensor, ...]]:
+    """The C struct of a table, and the tensors on a device that it points into."""
     struct, held = _native.table_struct(table, mode, dtype)
     there = tuple(tensor.to(device) for tensor in held)
     return type(struct)(*(tensor.data_ptr() for tensor in there), struct.depth, struct.last), there

@@ -78,11 +78,15 @@ class _Rule(ctypes.Structure):
     )
 
 
-def find(library: str) -> Path | None:
-    """A library's file: beside this one, or where an editable install has put it."""
-    name = f"lib{library}.{ {'win32': 'dll', 'darwin': 'dylib'}.get(sys.platform, 'so') }"
+def installed(name: str) -> Path | None:
+    """What the build has put into the package: beside this file, or where an editable install has it."""
     folders = sys.modules["lptensor"].__path__  # an editable install has two: the sources, and what was built
     return next((path for folder in folders if (path := Path(folder, name)).exists()), None)
+
+
+def find(library: str) -> Path | None:
+    """The file of a compiled library, if it was built."""
+    return installed(f"lib{library}.{ {'win32': 'dll', 'darwin': 'dylib'}.get(sys.platform, 'so') }")
 
 
 @functools.cache

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lptensor.tf32 import without_tf32
+
 
 def _sqrt(x: Tensor) -> Tensor:
     if x.dtype is torch.float32 and x.device.type == "cpu":
@@ -49,10 +51,9 @@ _CORRECT: dict[Any, Callable[..., Any]] = {
 
 
 def correct(func: Any) -> Callable[..., Any]:
-    """What computes ``func`` on plain tensors: itself, or the correctly rounded version.
+    """What computes ``func`` on plain tensors: itself, or the correctly rounded version; without TF32.
 
     >>> correct(torch.ops.aten.exp.default) is torch.ops.aten.exp.default
     True
     """
-    found: Callable[..., Any] = _CORRECT.get(func, func)
-    return found
+    return without_tf32(_CORRECT.get(func, func))

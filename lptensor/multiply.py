@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lptensor.accumulator import Accumulator
@@ -13,7 +14,9 @@ from lptensor.gemm import gemm
 from lptensor.hadamard import Hadamard
 from lptensor.operands import Gemm, Operand, Product
 from lptensor.sums import add, check_untraced
+from lptensor.tf32 import without_tf32
 
+_matmul = without_tf32(torch.matmul)
 Seen = Callable[[Tensor, Any, Any, bool], None]  # is told every rounding
 
 
@@ -89,7 +92,8 @@ class Multiply:
         """``a @ b`` of rounded operands; an accumulator begins its sums with ``start``."""
         a, b = self.operands(a, b)
         if self.accumulator is None:
-            return a @ b if start is None else a @ b + start
+            product: Tensor = _matmul(a, b)
+            return product if start is None else product + start
         check_untraced(a, b)
         return gemm(a, b, self.accumulator, start)
 

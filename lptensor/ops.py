@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lptensor import _compat, _cuda, _native, library, observe, reference
+from lptensor import _compat, _cuda, _native, _nvrtc, library, observe, reference
 from lptensor.blocks import BlockFormat
 from lptensor.formats import CARRIER_PRECISION, FixedPoint, Format, Grid
 from lptensor.posits import Posit, PositBits
@@ -64,18 +64,23 @@ def _lptensor_round(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 
 def backend(device: torch.device | str = "cpu") -> str:
-    """Which code rounds the tensors of a device here, and why: "native", "cuda" or "torch", a colon, the reason.
+    """Which code rounds the tensors of a device here, and why: "native", "cuda", "nvrtc" or "torch", then the reason.
 
     >>> backend().split(":")[0] in ("native", "torch")
     True
-    >>> backend("cuda").split(":")[0] in ("cuda", "torch")
+    >>> backend("cuda").split(":")[0] in ("cuda", "nvrtc", "torch")
     True
     """
     kind = torch.device(device).type
     if kind == "cuda":
         if _cuda.library() is not None:
             return "cuda: the kernels that nvcc compiled when lptensor was installed"
-        return "torch: installed without nvcc; reference.py rounds, slowly, to the same bits"
+        if _nvrtc.library() is not None:
+            return (
+                "nvrtc: installed without nvcc; torch's NVRTC compiles the kernels at their first use, "
+                "and block formats take reference.py"
+            )
+        return "torch: installed without nvcc, and torch brings no NVRTC; reference.py rounds, slowly, to the same bits"
     if kind != "cpu":
         return f"torch: there are no kernels for {kind} tensors; reference.py rounds, slowly, to the same bits"
     lib = _native.library()
@@ -156,10 +161,15 @@ def _key(x: Tensor, generator: torch.Generator | None) -> _cuda.Key:
     return torch.empty(2, dtype=torch.int64, device=x.device).random_(generator=generator)
 
 
-def _kernels(device: torch.device) -> Any:
-    """The module whose compiled kernels round the tensors of a device, or None."""
-    module = {"cpu": _native, "cuda": _cuda}.get(device.type)
-    return None if module is None or module.library() is None else module
+def _kernels(device: torch.device, format: Format) -> Any:
+    """The module whose compiled kernels round the tensors of a device to a format, or None."""
+    if device.type == "cpu":
+        return _native if _native.library() is not None else None
+    if device.type != "cuda":
+        return None
+    if _cuda.library() is not None:
+        return _cuda
+    return _nvrtc if _nvrtc.library() is not None and not isinstance(format, BlockFormat) else None
 
 
 def round_fresh(x: Tensor, format: Format, rounding: Rounding, generator: Any = None) -> Tensor:
@@ -191,7 +201,7 @@ def _round_into(x: Tensor, y: Tensor, format: Format, rounding: Rounding, genera
         return y
     key = _key(x, generator) if rounding.stochastic else None
     lowered = format.lowered
-    kernels = _kernels(x.device)
+    kernels = _kernels(x.device, format)
     if kernels is None:
         if x.device.type == "cpu":
             _native.warn_missing()

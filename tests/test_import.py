@@ -16,13 +16,13 @@ PACKAGE = Path(__file__).parents[1] / "lptensor"
 
 # Lowest first. A module imports from its own line and those before it; a name covers its submodules.
 LAYERS = (
-    ("_compat", "extra"),
+    ("_compat", "extra", "tf32"),
     ("observe", "text"),
     ("rounding", "_bits"),
     ("grid", "layout", "base"),
     ("formats", "p3109"),
     ("blocks", "codebooks", "posits", "tables", "scaling", "accumulator"),
-    ("reference", "_native", "_cuda", "library"),
+    ("reference", "_native", "_cuda", "_nvrtc", "library"),
     ("accumulate", "_native_gemm"),
     ("ops",),
     ("gemm",),

@@ -24,6 +24,8 @@ else:
 
 ROOT = Path(__file__).parents[1]
 LIBRARY = {"win32": "liblptensor.dll", "darwin": "liblptensor.dylib"}.get(sys.platform, "liblptensor.so")
+CUDA_LIBRARY = LIBRARY.replace("lptensor", "lptensor_cuda")
+WITHOUT_CUDA = ("--config-settings", "cmake.define.LPT_CUDA=OFF")  # half a minute less
 EXTRAS = ("sklearn", "scipy", "matplotlib", "pytest", "hypothesis", "ml_dtypes", "gfloat")
 
 # Rounds twice and prints what it was warned of, then the results.
@@ -159,12 +161,14 @@ def test_wheel_serves_every_python_of_this_platform(wheel: Path) -> None:
 
 
 @pytest.mark.slow
-def test_wheel_holds_the_package_and_its_library(wheel: Path) -> None:
+def test_wheel_holds_the_package_its_libraries_and_the_kernels_texts(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as packed:
         names = {name for name in packed.namelist() if ".dist-info/" not in name}
         entry = next(name for name in packed.namelist() if name.endswith("entry_points.txt"))
         assert "lptensor = lptensor.cli:main" in packed.read(entry).decode()
-    assert names == sources("lptensor/**/*.py", "lptensor/py.typed") | {f"lptensor/{LIBRARY}"}
+    built = {LIBRARY, CUDA_LIBRARY} if shutil.which("nvcc") else {LIBRARY}
+    headers = {f"lptensor/{name}" for name in sources("csrc/*.h")}
+    assert names == sources("lptensor/**/*.py", "lptensor/py.typed") | headers | {f"lptensor/{name}" for name in built}
 
 
 @pytest.mark.slow
@@ -172,13 +176,15 @@ def test_wheel_rounds_natively_in_a_new_environment(wheel: Path, tmp_path: Path)
     environment = Environment(tmp_path / "venv")
     environment.install(wheel)
     assert environment.run(ROUND_TWICE) == ["[]", "native", "True True"]
+    expected = "cuda" if shutil.which("nvcc") else "torch" if torch.version.cuda is None else "nvrtc"
+    assert environment.run("import lptensor; print(lptensor.backend('cuda').split(':')[0])") == [expected]
 
 
 @pytest.mark.slow
 def test_editable_install_finds_its_library_and_follows_the_sources(unpacked: Path, tmp_path: Path) -> None:
     checkout = shutil.copytree(unpacked, tmp_path / "checkout")
     environment = Environment(tmp_path / "venv")
-    environment.install("--editable", checkout)
+    environment.install(*WITHOUT_CUDA, "--editable", checkout)
     assert environment.run(ROUND_TWICE) == ["[]", "native", "True True"]
     with (checkout / "lptensor" / "rounding.py").open("a", encoding="utf-8") as file:
         file.write("EDITED = 'yes'\n")

@@ -51,13 +51,13 @@ def build(folder: Path) -> Any:
 
 
 @contextlib.contextmanager
-def emulated(lib: Any, blocks: int = 2**40, reverse: bool = False) -> Iterator[None]:
+def emulated(lib: Any, blocks: int = 2**40, order: str = "forwards") -> Iterator[None]:
     """Calls of the CUDA library reach the emulated one, with CPU tensors.
 
-    Kernels get at most ``blocks`` thread blocks and stride over the rest; ``reverse`` runs the
-    threads between two waiting points from the last to the first.
+    Kernels get at most ``blocks`` thread blocks and stride over the rest. Between two waiting points
+    threads run from first to last, "backwards", or a warp runs "ahead" as far as it can before the next.
     """
-    lib.lpt_emulate(blocks, reverse)
+    lib.lpt_emulate(blocks, ("forwards", "backwards", "ahead").index(order))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_cuda, "library", lambda: lib)
         patch.setattr(_cuda, "where", lambda x: (0, 0))

@@ -6,6 +6,10 @@
 #define __device__
 #define __shared__ static
 #define __launch_bounds__(threads)
+#define __grid_constant__
+
+static void look(const void *address);
+#define LPT_ALIGNED(address) look(address)
 
 #include "../../csrc/device.h"
 #include <functional>
@@ -43,7 +47,9 @@ uint64_t slots[LPT_THREADS];
 
 // What the tests set: thread blocks at most, so that kernels stride, and the order of threads.
 int64_t most_blocks = INT64_MAX;
-bool backwards = false;
+enum { FORWARDS, BACKWARDS, AHEAD };
+int order = FORWARDS;
+bool misaligned = false;
 
 void live() {
     for (;;) {
@@ -95,11 +101,17 @@ void run_block() {
         f.busy = true;
     for (bool busy = true; busy;) {
         busy = false;
-        for (unsigned i = 0; i < LPT_THREADS; ++i) {
-            const unsigned thread = backwards ? LPT_THREADS - 1 - i : i;
-            if (fibers[thread].busy)
-                resume(thread);
-            busy = busy || fibers[thread].busy;
+        for (unsigned i = 0; i < LPT_THREADS / LPT_WARP; ++i) {
+            const unsigned warp = order == BACKWARDS ? LPT_THREADS / LPT_WARP - 1 - i : i;
+            // A warp that runs ahead does all that it can before another one does anything.
+            for (int turn = order == AHEAD ? 64 : 1; turn; --turn)
+                for (unsigned j = 0; j < LPT_WARP; ++j) {
+                    const unsigned lane = order == BACKWARDS ? LPT_WARP - 1 - j : j;
+                    const unsigned thread = warp * LPT_WARP + lane;
+                    if (fibers[thread].busy)
+                        resume(thread);
+                    busy = busy || fibers[thread].busy;
+                }
         }
     }
 }
@@ -107,11 +119,12 @@ void run_block() {
 template <class... P, class... A>
 int32_t lpt_launch(void (*kernel)(P...), int64_t blocks, void *, A... args) {
     const std::tuple<P...> values(args...);
+    misaligned = false;
     body = [&] { std::apply(kernel, values); };
     gridDim.x = (unsigned)(blocks < most_blocks ? blocks : most_blocks);
     for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x)
         run_block();
-    return 0;
+    return misaligned ? 716 : 0;  // cudaErrorMisalignedAddress
 }
 
 int32_t lpt_on_device(int32_t) { return 0; }
@@ -138,11 +151,13 @@ template <class U> void atomicMax(U *to, U value) { *to = *to < value ? value : 
 
 }  // namespace
 
+static void look(const void *address) { misaligned = misaligned || (uintptr_t)address % 16; }
+
 #include "../../csrc/blocks.cu"
 #include "../../csrc/codebooks.cu"
 #include "../../csrc/round.cu"
 
-LPT_API void lpt_emulate(int64_t blocks, int32_t reversed) {
+LPT_API void lpt_emulate(int64_t blocks, int32_t in_order) {
     most_blocks = blocks;
-    backwards = reversed != 0;
+    order = in_order;
 }

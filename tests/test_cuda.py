@@ -1,0 +1,228 @@
+"""CUDA kernels on a device: the bits of the CPU's, on any stream and device, in graphs, beyond 2**31 elements."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from backends import random_bits
+from lptensor import (
+    E4M3,
+    E5M2,
+    MX,
+    MXFP8_E4M3,
+    NF4,
+    NVFP4,
+    BlockFloatingPoint,
+    FixedPoint,
+    Format,
+    Posit,
+    _cuda,
+    backend,
+    round as lp_round,
+)
+from lptensor.rounding import Mode
+from rounders import assert_same_bits
+
+CSRC = Path(__file__).parents[1] / "csrc"
+SCALARS = [E4M3, E5M2, FixedPoint(8, 4), NF4, Posit(8)]
+BLOCKS = [MXFP8_E4M3, MX(E4M3, axis=0), MX(E4M3, 24), NVFP4, MX(E4M3, (16, 16)), BlockFloatingPoint(8)]
+nvcc = pytest.mark.skipif(_cuda.library() is None, reason="installed without nvcc; tests/test_emulation.py needs none")
+
+
+# -- what is compiled, without a device ------------------------------------------------------------------
+
+
+@nvcc
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a device")
+@pytest.mark.parametrize("format", [*SCALARS, *BLOCKS], ids=repr)
+def test_without_a_device_the_library_loads_and_a_call_says_why_it_fails(
+    monkeypatch: pytest.MonkeyPatch, format: Format
+) -> None:
+    monkeypatch.setattr(_cuda, "where", lambda x: (0, 0))
+    monkeypatch.setattr(_cuda, "guard", contextlib.nullcontext)
+    monkeypatch.setattr("lptensor.ops._kernels", lambda device, format: _cuda)
+    x = torch.ones(32, 32)
+    with pytest.raises(RuntimeError, match=r"lpt_cuda_round\w*_f32 failed on cpu with CUDA error \d+: .+"):
+        lp_round(x, format)
+
+
+@nvcc
+def test_backend_says_that_the_kernels_are_compiled() -> None:
+    assert backend("cuda").startswith("cuda: ")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc; tests/test_emulation.py needs none")
+@pytest.mark.parametrize("device", [75, 80, 86, 89, 90, 100, 120])
+def test_kernels_compile_for_every_device_and_hot_ones_spill_no_registers(device: int, tmp_path: Path) -> None:
+    """Hot: elements, and runs and columns of blocks, in the modes that have code of their own."""
+    for source in ("round", "codebooks", "blocks"):
+        done = subprocess.run(
+            ["nvcc", "-std=c++17", "-O3", "--fmad=false", "-Xptxas", "-v", "-cubin", f"-arch=sm_{device}"]
+            + ["-o", str(tmp_path / source), str(CSRC / f"{source}.cu")],
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0 and "warning" not in done.stderr, done.stderr
+        used = re.findall(r"properties for (\S+)\n.*?(\d+) bytes spill stores", done.stderr)
+        hot = [(name, spilled) for name, spilled in used if re.search(r"lpt_(map|packed|columns).*If.*Li[06]E", name)]
+        assert hot and [row for row in hot if row[1] != "0"] == []
+
+
+# -- on a device -------------------------------------------------------------------------------------------
+
+
+def on_gpu(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    return lp_round(x.cuda(), *args, **kwargs).cpu()
+
+
+def seeded(seed: int = 5) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("mode", Mode, ids=lambda mode: mode.name.lower())
+@pytest.mark.parametrize("format", [*SCALARS, *BLOCKS], ids=repr)
+def test_a_device_rounds_to_the_bits_of_the_cpu(format: Format, mode: Mode, dtype: torch.dtype) -> None:
+    numbers = torch.randn(1 << 20, dtype=dtype) * torch.exp2(torch.randint(-30, 30, (1 << 20,)).to(dtype))
+    for x in (
+        numbers.view(1024, 1024),
+        random_bits(1_000_003, dtype),
+        numbers[1:4099],
+        numbers[:70_000].view(7, 100, 100),
+    ):
+        expected = lp_round(x, format, mode, generator=seeded())
+        assert_same_bits(on_gpu(x, format, mode, generator=seeded()), expected, f"{tuple(x.shape)}")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("start", range(4))
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+def test_places_in_memory_in_place_and_strides(start: int, rounding: str) -> None:
+    base = torch.randn(300, 301)
+    for view in (lambda t: t.view(-1)[start:], lambda t: t[start:, 1:], lambda t: t.t(), lambda t: t[:, ::2]):
+        x, there = base.clone(), base.cuda()
+        expected = lp_round(view(x), E4M3, rounding, generator=seeded())
+        assert_same_bits(lp_round(view(there), E4M3, rounding, generator=seeded()).cpu(), expected)
+        lp_round(view(there), E4M3, rounding, generator=seeded(), out=view(there))
+        assert_same_bits(view(there).cpu(), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("format", [*SCALARS, *BLOCKS], ids=repr)
+def test_rounding_runs_on_the_stream_that_is_current(format: Format) -> None:
+    x = torch.randn(1024, 1024, device="cuda")
+    expected = lp_round(x.cpu(), format)
+    lp_round(x, format)  # tables are there
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(100_000_000)  # rounding on another stream would not wait for what follows
+        y = lp_round(x.clone(), format)
+        assert not stream.query()  # nor has anything waited
+    stream.synchronize()
+    assert_same_bits(y.cpu(), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two devices")
+def test_a_tensor_on_another_device_than_the_current_one() -> None:
+    x = torch.randn(1000)
+    assert_same_bits(lp_round(x.to("cuda:1"), E4M3).cpu(), lp_round(x, E4M3))
+    assert torch.cuda.current_device() == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("format", [*SCALARS, *BLOCKS], ids=repr)
+def test_deterministic_rounding_in_a_graph(format: Format) -> None:
+    x = torch.randn(512, 512, device="cuda")
+    y = torch.empty_like(x)
+    lp_round(x, format, out=y)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        lp_round(x, format, out=y)
+    for _ in range(3):
+        x.normal_()
+        graph.replay()
+        assert_same_bits(y.cpu(), lp_round(x.cpu(), format))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("format", [E4M3, NF4, MXFP8_E4M3], ids=repr)
+def test_every_replay_of_a_graph_draws_anew_and_a_seed_repeats_them(format: Format) -> None:
+    x = torch.randn(512, 512, device="cuda")
+    y = torch.empty_like(x)
+    lp_round(x, format, "stochastic", out=y)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        lp_round(x, format, "stochastic", out=y)
+    runs = []
+    for seed in (1, None, 1):
+        if seed is not None:
+            torch.cuda.manual_seed(seed)
+        graph.replay()
+        runs.append(y.cpu())
+    assert torch.equal(runs[0], runs[2]) and not torch.equal(runs[0], runs[1])
+    down, up = lp_round(x.cpu(), format, "down"), lp_round(x.cpu(), format, "up")
+    assert all(((run == down) | (run == up)).all() for run in runs)
+
+
+@pytest.mark.gpu
+def test_a_cpu_generator_in_a_graph_is_refused() -> None:
+    x = torch.randn(8, device="cuda")
+    graph = torch.cuda.CUDAGraph()
+    with pytest.raises(RuntimeError, match="CPU generator"), torch.cuda.graph(graph):
+        lp_round(x, E4M3, "stochastic", generator=seeded())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+@pytest.mark.parametrize("format", [E4M3, MXFP8_E4M3, MX(E4M3, axis=0), NF4, Posit(8), BlockFloatingPoint(8)], ids=repr)
+def test_more_than_two_to_the_31_elements(format: Format, rounding: str) -> None:
+    x = torch.zeros(2**19 + 1, 4096, device="cuda")
+    tail = torch.randn(4096, generator=seeded())
+    x[-1] = tail.cuda()
+    lp_round(x, format, rounding, out=x)
+    if rounding == "nearest":
+        assert_same_bits(x[-1:].cpu(), lp_round(tail[None], format))
+    else:
+        down, up = lp_round(tail[None], format, "down"), lp_round(tail[None], format, "up")
+        assert ((x[-1:].cpu() == down) | (x[-1:].cpu() == up)).all()
+    assert not x[:-1].any()
+
+
+@pytest.mark.gpu
+def test_products_are_computed_in_fp32_whatever_tf32_says() -> None:
+    from lptensor import FP32
+
+    a, b = (torch.randn(256, 256, generator=seeded(s)) for s in (1, 2))
+    exact = a.double() @ b.double()
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        low = a.cuda().to_lp(FP32) @ b.cuda().to_lp(FP32)  # type: ignore[attr-defined]
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = "ieee"
+    assert (low.dequantize().cpu().double() - exact).abs().max() < 1e-4  # TF32 is off by some 1e-2
+
+
+@pytest.mark.gpu
+def test_memory_holds_no_copy_of_the_tensor() -> None:
+    x = torch.randn(1 << 24, device="cuda")
+    for format, rounding in itertools.product(
+        [E4M3, MXFP8_E4M3, NVFP4, BlockFloatingPoint(8)], ["nearest", "stochastic"]
+    ):
+        lp_round(x, format, rounding, out=x)
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        lp_round(x, format, rounding, out=x)
+        assert torch.cuda.max_memory_allocated() - before < x.nbytes / 100
