@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -209,3 +210,29 @@ def graph_node(function: Callable[..., Any]) -> Callable[..., Any]:
         return getattr(x, function.__name__)(*args, **kwargs)
 
     return call
+
+
+def inductor_operations() -> Any:
+    """The operations of which inductor's loops are made. Without them a rounding cannot be part of a loop."""
+    from torch._inductor.virtualized import ops
+
+    return ops
+
+
+def set_lowering(op: Any, element_function: Callable[[Any, torch.dtype], Callable[[Any], Any] | None]) -> bool:
+    """Let inductor write an elementwise op as ``element_function(argument, dtype)`` says, once inductor is there.
+
+    None stands for a call of the op itself. Without it each rounding is a pass over memory of its own.
+    """
+    if "torch._inductor.compile_fx" not in sys.modules:
+        return False
+    from torch._inductor.lowering import fallback_handler, make_pointwise, register_lowering
+
+    call = fallback_handler(op, add_to_fallback_set=False)
+
+    def lower(x: Any, argument: Any) -> Any:
+        function = element_function(argument, x.get_dtype())
+        return call(x, argument) if function is None else make_pointwise(function)(x)
+
+    register_lowering(op, type_promotion_kind=None)(lower)
+    return True
