@@ -44,6 +44,24 @@ def graph_task() -> int:
     return task
 
 
+def recomputing() -> bool:
+    """Whether a checkpoint computes its forward pass again, asked within a backward pass with grad mode on.
+
+    Without it the gradients of torch.func and of create_graph=True would round as forward values.
+    """
+    if torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:  # those that catch what it recomputes
+        return True
+    node = torch._C._current_autograd_node()  # the other kind runs forward code in a backward method
+    return node is not None and node.name().startswith("CheckpointFunction")
+
+
+def innermost(x: Tensor) -> Tensor:
+    """The tensor within the wrappers of torch.func. Without it a format is out of sight in a transformation."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(x):
+        x = torch._C._functorch.get_unwrapped(x)
+    return x
+
+
 def thread_local(name: str) -> Any:
     """What ``set_thread_local`` stored on this thread, None if nothing.
 
@@ -236,3 +254,11 @@ def set_lowering(op: Any, element_function: Callable[[Any, torch.dtype], Callabl
 
     register_lowering(op, type_promotion_kind=None)(lower)
     return True
+
+
+def set_plain_tangent(coerce: Callable[..., Any]) -> None:
+    """How a plain gradient becomes one of a traced wrapper subclass; torch asks the gradient, not the subclass.
+
+    Without it a compiled function with two LPTensor results of which one is used fails in its backward pass.
+    """
+    Tensor.__coerce_same_metadata_as_tangent__ = coerce  # type: ignore[attr-defined]

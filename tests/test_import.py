@@ -27,6 +27,7 @@ LAYERS = (
     ("codes", "delayed", "describe", "finfo", "neighbours", "packing", "interop"),
     ("arithmetic", "rules", "direction", "escape", "exact_ops"),
     ("dispatch", "surface"),
+    ("aot",),
     ("tensor",),
     ("matmul", "boundary", "path_rules", "convert", "lower", "quantizer", "optim"),
     ("trace", "contracts"),
