@@ -47,6 +47,24 @@ def graph_task() -> int:
     return task
 
 
+def recomputing() -> bool:
+    """Whether a checkpoint computes its forward pass again, asked within a backward pass with grad mode on.
+
+    Without it the gradients of torch.func and of create_graph=True would round as forward values.
+    """
+    if torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:  # those that catch what it recomputes
+        return True
+    node = torch._C._current_autograd_node()  # the other kind runs forward code in a backward method
+    return node is not None and node.name().startswith("CheckpointFunction")
+
+
+def innermost(x: Tensor) -> Tensor:
+    """The tensor within the wrappers of torch.func. Without it a format is out of sight in a transformation."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(x):
+        x = torch._C._functorch.get_unwrapped(x)
+    return x
+
+
 def thread_local(name: str) -> Any:
     """What ``set_thread_local`` stored on this thread, None if nothing.
 
@@ -270,3 +288,37 @@ def saved_form(node: Any, name: str) -> tuple[list[int], list[int]] | None:
     """
     sizes = getattr(node, f"_saved_{name}_sym_sizes", None)
     return None if sizes is None else (list(sizes), list(getattr(node, f"_saved_{name}_sym_strides")))
+
+
+def inductor_operations() -> Any:
+    """The operations of which inductor's loops are made. Without them a rounding cannot be part of a loop."""
+    from torch._inductor.virtualized import ops
+
+    return ops
+
+
+def set_lowering(op: Any, element_function: Callable[[Any, torch.dtype], Callable[[Any], Any] | None]) -> bool:
+    """Let inductor write an elementwise op as ``element_function(argument, dtype)`` says, once inductor is there.
+
+    None stands for a call of the op itself. Without it each rounding is a pass over memory of its own.
+    """
+    if "torch._inductor.compile_fx" not in sys.modules:
+        return False
+    from torch._inductor.lowering import fallback_handler, make_pointwise, register_lowering
+
+    call = fallback_handler(op, add_to_fallback_set=False)
+
+    def lower(x: Any, argument: Any) -> Any:
+        function = element_function(argument, x.get_dtype())
+        return call(x, argument) if function is None else make_pointwise(function)(x)
+
+    register_lowering(op, type_promotion_kind=None)(lower)
+    return True
+
+
+def set_plain_tangent(coerce: Callable[..., Any]) -> None:
+    """How a plain gradient becomes one of a traced wrapper subclass; torch asks the gradient, not the subclass.
+
+    Without it a compiled function with two LPTensor results of which one is used fails in its backward pass.
+    """
+    Tensor.__coerce_same_metadata_as_tangent__ = coerce  # type: ignore[attr-defined]

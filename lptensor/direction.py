@@ -41,10 +41,13 @@ def in_step(task: int) -> bool:
 def in_backward() -> bool:
     """Whether the running op computes a gradient.
 
-    Grad mode tells the recomputation of a checkpoint, which is forward work, from the backward proper.
+    Within a backward pass grad mode is on for the recomputation of a checkpoint, which is forward work, and
+    where the gradient shall have a graph of its own (create_graph=True, torch.func.grad).
     """
     task = _compat.graph_task()
-    return task != -1 and not torch.is_grad_enabled() and not in_step(task)
+    if task == -1 or in_step(task):
+        return False
+    return not torch.is_grad_enabled() or not _compat.recomputing()
 
 
 def side_of_copy(gradient: bool) -> bool:

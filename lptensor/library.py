@@ -12,7 +12,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from lptensor import _compat
 from lptensor.formats import Format
+from lptensor.inductor import element_function
 from lptensor.rounding import Rounding
 from lptensor.text import read, write
 
@@ -24,7 +26,13 @@ _LIBRARY.define("round_stochastic(Tensor x, str rule, int draw) -> Tensor", tags
 _DRAWS = itertools.count()
 
 
+_lowered = False  # inductor comes with the first compilation, not with torch
+
+
 def _round_fake(x: Tensor, rule: str, draw: int = 0) -> Tensor:
+    global _lowered
+    if not _lowered:
+        _lowered = _compat.set_lowering(torch.ops.lptensor.round.default, element_function)
     return torch.empty_like(x)
 
 

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from lptensor import _compat, dispatch
+from lptensor.aot import Traceable, accept_plain_gradients
 from lptensor.arithmetic import Arithmetic, as_arithmetic, promote
 from lptensor.base import Format
+from lptensor.blocks import BlockFormat
 from lptensor.dispatch import Runner, make_runner, round_
 from lptensor.ops import check_roundable, round_fresh
 from lptensor.rounding import Beyond, Mode, Rounding
@@ -20,7 +22,7 @@ from lptensor.surface import Surface, rebuild
 _RUNNERS: dict[Any, Runner] = {}
 
 
-class LPTensor(Surface, Tensor):  # type: ignore[misc]
+class LPTensor(Traceable, Surface, Tensor):  # type: ignore[misc]
     """A tensor whose values lie on a number format, and stay on it through every op.
 
     It holds a plain fp32 tensor and an ``Arithmetic``. Each aten op computes in fp32 on the inner
@@ -66,9 +68,6 @@ class LPTensor(Surface, Tensor):  # type: ignore[misc]
             return eyes.run(func, rule_for(func).kind, partial(run, args, kwargs or {}))
         return run(args, kwargs or {})
 
-    def __tensor_flatten__(self) -> tuple[list[str], tuple[Arithmetic, bool]]:
-        return ["_inner"], (self._arithmetic, self._gradient)
-
     @staticmethod
     def __tensor_unflatten__(
         inner: dict[str, Tensor], grid: tuple[Arithmetic, bool], size: Any, stride: Any
@@ -82,7 +81,7 @@ class LPTensor(Surface, Tensor):  # type: ignore[misc]
         >>> torch.tensor([0.1]).to_lp(FloatingPoint(8)).dequantize()
         tensor([0.0938])
         """
-        return _apply(_Leave, self)
+        return _apply(_Leave, self, self._arithmetic)
 
 
 def _apply(function: type[torch.autograd.Function], *args: Any) -> Tensor:
@@ -90,43 +89,84 @@ def _apply(function: type[torch.autograd.Function], *args: Any) -> Tensor:
     return result
 
 
-class _Enter(torch.autograd.Function):
+class _Boundary(torch.autograd.Function):
+    """What the ways into and out of low precision share: derivatives, and samples under vmap."""
+
+    generate_vmap_rule = False
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Arithmetic], output: Tensor) -> None:
+        ctx.arithmetic = inputs[1]
+
+
+class _Enter(_Boundary):
     """Plain tensor in, LPTensor out; the gradient leaves low precision on its way back."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, arithmetic: Arithmetic) -> LPTensor:
+    def forward(x: Tensor, arithmetic: Arithmetic) -> LPTensor:
         return dispatch.watched("to_lp", Kind.ROUND, lambda: enter(x, arithmetic))  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad.dequantize() if isinstance(grad, LPTensor) else grad, None
+        return _apply(_Leave, grad, ctx.arithmetic), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: Any) -> Tensor:
+        return _apply(_Enter, tangent, ctx.arithmetic)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, x: Tensor, arithmetic: Arithmetic) -> Any:
+        samples = x.movedim(in_dims[0], 0)
+        if arithmetic.rounding.stochastic and info.randomness != "different":
+            raise RuntimeError(
+                "stochastic rounding draws new random bits for each sample of a vmap; "
+                'say torch.vmap(..., randomness="different")'
+            )
+        if isinstance(arithmetic.forward, BlockFormat):  # the blocks are those of each sample
+            return torch.stack([_apply(_Enter, sample, arithmetic) for sample in samples]), 0
+        return _apply(_Enter, samples, arithmetic), 0
 
 
-class _Leave(torch.autograd.Function):
+class _Leave(_Boundary):
     """LPTensor in, plain tensor out; the gradient is rounded on its way back."""
 
     @staticmethod
-    def forward(ctx: Any, x: LPTensor) -> Tensor:
-        ctx.arithmetic = x._arithmetic
-        return x._inner.clone()
+    def forward(x: Tensor, arithmetic: Arithmetic) -> Tensor:
+        return x._inner.clone() if isinstance(x, LPTensor) else x.clone()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        return _apply(_EnterGradient, grad, ctx.arithmetic)
+        return _apply(_EnterGradient, grad, ctx.arithmetic), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: Any) -> Tensor:
+        return _apply(_Leave, tangent, ctx.arithmetic)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, x: Tensor, arithmetic: Arithmetic) -> Any:
+        return _apply(_Leave, x, arithmetic), in_dims[0]
 
 
-class _EnterGradient(torch.autograd.Function):
+class _EnterGradient(_Boundary):
     """A plain gradient becomes one of an LPTensor."""
 
     @staticmethod
-    def forward(ctx: Any, grad: Tensor, arithmetic: Arithmetic) -> LPTensor:
+    def forward(grad: Tensor, arithmetic: Arithmetic) -> LPTensor:
         inner = (grad._inner if isinstance(grad, LPTensor) else grad).clone()
         round_gradient = partial(round_, inner, arithmetic, True)
         return LPTensor(dispatch.watched("dequantize", Kind.ROUND, round_gradient), arithmetic, True)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad.dequantize() if isinstance(grad, LPTensor) else grad, None
+        return _apply(_Leave, grad, ctx.arithmetic), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: Any) -> Tensor:
+        return _apply(_EnterGradient, tangent, ctx.arithmetic)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, grad: Tensor, arithmetic: Arithmetic) -> Any:
+        return _apply(_EnterGradient, grad, arithmetic), in_dims[0]
 
 
 def enter(x: Tensor, arithmetic: Arithmetic, gradient: bool = False) -> LPTensor:
@@ -185,6 +225,8 @@ def to_lp(
         if x._arithmetic == arithmetic and not x._gradient:
             return x
         x = x.dequantize()
+    elif _compat.transforming() and isinstance(_compat.innermost(x), LPTensor):
+        x = x.dequantize()
     elif arithmetic.forward is not None and x.dtype in (torch.float32, torch.float64):
         check_roundable(x, arithmetic.forward)
     _compat.disable_fused_attention()
@@ -213,7 +255,18 @@ for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
     setattr(LPTensor, f"__{_name}__", _operator(f"__{_name}__"))
 LPTensor.__hash__ = Tensor.__hash__  # type: ignore[method-assign]
 
+_dequantize = Tensor.dequantize
+
+
+def dequantize(x: Tensor) -> Tensor:
+    """``Tensor.dequantize``, which finds an LPTensor also where torch.func wraps it into a tensor of its own."""
+    inner = _compat.innermost(x) if _compat.transforming() else None
+    return _apply(_Leave, x, inner._arithmetic) if isinstance(inner, LPTensor) else _dequantize(x)
+
+
 Tensor.to_lp = to_lp  # type: ignore[attr-defined]
+Tensor.dequantize = dequantize  # type: ignore[method-assign, assignment]
+accept_plain_gradients(LPTensor)
 
 
 @_compat.graph_node

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import lptensor as lp
+from compiling import compile_anew as compile_anew, plain
 from lptensor import (
     BF16,
     E4M3,
@@ -44,10 +45,6 @@ class Counted:
     def __call__(self, graph: torch.fx.GraphModule, inputs: Any) -> Any:
         self.graphs.append(graph)
         return graph
-
-
-def plain(x: Any) -> Tensor:
-    return x.dequantize() if isinstance(x, LPTensor) else x  # type: ignore[no-any-return]
 
 
 def results(f: Callable[..., Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,7 +90,6 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_compiled_function_may_enter_and_leave_low_precision(name: str) -> None:
-    torch._dynamo.reset()
     x = torch.randn(4, 64) * 3
     graph = torch.compile(scaled, backend="aot_eager", fullgraph=True)
     f = FUNCTIONS[name]
@@ -106,14 +102,12 @@ def test_what_a_tensor_is_in_is_known_while_compiling() -> None:
         y = x.to_lp(SPLIT)  # type: ignore[attr-defined]
         return y * y.format.max, y.format, y.arithmetic, y.arithmetic.gradient_format.max
 
-    torch._dynamo.reset()
     x = torch.randn(3)
     got, wanted = torch.compile(f, backend="aot_eager", fullgraph=True)(x), f(x)
     assert torch.equal(plain(got[0]), plain(wanted[0])) and got[1:] == wanted[1:] == (E4M3, SPLIT, E5M2.max)
 
 
 def test_an_equal_format_compiles_nothing_anew_and_another_does() -> None:
-    torch._dynamo.reset()
     backend = Counted()
     f = torch.compile(lambda x, format: lp.round(x, format) + 1, backend=backend, fullgraph=True)
     x = torch.randn(5)
@@ -123,7 +117,6 @@ def test_an_equal_format_compiles_nothing_anew_and_another_does() -> None:
 
 
 def test_an_equal_arithmetic_of_an_argument_compiles_nothing_anew_and_another_does() -> None:
-    torch._dynamo.reset()
     backend = Counted()
     f = torch.compile(lambda x: x * 3, backend=backend, fullgraph=True)
     x = torch.randn(5)
@@ -139,7 +132,6 @@ def test_rounding_into_a_given_tensor_may_be_compiled() -> None:
     def f(x: Tensor, out: Tensor) -> Tensor:
         return lp.round(x, E4M3, out=out) * 2
 
-    torch._dynamo.reset()
     x, out, wanted = torch.randn(3, 5), torch.empty(3, 5), torch.empty(3, 5)
     got = torch.compile(f, backend="aot_eager", fullgraph=True)(x, out)
     assert torch.equal(got, f(x, wanted)) and torch.equal(out, wanted)
@@ -150,7 +142,6 @@ def test_a_generator_of_ones_own_stays_outside_of_graphs() -> None:
         return lp.round(x, E4M3, "stochastic", generator=torch.Generator().manual_seed(1)) + 1
 
     x = torch.randn(64)
-    torch._dynamo.reset()
     assert torch.equal(torch.compile(f, backend="aot_eager")(x), f(x))
 
 
@@ -211,7 +202,6 @@ def test_a_format_of_the_users_own_has_a_text() -> None:
         def grid(self) -> Any:
             return FixedPoint(self.wide, 0).grid
 
-    torch._dynamo.reset()
     x = torch.randn(9) * 9
     format: Format = Integers(4)
     assert read(write(format)) == format and format != Integers(5)

@@ -1,11 +1,28 @@
-"""round() and quantizers under torch.func: what each sample, gradient and tangent would be alone."""
+"""Rounding, quantizers and LPTensors under torch.func: what each sample, gradient and tangent would be alone."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
 
-from lptensor import E4M3, MXFP8_E4M3, BlockFloatingPoint, Format, Stochastic, quantizer, round as lp_round
+from lptensor import (
+    BF16,
+    E4M3,
+    E5M2,
+    MXFP8_E4M3,
+    Arithmetic,
+    BlockFloatingPoint,
+    Format,
+    Stochastic,
+    convert,
+    quantizer,
+    round as lp_round,
+)
+from oracles.aten_reference import AtenReference
 
 FORMATS = [E4M3, MXFP8_E4M3, BlockFloatingPoint(5), BlockFloatingPoint(5, dim=0)]
 
@@ -49,3 +66,180 @@ def test_a_quantizer_may_be_mapped() -> None:
     assert torch.equal(torch.vmap(q)(x), lp_round(x, E4M3))
     gradient = torch.vmap(torch.func.grad(lambda t: (q(t) * t).sum()))(x)
     assert torch.equal(gradient, lp_round(x, E4M3) + lp_round(x, E4M3))
+
+
+# -- LPTensors -------------------------------------------------------------------------------------------
+
+SPLIT = Arithmetic(E4M3, backward=E5M2)
+
+
+def reference() -> AtenReference:
+    return AtenReference(lambda x: lp_round(x, E4M3), lambda x: lp_round(x, E5M2))
+
+
+def f(x: Tensor, w: Tensor) -> Tensor:
+    return ((x @ w).tanh() * 1.7).exp()
+
+
+def total(x: Tensor, w: Tensor) -> Tensor:
+    return f(x, w).sum()
+
+
+def operands() -> tuple[Tensor, Tensor, Tensor]:
+    return torch.randn(4, 6), torch.randn(6, 5), torch.randn(4, 6)
+
+
+def low(*tensors: Tensor) -> tuple[Any, ...]:
+    return tuple(x.to_lp(SPLIT) for x in tensors)  # type: ignore[attr-defined]
+
+
+def test_grad_of_an_lp_tensor_rounds_gradients_to_the_backward_format() -> None:
+    x, w, _ = operands()
+    mode = reference()
+    a, b = mode.low(x).requires_grad_(), mode.low(w).requires_grad_()
+    with mode:
+        y = total(a, b)
+        with mode.gradients():
+            wanted = torch.autograd.grad(y, (a, b))
+    got = torch.func.grad(total, (0, 1))(*low(x, w))
+    for one, other in zip(got, wanted, strict=True):
+        assert one.format == E5M2 and torch.equal(one.dequantize(), other)
+    _, pull = torch.func.vjp(total, *low(x, w))
+    for one, other in zip(pull(torch.tensor(1.0).to_lp(SPLIT)), wanted, strict=True):  # type: ignore[attr-defined]
+        assert torch.equal(one.dequantize(), other)
+
+
+def test_a_gradient_with_a_graph_of_its_own_is_that_without() -> None:
+    x, w = low(*operands()[:2])
+    grads = []
+    for create_graph in (False, True):
+        leaf = x.detach().clone().requires_grad_()
+        grads.append(torch.autograd.grad(total(leaf, w), leaf, create_graph=create_graph)[0].detach())
+    assert grads[1].format == E5M2 and torch.equal(grads[0].dequantize(), grads[1].dequantize())
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_what_a_checkpoint_recomputes_stays_forward_work(reentrant: bool) -> None:
+    from torch.utils.checkpoint import checkpoint
+
+    x, w = low(*operands()[:2])
+    grads = []
+    for kept in (True, False):
+        leaf = x.detach().clone().requires_grad_()
+        y = f(leaf, w) if kept else checkpoint(f, leaf, w, use_reentrant=reentrant)
+        y.square().sum().backward()
+        grads.append(leaf.grad.dequantize())
+    assert torch.equal(*grads)
+
+
+@pytest.mark.parametrize("way", ["jvp", "dual"])
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+def test_tangents_round_as_forward_values(way: str) -> None:
+    x, w, v = operands()
+    mode = reference()
+    a, b, tangent = mode.low(x), mode.low(w), mode.low(v)
+    with mode, forward_ad.dual_level():
+        wanted = forward_ad.unpack_dual(f(forward_ad.make_dual(a, tangent), b))
+    x, w, v = low(x, w, v)
+    if way == "jvp":
+        value, moved = torch.func.jvp(lambda t: f(t, w), (x,), (v,))
+    else:
+        with forward_ad.dual_level():
+            value, moved = forward_ad.unpack_dual(f(forward_ad.make_dual(x, v), w))
+    assert moved.format == E4M3
+    assert torch.equal(value.dequantize(), wanted.primal) and torch.equal(moved.dequantize(), wanted.tangent)
+
+
+def test_a_vmap_of_an_lp_tensor_is_the_loop() -> None:
+    x, w = low(*operands()[:2])
+    mapped = torch.vmap(lambda t: (t * 1.7).exp() + t)(x)
+    assert mapped.format == E4M3 and torch.equal(mapped.dequantize(), ((x * 1.7).exp() + x).dequantize())
+    gradients = torch.vmap(torch.func.grad(total), in_dims=(0, None))(x, w)
+    loop = torch.stack([torch.func.grad(total)(row, w) for row in x])
+    assert gradients.format == E5M2 and torch.equal(gradients.dequantize(), loop.dequantize())
+
+
+def cube(x: Tensor) -> Tensor:
+    return (x * x * x * 1.3).tanh()
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+def test_jacobians_and_hessians_hold_the_single_derivatives() -> None:
+    (x,) = low(torch.linspace(-1, 1, 6))
+    rows = torch.stack([torch.func.grad(lambda t, i=i: cube(t)[i])(x) for i in range(6)])
+    assert torch.equal(torch.func.jacrev(cube)(x).dequantize(), rows.dequantize())
+    basis = low(torch.eye(6))[0]
+    columns = torch.stack([torch.func.jvp(cube, (x,), (e,))[1] for e in basis], 1)
+    assert torch.equal(torch.func.jacfwd(cube)(x).dequantize(), columns.dequantize())
+    slope = torch.func.grad(lambda t: cube(t).sum())
+    products = torch.stack([torch.func.jvp(slope, (x,), (e,))[1] for e in basis], 1)
+    assert torch.equal(torch.func.hessian(lambda t: cube(t).sum())(x).dequantize(), products.dequantize())
+
+
+def test_a_converted_model_may_be_called_with_other_parameters() -> None:
+    model = convert(nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 2)), SPLIT)
+    (x,) = low(torch.randn(4, 6))
+    parameters = dict(model.named_parameters())
+    moved = {name: p * 2 for name, p in parameters.items()}
+    assert torch.equal(torch.func.functional_call(model, parameters, (x,)).dequantize(), model(x).dequantize())
+    assert not torch.equal(torch.func.functional_call(model, moved, (x,)).dequantize(), model(x).dequantize())
+
+    def loss(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+        result: Tensor = torch.func.functional_call(model, parameters, (x,)).square().sum()
+        return result
+
+    gradients = torch.func.grad(loss)(parameters, x)
+    model(x).square().sum().backward()
+    for name, p in parameters.items():
+        assert torch.equal(gradients[name].dequantize(), p.grad.dequantize())  # type: ignore[union-attr]
+    each = torch.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, x)
+    for i, row in enumerate(x):
+        alone = torch.func.grad(loss)(parameters, row)
+        for name in parameters:
+            assert torch.equal(each[name][i].dequantize(), alone[name].dequantize())
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+def test_a_transformed_function_may_enter_and_leave_low_precision() -> None:
+    def g(x: Tensor) -> Tensor:
+        return (x.to_lp(SPLIT) * 2.3).to_lp(Arithmetic(BF16)).exp().dequantize()  # type: ignore[attr-defined]
+
+    x, v = torch.randn(3, 4), torch.randn(3, 4)
+    leaf = x.clone().requires_grad_()
+    (wanted,) = torch.autograd.grad(g(leaf).sum(), leaf)
+    assert torch.equal(torch.func.grad(lambda t: g(t).sum())(x), wanted)
+    assert torch.equal(torch.vmap(g)(x), g(x)) and torch.equal(torch.vmap(g, in_dims=1, out_dims=1)(x), g(x))
+    assert torch.equal(torch.vmap(torch.func.grad(lambda t: g(t).sum()))(x), wanted)
+    with forward_ad.dual_level():
+        dual = forward_ad.unpack_dual(g(forward_ad.make_dual(x, v)))
+    value, tangent = torch.func.jvp(g, (x,), (v,))
+    assert torch.equal(value, g(x)) and torch.equal(tangent, dual.tangent)
+
+
+@pytest.mark.parametrize("format", FORMATS, ids=repr)
+def test_a_vmap_enters_the_blocks_of_each_sample(format: Format) -> None:
+    x = torch.randn(3, 4, 5) * torch.tensor([1.0, 1e3, 1e-3, 7.0, 1e2])
+    mapped = torch.vmap(lambda t: t.to_lp(format).dequantize(), in_dims=1)(x)  # type: ignore[attr-defined]
+    assert torch.equal(mapped, torch.stack([lp_round(t, format) for t in x.unbind(1)]))
+
+
+def test_entering_stochastically_in_a_vmap_asks_for_different_draws() -> None:
+    x = torch.full((2, 4096), 1.03)
+
+    def g(t: Tensor) -> Tensor:
+        return t.to_lp(E4M3, "stochastic").dequantize()  # type: ignore[attr-defined, no-any-return]
+
+    with pytest.raises(RuntimeError, match="different"):
+        torch.vmap(g)(x)
+    first, second = torch.vmap(g, randomness="different")(x)
+    assert (first != second).any() and set(first.unique().tolist()) == {1.0, 1.125}
+
+
+def test_inference_mode_gives_the_bits_of_no_grad() -> None:
+    model = convert(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval(), SPLIT)
+    (x,) = low(torch.randn(2, 5, 8))
+    with torch.no_grad():
+        wanted = model(x)
+    with torch.inference_mode():
+        got = model(x)
+    assert torch.equal(got.dequantize(), wanted.dequantize())

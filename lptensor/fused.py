@@ -1,0 +1,201 @@
+"""Rounding to a grid as a chain of integer operations, which a compiler fuses into its neighbours.
+
+The same steps as csrc/grid.h, for the deterministic modes. The formula is written once, over an algebra
+of integer operations: torch's own give it tensors, inductor's give it the code of a loop. What depends
+on the grid alone is worked out here, so that a graph holds only the steps that its format needs.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from lptensor.formats import Format, Grid, Overflow, Subnormals
+from lptensor.rounding import Mode, Rounding
+
+
+class Algebra(Protocol):
+    """Operations on integers as wide as the carrier, beside + - & | << and comparisons."""
+
+    def number(self, value: int) -> Any:
+        """A constant."""
+
+    def where(self, condition: Any, yes: Any, no: Any) -> Any: ...
+    def least(self, a: Any, b: Any) -> Any: ...
+    def greatest(self, a: Any, b: Any) -> Any: ...
+    def right(self, a: Any, shift: Any) -> Any:
+        """a >> shift, for a >= 0."""
+
+    def converted(self, a: Any) -> Any:
+        """The bits of the float that has the integer a for its value."""
+
+
+class Carrier(NamedTuple):
+    """How a float dtype lies in its bits."""
+
+    dtype: torch.dtype
+    integer: torch.dtype
+    width: int
+    mantissa: int
+    bias: int
+    pack: str
+
+    def bits(self, value: float) -> int:
+        """The bits of the magnitude of a value that the carrier has."""
+        return int.from_bytes(struct.pack(self.pack, abs(value)), "little")
+
+
+CARRIERS = {
+    torch.float32: Carrier(torch.float32, torch.int32, 32, 23, 127, "<f"),
+    torch.float64: Carrier(torch.float64, torch.int64, 64, 52, 1023, "<d"),
+}
+
+
+def fusible(format: Format, rounding: Rounding) -> bool:
+    """Whether ``rounded`` knows the way: to scalar formats that are no list of values, without random words."""
+    return isinstance(format.lowered, Grid) and not rounding.stochastic
+
+
+def rounded(u: Any, grid: Grid, rounding: Rounding, carrier: Carrier, ops: Algebra) -> Any:
+    """The bits of values rounded to a grid, from the bits of the values; ``lpt_round`` in csrc/grid.h."""
+    mantissa, number = carrier.mantissa, ops.number
+    infinity, sign = carrier.bits(float("inf")), number(-(2 ** (carrier.width - 1)))
+    nan = number(infinity | 1 << mantissa - 1)
+    emin, drop = grid.emin + carrier.bias, mantissa + 1 - grid.precision
+
+    # 1. sign, exponent, significand: |x| = significand * 2**(unit - bias - mantissa); nan passes for infinity
+    negative = u < number(0)
+    magnitude = u & number(2 ** (carrier.width - 1) - 1)
+    a = ops.least(magnitude, number(infinity))
+    unit = ops.greatest(ops.right(a, number(mantissa)), number(1))
+    base = (unit - number(1)) << number(mantissa)
+    significand = a - base
+    e = unit
+    gradual = grid.subnormals is Subnormals.GRADUAL
+    if emin < 1 or emin == 1 and not gradual:  # the carrier's subnormal numbers, whose fields are all 0, are told apart
+        exact = ops.right(ops.converted(significand), number(mantissa)) - number(carrier.bias + mantissa - 1)
+        e = ops.where(a < number(1 << mantissa), exact, unit)
+
+    # 2. how many low bits lie below the spacing of the grid here; beyond mantissa + 2 all are, and less than half
+    below = e < number(emin)
+    bounded = max(grid.max, -grid.min if grid.signed else 0.0) < 2.0 ** (grid.emax + 1)
+    simple = bounded and emin >= 1  # then no spacing is below drop bits, and most are just that
+    if simple and gradual:
+        s = ops.greatest(number(emin + drop) - unit, number(drop)) if emin > 1 else number(drop)
+    else:
+        held = ops.greatest(e, number(emin))
+        if not bounded:  # the spacing of the last binade holds for what is above it
+            held = ops.least(held, number(grid.emax + carrier.bias))
+        s = ops.greatest(held - unit + number(drop), number(0))
+        if not gradual:
+            s = ops.where(below, number(mantissa + emin) - unit, s)
+    if emin != 1 or not gradual:
+        s = ops.least(s, number(mantissa + 2))
+    mask = (number(1) << s) - number(1)
+
+    # 3. the significand in units of the spacing, to one of the two neighbours
+    odd = ops.right(significand, s) & number(1)
+    if grid.ties_to_even_code:
+        odd = odd & (e - number(emin - 1))
+    if rounding.mode is Mode.NEAREST:
+        tie = odd if simple and drop else odd & ops.least(s, number(1))
+        if grid.subnormals is Subnormals.NONE:
+            tie = ops.where(below, number(1), tie)
+        more = ops.right(mask, number(1)) + tie
+    elif rounding.mode is Mode.NEAREST_AWAY:
+        more = ops.right(mask + number(1), number(1))
+    elif rounding.mode is Mode.ODD:
+        more = ops.where(odd < number(1), mask, number(0))
+    else:
+        up = {Mode.UP: (mask, number(0)), Mode.DOWN: (number(0), mask)}.get(rounding.mode)
+        more = number(0) if up is None else ops.where(negative, up[1], up[0])
+    k = ops.right(significand + more, s)
+
+    # 4. the multiple of the spacing, as bits: a carry moves on to the next binade by itself
+    smallest = carrier.bits(2.0 ** (grid.quantum(grid.emin - 1) if grid.zero else grid.emin))
+    r = (k << s) + base
+    if not (emin == 1 and gradual):
+        r = ops.where(number(mantissa) < s, ops.where(number(0) < k, number(smallest), number(0)), r)
+    if grid.subnormals is Subnormals.FLUSH:
+        r = ops.where(below, number(0), r)
+    if not grid.zero:
+        r = ops.where(r < number(1), number(smallest), r)
+
+    # 5. the ends of the format
+    pairs = [_ends(side, grid, rounding, carrier) for side in (False, True)]
+    limit, over, infinite = (
+        number(p) if p == n else ops.where(negative, number(n), number(p)) for p, n in zip(*pairs, strict=True)
+    )
+    if all(side[0] == side[1] for side in pairs):
+        r = ops.least(r, limit)
+    else:
+        r = ops.where(limit < r, over, r)
+    if any(side[1] != side[2] for side in pairs):
+        r = ops.where(a < number(infinity), r, infinite)
+    if not grid.zero:
+        r = ops.where(a < number(1), nan, r)
+
+    # 6. the sign, and nan, which has none
+    if grid.signed:
+        signed = r | (u & sign)
+        if not grid.negative_zero:
+            signed = ops.where(r < number(1), r, signed)
+        if grid.overflow is Overflow.NAN or not grid.zero:
+            signed = ops.where(number(infinity) < r, r, signed)
+    else:
+        lost = number(0 if grid.zero else smallest) if grid.overflow is Overflow.SATURATE else nan
+        signed = ops.where(negative & (number(0) < a), lost, r)
+    return ops.where(number(infinity) < magnitude, nan, signed)
+
+
+def _ends(negative: bool, grid: Grid, rounding: Rounding, carrier: Carrier) -> tuple[int, int, int]:
+    """On one side: the largest value, what results beyond it become, and infinity; as bits."""
+    infinity = carrier.bits(float("inf"))
+    largest = carrier.bits(grid.min if negative else grid.max) if grid.signed or not negative else 0
+    if largest == infinity:
+        return infinity, infinity, infinity
+    nan = infinity | 1 << carrier.mantissa - 1
+    beyond = {Overflow.INF: infinity, Overflow.NAN: nan, Overflow.SATURATE: largest}[grid.overflow]
+    inward = rounding.mode in (Mode.TOWARD_ZERO, Mode.ODD, Mode.UP if negative else Mode.DOWN)  # IEEE 754-2019 7.4
+    return largest, largest if inward else beyond, beyond
+
+
+class _Tensors:
+    """The algebra of integer tensors."""
+
+    def __init__(self, carrier: Carrier, device: torch.device) -> None:
+        self.carrier, self.device = carrier, device
+
+    def number(self, value: int) -> Tensor:
+        return torch.tensor(value, dtype=self.carrier.integer, device=self.device)
+
+    def where(self, condition: Tensor, yes: Tensor, no: Tensor) -> Tensor:
+        return torch.where(condition, yes, no)
+
+    def least(self, a: Tensor, b: Tensor) -> Tensor:
+        return torch.minimum(a, b)
+
+    def greatest(self, a: Tensor, b: Tensor) -> Tensor:
+        return torch.maximum(a, b)
+
+    def right(self, a: Tensor, shift: Tensor) -> Tensor:
+        return a >> shift
+
+    def converted(self, a: Tensor) -> Tensor:
+        return a.to(self.carrier.dtype).view(self.carrier.integer)
+
+
+def round_tensor(x: Tensor, grid: Grid, rounding: Rounding) -> Tensor:
+    """The formula on a tensor, step by step: what the compiled loop computes, without a compiler.
+
+    >>> from lptensor.formats import E4M3
+    >>> round_tensor(torch.tensor([0.1, 1000.0]), E4M3.grid, Rounding()).tolist()
+    [0.1015625, 448.0]
+    """
+    carrier = CARRIERS[x.dtype]
+    bits = rounded(x.contiguous().view(carrier.integer), grid, rounding, carrier, _Tensors(carrier, x.device))
+    result: Tensor = bits.view(x.dtype)
+    return result
