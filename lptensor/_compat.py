@@ -90,6 +90,14 @@ def apply_below(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Non
         func(*args, **kwargs)
 
 
+def take_form(wrapper: Tensor, inner: Tensor) -> None:
+    """Give a wrapper the form of an inner tensor that got another size or storage.
+
+    Without it views of the wrapper fail: resized itself, it would allocate on the meta device.
+    """
+    apply_below(torch.ops.aten.set_.source_Tensor, (wrapper, make_wrapper(type(wrapper), inner)), {})
+
+
 def decomposition(func: Any) -> Callable[..., Any] | None:
     """The formula of an operator in simpler ones, if torch has it written in Python.
 

@@ -193,7 +193,7 @@ def _compute(func: Any, rule: Rule, cls: Any) -> Runner:
         plain = _unwrap(args, cls, found)
         named = dict(zip(kwargs, _unwrap(tuple(kwargs.values()), cls, found), strict=True)) if kwargs else kwargs
         out = func(*plain, **named)
-        if isinstance(out, Tensor) and not out.is_floating_point() and not out.is_complex():
+        if isinstance(out, bool) or isinstance(out, Tensor) and not out.is_floating_point() and not out.is_complex():
             return out  # a comparison: it needs no format that holds both operands
         return _fresh(func, rule, cls, out, (_join(found), in_backward()), True, _named(rule, args, kwargs))
 
@@ -273,14 +273,17 @@ def _written(target: Any, rounds: bool) -> None:
     if rounds:
         round_(target._inner, target._arithmetic, target._gradient)
     if target._inner.shape != target.shape:  # out= grew an empty tensor
-        _compat.apply_below(torch.ops.aten.resize_.default, (target, target._inner.shape), {})
+        _compat.take_form(target, target._inner)
 
 
 def _reshape(func: Any, rule: Rule, cls: Any) -> Runner:
     def run(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         found: list[Any] = []
         func(*_unwrap(args, cls, found), **kwargs)
-        _compat.apply_below(func, args, kwargs)
+        if not rule.resizes:
+            _compat.apply_below(func, args, kwargs)
+        elif type(args[0]) is cls:
+            _compat.take_form(args[0], args[0]._inner)
         return args[0]
 
     return run
