@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from lptensor import _compat
+from lptensor import _compat, optimizer_state
 from lptensor.arithmetic import Arithmetic, as_arithmetic
 from lptensor.boundary import Boundary, Materialize, StepByStep, map_nest, unhook
 from lptensor.formats import Format
@@ -26,7 +26,10 @@ def convert(target: Target, format: Spec | Mapping[str, Spec], buffers: bool = F
     * A module: its floating-point parameters become LPTensors in place, and the module is returned.
       Parameters keep their identity, so optimizers, tied weights and RNNs stay right; gradients go
       along, to the backward format. Lazy parameters convert when they are materialised.
-    * An optimizer: its state, in place. Counters (0-dim) and what is no tensor stay as they are.
+    * An optimizer: its state, in place, and what it will keep later. {state key pattern: format} gives
+      keys formats of their own ("exp_avg_sq"); what no pattern matches is as its parameter. Counters
+      (0-dim) and what is no tensor stay as they are. Without this, state goes with its parameter: it
+      follows a conversion of the model, or a load_state_dict(), at the next step.
     * A tensor, or a nest of dicts, lists and tuples of them: a new nest; integers stay as they are.
 
     Args:
@@ -49,13 +52,12 @@ def convert(target: Target, format: Spec | Mapping[str, Spec], buffers: bool = F
     if isinstance(target, nn.Module):
         _convert_module(target, format, buffers)
         return target
-    if isinstance(format, Mapping):
-        raise TypeError(f"path rules are for modules; a {type(target).__name__} takes one format")
-    arithmetic = None if format is None else as_arithmetic(format)
     if isinstance(target, torch.optim.Optimizer):
-        for state in target.state.values():
-            state.update({key: _convert_state(value, arithmetic) for key, value in state.items()})
+        optimizer_state.fit(target, format)
         return target
+    if isinstance(format, Mapping):
+        raise TypeError(f"path rules are for modules and optimizers; a {type(target).__name__} takes one format")
+    arithmetic = None if format is None else as_arithmetic(format)
     if isinstance(target, Tensor) and not target.is_floating_point():
         raise TypeError(f"only floating-point tensors have a low-precision form, got {target.dtype}")
     if not isinstance(target, (Tensor, Mapping, list, tuple)):
@@ -71,17 +73,13 @@ def _convert_tensor(x: Tensor, arithmetic: Arithmetic | None) -> Tensor:
     return lp
 
 
-def _convert_state(value: Any, arithmetic: Arithmetic | None) -> Any:
-    with torch.no_grad():
-        return map_nest(value, lambda x: _convert_tensor(x, arithmetic) if x.dim() else x)
-
-
 def _convert_module(model: nn.Module, format: Any, buffers: bool) -> None:
     rules = PathRules(format)
     rules.check_paths([*dict(model.named_modules()), *dict(model.named_parameters(remove_duplicate=False))])
     plan = _plan(model, rules, buffers)
     _compat.disable_fused_attention()
     _carry_out(model, plan)
+    optimizer_state.mark(p for p in model.parameters() if id(p) in plan)
     _hook(model, rules, buffers)
 
 
@@ -216,3 +214,4 @@ def _finish_lazy(module: nn.Module, wanted: dict[str, Arithmetic], buffers: bool
         if buffer.is_floating_point():
             plan[id(buffer)] = buffer, next(iter(wanted.values())), False
     _carry_out(module, plan)
+    optimizer_state.mark(p for p in module.parameters(recurse=False) if id(p) in plan)

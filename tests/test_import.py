@@ -25,7 +25,7 @@ LAYERS = (
     ("arithmetic", "rules", "direction", "escape", "exact_ops", "library"),
     ("dispatch", "surface"),
     ("tensor",),
-    ("matmul", "boundary", "path_rules", "convert", "lower", "quantizer", "optim"),
+    ("matmul", "boundary", "path_rules", "optimizer_state", "convert", "lower", "quantizer", "optim"),
     ("trace", "contracts"),
     ("functions", "primitives"),
     ("rounding_points",),
