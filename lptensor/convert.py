@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lptensor import _compat, optimizer_state
 from lptensor.arithmetic import Arithmetic, as_arithmetic
-from lptensor.boundary import Boundary, Materialize, StepByStep, map_nest, unhook
+from lptensor.boundary import Boundary, Materialize, StepByStep, keep_formats_when_loading, map_nest, unhook
 from lptensor.formats import Format
 from lptensor.ops import check_roundable
 from lptensor.path_rules import UNTOUCHED, PathRules, Verdict
@@ -135,6 +135,7 @@ def _carry_out(model: nn.Module, plan: Plan) -> None:
         return new
 
     touched = [m for m in model.modules() if any(id(t) in plan for t in _own(m))]
+    _let_go_of_results(touched)
     for i, module in enumerate(touched):
         try:
             with _swapping():
@@ -145,6 +146,14 @@ def _carry_out(model: nn.Module, plan: Plan) -> None:
                 "a parameter is in use by a computation graph or a weak reference and cannot be converted now: "
                 "let go of losses and outputs (del loss) and convert again; the model is unchanged"
             ) from error
+
+
+def _let_go_of_results(modules: list[nn.Module]) -> None:
+    """Detach what weight_norm() and prune leave in a module between two calls: it would hold a graph."""
+    for module in modules:
+        for name, value in vars(module).items():
+            if isinstance(value, Tensor) and value.grad_fn is not None:
+                vars(module)[name] = value.detach()
 
 
 def _undo(modules: list[nn.Module], before: dict[int, Tensor]) -> None:
@@ -190,6 +199,8 @@ def _hook(model: nn.Module, rules: PathRules, buffers: bool) -> None:
         if verdict is UNTOUCHED and rules.of_parent(path) is UNTOUCHED:
             continue
         unhook(module)
+        if any(isinstance(t, LPTensor) for t in _own(module)):
+            keep_formats_when_loading(module)
         inside, outside = (None if isinstance(v, Verdict) else v for v in (verdict, rules.of_parent(path)))
         if path and inside != outside:
             Boundary(inside, outside).attach(module)
@@ -215,3 +226,4 @@ def _finish_lazy(module: nn.Module, wanted: dict[str, Arithmetic], buffers: bool
             plan[id(buffer)] = buffer, next(iter(wanted.values())), False
     _carry_out(module, plan)
     optimizer_state.mark(p for p in module.parameters(recurse=False) if id(p) in plan)
+    keep_formats_when_loading(module)
