@@ -1,4 +1,4 @@
-"""The state of optimizers follows its parameters, has formats of its own where told, and never divides by zero unsaid."""
+"""Optimizer state follows its parameters, has formats of its own where told, and never divides by zero unsaid."""
 
 from __future__ import annotations
 
