@@ -38,7 +38,8 @@ def convert(target: Target, format: Spec | Mapping[str, Spec], buffers: bool = F
             parameter ("layers.*.norm") and holds for all below it; the first that matches counts, what
             none matches stays untouched. Where the rule of a module differs from its parent's, tensors
             that enter or leave it are recast (None: dequantized); arguments called ``*mask`` are not.
-        buffers: convert floating-point buffers too (running statistics, rotary frequencies).
+        buffers: convert floating-point buffers too (running statistics, rotary frequencies), those called
+            ``*mask`` apart.
 
     Raises:
         ValueError: a pattern that matches nothing, a parameter tied across two rules, a format that
@@ -92,7 +93,7 @@ def _plan(model: nn.Module, rules: PathRules, buffers: bool) -> Plan:
     paths: dict[int, str] = {}
     tensors: list[tuple[str, Tensor]] = list(model.named_parameters(remove_duplicate=False))
     stored = model.named_buffers(remove_duplicate=False)
-    tensors += [(name, b) for name, b in stored if buffers or isinstance(b, LPTensor)]
+    tensors += [(n, b) for n, b in stored if buffers and not n.endswith("mask") or isinstance(b, LPTensor)]
     for path, tensor in tensors:
         verdict = rules.of(path)
         if nn.parameter.is_lazy(tensor) or not tensor.is_floating_point():
