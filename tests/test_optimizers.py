@@ -242,7 +242,7 @@ def test_clipping_by_norm_rounds_where_the_contract_says(foreach: Any, norm: flo
     total = torch.nn.utils.clip_grad_norm_(model.parameters(), 0.3, norm, foreach=foreach)
     with reference:
         want = torch.nn.utils.clip_grad_norm_(twins, 0.3, norm, foreach=foreach)
-    assert same(total, want) and total.item() > 0.3
+    assert same(total, want) and total.item() > 0.3 and is_low(total, BF16)
     for p, twin in zip(model.parameters(), twins, strict=True):
         assert is_low(p.grad, E5M2) and same(p.grad, twin.grad)
 

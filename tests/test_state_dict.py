@@ -187,6 +187,15 @@ def test_moves_keep_the_model_in_its_formats() -> None:
     assert images.weight.is_contiguous(memory_format=torch.channels_last)
 
 
+def test_a_graph_holds_the_parameters_where_they_are() -> None:
+    low = convert(nn.Linear(4, 3), BOTH)
+    out = low(torch.ones(1, 4))
+    with pytest.raises(RuntimeError, match="swap"):
+        low.to("cpu")
+    del out
+    assert is_low(low.to("cpu").weight, E4M3)
+
+
 @pytest.mark.parametrize("cast", [nn.Module.double, nn.Module.half, nn.Module.bfloat16, lambda m: m.to(torch.float64)])
 def test_a_cast_of_a_converted_model_says_what_to_do_and_changes_nothing(cast: Callable[[Any], Any]) -> None:
     low = convert(nn.Linear(4, 3), BOTH)
