@@ -189,7 +189,7 @@ def test_moves_keep_the_model_in_its_formats() -> None:
 
 def test_a_graph_holds_the_parameters_where_they_are() -> None:
     low = convert(nn.Linear(4, 3), BOTH)
-    out = low(torch.ones(1, 4))
+    out = low(torch.ones(1, 4, requires_grad=True))  # its backward pass needs the weight
     with pytest.raises(RuntimeError, match="swap"):
         low.to("cpu")
     del out
