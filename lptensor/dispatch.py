@@ -231,7 +231,7 @@ def _view(func: Any, rule: Rule, cls: Any) -> Runner:
         found: list[Any] = []
         plain = _unwrap(args, cls, found)
         out = func(*plain, **kwargs)
-        if isinstance(out, Tensor) and not _stays(out) and out.dtype is not torch.float32:
+        if isinstance(out, Tensor) and not _stays(out):
             return leave(func, out, _named(rule, args, kwargs))
         return wrap(out, found[0])
 
