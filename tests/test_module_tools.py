@@ -129,7 +129,7 @@ def test_a_parameter_replaced_by_hand_is_used() -> None:
         convert(layer, BF16)
         name = next(iter(dict(layer.named_parameters())))
         low: Tensor = x.to_lp(BF16)  # type: ignore[attr-defined]
-        first = values((layer(low)[0] if isinstance(layer, nn.GRU) else layer(low)))
+        first = values(layer(low)[0] if isinstance(layer, nn.GRU) else layer(low))
         setattr(layer, name, nn.Parameter(torch.zeros_like(values(getattr(layer, name))).to_lp(BF16)))  # type: ignore[attr-defined]
         assert isinstance(getattr(layer, name), LPTensor)
         assert not same(first, layer(low)[0] if isinstance(layer, nn.GRU) else layer(low))
