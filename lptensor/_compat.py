@@ -136,6 +136,14 @@ def apply_below(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Non
         func(*args, **kwargs)
 
 
+def take_form(wrapper: Tensor, inner: Tensor) -> None:
+    """Give a wrapper the form of an inner tensor that got another size or storage.
+
+    Without it views of the wrapper fail: resized itself, it would allocate on the meta device.
+    """
+    apply_below(torch.ops.aten.set_.source_Tensor, (wrapper, make_wrapper(type(wrapper), inner)), {})
+
+
 def decomposition(func: Any) -> Callable[..., Any] | None:
     """The formula of an operator in simpler ones, if torch has it written in Python.
 
@@ -174,6 +182,13 @@ def set_hooks(module: torch.nn.Module, key: int, before: Any = None, after: Any 
         module._forward_hooks_always_called[key] = True
 
 
+def set_load_hook(module: torch.nn.Module, key: int, hook: Any) -> None:
+    """Call ``hook(module, state_dict, prefix, metadata, ...)`` before a module loads, under a key of our own."""
+    from torch.nn.modules.module import _WrappedHook
+
+    module._load_state_dict_pre_hooks[key] = _WrappedHook(hook, module)
+
+
 def drop_hooks(module: torch.nn.Module, key: int) -> None:
     """Take the hooks of ``set_hooks`` off again."""
     for table in (
@@ -181,6 +196,7 @@ def drop_hooks(module: torch.nn.Module, key: int) -> None:
         module._forward_pre_hooks_with_kwargs,
         module._forward_hooks,
         module._forward_hooks_always_called,
+        module._load_state_dict_pre_hooks,
     ):
         table.pop(key, None)
 

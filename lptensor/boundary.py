@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from lptensor import _compat
 from lptensor.arithmetic import Arithmetic
-from lptensor.tensor import LPTensor
+from lptensor.tensor import LPTensor, enter
 
 
 def map_nest(nest: Any, f: Callable[[Tensor], Any]) -> Any:
@@ -31,12 +31,12 @@ def map_nest(nest: Any, f: Callable[[Tensor], Any]) -> Any:
     return nest
 
 
-_BOUNDARY, _LSTM, _LAZY = -2, -3, -4  # keys of our hooks; lower has -1
+_BOUNDARY, _LSTM, _LAZY, _LOAD = -2, -3, -4, -5  # keys of our hooks; lower has -1
 
 
 def unhook(module: nn.Module) -> None:
     """Take the hooks of an earlier conversion off a module."""
-    for key in (_BOUNDARY, _LSTM, _LAZY):
+    for key in (_BOUNDARY, _LSTM, _LAZY, _LOAD):
         _compat.drop_hooks(module, key)
 
 
@@ -101,3 +101,21 @@ class Materialize:
     def run(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         _compat.drop_hooks(module, _LAZY)
         self.finish(module, self.wanted, self.buffers)
+
+
+def keep_formats_when_loading(module: nn.Module) -> None:
+    """See to it that load_state_dict(assign=True) leaves a converted module in its formats."""
+    _compat.set_load_hook(module, _LOAD, _take_formats)
+
+
+def _take_formats(
+    module: nn.Module, state_dict: dict[str, Any], prefix: str, metadata: dict[str, Any], *_: Any
+) -> None:
+    if not metadata.get("assign_to_params_buffers"):
+        return  # values are copied into the tensors there are, which round them
+    tensors = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+    for name, own in tensors:
+        given = state_dict.get(prefix + name)
+        if isinstance(own, LPTensor) and isinstance(given, Tensor) and given.is_floating_point():
+            if getattr(given, "_arithmetic", None) != own._arithmetic:
+                state_dict[prefix + name] = enter(getattr(given, "_inner", given), own._arithmetic)

@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from lptensor import _compat
+from lptensor import _compat, optimizer_state
 from lptensor.arithmetic import Arithmetic, as_arithmetic
-from lptensor.boundary import Boundary, Materialize, StepByStep, map_nest, unhook
+from lptensor.boundary import Boundary, Materialize, StepByStep, keep_formats_when_loading, map_nest, unhook
 from lptensor.formats import Format
 from lptensor.ops import check_roundable
 from lptensor.path_rules import UNTOUCHED, PathRules, Verdict
@@ -26,7 +26,10 @@ def convert(target: Target, format: Spec | Mapping[str, Spec], buffers: bool = F
     * A module: its floating-point parameters become LPTensors in place, and the module is returned.
       Parameters keep their identity, so optimizers, tied weights and RNNs stay right; gradients go
       along, to the backward format. Lazy parameters convert when they are materialised.
-    * An optimizer: its state, in place. Counters (0-dim) and what is no tensor stay as they are.
+    * An optimizer: its state, in place, and what it will keep later. {state key pattern: format} gives
+      keys formats of their own ("exp_avg_sq"); what no pattern matches is as its parameter. Counters
+      (0-dim) and what is no tensor stay as they are. Without this, state goes with its parameter: it
+      follows a conversion of the model, or a load_state_dict(), at the next step.
     * A tensor, or a nest of dicts, lists and tuples of them: a new nest; integers stay as they are.
 
     Args:
@@ -35,7 +38,8 @@ def convert(target: Target, format: Spec | Mapping[str, Spec], buffers: bool = F
             parameter ("layers.*.norm") and holds for all below it; the first that matches counts, what
             none matches stays untouched. Where the rule of a module differs from its parent's, tensors
             that enter or leave it are recast (None: dequantized); arguments called ``*mask`` are not.
-        buffers: convert floating-point buffers too (running statistics, rotary frequencies).
+        buffers: convert floating-point buffers too (running statistics, rotary frequencies), those called
+            ``*mask`` apart.
 
     Raises:
         ValueError: a pattern that matches nothing, a parameter tied across two rules, a format that
@@ -49,13 +53,12 @@ def convert(target: Target, format: Spec | Mapping[str, Spec], buffers: bool = F
     if isinstance(target, nn.Module):
         _convert_module(target, format, buffers)
         return target
-    if isinstance(format, Mapping):
-        raise TypeError(f"path rules are for modules; a {type(target).__name__} takes one format")
-    arithmetic = None if format is None else as_arithmetic(format)
     if isinstance(target, torch.optim.Optimizer):
-        for state in target.state.values():
-            state.update({key: _convert_state(value, arithmetic) for key, value in state.items()})
+        optimizer_state.fit(target, format)
         return target
+    if isinstance(format, Mapping):
+        raise TypeError(f"path rules are for modules and optimizers; a {type(target).__name__} takes one format")
+    arithmetic = None if format is None else as_arithmetic(format)
     if isinstance(target, Tensor) and not target.is_floating_point():
         raise TypeError(f"only floating-point tensors have a low-precision form, got {target.dtype}")
     if not isinstance(target, (Tensor, Mapping, list, tuple)):
@@ -71,17 +74,13 @@ def _convert_tensor(x: Tensor, arithmetic: Arithmetic | None) -> Tensor:
     return lp
 
 
-def _convert_state(value: Any, arithmetic: Arithmetic | None) -> Any:
-    with torch.no_grad():
-        return map_nest(value, lambda x: _convert_tensor(x, arithmetic) if x.dim() else x)
-
-
 def _convert_module(model: nn.Module, format: Any, buffers: bool) -> None:
     rules = PathRules(format)
     rules.check_paths([*dict(model.named_modules()), *dict(model.named_parameters(remove_duplicate=False))])
     plan = _plan(model, rules, buffers)
     _compat.disable_fused_attention()
     _carry_out(model, plan)
+    optimizer_state.mark(p for p in model.parameters() if id(p) in plan)
     _hook(model, rules, buffers)
 
 
@@ -94,7 +93,7 @@ def _plan(model: nn.Module, rules: PathRules, buffers: bool) -> Plan:
     paths: dict[int, str] = {}
     tensors: list[tuple[str, Tensor]] = list(model.named_parameters(remove_duplicate=False))
     stored = model.named_buffers(remove_duplicate=False)
-    tensors += [(name, b) for name, b in stored if buffers or isinstance(b, LPTensor)]
+    tensors += [(n, b) for n, b in stored if buffers and not n.endswith("mask") or isinstance(b, LPTensor)]
     for path, tensor in tensors:
         verdict = rules.of(path)
         if nn.parameter.is_lazy(tensor) or not tensor.is_floating_point():
@@ -137,6 +136,7 @@ def _carry_out(model: nn.Module, plan: Plan) -> None:
         return new
 
     touched = [m for m in model.modules() if any(id(t) in plan for t in _own(m))]
+    _let_go_of_results(touched)
     for i, module in enumerate(touched):
         try:
             with _swapping():
@@ -147,6 +147,14 @@ def _carry_out(model: nn.Module, plan: Plan) -> None:
                 "a parameter is in use by a computation graph or a weak reference and cannot be converted now: "
                 "let go of losses and outputs (del loss) and convert again; the model is unchanged"
             ) from error
+
+
+def _let_go_of_results(modules: list[nn.Module]) -> None:
+    """Detach what weight_norm() and prune leave in a module between two calls: it would hold a graph."""
+    for module in modules:
+        for name, value in vars(module).items():
+            if isinstance(value, Tensor) and value.grad_fn is not None:
+                vars(module)[name] = value.detach()
 
 
 def _undo(modules: list[nn.Module], before: dict[int, Tensor]) -> None:
@@ -192,6 +200,8 @@ def _hook(model: nn.Module, rules: PathRules, buffers: bool) -> None:
         if verdict is UNTOUCHED and rules.of_parent(path) is UNTOUCHED:
             continue
         unhook(module)
+        if any(isinstance(t, LPTensor) for t in _own(module)):
+            keep_formats_when_loading(module)
         inside, outside = (None if isinstance(v, Verdict) else v for v in (verdict, rules.of_parent(path)))
         if path and inside != outside:
             Boundary(inside, outside).attach(module)
@@ -216,3 +226,5 @@ def _finish_lazy(module: nn.Module, wanted: dict[str, Arithmetic], buffers: bool
         if buffer.is_floating_point():
             plan[id(buffer)] = buffer, next(iter(wanted.values())), False
     _carry_out(module, plan)
+    optimizer_state.mark(p for p in module.parameters(recurse=False) if id(p) in plan)
+    keep_formats_when_loading(module)

@@ -222,7 +222,7 @@ def _compute(func: Any, rule: Rule, cls: Any) -> Runner:
             out = fast(*plain, **named)
         else:
             out = computed(Opened(func, args, kwargs, plain, named, found, _join, _seen))
-        if isinstance(out, Tensor) and not out.is_floating_point() and not out.is_complex():
+        if isinstance(out, bool) or isinstance(out, Tensor) and not out.is_floating_point() and not out.is_complex():
             return out  # a comparison: it needs no format that holds both operands
         return _fresh(func, rule, cls, out, (_join(found), in_backward()), True, _named(rule, args, kwargs))
 
@@ -264,7 +264,7 @@ def _view(func: Any, rule: Rule, cls: Any) -> Runner:
         found: list[Any] = []
         plain = _unwrap(args, cls, found)
         out = func(*plain, **kwargs)
-        if isinstance(out, Tensor) and not _stays(out) and out.dtype is not torch.float32:
+        if isinstance(out, Tensor) and not _stays(out):
             return leave(func, out, _named(rule, args, kwargs))
         return wrap(out, found[0])
 
@@ -321,14 +321,17 @@ def _written(target: Any, rounds: bool) -> None:
         if rounded is not target._inner:
             target._inner.copy_(rounded)
     if target._inner.shape != target.shape:  # out= grew an empty tensor
-        _compat.apply_below(torch.ops.aten.resize_.default, (target, target._inner.shape), {})
+        _compat.take_form(target, target._inner)
 
 
 def _reshape(func: Any, rule: Rule, cls: Any) -> Runner:
     def run(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         found: list[Any] = []
         func(*_unwrap(args, cls, found), **kwargs)
-        _compat.apply_below(func, args, kwargs)
+        if not rule.resizes:
+            _compat.apply_below(func, args, kwargs)
+        elif type(args[0]) is cls:
+            _compat.take_form(args[0], args[0]._inner)
         return args[0]
 
     return run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from typing import Any
 
@@ -44,14 +45,32 @@ class escapes:  # noqa: N801 - reads as a function, and in a with statement
 def leave(func: Any, result: Tensor, named: bool) -> Tensor:
     """Let the plain ``result`` of an op on LPTensors out, or refuse."""
     reduced = result.dtype in (torch.float16, torch.bfloat16)
-    if not (result.is_floating_point() or result.is_complex()) or named and not reduced or _setting == "allow":
+    if not (result.is_floating_point() or result.is_complex()) or _setting == "allow":
+        return result
+    if named and not reduced or reduced and _called_by("torch.optim"):
         return result
     what = str(result.dtype).removeprefix("torch.") if result.layout is torch.strided else str(result.layout)
     message = f"{func} on an LPTensor gives a plain {what} tensor: it would leave low precision unnoticed. "
     if reduced:
-        message += "autocast does this; an LPTensor's format already is its precision: turn autocast off, or "
+        message += (
+            "autocast does this, and so do .half() and .bfloat16(); an LPTensor's format already is its precision: "
+            "turn autocast off, convert the model back with lptensor.convert(model, None), or "
+        )
+    elif result.dtype is torch.float64:
+        message += "make the float64 operand float32, "
     message += 'say x.dequantize() first, or lptensor.escapes("allow").'
     if _setting == "error":
         raise RuntimeError(message)  # a TypeError within an operator would be taken for "not mine"
     warnings.warn(message, RuntimeWarning, stacklevel=4)
     return result
+
+
+def _called_by(package: str) -> bool:
+    """Whether the op was called by name in a package: what autocast casts is called in torch.nn.
+
+    torch.optim.Muon says .bfloat16(): there it is no loss that nobody asked for.
+    """
+    frame = sys._getframe()
+    while frame.f_back is not None and frame.f_globals["__name__"].startswith(("lptensor", "torch._")):
+        frame = frame.f_back
+    return str(frame.f_globals["__name__"]).startswith(package)

@@ -37,6 +37,7 @@ class Rule:
     foreach: bool = False  # item i of each list belongs to item i of the results
     named_dtype: tuple[int | str, ...] = ()  # arguments by which a caller names dtype or layout
     names_layout: bool = False  # an op that is called for another layout, as to_sparse()
+    resizes: bool = False  # may give its argument other memory
     limits: bool = False  # fills in the largest and smallest value of the dtype: here the format's
     reason: str = ""
 
@@ -44,7 +45,7 @@ class Rule:
 # Composite ops that nevertheless have a kernel of their own per device are not decomposed.
 _BACKENDS = ("CPU", "CUDA")
 
-# They change shape or storage of their argument without the tag that says so.
+# They change the storage of their argument, and not all have the tag that says that they change it at all.
 _RESHAPES = frozenset({"aten::resize_", "aten::resize_as_", "aten::set_"})
 
 # Write to arguments without saying so in the schema: found by running every op on its samples.
@@ -92,7 +93,9 @@ _REFUSED = {
 # Called for the layout they are named after, with an argument or without one.
 _LAYOUTS = frozenset(
     f"aten::{name}"
-    for name in ("_to_sparse", "_to_sparse_csr", "_to_sparse_csc", "_to_sparse_bsr", "_to_sparse_bsc", "to_mkldnn")
+    for name in """
+        _to_sparse _to_sparse_csr _to_sparse_csc _to_sparse_bsr _to_sparse_bsc to_mkldnn sparse_mask
+    """.split()
 )
 
 # Ops whose results are values of their operands, or zero: found by running every op on PyTorch's own
@@ -142,7 +145,7 @@ def rule_for(func: Any) -> Rule:
     if composite and not any(_compat.has_kernel(func, key) for key in _BACKENDS):
         return Rule(Kind.DECOMPOSE, **common)
     if torch.Tag.inplace_view in func.tags or name in _RESHAPES:
-        return Rule(Kind.RESHAPE, **common)
+        return Rule(Kind.RESHAPE, resizes=name in _RESHAPES, **common)
     if schema.is_mutable or name in _HIDDEN_WRITES:
         return _mutating(func, arguments, common)
     if any(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns):

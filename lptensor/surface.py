@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -74,8 +75,43 @@ class Surface:
         if force:
             return self._inner.detach().cpu()
         if self.requires_grad:  # type: ignore[attr-defined]
-            raise RuntimeError("this LPTensor requires grad; say x.detach().numpy() or x.numpy(force=True)")
+            raise RuntimeError("this LPTensor requires grad; say x.detach() first, or x.numpy(force=True)")
         return self._inner
+
+    def __dlpack__(self, **how: Any) -> Any:
+        """A copy of the values, as ``numpy()`` gives it."""
+        return self._array(False).clone().__dlpack__(**how)
+
+    def __dlpack_device__(self) -> Any:
+        return self._inner.__dlpack_device__()
+
+    def apply_(self, function: Callable[[float], float]) -> Any:
+        """Write ``function`` of every value, rounded, in place; slow, CPU only, as with any tensor."""
+        values = self._inner.clone().apply_(function)
+        with torch.no_grad():
+            return self.copy_(values)  # type: ignore[attr-defined]
+
+    def new_tensor(
+        self,
+        data: Any,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        requires_grad: bool = False,
+    ) -> Any:
+        """``data`` on this tensor's device, rounded into its format; plain if ``dtype`` names another than fp32."""
+        made = torch.tensor(_plain(data), dtype=dtype or torch.float32, device=device or self._inner.device)
+        if made.dtype is torch.float32:
+            with torch.no_grad():
+                made = self.new_empty(made.shape, device=made.device).copy_(made)  # type: ignore[attr-defined]
+        return made.requires_grad_(requires_grad)
+
+    def new(self, *given: Any) -> Any:
+        """An uninitialised tensor of a shape, or one of ``given`` data, in this tensor's format."""
+        if len(given) == 1 and not isinstance(given[0], (int, torch.Size)):
+            return self.new_tensor(given[0])
+        shape = given[0] if given and isinstance(given[0], torch.Size) else given or (0,)
+        return self.new_empty(shape)  # type: ignore[attr-defined]
 
     def data_ptr(self) -> int:
         return self._inner.data_ptr()
@@ -100,6 +136,11 @@ class Surface:
                 f".data of an LPTensor takes a tensor of its shape {tuple(self._inner.shape)}, got {got}; "
                 "make a new parameter for another shape"
             )
+        if value.dtype is not torch.float32:  # model.double() comes here
+            raise TypeError(
+                f".data of an LPTensor takes float32 values, got {value.dtype}; say .float(), or take the model out "
+                "of low precision with lptensor.convert(model, None)"
+            )
         with torch.no_grad():
             fresh: Any = torch.empty_like(self)  # type: ignore[arg-type]
             fresh.copy_(value)
@@ -113,16 +154,20 @@ class Surface:
         new = type(self)(copy.deepcopy(self._inner, memo), self._arithmetic, self._gradient)  # type: ignore[call-arg]
         memo[id(self)] = new
         new.requires_grad_(self.requires_grad)  # type: ignore[attr-defined]
-        own = {k: v for k, v in self.__dict__.items() if k not in new.__dict__ or k == "_is_param"}
+        own = {k: v for k, v in self._own().items() if k not in new.__dict__ or k == "_is_param"}
         new.__dict__.update(copy.deepcopy(own, memo))
         if self.grad is not None:  # type: ignore[attr-defined]
             new.grad = copy.deepcopy(self.grad, memo)  # type: ignore[attr-defined]
         return new
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        own = {k: v for k, v in self.__dict__.items() if k not in ("_inner", "_arithmetic", "_gradient")}
-        flags = self._gradient, self.requires_grad, own  # type: ignore[attr-defined]
+        flags = self._gradient, self.requires_grad, self._own()  # type: ignore[attr-defined]
         return rebuild, (type(self), self._inner, self._arithmetic, *flags)
+
+    def _own(self) -> dict[str, Any]:
+        """Attributes that go with a copy; when the parameter was converted is of this process alone."""
+        ours = ("_inner", "_arithmetic", "_gradient", "_converted_at")
+        return {k: v for k, v in self.__dict__.items() if k not in ours}
 
 
 def rebuild(
@@ -133,3 +178,10 @@ def rebuild(
     tensor.__dict__.update(own)
     tensor.requires_grad_(requires_grad)
     return tensor
+
+
+def _plain(data: Any) -> Any:
+    """A nest of numbers and tensors as numbers: torch reads the memory of the tensors in it, which we have not."""
+    if isinstance(data, Tensor):
+        return data.tolist()
+    return [_plain(item) for item in data] if isinstance(data, (list, tuple)) else data

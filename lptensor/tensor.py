@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, NoReturn, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -234,10 +235,15 @@ def to_lp(
 
 
 def _operator(name: str) -> Any:
-    """A binary operator that lets a clash of formats be heard: torch takes any TypeError for "not mine"."""
+    """A binary operator that takes numpy arrays as plain tensors, where torch leaves them to numpy.
+
+    It also lets a clash of formats be heard: torch takes any TypeError for "not mine".
+    """
     method = getattr(Tensor, name)
 
     def run(self: LPTensor, other: Any) -> Any:
+        if isinstance(other, np.ndarray):
+            other = torch.as_tensor(other, device=self.device)
         result = method(self, other)
         if result is NotImplemented and isinstance(other, LPTensor):
             promote(self._arithmetic, other._arithmetic)

@@ -35,7 +35,7 @@ LAYERS = (
     ("dispatch", "surface"),
     ("aot",),
     ("tensor",),
-    ("matmul", "boundary", "path_rules", "convert", "layer_products", "lower", "quantizer"),
+    ("matmul", "boundary", "path_rules", "optimizer_state", "convert", "layer_products", "lower", "quantizer"),
     ("parameters", "updates", "optim"),
     ("trace", "contracts"),
     ("functions", "primitives"),

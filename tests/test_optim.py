@@ -658,7 +658,7 @@ def test_lp_parameters_with_a_function_step_in_fp32():
 @pytest.mark.parametrize("name", ["SGD", "Adam", "LBFGS"])
 def test_a_model_of_lp_parameters_trains_and_resumes(name):
     task, resumed = lp_task(name), lp_task(name)
-    optim, fresh = (OptimLP(t.optim, E5M2, E5M2, acc_quant=FP16) for t in (task, resumed))
+    optim, fresh = (OptimLP(t.optim, E5M2, E5M2, acc_quant=BF16) for t in (task, resumed))
     task.train(optim, 2)
     saved = copy.deepcopy((task.net.state_dict(), optim.state_dict(), torch.get_rng_state()))
     task.train(optim, 2)

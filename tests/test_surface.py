@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import io
+import math
+import operator
 import pickle
 import weakref
 from typing import Any
@@ -14,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import processes
 from low import is_low, rounded, same, values
 from lptensor import BF16, E4M3, E5M2, Arithmetic, LPTensor
 
@@ -81,6 +84,37 @@ def test_numpy_functions_give_plain_tensors() -> None:
     assert np.allclose(np.dot(x, x), values(x).numpy() @ values(x).numpy())
 
 
+@pytest.mark.parametrize(
+    "op", [operator.add, operator.sub, operator.mul, operator.truediv, operator.pow, operator.matmul]
+)
+def test_an_array_beside_an_operator_is_a_plain_operand(op: Any) -> None:
+    x, array = low(4, 4).abs(), np.random.default_rng(0).random((4, 4), dtype=np.float32)
+    for got, want in ((op(x, array), op(x, torch.from_numpy(array))), (op(array, x), op(torch.from_numpy(array), x))):
+        assert is_low(got, E4M3) and same(got, want)
+    y = x.clone()
+    y *= array
+    assert is_low(y, E4M3) and same(y, x * torch.from_numpy(array))
+
+
+def test_arrays_compare_and_arrays_of_other_dtypes_act_as_such_tensors() -> None:
+    x = low(4)
+    assert (x >= np.asarray(x)).all() and (np.asarray(x) <= x).all() and type(x == np.asarray(x)) is Tensor
+    assert is_low(x * np.arange(4), E4M3) and is_low(np.array(0.3) * x, E4M3)
+    for clash in (lambda: x * np.ones(4), lambda: np.ones(4) * x):
+        with pytest.raises(RuntimeError, match="make the float64 operand float32"):
+            clash()
+
+
+def test_dlpack_hands_out_a_copy() -> None:
+    x = low(4)
+    for twin in (torch.from_dlpack(x), torch.from_numpy(np.from_dlpack(x).copy())):
+        assert type(twin) is Tensor and same(twin, x)
+    torch.from_dlpack(x).zero_()
+    assert values(x).any()
+    with pytest.raises(RuntimeError, match="detach"):
+        torch.from_dlpack(x.clone().requires_grad_())
+
+
 def test_an_array_that_shares_memory_is_refused() -> None:
     with pytest.raises(ValueError, match="copy"):
         np.array(low(4), copy=False)
@@ -121,6 +155,57 @@ def test_stack_makes_one_tensor_of_several() -> None:
     assert is_low(torch.stack(list(x)), E4M3) and same(torch.stack(list(x)), x)
 
 
+def test_a_list_of_low_precision_numbers_becomes_a_tensor_by_stack_or_new_tensor() -> None:
+    x = low(3)
+    with pytest.raises(RuntimeError, match="not allocated"):
+        torch.tensor([x[0], x[1]])
+    for made in (torch.stack([x[0], x[1]]), x.new_tensor([x[0], x[1]]), x.new_tensor([x[0].item(), x[1]])):
+        assert is_low(made, E4M3) and same(made, x[:2])
+
+
+def test_new_makes_tensors_of_the_same_format() -> None:
+    x = low(3)
+    assert is_low(x.new_tensor([0.1, 0.2]), E4M3) and is_low(x.new([0.1]), E4M3) and is_low(x.new_tensor(x), E4M3)
+    assert x.new().shape == (0,) and x.new(2, 3).shape == (2, 3) == x.new(torch.Size([2, 3])).shape
+    assert all(isinstance(t, LPTensor) and t.format == E4M3 for t in (x.new(), x.new(2, 3)))
+    assert type(x.new_tensor([0.1], dtype=torch.float64)) is Tensor
+    assert x.new_tensor([0.1], requires_grad=True).requires_grad and x.new_tensor([1.0], device="meta").is_meta
+
+
+def test_python_functions_of_numbers_see_numbers() -> None:
+    x = torch.tensor([0.5, 2.0, -1.0]).to_lp(E4M3)
+    assert (min(x).item(), max(x).item(), [t.item() for t in sorted(x)]) == (-1.0, 2.0, [-1.0, 0.5, 2.0])
+    assert is_low(sum(x), E4M3) and math.sqrt(x[0]) == math.sqrt(0.5) and complex(x[0]) == 0.5
+    assert "%.2f" % x[0] == "0.50" and [t.item() for t in reversed(x)] == [-1.0, 2.0, 0.5]  # noqa: UP031
+
+
+def test_a_function_applied_to_every_value_is_rounded() -> None:
+    x = low(4)
+    assert x.apply_(lambda v: 0.1) is x and is_low(x, E4M3) and same(x, rounded(torch.full((4,), 0.1), E4M3))
+
+
+@pytest.mark.parametrize("other", [E4M3, BF16, None])
+def test_assert_close_compares_values(other: Any) -> None:
+    x = low(4)
+    y = x.dequantize() if other is None else x.to_lp(other)
+    torch.testing.assert_close(x, y)
+    torch.testing.assert_close([y], [x])
+    with pytest.raises(AssertionError, match="not close"):
+        torch.testing.assert_close(x, y + 1)
+
+
+def test_values_in_formats_that_clash_can_still_be_compared() -> None:
+    x = torch.tensor([0.5, 1.0]).to_lp(E4M3)
+    assert torch.equal(x, x.to_lp(E5M2)) and (x == x.to_lp(E5M2)).all() and not torch.equal(x, x.to_lp(E5M2) * 2)
+
+
+def test_a_tensor_that_grows_can_be_viewed() -> None:
+    x = low(2, 3)
+    for grown in (x.new().resize_as_(x), x.new().resize_(2, 3), torch.add(x, 1, out=x.new())):
+        grown[1].zero_()
+        assert grown.shape == values(grown).shape == (2, 3) and not values(grown)[1].any() and grown[1]._is_view()
+
+
 def test_hash_and_weak_references_go_by_identity() -> None:
     x = low(3)
     assert {x: 1}[x] == 1 and x.clone() not in {x: 1} and weakref.ref(x)() is x
@@ -149,6 +234,15 @@ def test_data_of_another_shape_is_refused_and_changes_nothing(bad: Any) -> None:
     before = values(x).clone()
     with pytest.raises(ValueError, match=r"\(5,\)"):
         x.data = bad
+    assert same(x, before)
+
+
+@pytest.mark.parametrize("cast", [lambda x: x.double(), lambda x: x.half(), lambda x: x.bfloat16()])
+def test_data_of_another_dtype_is_refused(cast: Any) -> None:
+    x = low(5)
+    before = values(x).clone()
+    with pytest.raises(TypeError, match=r"float32.*convert\(model, None\)"):
+        x.data = cast(values(x))
     assert same(x, before)
 
 
@@ -224,6 +318,23 @@ def test_views_still_share_memory_when_loaded_together() -> None:
     a, b = saved({"a": x, "b": x[2:4]}, weights_only=True).values()
     a.zero_()
     assert not values(b).any()
+
+
+@pytest.mark.parametrize("method", ["spawn", "fork"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # forking a process that has threads
+def test_another_process_gets_low_precision_and_writes_into_the_same_memory(method: str) -> None:
+    context = torch.multiprocessing.get_context(method)
+    there, back = context.Queue(), context.Queue()
+    process = context.Process(target=processes.double_in_place, args=(there, back))
+    process.start()
+    x = torch.tensor([0.5, 1.5]).to_lp(Arithmetic(E4M3, backward=E5M2)).requires_grad_()
+    there.put({"x": x.detach(), "leaf": x})
+    kind, arithmetic, requires_grad, y = back.get(timeout=120)
+    assert (kind, arithmetic, requires_grad) == ("LPTensor", x.arithmetic, True)
+    assert is_low(y, E4M3) and same(y, torch.tensor([0.5, 1.5])) and x.is_shared()
+    there.put("done")
+    process.join(120)
+    assert process.exitcode == 0 and same(x, torch.tensor([1.0, 3.0]))
 
 
 def test_shared_memory() -> None:

@@ -1,0 +1,245 @@
+"""The formats of an optimizer's state: those of its parameters, or formats of its own."""
+
+from __future__ import annotations
+
+import warnings
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from lptensor.arithmetic import Arithmetic, as_arithmetic
+from lptensor.base import ScalarFormat
+from lptensor.boundary import map_nest
+from lptensor.formats import Format
+from lptensor.ops import check_roundable, round_fresh
+from lptensor.rounding import Rounding
+from lptensor.tensor import LPTensor, enter
+
+
+def fit(optimizer: Optimizer, spec: Format | Arithmetic | None | Mapping[str, Format | Arithmetic | None]) -> None:
+    """Give the state of ``optimizer``, present and future, formats of its own, by key or one for all."""
+    rows = spec.items() if isinstance(spec, Mapping) else [("*", spec)]
+    rules = []
+    for pattern, value in rows:
+        if not isinstance(pattern, str):
+            raise TypeError(f"a key of an optimizer's state is a string such as 'exp_avg_sq', got {pattern!r}")
+        arithmetic = None if value is None else as_arithmetic(value)
+        if arithmetic is not None and arithmetic.forward is not None:
+            check_roundable(torch.empty(0), arithmetic.forward)
+        rules.append((pattern, arithmetic))
+    optimizer = _bare(optimizer)
+    known = {key for entries in optimizer.state.values() for key in entries}
+    for pattern, _ in rules:
+        if known and not any(fnmatchcase(key, pattern) for key in known):
+            raise ValueError(
+                f"{pattern!r} matches nothing in the state of {type(optimizer).__name__}, which is {sorted(known)}"
+            )
+    _install(optimizer, Own(tuple(rules)))
+
+
+def mark(parameters: Iterable[Tensor]) -> None:
+    """Note that parameters have been converted: the state that optimizers keep for them follows at their next step."""
+    global _conversions
+    _conversions += 1
+    for p in parameters:
+        p._converted_at = _conversions  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True)
+class Own:
+    """Formats of state by patterns of its keys: the first that matches counts. Makes the entries of a parameter."""
+
+    rules: tuple[tuple[str, Arithmetic | None], ...]
+
+    def __call__(self) -> Entries:
+        return Entries(self)
+
+    def cast(self, key: str, value: Any) -> Any:
+        for pattern, arithmetic in self.rules:
+            if fnmatchcase(key, pattern):
+                return _cast(value, arithmetic)
+        return value
+
+
+class Entries(dict[str, Any]):
+    """What an optimizer keeps for a parameter; what is put in takes the format of its key.
+
+    A copy or a pickle of it is plain: it belongs to its optimizer.
+    """
+
+    def __init__(self, own: Own) -> None:
+        super().__init__()
+        self._own = own
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        super().__setitem__(key, self._own.cast(key, value))
+
+    def setdefault(self, key: str, default: Any = None) -> Any:
+        if key not in self:
+            self[key] = default
+        return self[key]
+
+    def update(self, *given: Any, **named: Any) -> None:
+        for key, value in dict(*given, **named).items():
+            self[key] = value
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return OrderedDict, (), None, None, iter(self.items())
+
+
+def _install(optimizer: Optimizer, own: Own) -> None:
+    state: defaultdict[Any, Any] = defaultdict(own)
+    for p, entries in optimizer.state.items():
+        held = state[p] = entries if isinstance(entries, Entries) else Entries(own)
+        held._own = own
+        held.update(entries)
+    optimizer.state = state
+    _seen[optimizer] = _Seen(_conversions, state, own)
+
+
+def _bare(optimizer: Optimizer) -> Optimizer:
+    """The optimizer that holds the state: a wrapper hands on that of another."""
+    while "state" not in vars(optimizer) and isinstance(getattr(optimizer, "optim", None), Optimizer):
+        optimizer = optimizer.optim  # type: ignore[attr-defined]
+    return optimizer
+
+
+def _cast(value: Any, arithmetic: Arithmetic | None, recast: bool = True) -> Any:
+    """State in an arithmetic, None for plain fp32. Counters (0-dim) and what is no tensor stay as they are.
+
+    Without ``recast``, what is low precision already stays so too.
+    """
+
+    def cast(x: Tensor) -> Tensor:
+        if not x.dim() or x.layout is not torch.strided:
+            return x
+        if arithmetic is None:
+            return x.dequantize() if isinstance(x, LPTensor) else x
+        if not isinstance(x, LPTensor):
+            return enter(x, arithmetic)
+        return enter(x._inner, arithmetic, x._gradient) if recast and x._arithmetic != arithmetic else x
+
+    with torch.no_grad():
+        return map_nest(value, cast)
+
+
+# -- before every step -----------------------------------------------------------------------------------
+
+
+@dataclass
+class _Seen:
+    """An optimizer as its last step found it."""
+
+    conversions: int
+    state: Any  # load_state_dict() puts another in its place
+    own: Own | None
+
+
+_conversions = 0
+_seen: WeakKeyDictionary[Optimizer, _Seen] = WeakKeyDictionary()
+
+
+def _before_step(optimizer: Optimizer, *_: Any) -> None:
+    state = vars(optimizer).get("state")
+    seen = _seen.get(optimizer)
+    if state is None or seen is not None and seen.state is state and seen.conversions == _conversions:
+        return
+    own = seen.own if seen is not None else getattr(state, "default_factory", None)
+    if isinstance(own, Own):  # the state was loaded, or the optimizer copied
+        _install(optimizer, own)
+    else:
+        _follow(optimizer, seen, state)
+        _seen[optimizer] = _Seen(_conversions, state, None)
+    _warn_of_no_eps(optimizer, own if isinstance(own, Own) else None)
+
+
+register_optimizer_step_pre_hook(_before_step)
+
+
+def _follow(optimizer: Optimizer, seen: _Seen | None, state: Any) -> None:
+    """Give state the form of its parameter, where that was converted or the state loaded since the last step.
+
+    What an optimizer from elsewhere has made before its first step may be meant as it is: it is only pointed out.
+    """
+    loaded = seen is not None and seen.state is not state
+    foreign = seen is None and not type(optimizer).__module__.startswith(("torch.optim", "lptensor"))
+    for p, entries in state.items():
+        converted = seen is not None and getattr(p, "_converted_at", 0) > seen.conversions
+        if not isinstance(p, Tensor) or not (seen is None or loaded or converted):
+            continue
+        arithmetic = p._arithmetic if isinstance(p, LPTensor) else None
+        fitting = {key: _cast(value, arithmetic, converted) for key, value in entries.items()}
+        if not foreign:
+            entries.update(fitting)
+        elif any(fitting[key] is not entries[key] for key in entries if isinstance(entries[key], Tensor)):
+            warnings.warn(
+                f"{type(optimizer).__name__} begins with state that is not in the format of its parameters; say "
+                "lptensor.convert(optimizer, format) to convert it, or lptensor.convert(optimizer, None) to keep "
+                "it in fp32",
+                RuntimeWarning,
+                stacklevel=5,
+            )
+            return
+
+
+# Where optimizers keep squares of gradients whose root they divide by: a key, and a pattern for all such. Adamax
+# keeps absolute values, to which it adds eps in the format of the gradient: no format of the state helps there.
+_SQUARES = {
+    "Adam": ("exp_avg_sq", "*exp_avg_sq"),
+    "NAdam": ("exp_avg_sq", "exp_avg_sq"),
+    "RAdam": ("exp_avg_sq", "exp_avg_sq"),
+    "Adamax": ("exp_inf", ""),
+    "RMSprop": ("square_avg", "square_avg"),
+    "Adadelta": ("square_avg", "square_avg"),
+    "Adagrad": ("sum", "sum"),
+    "Adafactor": ("row_var", "*var*"),
+}
+
+
+def _warn_of_no_eps(optimizer: Optimizer, own: Own | None) -> None:
+    """Say before it happens that a step will divide by zero, as eps is none in the format of the state."""
+    named = [_SQUARES[kind.__name__] for kind in type(optimizer).__mro__ if kind.__name__ in _SQUARES]
+    for group in optimizer.param_groups:
+        eps = _eps(group)
+        for p in group["params"] if eps and named and not group.get("fused") else ():
+            key, pattern = named[0]
+            format = _format_of(optimizer, own, key, p) if pattern else _forward(p.grad)
+            if format is None or round_fresh(torch.tensor([eps]), format, Rounding()).item():
+                continue
+            ways = [f"lptensor.convert(optimizer, {{{pattern!r}: FP32}})"] if pattern else []
+            if isinstance(format, ScalarFormat):  # its reciprocal is to be no overflow either
+                ways.append(f"an eps of at least {max(format.grid.smallest, 2 / format.max):g}")
+            warnings.warn(
+                f"{type(optimizer).__name__} divides by the root of its state {key!r}, which eps={eps:g} keeps from "
+                f"zero; but that is 0 itself in {format!r}, the format of the state for a parameter of shape "
+                f"{tuple(p.shape)}: where squares of gradients underflow, the step divides by zero. "
+                f"The way out: {', or '.join(ways) or 'a wider format'}",
+                RuntimeWarning,
+                stacklevel=5,
+            )
+            return
+
+
+def _format_of(optimizer: Optimizer, own: Own | None, key: str, p: Tensor) -> Any:
+    """The format in which the state of a parameter is, or will be made; None for fp32."""
+    held = optimizer.state[p][key] if p in optimizer.state and key in optimizer.state[p] else p.detach()
+    return _forward(own.cast(key, held) if own else held)
+
+
+def _forward(x: Any) -> Any:
+    return x._arithmetic.forward if isinstance(x, LPTensor) else None
+
+
+def _eps(group: dict[str, Any]) -> float:
+    eps = group.get("eps", 0.0)
+    if isinstance(eps, (tuple, list)):  # Adafactor's: the least root, by default that of the dtype
+        return float(eps[0] or torch.finfo(torch.float32).eps) ** 2
+    return float(eps)
