@@ -1,4 +1,9 @@
-from lptensor import study as study
+from lptensor import study as study, training as training
+from lptensor.accumulator import (
+    Accumulator as Accumulator,
+    integer_accumulator as integer_accumulator,
+    tensor_core as tensor_core,
+)
 from lptensor.arithmetic import Arithmetic as Arithmetic
 from lptensor.blocks import (
     MX as MX,
@@ -54,6 +59,7 @@ from lptensor.formats import (
     FloatingPoint as FloatingPoint,
     Format as Format,
 )
+from lptensor.hadamard import Hadamard as Hadamard
 from lptensor.interop import (
     format_of as format_of,
     from_numpy as from_numpy,
@@ -64,9 +70,18 @@ from lptensor.interop import (
     to_torch as to_torch,
 )
 from lptensor.lower import lower as lower
+from lptensor.matmul import (
+    conv as conv,
+    matmul as matmul,
+    sum as sum,
+)
 from lptensor.neighbours import (
     next as next,
     ulp as ulp,
+)
+from lptensor.operands import (
+    Gemm as Gemm,
+    Operand as Operand,
 )
 from lptensor.ops import (
     backend as backend,
@@ -133,6 +148,7 @@ __all__ = [  # a star import shadows no builtin and no module
     "PER_TENSOR",
     "TF32",
     "UDYNAMIC8",
+    "Accumulator",
     "Arithmetic",
     "Beyond",
     "BlockFloatingPoint",
@@ -144,9 +160,12 @@ __all__ = [  # a star import shadows no builtin and no module
     "FixedPoint",
     "FloatingPoint",
     "Format",
+    "Gemm",
+    "Hadamard",
     "LPTensor",
     "LogNumber",
     "Mode",
+    "Operand",
     "OptimLP",
     "Posit",
     "PowerOfTwo",
@@ -156,6 +175,8 @@ __all__ = [  # a star import shadows no builtin and no module
     "Stochastic",
     "Tile",
     "TwoLevel",
+    "integer_accumulator",
     "lower",
     "quantizer",
+    "tensor_core",
 ]

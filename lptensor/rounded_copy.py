@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lptensor.base import Format
+from lptensor.library import traced_round
 from lptensor.ops import round_fresh
 from lptensor.rounding import Rounding
 
@@ -19,8 +20,4 @@ def rounded_copy(x: Tensor, format: Format, rounding: Rounding) -> Tensor:
     """
     if type(x) is Tensor:
         return x.clone() if x.device.type == "meta" else round_fresh(x, format, rounding)
-    from lptensor.library import traced_round_
-
-    rounded = x.clone(memory_format=torch.contiguous_format)
-    traced_round_(rounded, format, rounding)
-    return rounded
+    return traced_round(x, format, rounding)
