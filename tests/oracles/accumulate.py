@@ -6,11 +6,15 @@ tensors: a rounding is a function from a rational to a rational.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
 Round = Callable[[Fraction], Fraction]
+
+
+def untouched(x: Fraction) -> Fraction:
+    return x
 
 
 @dataclass
@@ -22,7 +26,7 @@ class Adder:
     product: Round | None = None
     chunk: int = 1
     inner: Adder | None = None
-    step: Round = staticmethod(lambda x: x)
+    step: Round = untouched
     alignment: int = 0
 
     def dot(self, a: Sequence[Fraction], b: Sequence[Fraction], c: Fraction | None) -> Fraction:
@@ -61,13 +65,14 @@ class Adder:
     def add(self, x: Fraction, y: Fraction) -> Fraction:
         return self.sum(self.step(x + y))
 
-    def terms(self, a: Sequence[Fraction], b: Sequence[Fraction]) -> list[Fraction]:
+    def terms(self, a: Sequence[Fraction], b: Sequence[Fraction]) -> Iterator[Fraction]:
         if self.chunk > 1:
             assert self.inner is not None
-            cuts = range(0, len(a), self.chunk)
-            return [self.inner.total(a[i : i + self.chunk], b[i : i + self.chunk], Fraction(0), False) for i in cuts]
-        products = [x * y for x, y in zip(a, b, strict=True)]
-        return products if self.product is None else [self.product(self.step(p)) for p in products]
+            for i in range(0, len(a), self.chunk):
+                yield self.inner.total(a[i : i + self.chunk], b[i : i + self.chunk], Fraction(0), False)
+        else:
+            for x, y in zip(a, b, strict=True):
+                yield x * y if self.product is None else self.product(self.step(x * y))
 
     def aligned(self, a: Sequence[Fraction], b: Sequence[Fraction], s: Fraction) -> Fraction:
         exponents = [exponent(x) + exponent(y) for x, y in zip(a, b, strict=True) if x and y]
