@@ -13,7 +13,7 @@ INSTALLED := $(VENV)/installed
 PINNED := $(shell sed -n 's/^torch==//p' constraints.txt)
 RUN_TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
-.PHONY: demo test test-all bench pages docs lint clean
+.PHONY: demo test test-all bench bench-check pages docs lint clean
 .DEFAULT_GOAL := test
 
 # A small network trained in several number systems, side by side.
@@ -37,11 +37,15 @@ docs: $(INSTALLED)
 	$(BIN)/sphinx-build -W --keep-going -q -j auto docs out/docs
 	@echo "out/docs/index.html"
 
-# How fast rounding is beside a copy, in one run.
+# How fast rounding is beside a copy and beside other libraries, in one run; a picture and the figures go to out/.
 bench: $(INSTALLED)
-	$(BIN)/python tests/benchmarks/rounding.py
+	$(BIN)/python tests/benchmarks/rounding.py --json out/rounding.json --plot out/rounding.svg
 	$(BIN)/python tests/benchmarks/dispatch.py
 	$(BIN)/python tests/benchmarks/on_gpu.py
+
+# Which ratios fell below their targets by more than the spread.
+bench-check: $(INSTALLED)
+	$(BIN)/python tests/benchmarks/rounding.py --check
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

@@ -80,6 +80,20 @@ def test_each_element_is_rounded_by_its_word(n: int, rounder: str) -> None:
     assert y.tolist() == [float(word_of_element(i, 11, 12) >> 31) for i in range(n)]
 
 
+@pytest.mark.parametrize("whole", [0, 1], ids=["below the spacing", "above it"])
+def test_a_value_goes_up_if_fraction_and_word_carry_over(whole: int, rounder: str) -> None:
+    """At the one fraction where they sum to 2**32 - 1 it stays, at the next one it goes."""
+    size = 8192
+    words = torch.tensor([word_of_element(i, 21, 22) for i in range(size)])
+    fit = words & 511 == 511  # then the fraction is one that float32 has
+    assert fit.sum() > 5
+    last = 2**32 - 1 - words
+    for fraction, up in ((last, 0.0), (last + 512, 1.0)):
+        x = torch.where(fit, whole + fraction / 2**32, 0).float()
+        y = run(rounder, x, FixedPoint(8, 0), "stochastic", (21, 22))
+        assert (y[fit] == whole + up).all()
+
+
 @pytest.mark.parametrize("key", [(-1, -(2**63)), (2**63 - 1, -5), (0, 0)])
 def test_negative_keys_mean_their_64_bits(key: tuple[int, int]) -> None:
     """torch draws keys as signed integers."""

@@ -7,7 +7,7 @@ says which fell below their targets by more than the spread; the targets are in 
 from __future__ import annotations
 
 import argparse
-import gc
+import functools
 import importlib
 import json
 import sys
@@ -19,16 +19,16 @@ from measure import Figure, as_json, machine, memory_kept, ratio
 from picture import save
 from rich.console import Console
 from rich.table import Table
-from rows import PEERS, ROWS
+from rows import PEERS, ROWS, Peer
 
 COPY, NEW, KEPT = "copy / work, {} thread", "peer / ours, new memory", "peer / ours, memory kept"
 
 
-def beside_a_copy(side: int, turns: int) -> list[Figure]:
+def beside_a_copy(side: int, turns: int, counts: list[int]) -> list[Figure]:
     x = torch.randn(side, side)
     y = x.clone()
     figures = []
-    for threads in (1, 2):
+    for threads in counts:
         torch.set_num_threads(threads)
         for row in ROWS:
             target = row.target if threads == 1 else None
@@ -49,29 +49,32 @@ def beside_a_copy(side: int, turns: int) -> list[Figure]:
 
 def beside_peers(side: int, turns: int) -> tuple[list[Figure], list[str]]:
     x = torch.randn(side, side)
-    figures, absent = [], []
+    present: list[tuple[Peer, Any]] = []
+    absent = []
     for peer in PEERS:
         try:
-            package: Any = importlib.import_module(peer.package)
+            present.append((peer, peer.peer(importlib.import_module(peer.package))))
         except ImportError:
             absent.append(peer.name)
-            continue
-        theirs, part = peer.peer(package), x[: int(side * peer.share)]
 
-        def both(group: str, target: float | None, theirs: Any = theirs, part: Any = part, peer: Any = peer) -> Figure:
-            return ratio(group, peer.name, lambda: theirs(part), lambda: peer.ours(part), turns, 1.0, target)
+    def all_of(group: str, which: int) -> list[Figure]:
+        figures = []
+        for peer, theirs in present:
+            part = x[: int(side * peer.share)]
+            base, work = functools.partial(theirs, part), functools.partial(peer.ours, part)
+            figures.append(ratio(group, peer.name, base, work, turns, 1.0, peer.targets[which]))
+        return figures
 
-        figures.append(both(NEW, peer.targets[0]))
-        with memory_kept() as kept:
-            if kept:
-                figures.append(both(KEPT, peer.targets[1]))
-        gc.collect()
+    figures = all_of(NEW, 0)  # first: memory that is kept once is not given back
+    with memory_kept(x) as kept:
+        if kept:
+            figures += all_of(KEPT, 1)
     return figures, absent
 
 
 def tables(figures: list[Figure], absent: list[str]) -> list[Table]:
     made = []
-    copies, peers = (COPY.format(1), COPY.format(2)), (NEW, KEPT)
+    copies, peers = tuple(dict.fromkeys(f.group for f in figures if f.group.startswith("copy"))), (NEW, KEPT)
     for groups, title in ((copies, "copy / rounding: 1 is the speed of memory"), (peers, "time of others / ours")):
         table = Table(title=title, title_justify="left")
         for column in ("work", *groups, "target"):
@@ -92,13 +95,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--turns", type=int, default=11)
     parser.add_argument("--side", type=int, default=4096, help="of the square tensor")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
     parser.add_argument("--plot", type=Path, help="draw them into this file")
     parser.add_argument("--check", action="store_true", help="end with an error where a target is missed")
     options = parser.parse_args()
     where = machine()
     torch.set_num_threads(1)
-    figures = beside_a_copy(options.side, options.turns)
+    figures = beside_a_copy(options.side, options.turns, options.threads)
     others, absent = beside_peers(options.side, max(3, options.turns // 3))
     figures += others
     console = Console(width=120)
