@@ -131,7 +131,7 @@ def _of_terms(acc: Accumulator) -> Accumulator:
 
 def _common(shapes: list[torch.Size]) -> torch.Size:
     try:
-        return torch.broadcast_shapes(*shapes)
+        return torch.Size(torch.broadcast_shapes(*shapes))
     except RuntimeError:
         raise ValueError(f"leading axes must broadcast, got {', '.join(str(tuple(s)) for s in shapes)}") from None
 
