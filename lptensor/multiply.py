@@ -95,6 +95,8 @@ class Multiply:
             product: Tensor = _matmul(a, b)
             return product if start is None else product + start
         check_untraced(a, b)
+        if start is not None and start.dim() < 2:  # a bias: one number for each column
+            start = start.expand(1, b.shape[-1])
         return gemm(a, b, self.accumulator, start)
 
     def sum(self, x: Tensor, dim: list[int] | int, keepdim: bool = False) -> Tensor:

@@ -46,7 +46,7 @@ def test_an_accumulator_adds_up_within_the_layer() -> None:
     x, g = torch.randn(16, 64, requires_grad=True), torch.randn(16, 40)
     y = layer(x)
     y.backward(g)
-    assert torch.equal(y.detach(), gemm(x, layer.weight.T, ACC, layer.bias))
+    assert torch.equal(y.detach(), gemm(x, layer.weight.T, ACC, layer.bias[None]))
     assert torch.equal(x.grad, gemm(g, layer.weight, ACC))  # type: ignore[arg-type]
     # The weight's gradient is formed as the transpose of this, term by term the same sums.
     assert torch.equal(layer.weight.grad, gemm(g.T, x, ACC))  # type: ignore[arg-type]
@@ -87,7 +87,7 @@ def test_outputs_are_rounded_after_the_products_in_whatever_order_things_were_sa
     lower(layer, ["linear"], BF16, forward_rounding="nearest")
     lower(layer, ["linear"], BF16, forward_rounding="nearest", operands=OPERANDS, accumulator=ACC)
     y = layer(x)
-    true = gemm(along(x, MXFP8_E4M3, -1), along(layer.weight, MXFP4, -1).T, ACC, layer.bias)
+    true = gemm(along(x, MXFP8_E4M3, -1), along(layer.weight, MXFP4, -1).T, ACC, layer.bias[None])
     assert type(y) is Tensor and torch.equal(y.detach(), true.bfloat16().float())
     lower(layer, ["linear"])
     assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
