@@ -11,6 +11,9 @@ import torch
 from torch import Tensor
 
 from lptensor.base import check_int
+from lptensor.formats import FixedPoint
+from lptensor.rounded_copy import rounded_copy
+from lptensor.rounding import as_rounding
 
 SIGNS = ("fixed", "random", "none")
 
@@ -28,7 +31,8 @@ class Hadamard:
     Args:
         block: a power of two, 2 to 1024.
         signs: one vector of ``block`` signs for all blocks: "fixed", the same always; "random", fresh
-            for every product, from torch's CPU generator; or "none".
+            for every product, from torch's CPU generator (torch.compile may merge the draws of a
+            graph); or "none".
         seed: chooses the fixed signs.
 
     >>> x = torch.randn(3, 40)
@@ -55,8 +59,9 @@ class Hadamard:
             return None
         if self.signs == "fixed":
             return torch.tensor(_fixed(self.block, self.seed), dtype=like.dtype, device=like.device)
-        bits = torch.randint(0, 2, (self.block,))  # the CPU's generator, whatever the device
-        return (bits * 2 - 1).to(like.device, like.dtype)
+        # Halves rounded to integers: 0 and 1 are equally probable, and the key is drawn as for any rounding.
+        halves = torch.full((self.block,), 0.5, dtype=like.dtype, device=like.device)
+        return rounded_copy(halves, FixedPoint(4, 0), as_rounding("stochastic")) * 2 - 1
 
     def apply(self, x: Tensor, signs: Tensor | None) -> Tensor:
         """A tensor (..., contraction) transformed; its last axis grows to a multiple of ``block``."""

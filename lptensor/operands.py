@@ -13,7 +13,7 @@ from torch import Tensor
 from lptensor.base import Format
 from lptensor.blocks import MX, BlockFloatingPoint, BlockFormat, ScaledBlockFormat, TwoLevel
 from lptensor.hadamard import Hadamard
-from lptensor.ops import round_fresh
+from lptensor.rounded_copy import rounded_copy
 from lptensor.rounding import Mode, Rounding, as_rounding, show_rounding
 from lptensor.scaling import Tile
 
@@ -74,13 +74,7 @@ class Operand:
 
         NaN, infinities, -0 and overflow are the format's affair.
         """
-        if type(x) is Tensor:
-            return x.clone() if x.device.type == "meta" else round_fresh(x, self._lowered, self.rounding)
-        from lptensor.library import traced_round_
-
-        rounded = x.clone(memory_format=torch.contiguous_format)
-        traced_round_(rounded, self._lowered, self.rounding)
-        return rounded
+        return rounded_copy(x, self._lowered, self.rounding)
 
 
 Given = Operand | Format | None

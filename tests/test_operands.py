@@ -45,6 +45,7 @@ from lptensor import (
 from lptensor.arithmetic import promote
 from lptensor.hadamard import Hadamard
 from lptensor.operands import Gemm, Operand, along_contraction
+from lptensor.rounding_points import rounding_points
 from lptensor.trace import trace
 from oracles import gemm_reference
 from oracles.gemm_reference import Quantize, product
@@ -528,3 +529,11 @@ def test_what_cannot_round_its_operands_says_what_to_do() -> None:
     assert type(_math_attention(x, x, x)) is LPTensor
     with pytest.raises(NotImplementedError, match="two products"):
         nn.Bilinear(8, 8, 2)(x, x)
+
+
+def test_functions_follow_their_kernels_where_an_arithmetic_shapes_products() -> None:
+    arithmetic = Arithmetic(BF16, operands=gemm_of(SIX))
+    x, w = lp(torch.randn(4, 64), arithmetic), lp(torch.randn(8, 64), arithmetic)
+    for contract in ("function", "primitive"):
+        with rounding_points(contract):
+            assert torch.equal(plain(F.linear(x, w)), plain(x @ w.t()))
