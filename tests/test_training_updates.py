@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam
 
-from lptensor import BF16, DYNAMIC8, E4M3, E5M2, FP16, UDYNAMIC8, Codebook, OptimLP, convert
+from lptensor import BF16, DYNAMIC8, E4M3, E5M2, FP16, UDYNAMIC8, Arithmetic, Codebook, OptimLP, convert
 from lptensor.training import Blockwise, Expansion
 from oracles.exact import Float, rounded
 
@@ -191,6 +191,17 @@ def test_lp_parameters_give_their_format_and_get_the_bits_of_plain_ones(update: 
         assert not low or w.format == BF16
         finals.append(values(w))
     assert torch.equal(*finals)
+
+
+def test_lp_parameters_without_a_format_of_their_own_take_weight_quant() -> None:
+    """As a model converted to an arithmetic that rounds nothing but the operands of its products."""
+    w = nn.Parameter(torch.ones(3).to_lp(Arithmetic()))  # type: ignore[attr-defined]
+    optim = OptimLP(SGD([w], lr=2.0**-10), BF16, update="kahan")
+    for _ in range(4):
+        w.grad = torch.full((3,), -1.0).to_lp(Arithmetic())  # type: ignore[attr-defined]
+        optim.step()
+    assert values(w).tolist() == [1.0] * 3
+    assert optim.state_dict()["state"][0]["weight_compensation"].tolist() == [-(2.0**-8)] * 3
 
 
 @pytest.mark.parametrize("update", ["kahan", "mcf"])
