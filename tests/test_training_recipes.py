@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import io
 import math
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from lptensor import E4M3, MXFP4, DelayedScaling, OptimLP, round as lp_round
+from lptensor import E4M3, MXFP4, DelayedScaling, OptimLP, round as lp_round, training
 from lptensor.posits import Posit
 from lptensor.training import (
     LUQ,
@@ -356,3 +358,9 @@ def test_the_optimizers_of_recipes() -> None:
     assert isinstance(recipes.wang().optimizer(SGD([w], lr=1.0)), OptimLP)
     assert isinstance(recipes.mxfp8().optimizer(SGD([w], lr=1.0)), SGD)
     assert recipes.wang().scaler().get_scale() == 1000 and recipes.mxfp8().scaler().get_scale() == 1
+
+
+def test_the_api_lists_every_technique() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "api" / "training.md").read_text()
+    for name in set(training.__all__) - {"Recipe", "recipes"}:  # on the page with the module of recipes
+        assert re.search(rf"::? lptensor\.training\.{name}$", page, re.MULTILINE), name
