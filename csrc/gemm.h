@@ -99,6 +99,13 @@ LPT_FN double lpt_operand(double x) {
     return a != 0 && a >> 52 == 0 ? copysign(tiny, x) : x;
 }
 
+// The NaN of results, which has neither sign nor payload.
+template <class T> LPT_FN T lpt_quiet(T x) {
+    typedef lpt_carrier<T> C;
+    typedef typename C::bits U;
+    return x == x ? x : lpt_value<T>(((U)1 << (C::width - 1)) - ((U)1 << (C::mantissa - 1)));
+}
+
 // A multiple of a format's spacing brought into the range of two's complement numbers `turn` wide.
 LPT_FN double lpt_wrapped(double x, double turn) {
     const double turns = x / turn, part = turns - floor(turns);

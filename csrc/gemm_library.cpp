@@ -52,12 +52,12 @@ extern "C" {
 
 LPT_API void lpt_gemm_f32(const lpt_product *p, const lpt_accumulator *acc, int32_t threads) {
     const lpt_gemm_loops &f = chosen();
-    share(*p, f.units[p->n != 1](*p), threads,
+    share(*p, f.f32_units(*p, *acc), threads,
           [&](int64_t first, int64_t last) { f.f32(*p, *acc, first, last); });
 }
 LPT_API void lpt_gemm_f64(const lpt_product *p, const lpt_accumulator *acc, int32_t threads) {
     const lpt_gemm_loops &f = chosen();
-    share(*p, f.units[p->n != 1](*p), threads,
+    share(*p, f.f64_units(*p, *acc), threads,
           [&](int64_t first, int64_t last) { f.f64(*p, *acc, first, last); });
 }
 }

@@ -3,9 +3,9 @@
 #include "gemm.h"
 
 struct lpt_gemm_loops {
-    // how many units of work a product has that know nothing of each other: for n = 1, for others
-    int64_t (*units[2])(const lpt_product &);
-    // units first .. last
+    // how many units of work a product has that know nothing of each other, and units first .. last
+    int64_t (*f32_units)(const lpt_product &, const lpt_accumulator &);
     void (*f32)(const lpt_product &, const lpt_accumulator &, int64_t first, int64_t last);
+    int64_t (*f64_units)(const lpt_product &, const lpt_accumulator &);
     void (*f64)(const lpt_product &, const lpt_accumulator &, int64_t first, int64_t last);
 };

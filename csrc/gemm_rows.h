@@ -1,10 +1,18 @@
 // Every accumulator, for neighbouring outputs of one row at a time.
 #pragma once
 #include "gemm_loops.h"
+#if defined(__FMA__)
+#include "gemm_lanes.h"
+#endif
 
 namespace {
 
 enum { WIDE = 32 };  // outputs side by side
+#if defined(__FMA__)
+enum { VECTORS = 1 };
+#else
+enum { VECTORS = 0 };
+#endif
 
 // Called from many places, each time for many numbers: copies would only make the library larger.
 #define LPT_SHARED __attribute__((noinline))
@@ -28,6 +36,18 @@ struct level {
 
 template <int W, int MODE, bool PLAIN>
 void round_all(double *x, const lpt_cell<double> &cell, const uint32_t *words) {
+#if defined(__FMA__)
+    if (W > 1 && PLAIN && MODE <= LPT_STOCHASTIC) {
+        const to_grid<MODE> rounder(cell);
+        for (int l = 0; l < W; l += vectors<double>::length) {
+            doubles v;
+            memcpy(&v, x + l, sizeof v);
+            v = rounder(v, words + l);
+            memcpy(x + l, &v, sizeof v);
+        }
+        return;
+    }
+#endif
     const lpt_cell<double> c = cell;
     for (int l = 0; l < W; ++l)
         x[l] = lpt_value<double>(lpt_round<double, MODE, PLAIN>(
@@ -140,7 +160,11 @@ template <class T, int W> struct row_sums {
         if (acc.mode >= LPT_STOCHASTIC) {
             if (n / 4 != group) {
                 group = n / 4;
-                for (int l = 0; l < W; ++l) {
+#if defined(__FMA__)
+                if (W > 1)
+                    draw_words(group * elements + element, W, key, 0xffffffffu, W, words[0]);
+#endif
+                for (int l = 0; l < (W > 1 && VECTORS ? 0 : W); ++l) {
                     const lpt_words w = lpt_philox(group * elements + element + l, key);
                     for (int i = 0; i < 4; ++i)
                         words[i][l] = w.w[i];
@@ -184,7 +208,7 @@ template <class T, int W> struct row_sums {
             s = rounded(with_term(at, s, k, last), at);
             if (running)
                 for (int l = 0; l < count; ++l)
-                    running[k * running_step + l] = (T)s.v[l];
+                    running[k * running_step + l] = lpt_quiet((T)s.v[l]);
         }
         return s;
     }
@@ -301,10 +325,6 @@ template <class T, int W> struct row_sums {
     }
 };
 
-template <int W> int64_t row_units(const lpt_product &p) {
-    return p.batch * p.m * ((p.n + W - 1) / W);
-}
-
 template <class T, int W>
 void any_rows(const lpt_product &p, const lpt_accumulator &acc, int64_t first, int64_t last) {
     const level top(acc);
@@ -333,7 +353,7 @@ void any_rows(const lpt_product &p, const lpt_accumulator &acc, int64_t first, i
             c.v[l] = (double)lpt_operand(start[l * p.c_stride[2]]);
         const lanes<W> r = sums.run(top, p.k, p.c ? &c : nullptr);
         for (int l = 0; !p.running && l < sums.count; ++l)
-            y[l] = (T)r.v[l];
+            y[l] = lpt_quiet((T)r.v[l]);
     }
 }
 

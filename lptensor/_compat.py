@@ -224,7 +224,10 @@ _HERE = str(Path(__file__).parent)
 
 
 def evaluation() -> tuple[int, int]:
-    """Names the evaluation of an autograd node that runs on this thread: its backward pass and its number."""
+    """Names the evaluation of an autograd node that runs on this thread: its backward pass and its number.
+
+    Without it a gradient that an earlier node transposed is taken for one that this node did.
+    """
     return torch._C._current_graph_task_id(), running_node()
 
 

@@ -28,14 +28,18 @@ LIMB, BOTTOM, LIMBS = 32, 1088, 68  # an exact sum: base 2**32 digits, the lowes
 
 def gemm(a: Tensor, b: Tensor, acc: Accumulator, c: Tensor | None, key: Key | None) -> Tensor:
     """a[batch, m, k] times b[batch, k, n], plus c[batch, m, n]; see ``lptensor.gemm.gemm``."""
-    return carried(_Sums(a, b, key).run(acc, c), a.dtype)
+    return _given(_Sums(a, b, key).run(acc, c), a.dtype)
 
 
 def cumulate(x: Tensor, acc: Accumulator, key: Key | None) -> Tensor:
     """The running sums along the middle axis of x[outer, k, inner]."""
     ones = torch.ones(x.shape[0], 1, x.shape[1], dtype=x.dtype, device=x.device)
     sums = _Sums(ones, x, key)
-    return carried(torch.cat([x.new_empty(x.shape[0], 0, x.shape[2]).double(), *sums.running(acc)], 1), x.dtype)
+    return _given(torch.cat([x.new_empty(x.shape[0], 0, x.shape[2]).double(), *sums.running(acc)], 1), x.dtype)
+
+
+def _given(sums: Tensor, dtype: torch.dtype) -> Tensor:
+    return carried(torch.where(sums.isnan(), torch.nan, sums), dtype)  # a NaN has neither sign nor payload
 
 
 class _Sums:

@@ -6,7 +6,6 @@ Every function here gets the tensor class as an argument; lptensor/tensor.py han
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, Protocol
@@ -20,6 +19,7 @@ from lptensor.computing import Opened, computed, names_single, write
 from lptensor.direction import in_backward, side_of_copy
 from lptensor.escape import leave
 from lptensor.exact_ops import correct
+from lptensor.limits import within_limits
 from lptensor.ops import round_into
 from lptensor.rules import Kind, Rule, rule_for
 from lptensor.running_product import TURNS, turn
@@ -48,22 +48,7 @@ def make_runner(func: Any, cls: Any) -> Runner:
         Kind.REFUSE: _refuse,
     }
     run = kinds[rule.kind](func, rule, cls)
-    return _within_limits(run) if rule.limits else run
-
-
-def _within_limits(run: Runner) -> Runner:
-    """nan_to_num() with the format's limits where it would take those of fp32."""
-
-    def limited(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        given = dict(zip(("x", "nan", "posinf", "neginf"), args, strict=False)) | kwargs
-        grid = getattr(getattr(given["x"], "format", None), "grid", None)
-        for name, limit in (("posinf", "max"), ("neginf", "min")):
-            if given.get(name) is None and grid is not None and math.isfinite(getattr(grid, limit)):
-                given[name] = getattr(grid, limit)
-        bounds = [given.pop(name, None) for name in ("x", "nan", "posinf", "neginf")]
-        return run(tuple(bounds), given)
-
-    return limited
+    return within_limits(run) if rule.limits else run
 
 
 # -- who watches -----------------------------------------------------------------------------------

@@ -48,10 +48,10 @@ def gemm(
     if a.dim() < 2 or b.dim() < 2 or a.shape[-1] != b.shape[-2]:
         raise ValueError(f"gemm() takes [..., m, k] and [..., k, n], got {tuple(a.shape)} and {tuple(b.shape)}")
     m, n = a.shape[-2], b.shape[-1]
-    batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2], () if c is None else c.shape[:-2])
+    batch = _common([t.shape[:-2] for t in (a, b, c) if t is not None])
     a, b = (_batched(t, batch, *t.shape[-2:]) for t in (a, b))
     if c is not None:
-        if torch.broadcast_shapes(c.shape[-2:], (m, n)) != (m, n):
+        if c.dim() < 2 or c.shape[-2] not in (1, m) or c.shape[-1] not in (1, n):
             raise ValueError(f"the addend must broadcast to {(*batch, m, n)}, got shape {tuple(c.shape)}")
         c = _batched(c, batch, m, n)
     return _run(a, b, accumulator, c, generator).reshape(*batch, m, n)
@@ -77,7 +77,7 @@ def reduce(
     reduced = _axes(dims, x.dim())
     kept = [d for d in range(x.dim()) if d not in reduced]
     shape = [x.shape[d] for d in kept]
-    terms = x.permute(*reduced, *kept).reshape(1, math.prod(x.shape[d] for d in reduced), math.prod(shape))
+    terms = x.permute([*reduced, *kept]).reshape(1, math.prod(x.shape[d] for d in reduced), math.prod(shape))
     ones = torch.ones((), dtype=x.dtype, device=x.device).expand(1, 1, terms.shape[1])
     sums = _run(ones, terms, _of_terms(accumulator), None, generator)
     return sums.reshape([1 if d in reduced else n for d, n in enumerate(x.shape)] if keepdim else shape)
@@ -127,6 +127,13 @@ def _of_terms(acc: Accumulator) -> Accumulator:
     """The accumulator where there are no products to round."""
     inner = None if acc.inner is None else _of_terms(acc.inner)
     return acc if acc.product is None and inner is acc.inner else replace(acc, product=None, inner=inner)
+
+
+def _common(shapes: list[torch.Size]) -> torch.Size:
+    try:
+        return torch.broadcast_shapes(*shapes)
+    except RuntimeError:
+        raise ValueError(f"leading axes must broadcast, got {', '.join(str(tuple(s)) for s in shapes)}") from None
 
 
 def _batched(t: Tensor, batch: torch.Size, rows: int, columns: int) -> Tensor:

@@ -226,6 +226,7 @@ _REFUSED = frozenset(
     reflection_pad1d_backward reflection_pad2d_backward reflection_pad3d_backward replication_pad1d_backward
     replication_pad2d_backward replication_pad3d_backward grid_sampler_2d grid_sampler_2d_backward
     grid_sampler_3d grid_sampler_3d_backward col2im unfold_backward
+    _unsafe_masked_index_put_accumulate _sparse_mm_reduce_impl sparse_sampled_addmm
     index_add index_add_ scatter_add scatter_add_ scatter_reduce scatter_reduce_ index_reduce index_reduce_
     segment_reduce _embedding_bag _embedding_bag_forward_only _embedding_bag_dense_backward
     logcumsumexp cumprod prod renorm renorm_ dist histc
@@ -246,7 +247,8 @@ def refuse_sum(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
     name = func._schema.name
     base = name.removesuffix("_")
     accumulates = base.endswith("index_put") or base.endswith("_index_put_impl") or base == "aten::put"
-    if name in _REFUSED or accumulates and (kwargs.get("accumulate") or len(args) > 3 and args[3]):
+    reduces = base == "aten::scatter" and "reduce" in func._overloadname
+    if name in _REFUSED or reduces or accumulates and (kwargs.get("accumulate") or len(args) > 3 and args[3]):
         raise NotImplementedError(_refusal(func, "compute it on .dequantize()d tensors"))
 
 

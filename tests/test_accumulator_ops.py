@@ -402,6 +402,7 @@ REFUSED: dict[str, Callable[[Tensor], Any]] = {
     "adaptive_avg_pool2d": lambda x: F.adaptive_avg_pool2d(x, 2),
     "index_add": lambda x: torch.index_add(x, 0, torch.tensor([0]), x),
     "index_add_": lambda x: x.index_add_(0, torch.tensor([0]), x),
+    "scatter": lambda x: torch.scatter(x, 0, torch.zeros(1, 1, 4, 4, dtype=torch.long), x, reduce="add"),
     "index_put": lambda x: torch.index_put(x, (torch.tensor([0]),), x, accumulate=True),
     "index_put_": lambda x: x.index_put_((torch.tensor([0]),), x, accumulate=True),
     "interpolate": lambda x: F.interpolate(x, scale_factor=2.0, mode="bilinear"),

@@ -27,7 +27,7 @@ LAYERS = (
     ("gemm",),
     ("codes", "delayed", "describe", "finfo", "neighbours", "packing", "interop"),
     ("rounded_copy", "hadamard", "operands", "library", "odd_sums"),
-    ("arithmetic", "rules", "direction", "escape", "exact_ops"),
+    ("arithmetic", "rules", "direction", "escape", "exact_ops", "limits"),
     ("running_product", "sums", "multiply", "unfolded", "attention", "products", "computing"),
     ("dispatch", "surface"),
     ("tensor",),

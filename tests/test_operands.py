@@ -104,6 +104,11 @@ CASES: dict[str, tuple[list[tuple[int, ...]], Callable[..., Tensor], Callable[..
     ),
     "mm with itself": ([(40, 40)], lambda a: a @ a, lambda mm, a: mm(a, a)),
     "mm with its own transpose": ([(40, 70)], lambda a: a @ a.t(), lambda mm, a: mm(a, a.t())),
+    "mm of a transposed mm": (
+        [(48, 48), (48, 48), (48, 48)],
+        lambda a, b, c: torch.mm(torch.mm(a, b).t(), c.t()),
+        lambda mm, a, b, c: mm(mm(a, b).t(), c.t()),
+    ),
     "addmm": (
         [(50,), (40, 70), (70, 50)],
         lambda c, a, b: torch.addmm(c, a, b, beta=0.5),

@@ -1,0 +1,85 @@
+"""How fast sums of products are with each accumulator: `python tests/benchmarks/gemm.py`.
+
+GFLOP/s of square products on one thread (two operations for each step of a sum) and the share of
+torch.mm's, which runs in turns with each row; medians of the turns. A scalar loop in Python over a
+part of the outputs stands for the way such sums are written down.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import lptensor as lp
+from lptensor import BF16, FP16, FP32, FloatingPoint
+from lptensor.accumulator import Accumulator, tensor_core
+from lptensor.gemm import gemm
+
+ROWS = {
+    "FP16, fp32 steps": Accumulator(FP16, compute="fp32"),
+    "FP16": Accumulator(FP16),
+    "BF16, fp32 steps": Accumulator(BF16, compute="fp32"),
+    "BF16": Accumulator(BF16),
+    "FP16, products in FP16": Accumulator(FP16, FP16),
+    "BF16, chunks of 32 in FP32": Accumulator(BF16, chunk=32, inner=FP32),
+    "1-6-9, chunks of 64": Accumulator(FloatingPoint(6, 9), chunk=64),
+    "FP16, stochastic, fp32 steps": Accumulator(FP16, rounding="stochastic", compute="fp32"),
+    "FP16, stochastic": Accumulator(FP16, rounding="stochastic"),
+    "FP16, toward zero": Accumulator(FP16, rounding="toward_zero"),
+    "BF16, pairwise": Accumulator(BF16, order="pairwise"),
+    "BF16, Kahan": Accumulator(BF16, order="kahan"),
+    "BF16, exact": Accumulator(BF16, order="exact"),
+    "tensor core (Ampere)": tensor_core("ampere"),
+}
+
+
+def seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def loop(a: list[float], b: list[float]) -> float:
+    """The sum of one output in a scalar loop, rounded to BF16 after each step."""
+    s = 0.0
+    for x, y in zip(a, b, strict=True):
+        s = torch.tensor(s + x * y).bfloat16().item()
+    return s
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", type=int, default=384)
+    parser.add_argument("--turns", type=int, default=7)
+    options = parser.parse_args()
+    n = options.size
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    a, b = torch.randn(n, n), torch.randn(n, n)
+    operations = 2 * n**3
+    table = Table(title=f"{n} x {n} x {n}, one thread, {lp.backend()}", title_justify="left")
+    for column in ("accumulator", "GFLOP/s", "share of torch.mm"):
+        table.add_column(column, justify="left" if column == "accumulator" else "right")
+    plain = []
+    for name, accumulator in ROWS.items():
+        gemm(a, b, accumulator)
+        pairs = [
+            (seconds(lambda: a @ b), seconds(lambda acc=accumulator: gemm(a, b, acc))) for _ in range(options.turns)
+        ]
+        plain += [mm for mm, _ in pairs]
+        speed = operations / statistics.median(own for _, own in pairs) / 1e9
+        table.add_row(name, f"{speed:.2f}", f"{statistics.median(mm / own for mm, own in pairs):.3f}")
+    row, column = a[0].tolist(), b[:, 0].tolist()
+    table.add_row("BF16, a scalar loop in Python", f"{2 * n / seconds(lambda: loop(row, column)) / 1e9:.5f}", "")
+    table.add_row("torch.mm", f"{operations / statistics.median(plain) / 1e9:.1f}", "1")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,465 @@
+"""Sums of products, each implementation against exact rationals and against the others."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from fractions import Fraction
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from torch import Tensor
+
+from lptensor import _native_gemm, accumulate
+from lptensor.accumulator import Accumulator, integer_accumulator, tensor_core
+from lptensor.formats import BF16, E4M3, E5M2, FP16, FP32, FixedPoint, FloatingPoint, Overflow, ScalarFormat
+from lptensor.gemm import cumsum, gemm, reduce
+from lptensor.rounding import Stochastic
+from oracles import exact, philox
+from oracles.accumulate import Adder
+from rounders import NATIVE_BUILDS, choose_build, chosen_build
+
+IMPLEMENTATIONS = ["reference", *NATIVE_BUILDS]
+KEY = (0x0123456789ABCDEF, 77)
+WANG = FloatingPoint(6, 9)
+DETERMINISTIC = ("nearest", "nearest_away", "toward_zero", "down", "up", "odd")
+
+
+def product(
+    implementation: str, a: Tensor, b: Tensor, acc: Accumulator, c: Tensor | None = None, key: Any = KEY
+) -> Tensor:
+    """a[batch, m, k] b[batch, k, n] + c by the reference or one build."""
+    if implementation == "reference":
+        return accumulate.gemm(a, b, acc, c, key)
+    before, y = chosen_build(), torch.empty(*a.shape[:2], b.shape[2], dtype=a.dtype)
+    assert choose_build(implementation)
+    try:
+        if y.numel():
+            _native_gemm.gemm(a, b, y, acc, c, key, False)
+    finally:
+        choose_build(before)
+    return y
+
+
+def same(x: Tensor, y: Tensor) -> bool:
+    kind = torch.int32 if x.dtype == torch.float32 else torch.int64
+    return torch.equal(x.contiguous().view(kind), y.contiguous().view(kind))
+
+
+def values_of(format: ScalarFormat) -> Any:
+    """The format as the oracle knows it, from the parameters it was made of."""
+    if isinstance(format, FixedPoint):
+        return exact.Fixed(format.wl, format.fl, format.clamp, format.symmetric, format.signed)
+    names = ("exp", "man", "bias", "subnormals", "specials", "overflow", "signed", "zero")
+    return exact.Float(**{name: getattr(format, name) for name in names})
+
+
+class Rounder:
+    """Rounding in rationals; the events of stochastic rounding are counted over all levels of an adder."""
+
+    def __init__(self, element: int, elements: int) -> None:
+        self.element, self.elements, self.event = element, elements, 0
+
+    def of(self, format: ScalarFormat, mode: str, wrap: bool = False) -> Callable[[Fraction], Fraction]:
+        values = values_of(format)
+
+        def rounded(x: Fraction) -> Fraction:
+            event, self.event = self.event, self.event + 1
+            if wrap:
+                assert isinstance(format, FixedPoint)
+                unit, count = Fraction(2) ** -format.fl, 2**format.wl
+                whole = Fraction(exact.rounded(exact.Fixed(format.wl, format.fl, clamp=False), x, mode)) / unit
+                return ((int(whole) + count // 2) % count - count // 2) * unit
+            if mode != "stochastic":
+                return Fraction(exact.rounded(values, x, mode))
+            index = event // 4 * self.elements + self.element
+            counter = (index % 2**32, index >> 32, KEY[1] % 2**32, KEY[1] >> 32)
+            word = philox.philox(counter, (KEY[0] % 2**32, KEY[0] >> 32))[event % 4]
+            return Fraction(exact.stochastic(values, x, word))
+
+        return rounded
+
+
+def adder(acc: Accumulator, rounder: Rounder) -> Adder:
+    mode = acc.rounding.name
+    single = exact.Float(8, 23, 127, overflow="saturate")
+    return Adder(
+        sum=rounder.of(acc.sum, mode, acc.wrap),
+        order=acc.order,
+        product=None if acc.product is None else rounder.of(acc.product, mode),
+        chunk=acc.chunk,
+        inner=adder(acc.inner or replace(acc, chunk=1), rounder) if acc.chunk > 1 and acc.order != "aligned" else None,
+        alignment=acc.alignment or 0,
+        **({"step": lambda x: Fraction(exact.rounded(single, x, "nearest"))} if acc.compute == "fp32" else {}),
+    )
+
+
+def expected(a: Tensor, b: Tensor, acc: Accumulator, c: Tensor | None) -> Tensor:
+    """The product of matrices, one exact rational at a time."""
+    result = torch.empty(a.shape[0], b.shape[1], dtype=a.dtype)
+    for i, j in itertools.product(range(len(a)), range(b.shape[1])):
+        rounder = Rounder(i * b.shape[1] + j, result.numel())
+        rounder.event = int(c is None or acc.order == "exact")
+        row, column = ([Fraction(x) for x in t.tolist()] for t in (a[i], b[:, j]))
+        start = None if c is None else Fraction(float(c[i, j]))
+        result[i, j] = float(adder(acc, rounder).dot(row, column, start))
+    return result
+
+
+def operands(seed: int, m: int, k: int, n: int, spread: int, dtype: torch.dtype = torch.float32) -> Iterator[Tensor]:
+    """Numbers of mixed sizes and signs, few digits among them so that ties and cancellation come up."""
+    g = torch.Generator().manual_seed(seed)
+    for shape in ((m, k), (k, n), (m, n)):
+        digits = torch.randint(-4096, 4097, shape, generator=g).to(dtype)
+        few = torch.randint(-3, 4, shape, generator=g).to(dtype)
+        x = torch.where(torch.rand(shape, generator=g) < 0.4, few, digits / 1024 + digits * 2.0**-20)
+        yield x * torch.exp2(torch.randint(-spread, spread + 1, shape, generator=g).to(dtype))
+
+
+# Saturating formats keep the rationals finite.
+FORMATS = (
+    FloatingPoint(8, 7, overflow="saturate"),
+    FloatingPoint(5, 10, overflow="saturate"),
+    FloatingPoint(6, 9, overflow="saturate"),
+    FloatingPoint(5, 2, overflow="saturate"),
+    FloatingPoint(4, 3, subnormals=False, overflow="saturate"),
+    FloatingPoint(5, 4, subnormals="flush", overflow="saturate"),
+    FloatingPoint(8, 22, overflow="saturate"),
+    FloatingPoint(4, 3, specials="fnuz", overflow="saturate"),
+    E4M3,
+    FixedPoint(8, 4),
+    FixedPoint(20, 12, symmetric=True),
+)
+
+
+@st.composite
+def accumulators(draw: Any, modes: tuple[str, ...] = DETERMINISTIC) -> Accumulator:
+    order = draw(st.sampled_from(("sequential", "sequential", "pairwise", "kahan", "exact", "aligned")))
+    sum, rounding = draw(st.sampled_from(FORMATS)), draw(st.sampled_from(modes))
+    chunk = draw(st.sampled_from((1, 1, 2, 3, 5)))
+    wrap = isinstance(sum, FixedPoint) and not sum.symmetric and draw(st.booleans())
+    if order == "aligned":
+        return Accumulator(sum, chunk=chunk, order=order, rounding=rounding, alignment=draw(st.integers(0, 30)))
+    compute = "exact" if order == "exact" else draw(st.sampled_from(("exact", "fp32")))
+    inner = draw(st.one_of(st.none(), st.just(FP32), accumulators(modes))) if chunk > 1 else None
+    free = draw(st.one_of(st.none(), st.sampled_from(FORMATS)))
+    if isinstance(inner, Accumulator):
+        free = None
+    return Accumulator(sum, free, chunk, order, rounding, compute, inner, wrap=wrap)
+
+
+@settings(max_examples=150, deadline=None)
+@given(accumulators(), st.integers(0, 2**32), st.integers(0, 13), st.sampled_from((0, 2, 9)), st.booleans())
+def test_every_accumulator_adds_as_exact_rationals_do(
+    acc: Accumulator, seed: int, k: int, spread: int, addend: bool
+) -> None:
+    a, b, c = operands(seed, 2, k, 3, spread)
+    start = c if addend else None
+    wanted = expected(a, b, acc, start)
+    for implementation in IMPLEMENTATIONS:
+        got = product(implementation, a[None], b[None], acc, None if start is None else start[None])[0]
+        assert torch.equal(got, wanted), f"{implementation}: {got} instead of {wanted}"
+
+
+@settings(max_examples=40, deadline=None)
+@given(accumulators(), st.integers(0, 2**32), st.integers(0, 7), st.sampled_from((0, 9)))
+def test_float64_operands_are_added_exactly_too(acc: Accumulator, seed: int, k: int, spread: int) -> None:
+    if acc.compute == "fp32" or acc.inner is not None and acc.inner.compute == "fp32":
+        acc = Accumulator(acc.sum, rounding=acc.rounding)
+    a, b, c = (t * (1 + 2.0**-50) for t in operands(seed, 2, k, 3, spread, torch.float64))
+    wanted = expected(a, b, acc, c)
+    for implementation in IMPLEMENTATIONS:
+        got = product(implementation, a[None], b[None], acc, c[None])[0]
+        assert torch.equal(got, wanted), f"{implementation}: {got} instead of {wanted}"
+
+
+@pytest.mark.parametrize("compute", ["exact", "fp32"])
+@pytest.mark.parametrize("product_format", [None, E5M2])
+@pytest.mark.parametrize(("order", "chunk"), [("sequential", 1), ("sequential", 3), ("kahan", 1), ("kahan", 2)])
+@pytest.mark.parametrize("sum", [FORMATS[0], FORMATS[1], FORMATS[4]])
+def test_stochastic_sums_draw_the_words_of_the_contract(
+    sum: ScalarFormat, order: str, chunk: int, product_format: Any, compute: str
+) -> None:
+    acc = Accumulator(sum, product_format and FORMATS[3], chunk, order, "stochastic", compute)
+    for seed, addend in ((1, True), (2, False)):
+        a, b, c = operands(seed, 3, 9, 5, 3)
+        wanted = expected(a, b, acc, c if addend else None)
+        for implementation in IMPLEMENTATIONS:
+            got = product(implementation, a[None], b[None], acc, c[None] if addend else None)[0]
+            assert torch.equal(got, wanted), implementation
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_a_product_rounded_to_fp32_first_would_be_wrong(implementation: str) -> None:
+    a, b = torch.tensor([[[2.0**-12, 1.5]] * 2]), torch.tensor([[[2.0**-12] * 2, [683 / 1024] * 2]])
+    assert product(implementation, a, b, Accumulator(FP16)).unique().tolist() == [1 + 2.0**-10]
+    assert product(implementation, a, b, Accumulator(FP16, compute="fp32")).unique().tolist() == [1.0]
+
+
+SHAPES = ((3, 300, 37), (5, 520, 33), (131, 40, 20), (4, 64, 16))
+TILED = (
+    Accumulator(FP16),
+    Accumulator(BF16),
+    Accumulator(FP32),
+    Accumulator(FloatingPoint(8, 22)),
+    Accumulator(FP16, compute="fp32"),
+    Accumulator(BF16, compute="fp32"),
+    Accumulator(FP16, E5M2),
+    Accumulator(BF16, BF16),
+    Accumulator(BF16, E5M2, compute="fp32"),
+    Accumulator(FP16, BF16),
+    Accumulator(WANG, chunk=64),
+    Accumulator(BF16, chunk=7, compute="fp32"),
+    Accumulator(BF16, chunk=32, inner=FP32),
+    Accumulator(FP16, chunk=300, inner=FP32, compute="fp32"),
+    Accumulator(FP16, rounding="stochastic"),
+    Accumulator(BF16, rounding=Stochastic(5), compute="fp32"),
+    Accumulator(BF16, E5M2, rounding="stochastic"),
+    Accumulator(E4M3, rounding="up"),
+    tensor_core("hopper_fp8"),
+)
+
+
+@pytest.mark.parametrize("acc", TILED, ids=repr)
+@pytest.mark.parametrize("shape", SHAPES[:2], ids=str)
+def test_builds_have_the_bits_of_the_reference_past_the_edges_of_tiles(
+    acc: Accumulator, shape: tuple[int, int, int]
+) -> None:
+    m, k, n = shape
+    a, b, c = (t[None] for t in operands(5, m, k, n, 4))
+    wanted = accumulate.gemm(a, b, acc, c, KEY)
+    for build in NATIVE_BUILDS:
+        assert same(product(build, a, b, acc, c), wanted), build
+
+
+@pytest.mark.parametrize("acc", TILED, ids=repr)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_threads_and_neighbours_change_no_bit(acc: Accumulator, dtype: torch.dtype) -> None:
+    acc = acc if dtype == torch.float32 or acc.compute == "exact" and not acc.inner else Accumulator(BF16)
+    a, b, _ = (t[None] for t in operands(8, 135, 140, 70, 3, dtype))
+    torch.set_num_threads(1)
+    alone = gemm(a, b, acc, generator=torch.Generator().manual_seed(4))
+    torch.set_num_threads(2)
+    assert same(gemm(a, b, acc, generator=torch.Generator().manual_seed(4)), alone)
+    if not acc.stochastic:  # a stochastic word knows how many outputs there are
+        assert same(gemm(a[:, 130:133], b[:, :, 65:], acc), alone[:, 130:133, 65:])
+        assert same(gemm(a[:, 7:8], b[:, :, 9:10], acc), alone[:, 7:8, 9:10])
+        assert same(gemm(a, b[:, :, 9:10], acc), alone[:, :, 9:10])
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("acc", TILED, ids=repr)
+def test_a_machine_that_flushes_subnormals_changes_no_bit(implementation: str, acc: Accumulator) -> None:
+    a, b, c = (t[None] for t in operands(3, 5, 20, 18, 60))
+    wanted = product(implementation, a, b, acc, c)
+    torch.set_flush_denormal(True)
+    got = product(implementation, a, b, acc, c)
+    torch.set_flush_denormal(False)
+    assert same(got, wanted)
+
+
+# First n whose term 1 / n changes nothing, and the sum there: what rounding to nearest makes of the series.
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize(
+    ("format", "stop", "limit"), [(BF16, 65, 5.0625), (FP16, 513, 7.0859375), (E4M3, 9, 3.0), (E5M2, 5, 2.0)], ids=repr
+)
+def test_the_harmonic_series_stops_where_theory_says(
+    implementation: str, format: ScalarFormat, stop: int, limit: float
+) -> None:
+    terms = 1 / torch.arange(1, 1000, dtype=torch.float64)
+    ones = torch.ones(1, 2, 1, dtype=torch.float64)
+    values, s, first = values_of(format), Fraction(0), 0
+    for n in range(1, 1000):  # the scalar loop, in rationals
+        grown = Fraction(exact.rounded(values, s + Fraction(float(terms[n - 1])), "nearest"))
+        first = first or (n if grown == s else 0)
+        s = grown
+    assert (first, float(s)) == (stop, limit)
+    for count in (stop - 2, stop - 1, stop, 999):
+        got = product(
+            implementation, ones.expand(1, 2, count), terms[:count].expand(2, count).T[None], Accumulator(format)
+        )
+        assert (got[0, 0, 0] == limit) == (count >= stop - 1)
+
+
+def test_chunks_keep_long_sums_from_stagnating() -> None:
+    # Wang et al. 2018, figure 3: mean 1, standard deviation 1, sums in 1-6-9
+    g = torch.Generator().manual_seed(0)
+    x = 1 + torch.randn(16384, 8, generator=g)
+    whole = x.double().sum(0)
+    ratio = {chunk: (reduce(x, 0, Accumulator(WANG, chunk=chunk)) / whole).mean().item() for chunk in (1, 32, 64)}
+    assert ratio[1] < 0.3
+    assert ratio[32] > 0.99 and ratio[64] > 0.999
+    drawn = reduce(x, 0, Accumulator(WANG, rounding="stochastic"), generator=g) / whole
+    assert abs(drawn.mean() - 1) < 0.02
+
+
+@pytest.mark.parametrize("compute", ["exact", "fp32"])
+def test_stochastic_sums_are_right_on_average(compute: str) -> None:
+    n, k = 4096, 64
+    terms = 1 / torch.arange(1.0, k + 1)
+    acc = Accumulator(FloatingPoint(5, 4), rounding="stochastic", compute=compute)
+    sums = gemm(torch.ones(2, k), terms[:, None].expand(k, n), acc, generator=torch.Generator().manual_seed(1))
+    error = sums.double().mean() - terms.double().sum()
+    # every rounding has mean zero and at most a variance of (spacing / 2)**2; four standard deviations
+    assert abs(error) < 4 * (k**0.5 * 2.0**-3 / 2) / sums.numel() ** 0.5
+    assert sums.unique().numel() > 3
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize(
+    "acc",
+    [*TILED, Accumulator(FP16, order="kahan"), Accumulator(FP16, order="pairwise"), Accumulator(FP16, order="exact")],
+    ids=repr,
+)
+def test_nan_and_infinity_follow_ieee_754(implementation: str, acc: Accumulator) -> None:
+    nan, inf = torch.nan, torch.inf
+    payload = torch.tensor(-1, dtype=torch.int32).view(torch.float32).item()
+    a = torch.tensor([[1.0, nan], [inf, 1.0], [inf, -inf], [inf, 0.0], [payload, 1.0], [0.0, 1.0]])
+    b = torch.tensor([[1.0, 2.0], [1.0, 0.0]])
+    got = product(implementation, a[None], b[None], acc)[0]
+    assert got[0].isnan().all() and got[4].isnan().all()
+    endless = acc.sum.grid.overflow is Overflow.INF  # else an infinite sum comes back to the largest value
+    if endless:
+        assert got[2, 0].isnan() and got[2, 1].isnan()
+    assert same(got[got.isnan()], torch.full_like(got[got.isnan()], nan))
+    if endless and acc.order != "kahan":
+        assert got[1, 0] == inf and got[3, 0] == inf
+    assert got[5].tolist() == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("compute", ["exact", "fp32"])
+def test_sums_overflow_as_their_format_says(implementation: str, compute: str) -> None:
+    x = torch.full((1, 2, 3), 200.0)
+    top = FloatingPoint(4, 3, specials="fn", overflow="nan")
+    for sum, mode, wanted in (
+        (E4M3, "nearest", 448.0),
+        (top, "nearest", torch.nan),
+        (top, "toward_zero", 448.0),
+        (FloatingPoint(4, 3), "nearest", torch.inf),
+        (FloatingPoint(4, 3), "down", 240.0),
+        (FixedPoint(8, 0), "nearest", 127.0),
+    ):
+        got = product(implementation, x, torch.ones(1, 3, 2), Accumulator(sum, rounding=mode, compute=compute))
+        assert torch.equal(got, torch.full_like(got, wanted)) or got.isnan().all() and wanted != wanted
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("bits", [8, 16, 32])
+def test_integer_registers_wrap_or_saturate(implementation: str, bits: int) -> None:
+    g = torch.Generator().manual_seed(bits)
+    a, b = (torch.randint(-128, 128, shape, generator=g) for shape in ((1, 3, 700), (1, 700, 5)))
+    if bits == 32:
+        a = a * 2**16
+    a64, b64 = a.double(), b.double()
+    wrapped = (a @ b + 2 ** (bits - 1)) % 2**bits - 2 ** (bits - 1)
+    assert torch.equal(product(implementation, a64, b64, integer_accumulator(bits)), wrapped.double())
+    s = torch.zeros(1, 3, 5, dtype=torch.int64)
+    for k in range(700):
+        s = (s + a[:, :, k, None] * b[:, None, k]).clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    assert torch.equal(product(implementation, a64, b64, integer_accumulator(bits, "saturate")), s.double())
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_tensor_cores_cut_off_below_the_largest_exponent(implementation: str) -> None:
+    # Fasi et al. 2021, section 4: 1 + 2**-24 + 2**-24 would be 1 + 2**-23 if a bit below were kept
+    def sum_of(core: str, *terms: float) -> float:
+        a = torch.tensor(terms).expand(1, 2, len(terms))
+        return product(implementation, a, torch.ones(1, len(terms), 2), tensor_core(core))[0, 0, 0].item()
+
+    assert sum_of("volta", 1.0, 2.0**-24, 2.0**-24) == 1.0
+    assert sum_of("ampere", 1.0, 2.0**-24, 2.0**-24) == 1 + 2.0**-23
+    assert sum_of("ampere", 1.0, 2.0**-25, 2.0**-25, 2.0**-24) == 1.0
+    assert sum_of("hopper", 1.0, 2.0**-25, 2.0**-25, 2.0**-24) == 1 + 2.0**-23
+    assert sum_of("volta", 1.0, -(2.0**-24)) == 1.0  # cut off towards zero, not rounded
+    assert sum_of("hopper_fp8", 1.0, 2.0**-14) == 1.0
+
+
+def test_an_addend_lets_a_product_go_on() -> None:
+    a, b, c = operands(6, 4, 40, 6, 2)
+    for acc in (Accumulator(FP16), Accumulator(WANG, chunk=5), tensor_core("volta")):
+        whole = gemm(a, b, acc, c)
+        assert same(gemm(a[:, 20:], b[20:], acc, gemm(a[:, :20], b[:20], acc, c)), whole)
+    assert same(gemm(a[:, :0], b[:0], Accumulator(BF16), c), c.bfloat16().float())
+
+
+def test_leading_axes_broadcast_and_strides_do_not_matter() -> None:
+    g = torch.Generator().manual_seed(2)
+    a, b = torch.randn(3, 1, 4, 9, generator=g), torch.randn(2, 9, 5, generator=g)
+    acc = Accumulator(BF16)
+    got = gemm(a, b, acc, torch.ones(1, 5))
+    for i, j in itertools.product(range(3), range(2)):
+        assert same(got[i, j], gemm(a[i, 0], b[j], acc, torch.ones(4, 5)))
+    wide = torch.randn(18, 10, generator=g)
+    x, y = wide[::2, ::2].mT, wide[1::2, 1::2]
+    assert same(gemm(x, y, acc), gemm(x.contiguous(), y.contiguous(), acc))
+    assert same(gemm(x, y.flip(1), acc), gemm(x, y, acc).flip(1))
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 4), (3, 0, 4), (3, 4, 0), (0, 0, 0)])
+@pytest.mark.parametrize("order", ["sequential", "pairwise", "kahan", "exact"])
+def test_empty_products_are_zero_or_empty(shape: tuple[int, int, int], order: str) -> None:
+    m, k, n = shape
+    got = gemm(torch.ones(2, m, k), torch.ones(2, k, n), Accumulator(BF16, order=order))
+    assert same(got, torch.zeros(2, m, n))
+
+
+def test_running_sums_end_in_the_sum() -> None:
+    x = torch.randn(3, 50, 4, generator=torch.Generator().manual_seed(1))
+    for acc in (Accumulator(E4M3), Accumulator(FP16, FP16, rounding="down"), Accumulator(BF16, rounding="stochastic")):
+        sums = cumsum(x, 1, acc, torch.Generator().manual_seed(3))
+        assert same(sums[:, -1], reduce(x, 1, acc, generator=torch.Generator().manual_seed(3)))
+        reference = accumulate.cumulate(
+            x.movedim(1, 0).reshape(1, 50, -1),
+            replace(acc, product=None),
+            tuple(torch.empty(2, dtype=torch.int64).random_(generator=torch.Generator().manual_seed(3)).tolist()),
+        )
+        assert same(sums.movedim(1, 0).reshape(1, 50, -1), reference.reshape(1, 50, -1))
+    with pytest.raises(ValueError, match="adds term by term"):
+        cumsum(x, 1, Accumulator(BF16, order="pairwise"))
+
+
+def test_sums_take_any_axes() -> None:
+    x = torch.randint(-8, 9, (3, 4, 5), generator=torch.Generator().manual_seed(1)).float()
+    acc = Accumulator(FP16)
+    for dim in (None, 0, -1, (0, 2), (1, 2)):
+        for keepdim in (False, True):
+            assert torch.equal(reduce(x, dim, acc, keepdim), x.sum(dim, keepdim))
+    assert reduce(torch.tensor(3.0), None, acc) == 3
+    with pytest.raises(ValueError, match="dim must name different axes of 3"):
+        reduce(x, 3, acc)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: Accumulator(BF16, chunk=0), ValueError, "chunk must be from 1"),
+        (lambda: Accumulator(BF16, order="tree"), ValueError, "unknown order 'tree'; known: sequential"),
+        (lambda: Accumulator(BF16, compute="bf16"), ValueError, "unknown compute"),
+        (lambda: Accumulator(BF16, rounding="far"), ValueError, "unknown rounding"),
+        (lambda: Accumulator("bf16"), TypeError, "sum must be a format"),
+        (lambda: Accumulator(FloatingPoint(5, 2, signed=False)), ValueError, "use a signed format"),
+        (lambda: Accumulator(FixedPoint(8, 4, clamp=False)), ValueError, "say clamp=True"),
+        (lambda: Accumulator(FixedPoint(53, 4)), ValueError, "use a narrower format"),
+        (lambda: Accumulator(BF16, FixedPoint(30, 4), compute="fp32"), ValueError, "wider than fp32"),
+        (lambda: Accumulator(BF16, wrap=True), ValueError, "needs a FixedPoint sum"),
+        (lambda: Accumulator(BF16, inner=FP32), ValueError, "give a chunk of 2 or more"),
+        (lambda: Accumulator(BF16, alignment=3), ValueError, "alignment is for"),
+        (lambda: Accumulator(BF16, order="aligned"), ValueError, "needs alignment="),
+        (lambda: Accumulator(BF16, order="exact", compute="fp32"), ValueError, "leave compute away"),
+        (lambda: tensor_core("abacus"), ValueError, "unknown tensor core 'abacus'; known: volta"),
+        (lambda: gemm(torch.ones(2, 2), torch.ones(3, 2), Accumulator(BF16)), ValueError, r"got \(2, 2\) and \(3, 2\)"),
+        (lambda: gemm(torch.ones(2, 1, 1), torch.ones(3, 1, 1), Accumulator(BF16)), ValueError, "leading axes"),
+        (lambda: gemm(torch.ones(2, 2), torch.ones(2, 2), BF16), TypeError, "expected an Accumulator"),
+        (lambda: gemm(torch.ones(2, 2), torch.ones(2, 2).double(), Accumulator(BF16)), ValueError, "agree in dtype"),
+        (lambda: gemm(torch.ones(2, 2).half(), torch.ones(2, 2).half(), Accumulator(BF16)), TypeError, r"\.float\(\)"),
+        (lambda: gemm(torch.ones(2, 2), torch.ones(2, 2), Accumulator(FixedPoint(32, 0))), ValueError, "use float64"),
+        (lambda: gemm(torch.ones(2, 2), torch.ones(2, 2), Accumulator(BF16), torch.ones(3, 2)), ValueError, "addend"),
+    ],
+)
+def test_bad_input_says_what_would_do(make: Callable[[], object], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        make()
