@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam
 
-from lptensor import BF16, DYNAMIC8, E4M3, E5M2, FP16, UDYNAMIC8, Codebook, OptimLP, convert
+from lptensor import BF16, DYNAMIC8, E5M2, FP16, Arithmetic, OptimLP, convert
 from lptensor.training import Blockwise, Expansion
 from oracles.exact import Float, rounded
 
@@ -193,6 +193,17 @@ def test_lp_parameters_give_their_format_and_get_the_bits_of_plain_ones(update: 
     assert torch.equal(*finals)
 
 
+def test_lp_parameters_without_a_format_of_their_own_take_weight_quant() -> None:
+    """As a model converted to an arithmetic that rounds nothing but the operands of its products."""
+    w = nn.Parameter(torch.ones(3).to_lp(Arithmetic()))  # type: ignore[attr-defined]
+    optim = OptimLP(SGD([w], lr=2.0**-10), BF16, update="kahan")
+    for _ in range(4):
+        w.grad = torch.full((3,), -1.0).to_lp(Arithmetic())  # type: ignore[attr-defined]
+        optim.step()
+    assert values(w).tolist() == [1.0] * 3
+    assert optim.state_dict()["state"][0]["weight_compensation"].tolist() == [-(2.0**-8)] * 3
+
+
 @pytest.mark.parametrize("update", ["kahan", "mcf"])
 def test_what_is_kept_starts_anew_where_the_weight_was_changed(update: str) -> None:
     w = nn.Parameter(torch.ones(3))
@@ -278,87 +289,3 @@ def test_a_state_of_another_update_is_named_and_changes_nothing() -> None:
 
 def test_the_repr_names_the_update() -> None:
     assert "update='mcf'" in repr(OptimLP(SGD([nn.Parameter(torch.ones(1))]), BF16, update="mcf"))
-
-
-class TestStates:
-    def test_adams_second_moment_decays_as_an_expansion_only(self) -> None:
-        """0.999 v rounds to v in BF16: bf16(0.999) is 1."""
-        left = {}
-        for name, rule in (("bf16", lambda x: x.bfloat16().float()), ("expansion", Expansion(BF16))):
-            w = nn.Parameter(torch.ones(100))
-            optim = OptimLP(Adam([w]), momentum_quant={"exp_avg_sq": rule})
-            w.grad = torch.rand(100, generator=torch.Generator().manual_seed(0)) + 0.5
-            optim.step()
-            first = optim.state[w]["exp_avg_sq"].clone()
-            for _ in range(300):
-                w.grad = torch.zeros(100)
-                optim.step()
-            left[name] = optim.state[w]["exp_avg_sq"] / first
-        assert (left["bf16"] == 1).all()
-        assert torch.allclose(left["expansion"], torch.tensor(0.999**300), rtol=0.01)
-
-    def test_an_expansion_is_the_sum_of_two_roundings(self) -> None:
-        x = torch.randn(1000) * torch.logspace(-3, 3, 1000)
-        high = x.bfloat16().float()
-        assert torch.equal(Expansion(BF16)(x), high + (x - high).bfloat16().float())
-        assert Expansion(E5M2)(torch.tensor([math.inf, 1e9, math.nan])).isfinite().logical_not().all()
-
-    @pytest.mark.parametrize("table", [DYNAMIC8, UDYNAMIC8], ids=repr)
-    def test_blocks_round_as_a_search_through_the_table_does(self, table: Any) -> None:
-        x = torch.randn(700) * torch.logspace(-4, 2, 700)
-        x = x.abs() if table is UDYNAMIC8 else x
-        listed = [float(v) for v in table.values()]
-        want = []
-        for start in range(0, 700, 256):
-            run = x[start : start + 256]
-            s = max(abs(v) for v in run.tolist())
-            for q in (run / torch.tensor(s)).tolist():  # one division in fp32
-                best = min(listed, key=lambda v: abs(Fraction(v) - Fraction(q)))
-                want.append(float(torch.tensor(best) * torch.tensor(s)))
-        got = Blockwise(table, 256, 1)(x.view(7, 100))
-        assert got.shape == (7, 100) and got.flatten().tolist() == want
-
-    def test_small_tensors_and_special_values(self) -> None:
-        x = torch.randn(4095)
-        assert torch.equal(Blockwise()(x), x)
-        runs = torch.tensor([0.0, 0.0, math.inf, 1.0, math.nan, 1.0, 2.0])
-        got = Blockwise(DYNAMIC8, 2, 0)(runs.double())
-        assert got.dtype == torch.float64 and got[:2].tolist() == [0, 0] and got[2:6].isnan().all() and got[6] == 2
-        assert Blockwise(min_size=0)(torch.empty(0)).numel() == 0
-
-    @pytest.mark.parametrize(
-        ("arguments", "error", "says"),
-        [
-            (dict(table=E4M3), TypeError, "got FloatingPoint"),
-            (dict(table=Codebook([0.0, 2.0])), ValueError, "largest value"),
-            (dict(block_size=0), ValueError, "block_size must be from 1"),
-            (dict(min_size=-1), ValueError, "min_size"),
-            (dict(rounding="up and away"), ValueError, "unknown rounding"),
-        ],
-    )
-    def test_bad_tables_are_named(self, arguments: dict[str, Any], error: type[Exception], says: str) -> None:
-        with pytest.raises(error, match=says):
-            Blockwise(**arguments)
-
-    def test_linear_second_moments_diverge_and_dynamic_ones_do_not(self) -> None:
-        """Squares over four decades in one block: the linear map takes what is below 1/510 of the largest to zero."""
-        linear = Codebook(torch.linspace(0, 1, 256))
-        worst = {}
-        for name, table in (("fp32", None), ("dynamic", UDYNAMIC8), ("linear", linear)):
-            torch.manual_seed(0)
-            curvature = torch.logspace(0, -2, 256)
-            w = nn.Parameter(torch.randn(256))
-            rules = (
-                {}
-                if table is None
-                else {"exp_avg": Blockwise(DYNAMIC8, 256, 1), "exp_avg_sq": Blockwise(table, 256, 1)}
-            )
-            optim = OptimLP(Adam([w], lr=0.01), momentum_quant=rules)
-            largest = 0.0
-            for _ in range(300):
-                w.grad = curvature * w.detach() + 0.01 * curvature * torch.randn(256)
-                optim.step()
-                largest = max(largest, float(w.detach().abs().max()))
-            worst[name] = largest
-        assert worst["dynamic"] < 1.5 * worst["fp32"]
-        assert worst["linear"] > 100 * worst["fp32"]

@@ -1,0 +1,76 @@
+"""DoReFa's quantizers and Madam's steps against their formulas."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from lptensor.training import DoReFaActivation, DoReFaGradient, DoReFaWeight, Madam
+
+
+class TestDoReFa:
+    def test_weights_and_their_gradient_are_the_papers(self) -> None:
+        w = torch.randn(6, 5, dtype=torch.float64, requires_grad=True)
+        g = torch.randn(6, 5, dtype=torch.float64)
+        for bits in (2, 4):
+            w.grad = None
+            out = DoReFaWeight(bits)(w)
+            t = w.detach().tanh()
+            m, n = t.abs().max(), 2**bits - 1
+            assert torch.allclose(out.detach(), 2 * ((t / (2 * m) + 0.5) * n).round() / n - 1, rtol=1e-12)
+            out.backward(g)
+            smooth = w.detach().clone().requires_grad_()
+            (smooth.tanh() / smooth.tanh().abs().max()).backward(g)
+            assert w.grad is not None and smooth.grad is not None and torch.allclose(w.grad, smooth.grad, rtol=1e-9)
+        one = DoReFaWeight(1)(w)
+        assert torch.allclose(one.abs(), w.abs().mean()) and torch.equal(one.sign(), w.sign())
+
+    def test_activations_clip_and_pass_their_gradient_inside_only(self) -> None:
+        a = torch.tensor([-0.5, 0.1, 0.5, 0.9, 1.5], requires_grad=True)
+        out = DoReFaActivation(2)(a)
+        assert torch.allclose(out.detach() * 3, torch.tensor([0.0, 0.0, 2.0, 3.0, 3.0]))
+        out.sum().backward()
+        assert a.grad is not None and a.grad.tolist() == [0, 1, 1, 1, 0]
+
+    def test_gradients_are_unbiased_on_a_grid_of_each_sample(self) -> None:
+        g = torch.randn(3, 40) * torch.tensor([[1.0], [1e-3], [10.0]])
+        m = g.abs().amax(1, keepdim=True)
+        draws = torch.stack([DoReFaGradient(4)(g) for _ in range(2000)])
+        steps = (draws / (2 * m) + 0.5) * 15
+        assert torch.allclose(steps, steps.round(), atol=1e-4)
+        assert bool(((draws.mean(0) - g).abs() < 5 * draws.std(0) / math.sqrt(2000) + 1e-6 * m).all())
+        assert DoReFaGradient(4)(torch.zeros(2, 2)).tolist() == [[0, 0], [0, 0]]
+
+
+class TestMadam:
+    def test_steps_are_their_formula(self) -> None:
+        w = nn.Parameter(torch.randn(20, dtype=torch.float64))
+        optim = Madam([w], lr=0.1, beta=0.9, limit=1.5, bound=2.0)
+        hand, v = w.detach().clone(), torch.zeros(20, dtype=torch.float64)
+        top = 2 * hand.square().mean().sqrt()
+        for t in range(1, 8):
+            g = torch.randn(20, dtype=torch.float64)
+            w.grad = g
+            optim.step()
+            v = 0.9 * v + 0.1 * g**2
+            direction = (g / (v / (1 - 0.9**t)).sqrt()).clamp(-1.5, 1.5)
+            hand = (hand * torch.exp(-0.1 * hand.sign() * direction)).clamp(-top, top)
+            assert torch.allclose(w.detach(), hand, rtol=1e-12)
+
+    def test_a_step_in_logarithms_is_independent_of_the_magnitude(self) -> None:
+        w = nn.Parameter(torch.tensor([1e-6, 1.0, 1e6]))
+        w.grad = torch.tensor([1e6, 1.0, 1e-6])
+        Madam([w], lr=0.5).step()
+        assert torch.allclose(w.detach() / torch.tensor([1e-6, 1.0, 1e6]), torch.tensor(math.exp(-0.5)))
+
+    def test_zeros_and_bad_input(self) -> None:
+        w = nn.Parameter(torch.zeros(2))
+        w.grad = torch.tensor([0.0, 1.0])
+        Madam([w]).step()
+        assert w.tolist() == [0.0, 0.0]
+        for arguments in (dict(lr=0.0), dict(beta=1.0), dict(limit=-1.0), dict(bound=0.0)):
+            with pytest.raises(ValueError, match=next(iter(arguments))):
+                Madam([w], **arguments)
