@@ -108,7 +108,8 @@ void census(const T *x, const T *y, int64_t n, const double *limits, int64_t *co
             for (int i = 0; i < wide; i++) {
                 const U before = bits(p[i]) & ~sign;
                 tally[i & 1][before >> B::mantissa]++;
-                if (before != 0 && before >> B::mantissa == 0)
+                // one comparison that is nearly never true: a test for zero would be guessed wrong
+                if (U(before - 1) < (U(1) << B::mantissa) - 1)
                     count(0, 1, binade_of_subnormal<T>(before));
             }
         }

@@ -180,6 +180,24 @@ class TestRecord:
         assert (row["path"], row["wanted"], row["lost"], row["edq"]) == ("weight", 6, 0.5, 0.5)
         assert log.steps == 3
 
+    def test_every_write_of_a_step_is_a_change_of_its_own(self) -> None:
+        class Twice(torch.optim.Optimizer):
+            @torch.no_grad()
+            def step(self, closure: Any = None) -> None:  # type: ignore[override]
+                for p in self.param_groups[0]["params"]:
+                    p.add_(p.grad)  # from 1 to 2
+                    p.add_(p.grad, alpha=2.0**-10)  # and this is lost
+
+        model = convert(nn.Linear(2, 1, bias=False), BF16)
+        with torch.no_grad():
+            model.weight.fill_(1.0)
+        optimizer = Twice(model.parameters(), {})
+        model.weight.grad = torch.tensor([[1.0, 0.0]]).to_lp(BF16)  # type: ignore[attr-defined]
+        with record(model, optimizer) as log:
+            optimizer.step()
+        (row,) = find(log, role="weight")
+        assert (row["wanted"], row["lost"]) == (2, 0.5)
+
     def test_finds_the_lost_updates_of_an_accumulator_and_not_of_the_weights_it_feeds(self) -> None:
         model = nn.Linear(1, 1, bias=False)
         with torch.no_grad():
@@ -214,6 +232,8 @@ class TestRecord:
             found = find(log, role=role, format=format)
             assert {row["path"] for row in found} >= set(names), role
         assert not find(log, role="update") or converted
+        # What the step writes into an LPTensor is rounded to the accumulator's format, and is no weight yet.
+        assert {row["format"] for row in find(log, role="weight")} == {"E4M3", *["E5M2"] * converted}
 
     def test_a_lowered_model_shows_the_layers_that_were_lowered(self) -> None:
         model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2))

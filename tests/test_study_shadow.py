@@ -226,6 +226,11 @@ class TestReplicas:
         assert found.samples.shape == (64, 3) and found.mean.shape == (3,)
         assert len({tuple(row) for row in found.samples.tolist()}) > 2
 
+    def test_what_is_written_in_place_is_a_copy(self) -> None:
+        x = low(1.0, BF16, "stochastic")
+        found = replicas(lambda x: x.div_(3), x, count=64)
+        assert len(found.samples.unique()) == 2 and x.item() == 1.0
+
     def test_what_never_moves_has_every_digit(self) -> None:
         found = replicas(lambda x: x * 2, low(1.5, FloatingPoint(8), "stochastic"))
         assert found.trusted == math.inf and found.deviation.item() == 0

@@ -5,6 +5,7 @@ from lptensor.study.accumulation import (
 )
 from lptensor.study.bisect_ import Culprits as Culprits, bisect as bisect
 from lptensor.study.bit_layout import bit_layout as bit_layout, plot_bit_layout as plot_bit_layout
+from lptensor.study.census import Census as Census
 from lptensor.study.errors import plot_errors as plot_errors
 from lptensor.study.exactness import Exactness as Exactness, exactness as exactness
 from lptensor.study.faults import faults as faults, flip_bits as flip_bits
@@ -32,3 +33,4 @@ from lptensor.study.shadow import Shadow as Shadow, shadow as shadow
 from lptensor.study.sqnr import bits_per_value as bits_per_value, plot_sqnr as plot_sqnr, sqnr as sqnr
 from lptensor.study.stagnation import plot_stagnation as plot_stagnation, update_stagnation as update_stagnation
 from lptensor.study.training_curves import plot_training as plot_training
+from lptensor.study.updates import Updates as Updates

@@ -66,7 +66,7 @@ def replicas(f: Callable[..., Any], *args: Any, count: int = 16, at_once: bool =
 
 def _at_once(f: Callable[..., Any], args: tuple[Any, ...], count: int) -> Tensor:
     low = [isinstance(x, LPTensor) for x in args]
-    # Copies of their own: an expanded axis would be one element, with one random word, for all replicas.
+    # Copies of their own, so that f may write into them.
     given = [
         torch.stack([x.detach()] * count) if is_low else x.detach() if isinstance(x, Tensor) else x
         for x, is_low in zip(args, low, strict=True)
