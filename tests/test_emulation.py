@@ -321,6 +321,6 @@ def test_while_a_graph_is_captured_keys_are_drawn_on_the_device(monkeypatch: pyt
         ops._key(there, torch.Generator())
     monkeypatch.setattr(ops, "_key", lambda x, generator: key)
     monkeypatch.setattr(ops, "_kernels", lambda device, format: None)
-    with pytest.raises(RuntimeError, match="needs the CUDA library"), pytest.MonkeyPatch.context() as patch:
+    with pytest.raises(RuntimeError, match="needs lptensor's CUDA library"), pytest.MonkeyPatch.context() as patch:
         patch.setattr(_native, "warn_missing", lambda: None)
         ops.round(torch.ones(3), E4M3, "stochastic")
