@@ -7,17 +7,17 @@
 // too large, and too few, for the device.
 enum { LPT_ALL = 0, LPT_MAXIMA = 1, LPT_ROUND = 2 };
 
-LPT_INSIDE void lpt_raise(uint32_t *to, uint32_t value) {
+LPT_METHOD void lpt_raise(uint32_t *to, uint32_t value) {
     if (*to < value)  // most find a larger one there already, and none waits
         atomicMax((unsigned int *)to, (unsigned int)value);
 }
-LPT_INSIDE void lpt_raise(uint64_t *to, uint64_t value) {
+LPT_METHOD void lpt_raise(uint64_t *to, uint64_t value) {
     if (*to < value)
         atomicMax((unsigned long long *)to, (unsigned long long)value);
 }
 
 // The largest value of `lanes` threads side by side, a power of two up to a warp.
-template <class U> LPT_INSIDE U lpt_largest_of_lanes(U top, int32_t lanes) {
+template <class U> LPT_METHOD U lpt_largest_of_lanes(U top, int32_t lanes) {
     for (int32_t apart = lanes / 2; apart; apart /= 2) {
         const U other = __shfl_xor_sync(0xffffffffu, top, apart);
         top = other > top ? other : top;
@@ -25,7 +25,7 @@ template <class U> LPT_INSIDE U lpt_largest_of_lanes(U top, int32_t lanes) {
     return top;
 }
 
-template <class Op> LPT_INSIDE bool lpt_draws(const Op &op) {
+template <class Op> LPT_METHOD bool lpt_draws(const Op &op) {
     return Op::MODE == LPT_STOCHASTIC || (Op::MODE == LPT_ANY && op.rule.mode >= LPT_STOCHASTIC);
 }
 
@@ -160,7 +160,7 @@ struct lpt_box {
     int64_t extent[LPT_MAX_DIMS], stride[LPT_MAX_DIMS];
 };
 
-LPT_OUTSIDE void lpt_find_box(const lpt_layout &l, int64_t block, lpt_box *box) {
+LPT_LONG void lpt_find_box(const lpt_layout &l, int64_t block, lpt_box *box) {
     int64_t stride = 1;
     box->origin = 0, box->size = 1;
 #pragma unroll 1
@@ -177,7 +177,7 @@ LPT_OUTSIDE void lpt_find_box(const lpt_layout &l, int64_t block, lpt_box *box) 
     box->row = box->extent[l.dims - 1];
 }
 
-LPT_OUTSIDE int64_t lpt_place(const lpt_layout &l, const lpt_box &box, int64_t e) {
+LPT_LONG int64_t lpt_place(const lpt_layout &l, const lpt_box &box, int64_t e) {
     int64_t rest = e / box.row, place = box.origin + e - rest * box.row;
 #pragma unroll 1
     for (int32_t d = l.dims - 2; d >= 0; --d)

@@ -9,8 +9,8 @@ static constexpr int32_t LPT_ANY = -1;
 
 // Elements in any mode and for any format; not inlined, because it is long, and rare.
 template <class T>
-LPT_OUTSIDE void lpt_round_some(typename lpt_carrier<T>::bits *v, int32_t count,
-                                const lpt_cell<T> &c, int32_t mode, const uint32_t *words) {
+LPT_LONG void lpt_round_some(typename lpt_carrier<T>::bits *v, int32_t count, const lpt_cell<T> &c,
+                             int32_t mode, const uint32_t *words) {
 #pragma unroll 1
     for (int32_t i = 0; i < count; ++i) {
         switch (mode) {
@@ -34,10 +34,10 @@ LPT_OUTSIDE void lpt_round_some(typename lpt_carrier<T>::bits *v, int32_t count,
 
 // The same on the grid of a block: the unshifted cell moved, or one made for it.
 template <class T>
-LPT_OUTSIDE void lpt_round_shifted(typename lpt_carrier<T>::bits *v, int32_t count,
-                                   const lpt_grid &element, const lpt_rule &rule,
-                                   const lpt_cell<T> &cell, int32_t shift, bool movable,
-                                   const uint32_t *words) {
+LPT_LONG void lpt_round_shifted(typename lpt_carrier<T>::bits *v, int32_t count,
+                                const lpt_grid &element, const lpt_rule &rule,
+                                const lpt_cell<T> &cell, int32_t shift, bool movable,
+                                const uint32_t *words) {
     typedef lpt_carrier<T> C;
     const typename C::bits moved = (typename C::bits)(typename C::sbits)shift << C::mantissa;
     const lpt_cell<T> c =
@@ -49,7 +49,7 @@ LPT_OUTSIDE void lpt_round_shifted(typename lpt_carrier<T>::bits *v, int32_t cou
 template <class T> struct lpt_left_out {
     typedef typename lpt_carrier<T>::bits U;
     U from, to;
-    LPT_INSIDE U operator()(U u) const {
+    LPT_METHOD U operator()(U u) const {
         const U a = u & ~((U)1 << (lpt_carrier<T>::width - 1));
         return a >= from && a <= to ? (U)0 : a;
     }
@@ -72,23 +72,24 @@ template <class T, int MODE_> struct lpt_shifted {
     lpt_cell<T> cell;
     int32_t low, high;
     lpt_left_out<T> counted;
+    U bump;
 
     // Made once per thread.
     struct tensor {};
-    LPT_INSIDE tensor whole() const { return {}; }
+    LPT_METHOD tensor whole() const { return {}; }
 
     // Made once per block.
     struct scale {
         int32_t shift;
         bool poisoned;
     };
-    LPT_INSIDE scale of(U largest, const tensor &) const {
+    LPT_METHOD scale of(U largest, const tensor &) const {
         const bool poisoned = largest >= (U)(2 * C::bias + 1) << C::mantissa;
-        return {poisoned ? 0 : lpt_shift<T>(b, largest), poisoned};
+        return {poisoned ? 0 : lpt_shift<T>(b, bump, largest), poisoned};
     }
 
     template <int N>
-    LPT_INSIDE void round(U (&v)[N], int32_t count, const scale &s, const uint32_t *words) const {
+    LPT_METHOD void round(U (&v)[N], int32_t count, const scale &s, const uint32_t *words) const {
         const bool movable = s.shift >= low && s.shift <= high;
         const U moved = (U)(typename C::sbits)s.shift << C::mantissa;
         const U nan = (U)(4 * C::bias + 3) << (C::mantissa - 1);
@@ -97,8 +98,9 @@ template <class T, int MODE_> struct lpt_shifted {
 #pragma unroll
             for (int j = 0; j < N; ++j) {
                 const U r = MODE == LPT_NEAREST
-                                ? lpt_nearest<T>(v[j], cell, moved)
-                                : lpt_round<T, LPT_STOCHASTIC, true>(v[j], c, words[j]);
+                                ? lpt_round_roomy<T, LPT_SATURATES>(v[j], c)
+                                : lpt_round_plain<T, LPT_STOCHASTIC, false, LPT_SATURATES>(
+                                      v[j], c, words[j]);
                 v[j] = s.poisoned ? nan : r;
             }
             return;
@@ -128,7 +130,7 @@ template <class T, int MODE_> struct lpt_divided {
     struct tensor {
         float scale;
     };
-    LPT_INSIDE tensor whole() const {
+    LPT_METHOD tensor whole() const {
         const T largest = top ? lpt_value<T>(*top) : (T)0;
         return {lpt_tensor_scale(b, fitting(largest))};
     }
@@ -136,17 +138,17 @@ template <class T, int MODE_> struct lpt_divided {
     struct scale {
         U s, reciprocal;
     };
-    LPT_INSIDE scale of(U largest, const tensor &t) const {
+    LPT_METHOD scale of(U largest, const tensor &t) const {
         float reciprocal;
         const float s =
-            lpt_block_scale(b, scales, fitting(lpt_value<T>(largest)), t.scale, &reciprocal);
+            lpt_block_scale<false>(b, scales, fitting(lpt_value<T>(largest)), t.scale, &reciprocal);
         const U nan = (U)(4 * C::bias + 3) << (C::mantissa - 1);
         const bool finite = largest < (U)(2 * C::bias + 1) << C::mantissa;
         return {finite ? lpt_bits((T)s) : nan, lpt_bits((T)reciprocal)};
     }
 
     template <int N>
-    LPT_INSIDE void round(U (&v)[N], int32_t count, const scale &s, const uint32_t *words) const {
+    LPT_METHOD void round(U (&v)[N], int32_t count, const scale &s, const uint32_t *words) const {
         const U inf = (U)(2 * C::bias + 1) << C::mantissa, nan = inf | (U)1 << (C::mantissa - 1);
         U q[N];
 #pragma unroll
@@ -164,8 +166,9 @@ template <class T, int MODE_> struct lpt_divided {
 #pragma unroll
             for (int j = 0; j < N; ++j)
                 q[j] = MODE == LPT_NEAREST
-                           ? lpt_round<T, LPT_NEAREST, true>(q[j], cell, 0)
-                           : lpt_round<T, LPT_STOCHASTIC, true>(q[j], cell, words[j]);
+                           ? lpt_round_plain<T, LPT_NEAREST, false, LPT_ALL_ENDS>(q[j], cell, 0)
+                           : lpt_round_plain<T, LPT_STOCHASTIC, false, LPT_ALL_ENDS>(q[j], cell,
+                                                                                     words[j]);
         } else {
             lpt_round_some<T>(q, count, cell, rule.mode, words);
         }
@@ -177,7 +180,7 @@ template <class T, int MODE_> struct lpt_divided {
     }
 
   private:
-    static LPT_INSIDE float fitting(T largest) {
+    static LPT_METHOD float fitting(T largest) {
         const T most = (T)lpt_value<float>(0x7f7fffffu);
         return (float)(largest < most ? largest : most);
     }

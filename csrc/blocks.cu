@@ -37,7 +37,8 @@ plan plan_of(const lpt_layout &l) {
 template <int MODE, class T>
 lpt_shifted<T, MODE> scales_of(const lpt_blocks &b, const lpt_rule &rule, const lpt_cell<T> &cell,
                                const typename lpt_carrier<T>::bits *) {
-    lpt_shifted<T, MODE> op = {b, rule, cell, 0, 0, lpt_leave_out<T>(b.saturate, false)};
+    lpt_shifted<T, MODE> op = {
+        b, rule, cell, 0, 0, lpt_leave_out<T>(b.saturate, false), lpt_bump<T>(b)};
     lpt_movable<T>(b.element, cell, &op.low, &op.high);
     return op;
 }

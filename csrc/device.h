@@ -9,11 +9,11 @@
 #endif
 
 #if defined(__CUDACC__)
-#define LPT_INSIDE __device__ __forceinline__  // a member function of a kernel's argument
-#define LPT_OUTSIDE __device__ __noinline__
+#define LPT_METHOD __device__ __forceinline__  // a member function of a kernel's argument
+#define LPT_LONG __device__ __noinline__
 #else
-#define LPT_INSIDE inline
-#define LPT_OUTSIDE inline
+#define LPT_METHOD inline
+#define LPT_LONG inline
 #endif
 
 enum { LPT_THREADS = 256, LPT_WARP = 32 };  // threads of a thread block, and of a warp
@@ -27,11 +27,11 @@ template <class T> struct alignas(16) lpt_pack {
     T v[size];
 };
 
-template <class T> LPT_INSIDE lpt_pack<T> lpt_load_pack(const T *x) {
+template <class T> LPT_METHOD lpt_pack<T> lpt_load_pack(const T *x) {
     LPT_ALIGNED(x);
     return *(const lpt_pack<T> *)x;
 }
-template <class T> LPT_INSIDE void lpt_store_pack(T *y, const lpt_pack<T> &p) {
+template <class T> LPT_METHOD void lpt_store_pack(T *y, const lpt_pack<T> &p) {
     LPT_ALIGNED(y);
     *(lpt_pack<T> *)y = p;
 }

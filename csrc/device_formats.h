@@ -1,14 +1,22 @@
 // What the device's loops do to an element, as an argument of theirs.
 #pragma once
 #include "device.h"
+#include "lean.h"
 #include "posit.h"
 #include "table.h"
 
-template <class T, int MODE, bool PLAIN> struct lpt_to_grid {
+// What a cell is known to be, and how much less there is to do.
+enum lpt_kind { LPT_RARE, LPT_PLAIN, LPT_ROOMY };
+
+template <class T, int MODE, int KIND> struct lpt_to_grid {
     typedef typename lpt_carrier<T>::bits U;
     lpt_cell<T> cell;
-    LPT_INSIDE U operator()(U u, uint32_t random) const {
-        return lpt_round<T, MODE, PLAIN>(u, cell, random);
+    LPT_METHOD U operator()(U u, uint32_t random) const {
+        if (KIND == LPT_ROOMY)
+            return lpt_round_roomy<T, LPT_ALL_ENDS>(u, cell);
+        if (KIND == LPT_PLAIN)
+            return lpt_round_plain<T, MODE, false, LPT_ALL_ENDS>(u, cell, random);
+        return lpt_round<T, MODE, false>(u, cell, random);
     }
 };
 
@@ -16,7 +24,7 @@ template <class T, int MODE> struct lpt_to_table {
     typedef typename lpt_carrier<T>::bits U;
     lpt_table<T> table;
     lpt_odds odds;
-    LPT_INSIDE U operator()(U u, uint32_t random) const {
+    LPT_METHOD U operator()(U u, uint32_t random) const {
         return lpt_round_to<T, -1, MODE>(u, table, odds, random);
     }
 };
@@ -25,7 +33,7 @@ template <class T, int MODE> struct lpt_to_posit {
     typedef typename lpt_carrier<T>::bits U;
     lpt_posit posit;
     lpt_odds odds;
-    LPT_INSIDE U operator()(U u, uint32_t random) const {
+    LPT_METHOD U operator()(U u, uint32_t random) const {
         return lpt_round_posit<T, MODE>(u, posit, odds, random);
     }
 };

@@ -11,11 +11,17 @@ template <int MODE> struct launch {
     template <class T>
     static int32_t run(const T *x, T *y, int64_t n, lpt_cell<T> c, lpt_draw draw, void *stream) {
         if constexpr (COMMON && sizeof(T) == 4) {
+            if constexpr (MODE == LPT_NEAREST) {
+                if (c.roomy)
+                    return lpt_launch_map<MODE, true>(x, y, n, draw, stream,
+                                                      lpt_to_grid<T, MODE, LPT_ROOMY>{c});
+            }
             if (c.plain)
                 return lpt_launch_map<MODE, true>(x, y, n, draw, stream,
-                                                  lpt_to_grid<T, MODE, true>{c});
+                                                  lpt_to_grid<T, MODE, LPT_PLAIN>{c});
         }
-        return lpt_launch_map<MODE, false>(x, y, n, draw, stream, lpt_to_grid<T, MODE, false>{c});
+        return lpt_launch_map<MODE, false>(x, y, n, draw, stream,
+                                           lpt_to_grid<T, MODE, LPT_RARE>{c});
     }
 };
 

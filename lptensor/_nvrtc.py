@@ -25,7 +25,7 @@ _THREADS = 256
 _TYPES = {torch.float32: "float", torch.float64: "double"}
 # By kind: the struct that a format comes as, what a kernel calls for an element, and how that is made.
 _KINDS = {
-    "grid": ("lpt_grid", "lpt_to_grid<{type}, {mode}, false>", "{{lpt_make_cell<{type}>(form, rule, 0)}}"),
+    "grid": ("lpt_grid", "lpt_to_grid<{type}, {mode}, LPT_RARE>", "{{lpt_make_cell<{type}>(form, rule, 0)}}"),
     "posit": ("lpt_posit", "lpt_to_posit<{type}, {mode}>", "{{form, lpt_make_odds(rule.bits)}}"),
     "table": ("lpt_table<{type}>", "lpt_to_table<{type}, {mode}>", "{{form, lpt_make_odds(rule.bits)}}"),
 }

@@ -63,8 +63,8 @@ def test_backend_says_that_the_kernels_are_compiled() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc; tests/test_emulation.py needs none")
 @pytest.mark.parametrize("device", [75, 80, 86, 89, 90, 100, 120])
-def test_kernels_compile_for_every_device_and_hot_ones_spill_no_registers(device: int, tmp_path: Path) -> None:
-    """Hot: elements, and runs and columns of blocks, in the modes that have code of their own."""
+def test_kernels_compile_for_every_device_and_hardly_spill_registers(device: int, tmp_path: Path) -> None:
+    """Loops over elements spill nothing; those over blocks a few words around a call that is hardly ever made."""
     for source in ("round", "codebooks", "blocks"):
         done = subprocess.run(
             ["nvcc", "-std=c++17", "-O3", "--fmad=false", "-Xptxas", "-v", "-cubin", f"-arch=sm_{device}"]
@@ -73,9 +73,9 @@ def test_kernels_compile_for_every_device_and_hot_ones_spill_no_registers(device
             text=True,
         )
         assert done.returncode == 0 and "warning" not in done.stderr, done.stderr
-        used = re.findall(r"properties for (\S+)\n.*?(\d+) bytes spill stores", done.stderr)
-        hot = [(name, spilled) for name, spilled in used if re.search(r"lpt_(map|packed|columns).*If.*Li[06]E", name)]
-        assert hot and [row for row in hot if row[1] != "0"] == []
+        found = re.findall(r"properties for (\S+lpt_(\w+?)I\w*)\n.*?(\d+) bytes spill stores", done.stderr)
+        fp32 = [(name, int(spilled)) for name, _, spilled in found if re.search(r"lpt_\w+?I(Li\d+E)?f", name)]
+        assert fp32 and max(spilled for _, spilled in fp32) <= (48 if source == "blocks" else 0), fp32
 
 
 # -- on a device -------------------------------------------------------------------------------------------

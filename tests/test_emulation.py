@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -306,3 +307,20 @@ def test_backend_says_what_rounds_elsewhere(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(_nvrtc, "library", lambda: None)
     assert "nvcc" in backend("cuda") and backend("cuda").startswith("torch: ")
     assert backend("meta").startswith("torch: ") and "meta" in backend("meta")
+
+
+def test_while_a_graph_is_captured_keys_are_drawn_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    there: Any = SimpleNamespace(is_cuda=True, device="cpu")
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    assert isinstance(ops._key(there, None), tuple)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    key = ops._key(there, None)
+    assert isinstance(key, torch.Tensor) and key.dtype == torch.int64 and key.shape == (2,)
+    assert not torch.equal(ops._key(there, None), key)
+    with pytest.raises(RuntimeError, match="cannot draw from a CPU generator"):
+        ops._key(there, torch.Generator())
+    monkeypatch.setattr(ops, "_key", lambda x, generator: key)
+    monkeypatch.setattr(ops, "_kernels", lambda device, format: None)
+    with pytest.raises(RuntimeError, match="needs lptensor's CUDA library"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_native, "warn_missing", lambda: None)
+        ops.round(torch.ones(3), E4M3, "stochastic")
