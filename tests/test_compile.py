@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from compiling import assert_equal_tensors, compile_anew as compile_anew, gradients, plain
 from lptensor import BF16, E4M3, E5M2, MXFP8_E4M3, Arithmetic, FixedPoint, FloatingPoint, convert
+from lptensor.tensor import enter
 
 SPLIT = Arithmetic(E4M3, backward=E5M2)
 pytestmark = [
@@ -209,7 +210,7 @@ def test_a_gradient_given_to_a_result_is_rounded_as_one_of_the_result(given: Any
     x, y = (torch.linspace(-2, 2, 16).to_lp(SPLIT).requires_grad_() for _ in range(2))  # type: ignore[attr-defined]
     compiled(lambda t: t * 1.5)(x).backward(v if given is None else v.to_lp(given))  # type: ignore[attr-defined]
     first = v if given is None else v.to_lp(given).dequantize()  # type: ignore[attr-defined]
-    (y * 1.5).backward(first.to_lp(E5M2).dequantize())  # type: ignore[attr-defined]
+    (y * 1.5).backward(enter(first, SPLIT, gradient=True))
     assert_equal_tensors(x.grad, y.grad)
     assert x.grad.format == E5M2  # type: ignore[union-attr]
 
