@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from compiling import assert_equal_tensors, compile_anew as compile_anew, gradients, plain
 from lptensor import BF16, E4M3, E5M2, MXFP8_E4M3, Arithmetic, FixedPoint, FloatingPoint, convert
+from lptensor.direction import _step_begins, _step_ends
 from lptensor.tensor import enter
 
 SPLIT = Arithmetic(E4M3, backward=E5M2)
@@ -187,6 +188,18 @@ def test_a_step_of_adam_outside_of_the_graph_is_that_of_eager_mode(name: str) ->
     assert_equal_models(trained(True), trained(False))
 
 
+def test_the_hooks_on_optimizers_break_no_graph() -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=0.5)
+
+    def f(x: Tensor) -> Tensor:
+        _step_begins(optimizer)
+        y = x + 1
+        _step_ends(optimizer)
+        return y
+
+    assert torch.equal(compiled(f)(torch.ones(2)), torch.full((2,), 2.0))
+
+
 # -- gradients from outside of the graph -----------------------------------------------------------------
 
 
@@ -254,3 +267,12 @@ def test_inductor_rounds_to_one_of_the_neighbours_with_the_right_odds() -> None:
         deviation = math.sqrt(fraction * (1 - fraction) / y.numel())
         assert abs((y == 1.25).double().mean().item() - fraction) < 4 * deviation
     assert not torch.equal(first, second)
+
+
+@pytest.mark.slow
+def test_inductor_differs_only_where_its_fp32_result_is_next_to_a_midpoint() -> None:
+    x = torch.randn(1 << 20).to_lp(BF16)  # type: ignore[attr-defined]
+    got, wanted = (plain(g(x)) for g in (compiled(torch.exp, "inductor"), torch.exp))
+    apart = (got.view(torch.int32) - wanted.view(torch.int32)).abs()
+    assert set(apart.unique().tolist()) <= {0, 1 << 16}  # neighbours in BF16
+    assert (apart > 0).double().mean() < 1e-4
