@@ -4,13 +4,16 @@
 PYTHON ?= python3
 PYTEST ?=        # more for pytest, as in: make test PYTEST="-k fixed_point -x"
 WORKERS ?= 2     # processes that share the tests; each gets one thread
+TORCH ?=         # another PyTorch, in an environment of its own, as in: make test TORCH=2.11.0
 DEMO ?=          # more for lptensor train, as in: make demo DEMO="--epochs 5"
 
-BIN := .venv/bin
-INSTALLED := .venv/installed
+VENV := .venv$(if $(strip $(TORCH)),-$(strip $(TORCH)))
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+PINNED := $(shell sed -n 's/^torch==//p' constraints.txt)
 RUN_TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
-.PHONY: demo test test-all bench pages lint clean
+.PHONY: demo test test-all bench pages docs lint clean
 .DEFAULT_GOAL := test
 
 # A small network trained in several number systems, side by side.
@@ -29,6 +32,11 @@ test-all: $(INSTALLED)
 pages: $(INSTALLED)
 	$(BIN)/python -m lptensor.study.formats_page docs
 
+# The site, in out/docs; a warning is an error.
+docs: $(INSTALLED)
+	$(BIN)/sphinx-build -W --keep-going -q -j auto docs out/docs
+	@echo "out/docs/index.html"
+
 # How fast rounding is beside a copy, in one run.
 bench: $(INSTALLED)
 	$(BIN)/python tests/benchmarks/rounding.py
@@ -41,10 +49,11 @@ lint: $(INSTALLED)
 	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*)
 
 clean:
-	rm -rf .venv build dist out .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* build dist out .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(INSTALLED): pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*)
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@echo "installing into .venv what constraints.txt names; this happens once and takes a minute or two"
-	$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) what constraints.txt names; this happens once and takes a minute or two"
+	sed 's/^torch==.*/torch==$(or $(strip $(TORCH)),$(PINNED))/' constraints.txt > $(VENV)/constraints.txt
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint $(VENV)/constraints.txt --editable ".[dev]"
 	touch $@

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -72,7 +74,21 @@ def thread_local(name: str) -> Any:
 
 def set_thread_local(name: str, value: Any) -> None:
     """Store a value on this thread; a backward pass hands it to the threads that autograd computes on."""
+    if _storing_takes_a_reference():
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(value))
     torch._C._stash_obj_in_tls(name, value)
+
+
+@cache
+def _storing_takes_a_reference() -> bool:
+    """Whether torch gives a reference back that it never took: 2.11 frees what is still in use."""
+    probe = object()
+    before = sys.getrefcount(probe)
+    torch._C._stash_obj_in_tls("lptensor.probe", probe)
+    taken: bool = sys.getrefcount(probe) == before
+    if taken:  # the probe is the first of them
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(probe))
+    return taken
 
 
 def next_node() -> int:
@@ -85,6 +101,16 @@ def running_node() -> int:
     """The number of the autograd node whose backward runs, -1 outside of any."""
     node = torch._C._current_autograd_node()
     return -1 if node is None else node._sequence_nr()
+
+
+def decompose(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run a composite operator as the operators it is made of, NotImplemented where it is none.
+
+    As autograd does, by the C++ kernel. The public ``func.decompose`` prefers Python ones, and that of torch
+    2.11 for an LSTM puts another axis on its states, so that inference mode gives other shapes.
+    """
+    key = torch._C.DispatchKey.CompositeImplicitAutograd
+    return func._op_dk(key, *args, **kwargs) if has_kernel(func, key.name) else NotImplemented
 
 
 def has_kernel(func: Any, key: str) -> bool:

@@ -85,7 +85,7 @@ class BlockFormat(Format):
 class BlockFloatingPoint(BlockFormat):
     """Block floating point: ``wl``-bit sign-magnitude integers under one exponent per block.
 
-    With E = floor(log2(max |x|)) of a block, its values are the multiples of 2**(E - wl + 2) up to
+    With E = floor(log2(max(abs(x)))) of a block, its values are the multiples of 2**(E - wl + 2) up to
     (2 - 2**(2 - wl)) * 2**E in magnitude. A block with NaN or an infinity becomes NaN, one of zeros
     stays zero, and -0 is kept.
 

@@ -310,7 +310,7 @@ def _decompose(func: Any, rule: Rule, cls: Any) -> Runner:
     whole = _compute(func, rule, cls)
 
     def run(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        out = func.decompose(*args, **kwargs)
+        out = _compat.decompose(func, args, kwargs)
         return whole(args, kwargs) if out is NotImplemented else out
 
     return run

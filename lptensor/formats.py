@@ -203,7 +203,7 @@ class FixedPoint(ScalarFormat):
 
     Two's complement: the values are k * 2**-fl with -2**(wl-1) <= k < 2**(wl-1); there is no -0.
     ``fl`` may be negative or larger than ``wl``. Infinities and results out of range saturate,
-    unless ``clamp=False`` lifts the limits; where |x| is so large that every fp32 is a multiple
+    unless ``clamp=False`` lifts the limits; where ``|x|`` is so large that every fp32 is a multiple
     of 2**-fl, x is unchanged. NaN propagates.
 
     Args:

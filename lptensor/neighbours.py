@@ -43,7 +43,7 @@ def next(x: Tensor, format: ScalarFormat, up: bool = True) -> Tensor:
 def ulp(x: Tensor, format: ScalarFormat) -> Tensor:
     """The spacing of the format's values in the binade of each ``x``; below the normals, theirs.
 
-    2**max(floor(log2 |x|) - precision + 1, spacing of the subnormals); of a power of two it is the
+    2**max(floor(log2(abs(x))) - precision + 1, spacing of the subnormals); of a power of two it is the
     spacing above. Beyond the largest value it is that of the topmost binade. NaN and infinities give
     NaN and infinity. Same shape and dtype as ``x``.
 

@@ -68,8 +68,7 @@ def _formula(func: Any) -> Callable[..., Any] | None:
     if name.endswith("_") and name[:-1] in _WHOLE:
         return _in_place(getattr(getattr(torch.ops.aten, name[6:-1]), func._overloadname))
     if rule_for(func).kind is Kind.DECOMPOSE:
-        whole: Callable[..., Any] = func.decompose
-        return whole
+        return lambda *args, **kwargs: _compat.decompose(func, args, kwargs)
     return None
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from lptensor import _compat
+
 PACKAGE = Path(__file__).parents[1] / "lptensor"
 
 # Lowest first. A module imports from its own line and those before it; a name covers its submodules.
@@ -252,3 +254,13 @@ def test_import_starts_no_process_and_writes_no_file() -> None:
         "sys.addaudithook(refuse)\n"
         "import lptensor"
     )
+
+
+def test_what_a_thread_stores_stays_alive() -> None:
+    """torch 2.11 gives back a reference that it never took: without one of its own the value is freed in use."""
+    value = object()
+    references = sys.getrefcount(value)
+    for _ in range(3):
+        _compat.set_thread_local("test", value)
+        _compat.set_thread_local("test", None)
+    assert sys.getrefcount(value) == references

@@ -43,7 +43,8 @@ def shown(t: Trace, backward: bool) -> list[str]:
 
 
 def test_every_function_of_the_contract_is_judged() -> None:
-    assert set(functions().values()) - FUNCTIONS.keys() == ELSEWHERE
+    known = {name for name in ELSEWHERE if hasattr(torch.nn.functional, name)}  # torch 2.11 lacks a loss of 2.13
+    assert set(functions().values()) - FUNCTIONS.keys() == known
     assert FUNCTIONS.keys() <= set(functions().values())
 
 

@@ -1,0 +1,33 @@
+"""How Sphinx makes the site: `make docs`."""
+
+from __future__ import annotations
+
+import shutil
+from importlib.metadata import version as installed_version
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+project = "lptensor"
+author = copyright = "lptensor contributors"
+version = release = installed_version("lptensor")
+
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "myst_nb"]
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_title = "lptensor"
+html_static_path: list[str] = []
+
+# Notebooks show what they printed when they were written; the tests run them.
+nb_execution_mode = "off"
+myst_heading_anchors = 4
+myst_enable_extensions = ["colon_fence", "dollarmath"]
+
+autodoc_typehints = "none"  # the docstrings say shapes, dtypes and units, which types do not
+autodoc_member_order = "bysource"
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+
+# Sphinx reads only what lies below its folder.
+shutil.rmtree(HERE / "notebooks", ignore_errors=True)
+shutil.copytree(HERE.parent / "notebooks", HERE / "notebooks", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
