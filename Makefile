@@ -41,6 +41,7 @@ docs: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python tests/benchmarks/rounding.py
 	$(BIN)/python tests/benchmarks/dispatch.py
+	$(BIN)/python tests/benchmarks/compiled.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check
