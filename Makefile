@@ -41,6 +41,7 @@ docs: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python tests/benchmarks/rounding.py --json out/rounding.json --plot out/rounding.svg
 	$(BIN)/python tests/benchmarks/dispatch.py
+	$(BIN)/python tests/benchmarks/compiled.py
 	$(BIN)/python tests/benchmarks/on_gpu.py
 
 # Which ratios fell below their targets by more than the spread.

@@ -14,10 +14,14 @@ _local = threading.local()
 
 
 def _step_begins(optimizer: Any, *_: Any) -> None:
+    if torch.compiler.is_dynamo_compiling():  # a step in a graph is traced outside of any backward pass
+        return
     _steps()[id(optimizer)] = _compat.graph_task()
 
 
 def _step_ends(optimizer: Any, *_: Any) -> None:
+    if torch.compiler.is_dynamo_compiling():
+        return
     _steps().pop(id(optimizer), None)
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 
 from lptensor.formats import E8M0, FP32, ScalarFormat, check_int
-from lptensor.text import learn
 
 SCALE_RULES = ("floor", "ceil", "even", "rceil")
 INFINITE = ("nan", "saturate")
@@ -20,7 +19,6 @@ def check_one_of(name: str, value: object, allowed: Sequence[object]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
 
 
-@learn
 @dataclass(frozen=True)
 class Tile:
     """Which elements share a scale: the widths of a tile along some axes.
@@ -82,7 +80,6 @@ class Scaling:
     """
 
 
-@learn
 @dataclass(frozen=True)
 class PowerOfTwo(Scaling):
     """A fixed scale 2**exponent: the grid of the format moves, element by element, nothing else changes.
@@ -99,7 +96,6 @@ class PowerOfTwo(Scaling):
         check_int("exponent", self.exponent, -300, 300)
 
 
-@learn
 @dataclass(frozen=True)
 class CurrentMaximum(Scaling):
     """Scales made from the largest magnitude of what is being rounded, a tensor or each tile of it.
@@ -169,7 +165,6 @@ class CurrentMaximum(Scaling):
         return self.scale.grid.precision == 1
 
 
-@learn
 @dataclass(frozen=True)
 class DelayedMaximum(Scaling):
     """One scale for a tensor, from the largest magnitudes of earlier ones (Micikevicius et al., 2209.05433).

@@ -230,6 +230,11 @@ def to_lp(
         x = x.dequantize()
     elif arithmetic.forward is not None and x.dtype in (torch.float32, torch.float64):
         check_roundable(x, arithmetic.forward)
+    if torch.compiler.is_exporting():
+        raise NotImplementedError(
+            "torch.export cannot make an LPTensor within a graph: export a converted model and give it LPTensors or "
+            "plain tensors, or round plain tensors with lptensor.round(), a quantizer or lower()"
+        )
     _compat.disable_fused_attention()
     return cast(LPTensor, _apply(_Enter, x, arithmetic))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import json
+import sys
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
 
@@ -70,6 +71,27 @@ def _name(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
+def _class(name: str) -> type:
+    """The class of that name: one that was learnt, or a noun of this package.
+
+    Raises:
+        KeyError: there is none.
+    """
+    module, _, attribute = name.rpartition(".")
+    if name not in _CLASSES and module.startswith("lptensor."):
+        found = getattr(sys.modules.get(module), attribute, None)
+        if isinstance(found, type) and (is_dataclass(found) or issubclass(found, enum.Enum)):
+            learn(found)
+    return _CLASSES[name]
+
+
+def _known(name: str) -> bool:
+    try:
+        return _class(name) is not None
+    except KeyError:
+        return False
+
+
 def _plain(value: Any) -> Any:
     """``value`` as JSON has it; a dictionary stands for an object, and says its class under ""."""
     if isinstance(value, torch.dtype):
@@ -79,9 +101,9 @@ def _plain(value: Any) -> Any:
     if type(value) in (type(None), bool, int, float, str):
         return value
     name = _name(type(value))
-    if isinstance(value, enum.Enum) and name in _CLASSES:
+    if isinstance(value, enum.Enum) and _known(name):
         return {"": name, "name": value.name}
-    if is_dataclass(value) and name in _CLASSES:
+    if is_dataclass(value) and _known(name):
         given = [f for f in fields(value) if f.init]
         return {"": name} | {f.metadata.get("argument", f.name): _plain(getattr(value, f.name)) for f in given}
     raise TypeError(
@@ -98,7 +120,7 @@ def _made(plain: Any) -> Any:
     given = {name: _made(item) for name, item in plain.items() if name}
     if plain[""] == "torch.dtype":
         return getattr(torch, given["name"])
-    cls = _CLASSES[plain[""]]
+    cls = _class(plain[""])
     return cls[given["name"]] if issubclass(cls, enum.Enum) else cls(**given)
 
 

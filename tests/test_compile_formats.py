@@ -30,6 +30,7 @@ from lptensor import (
     Stochastic,
     quantizer,
 )
+from lptensor.tensor import enter
 from lptensor.text import read, write
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # within torch's own compiler
@@ -53,7 +54,7 @@ def results(f: Callable[..., Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
     y = f(x)
     torch.manual_seed(5)
     v = torch.randn(y.shape)
-    y.backward(v.to_lp(y.arithmetic) if isinstance(y, LPTensor) else v)  # type: ignore[attr-defined]
+    y.backward(enter(v, y.arithmetic, gradient=True) if isinstance(y, LPTensor) else v)
     assert x.grad is not None
     return plain(y.detach()), plain(x.grad)
 

@@ -1,0 +1,90 @@
+"""Compiled code on disk: what names it, and that no two formats ever share it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lptensor import BF16, E4M3, E5M2, Arithmetic, Rounding
+from lptensor.text import write
+
+ROOT = Path(__file__).parents[1]
+NAME = "import torch, lptensor as lp; x = torch.ones(2, 3).to_lp(lp.Arithmetic(lp.E4M3, backward=lp.E5M2))\n"
+
+
+def python(code: str, *arguments: str, **environment: str) -> str:
+    """What a new interpreter prints."""
+    command = [sys.executable, "-W", "ignore", "-c", code, *arguments]
+    surroundings = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment
+    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=surroundings)
+    assert run.returncode == 0, run.stderr
+    return run.stdout.strip()
+
+
+def name(x: Any) -> str:
+    text: str = x._stable_hash_for_caching()
+    return text
+
+
+def test_the_name_of_a_tensor_in_a_cache_is_the_same_in_any_process() -> None:
+    here = name(torch.ones(2, 3).to_lp(Arithmetic(E4M3, backward=E5M2)))  # type: ignore[attr-defined]
+    for seed in ("0", "1"):
+        assert python(NAME + "print(x._stable_hash_for_caching())", PYTHONHASHSEED=seed) == here
+
+
+def test_what_changes_a_graph_changes_the_name() -> None:
+    x = torch.ones(2, 3)
+    makers: list[Any] = [E4M3, E5M2, Arithmetic(E4M3, backward=E5M2), Arithmetic(E4M3, rounding="up")]
+    names = [name(x.to_lp(maker)) for maker in makers]  # type: ignore[attr-defined]
+    low = x.to_lp(E4M3)  # type: ignore[attr-defined]
+    names += [name(low.__coerce_tangent_metadata__()), name(low.detach().requires_grad_())]
+    names += [name(low.t()), name(torch.ones(3, 2).to_lp(E4M3))]  # type: ignore[attr-defined]
+    assert len(set(names)) == len(names)
+    assert name((2 * x).to_lp(E4M3)) == names[0]  # type: ignore[attr-defined]
+
+
+def test_a_rule_in_a_graph_is_understood_where_nothing_was_traced() -> None:
+    rule = write((BF16, Rounding()))
+    x = torch.linspace(-1, 1, 8).view(2, 4)
+    code = (
+        "import sys, torch, lptensor\n"
+        "x = torch.linspace(-1, 1, 8).view(2, 4)\n"
+        "print(torch.ops.lptensor.round(x, sys.argv[1]).tolist())"
+    )
+    assert python(code, rule) == str(x.bfloat16().float().tolist())
+
+
+COMPILE = """
+import sys, torch, lptensor as lp
+from torch._dynamo.utils import counters
+arithmetic = {"E4M3": lp.E4M3, "BF16": lp.BF16, "split": lp.Arithmetic(lp.E4M3, backward=lp.BF16)}[sys.argv[1]]
+x = torch.linspace(-2, 2, 24).view(4, 6)
+def inside(x):
+    return (x.to_lp(arithmetic).exp() * 1.7).dequantize()
+def outside(x):
+    return x.exp() * 1.7
+results = []
+for f, given in ((inside, x), (outside, x.to_lp(arithmetic))):
+    for g in (f, torch.compile(f, fullgraph=True)):
+        leaf = given.clone().requires_grad_()
+        y = g(leaf)
+        y.square().sum().backward()
+        results += [getattr(t, "_inner", t).detach() for t in (y, leaf.grad)]
+assert torch.equal(results[0], results[2]) and torch.equal(results[1], results[3]), "inside"
+assert torch.equal(results[4], results[6]) and torch.equal(results[5], results[7]), "outside"
+print(counters["aot_autograd"]["autograd_cache_hit"])
+"""
+
+
+@pytest.mark.slow
+def test_formats_never_share_a_graph_and_equal_ones_do(tmp_path: Path) -> None:
+    hits = [
+        python(COMPILE, format, TORCHINDUCTOR_CACHE_DIR=str(tmp_path)) for format in ("E4M3", "BF16", "split", "E4M3")
+    ]
+    assert hits == ["0", "0", "0", "2"]
