@@ -218,6 +218,7 @@ for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
 LPTensor.__hash__ = Tensor.__hash__  # type: ignore[method-assign]
 
 Tensor.to_lp = to_lp  # type: ignore[attr-defined]
+_compat.refuse_higher_order(LPTensor, dispatch.refuse_higher_order)
 
 
 def _collate(batch: list[Any], *, collate_fn_map: Any = None) -> Tensor:
