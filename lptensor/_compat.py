@@ -162,6 +162,17 @@ def attention_in_steps() -> Any:
     return sdpa_kernel(SDPBackend.MATH)
 
 
+def refuse_higher_order(cls: type, refuse: Callable[[Any], None]) -> None:
+    """Call ``refuse(operator)`` where an operator that takes functions meets a tensor of class ``cls``.
+
+    Without it torch says that it has no rule for the class, and nothing of a way out.
+    """
+    for name in ("cond", "while_loop", "map_impl", "scan", "flex_attention"):
+        operator = torch._ops._higher_order_ops.get(name)
+        if operator is not None:
+            operator.py_impl(cls)(lambda *_, operator=operator, **__: refuse(operator))
+
+
 def disable_fused_attention() -> None:
     """Keep nn.TransformerEncoderLayer from running as one fused op, which would round once for a layer."""
     torch.backends.mha.set_fastpath_enabled(False)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor
@@ -34,10 +34,7 @@ _promote = lru_cache(maxsize=None)(promote)
 def make_runner(func: Any, cls: Any) -> Runner:
     """The function that runs one operator on arguments among which there are tensors of class ``cls``."""
     if not _compat.is_operator(func):
-        raise NotImplementedError(
-            f"{func} takes functions as arguments and cannot look into an LPTensor; call .dequantize() on its "
-            "tensors, or write the control flow in Python"
-        )
+        refuse_higher_order(func)
     rule = rule_for(func)
     kinds = {
         Kind.DECOMPOSE: _decompose,
@@ -50,6 +47,14 @@ def make_runner(func: Any, cls: Any) -> Runner:
     }
     run = kinds[rule.kind](func, rule, cls)
     return within_limits(run) if rule.limits else run
+
+
+def refuse_higher_order(func: Any) -> NoReturn:
+    """Say that an operator that takes functions is none for LPTensors."""
+    raise NotImplementedError(
+        f"{func} takes functions as arguments and cannot look into an LPTensor; call .dequantize() on its "
+        "tensors, or write the control flow in Python"
+    )
 
 
 # -- who watches -----------------------------------------------------------------------------------

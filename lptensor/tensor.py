@@ -278,6 +278,7 @@ def dequantize(x: Tensor) -> Tensor:
 Tensor.to_lp = to_lp  # type: ignore[attr-defined]
 Tensor.dequantize = dequantize  # type: ignore[method-assign, assignment]
 accept_plain_gradients(LPTensor)
+_compat.refuse_higher_order(LPTensor, dispatch.refuse_higher_order)
 
 
 @_compat.graph_node

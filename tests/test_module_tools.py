@@ -133,3 +133,29 @@ def test_a_parameter_replaced_by_hand_is_used() -> None:
         setattr(layer, name, nn.Parameter(torch.zeros_like(values(getattr(layer, name))).to_lp(BF16)))  # type: ignore[attr-defined]
         assert isinstance(getattr(layer, name), LPTensor)
         assert not same(first, layer(low)[0] if isinstance(layer, nn.GRU) else layer(low))
+
+
+def _by_name(name: str, *args: Any) -> Any:
+    return getattr(torch.ops.higher_order, name)(*args)
+
+
+def _flex() -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    q = torch.randn(1, 1, 16, 16).to_lp(BF16)  # type: ignore[attr-defined]
+    return flex_attention(q, q, q)
+
+
+FUNCTIONS_OF_FUNCTIONS: dict[str, Callable[[Any], Any]] = {
+    "cond": lambda x: _by_name("cond", torch.tensor(True), lambda a: (a.sin(),), lambda a: (a.cos(),), (x,)),
+    "while_loop": lambda x: _by_name("while_loop", lambda a: a.sum() < 9, lambda a: (a + 1,), (x,), ()),
+    "map": lambda x: _by_name("map_impl", lambda a: (a.sin(),), (x,), ()),
+    "flex_attention": lambda x: _flex(),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS_OF_FUNCTIONS)
+@pytest.mark.filterwarnings("ignore")
+def test_operators_that_take_functions_are_refused_with_a_way_out(name: str) -> None:
+    with pytest.raises((NotImplementedError, RuntimeError), match=r"dequantize"):
+        FUNCTIONS_OF_FUNCTIONS[name](torch.randn(3).to_lp(BF16))  # type: ignore[attr-defined]
