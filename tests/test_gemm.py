@@ -199,6 +199,20 @@ def test_a_product_rounded_to_fp32_first_would_be_wrong(implementation: str) -> 
     assert product(implementation, a, b, Accumulator(FP16, compute="fp32")).unique().tolist() == [1.0]
 
 
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_rest_below_the_last_bit_of_float64_breaks_a_tie(implementation: str, sign: int) -> None:
+    # 1 + 2**-10 + 2**-11 (1 - 2**-46): below half way by 2**-57, which a double beside 1 does not have
+    a = sign * torch.tensor([[1 + 2.0**-10, 2.0**-11 * (1 - 2.0**-23)]]).expand(1, 2, 2)
+    b = torch.tensor([[1.0], [1 + 2.0**-23]]).expand(1, 2, 3)
+    for acc in (Accumulator(FP16), Accumulator(FP16, rounding="stochastic"), Accumulator(FloatingPoint(5, 10), FP32)):
+        got = product(implementation, a, b, acc).unique().tolist()
+        if acc.product is None and not acc.stochastic:
+            assert got == [sign * (1 + 2.0**-10)]
+        else:
+            assert set(got) <= {sign * (1 + 2.0**-10), sign * (1 + 2.0**-9)}
+
+
 SHAPES = ((3, 300, 37), (5, 520, 33), (131, 40, 20), (4, 64, 16))
 TILED = (
     Accumulator(FP16),
