@@ -94,7 +94,7 @@ def plot_sqnr(rows: Sequence[dict[str, Any]], ax: Any = None) -> Any:
     >>> import torch
     >>> from lptensor import E4M3, INT8
     >>> axes = need("matplotlib.figure").Figure().subplots()
-    >>> [t.get_text() for t in sqnr(torch.randn(99), [E4M3, INT8]).plot(axes).texts]
+    >>> sorted(t.get_text() for t in sqnr(torch.randn(99), [E4M3, INT8]).plot(axes).texts)
     ['E4M3', 'INT8']
     """
     ax = need("matplotlib.pyplot").gca() if ax is None else ax
