@@ -238,10 +238,12 @@ def test_blocks_in_every_mode(library: Any, format: Format, mode: Mode) -> None:
 
 
 @pytest.mark.parametrize("format", [MXFP8_E4M3, NVFP4, BlockFloatingPoint(8)], ids=repr)
-def test_blocks_that_begin_anywhere_in_memory(library: Any, format: Format) -> None:
-    x = numbers((4100,), torch.float32)
-    for start in range(4):
-        assert_same_as_cpu(library, x[start : start + 4096], format, "nearest")
+def test_blocks_that_begin_and_end_anywhere_in_memory(library: Any, format: Format) -> None:
+    x = numbers((4104,), torch.float32)
+    for start, size in itertools.product(range(4), (4096, 4099)):
+        x[start + size] = 1e30  # what follows is no part of the last block
+        assert_same_as_cpu(library, x[start : start + size], format, "nearest")
+        x[start + size] = 0.0
 
 
 # -- the way there -----------------------------------------------------------------------------------
