@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from importlib.metadata import version as installed_version
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 
@@ -31,3 +32,14 @@ napoleon_numpy_docstring = False
 # Sphinx reads only what lies below its folder.
 shutil.rmtree(HERE / "notebooks", ignore_errors=True)
 shutil.copytree(HERE.parent / "notebooks", HERE / "notebooks", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+
+
+def _plain_bars(app: object, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Docstrings write |x| for a magnitude; reStructuredText would take it for the name of a substitution."""
+    for i, line in enumerate(lines):
+        code = line.split("``")
+        lines[i] = "``".join(part if j % 2 else part.replace("|", r"\|") for j, part in enumerate(code))
+
+
+def setup(app: Any) -> None:
+    app.connect("autodoc-process-docstring", _plain_bars)

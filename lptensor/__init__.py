@@ -1,4 +1,6 @@
-from lptensor import study as study, training as training
+import importlib as _importlib
+import typing as _typing
+
 from lptensor.accumulator import (
     Accumulator as Accumulator,
     integer_accumulator as integer_accumulator,
@@ -116,6 +118,16 @@ from lptensor.scaling import (
 )
 from lptensor.tensor import LPTensor as LPTensor
 from lptensor.trace import trace as trace
+
+if _typing.TYPE_CHECKING:
+    from lptensor import study as study, training as training
+
+
+def __getattr__(name: str) -> object:  # most programs need neither, and both have many files
+    if name in ("study", "training"):
+        return _importlib.import_module(f"lptensor.{name}")
+    raise AttributeError(f"module 'lptensor' has no attribute {name!r}")
+
 
 __all__ = [  # a star import shadows no builtin and no module
     "BF16",

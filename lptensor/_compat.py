@@ -259,12 +259,13 @@ def register_constant(cls: type) -> None:
     register_opaque_type(cls, typ="value")
 
 
-def watched_by_mode() -> bool:
-    """Whether a dispatch mode sees the ops of this thread: a tracer, a fake mode, a counter.
+def traced_by_mode() -> bool:
+    """Whether a mode of torch's own tracers sees the ops of this thread. Modes of users, which count or watch, do not.
 
     Without it a kernel would write behind a tracer's back, and the rounding be lost from its graph.
     """
-    return torch._C._len_torch_dispatch_stack() > 0
+    modes = torch._C._TorchDispatchModeKey
+    return any(torch._C._get_dispatch_mode(key) is not None for key in (modes.PROXY, modes.FUNCTIONAL, modes.FAKE))
 
 
 def graph_node(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -41,9 +41,9 @@ def widened(values: Any, known: dict[int, Tensor] | None = None) -> Any:
 
 
 def names_single(rule: Rule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether the dtype that the caller names is the one an LPTensor has anyway."""
-    places = (kwargs.get(p) if isinstance(p, str) else args[p] if p < len(args) else None for p in rule.named_dtype)
-    return any(place is torch.float32 for place in places)
+    """Whether the dtype that the caller names, and the layout if any, is the one an LPTensor has anyway."""
+    given = [kwargs.get(p) if isinstance(p, str) else args[p] if p < len(args) else None for p in rule.named_dtype]
+    return torch.float32 in given and all(value in (None, torch.float32, torch.strided) for value in given)
 
 
 class Opened(NamedTuple):

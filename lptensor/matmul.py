@@ -84,7 +84,7 @@ def conv(
     bias is the initial value of the sum. Overlapping windows' gradients are summed in the dtype.
 
     Args:
-        x: [batch, channels, *size]. w: [out channels, channels / groups, *kernel].
+        x: [batch, channels, sizes ...]. w: [out channels, channels / groups, sizes of the kernel ...].
 
     >>> from lptensor import BF16
     >>> conv(torch.ones(1, 1, 4, 4), torch.ones(1, 1, 3, 3), Accumulator(BF16))

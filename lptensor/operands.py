@@ -92,8 +92,8 @@ class Gemm:
     twice, along two axes.
 
     Args:
-        forward, grad_input, grad_weight: a pair of formats or ``Operand``s, or one for both; None
-            keeps an operand as it is.
+        forward, grad_input, grad_weight: each a pair, or one for both, of formats or
+            ``Operand`` values; None keeps an operand as it is.
         transform: a ``Hadamard``, applied to both operands along the contraction axis before they
             are rounded, in every product; or {"grad_weight": Hadamard(16)} for some of them.
 

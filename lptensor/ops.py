@@ -175,7 +175,7 @@ def _kernels(device: torch.device, format: Format) -> Any:
 def round_fresh(x: Tensor, format: Format, rounding: Rounding, generator: Any = None) -> Tensor:
     """A rounded copy of a plain tensor, without autograd."""
     x = x.detach()
-    if type(x) is not Tensor or _compat.watched_by_mode():
+    if type(x) is not Tensor or _compat.traced_by_mode():
         if generator is not None:
             raise ValueError(
                 "a graph cannot draw from a generator of its own: in torch.compile and torch.export leave generator= "
@@ -279,7 +279,7 @@ def _into(x: Tensor, format: Format, rounding: Rounding, generator: Any, out: Te
         raise ValueError(f"out must be like x, {wanted}, got {got}")
     if torch.is_grad_enabled() and (x.requires_grad or out.requires_grad):
         raise ValueError("out= takes no part in autograd: detach x and out, or leave out= away")
-    if type(out) is not Tensor or _compat.watched_by_mode():
+    if type(out) is not Tensor or _compat.traced_by_mode():
         return out.copy_(round_fresh(x, format, rounding, generator))
     if _overlaps_itself(out):
         raise ValueError(

@@ -148,6 +148,8 @@ _seen: WeakKeyDictionary[Optimizer, _Seen] = WeakKeyDictionary()
 
 
 def _before_step(optimizer: Optimizer, *_: Any) -> None:
+    if torch.compiler.is_dynamo_compiling():  # a graph steps with the state that convert() or a step outside has made
+        return
     state = vars(optimizer).get("state")
     seen = _seen.get(optimizer)
     if state is None or seen is not None and seen.state is state and seen.conversions == _conversions:

@@ -14,6 +14,7 @@ def rounded_copy(x: Tensor, format: Format, rounding: Rounding) -> Tensor:
     """``x`` rounded, in memory of its own.
 
     >>> from lptensor import BF16
+    >>> import torch
     >>> rounded_copy(torch.tensor([1.001]), BF16, Rounding())
     tensor([1.])
     """

@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.flop_counter import FlopCounterMode
 
+import lptensor
 from compiling import assert_equal_tensors, compile_anew as compile_anew, gradients, plain
 from lptensor import BF16, E4M3, E5M2, MXFP8_E4M3, Arithmetic, FixedPoint, FloatingPoint, convert
 from lptensor.direction import _step_begins, _step_ends
@@ -276,3 +279,15 @@ def test_inductor_differs_only_where_its_fp32_result_is_next_to_a_midpoint() -> 
     apart = (got.view(torch.int32) - wanted.view(torch.int32)).abs()
     assert set(apart.unique().tolist()) <= {0, 1 << 16}  # neighbours in BF16
     assert (apart > 0).double().mean() < 1e-4
+
+
+def test_a_mode_that_only_watches_leaves_rounding_as_it_is() -> None:
+    x, generators = torch.rand(64), [torch.Generator().manual_seed(3) for _ in range(2)]
+    with FlopCounterMode(display=False):
+        watched = lptensor.round(x, E4M3, "stochastic", generator=generators[0])
+    assert torch.equal(watched, lptensor.round(x, E4M3, "stochastic", generator=generators[1]))
+
+
+def test_a_tracer_over_plain_tensors_sees_the_rounding() -> None:
+    graph = make_fx(lambda x: lptensor.round(x, E4M3))(torch.rand(4))
+    assert "lptensor.round.default" in {str(node.target) for node in graph.graph.nodes}

@@ -26,7 +26,7 @@ def listed(prefix: str) -> list[str]:
 
 
 def test_the_api_lists_every_public_name_once() -> None:
-    for module in (lptensor, lptensor.study):
+    for module in (lptensor, lptensor.study, lptensor.training):
         names = listed(module.__name__)
         assert sorted(names) == sorted(public(module)), module.__name__
 
