@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from itertools import chain
@@ -9,8 +10,16 @@ from typing import Any
 
 import pytest
 
-LONG = ("slow", "gpu", "theory")
+LONG = ("slow", "gpu", "theory", "nvcc")
 LEFT_OUT = pytest.StashKey[Counter[str]]()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out, and count, what nothing was compiled for: the tests that run device code on the host need no nvcc."""
+    without = [] if shutil.which("nvcc") else [item for item in items if item.get_closest_marker("nvcc")]
+    if without:
+        items[:] = [item for item in items if item not in without]
+        config.hook.pytest_deselected(items=without)
 
 
 def pytest_deselected(items: Sequence[pytest.Item]) -> None:

@@ -32,7 +32,7 @@ def texts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_nvrtc, "headers", lambda: {path.name: path.read_text() for path in CSRC.glob("*.h")})
 
 
-@pytest.mark.skipif(not nvrtc_files(), reason="needs the package nvidia-cuda-nvrtc, 57 MB")
+@pytest.mark.gpu  # no device, but NVRTC, which comes with a torch for one
 def test_nvrtc_compiles_the_same_texts(monkeypatch: pytest.MonkeyPatch, texts: None) -> None:
     nvrtc = _nvrtc.load(nvrtc_files()[-1])
     monkeypatch.setattr(_nvrtc, "library", lambda: nvrtc)
