@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
@@ -49,13 +51,28 @@ def full_name(op: Any) -> str:
 _SAMPLES: dict[Any, list[tuple[Any, Any, Any]]] = {}  # making them takes longer than what is tested
 
 
+@contextlib.contextmanager
+def _without_looking_for_the_test() -> Iterator[None]:
+    """torch asks which unittest wants a sample, and reads the sources of all modules there are: minutes, for none."""
+    from torch.testing._internal import common_utils
+    from torch.testing._internal.opinfo import core
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (common_utils, core):
+            patch.setattr(module, "extract_test_fn", lambda: None)
+        yield
+
+
 def samples_of(op: Any, count: int, requires_grad: bool = False) -> list[tuple[Any, Any, Any]]:
     """The first ``count`` samples of an op as (input, args, kwargs), the same on every call."""
     key = full_name(op), count, requires_grad
     if key not in _SAMPLES:
         torch.manual_seed(0)
-        found = op.sample_inputs("cpu", torch.float32, requires_grad=requires_grad)
-        _SAMPLES[key] = [(s.input, tuple(s.args), dict(s.kwargs)) for _, s in zip(range(count), found, strict=False)]
+        with _without_looking_for_the_test():
+            found = op.sample_inputs("cpu", torch.float32, requires_grad=requires_grad)
+            _SAMPLES[key] = [
+                (s.input, tuple(s.args), dict(s.kwargs)) for _, s in zip(range(count), found, strict=False)
+            ]
     return _SAMPLES[key]
 
 
