@@ -249,6 +249,11 @@ def transforming() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
+# torch 2.11 asks for a metaclass of its own, which makes every isinstance() of such a class slow. There, what enters or
+# leaves low precision within a compiled function is an error of Dynamo's; compiled functions of LPTensors work.
+COMPILES_CONSTANTS = torch.__version__ >= "2.12"
+
+
 def register_constant(cls: type) -> None:
     """Let torch.compile take instances of a class for constants, equal ones for the same.
 
@@ -256,7 +261,8 @@ def register_constant(cls: type) -> None:
     """
     from torch._library.opaque_object import register_opaque_type
 
-    register_opaque_type(cls, typ="value")
+    if COMPILES_CONSTANTS:
+        register_opaque_type(cls, typ="value")
 
 
 def traced_by_mode() -> bool:
