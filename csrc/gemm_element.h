@@ -52,7 +52,7 @@ template <class T, int LEVELS> struct lpt_element {
     int64_t running_step;
 
     // 1. roundings
-    LPT_METHOD double draw(double x, const lpt_cell<double> &cell, const lpt_level &at) {
+    LPT_LONG double draw(double x, const lpt_cell<double> &cell, const lpt_level &at) {
         const uint64_t n = event++;
         uint32_t word = 0;
         if (at.mode >= LPT_STOCHASTIC) {

@@ -44,8 +44,10 @@ OTHERS = (
     *(Accumulator(FP16, E5M2, 3, order, "stochastic") for order in ("sequential", "kahan", "pairwise", "exact")),
     Accumulator(BF16, chunk=4, inner=Accumulator(FP16, rounding="stochastic")),
     Accumulator(BF16, chunk=4, order="kahan", inner=Accumulator(FP16, order="pairwise", compute="fp32")),
+    Accumulator(FP16, chunk=6, inner=Accumulator(FP16, compute="fp32")),
     Accumulator(FP16, order="aligned", chunk=4, alignment=12, rounding="toward_zero"),
     Accumulator(FloatingPoint(4, 3, specials="fnuz"), chunk=2),
+    Accumulator(FloatingPoint(8, 22), chunk=3, inner=FP32),  # fp32 has too few bits to tell its ties
     Accumulator(FloatingPoint(5, 4, subnormals="flush")),
     Accumulator(FixedPoint(20, 12)),
     Accumulator(FP16, rounding=Stochastic(3, "pre_rounded", "probability")),
