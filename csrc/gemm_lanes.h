@@ -94,10 +94,9 @@ struct in_fp32 {
 };
 
 #if defined(__AVX512F__) && defined(__AVX512DQ__)
-// To odd in fp32, for formats of at most 22 bits that keep off the last two of fp32's subnormal
-// digits (gemm.h's argument, with 24 bits for 53): of the neighbours below and above, which are one
-// where the sum is exact, the one whose last bit is set; where neither is, that above, so that an
-// exact zero is +0.
+// To odd in fp32, for formats that are lpt_odd_fits: of the neighbours below and above, which are
+// one where the sum is exact, the one whose last bit is set; where neither is, that above, so that
+// an exact zero is +0.
 struct odd_in_fp32 {
     typedef float T;
     static LPT_STEP floats odd(floats below, floats above) {
@@ -156,7 +155,7 @@ template <class T> struct to_carrier {  // fp32 sums of fp32 numbers are rounded
     }
 };
 
-// To nearest in formats with fp32's range and infinities: the bits of fp32 cut short, so that
+// To nearest in formats that are lpt_wide_range_fits: the bits of fp32 cut short, so that
 // subnormal numbers and overflow need no care. NaNs have no payload here that a carry could leave.
 struct to_wide_range {
     typedef vectors<float>::U U;
@@ -172,14 +171,9 @@ struct to_wide_range {
         const U u = (U)x;
         return (floats)((u + under_half + ((u >> drop) & 1)) & keep);
     }
-    static bool fits(const lpt_grid &g) {
-        return g.emin == -126 && g.emax == 127 && g.overflow == LPT_INF && g.negative_zero &&
-               g.precision >= 2 && g.precision <= 23 && g.max == -g.min &&
-               g.max == ldexp(2.0 - ldexp(1.0, 1 - g.precision), 127);
-    }
 };
 
-// To nearest in formats with as much range to spare as digits: adding and taking away a number
+// To nearest in formats that are lpt_added_fits: adding and taking away a number
 // whose spacing is the format's at x lets the processor round, ties to even. Sums are in the mode
 // nearest.
 template <class T> struct to_nearest {
@@ -203,11 +197,6 @@ template <class T> struct to_nearest {
         const V binade = least(most((V)((U)x & (U)exponents), bottom), top), shift = binade * up;
         const V r = (size + shift) - shift;
         return (V)((U)(r > limit ? over : r) | negative);
-    }
-    static bool fits(const lpt_grid &g) {
-        typedef lpt_carrier<T> C;
-        const int32_t drop = C::mantissa + 1 - g.precision;
-        return drop >= 1 && g.emax + 1 + drop <= C::bias && g.max == -g.min && g.negative_zero;
     }
 };
 

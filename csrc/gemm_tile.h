@@ -3,6 +3,7 @@
 // beforehand.
 #pragma once
 #include "gemm_rows.h"
+#include "gemm_ways.h"
 #include <stdlib.h>
 
 namespace {
@@ -177,34 +178,21 @@ template <class SUM, class PRODUCT, class INNER, class OUTER, bool FUSED, bool D
     static plan planned() { return {run, BROAD, BAND}; }
 };
 
-// How a sum or product is rounded in a tile.
-enum way { NO_WAY, CARRIER, WIDE_RANGE, NEAREST };
-
-way fp32_way(const lpt_grid &g, const lpt_accumulator &acc) {
-    if (acc.mode != LPT_NEAREST || g.subnormals != LPT_GRADUAL || !g.zero || g.ties_to_even_code)
-        return NO_WAY;
-    if (g.precision == 24 && g.emin == -126 && g.emax == 127 && g.overflow == LPT_INF)
-        return CARRIER;
-    if (to_wide_range::fits(g))
-        return WIDE_RANGE;
-    return to_nearest<float>::fits(g) ? NEAREST : NO_WAY;
-}
-
-template <class SUM> plan in_order(way product, way sum) {
+template <class SUM> plan in_order(lpt_way product, lpt_way sum) {
     typedef to_carrier<float> C;
     typedef to_wide_range W;
     typedef to_nearest<float> N;
-    if (product == NO_WAY && sum == WIDE_RANGE)
+    if (product == LPT_NO_WAY && sum == LPT_WIDE_RANGE)
         return tiles<SUM, C, W, W, true, false>::planned();
-    if (product == NO_WAY && sum == NEAREST)
+    if (product == LPT_NO_WAY && sum == LPT_ADDED)
         return tiles<SUM, C, N, N, true, false>::planned();
-    if (product == WIDE_RANGE && sum == WIDE_RANGE)
+    if (product == LPT_WIDE_RANGE && sum == LPT_WIDE_RANGE)
         return tiles<SUM, W, W, W, false, false>::planned();
-    if (product == NEAREST && sum == NEAREST)
+    if (product == LPT_ADDED && sum == LPT_ADDED)
         return tiles<SUM, N, N, N, false, false>::planned();
-    if (product == WIDE_RANGE && sum == NEAREST)
+    if (product == LPT_WIDE_RANGE && sum == LPT_ADDED)
         return tiles<SUM, W, N, N, false, false>::planned();
-    if (product == NEAREST && sum == WIDE_RANGE)
+    if (product == LPT_ADDED && sum == LPT_WIDE_RANGE)
         return tiles<SUM, N, W, W, false, false>::planned();
     return {};
 }
@@ -213,18 +201,14 @@ template <class SUM> plan in_order(way product, way sum) {
 template <class SUM> struct outside : SUM {
     static LPT_STEP floats fma(floats a, floats b, floats c) { return in_fp32::fma(a, b, c); }
 };
-template <class SUM> plan fp32_inside(way sum) {
+template <class SUM> plan fp32_inside(lpt_way sum) {
     typedef to_carrier<float> C;
-    if (sum == WIDE_RANGE)
+    if (sum == LPT_WIDE_RANGE)
         return tiles<outside<SUM>, C, C, to_wide_range, true, false>::planned();
-    if (sum == NEAREST)
+    if (sum == LPT_ADDED)
         return tiles<outside<SUM>, C, C, to_nearest<float>, true, false>::planned();
     return {};
 }
-
-#if defined(__AVX512F__) && defined(__AVX512DQ__)
-bool odd_fits(const lpt_grid &g) { return g.precision <= 22 && g.emin - g.precision + 1 >= -147; }
-#endif
 
 bool plain(const lpt_accumulator &acc) {
     const lpt_rule rule = {acc.mode, acc.bits, acc.beyond, 0, {0, 0}};
@@ -252,17 +236,18 @@ plan choose_f32(const lpt_accumulator &acc) {
         return {};
     if (acc.mode == LPT_STOCHASTIC && acc.chunk == 1)
         return plain(acc) ? stochastic(acc) : plan{};
-    const way sum = fp32_way(acc.sum, acc), within = fp32_way(in.sum, in);
-    const way product = in.has_product ? fp32_way(in.product, in) : NO_WAY;
-    if (in.has_product && (product == NO_WAY || product == CARRIER))
+    const lpt_way sum = lpt_fp32_way(acc.sum, acc), within = lpt_fp32_way(in.sum, in);
+    const lpt_way product = in.has_product ? lpt_fp32_way(in.product, in) : LPT_NO_WAY;
+    if (in.has_product && (product == LPT_NO_WAY || product == LPT_AS_CARRIER))
         return {};
-    if (!in.has_product && within == CARRIER) {  // a fused multiply-add of fp32 is rounded once
-        if (acc.chunk == 1 || sum == CARRIER)
+    if (!in.has_product &&
+        within == LPT_AS_CARRIER) {  // a fused multiply-add of fp32 is rounded once
+        if (acc.chunk == 1 || sum == LPT_AS_CARRIER)
             return tiles<in_fp32, C, C, C, true, false>::planned();
         if (acc.fp32)
             return fp32_inside<in_fp32>(sum);
 #if defined(__AVX512F__) && defined(__AVX512DQ__)
-        if (odd_fits(acc.sum))
+        if (lpt_odd_fits(acc.sum))
             return fp32_inside<odd_in_fp32>(sum);
 #endif
         return {};
@@ -272,12 +257,14 @@ plan choose_f32(const lpt_accumulator &acc) {
     if (acc.fp32)
         return in_order<in_fp32>(product, sum);
 #if defined(__AVX512F__) && defined(__AVX512DQ__)
-    if (odd_fits(acc.sum) && odd_fits(in.sum) && (!in.has_product || odd_fits(in.product)))
+    if (lpt_odd_fits(acc.sum) && lpt_odd_fits(in.sum) &&
+        (!in.has_product || lpt_odd_fits(in.product)))
         return in_order<odd_in_fp32>(product, sum);
 #endif
     typedef to_nearest<double> N;
-    const bool near = acc.mode == LPT_NEAREST && plain(acc) && plain(in) && N::fits(acc.sum) &&
-                      N::fits(in.sum) && (!in.has_product || N::fits(in.product));
+    const bool near = acc.mode == LPT_NEAREST && plain(acc) && plain(in) &&
+                      lpt_added_fits<double>(acc.sum) && lpt_added_fits<double>(in.sum) &&
+                      (!in.has_product || lpt_added_fits<double>(in.product));
     if (!near)
         return {};
     return in.has_product ? tiles<odd_in_double, N, N, N, false, false>::planned()

@@ -47,6 +47,6 @@ LPT_API int32_t lpt_cuda_round_f64(const double *x, double *y, int64_t n, const 
     return round_grid(x, y, n, g, rule, drawn, device, stream);
 }
 
-LPT_API int32_t lpt_cuda_abi_version() { return 1; }
+LPT_API int32_t lpt_cuda_abi_version() { return 2; }
 
 LPT_API const char *lpt_cuda_error(int32_t code) { return lpt_error_text(code); }

@@ -17,7 +17,7 @@ from lptensor.posits import PositBits
 from lptensor.rounding import Mode, Rounding
 from lptensor.tables import Table
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 
 # Seed and offset of a call's random words; under graph capture a tensor on the device that holds them.
 Key = tuple[int, int] | Tensor | None
@@ -45,6 +45,7 @@ def load(path: str) -> Any:
         for kind in ("blocks", "scaled"):
             kernel = getattr(lib, f"lpt_cuda_round_{kind}_{suffix}")
             kernel.argtypes = (*(pointer,) * 7, integer, pointer)
+        getattr(lib, f"lpt_cuda_gemm_{suffix}").argtypes = (*(pointer,) * 3, integer, pointer)
     return lib
 
 

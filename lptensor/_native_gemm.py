@@ -52,7 +52,8 @@ def _kernel(bits: int) -> Any:
 
 
 @functools.lru_cache(maxsize=256)
-def _accumulator(acc: Accumulator) -> _Accumulator:
+def accumulator_struct(acc: Accumulator) -> _Accumulator:
+    """The C struct of an accumulator and of those inside it."""
     grid, turn = acc.sum.grid, 0.0
     if acc.wrap:  # rounded without ends, then brought into the range
         turn = 2.0 ** (grid.emax + 2)
@@ -71,16 +72,16 @@ def _accumulator(acc: Accumulator) -> _Accumulator:
         turn=turn,
     )
     if acc.chunk > 1 and acc.order != "aligned":
-        struct.inner = ctypes.pointer(_accumulator(acc.inside))
+        struct.inner = ctypes.pointer(accumulator_struct(acc.inside))
     return struct
 
 
-def gemm(
-    a: Tensor, b: Tensor, y: Tensor, acc: Accumulator, c: Tensor | None, key: tuple[int, int] | None, running: bool
-) -> None:
-    """a[batch, m, k] b[batch, k, n] + c into ``y``, contiguous; ``running``: every sum, [batch, m, k, n]."""
+def product_struct(
+    a: Tensor, b: Tensor, y: Tensor, c: Tensor | None, key: tuple[int, int] | None, running: bool
+) -> _Product:
+    """The C struct of a product, as in ``gemm``."""
     batch, m, k = a.shape
-    product = _Product(
+    return _Product(
         a.data_ptr(),
         b.data_ptr(),
         None if c is None else c.data_ptr(),
@@ -95,4 +96,11 @@ def gemm(
         *(key or (0, 0)),
         running,
     )
-    _kernel(torch.finfo(a.dtype).bits)(ctypes.byref(product), ctypes.byref(_accumulator(acc)), torch.get_num_threads())
+
+
+def gemm(
+    a: Tensor, b: Tensor, y: Tensor, acc: Accumulator, c: Tensor | None, key: tuple[int, int] | None, running: bool
+) -> None:
+    """a[batch, m, k] b[batch, k, n] + c into ``y``, contiguous; ``running``: every sum, [batch, m, k, n]."""
+    product, form = product_struct(a, b, y, c, key, running), accumulator_struct(acc)
+    _kernel(torch.finfo(a.dtype).bits)(ctypes.byref(product), ctypes.byref(form), torch.get_num_threads())

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lptensor import _native, _native_gemm, accumulate
+from lptensor import _cuda, _cuda_gemm, _native, _native_gemm, accumulate, ops
 from lptensor.accumulator import Accumulator
-from lptensor.ops import draw_key
 
 
 def gemm(
@@ -107,20 +106,32 @@ def cumsum(x: Tensor, dim: int, accumulator: Accumulator, generator: torch.Gener
 
 def _run(a: Tensor, b: Tensor, acc: Accumulator, c: Tensor | None, generator: Any, running: bool = False) -> Tensor:
     """The kernel or the reference, on three axes each; ``running``: every sum, [batch, m, k, n]."""
-    key = draw_key(generator) if acc.stochastic else None
+    key = ops.call_key(a, generator) if acc.stochastic else None
     a, b, c = a.detach(), b.detach(), None if c is None else c.detach()
-    native = a.device.type == "cpu" and _native.library() is not None
-    if not native:
+    kernels = _kernels(a.device, acc)
+    if kernels is None:
         if a.device.type == "cpu":
             _native.warn_missing()
+        if isinstance(key, Tensor):
+            raise RuntimeError(
+                "adding stochastically in a CUDA graph needs lptensor's CUDA library, and no more than "
+                f"{_cuda_gemm.DEEPEST} accumulators in one another; {ops.backend('cuda')}"
+            )
         return accumulate.cumulate(b, acc, key) if running else accumulate.gemm(a, b, acc, c, key)
     shape = (*a.shape, b.shape[2]) if running else (*a.shape[:2], b.shape[2])
-    y = torch.empty(shape, dtype=a.dtype)
+    y = torch.empty(shape, dtype=a.dtype, device=a.device)
     if y.numel():
         if a.shape[1] > 1 and b.shape[2] == 1 and not running:  # kernels work on neighbouring columns
             a, b, c = b.mT, a.mT, None if c is None else c.mT
-        _native_gemm.gemm(a, b, y, acc, c, key, running)
+        kernels.gemm(a, b, y, acc, c, key, running)
     return y
+
+
+def _kernels(device: torch.device, acc: Accumulator) -> Any:
+    """The module whose compiled kernels add up on a device, or None."""
+    if device.type == "cpu" and _native.library() is not None:
+        return _native_gemm
+    return _cuda_gemm if device.type == "cuda" and _cuda.library() is not None and _cuda_gemm.fits(acc) else None
 
 
 def _of_terms(acc: Accumulator) -> Accumulator:

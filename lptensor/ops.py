@@ -149,7 +149,7 @@ def draw_key(generator: torch.Generator | None = None) -> tuple[int, int]:
     return seed, offset
 
 
-def _key(x: Tensor, generator: torch.Generator | None) -> _cuda.Key:
+def call_key(x: Tensor, generator: torch.Generator | None) -> _cuda.Key:
     """The key of a stochastic rounding of ``x``; while a CUDA graph is captured, a part of the graph that draws one."""
     if not (x.is_cuda and torch.cuda.is_current_stream_capturing()):
         return draw_key(generator)
@@ -199,7 +199,7 @@ def round_into(x: Tensor, y: Tensor, format: Format, rounding: Rounding, generat
 def _round_into(x: Tensor, y: Tensor, format: Format, rounding: Rounding, generator: Any) -> Tensor:
     if x.numel() == 0:
         return y
-    key = _key(x, generator) if rounding.stochastic else None
+    key = call_key(x, generator) if rounding.stochastic else None
     lowered = format.lowered
     kernels = _kernels(x.device, format)
     if kernels is None:

@@ -14,8 +14,11 @@ import torch
 
 from backends import random_bits
 from lptensor import (
+    BF16,
     E4M3,
     E5M2,
+    FP16,
+    FP32,
     MX,
     MXFP8_E4M3,
     NF4,
@@ -28,7 +31,9 @@ from lptensor import (
     backend,
     round as lp_round,
 )
-from lptensor.rounding import Mode
+from lptensor.accumulator import Accumulator, integer_accumulator, tensor_core
+from lptensor.gemm import cumsum, gemm, reduce
+from lptensor.rounding import Mode, Stochastic
 from rounders import assert_same_bits
 
 CSRC = Path(__file__).parents[1] / "csrc"
@@ -63,8 +68,11 @@ def test_backend_says_that_the_kernels_are_compiled() -> None:
 @pytest.mark.nvcc
 @pytest.mark.parametrize("device", [75, 80, 86, 89, 90, 100, 120])
 def test_kernels_compile_for_every_device_and_hardly_spill_registers(device: int, tmp_path: Path) -> None:
-    """Loops over elements spill nothing; those over blocks a few words around a call that is hardly ever made."""
-    for source in ("round", "codebooks", "blocks"):
+    """Loops over elements spill nothing; those over blocks a few words around a call that is hardly ever made.
+
+    Products with chunks spill two words outside the loop over k on the devices with the fewest registers.
+    """
+    for source in ("round", "codebooks", "blocks", "gemm"):
         done = subprocess.run(
             ["nvcc", "-std=c++17", "-O3", "--fmad=false", "-Xptxas", "-v", "-cubin", f"-arch=sm_{device}"]
             + ["-o", str(tmp_path / source), str(CSRC / f"{source}.cu")],
@@ -73,8 +81,10 @@ def test_kernels_compile_for_every_device_and_hardly_spill_registers(device: int
         )
         assert done.returncode == 0 and "warning" not in done.stderr, done.stderr
         found = re.findall(r"properties for (\S+lpt_(\w+?)I\w*)\n.*?(\d+) bytes spill stores", done.stderr)
-        fp32 = [(name, int(spilled)) for name, _, spilled in found if re.search(r"lpt_\w+?I(Li\d+E)?f", name)]
-        assert fp32 and max(spilled for _, spilled in fp32) <= (48 if source == "blocks" else 0), fp32
+        fp32 = [
+            (name, int(spilled)) for name, _, spilled in found if re.search(r"lpt_(gemm_tile|\w+?I(Li\d+E)?f)", name)
+        ]
+        assert fp32 and max(spilled for _, spilled in fp32) <= {"blocks": 48, "gemm": 8}.get(source, 0), fp32
 
 
 # -- on a device -------------------------------------------------------------------------------------------
@@ -202,8 +212,6 @@ def test_more_than_two_to_the_31_elements(format: Format, rounding: str) -> None
 
 @pytest.mark.gpu
 def test_products_are_computed_in_fp32_whatever_tf32_says() -> None:
-    from lptensor import FP32
-
     a, b = (torch.randn(256, 256, generator=seeded(s)) for s in (1, 2))
     exact = a.double() @ b.double()
     torch.backends.cuda.matmul.fp32_precision = "tf32"
@@ -212,6 +220,66 @@ def test_products_are_computed_in_fp32_whatever_tf32_says() -> None:
     finally:
         torch.backends.cuda.matmul.fp32_precision = "ieee"
     assert (low.dequantize().cpu().double() - exact).abs().max() < 1e-4  # TF32 is off by some 1e-2
+
+
+ACCUMULATORS = [
+    Accumulator(FP32),
+    Accumulator(FP16),
+    Accumulator(BF16, compute="fp32"),
+    Accumulator(FP16, E5M2),
+    Accumulator(BF16, chunk=32),
+    Accumulator(FP16, chunk=7, inner=FP32),
+    Accumulator(E4M3, rounding="up"),
+    Accumulator(FP16, order="kahan", chunk=3, rounding="stochastic"),
+    Accumulator(FP16, order="pairwise"),
+    Accumulator(FP16, order="exact", chunk=4),
+    Accumulator(BF16, E5M2, rounding=Stochastic(5)),
+    Accumulator(BF16, chunk=4, inner=Accumulator(FP16, chunk=2)),
+    integer_accumulator(16),
+    tensor_core("ampere"),
+]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("acc", ACCUMULATORS, ids=repr)
+def test_accumulators_on_a_device_have_the_bits_of_the_cpu(acc: Accumulator, dtype: torch.dtype) -> None:
+    if dtype == torch.float64 and "fp32" in (acc.compute, acc.inside.compute):
+        acc = Accumulator(FP16)
+    for m, k, n in ((200, 150, 130), (16, 1000, 65), (3, 40, 500), (300, 40, 1), (5, 0, 7)):
+        a, b, c = (torch.randn(2, *shape, dtype=dtype, generator=seeded()) for shape in ((m, k), (k, n), (m, n)))
+        a.view(-1)[::997], b.view(-1)[::991] = float("nan"), float("inf")
+        for x, y in ((a, b), (a.mT.contiguous().mT, b * 2.0**-70), (a * 2.0**-70, b.mT.contiguous().mT)):
+            expected = gemm(x, y, acc, c, seeded())
+            assert_same_bits(gemm(x.cuda(), y.cuda(), acc, c.cuda(), seeded()).cpu(), expected, f"{m} {k} {n}")
+
+
+@pytest.mark.gpu
+def test_sums_on_a_device_have_the_bits_of_the_cpu() -> None:
+    x = torch.randn(60, 70, generator=seeded())
+    for acc in (Accumulator(BF16), Accumulator(E4M3, rounding="stochastic")):
+        for add in (
+            lambda t, acc=acc: reduce(t, 0, acc, generator=seeded()),
+            lambda t, acc=acc: cumsum(t, 1, acc, generator=seeded()),
+        ):
+            assert_same_bits(add(x.cuda()).cpu(), add(x))
+
+
+@pytest.mark.gpu
+def test_products_in_a_graph_draw_anew_and_a_seed_repeats_them() -> None:
+    acc = Accumulator(E4M3, rounding="stochastic")
+    a, b = (torch.randn(64, 64, device="cuda") for _ in range(2))
+    gemm(a, b, acc)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = gemm(a, b, acc)
+    runs = []
+    for seed in (1, None, 1):
+        if seed is not None:
+            torch.cuda.manual_seed(seed)
+        graph.replay()
+        runs.append(y.cpu())
+    assert torch.equal(runs[0], runs[2]) and not torch.equal(runs[0], runs[1])
 
 
 @pytest.mark.gpu

@@ -26,7 +26,7 @@ LAYERS = (
     ("reference", "_native", "_cuda", "_nvrtc", "fused"),
     ("inductor",),
     ("library",),
-    ("accumulate", "_native_gemm"),
+    ("accumulate", "_native_gemm", "_cuda_gemm"),
     ("ops",),
     ("gemm",),
     ("codes", "delayed", "describe", "finfo", "neighbours", "packing", "interop"),

@@ -50,6 +50,12 @@ def build(folder: Path) -> Any:
     return lib
 
 
+def built(factory: pytest.TempPathFactory) -> Any:
+    """The emulated library of this run of the tests."""
+    own = factory.getbasetemp()
+    return build(own.parent if own.name.startswith("popen-") else own)  # pytest-xdist's processes share the parent
+
+
 @contextlib.contextmanager
 def emulated(lib: Any, blocks: int = 2**40, order: str = "forwards") -> Iterator[None]:
     """Calls of the CUDA library reach the emulated one, with CPU tensors.

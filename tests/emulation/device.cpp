@@ -12,7 +12,9 @@ static void look(const void *address);
 #define LPT_ALIGNED(address) look(address)
 
 #include "../../csrc/device.h"
+#include <fenv.h>
 #include <functional>
+#include <math.h>
 #include <memory>
 #include <setjmp.h>
 #include <tuple>
@@ -147,6 +149,28 @@ template <class U> U __shfl_xor_sync(unsigned, U value, int apart) {
     return other;
 }
 
+// fp32 operations with a rounding of their own. A device's NaN has all bits set but the sign.
+template <class Work> float with_rounding(int direction, Work work) {
+    fesetround(direction);
+    const volatile float result = work();
+    fesetround(FE_TONEAREST);
+    const uint32_t nan = 0x7fffffff;
+    return result == result ? result : lpt_value<float>(nan);
+}
+#define LPT_OPERATIONS(suffix, direction)                                                          \
+    float __fmaf_##suffix(volatile float a, volatile float b, volatile float c) {                  \
+        return with_rounding(direction, [&] { return fmaf(a, b, c); });                            \
+    }                                                                                              \
+    float __fmul_##suffix(volatile float a, volatile float b) {                                    \
+        return with_rounding(direction, [&] { return a * b; });                                    \
+    }                                                                                              \
+    float __fadd_##suffix(volatile float a, volatile float b) {                                    \
+        return with_rounding(direction, [&] { return a + b; });                                    \
+    }
+LPT_OPERATIONS(rn, FE_TONEAREST)
+LPT_OPERATIONS(rd, FE_DOWNWARD)
+LPT_OPERATIONS(ru, FE_UPWARD)
+
 template <class U> void atomicMax(U *to, U value) { *to = *to < value ? value : *to; }
 
 }  // namespace
@@ -155,6 +179,7 @@ static void look(const void *address) { misaligned = misaligned || (uintptr_t)ad
 
 #include "../../csrc/blocks.cu"
 #include "../../csrc/codebooks.cu"
+#include "../../csrc/gemm.cu"
 #include "../../csrc/round.cu"
 
 LPT_API void lpt_emulate(int64_t blocks, int32_t in_order) {

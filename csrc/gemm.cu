@@ -1,0 +1,128 @@
+// Sums of products on the device: which kernel forms them.
+#include "gemm_device_tile.h"
+#include "gemm_element.h"
+
+namespace {
+
+// What the tiles can do, tried one after the other. True: `error` is what the launch returned.
+struct tiles {
+    const lpt_product &p;
+    const lpt_accumulator &acc, &in;
+    void *stream;
+    int32_t error;
+
+    template <class SUM, class PRODUCT, class INNER, class OUTER> bool launch() {
+        const lpt_rule rule = {LPT_NEAREST, 32, 0, 0, {0, 0}};
+        lpt_steps<SUM, PRODUCT, INNER, OUTER> steps;
+        lpt_make_rounder(lpt_make_cell<float>(in.has_product ? in.product : in.sum, rule, 0),
+                         &steps.product);
+        lpt_make_rounder(lpt_make_cell<float>(in.sum, rule, 0), &steps.inner);
+        lpt_make_rounder(lpt_make_cell<float>(acc.sum, rule, 0), &steps.outer);
+        const int64_t side = LPT_SIDE, wide = (p.n + side - 1) / side,
+                      tall = (p.m + side - 1) / side;
+        error = lpt_launch(lpt_gemm_tile<lpt_steps<SUM, PRODUCT, INNER, OUTER>>,
+                           lpt_blocks_for(p.batch * wide * tall), stream, p, acc.chunk, steps);
+        return true;
+    }
+
+    // Products and sums of formats of their own.
+    template <class SUM> bool in_order(lpt_way product, lpt_way sum) {
+        typedef lpt_none O;
+        typedef lpt_wide_rounder W;
+        typedef lpt_added_rounder A;
+        if (acc.chunk > 1) {
+            if (in.has_product)
+                return false;
+            return sum == LPT_WIDE_RANGE ? launch<SUM, O, W, W>() : launch<SUM, O, A, A>();
+        }
+        if (!in.has_product)
+            return sum == LPT_WIDE_RANGE ? launch<SUM, O, W, O>() : launch<SUM, O, A, O>();
+        if (product == LPT_WIDE_RANGE)
+            return sum == LPT_WIDE_RANGE ? launch<SUM, W, W, O>() : launch<SUM, W, A, O>();
+        return sum == LPT_WIDE_RANGE ? launch<SUM, A, W, O>() : launch<SUM, A, A, O>();
+    }
+
+    // fp32 inside the chunks
+    template <class SUM> bool fp32_inside(lpt_way sum) {
+        typedef lpt_carrier_rounder C;
+        return sum == LPT_WIDE_RANGE ? launch<SUM, lpt_none, C, lpt_wide_rounder>()
+                                     : launch<SUM, lpt_none, C, lpt_added_rounder>();
+    }
+
+    bool run() {
+        typedef lpt_carrier_rounder C;
+        const lpt_way sum = lpt_fp32_way(acc.sum, acc), within = lpt_fp32_way(in.sum, in);
+        const lpt_way product = in.has_product ? lpt_fp32_way(in.product, in) : LPT_NO_WAY;
+        const bool few = p.m < LPT_DEPTH || p.n < LPT_DEPTH;  // a tile would be mostly empty
+        if (few || p.running || sum == LPT_NO_WAY || within == LPT_NO_WAY || acc.turn > 0 ||
+            in.turn > 0 || acc.order != LPT_SEQUENTIAL || in.order != LPT_SEQUENTIAL ||
+            in.chunk > 1)
+            return false;
+        if (in.has_product && (product == LPT_NO_WAY || product == LPT_AS_CARRIER))
+            return false;
+        if (!in.has_product && within == LPT_AS_CARRIER) {
+            if (acc.chunk == 1)
+                return launch<lpt_in_fp32, lpt_none, C, lpt_none>();
+            if (sum == LPT_AS_CARRIER)
+                return launch<lpt_in_fp32, lpt_none, C, C>();
+            if (acc.fp32)
+                return fp32_inside<lpt_in_fp32>(sum);
+            return lpt_odd_fits(acc.sum) && fp32_inside<lpt_odd_in_fp32>(sum);
+        }
+        if (in.fp32 != acc.fp32 || within != sum || within == LPT_AS_CARRIER)
+            return false;
+        if (acc.fp32)
+            return in_order<lpt_in_fp32>(product, sum);
+        return lpt_odd_fits(acc.sum) && lpt_odd_fits(in.sum) &&
+               (!in.has_product || lpt_odd_fits(in.product)) &&
+               in_order<lpt_odd_in_fp32>(product, sum);
+    }
+};
+
+lpt_level level_of(const lpt_accumulator &a) {
+    const lpt_rule rule = {a.mode, a.bits, a.beyond, 0, {0, 0}};
+    lpt_level l;
+    l.sum = lpt_make_cell<double>(a.sum, rule, 0);
+    l.product = lpt_make_cell<double>(a.has_product ? a.product : a.sum, rule, 0);
+    l.turn = a.turn;
+    l.chunk = a.chunk;
+    l.mode = a.mode;
+    l.order = a.order;
+    l.has_product = a.has_product;
+    l.fp32 = a.fp32;
+    l.alignment = a.alignment;
+    l.mask = 0xffffffffu << (32 - a.bits);
+    return l;
+}
+
+template <class T>
+int32_t gemm(const lpt_product &p, const lpt_accumulator &acc, const lpt_key *drawn, int32_t device,
+             void *stream) {
+    const int32_t error = lpt_on_device(device);
+    if (error)
+        return error;
+    const lpt_accumulator &in = acc.inner ? *acc.inner : acc;
+    if constexpr (sizeof(T) == 4) {
+        tiles t = {p, acc, in, stream, 0};
+        if (t.run())
+            return t.error;
+    }
+    const lpt_levels levels = {{level_of(acc), level_of(in)}};
+    const int64_t blocks = (p.batch * p.m * p.n + LPT_THREADS - 1) / LPT_THREADS;
+    return acc.inner ? lpt_launch(lpt_gemm_elements<T, 2>, lpt_blocks_for(blocks), stream, p,
+                                  levels, drawn)
+                     : lpt_launch(lpt_gemm_elements<T, 1>, lpt_blocks_for(blocks), stream, p,
+                                  levels, drawn);
+}
+
+}  // namespace
+
+// At most LPT_DEEPEST accumulators in one another. Where `drawn` is none, the product has the key.
+LPT_API int32_t lpt_cuda_gemm_f32(const lpt_product *p, const lpt_accumulator *acc,
+                                  const lpt_key *drawn, int32_t device, void *stream) {
+    return gemm<float>(*p, *acc, drawn, device, stream);
+}
+LPT_API int32_t lpt_cuda_gemm_f64(const lpt_product *p, const lpt_accumulator *acc,
+                                  const lpt_key *drawn, int32_t device, void *stream) {
+    return gemm<double>(*p, *acc, drawn, device, stream);
+}

@@ -1,0 +1,188 @@
+// Accumulators that add in order, or chunk by chunk in order, in fp32 alone, on tiles of 64 by 64
+// outputs: a thread holds 4 by 4 of them in registers while k ascends, and the operands of 16 k lie
+// in shared memory.
+#pragma once
+#include "device.h"
+#include "gemm_ways.h"
+
+enum { LPT_SIDE = 64, LPT_DEPTH = 16, LPT_EACH = 4 };
+
+// Sums. Each is what a rounder gets: rounded to fp32 once, or to odd, which it cannot tell from
+// exact.
+struct lpt_in_fp32 {
+    static LPT_METHOD float fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+    static LPT_METHOD float mul(float a, float b) { return __fmul_rn(a, b); }
+    static LPT_METHOD float add(float a, float b) { return __fadd_rn(a, b); }
+};
+
+// Of the neighbours below and above, which are one where the sum is exact, the one whose last bit
+// is set; where neither is, that above, so that an exact zero is +0. For formats that are
+// lpt_odd_fits.
+struct lpt_odd_in_fp32 {
+    static LPT_METHOD float odd(float below, float above) {
+        return lpt_bits(below) & 1 ? below : above;
+    }
+    static LPT_METHOD float fma(float a, float b, float c) {
+        return odd(__fmaf_rd(a, b, c), __fmaf_ru(a, b, c));
+    }
+    static LPT_METHOD float mul(float a, float b) { return odd(__fmul_rd(a, b), __fmul_ru(a, b)); }
+    static LPT_METHOD float add(float a, float b) { return odd(__fadd_rd(a, b), __fadd_ru(a, b)); }
+};
+
+// Rounders to nearest, one for each lpt_way.
+struct lpt_none {};  // there is no such step
+
+struct lpt_carrier_rounder {
+    LPT_METHOD float operator()(float x) const { return x; }
+};
+// The device's own NaN has all bits set, which a carry would leave.
+struct lpt_wide_rounder {
+    uint32_t drop, under_half, keep;
+    LPT_METHOD float operator()(float x) const {
+        const uint32_t u = lpt_bits(x);
+        const float r = lpt_value<float>((u + under_half + (u >> drop & 1)) & keep);
+        return x == x ? r : x;
+    }
+};
+struct lpt_added_rounder {
+    float bottom, top, up, limit, over;
+    LPT_METHOD float operator()(float x) const {
+        const uint32_t u = lpt_bits(x);
+        const float size = lpt_value<float>(u & 0x7fffffffu);
+        const float binade = lpt_value<float>(u & 0x7f800000u);
+        const float shift = fminf(fmaxf(binade, bottom), top) * up;
+        const float r = (size + shift) - shift;
+        return lpt_value<float>(lpt_bits(r > limit ? over : r) | (u & 0x80000000u));
+    }
+};
+
+inline void lpt_make_rounder(const lpt_cell<float> &, lpt_none *) {}
+inline void lpt_make_rounder(const lpt_cell<float> &, lpt_carrier_rounder *) {}
+inline void lpt_make_rounder(const lpt_cell<float> &c, lpt_wide_rounder *r) {
+    *r = {(uint32_t)c.drop, (1u << (c.drop - 1)) - 1, ~((1u << c.drop) - 1)};
+}
+inline void lpt_make_rounder(const lpt_cell<float> &c, lpt_added_rounder *r) {
+    *r = {lpt_value<float>((uint32_t)c.emin << 23), lpt_value<float>((uint32_t)(c.emax + 1) << 23),
+          lpt_value<float>((uint32_t)(127 + c.drop) << 23), lpt_value<float>(c.limit[0]),
+          lpt_value<float>(c.over[0])};
+}
+
+template <class A, class B> struct lpt_same {
+    enum { yes = 0 };
+};
+template <class A> struct lpt_same<A, A> {
+    enum { yes = 1 };
+};
+
+// OUTER rounds sums of chunks; without chunks there is none. Where INNER is fp32's own rounding,
+// the steps inside are fused multiply-adds of fp32, whatever SUM is outside.
+template <class SUM, class PRODUCT, class INNER, class OUTER> struct lpt_steps {
+    enum { FUSED = lpt_same<PRODUCT, lpt_none>::yes, CHUNKED = !lpt_same<OUTER, lpt_none>::yes };
+    PRODUCT product;
+    INNER inner;
+    OUTER outer;
+
+    LPT_METHOD float step(float a, float b, float s) const {
+        if constexpr (lpt_same<INNER, lpt_carrier_rounder>::yes)
+            return lpt_in_fp32::fma(a, b, s);
+        else if constexpr (FUSED)
+            return inner(SUM::fma(a, b, s));
+        else
+            return inner(SUM::add(s, product(SUM::mul(a, b))));
+    }
+    LPT_METHOD float fold(float s, float part) const {
+        if constexpr (CHUNKED)
+            return outer(SUM::add(s, part));
+        else
+            return part;
+    }
+    LPT_METHOD float begin(float c) const {
+        if constexpr (CHUNKED)
+            return outer(c);
+        else
+            return inner(c);
+    }
+};
+
+// 16 k of 64 rows: each warp reads along whichever axis has its numbers side by side.
+LPT_METHOD void lpt_fetch_rows(lpt_pack<float> (*to)[LPT_SIDE / 4 + 1], const float *from,
+                               int64_t row_step, int64_t k_step, int64_t rows, int64_t depth) {
+    const bool along_k = k_step == 1;
+#pragma unroll
+    for (int e = threadIdx.x; e < LPT_SIDE * LPT_DEPTH; e += LPT_THREADS) {
+        const int i = along_k ? e / LPT_DEPTH : e % LPT_SIDE;
+        const int k = along_k ? e % LPT_DEPTH : e / LPT_SIDE;
+        to[k][i / 4].v[i % 4] = i < rows && k < depth ? from[i * row_step + k * k_step] : 0.0f;
+    }
+}
+
+template <class STEPS>
+__global__ void __launch_bounds__(LPT_THREADS)
+    lpt_gemm_tile(const __grid_constant__ lpt_product p, int64_t chunk,
+                  const __grid_constant__ STEPS steps) {
+    __shared__ lpt_pack<float> rows[LPT_DEPTH][LPT_SIDE / 4 + 1];
+    __shared__ lpt_pack<float> columns[LPT_DEPTH][LPT_SIDE / 4 + 1];
+    const int across = threadIdx.x % 16, down = threadIdx.x / 16;
+    const int64_t wide = (p.n + LPT_SIDE - 1) / LPT_SIDE, tall = (p.m + LPT_SIDE - 1) / LPT_SIDE;
+    for (int64_t tile = blockIdx.x; tile < p.batch * tall * wide; tile += gridDim.x) {
+        const int64_t batch = tile / wide / tall;
+        const int64_t top = tile / wide % tall * LPT_SIDE, left = tile % wide * LPT_SIDE;
+        const float *a = (const float *)p.a + batch * p.a_stride[0] + top * p.a_stride[1];
+        const float *b = (const float *)p.b + batch * p.b_stride[0] + left * p.b_stride[2];
+        float s[LPT_EACH][LPT_EACH], part[LPT_EACH][LPT_EACH];
+#pragma unroll
+        for (int i = 0; i < LPT_EACH; ++i)
+#pragma unroll
+            for (int j = 0; j < LPT_EACH; ++j) {
+                const int64_t row = top + down * LPT_EACH + i,
+                              column = left + across * LPT_EACH + j;
+                s[i][j] = 0;
+                if (p.c && row < p.m && column < p.n)
+                    s[i][j] = steps.begin(
+                        ((const float *)p.c)[batch * p.c_stride[0] + row * p.c_stride[1] +
+                                             column * p.c_stride[2]]);
+                part[i][j] = STEPS::CHUNKED ? 0 : s[i][j];
+            }
+        int64_t in_chunk = 0;  // terms of the chunk that is not over
+        for (int64_t first = 0; first < p.k; first += LPT_DEPTH) {
+            const int depth = p.k - first < LPT_DEPTH ? (int)(p.k - first) : (int)LPT_DEPTH;
+            __syncthreads();  // all have read what is overwritten
+            lpt_fetch_rows(rows, a + first * p.a_stride[2], p.a_stride[1], p.a_stride[2], p.m - top,
+                           depth);
+            lpt_fetch_rows(columns, b + first * p.b_stride[1], p.b_stride[2], p.b_stride[1],
+                           p.n - left, depth);
+            __syncthreads();
+#pragma unroll 4
+            for (int k = 0; k < depth; ++k) {
+                const lpt_pack<float> x = rows[k][down], y = columns[k][across];
+                const bool over = STEPS::CHUNKED && ++in_chunk == chunk;
+#pragma unroll
+                for (int i = 0; i < LPT_EACH; ++i)
+#pragma unroll
+                    for (int j = 0; j < LPT_EACH; ++j)
+                        part[i][j] = steps.step(x.v[i], y.v[j], part[i][j]);
+                if (!over)
+                    continue;
+                in_chunk = 0;
+#pragma unroll
+                for (int i = 0; i < LPT_EACH; ++i)
+#pragma unroll
+                    for (int j = 0; j < LPT_EACH; ++j) {
+                        s[i][j] = steps.fold(s[i][j], part[i][j]);
+                        part[i][j] = 0;
+                    }
+            }
+        }
+        const bool rest = !STEPS::CHUNKED || in_chunk > 0;
+#pragma unroll
+        for (int i = 0; i < LPT_EACH; ++i)
+#pragma unroll
+            for (int j = 0; j < LPT_EACH; ++j) {
+                const int64_t row = top + down * LPT_EACH + i,
+                              column = left + across * LPT_EACH + j;
+                const float sum = rest ? steps.fold(s[i][j], part[i][j]) : s[i][j];
+                if (row < p.m && column < p.n)
+                    ((float *)p.y)[(batch * p.m + row) * p.n + column] = lpt_quiet(sum);
+            }
+    }
+}

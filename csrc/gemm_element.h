@@ -1,0 +1,245 @@
+// Every accumulator, for one output at a time on the device: the steps of gemm_rows.h, without
+// recursion, since a device's stack is laid out by the compiler.
+#pragma once
+#include "device.h"
+#include "gemm.h"
+
+enum { LPT_DEEPEST = 2 };  // accumulators in one another: the outermost, and that inside its chunks
+
+// One accumulator, with what its roundings need.
+struct lpt_level {
+    lpt_cell<double> sum, product;
+    double turn;
+    int64_t chunk;
+    int32_t mode, order, has_product, fp32, alignment;
+    uint32_t mask;
+};
+struct lpt_levels {
+    lpt_level at[LPT_DEEPEST];
+};
+
+LPT_LONG double lpt_rounded(double x, const lpt_cell<double> &c, int32_t mode, uint32_t word) {
+    const uint64_t u = lpt_bits(x);
+    uint64_t r;
+    switch (mode) {
+    case LPT_NEAREST: r = lpt_round<double, LPT_NEAREST, false>(u, c, 0); break;
+    case LPT_NEAREST_AWAY: r = lpt_round<double, LPT_NEAREST_AWAY, false>(u, c, 0); break;
+    case LPT_TOWARD_ZERO: r = lpt_round<double, LPT_TOWARD_ZERO, false>(u, c, 0); break;
+    case LPT_DOWN: r = lpt_round<double, LPT_DOWN, false>(u, c, 0); break;
+    case LPT_UP: r = lpt_round<double, LPT_UP, false>(u, c, 0); break;
+    case LPT_ODD: r = lpt_round<double, LPT_ODD, false>(u, c, 0); break;
+    case LPT_STOCHASTIC: r = lpt_round<double, LPT_STOCHASTIC, false>(u, c, word); break;
+    case LPT_STOCHASTIC_HALF_OFFSET:
+        r = lpt_round<double, LPT_STOCHASTIC_HALF_OFFSET, false>(u, c, word);
+        break;
+    case LPT_STOCHASTIC_PRE_ROUNDED:
+        r = lpt_round<double, LPT_STOCHASTIC_PRE_ROUNDED, false>(u, c, word);
+        break;
+    default: r = lpt_round<double, LPT_STOCHASTIC_EQUAL, false>(u, c, word);
+    }
+    return lpt_value<double>(r);
+}
+
+// The sum of one output. D counts the accumulators outside.
+template <class T, int LEVELS> struct lpt_element {
+    const lpt_levels &levels;
+    const T *a, *b;
+    int64_t a_step, b_step;  // to the next k
+    lpt_key key;
+    uint64_t element, elements, event, group;
+    lpt_words words;
+    T *running;  // where each sum goes, or null
+    int64_t running_step;
+
+    // 1. roundings
+    LPT_LONG double draw(double x, const lpt_cell<double> &cell, const lpt_level &at) {
+        const uint64_t n = event++;
+        uint32_t word = 0;
+        if (at.mode >= LPT_STOCHASTIC) {
+            if (n / 4 != group) {
+                group = n / 4;
+                words = lpt_philox(group * elements + element, key);
+            }
+            const uint32_t which = n % 4;
+            word = which < 2 ? (which ? words.w[1] : words.w[0])
+                             : (which == 3 ? words.w[3] : words.w[2]);
+        }
+        return lpt_rounded(x, cell, at.mode, word & at.mask);
+    }
+    LPT_METHOD double rounded(double x, const lpt_level &at) {
+        const double r = draw(x, at.sum, at);
+        return at.turn > 0 ? lpt_wrapped(r, at.turn) : r;
+    }
+
+    // 2. terms and steps
+    LPT_METHOD double product(int64_t k, double *low) const {
+        return lpt_times(lpt_operand(a[k * a_step]), lpt_operand(b[k * b_step]), low);
+    }
+    static LPT_METHOD double single(double x, const lpt_level &at) {
+        return at.fp32 ? (double)(float)x : x;
+    }
+    static LPT_METHOD double added(double s, double t, const lpt_level &at) {
+        return single(lpt_odd_sum(s, t), at);
+    }
+    static LPT_METHOD int64_t end_of(int64_t k, int64_t last, const lpt_level &at) {
+        return k + at.chunk < last ? k + at.chunk : last;
+    }
+    // A term that is one number: a product where it has a format, or the sum of a chunk.
+    template <int D> LPT_METHOD double term(int64_t k, int64_t last) {
+        const lpt_level &at = levels.at[D];
+        if constexpr (D + 1 < LEVELS)
+            if (at.chunk > 1)
+                return total<D + 1>(k, end_of(k, last, at), 0, false);
+        double low;
+        const double high = product(k, &low);
+        const double p = single(low == 0 ? high : lpt_odd_sum(high, low), at);
+        return at.has_product ? draw(p, at.product, at) : p;
+    }
+    template <int D> LPT_METHOD double with_term(double s, int64_t k, int64_t last) {
+        const lpt_level &at = levels.at[D];
+        if (at.chunk > 1 || at.has_product)
+            return added(s, term<D>(k, last), at);
+        double low;
+        const double high = product(k, &low);
+        return sizeof(T) == 4 ? added(s, high, at) : lpt_odd_sum(s, high, low);
+    }
+
+    // 3. orders
+    template <int D> LPT_METHOD double sequential(int64_t first, int64_t last, double s) {
+        const lpt_level &at = levels.at[D];
+        for (int64_t k = first; k < last; k += at.chunk) {
+            s = rounded(with_term<D>(s, k, last), at);
+            if (running)
+                running[k * running_step] = lpt_quiet((T)s);
+        }
+        return s;
+    }
+    template <int D> LPT_METHOD double kahan(int64_t first, int64_t last, double s) {
+        const lpt_level &at = levels.at[D];
+        double error = 0;
+        for (int64_t k = first; k < last; k += at.chunk) {
+            const double y = rounded(with_term<D>(-error, k, last), at);
+            const double t = rounded(added(s, y, at), at);
+            const double grown = rounded(added(t, -s, at), at);
+            error = rounded(added(grown, -y, at), at);
+            s = t;
+        }
+        return s;
+    }
+    // Sums of 1, 2, 4 ... terms wait on a stack, one for each bit of the number of terms.
+    template <int D>
+    LPT_METHOD double pairwise(int64_t first, int64_t last, double start, bool started) {
+        const lpt_level &at = levels.at[D];
+        double waiting[48];
+        int top = 0;
+        uint64_t count = 0;
+        for (int64_t k = first; k < last; k += at.chunk) {
+            waiting[top++] = rounded(term<D>(k, last), at);
+            for (uint64_t even = ++count; even % 2 == 0; even /= 2, --top)
+                waiting[top - 2] = rounded(added(waiting[top - 2], waiting[top - 1], at), at);
+        }
+        for (; top > 1; --top)
+            waiting[top - 2] = rounded(added(waiting[top - 2], waiting[top - 1], at), at);
+        if (top == 0)
+            return start;
+        return started ? rounded(added(start, waiting[0], at), at) : waiting[0];
+    }
+    template <int D>
+    LPT_METHOD double exactly(int64_t first, int64_t last, double start, bool started) {
+        const lpt_level &at = levels.at[D];
+        lpt_exact_sum sum;
+        memset(&sum, 0, sizeof sum);
+        if (started)
+            lpt_exact_add(&sum, start);
+        for (int64_t k = first; k < last; k += at.chunk) {
+            double low = 0;
+            const bool whole = at.chunk > 1 || at.has_product;
+            lpt_exact_add(&sum, whole ? term<D>(k, last) : product(k, &low));
+            lpt_exact_add(&sum, low);
+        }
+        return rounded(lpt_exact_value(&sum), at);
+    }
+    template <int D> LPT_METHOD double aligned(int64_t first, int64_t last, double s) {
+        const lpt_level &at = levels.at[D];
+        for (int64_t k = first; k < last; k += at.chunk)
+            s = rounded(block(at, k, end_of(k, last, at), s), at);
+        return s;
+    }
+    // s and the products first .. last, cut off below the largest exponent's places
+    LPT_METHOD double block(const lpt_level &at, int64_t first, int64_t last, double s) const {
+        int32_t top = s == 0 ? -(1 << 20) : lpt_exponent(s);
+        for (int64_t k = first; k < last; ++k) {
+            const T x = lpt_operand(a[k * a_step]), y = lpt_operand(b[k * b_step]);
+            int32_t e = lpt_exponent((double)x) + lpt_exponent((double)y);
+            e = e < -900 ? -900 : e > 900 ? 900 : e;
+            top = x != 0 && y != 0 && e > top ? e : top;
+        }
+        const int32_t places = top - at.alignment, unit = places < -1000 ? -1000 : places;
+        double units = 0, special = 0;
+        cut(s, -0.0, unit, &units, &special);
+        for (int64_t k = first; k < last; ++k) {
+            double low;
+            const double high = product(k, &low);
+            cut(high, low, unit, &units, &special);
+        }
+        return special == 0 ? lpt_times_power(units, unit) : special;
+    }
+    static LPT_METHOD void cut(double high, double low, int32_t unit, double *units,
+                               double *special) {
+        if (!(fabs(high) <= 1.7976931348623157e308)) {
+            *special += high;
+            return;
+        }
+        const double p = lpt_times_power(high, -unit);
+        *units += trunc(sizeof(T) == 4 ? p : lpt_odd_sum(p, lpt_times_power(low, -unit)));
+    }
+    template <int D>
+    LPT_LONG double total(int64_t first, int64_t last, double start, bool started) {
+        switch (levels.at[D].order) {
+        case LPT_PAIRWISE: return pairwise<D>(first, last, start, started);
+        case LPT_EXACT: return exactly<D>(first, last, start, started);
+        case LPT_KAHAN: return kahan<D>(first, last, start);
+        case LPT_ALIGNED: return aligned<D>(first, last, start);
+        default: return sequential<D>(first, last, start);
+        }
+    }
+
+    LPT_METHOD double run(int64_t k, const T *c) {
+        event = 0;
+        group = ~(uint64_t)0;
+        double start = c ? (double)lpt_operand(*c) : 0;
+        if (c && levels.at[0].order != LPT_EXACT)
+            start = rounded(start, levels.at[0]);
+        event = 1;  // the addend's, whether there is one or not
+        return total<0>(0, k, start, c != nullptr);
+    }
+};
+
+// One thread for each output; neighbouring ones are of one row, so that they read the same numbers
+// of a, and neighbouring ones of b.
+template <class T, int LEVELS>
+__global__ void __launch_bounds__(LPT_THREADS)
+    lpt_gemm_elements(const __grid_constant__ lpt_product p,
+                      const __grid_constant__ lpt_levels levels, const lpt_key *drawn) {
+    const int64_t outputs = p.batch * p.m * p.n;
+    for (int64_t at = (int64_t)blockIdx.x * LPT_THREADS + threadIdx.x; at < outputs;
+         at += (int64_t)gridDim.x * LPT_THREADS) {
+        const int64_t column = at % p.n, row = at / p.n % p.m, batch = at / p.n / p.m;
+        lpt_element<T, LEVELS> sum = {levels};
+        sum.a = (const T *)p.a + batch * p.a_stride[0] + row * p.a_stride[1];
+        sum.b = (const T *)p.b + batch * p.b_stride[0] + column * p.b_stride[2];
+        sum.a_step = p.a_stride[2];
+        sum.b_step = p.b_stride[1];
+        sum.key = drawn ? *drawn : p.key;
+        sum.element = (uint64_t)at;
+        sum.elements = (uint64_t)outputs;
+        sum.running = p.running ? (T *)p.y + at / p.n * p.k * p.n + column : nullptr;
+        sum.running_step = p.n;
+        const T *c = (const T *)p.c;
+        if (c)
+            c += batch * p.c_stride[0] + row * p.c_stride[1] + column * p.c_stride[2];
+        const double s = sum.run(p.k, c);
+        if (!p.running)
+            ((T *)p.y)[at] = lpt_quiet((T)s);
+    }
+}

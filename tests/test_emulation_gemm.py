@@ -1,0 +1,209 @@
+"""The CUDA kernels of sums of products, run on the host thread by thread, give the bits of the CPU's."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from torch import Tensor
+
+from emulation import built, emulated
+from lptensor import _cuda, _cuda_gemm, _native, _native_gemm, gemm as gemm_module
+from lptensor.accumulator import Accumulator, integer_accumulator, tensor_core
+from lptensor.formats import BF16, E4M3, E5M2, FP16, FP32, FixedPoint, FloatingPoint
+from lptensor.gemm import cumsum, gemm, reduce
+from lptensor.rounding import Mode, Stochastic
+from rounders import assert_same_bits
+from test_gemm import KEY, TILED, accumulators, operands
+
+pytestmark = pytest.mark.skipif(_native.library() is None, reason="there are no CPU kernels to compare with")
+
+# Outputs in order that fp32 alone can form, on tiles: every way to round, with products, chunks and fp32 inside.
+IN_TILES = (
+    Accumulator(FP32),
+    Accumulator(FP32, chunk=16, inner=FP32),
+    *(
+        Accumulator(sum, product, compute=compute)
+        for sum in (FP16, BF16)
+        for product in (None, E5M2, BF16)
+        for compute in ("exact", "fp32")
+    ),
+    *(
+        Accumulator(sum, chunk=chunk, inner=inner, compute=compute)
+        for sum, chunk in ((FP16, 5), (BF16, 16), (FloatingPoint(6, 9, overflow="saturate"), 35))
+        for inner in (None, FP32)
+        for compute in ("exact", "fp32")
+    ),
+)
+OTHERS = (
+    *(Accumulator(E4M3, rounding=mode) for mode in Mode),
+    *(Accumulator(FP16, order=order) for order in ("kahan", "pairwise", "exact")),
+    *(Accumulator(FP16, E5M2, 3, order, "stochastic") for order in ("sequential", "kahan", "pairwise", "exact")),
+    Accumulator(BF16, chunk=4, inner=Accumulator(FP16, rounding="stochastic")),
+    Accumulator(BF16, chunk=4, order="kahan", inner=Accumulator(FP16, order="pairwise", compute="fp32")),
+    Accumulator(FP16, chunk=6, inner=Accumulator(FP16, compute="fp32")),
+    Accumulator(FP16, order="aligned", chunk=4, alignment=12, rounding="toward_zero"),
+    Accumulator(FloatingPoint(4, 3, specials="fnuz"), chunk=2),
+    Accumulator(FloatingPoint(8, 22), chunk=3, inner=FP32),  # fp32 has too few bits to tell its ties
+    Accumulator(FloatingPoint(5, 4, subnormals="flush")),
+    Accumulator(FixedPoint(20, 12)),
+    Accumulator(FP16, rounding=Stochastic(3, "pre_rounded", "probability")),
+    integer_accumulator(12),
+    integer_accumulator(12, "saturate"),
+)
+SHAPES = ((70, 35, 66), (16, 17, 129), (64, 16, 64), (17, 1, 16), (20, 0, 20), (3, 50, 5), (1, 33, 300), (300, 7, 1))
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return built(tmp_path_factory)
+
+
+def with_specials(x: Tensor) -> Tensor:
+    """The same with a NaN, infinities, zeros, and the largest and smallest numbers here and there."""
+    info = torch.finfo(x.dtype)
+    specials = [math.nan, math.inf, -math.inf, 0.0, -0.0, info.max, -info.max, info.tiny, -info.smallest_normal / 8]
+    x = x.clone()
+    for i, value in enumerate(specials):
+        x.view(-1)[i * 37 + 5 :: 401] = value
+    return x
+
+
+def assert_same_as_cpu(
+    library: Any, a: Tensor, b: Tensor, c: Tensor | None, acc: Accumulator, running: bool = False, **how: Any
+) -> None:
+    shape = (*a.shape, b.shape[2]) if running else (*a.shape[:2], b.shape[2])
+    ours, cpus = torch.full(shape, 7.0, dtype=a.dtype), torch.full(shape, 9.0, dtype=a.dtype)
+    with emulated(library, **how):
+        _cuda_gemm.gemm(a, b, ours, acc, c, KEY, running)
+    _native_gemm.gemm(a, b, cpus, acc, c, KEY, running)
+    assert_same_bits(ours, cpus, f"{acc!r} {a.dtype} {tuple(a.shape)} by {tuple(b.shape)}")
+
+
+@pytest.mark.parametrize("acc", [*IN_TILES, *TILED, *OTHERS], ids=repr)
+def test_products_have_the_bits_of_the_cpu(library: Any, acc: Accumulator) -> None:
+    for m, k, n in SHAPES:
+        a, b, c = (t[None] for t in operands(m, m, k, n, 4))
+        assert_same_as_cpu(library, a, b, c, acc)
+        a, b, c = (t[None] for t in operands(m, m, k, n, 60))
+        assert_same_as_cpu(library, with_specials(a), with_specials(b), None, acc)
+        assert_same_as_cpu(library, a, b, with_specials(c), acc)
+
+
+@pytest.mark.parametrize("acc", [*IN_TILES, *OTHERS], ids=repr)
+def test_sums_near_the_ends_of_fp32_have_the_bits_of_the_cpu(library: Any, acc: Accumulator) -> None:
+    a, b, c = (t[None] for t in operands(1, 20, 33, 18, 0))
+    for low, high in ((2.0**-80, 2.0**-69), (2.0**62, 2.0**66), (2.0**-8, 2.0**-8)):
+        assert_same_as_cpu(library, a * low, b * high, c * (low * high), acc)
+
+
+@settings(max_examples=120, deadline=None)
+@given(st.data())
+def test_every_accumulator_adds_as_on_the_cpu(library: Any, data: st.DataObject) -> None:
+    acc = data.draw(accumulators(tuple(mode.name.lower() for mode in Mode)).filter(_cuda_gemm.fits))
+    m, k, n = (data.draw(st.integers(low, 40)) for low in (1, 0, 1))
+    seed, spread, addend = data.draw(st.tuples(st.integers(0, 2**32), st.sampled_from((0, 2, 9)), st.booleans()))
+    a, b, c = (t[None] for t in operands(seed, m, k, n, spread))
+    assert_same_as_cpu(library, a, b, c if addend else None, acc)
+
+
+@pytest.mark.parametrize(
+    "acc",
+    [acc for acc in (*TILED, *OTHERS) if acc.compute == "exact" and acc.inside.compute == "exact"],
+    ids=repr,
+)
+def test_float64_operands_give_the_bits_of_the_cpu(library: Any, acc: Accumulator) -> None:
+    for m, k, n in ((5, 40, 33), (300, 3, 1)):
+        a, b, c = (t[None] * (1 + 2.0**-50) for t in operands(2, m, k, n, 9, torch.float64))
+        assert_same_as_cpu(library, a, b, c, acc)
+        assert_same_as_cpu(library, with_specials(a), with_specials(b), with_specials(c), acc)
+        assert_same_as_cpu(library, a * 2.0**-500, b * 2.0**-520, None, acc)
+
+
+@pytest.mark.parametrize("acc", [Accumulator(FP16), Accumulator(BF16, chunk=5), Accumulator(FP16, order="kahan")])
+def test_any_strides(library: Any, acc: Accumulator) -> None:
+    g = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, 70, 37, generator=g), torch.randn(2, 37, 66, generator=g)
+    c = torch.randn(2, 70, 66, generator=g)
+    assert_same_as_cpu(library, a.mT.contiguous().mT, b.mT.contiguous().mT, c.mT.contiguous().mT, acc)
+    assert_same_as_cpu(library, a[:1].expand(2, 70, 37), b[:, ::2].repeat(1, 2, 1)[:, :37], c[:, :1].expand_as(c), acc)
+    assert_same_as_cpu(library, a[:, ::3, 1::2], b[:, 1::2, 5::2], c[:, ::3, 5::2], acc)
+
+
+@pytest.mark.parametrize("order", ["forwards", "backwards", "ahead"])
+@pytest.mark.parametrize("acc", [Accumulator(FP16), Accumulator(BF16, chunk=7), Accumulator(E4M3, rounding="up")])
+def test_few_thread_blocks_stride_and_the_order_of_threads_is_free(library: Any, acc: Accumulator, order: str) -> None:
+    a, b, c = (t.expand(2, -1, -1) for t in operands(4, 100, 50, 140, 3))
+    assert_same_as_cpu(library, a, b, c, acc, blocks=2, order=order)
+
+
+@pytest.mark.parametrize("acc", [Accumulator(BF16), Accumulator(E4M3, rounding="stochastic")], ids=repr)
+def test_running_sums(library: Any, acc: Accumulator) -> None:
+    a, b, _ = (t[None] for t in operands(4, 20, 30, 40, 3))
+    assert_same_as_cpu(library, a, b, None, acc, running=True)
+
+
+def test_a_key_that_lies_on_the_device_is_the_same_key(library: Any) -> None:
+    a, b, _ = (t[None] for t in operands(4, 20, 30, 40, 3))
+    results = [torch.empty(1, 20, 40) for _ in range(2)]
+    with emulated(library):
+        for y, key in zip(results, (KEY, torch.tensor(KEY)), strict=True):
+            _cuda_gemm.gemm(a, b, y, Accumulator(BF16, rounding="stochastic"), None, key, False)
+    assert_same_bits(*results)
+
+
+@pytest.mark.parametrize("acc", [Accumulator(FP16), Accumulator(BF16, rounding="stochastic")], ids=repr)
+def test_functions_arrange_for_the_cuda_library_as_for_the_cpus(
+    library: Any, monkeypatch: pytest.MonkeyPatch, acc: Accumulator
+) -> None:
+    a, b, c = operands(4, 30, 40, 20, 3)
+    calls = (
+        lambda g: gemm(a.expand(2, 3, 30, 40), b, acc, c[:, :1], generator=g),
+        lambda g: gemm(a, b[:, :1], acc, generator=g),
+        lambda g: reduce(a, 0, acc, generator=g),
+        lambda g: cumsum(a, 1, acc, generator=g),
+        lambda g: gemm(a[:, :0], b[:0], acc, c, generator=g),
+    )
+    expected = [call(torch.Generator().manual_seed(1)) for call in calls]
+    monkeypatch.setattr(gemm_module, "_kernels", lambda device, acc: _cuda_gemm)
+    with emulated(library):
+        for call, wanted in zip(calls, expected, strict=True):
+            assert_same_bits(call(torch.Generator().manual_seed(1)), wanted)
+
+
+def test_tensors_on_a_gpu_get_the_cuda_library_where_it_nests_deep_enough(
+    library: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = torch.device("cuda", 0)
+    deep = Accumulator(BF16, chunk=4, inner=Accumulator(FP16, chunk=2))
+    with emulated(library):
+        assert gemm_module._kernels(there, Accumulator(BF16, chunk=4)) is _cuda_gemm
+        assert gemm_module._kernels(there, tensor_core("ampere")) is _cuda_gemm
+        assert gemm_module._kernels(there, deep) is None
+        assert gemm_module._kernels(torch.device("meta"), Accumulator(BF16)) is None
+        assert gemm_module._kernels(torch.device("cpu"), deep) is _native_gemm
+    monkeypatch.setattr(_cuda, "library", lambda: None)
+    assert gemm_module._kernels(there, Accumulator(BF16)) is None
+
+
+def test_a_key_of_a_graph_needs_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gemm_module, "_kernels", lambda device, acc: None)
+    monkeypatch.setattr(_native, "warn_missing", lambda: None)
+    monkeypatch.setattr("lptensor.ops.call_key", lambda x, generator: torch.tensor(KEY))
+    with pytest.raises(RuntimeError, match="in a CUDA graph needs lptensor's CUDA library"):
+        gemm(torch.ones(2, 2), torch.ones(2, 2), Accumulator(BF16, rounding="stochastic"))
+
+
+def test_an_error_code_is_raised_with_its_name(library: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing:
+        def __getattr__(self, name: str) -> Any:
+            return (lambda code: b"CUDA driver version is insufficient") if name == "lpt_cuda_error" else lambda *a: 35
+
+    x = torch.zeros(1, 3, 3)
+    with emulated(library):
+        monkeypatch.setattr(_cuda, "library", Failing)
+        with pytest.raises(RuntimeError, match="lpt_cuda_gemm_f32 failed on cpu with CUDA error 35: CUDA driver"):
+            _cuda_gemm.gemm(x, x, x.clone(), Accumulator(BF16), None, None, False)
