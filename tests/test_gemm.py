@@ -63,7 +63,7 @@ class Rounder:
     def __init__(self, element: int, elements: int) -> None:
         self.element, self.elements, self.event = element, elements, 0
 
-    def of(self, format: ScalarFormat, mode: str, wrap: bool = False) -> Callable[[Fraction], Fraction]:
+    def of(self, format: ScalarFormat, mode: str, bits: int, wrap: bool = False) -> Callable[[Fraction], Fraction]:
         values = values_of(format)
 
         def rounded(x: Fraction) -> Fraction:
@@ -78,18 +78,19 @@ class Rounder:
             index = event // 4 * self.elements + self.element
             counter = (index % 2**32, index >> 32, KEY[1] % 2**32, KEY[1] >> 32)
             word = philox.philox(counter, (KEY[0] % 2**32, KEY[0] >> 32))[event % 4]
-            return Fraction(exact.stochastic(values, x, word))
+            return Fraction(exact.stochastic(values, x, word >> 32 - bits << 32 - bits))
 
         return rounded
 
 
 def adder(acc: Accumulator, rounder: Rounder) -> Adder:
-    mode = acc.rounding.name
+    mode = "stochastic" if acc.rounding.stochastic else acc.rounding.name
+    bits = acc.rounding.bits
     single = exact.Float(8, 23, 127, overflow="saturate")
     return Adder(
-        sum=rounder.of(acc.sum, mode, acc.wrap),
+        sum=rounder.of(acc.sum, mode, bits, acc.wrap),
         order=acc.order,
-        product=None if acc.product is None else rounder.of(acc.product, mode),
+        product=None if acc.product is None else rounder.of(acc.product, mode, bits),
         chunk=acc.chunk,
         inner=adder(acc.inner or replace(acc, chunk=1), rounder) if acc.chunk > 1 and acc.order != "aligned" else None,
         alignment=acc.alignment or 0,
@@ -180,10 +181,11 @@ def test_float64_operands_are_added_exactly_too(acc: Accumulator, seed: int, k: 
 @pytest.mark.parametrize("product_format", [None, E5M2])
 @pytest.mark.parametrize(("order", "chunk"), [("sequential", 1), ("sequential", 3), ("kahan", 1), ("kahan", 2)])
 @pytest.mark.parametrize("sum", [FORMATS[0], FORMATS[1], FORMATS[4]])
+@pytest.mark.parametrize("bits", [32, 3])
 def test_stochastic_sums_draw_the_words_of_the_contract(
-    sum: ScalarFormat, order: str, chunk: int, product_format: Any, compute: str
+    sum: ScalarFormat, order: str, chunk: int, product_format: Any, compute: str, bits: int
 ) -> None:
-    acc = Accumulator(sum, product_format and FORMATS[3], chunk, order, "stochastic", compute)
+    acc = Accumulator(sum, product_format and FORMATS[3], chunk, order, Stochastic(bits), compute)
     for seed, addend in ((1, True), (2, False)):
         a, b, c = operands(seed, 3, 9, 5, 3)
         wanted = expected(a, b, acc, c if addend else None)
@@ -232,6 +234,10 @@ TILED = (
     Accumulator(FP16, rounding="stochastic"),
     Accumulator(BF16, rounding=Stochastic(5), compute="fp32"),
     Accumulator(BF16, E5M2, rounding="stochastic"),
+    Accumulator(FP16, rounding="stochastic", compute="fp32"),
+    Accumulator(FloatingPoint(4, 3), rounding="stochastic"),
+    Accumulator(FloatingPoint(8, 19), rounding="stochastic"),
+    Accumulator(FloatingPoint(8, 20), rounding="stochastic"),
     Accumulator(E4M3, rounding="up"),
     tensor_core("hopper_fp8"),
 )
