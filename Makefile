@@ -31,17 +31,19 @@ test-all: $(INSTALLED)
 # The pages of docs/ that the code itself writes, pictures included.
 pages: $(INSTALLED)
 	$(BIN)/python -m lptensor.study.formats_page docs
+	$(BIN)/python -m lptensor.study.accumulator_pictures docs
 
 # The site, in out/docs; a warning is an error.
 docs: $(INSTALLED)
 	$(BIN)/sphinx-build -W --keep-going -q -j auto docs out/docs
 	@echo "out/docs/index.html"
 
-# How fast rounding is beside a copy and beside other libraries, in one run; a picture and the figures go to out/.
+# How fast rounding is beside a copy and beside other libraries, and matrix products beside torch.mm; a picture and the figures go to out/.
 bench: $(INSTALLED)
 	$(BIN)/python tests/benchmarks/rounding.py --json out/rounding.json --plot out/rounding.svg
 	$(BIN)/python tests/benchmarks/dispatch.py
 	$(BIN)/python tests/benchmarks/compiled.py
+	$(BIN)/python tests/benchmarks/gemm.py
 	$(BIN)/python tests/benchmarks/on_gpu.py
 
 # Which ratios fell below their targets by more than the spread.

@@ -38,6 +38,7 @@ LPT_FN words64 times_words(words64 x, uint32_t y) {
 }
 LPT_FN doubles widened(__m256 x) { return _mm512_cvtps_pd(x); }
 LPT_FN __m256 narrowed(doubles x) { return _mm512_cvtpd_ps(x); }
+LPT_FN __m256 fused(__m256 a, __m256 b, __m256 c) { return _mm256_fmadd_ps(a, b, c); }
 LPT_FN void narrowed(words64 x, uint32_t *to) {
     _mm256_storeu_si256((__m256i *)to, _mm512_cvtepi64_epi32((__m512i)x));
 }
@@ -64,6 +65,7 @@ LPT_FN words64 times_words(words64 x, uint32_t y) {
 }
 LPT_FN doubles widened(__m128 x) { return _mm256_cvtps_pd(x); }
 LPT_FN __m128 narrowed(doubles x) { return _mm256_cvtpd_ps(x); }
+LPT_FN __m128 fused(__m128 a, __m128 b, __m128 c) { return _mm_fmadd_ps(a, b, c); }
 LPT_FN void narrowed(words64 x, uint32_t *to) {
     for (int l = 0; l < VECTOR / 8; ++l)
         to[l] = (uint32_t)x[l];
@@ -135,12 +137,26 @@ struct odd_in_double {
     static LPT_STEP doubles fma(doubles a, doubles b, doubles c) { return add(c, a * b); }
 };
 
-// Fused multiply-add, product and sum of fp32, for rounders that work in double: to odd on the way.
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
+// Toward zero in double. Stochastic rounding cuts off what lies below 2**-32 of the spacing, so
+// that formats of at most 20 bits cannot tell it from the exact sum.
+struct cut_in_double {
+    typedef double T;
+    enum { to_zero = _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC };
+    static LPT_STEP doubles add(doubles a, doubles b) { return _mm512_add_round_pd(a, b, to_zero); }
+    static LPT_STEP doubles mul(doubles a, doubles b) { return a * b; }
+    static LPT_STEP doubles fma(doubles a, doubles b, doubles c) {
+        return _mm512_fmadd_round_pd(a, b, c, to_zero);
+    }
+};
+#endif
+
+// Fused multiply-add, product and sum of fp32, for rounders that work in double.
 struct fp32_in_double {
     typedef double T;
     static LPT_STEP doubles single(doubles x) { return widened(narrowed(x)); }
     static LPT_STEP doubles fma(doubles a, doubles b, doubles c) {
-        return single(odd_in_double::fma(a, b, c));
+        return widened(fused(narrowed(a), narrowed(b), narrowed(c)));
     }
     static LPT_STEP doubles mul(doubles a, doubles b) { return single(a * b); }
     static LPT_STEP doubles add(doubles a, doubles b) { return single(a + b); }
@@ -253,25 +269,70 @@ template <int MODE> struct to_grid {
     }
 };
 
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
+// Stochastic rounding of formats of at most 20 bits in double, for cells that are `plain`: the word
+// is added where the digits lie that go, and a carry out of them is the way up (lean.h). Below the
+// normal numbers of the format the smallest of them is added for as long, which gives x their
+// spacing; what that cuts off is less than 2**-32 of it.
+struct to_drawn {
+    typedef vectors<double>::U U;
+    doubles bottom, exponents, sign, limit[2], over[2], inf[2];
+    U keep;
+    uint64_t negative_zero;
+    __m128i shift;
+    explicit to_drawn(const lpt_cell<double> &c) {
+        bottom = spread(lpt_value<double>((uint64_t)c.emin << 52));
+        exponents = spread(lpt_value<double>(2047ull << 52));
+        sign = spread(-0.0);
+        for (int i = 0; i < 2; ++i) {
+            limit[i] = spread(lpt_value<double>(c.limit[i]));
+            over[i] = spread(lpt_value<double>(c.over[i]));
+            inf[i] = spread(lpt_value<double>(c.inf[i]));
+        }
+        keep = (U)spread(lpt_value<double>(~((1ull << c.drop) - 1)));
+        negative_zero = c.zero_sign;
+        shift = _mm_cvtsi32_si128(c.drop - 32);
+    }
+    LPT_STEP doubles operator()(doubles x, const uint32_t *words) const {
+        const U minus = (U)x & (U)sign;
+        const doubles size = (doubles)((U)x ^ minus), zero = spread(0.0);
+        const __mmask8 negative = _mm512_movepi64_mask((__m512i)x);
+        const doubles lift =
+            _mm512_maskz_mov_pd(_mm512_cmp_pd_mask(size, bottom, _CMP_LT_OQ), bottom);
+        const U word = (U)_mm512_sll_epi64(
+            _mm512_cvtepu32_epi64(_mm256_loadu_si256((const __m256i *)words)), shift);
+        const doubles lifted = cut_in_double::add(size, lift);
+        const doubles r = (doubles)(((U)lifted + word) & keep) - lift;
+        const doubles end = _mm512_mask_mov_pd(limit[0], negative, limit[1]);
+        doubles y = _mm512_mask_mov_pd(r, _mm512_cmp_pd_mask(r, end, _CMP_GT_OQ),
+                                       _mm512_mask_mov_pd(over[0], negative, over[1]));
+        y = _mm512_mask_mov_pd(y, _mm512_cmp_pd_mask(size, exponents, _CMP_EQ_OQ),
+                               _mm512_mask_mov_pd(inf[0], negative, inf[1]));
+        const U kept = (U)(y != zero) | negative_zero;
+        return (doubles)((U)y | (minus & kept));
+    }
+    static bool fits(const lpt_grid &g) { return g.precision <= 20; }
+};
+#endif
+
 // Four random words for each of `count` neighbouring elements, a multiple of the vectors' length:
 // lpt_philox in lanes of 64 bits. words[n * apart + i] is the n-th of element first + i.
 LPT_FN void draw_words(uint64_t first, int count, lpt_key key, uint32_t mask, int64_t apart,
                        uint32_t *words) {
     typedef vectors<double>::U U;
-    const U low = (U)spread(0.0) + 0xffffffffull;
     for (int i = 0; i < count; i += vectors<double>::length) {
-        U index;
+        U c0;  // of all words the lower halves count
         for (int l = 0; l < vectors<double>::length; ++l)
-            index[l] = first + (uint64_t)(i + l);
-        U c0 = index & low, c1 = index >> 32;
+            c0[l] = first + (uint64_t)(i + l);
+        U c1 = c0 >> 32;
         U c2 = (U)spread(0.0) + (key.offset & 0xffffffff), c3 = (U)spread(0.0) + (key.offset >> 32);
         uint32_t k0 = (uint32_t)key.seed, k1 = (uint32_t)(key.seed >> 32);
         for (int round = 0; round < 10; ++round) {
             const U p0 = times_words(c0, 0xD2511F53u), p1 = times_words(c2, 0xCD9E8D57u);
             c0 = (p1 >> 32) ^ c1 ^ (uint64_t)k0;
             c2 = (p0 >> 32) ^ c3 ^ (uint64_t)k1;
-            c1 = p1 & low;
-            c3 = p0 & low;
+            c1 = p1;
+            c3 = p0;
             k0 += 0x9E3779B9u;
             k1 += 0xBB67AE85u;
         }

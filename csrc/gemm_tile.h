@@ -217,6 +217,16 @@ bool plain(const lpt_accumulator &acc) {
 }
 
 plan stochastic(const lpt_accumulator &acc) {
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
+    typedef to_drawn D;
+    if (D::fits(acc.sum) && (!acc.has_product || D::fits(acc.product))) {
+        if (acc.fp32)
+            return acc.has_product ? tiles<fp32_in_double, D, D, D, false, true>::planned()
+                                   : tiles<fp32_in_double, D, D, D, true, true>::planned();
+        return acc.has_product ? tiles<cut_in_double, D, D, D, false, true>::planned()
+                               : tiles<cut_in_double, D, D, D, true, true>::planned();
+    }
+#endif
     typedef to_grid<LPT_STOCHASTIC> S;
     if (acc.fp32)
         return acc.has_product ? tiles<fp32_in_double, S, S, S, false, true>::planned()

@@ -65,14 +65,15 @@ def reduce(
 ) -> Tensor:
     """The sum of ``x`` along axes, added up by the accumulator in contiguous order of those axes.
 
-    Terms take the place of products and are exact: a sum has none to round. ``dim=None`` adds all.
+    Terms take the place of products and are exact: a sum has none to round. ``dim=None`` adds all, as does
+    an empty tuple; a tensor without axes is one term, for dim 0 and -1 too.
 
     >>> from lptensor import BF16
     >>> reduce(torch.full((1000,), 1.0), 0, Accumulator(BF16))
     tensor(256.)
     """
     _check(accumulator, x)
-    dims = range(x.dim()) if dim is None else (dim,) if isinstance(dim, int) else dim
+    dims = (dim,) if isinstance(dim, int) else dim or range(x.dim())
     reduced = _axes(dims, x.dim())
     kept = [d for d in range(x.dim()) if d not in reduced]
     shape = [x.shape[d] for d in kept]
@@ -154,8 +155,9 @@ def _batched(t: Tensor, batch: torch.Size, rows: int, columns: int) -> Tensor:
 
 def _axes(dims: Any, count: int) -> list[int]:
     """Axes counted from the front, ascending."""
-    axes = sorted(d + count if d < 0 else d for d in dims)
-    if any(not 0 <= d < max(count, 1) for d in axes) or len(set(axes)) != len(axes):
+    known = max(count, 1)  # a number alone is summed along its only axis, 0 or -1
+    axes = sorted(d + known if d < 0 else d for d in dims)
+    if any(not 0 <= d < known for d in axes) or len(set(axes)) != len(axes):
         raise ValueError(f"dim must name different axes of {count}, got {tuple(dims)}")
     return axes if count else []
 

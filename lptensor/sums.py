@@ -33,10 +33,7 @@ def check_untraced(*tensors: Tensor) -> None:
 def add(x: Tensor, dim: Sequence[int] | int | None, acc: Accumulator, keepdim: bool = False) -> Tensor:
     """The sum over axes, in contiguous order; over all of them if none is named."""
     check_untraced(x)
-    if x.dim() == 0:
-        return reduce(x.unsqueeze(0), 0, acc)
-    axes = tuple(range(x.dim())) if dim is None or isinstance(dim, Sequence) and not dim else dim
-    return reduce(x, axes if isinstance(axes, int) else tuple(axes), acc, keepdim)
+    return reduce(x, tuple(dim) if isinstance(dim, Sequence) else dim, acc, keepdim)
 
 
 def _count(x: Tensor, dim: Sequence[int] | int | None) -> int:

@@ -63,7 +63,7 @@ class Rounder:
     def __init__(self, element: int, elements: int) -> None:
         self.element, self.elements, self.event = element, elements, 0
 
-    def of(self, format: ScalarFormat, mode: str, wrap: bool = False) -> Callable[[Fraction], Fraction]:
+    def of(self, format: ScalarFormat, mode: str, bits: int, wrap: bool = False) -> Callable[[Fraction], Fraction]:
         values = values_of(format)
 
         def rounded(x: Fraction) -> Fraction:
@@ -78,18 +78,19 @@ class Rounder:
             index = event // 4 * self.elements + self.element
             counter = (index % 2**32, index >> 32, KEY[1] % 2**32, KEY[1] >> 32)
             word = philox.philox(counter, (KEY[0] % 2**32, KEY[0] >> 32))[event % 4]
-            return Fraction(exact.stochastic(values, x, word))
+            return Fraction(exact.stochastic(values, x, word >> 32 - bits << 32 - bits))
 
         return rounded
 
 
 def adder(acc: Accumulator, rounder: Rounder) -> Adder:
-    mode = acc.rounding.name
+    mode = "stochastic" if acc.rounding.stochastic else acc.rounding.name
+    bits = acc.rounding.bits
     single = exact.Float(8, 23, 127, overflow="saturate")
     return Adder(
-        sum=rounder.of(acc.sum, mode, acc.wrap),
+        sum=rounder.of(acc.sum, mode, bits, acc.wrap),
         order=acc.order,
-        product=None if acc.product is None else rounder.of(acc.product, mode),
+        product=None if acc.product is None else rounder.of(acc.product, mode, bits),
         chunk=acc.chunk,
         inner=adder(acc.inner or replace(acc, chunk=1), rounder) if acc.chunk > 1 and acc.order != "aligned" else None,
         alignment=acc.alignment or 0,
@@ -180,10 +181,11 @@ def test_float64_operands_are_added_exactly_too(acc: Accumulator, seed: int, k: 
 @pytest.mark.parametrize("product_format", [None, E5M2])
 @pytest.mark.parametrize(("order", "chunk"), [("sequential", 1), ("sequential", 3), ("kahan", 1), ("kahan", 2)])
 @pytest.mark.parametrize("sum", [FORMATS[0], FORMATS[1], FORMATS[4]])
+@pytest.mark.parametrize("bits", [32, 3])
 def test_stochastic_sums_draw_the_words_of_the_contract(
-    sum: ScalarFormat, order: str, chunk: int, product_format: Any, compute: str
+    sum: ScalarFormat, order: str, chunk: int, product_format: Any, compute: str, bits: int
 ) -> None:
-    acc = Accumulator(sum, product_format and FORMATS[3], chunk, order, "stochastic", compute)
+    acc = Accumulator(sum, product_format and FORMATS[3], chunk, order, Stochastic(bits), compute)
     for seed, addend in ((1, True), (2, False)):
         a, b, c = operands(seed, 3, 9, 5, 3)
         wanted = expected(a, b, acc, c if addend else None)
@@ -232,6 +234,10 @@ TILED = (
     Accumulator(FP16, rounding="stochastic"),
     Accumulator(BF16, rounding=Stochastic(5), compute="fp32"),
     Accumulator(BF16, E5M2, rounding="stochastic"),
+    Accumulator(FP16, rounding="stochastic", compute="fp32"),
+    Accumulator(FloatingPoint(4, 3), rounding="stochastic"),
+    Accumulator(FloatingPoint(8, 19), rounding="stochastic"),
+    Accumulator(FloatingPoint(8, 20), rounding="stochastic"),
     Accumulator(E4M3, rounding="up"),
     tensor_core("hopper_fp8"),
 )
@@ -378,6 +384,48 @@ def test_integer_registers_wrap_or_saturate(implementation: str, bits: int) -> N
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_half_a_range_is_the_lowest_number_of_a_register_that_wraps(implementation: str) -> None:
+    ones = torch.ones(1, 2, 128)
+    for count, wanted in ((127, 127.0), (128, -128.0)):
+        got = product(implementation, ones[:, :, :count], ones.mT[:, :count], integer_accumulator(8))
+        assert torch.equal(got, torch.full((1, 2, 2), wanted))
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("order", ["sequential", "pairwise", "kahan", "exact", "aligned"])
+def test_the_rest_of_a_float64_product_counts(implementation: str, order: str) -> None:
+    # (1 + 2**-30)(1 - 2**-30) is below 1 by 2**-60, and 1 in float64
+    sum = FixedPoint(32, 28)
+    acc = Accumulator(sum, order=order, rounding="toward_zero", alignment=40 if order == "aligned" else None)
+    a, b = (torch.full((1, 2, 1), 1 + t, dtype=torch.float64) for t in (2.0**-30, -(2.0**-30)))
+    for way in (acc, acc if order in ("exact", "aligned") else replace(acc, product=sum)):
+        assert product(implementation, a, b.mT, way).unique().tolist() == [1 - 2.0**-28]
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("order", ["sequential", "pairwise", "exact", "aligned"])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_what_is_below_the_normal_float64_is_more_than_nothing(implementation: str, order: str, sign: int) -> None:
+    acc = Accumulator(
+        FP16, order=order, rounding="up" if sign > 0 else "down", alignment=8 if order == "aligned" else None
+    )
+    least = sign * torch.full((1, 2, 2), 2.0**-1074, dtype=torch.float64)
+    one, zero = torch.eye(2, dtype=torch.float64)[None], torch.zeros(1, 2, 2, dtype=torch.float64)
+    for a, b, c in ((least, one, None), (one, least, None), (zero, zero, least)):
+        assert product(implementation, a, b, acc, c).unique().tolist() == [sign * 2.0**-24]
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("rest", [1, -1])
+def test_an_exact_sum_knows_the_sign_of_its_last_digit(implementation: str, sign: int, rest: int) -> None:
+    # half way between two numbers of FP16 but for 2**-100, two digits in base 2**32 further down
+    terms = sign * torch.tensor([1.0, 2.0**-11, rest * 2.0**-100]).expand(1, 2, 3)
+    got = product(implementation, terms, torch.ones(1, 3, 2), Accumulator(FP16, order="exact"))
+    assert got.unique().tolist() == [sign * (1 + (2.0**-10 if rest > 0 else 0))]
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_tensor_cores_cut_off_below_the_largest_exponent(implementation: str) -> None:
     # Fasi et al. 2021, section 4: 1 + 2**-24 + 2**-24 would be 1 + 2**-23 if a bit below were kept
     def sum_of(core: str, *terms: float) -> float:
@@ -439,12 +487,24 @@ def test_running_sums_end_in_the_sum() -> None:
 def test_sums_take_any_axes() -> None:
     x = torch.randint(-8, 9, (3, 4, 5), generator=torch.Generator().manual_seed(1)).float()
     acc = Accumulator(FP16)
-    for dim in (None, 0, -1, (0, 2), (1, 2)):
+    for dim in (None, (), 0, -1, (0, 2), (1, 2), (2, 0)):
         for keepdim in (False, True):
             assert torch.equal(reduce(x, dim, acc, keepdim), x.sum(dim, keepdim))
-    assert reduce(torch.tensor(3.0), None, acc) == 3
+    with pytest.raises(ValueError, match="dim must name different axes of 3"):
+        reduce(x, (0, -3), acc)
     with pytest.raises(ValueError, match="dim must name different axes of 3"):
         reduce(x, 3, acc)
+
+
+@pytest.mark.parametrize("dim", [None, (), 0, -1, (0,)])
+@pytest.mark.parametrize("keepdim", [False, True])
+def test_a_tensor_without_axes_is_one_term(dim: Any, keepdim: bool) -> None:
+    x = torch.tensor(1 + 2.0**-8)  # half way between two numbers of BF16
+    got = reduce(x, dim, Accumulator(BF16, rounding="up"), keepdim)
+    assert same(got, x.sum(dim, keepdim) + 2.0**-8)
+    assert same(cumsum(x, 0, Accumulator(BF16)), torch.tensor(1.0))
+    with pytest.raises(ValueError, match="dim must name different axes of 0"):
+        reduce(x, 1, Accumulator(BF16))
 
 
 @pytest.mark.parametrize(

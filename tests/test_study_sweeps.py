@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from lptensor.accumulator import Accumulator
 from lptensor.blocks import MXFP4, MXFP8_E4M3, MXINT8, NVFP4, BlockFloatingPoint
 from lptensor.codebooks import NF4
 from lptensor.convert import convert
@@ -251,6 +252,19 @@ class TestAccumulation:
                 outer = float(np.float16(outer + inner))
             assert accumulation_error(terms, FP16, chunk=chunk)[-1]["sum"] == outer
 
+    def test_an_accumulator_says_how_itself(self) -> None:
+        terms = torch.rand(3, 100, dtype=torch.float64)
+        named, itself = accumulation_error(terms, FP16), accumulation_error(terms, Accumulator(FP16))
+        assert list(named) == list(itself) and named.stagnation == itself.stagnation
+        chunked = accumulation_error(terms, Accumulator(FP16, chunk=16))
+        assert list(chunked) == list(accumulation_error(terms, FP16, chunk=16))
+        whole = [math.fsum(row) for row in terms.tolist()]
+        once = accumulation_error(terms, Accumulator(FP16, order="exact"))
+        assert once[-1]["sum"] == pytest.approx(np.mean([float(np.float16(x)) for x in whole]), rel=1e-12)
+        assert once.stagnation == [None] * 3
+        harmonic = 1 / torch.arange(1, 601, dtype=torch.float64)
+        assert accumulation_error(harmonic, Accumulator(BF16)).stagnation == [65]
+
     def test_nearest_grows_like_n_and_stochastic_slower(self) -> None:
         terms = torch.rand(20, 2**13, dtype=torch.float64)
         near = accumulation_error(terms, BF16)
@@ -265,6 +279,8 @@ class TestAccumulation:
             accumulation_error(torch.zeros(2, 2, 2), BF16)
         with pytest.raises(ValueError, match="chunk"):
             accumulation_error(torch.ones(3), BF16, chunk=0)
+        with pytest.raises(ValueError, match="names its rounding and chunks"):
+            accumulation_error(torch.ones(3), Accumulator(BF16), chunk=2)
 
     def test_the_picture_has_the_rows(self) -> None:
         rows = accumulation_error(torch.rand(64), BF16)

@@ -9,19 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lptensor.accumulator import Accumulator
 from lptensor.extra import need
 from lptensor.finfo import finfo
 from lptensor.formats import Format, ScalarFormat
+from lptensor.gemm import cumsum, reduce
 from lptensor.ops import round as round_to
 from lptensor.rounding import Mode, Rounding
-from lptensor.study.palette import BLACK, BLUE, GREEN, VERMILLION
+from lptensor.study.palette import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION
 from lptensor.study.progress import track
 from lptensor.study.rows import Rows
 
 
 class Accumulation(Rows):
     """Rows of ``accumulation_error``; ``stagnation`` is the number of the first term that changed nothing (from 1,
-    for each trial; None if all did), ``slope`` the exponent a of error ~ n**a over the rows.
+    for each trial; None if all did, or if an ``Accumulator`` draws or does not
+    add term by term), ``slope`` the exponent a of error ~ n**a over the rows.
     """
 
     stagnation: list[int | None]
@@ -40,8 +43,8 @@ class Accumulation(Rows):
 
 def accumulation_error(
     terms: Tensor,
-    format: Format,
-    rounding: Rounding | Mode | str = "nearest",
+    format: Format | Accumulator,
+    rounding: Rounding | Mode | str | None = None,
     chunk: int | None = None,
     quantize_terms: bool = False,
     progress: bool = False,
@@ -56,14 +59,16 @@ def accumulation_error(
 
     Args:
         terms: (n,) or (trials, n) float32 or float64.
-        format: of the running sum. Formats without a u (fixed point, codebooks) give errors in units of 1.
+        format: of the running sum, or an ``Accumulator``, which says order, chunks and rounding itself. Formats
+            without a u (fixed point, codebooks) give errors in units of 1.
+        rounding: to nearest, if none is named.
         chunk: terms are summed in chunks of so many, and then the sums of chunks, both in ``format``
             (Wang et al., arXiv 1812.08011).
         quantize_terms: round the terms to the format first; the exact sum is then of those.
         progress: show how far it has come, on a terminal.
 
     Raises:
-        ValueError: no terms, more than two axes, a chunk below 1.
+        ValueError: no terms, more than two axes, a chunk below 1, an Accumulator beside a rounding or a chunk.
 
     >>> from lptensor import BF16
     >>> harmonic = 1 / torch.arange(1, 101, dtype=torch.float64)
@@ -75,32 +80,51 @@ def accumulation_error(
         raise ValueError(f"terms are (n,) or (trials, n) with n > 0, got shape {tuple(terms.shape)}")
     if chunk is not None and (isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1):
         raise ValueError(f"chunk must be a whole number from 1, got {chunk!r}")
+    if isinstance(format, Accumulator) and not rounding is chunk is None:
+        raise ValueError(f"an Accumulator names its rounding and chunks, got rounding={rounding!r} and chunk={chunk!r}")
     x = terms.detach().double().reshape(-1, terms.shape[-1])
+    summed = format.sum if isinstance(format, Accumulator) else format
+    nearest = format.rounding if isinstance(format, Accumulator) else rounding or "nearest"
     if quantize_terms:
-        x = round_to(x, format, rounding)
+        x = round_to(x, summed, nearest)
     count = x.shape[1]
     marks = sorted({2**k for k in range(count.bit_length()) if 2**k <= count} | {count})
-    running = _Sum(x.shape[0], format, rounding, chunk or count)
-    unit = finfo(format).u if isinstance(format, ScalarFormat) else None
+    unit = finfo(summed).u if isinstance(summed, ScalarFormat) else None
     exact, whole = x.cumsum(1), x.abs().cumsum(1)
+    if isinstance(format, Accumulator):
+        totals = {n: reduce(x[:, :n], 1, format) for n in track(marks, "sums", progress)}
+        stuck = _stuck(x, format)
+    else:
+        running, totals = _Sum(x.shape[0], format, nearest, chunk or count), {}
+        for i in track(range(count), "terms", progress):
+            running.add(x[:, i])
+            if i + 1 in marks:
+                totals[i + 1] = running.total()
+        stuck = running.stuck
     rows = []
-    for i in track(range(count), "terms", progress):
-        running.add(x[:, i])
-        if i + 1 in marks:
-            total = running.total()
-            wrong = (total - exact[:, i]).abs() / whole[:, i].clamp(min=torch.finfo(torch.float64).tiny)
-            row = {
-                "n": i + 1,
-                "exact": float(exact[:, i].mean()),
-                "sum": float(total.mean()),
-                "error": float(wrong.square().mean().sqrt()) / (unit or 1.0),
-                "worst": float(i + 1),
-                "sqrt": math.sqrt(i + 1),
-            }
-            rows.append(row)
+    for n, total in totals.items():
+        wrong = (total - exact[:, n - 1]).abs() / whole[:, n - 1].clamp(min=torch.finfo(torch.float64).tiny)
+        row = {
+            "n": n,
+            "exact": float(exact[:, n - 1].mean()),
+            "sum": float(total.mean()),
+            "error": float(wrong.square().mean().sqrt()) / (unit or 1.0),
+            "worst": float(n),
+            "sqrt": math.sqrt(n),
+        }
+        rows.append(row)
     found = Accumulation(rows, plot_accumulation)
-    found.stagnation = [int(n) if n > 0 else None for n in running.stuck.tolist()]
+    found.stagnation = [int(n) if n > 0 else None for n in stuck.tolist()]
     return found
+
+
+def _stuck(x: Tensor, accumulator: Accumulator) -> Tensor:
+    """The number of the first term that changed nothing, in each row; 0 for none."""
+    if accumulator.order != "sequential" or accumulator.chunk != 1 or accumulator.stochastic:
+        return torch.zeros(len(x), dtype=torch.int64)
+    sums = cumsum(x, 1, accumulator)
+    still = (sums.diff(dim=1, prepend=torch.zeros_like(sums[:, :1])) == 0) & (x != 0)
+    return torch.where(still.any(1), still.int().argmax(1) + 1, 0)
 
 
 class _Sum:
@@ -145,8 +169,9 @@ def plot_accumulation(rows: Sequence[dict[str, Any]], ax: Any = None, label: str
     ax = need("matplotlib.pyplot").gca() if ax is None else ax
     np = need("numpy")
     n = np.array([row["n"] for row in rows])
-    colour = (BLUE, VERMILLION, GREEN)[sum(line.get_gid() == "error" for line in ax.lines) % 3]
-    marker = "os^"[sum(line.get_gid() == "error" for line in ax.lines) % 3]
+    before = sum(line.get_gid() == "error" for line in ax.lines)
+    colour = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)[before % 6]
+    marker = "os^Dv*"[before % 6]
     values = np.array([row["error"] for row in rows])
     ax.plot(n, values, color=colour, marker=marker, markersize=4, linewidth=1.2, label=label, gid="error")
     if len([line for line in ax.lines if line.get_gid() == "bound"]) == 0:
@@ -154,7 +179,7 @@ def plot_accumulation(rows: Sequence[dict[str, Any]], ax: Any = None, label: str
             bound = np.array([row[key] for row in rows])
             ax.plot(n, bound, color=BLACK, linestyle=style, linewidth=0.8, label=name, gid="bound")
     ax.set_xscale("log", base=2)
-    ax.set_yscale("log", base=2)
+    ax.set_yscale("log", base=2, nonpositive="mask")  # an error of zero has no place
     ax.set_xlabel("terms")
     ax.set_ylabel("backward error (u)")
     ax.legend(frameon=False, fontsize=8)
