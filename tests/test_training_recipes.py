@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import SGD
+from torch.optim import SGD, Adam
 
 from lptensor import E4M3, MXFP4, DelayedScaling, OptimLP, round as lp_round, training
 from lptensor.posits import Posit
@@ -47,6 +47,9 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "dorefa": lambda: recipes.dorefa(4, 8, 8),
     "lns_madam": recipes.lns_madam,
     "posit": recipes.posit,
+    "wage": recipes.wage,
+    "quartet": recipes.quartet,
+    "unit_scaling": recipes.unit_scaling,
 }
 
 
@@ -239,7 +242,13 @@ def test_all_train_a_network_and_resume_bit_for_bit(name: str) -> None:
         recipe = RECIPES[name]()
         net = recipe.model(nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 3)))
         params = list(net.parameters())
-        optim = Madam(params, lr=0.02) if name == "lns_madam" else SGD(params, lr=0.3, momentum=0.5)
+        others = {
+            "lns_madam": lambda: Madam(params, lr=0.02),
+            "wage": lambda: SGD(params, lr=8.0),
+            "unit_scaling": lambda: Adam(params, lr=0.03),
+            "quartet": lambda: SGD(params, lr=1.0, momentum=0.5),
+        }
+        optim = others.get(name, lambda: SGD(params, lr=0.3, momentum=0.5))()
         return net, recipe.optimizer(optim), recipe.scaler()
 
     def train(net: nn.Module, optim: Any, scaler: Any, steps: int) -> float:

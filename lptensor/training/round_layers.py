@@ -51,12 +51,7 @@ def round_layers(
     >>> [name for name in net.state_dict() if "input" in name]
     ['0.rounded_input.amax_history', '0.rounded_input.scale']
     """
-    found = {path: module for path, module in model.named_modules() if isinstance(module, layers)}
-    if unknown := [path for path in skip if path not in found]:
-        raise ValueError(f"skip names {unknown[0]!r}, which is none of the layers {', '.join(found) or '(none)'}")
-    chosen = [module for path, module in found.items() if path not in skip]
-    if not chosen:
-        raise ValueError(f"{type(model).__name__} has no layer left to round among {', '.join(found) or '(none)'}")
+    chosen = list(layers_of(model, skip, layers).values())
     for module in chosen:
         if hasattr(module, _INPUT) or hasattr(module, _GRADIENT) or parametrize.is_parametrized(module, "weight"):
             raise ValueError("a layer is rounded already; begin with a fresh model")
@@ -72,6 +67,17 @@ def round_layers(
         after = _round_gradient if gradient is not None else None
         _compat.set_hooks(module, _HOOK, before=before, after=after)
     return model
+
+
+def layers_of(model: nn.Module, skip: tuple[str, ...], layers: tuple[type[nn.Module], ...]) -> dict[str, nn.Module]:
+    """The layers of these classes by their paths, without those in ``skip``."""
+    found = {path: module for path, module in model.named_modules() if isinstance(module, layers)}
+    if unknown := [path for path in skip if path not in found]:
+        raise ValueError(f"skip names {unknown[0]!r}, which is none of the layers {', '.join(found) or '(none)'}")
+    chosen = {path: module for path, module in found.items() if path not in skip}
+    if not chosen:
+        raise ValueError(f"{type(model).__name__} has no layer left to round among {', '.join(found) or '(none)'}")
+    return chosen
 
 
 def _round_input(module: nn.Module, args: Any, kwargs: Any) -> Any:
