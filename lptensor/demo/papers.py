@@ -33,9 +33,8 @@ def _row(name: str, how: str, apply: _Apply, skip: tuple[str, ...] = ("head",)) 
 
 
 # skip: the last layer of the text's network stays fp32; DoReFa keeps the first and the last of both.
-# Fixed point of 12 fraction bits ends at 8, which the logits reach: then Gupta's diverges, with 10 it does not.
 PAPERS = (
-    _row("gupta", "1502.02551", _Apply(lambda: recipes.gupta(16, 10), takes_skip=False)),
+    _row("gupta", "1502.02551", _Apply(recipes.gupta, takes_skip=False)),
     _row("dorefa", "1606.06160", _Apply(lambda skip=(): recipes.dorefa(4, 8, 8, skip)), ("0", "7", "head")),
     _row("hbfp", "1804.01526", _Apply(recipes.hbfp)),
     _row("wang", "1812.08011", _Apply(recipes.wang)),

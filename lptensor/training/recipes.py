@@ -97,17 +97,20 @@ _IBM = Accumulator(FloatingPoint(6, 9), chunk=64)
 _IBM_UPDATE = {"weight_quant": FloatingPoint(6, 9), "update": "stochastic"}
 
 
-def gupta(wl: int = 16, fl: int = 12, rounding: str = "stochastic") -> Recipe:
+def gupta(wl: int = 16, fl: int = 12, rounding: str = "stochastic", outputs: int | None = None) -> Recipe:
     """Fixed point everywhere, rounded stochastically: outputs of layers, their gradients, weights and updates.
 
     Gupta et al., Deep Learning with Limited Numerical Precision (1502.02551). Products add up in fp32
-    (48 bits in the paper).
+    (48 bits in the paper). ``outputs`` are the fraction bits of what layers put out, by default ``fl`` or
+    what leaves 6 integer bits, so that the default is (4, 12) and outputs are (6, 10): with 4
+    they would end at 8, which logits pass, and training ends where they clip.
     """
     number = FixedPoint(wl, fl)
+    wide = FixedPoint(wl, min(fl, wl - 6) if outputs is None else outputs)
 
     def change(model: nn.Module) -> None:
         kinds = tuple({type(m) for m in model.modules() if not list(m.children()) and not isinstance(m, nn.Identity)})
-        lower(model, list(kinds), number, number, rounding, rounding)
+        lower(model, list(kinds), wide, number, rounding, rounding)
 
     update = "stochastic" if rounding == "stochastic" else "nearest"
     return Recipe(
