@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +13,13 @@ from lptensor.formats import E2M1
 from lptensor.hadamard import Hadamard
 from lptensor.ops import check_roundable, round_fresh
 from lptensor.rounding import Rounding
-from lptensor.training.round_layers import layers_of
-from lptensor.training.three_quarters import ThreeQuarters
+from lptensor.weighted_layers import layers_of
 
+Round: TypeAlias = Callable[[Tensor], Tensor]
 BLOCK = 32
 # Over its standard deviation, where a normal variable is clipped for the least square error of E2M1 (the authors').
 CLIP = 2.92247856
-_FORWARD, _BACKWARD, _UNBIASED = Hadamard(BLOCK, "none"), Hadamard(BLOCK, "random"), ThreeQuarters(BLOCK)
+_FORWARD, _BACKWARD = Hadamard(BLOCK, "none"), Hadamard(BLOCK, "random")
 
 
 def clipped_mxfp4(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -47,26 +48,27 @@ class _Products(torch.autograd.Function):
     """x (n, in) and w (out, in) to x w.T; the gradients are those of the rounded operands, masked."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, w: Tensor, unbiased: Round) -> Tensor:
         (qx, inside_x), (qw, inside_w) = (clipped_mxfp4(_FORWARD.apply(t, None)) for t in (x, w))
         ctx.save_for_backward(qx, inside_x, qw, inside_w)
-        ctx.width = x.shape[1]
+        ctx.width, ctx.unbiased = x.shape[1], unbiased
         return qx @ qw.T
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         qx, inside_x, qw, inside_w = ctx.saved_tensors
 
         def back(masked: Tensor) -> Tensor:  # the forward transform is its own inverse
             return _FORWARD.apply(masked, None)[:, : ctx.width]
 
-        return back(_unbiased(grad, qw.T) * inside_x), back(_unbiased(grad.T, qx.T) * inside_w)
+        of_x, of_w = _turned(grad, qw.T, ctx.unbiased), _turned(grad.T, qx.T, ctx.unbiased)
+        return back(of_x * inside_x), back(of_w * inside_w), None
 
 
-def _unbiased(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b.T, both turned by the same random signs and rounded stochastically along the axis they share."""
+def _turned(a: Tensor, b: Tensor, unbiased: Round) -> Tensor:
+    """a @ b.T, both turned by the same random signs and rounded along the axis they share."""
     signs = _BACKWARD.draw(a)
-    first, second = (_UNBIASED(_BACKWARD.apply(t, signs)) for t in (a, b))
+    first, second = (unbiased(_BACKWARD.apply(t, signs)) for t in (a, b))
     return first @ second.T
 
 
@@ -75,21 +77,23 @@ class QuartetLinear(nn.Linear):
 
     Forward, input and weight go through a Hadamard transform of blocks of 32 features and are
     rounded by ``clipped_mxfp4``. Backward, the rounded operands and the gradient go through another,
-    of fresh random signs, along the axis that each product sums over, and are rounded without bias
-    (``ThreeQuarters``); gradients of what was clipped are zero. Axes that are no multiples of 32
+    of fresh random signs, along the axis that each product sums over, and are rounded by ``unbiased``,
+    a function such as ``ThreeQuarters()``; gradients of what was clipped are zero. Axes that are no multiples of 32
     count as if zeros followed. The bias is added, and gets its gradient, in full.
     """
+
+    unbiased: Round
 
     def forward(self, input: Tensor) -> Tensor:
         flat = input.reshape(-1, input.shape[-1])
         if flat.shape[0] == 0:
             return linear(input, self.weight, self.bias)
-        y: Tensor = _Products.apply(flat, self.weight)  # type: ignore[no-untyped-call]
+        y: Tensor = _Products.apply(flat, self.weight, self.unbiased)  # type: ignore[no-untyped-call]
         y = y.unflatten(0, input.shape[:-1]) if input.dim() > 1 else y.squeeze(0)
         return y if self.bias is None else y + self.bias
 
 
-def quartet_layers(model: nn.Module, skip: tuple[str, ...] = ()) -> None:
+def quartet_layers(model: nn.Module, unbiased: Round, skip: tuple[str, ...] = ()) -> None:
     """Let every ``nn.Linear`` multiply as a ``QuartetLinear``."""
     chosen = layers_of(model, skip, (nn.Linear,))
     for path, module in chosen.items():
@@ -97,3 +101,4 @@ def quartet_layers(model: nn.Module, skip: tuple[str, ...] = ()) -> None:
             raise ValueError(f"{path!r} is a {type(module).__name__}, not a plain nn.Linear; name it in skip")
     for module in chosen.values():
         module.__class__ = QuartetLinear
+        module.__dict__["unbiased"] = unbiased

@@ -32,7 +32,8 @@ from lptensor.training.s2fp8 import S2FP8
 from lptensor.training.technique import Technique
 from lptensor.training.three_quarters import ThreeQuarters
 from lptensor.training.unit_scaling import unit_layers
-from lptensor.training.wage import WageGradient, grid, wage_layers
+from lptensor.training.wage import WageActivation, WageError, WageGradient, WageWeight, draw_weight, grid
+from lptensor.weighted_layers import LAYERS, layers_of
 
 Model = TypeVar("Model", bound=nn.Module)
 Skip = tuple[str, ...]
@@ -212,7 +213,7 @@ def quartet(skip: Skip = ()) -> Recipe:
     Forward to nearest, clipped for the least square error, after a Hadamard transform; backward unbiased
     after one of random signs, and zero where the forward pass clipped. Weights stay fp32.
     """
-    return Recipe(change=lambda model: quartet_layers(model, skip))
+    return Recipe(change=lambda model: quartet_layers(model, ThreeQuarters(), skip))
 
 
 def nvfp4(skip: Skip = ()) -> Recipe:
@@ -269,7 +270,16 @@ def wage(weight: int = 2, activation: int = 8, gradient: int = 8, error: int = 8
     """
 
     def change(model: nn.Module) -> None:
-        wage_layers(model, weight, activation, gradient, error, initialize)
+        layers = layers_of(model, (), LAYERS)
+        weights = [layer.weight for layer in layers.values() if isinstance(layer.weight, nn.Parameter)]
+        *others, last = layers
+        inputs, rounded = (lambda: WageActivation(activation, error)), (lambda: WageWeight(weight))
+        # Errors are rounded where they leave a layer's input; the first one enters the last layer's output.
+        round_layers(model, inputs, rounded, lambda: WageError(error), skip=tuple(others))
+        if others:
+            round_layers(model, inputs, rounded, skip=(last,))
+        for w in weights if initialize else ():
+            draw_weight(w, WageWeight(weight), gradient)
 
     optim = {"weight_quant": grid(gradient), "grad_quant": WageGradient(gradient), "update": "stochastic"}
     return Recipe(change=change, optim=optim)

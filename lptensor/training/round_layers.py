@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lptensor import _compat
+from lptensor.weighted_layers import LAYERS, layers_of
 
 Model = TypeVar("Model", bound=nn.Module)
 Make: TypeAlias = "Callable[[], Callable[[Tensor], Tensor]]"
 
-LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _INPUT, _GRADIENT = "rounded_input", "rounded_gradient"  # under these names a layer holds what rounds
 _HOOK = -2
 
@@ -67,17 +67,6 @@ def round_layers(
         after = _round_gradient if gradient is not None else None
         _compat.set_hooks(module, _HOOK, before=before, after=after)
     return model
-
-
-def layers_of(model: nn.Module, skip: tuple[str, ...], layers: tuple[type[nn.Module], ...]) -> dict[str, nn.Module]:
-    """The layers of these classes by their paths, without those in ``skip``."""
-    found = {path: module for path, module in model.named_modules() if isinstance(module, layers)}
-    if unknown := [path for path in skip if path not in found]:
-        raise ValueError(f"skip names {unknown[0]!r}, which is none of the layers {', '.join(found) or '(none)'}")
-    chosen = {path: module for path, module in found.items() if path not in skip}
-    if not chosen:
-        raise ValueError(f"{type(model).__name__} has no layer left to round among {', '.join(found) or '(none)'}")
-    return chosen
 
 
 def _round_input(module: nn.Module, args: Any, kwargs: Any) -> Any:

@@ -13,7 +13,7 @@ from torch.nn import functional as F  # noqa: N812
 from lptensor import _compat
 from lptensor.formats import Format
 from lptensor.quantizer import quantizer
-from lptensor.training.round_layers import layers_of
+from lptensor.weighted_layers import layers_of
 
 ACTIVATIONS = (nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.ELU, nn.Softplus, nn.LeakyReLU, nn.Mish)
 _HOOK = -6

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from lptensor.formats import FixedPoint, check_int
 from lptensor.ops import check_roundable, round_fresh
 from lptensor.rounding import Rounding
-from lptensor.training.round_layers import LAYERS, layers_of, round_layers
 
 
 def grid(bits: int) -> FixedPoint:
@@ -120,27 +119,8 @@ def _direction(x: Tensor) -> Tensor:
     return x / torch.where(largest.isfinite(), shift(largest), torch.full_like(largest, torch.nan))
 
 
-def wage_layers(model: nn.Module, weight: int, activation: int, gradient: int, error: int, initialize: bool) -> None:
-    """Round the inputs, weights and errors of all layers, and the error with which the backward pass begins.
-
-    That is the one of the last layer, in the order of the model's modules.
-    """
-    layers = list(layers_of(model, (), LAYERS))
-
-    def to_input() -> WageActivation:
-        return WageActivation(activation, error)
-
-    def to_weight() -> WageWeight:
-        return WageWeight(weight)
-
-    if initialize:
-        with torch.no_grad():
-            for path in layers:
-                w = model.get_submodule(path).weight
-                limit = max(WageWeight(weight).limits(w))  # type: ignore[arg-type]
-                drawn = torch.empty_like(w).uniform_(-limit, limit)  # type: ignore[arg-type]
-                w.copy_(round_fresh(drawn, grid(gradient), Rounding()))  # type: ignore[operator]
-    *others, last = layers
-    round_layers(model, to_input, to_weight, lambda: WageError(error), skip=tuple(others))
-    if others:
-        round_layers(model, to_input, to_weight, skip=(last,))
+@torch.no_grad()
+def draw_weight(w: Tensor, quantize: WageWeight, bits: int) -> None:
+    """Draw a weight anew, uniformly up to the larger of both limits, on the grid of its updates (section 3.2)."""
+    limit = max(quantize.limits(w))
+    w.copy_(round_fresh(torch.empty_like(w).uniform_(-limit, limit), grid(bits), Rounding()))
