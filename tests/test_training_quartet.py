@@ -113,3 +113,13 @@ def test_it_is_the_layer_that_it_was() -> None:
     assert type(net[2]) is nn.Linear, "nothing was changed"
     with pytest.raises(ValueError, match="skip names '7'"):
         recipes.quartet(skip=("7",)).model(nn.Sequential(nn.Linear(2, 2)))
+
+
+def test_torchs_fused_paths_do_not_pass_it_by() -> None:
+    """In evaluation without gradients a TransformerEncoderLayer would read the weights itself."""
+    net = nn.TransformerEncoderLayer(32, 2, 64, dropout=0.0, batch_first=True).eval()
+    recipes.quartet(skip=("self_attn.out_proj",)).model(net)
+    x = torch.randn(2, 5, 32)
+    with torch.no_grad():
+        fused = net(x)
+    assert torch.allclose(fused, net(x), atol=1e-4)  # attention has a path of its own, which sums otherwise

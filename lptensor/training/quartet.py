@@ -13,7 +13,7 @@ from lptensor.formats import E2M1
 from lptensor.hadamard import Hadamard
 from lptensor.ops import check_roundable, round_fresh
 from lptensor.rounding import Rounding
-from lptensor.weighted_layers import layers_of
+from lptensor.weighted_layers import become, layers_of
 
 Round: TypeAlias = Callable[[Tensor], Tensor]
 BLOCK = 32
@@ -100,5 +100,4 @@ def quartet_layers(model: nn.Module, unbiased: Round, skip: tuple[str, ...] = ()
         if type(module) is not nn.Linear:
             raise ValueError(f"{path!r} is a {type(module).__name__}, not a plain nn.Linear; name it in skip")
     for module in chosen.values():
-        module.__class__ = QuartetLinear
-        module.__dict__["unbiased"] = unbiased
+        become(module, QuartetLinear, unbiased=unbiased)

@@ -13,7 +13,7 @@ from torch.nn import functional as F  # noqa: N812
 from lptensor import _compat
 from lptensor.formats import Format
 from lptensor.quantizer import quantizer
-from lptensor.weighted_layers import layers_of
+from lptensor.weighted_layers import become, layers_of
 
 ACTIVATIONS = (nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.ELU, nn.Softplus, nn.LeakyReLU, nn.Mish)
 _HOOK = -6
@@ -138,10 +138,9 @@ def unit_layers(
             )
     for path, module in scaled.items():
         if isinstance(module, nn.Linear):
-            module.__class__ = UnitLinear
-            module.__dict__["formats"] = (forward, backward) if path in rounded else (None, None)
+            become(module, UnitLinear, formats=(forward, backward) if path in rounded else (None, None))
         else:
-            module.__class__ = UnitEmbedding
+            become(module, UnitEmbedding)
         if initialize:
             _unit_variance(module)
     for activation in model.modules():
