@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD
 
-from lptensor import FloatingPoint, lower, quantizer
+from lptensor import BF16, FloatingPoint, OptimLP, lower, quantizer
 from lptensor.demo.data import Digits
 from lptensor.demo.papers import PAPERS
 from lptensor.demo.run import DIGITS, TEXT, Settings, train
@@ -126,3 +126,23 @@ def test_scaled_losses_keep_gradients_from_becoming_zero(digits: Digits) -> None
     exact = share_of_zeros(digits, 1.0, None)
     assert shares[0] > shares[1] > shares[2] > shares[3] >= exact
     assert shares[0] > 0.5 and shares[3] < exact + 0.1
+
+
+@pytest.mark.theory
+def test_bfloat16_weights_stall_unless_rounded_stochastically_or_compensated(digits: Digits) -> None:
+    """B3: at a small rate most updates to nearest are lost; Kahan's and stochastic ones end where fp32 does."""
+
+    def accuracy(update: str | None, seed: int) -> float:
+        torch.manual_seed(seed)
+        net = mlp()
+        optim: Any = SGD(net.parameters(), lr=0.003)
+        if update is not None:
+            optim = OptimLP(optim, weight_quant=BF16, update=update)
+        return learn(net, optim, digits, 60)
+
+    for seed in (11, 12):
+        exact = accuracy(None, seed)
+        assert exact > 50
+        assert abs(accuracy("stochastic", seed) - exact) < 4
+        assert abs(accuracy("kahan", seed) - exact) < 1
+        assert accuracy("nearest", seed) < exact - 25

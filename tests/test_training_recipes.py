@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import SGD
+from torch.optim import SGD, Adam
 
 from lptensor import E4M3, MXFP4, DelayedScaling, OptimLP, round as lp_round, training
 from lptensor.posits import Posit
@@ -47,6 +47,9 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "dorefa": lambda: recipes.dorefa(4, 8, 8),
     "lns_madam": recipes.lns_madam,
     "posit": recipes.posit,
+    "wage": recipes.wage,
+    "quartet": recipes.quartet,
+    "unit_scaling": recipes.unit_scaling,
 }
 
 
@@ -201,6 +204,29 @@ def test_one_step_is_three_products_of_rounded_operands(name: str) -> None:
     assert not torch.allclose(got[0], exact[0], rtol=1e-5)
 
 
+def test_guptas_outputs_reach_32_and_everything_else_8() -> None:
+    """To nearest: outputs in steps of 2**-10, gradients and weights in steps of 2**-12."""
+
+    def fixed(x: Tensor, fl: int) -> Tensor:
+        return (x.double() * 2**fl).round().clamp(-(2**15), 2**15 - 1) / 2**fl
+
+    net = recipes.gupta(rounding="nearest").model(nn.Sequential(nn.Linear(20, 9)))
+    optim = recipes.gupta(rounding="nearest").optimizer(SGD(net.parameters(), lr=0.25))
+    w, b = (p.detach().double() for p in net.parameters())
+    x, g = (torch.randn(6, 20) * 8).requires_grad_(), torch.randn(6, 9) * 4
+    y = net(x)
+    y.backward(g)
+    optim.step()
+    exact = x.detach().double() @ w.T + b
+    assert torch.allclose(y.detach().double(), fixed(exact, 10), atol=2**-9) and float(exact.abs().max()) > 8
+    assert torch.equal(y * 2**10, (y * 2**10).round()) and float(y.detach().abs().max()) > 8
+    error = fixed(g, 12)
+    wanted = fixed(w - 0.25 * fixed(error.T @ x.detach().double(), 12), 12)
+    assert torch.allclose(next(net.parameters()).detach().double(), wanted, atol=2**-11)
+    with pytest.raises(ValueError, match="fl must be"):
+        recipes.gupta(outputs=200)
+
+
 @pytest.mark.parametrize("name", ["mxfp4", "nvfp4", "luq"])
 def test_stochastic_gradients_are_unbiased(name: str) -> None:
     """The mean of many backward passes is that of operands whose stochastic ones are exact; one pass is not."""
@@ -239,7 +265,13 @@ def test_all_train_a_network_and_resume_bit_for_bit(name: str) -> None:
         recipe = RECIPES[name]()
         net = recipe.model(nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 3)))
         params = list(net.parameters())
-        optim = Madam(params, lr=0.02) if name == "lns_madam" else SGD(params, lr=0.3, momentum=0.5)
+        others = {
+            "lns_madam": lambda: Madam(params, lr=0.02),
+            "wage": lambda: SGD(params, lr=8.0),
+            "unit_scaling": lambda: Adam(params, lr=0.03),
+            "quartet": lambda: SGD(params, lr=1.0, momentum=0.5),
+        }
+        optim = others.get(name, lambda: SGD(params, lr=0.3, momentum=0.5))()
         return net, recipe.optimizer(optim), recipe.scaler()
 
     def train(net: nn.Module, optim: Any, scaler: Any, steps: int) -> float:

@@ -1,6 +1,6 @@
 """Techniques of low-precision training, one file each; ``recipes`` puts them together."""
 
-from lptensor.training import recipes as recipes
+from lptensor.training import recipes as recipes, unit_scaling as unit_scaling
 from lptensor.training.blockwise import Blockwise as Blockwise
 from lptensor.training.dfxp import DynamicFixedPoint as DynamicFixedPoint
 from lptensor.training.dorefa import (
@@ -20,6 +20,7 @@ from lptensor.training.loss_scaling import (
 from lptensor.training.luq import LUQ as LUQ
 from lptensor.training.madam import Madam as Madam
 from lptensor.training.qat import finish as finish, prepare as prepare
+from lptensor.training.quartet import QuartetLinear as QuartetLinear
 from lptensor.training.recipes import Recipe as Recipe
 from lptensor.training.round_layers import round_layers as round_layers
 from lptensor.training.s2fp8 import S2FP8 as S2FP8
@@ -27,6 +28,12 @@ from lptensor.training.schedule import FormatSchedule as FormatSchedule
 from lptensor.training.swalp import SWALP as SWALP
 from lptensor.training.technique import Technique as Technique
 from lptensor.training.three_quarters import ThreeQuarters as ThreeQuarters
+from lptensor.training.wage import (
+    WageActivation as WageActivation,
+    WageError as WageError,
+    WageGradient as WageGradient,
+    WageWeight as WageWeight,
+)
 
 __all__ = [
     "HALP",
@@ -45,12 +52,18 @@ __all__ = [
     "FormatSchedule",
     "LossScaler",
     "Madam",
+    "QuartetLinear",
     "Recipe",
     "Static",
     "Technique",
     "ThreeQuarters",
+    "WageActivation",
+    "WageError",
+    "WageGradient",
+    "WageWeight",
     "finish",
     "prepare",
     "recipes",
     "round_layers",
+    "unit_scaling",
 ]

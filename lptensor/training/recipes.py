@@ -26,10 +26,14 @@ from lptensor.training.blockwise import Blockwise
 from lptensor.training.dorefa import DoReFaActivation, DoReFaGradient, DoReFaWeight
 from lptensor.training.loss_scaling import Automatic, Dynamic, LossScaler, Static
 from lptensor.training.luq import LUQ
+from lptensor.training.quartet import quartet_layers
 from lptensor.training.round_layers import round_layers
 from lptensor.training.s2fp8 import S2FP8
 from lptensor.training.technique import Technique
 from lptensor.training.three_quarters import ThreeQuarters
+from lptensor.training.unit_scaling import unit_layers
+from lptensor.training.wage import WageActivation, WageError, WageGradient, WageWeight, draw_weight, grid
+from lptensor.weighted_layers import LAYERS, layers_of
 
 Model = TypeVar("Model", bound=nn.Module)
 Skip = tuple[str, ...]
@@ -94,17 +98,20 @@ _IBM = Accumulator(FloatingPoint(6, 9), chunk=64)
 _IBM_UPDATE = {"weight_quant": FloatingPoint(6, 9), "update": "stochastic"}
 
 
-def gupta(wl: int = 16, fl: int = 12, rounding: str = "stochastic") -> Recipe:
+def gupta(wl: int = 16, fl: int = 12, rounding: str = "stochastic", outputs: int | None = None) -> Recipe:
     """Fixed point everywhere, rounded stochastically: outputs of layers, their gradients, weights and updates.
 
     Gupta et al., Deep Learning with Limited Numerical Precision (1502.02551). Products add up in fp32
-    (48 bits in the paper).
+    (48 bits in the paper). ``outputs`` are the fraction bits of what layers put out, by default ``fl`` or
+    what leaves 6 integer bits, so that the default is (4, 12) and outputs are (6, 10): with 4
+    they would end at 8, which logits pass, and training ends where they clip.
     """
     number = FixedPoint(wl, fl)
+    wide = FixedPoint(wl, min(fl, wl - 6) if outputs is None else outputs)
 
     def change(model: nn.Module) -> None:
         kinds = tuple({type(m) for m in model.modules() if not list(m.children()) and not isinstance(m, nn.Identity)})
-        lower(model, list(kinds), number, number, rounding, rounding)
+        lower(model, list(kinds), wide, number, rounding, rounding)
 
     update = "stochastic" if rounding == "stochastic" else "nearest"
     return Recipe(
@@ -200,6 +207,15 @@ def mxfp4(unbiased: bool = True, block: int | None = 64, skip: Skip = ()) -> Rec
     return Recipe(Gemm(None, (q, q), (q, q), backward), skip=skip)
 
 
+def quartet(skip: Skip = ()) -> Recipe:
+    """MXFP4 in all three products of ``nn.Linear``: Castro et al., Quartet (2505.14669).
+
+    Forward to nearest, clipped for the least square error, after a Hadamard transform; backward unbiased
+    after one of random signs, and zero where the forward pass clipped. Weights stay fp32.
+    """
+    return Recipe(change=lambda model: quartet_layers(model, ThreeQuarters(), skip))
+
+
 def nvfp4(skip: Skip = ()) -> Recipe:
     """NVFP4: weights under 16 x 16 scales, stochastic gradients, a Hadamard transform before the weight's gradient.
 
@@ -244,6 +260,31 @@ def dorefa(weight: int = 1, activation: int = 2, gradient: int = 6, skip: Skip =
     return Recipe(change=change)
 
 
+def wage(weight: int = 2, activation: int = 8, gradient: int = 8, error: int = 8, initialize: bool = True) -> Recipe:
+    """Weights, activations, gradients and errors as integers of so many bits: Wu et al., WAGE (1802.04680).
+
+    The inputs of layers are clipped to (-1, 1), errors and gradients lose their magnitude, and weights
+    are kept on the 8-bit grid inside (-1, 1), updated stochastically. The paper has bare SGD with rates of 8, then
+    1, then 1/8, which count steps of that grid, no biases, no normalisation and the sum of squares
+    as the loss. With ``initialize`` weights are drawn anew, as the paper needs it.
+    """
+
+    def change(model: nn.Module) -> None:
+        layers = layers_of(model, (), LAYERS)
+        weights = [layer.weight for layer in layers.values() if isinstance(layer.weight, nn.Parameter)]
+        *others, last = layers
+        inputs, rounded = (lambda: WageActivation(activation, error)), (lambda: WageWeight(weight))
+        # Errors are rounded where they leave a layer's input; the first one enters the last layer's output.
+        round_layers(model, inputs, rounded, lambda: WageError(error), skip=tuple(others))
+        if others:
+            round_layers(model, inputs, rounded, skip=(last,))
+        for w in weights if initialize else ():
+            draw_weight(w, WageWeight(weight), gradient)
+
+    optim = {"weight_quant": grid(gradient), "grad_quant": WageGradient(gradient), "update": "stochastic"}
+    return Recipe(change=change, optim=optim)
+
+
 def lns_madam(bits: int = 8, gamma: int = 8, skip: Skip = ()) -> Recipe:
     """Logarithmic operands under each tensor's largest magnitude: Zhao et al., LNS-Madam (2106.13914).
 
@@ -251,6 +292,19 @@ def lns_madam(bits: int = 8, gamma: int = 8, skip: Skip = ()) -> Recipe:
     table = LogNumber(bits, gamma, bias=2 ** (bits - 1) - 1)
     q = Technique(table, Blockwise(table, block_size=None, min_size=0))
     return Recipe(_operands(q, q, q), skip=skip)
+
+
+def unit_scaling(
+    forward: Format | None = E4M3, backward: Format | None = E5M2, skip: Skip = (), initialize: bool = True
+) -> Recipe:
+    """E4M3 operands and E5M2 gradients under scales that are constants: Blake et al., Unit Scaling (2303.11257).
+
+    Linear layers, embeddings and activations begin with unit variance, forward and backward; ``initialize``
+    draws their weights anew for it. ``lptensor.training.unit_scaling.cross_entropy`` is the loss to go with it.
+    Gradients of weights are large: Adam does not mind, SGD needs other rates. In ``skip`` layers
+    are scaled and not rounded.
+    """
+    return Recipe(change=lambda model: unit_layers(model, forward, backward, skip, initialize))
 
 
 def posit(skip: Skip = ()) -> Recipe:

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lptensor import _compat
+from lptensor.weighted_layers import LAYERS, layers_of
 
 Model = TypeVar("Model", bound=nn.Module)
 Make: TypeAlias = "Callable[[], Callable[[Tensor], Tensor]]"
 
-LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _INPUT, _GRADIENT = "rounded_input", "rounded_gradient"  # under these names a layer holds what rounds
 _HOOK = -2
 
@@ -51,12 +51,7 @@ def round_layers(
     >>> [name for name in net.state_dict() if "input" in name]
     ['0.rounded_input.amax_history', '0.rounded_input.scale']
     """
-    found = {path: module for path, module in model.named_modules() if isinstance(module, layers)}
-    if unknown := [path for path in skip if path not in found]:
-        raise ValueError(f"skip names {unknown[0]!r}, which is none of the layers {', '.join(found) or '(none)'}")
-    chosen = [module for path, module in found.items() if path not in skip]
-    if not chosen:
-        raise ValueError(f"{type(model).__name__} has no layer left to round among {', '.join(found) or '(none)'}")
+    chosen = list(layers_of(model, skip, layers).values())
     for module in chosen:
         if hasattr(module, _INPUT) or hasattr(module, _GRADIENT) or parametrize.is_parametrized(module, "weight"):
             raise ValueError("a layer is rounded already; begin with a fresh model")

@@ -1,0 +1,103 @@
+"""Quartet: all three products of a linear layer in MXFP4, the forward one clipped where that costs least."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from lptensor.formats import E2M1
+from lptensor.hadamard import Hadamard
+from lptensor.ops import check_roundable, round_fresh
+from lptensor.rounding import Rounding
+from lptensor.weighted_layers import become, layers_of
+
+Round: TypeAlias = Callable[[Tensor], Tensor]
+BLOCK = 32
+# Over its standard deviation, where a normal variable is clipped for the least square error of E2M1 (the authors').
+CLIP = 2.92247856
+_FORWARD, _BACKWARD = Hadamard(BLOCK, "none"), Hadamard(BLOCK, "random")
+
+
+def clipped_mxfp4(x: Tensor) -> tuple[Tensor, Tensor]:
+    """MXFP4 to nearest under QuEST's scales, and where values lie within the largest one, 6 times the scale.
+
+    A block of 32 along the last axis, a multiple of 32 long, has the scale 2**floor(log2(2.92247856 / 6
+    d + 1e-8)), d being its standard deviation (Quartet, 2505.14669, as its authors compute it). What
+    lies beyond saturates. NaN or an infinity makes its block NaN. Float32 and float64.
+
+    >>> values, inside = clipped_mxfp4(torch.tensor([[8.0] + 31 * [1.0]]))
+    >>> values[0, :2].tolist(), inside[0, :2].tolist()
+    ([3.0, 1.0], [False, True])
+    """
+    check_roundable(x, E2M1)
+    blocks = x.unflatten(-1, (-1, BLOCK))
+    spread = blocks.var(-1, correction=0, keepdim=True).sqrt()
+    exponent = torch.frexp(spread * (CLIP / 6) + 1e-8).exponent - 1
+    scale = torch.ldexp(torch.ones_like(spread), exponent)
+    scale = torch.where(spread.isfinite(), scale, torch.full_like(scale, torch.nan))
+    scaled = blocks / scale
+    values = round_fresh(scaled.clamp(-E2M1.max, E2M1.max), E2M1, Rounding()) * scale
+    return values.flatten(-2), (scaled.abs() < E2M1.max).flatten(-2)
+
+
+class _Products(torch.autograd.Function):
+    """x (n, in) and w (out, in) to x w.T; the gradients are those of the rounded operands, masked."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor, unbiased: Round) -> Tensor:
+        (qx, inside_x), (qw, inside_w) = (clipped_mxfp4(_FORWARD.apply(t, None)) for t in (x, w))
+        ctx.save_for_backward(qx, inside_x, qw, inside_w)
+        ctx.width, ctx.unbiased = x.shape[1], unbiased
+        return qx @ qw.T
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        qx, inside_x, qw, inside_w = ctx.saved_tensors
+
+        def back(masked: Tensor) -> Tensor:  # the forward transform is its own inverse
+            return _FORWARD.apply(masked, None)[:, : ctx.width]
+
+        of_x, of_w = _turned(grad, qw.T, ctx.unbiased), _turned(grad.T, qx.T, ctx.unbiased)
+        return back(of_x * inside_x), back(of_w * inside_w), None
+
+
+def _turned(a: Tensor, b: Tensor, unbiased: Round) -> Tensor:
+    """a @ b.T, both turned by the same random signs and rounded along the axis they share."""
+    signs = _BACKWARD.draw(a)
+    first, second = (unbiased(_BACKWARD.apply(t, signs)) for t in (a, b))
+    return first @ second.T
+
+
+class QuartetLinear(nn.Linear):
+    """A linear layer that multiplies as Quartet does (2505.14669); its parameters are those of ``nn.Linear``.
+
+    Forward, input and weight go through a Hadamard transform of blocks of 32 features and are
+    rounded by ``clipped_mxfp4``. Backward, the rounded operands and the gradient go through another,
+    of fresh random signs, along the axis that each product sums over, and are rounded by ``unbiased``,
+    a function such as ``ThreeQuarters()``; gradients of what was clipped are zero. Axes that are no multiples of 32
+    count as if zeros followed. The bias is added, and gets its gradient, in full.
+    """
+
+    unbiased: Round
+
+    def forward(self, input: Tensor) -> Tensor:
+        flat = input.reshape(-1, input.shape[-1])
+        if flat.shape[0] == 0:
+            return linear(input, self.weight, self.bias)
+        y: Tensor = _Products.apply(flat, self.weight, self.unbiased)  # type: ignore[no-untyped-call]
+        y = y.unflatten(0, input.shape[:-1]) if input.dim() > 1 else y.squeeze(0)
+        return y if self.bias is None else y + self.bias
+
+
+def quartet_layers(model: nn.Module, unbiased: Round, skip: tuple[str, ...] = ()) -> None:
+    """Let every ``nn.Linear`` multiply as a ``QuartetLinear``."""
+    chosen = layers_of(model, skip, (nn.Linear,))
+    for path, module in chosen.items():
+        if type(module) is not nn.Linear:
+            raise ValueError(f"{path!r} is a {type(module).__name__}, not a plain nn.Linear; name it in skip")
+    for module in chosen.values():
+        become(module, QuartetLinear, unbiased=unbiased)

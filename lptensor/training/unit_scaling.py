@@ -1,0 +1,158 @@
+"""Unit scaling: constants in the graph that give all tensors unit variance at first, so that FP8 needs no scales."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from lptensor import _compat
+from lptensor.formats import Format
+from lptensor.quantizer import quantizer
+from lptensor.weighted_layers import become, layers_of
+
+ACTIVATIONS = (nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.ELU, nn.Softplus, nn.LeakyReLU, nn.Mish)
+_HOOK = -6
+
+
+def scale(x: Tensor, forward: float = 1.0, backward: float = 1.0) -> Tensor:
+    """``x * forward``, and the gradient times ``backward``, whichever that is.
+
+    >>> x = torch.ones(1, requires_grad=True)
+    >>> scale(x, 2.0, 3.0).backward(); x.grad.item()
+    3.0
+    """
+    scaled: Tensor = _Scale.apply(x, forward, backward)  # type: ignore[no-untyped-call]
+    return scaled
+
+
+class _Scale(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, forward: float, backward: float) -> Tensor:
+        ctx.backward_scale = backward
+        return x * forward
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return grad * ctx.backward_scale, None, None
+
+
+def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """The mean cross entropy of (n, classes) logits, whose gradient is scaled to unit variance for equal logits.
+
+    That is by n classes / sqrt(classes - 1): p - 1 of the right class and p = 1 / classes of the others
+    have the mean square (classes - 1) / classes**2 (Blake et al., 2303.11257, appendix).
+
+    >>> z = torch.zeros(4, 5, requires_grad=True)
+    >>> cross_entropy(z, torch.tensor([0, 1, 2, 3])).backward(); round(z.grad.square().mean().item(), 4)
+    1.0
+    """
+    if logits.dim() != 2 or logits.shape[1] < 2:
+        raise ValueError(f"logits are (n, classes) with two classes or more, got {tuple(logits.shape)}")
+    n, classes = logits.shape
+    return F.cross_entropy(scale(logits, backward=n * classes / math.sqrt(classes - 1)), target)
+
+
+class UnitLinear(nn.Linear):
+    """A linear layer whose tensors have unit variance, if input, weight and incoming gradient have it.
+
+    y = x w.T / sqrt(sqrt(in) sqrt(out)) + b, the gradient of x under the same factor as the paper's
+    constraint asks (both are then exact only for square layers), those of w and b over sqrt(rows).
+    ``formats`` are what the operands are rounded to, to nearest: x and w, and the incoming gradient.
+    """
+
+    formats: tuple[Format | None, Format | None]
+
+    def forward(self, input: Tensor) -> Tensor:
+        forward, backward = self.formats
+        common = (self.in_features * self.out_features) ** -0.25
+        rare = max(input.numel() // self.in_features, 1) ** -0.5
+        operand = quantizer(forward, forward_rounding="nearest")
+        y = F.linear(operand(scale(input, backward=common)), operand(scale(self.weight, backward=rare)))
+        y = quantizer(None, backward, backward_rounding="nearest")(scale(y, common))
+        return y if self.bias is None else y + scale(self.bias, backward=rare)
+
+
+class UnitEmbedding(nn.Embedding):
+    """An embedding, the gradient of its weight times sqrt(rows / how many are looked up)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        own = scale(self.weight, backward=math.sqrt(self.num_embeddings / max(input.numel(), 1)))
+        return F.embedding(
+            input, own, self.padding_idx, self.max_norm, self.norm_type, self.scale_grad_by_freq, self.sparse
+        )
+
+
+@dataclass(frozen=True)
+class _Before:
+    """A hook that scales the gradient of an activation's input."""
+
+    factor: float
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        return (scale(args[0], backward=self.factor), *args[1:]), kwargs
+
+
+@dataclass(frozen=True)
+class _After:
+    factor: float
+
+    def __call__(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        return scale(output, self.factor)
+
+
+def activation_scale(activation: nn.Module) -> float:
+    """1 / sqrt(d s): d the standard deviation of f(z), s the root mean square of f'(z), z standard normal.
+
+    By the midpoint rule in float64; for nn.ReLU (1/4 - 1/(4 pi))**(-1/4).
+
+    >>> round(activation_scale(nn.ReLU()), 4) == round((1 / 4 - 1 / (4 * math.pi)) ** -0.25, 4)
+    True
+    """
+    step = 2.0**-10
+    z = torch.arange(-10 + step / 2, 10, step, dtype=torch.float64, device="cpu")
+    p = torch.exp(-z * z / 2) * (step / math.sqrt(2 * math.pi))
+    z.requires_grad_()
+    with torch.enable_grad():
+        f = type(activation).forward(activation, z.clone())  # a copy: some work in place
+        (slope,) = torch.autograd.grad(f.sum(), z)
+    f = f.detach()
+    variance = float((p * f * f).sum() - (p * f).sum() ** 2)
+    return float((variance * float((p * slope * slope).sum())) ** -0.25)
+
+
+def unit_layers(
+    model: nn.Module, forward: Format | None, backward: Format | None, skip: tuple[str, ...], initialize: bool
+) -> None:
+    """Scale every nn.Linear, nn.Embedding and elementwise activation; round the operands of the linear ones."""
+    rounded = layers_of(model, skip, (nn.Linear,))
+    scaled = {path: m for path, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Embedding))}
+    for path, module in scaled.items():
+        if type(module) not in (nn.Linear, nn.Embedding):
+            raise ValueError(
+                f"{path!r} is a {type(module).__name__}; unit scaling is for plain nn.Linear, nn.Embedding"
+            )
+    for path, module in scaled.items():
+        if isinstance(module, nn.Linear):
+            become(module, UnitLinear, formats=(forward, backward) if path in rounded else (None, None))
+        else:
+            become(module, UnitEmbedding)
+        if initialize:
+            _unit_variance(module)
+    for activation in model.modules():
+        if isinstance(activation, ACTIVATIONS):
+            factor = activation_scale(activation)
+            _compat.set_hooks(activation, _HOOK, before=_Before(factor), after=_After(factor))
+
+
+@torch.no_grad()
+def _unit_variance(module: nn.Linear | nn.Embedding) -> None:
+    nn.init.normal_(module.weight)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        module.bias.zero_()
+    if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+        module.weight[module.padding_idx].zero_()

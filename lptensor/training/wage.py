@@ -1,0 +1,126 @@
+"""WAGE: weights, activations, gradients and errors as integers of few bits, errors and gradients by direction only."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lptensor.formats import FixedPoint, check_int
+from lptensor.ops import check_roundable, round_fresh
+from lptensor.rounding import Rounding
+
+
+def grid(bits: int) -> FixedPoint:
+    """The values k 2**(1 - bits) inside (-1, 1), on which everything in WAGE lies."""
+    return FixedPoint(bits, bits - 1, symmetric=True)
+
+
+def shift(largest: Tensor) -> Tensor:
+    """The power of two nearest in logarithm, 2**round(log2 x), in the tensor's dtype; 1 for zero."""
+    power = largest.double().log2().round().exp2()
+    return torch.where(largest == 0, torch.ones_like(power), power).to(largest.dtype)
+
+
+@dataclass(frozen=True)
+class WageWeight:
+    """R(w) / a, R to nearest with ``bits`` bits and a = max(shift(L0 / L), 1), a power of two (section 3.2).
+
+    L = sqrt(6 / n) is the limit of the usual uniform initial weights of n inputs, and L0 = 1.5 2**(1 - bits)
+    the limit under which too many weights would round to zero.
+    """
+
+    bits: int = 2
+
+    def __post_init__(self) -> None:
+        check_int("bits", self.bits, 2, 24)
+
+    def limits(self, w: Tensor) -> tuple[float, float]:
+        """L and L0 of a weight (out, in, ...)."""
+        return math.sqrt(6 / max(w[0].numel(), 1)), 1.5 * 2.0 ** (1 - self.bits)
+
+    @torch.no_grad()
+    def __call__(self, w: Tensor) -> Tensor:
+        usual, least = self.limits(w)
+        scale = max(2.0 ** round(math.log2(least / usual)), 1.0)
+        return round_fresh(w, grid(self.bits), Rounding()) / scale
+
+
+@dataclass(frozen=True)
+class WageError:
+    """R(e / shift(max|e|)), R to nearest with ``bits`` bits: the magnitude of an error is dropped (section 3.3.3).
+
+    Zeros stay zero; NaN or an infinity makes all NaN.
+    """
+
+    bits: int = 8
+
+    def __post_init__(self) -> None:
+        check_int("bits", self.bits, 2, 24)
+
+    @torch.no_grad()
+    def __call__(self, e: Tensor) -> Tensor:
+        check_roundable(e, grid(self.bits))
+        return round_fresh(_direction(e), grid(self.bits), Rounding())
+
+
+class WageActivation(nn.Module):
+    """R(a), R to nearest with ``bits`` bits; its gradient is zero where R clipped, then rounded as an error."""
+
+    def __init__(self, bits: int = 8, error: int = 8) -> None:
+        super().__init__()
+        self.bits, self.error = check_int("bits", bits, 2, 24), WageError(error)
+
+    def forward(self, a: Tensor) -> Tensor:
+        values: Tensor = _Activation.apply(a, grid(self.bits), self.error)  # type: ignore[no-untyped-call]
+        return values
+
+    def extra_repr(self) -> str:
+        return f"bits={self.bits}, error={self.error.bits}"
+
+
+class _Activation(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, a: Tensor, format: FixedPoint, error: WageError) -> Tensor:
+        ctx.save_for_backward(a.abs() <= format.max)
+        ctx.error = error  # type: ignore[attr-defined]
+        return round_fresh(a, format, Rounding())
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None]:
+        (inside,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        return ctx.error(torch.where(inside, grad, torch.zeros_like(grad))), None, None  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True)
+class WageGradient:
+    """2**(1 - bits) g / shift(max|g|): a learning rate is then counted in steps of the weights' grid (section 3.3.4).
+
+    The paper's update is the product with the rate, rounded stochastically to that grid, which is what
+    stochastic weights on the grid make of it. Zeros stay zero; NaN or an infinity makes all NaN.
+    """
+
+    bits: int = 8
+
+    def __post_init__(self) -> None:
+        check_int("bits", self.bits, 2, 24)
+
+    @torch.no_grad()
+    def __call__(self, g: Tensor) -> Tensor:
+        return _direction(g) * 2.0 ** (1 - self.bits)
+
+
+def _direction(x: Tensor) -> Tensor:
+    if x.numel() == 0:
+        return x.clone()
+    largest = x.abs().max()
+    return x / torch.where(largest.isfinite(), shift(largest), torch.full_like(largest, torch.nan))
+
+
+@torch.no_grad()
+def draw_weight(w: Tensor, quantize: WageWeight, bits: int) -> None:
+    """Draw a weight anew, uniformly up to the larger of both limits, on the grid of its updates (section 3.2)."""
+    limit = max(quantize.limits(w))
+    w.copy_(round_fresh(torch.empty_like(w).uniform_(-limit, limit), grid(bits), Rounding()))

@@ -1,0 +1,38 @@
+"""The layers of a model that have a weight to multiply by, found by class and by path."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from lptensor import _compat
+
+LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_HOOK = -7
+
+
+def layers_of(model: nn.Module, skip: tuple[str, ...], layers: tuple[type[nn.Module], ...]) -> dict[str, nn.Module]:
+    """The layers of these classes by their paths, without those in ``skip``."""
+    found = {path: module for path, module in model.named_modules() if isinstance(module, layers)}
+    if unknown := [path for path in skip if path not in found]:
+        raise ValueError(f"skip names {unknown[0]!r}, which is none of the layers {', '.join(found) or '(none)'}")
+    chosen = {path: module for path, module in found.items() if path not in skip}
+    if not chosen:
+        raise ValueError(f"{type(model).__name__} has no layer left to round among {', '.join(found) or '(none)'}")
+    return chosen
+
+
+def become(layer: nn.Module, cls: type[nn.Module], **attributes: Any) -> None:
+    """Give a layer another class and attributes; its parameters stay.
+
+    A hook that does nothing goes with it: fused paths of torch, such as nn.TransformerEncoderLayer's in
+    evaluation, read weights past the layers, but not where there are hooks.
+    """
+    layer.__class__ = cls
+    layer.__dict__.update(attributes)
+    _compat.set_hooks(layer, _HOOK, after=_seen)
+
+
+def _seen(module: nn.Module, args: Any, output: Any) -> None:
+    return None
