@@ -100,3 +100,8 @@ def training(arithmetic: Arithmetic | None) -> Callable[[], object]:
 def test_a_training_step_holds_hardly_more_than_in_fp32(arithmetic: Arithmetic) -> None:
     training(arithmetic)()  # tables and structs are made once
     assert peak(training(arithmetic)) <= 1.1 * peak(training(None))
+
+
+def test_a_root_holds_one_float64_copy_at_a_time() -> None:
+    low = torch.rand(SHAPE).to_lp(E4M3)  # type: ignore[attr-defined]
+    assert peak(lambda: low.sqrt()) <= 3 * BYTES
