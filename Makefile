@@ -44,6 +44,8 @@ bench: $(INSTALLED)
 	$(BIN)/python tests/benchmarks/dispatch.py
 	$(BIN)/python tests/benchmarks/compiled.py
 	$(BIN)/python tests/benchmarks/gemm.py
+	$(BIN)/python tests/benchmarks/efficient_simulation.py --json out/efficient_simulation.json --plot out/efficient_simulation.svg
+	$(BIN)/python tests/benchmarks/models.py --json out/models.json
 	$(BIN)/python tests/benchmarks/on_gpu.py
 
 # Which ratios fell below their targets by more than the spread.

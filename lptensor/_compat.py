@@ -184,6 +184,7 @@ def set_hooks(module: torch.nn.Module, key: int, before: Any = None, after: Any 
     torch counts its keys up from zero, in every process anew: one that it handed out could be handed out
     again after a model is loaded, and our hook would be overwritten.
     """
+    _guard_hooks()
     if before is not None:
         module._forward_pre_hooks[key] = before
         module._forward_pre_hooks_with_kwargs[key] = True
@@ -191,6 +192,18 @@ def set_hooks(module: torch.nn.Module, key: int, before: Any = None, after: Any 
         module._forward_hooks[key] = after
     if always:
         module._forward_hooks_always_called[key] = True
+
+
+def _guard_hooks() -> None:
+    """Let compiled code see that a module got hooks, from now on; what was compiled before is forgotten.
+
+    Dynamo takes modules without hooks to stay so, and would run what it compiled of a model for the same model,
+    or one like it, after that was lowered: without a rounding. Before the first compilation nothing is to be done.
+    """
+    dynamo: Any = sys.modules.get("torch._dynamo")
+    if dynamo is not None and dynamo.config.skip_nnmodule_hook_guards:
+        dynamo.config.skip_nnmodule_hook_guards = False
+        dynamo.reset()
 
 
 def set_load_hook(module: torch.nn.Module, key: int, hook: Any) -> None:

@@ -18,7 +18,7 @@ from lptensor.tf32 import without_tf32
 
 def _sqrt(x: Tensor) -> Tensor:
     if x.dtype is torch.float32 and x.device.type == "cpu":
-        return x.double().sqrt().float()
+        return x.double().sqrt_().float()  # in place: one float64 copy at a time, not two
     return x.sqrt()
 
 
