@@ -34,8 +34,8 @@ def test_the_series_stops_where_the_dots_are() -> None:
 def test_the_page_shows_every_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = (DOCS / "accumulators.md").read_text(encoding="utf-8")
     for name in PICTURES:
-        assert f"(pictures/{name}.svg)" in page and (DOCS / "pictures" / f"{name}.svg").exists()
+        assert f"(measured/{name}.svg)" in page and (DOCS / "measured" / f"{name}.svg").exists()
         monkeypatch.setitem(PICTURES, name, lambda ax: None)
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "measured").mkdir()
     main([str(tmp_path)])
-    assert {path.stem for path in (tmp_path / "pictures").iterdir()} == set(PICTURES)
+    assert {path.stem for path in (tmp_path / "measured").iterdir()} == set(PICTURES)

@@ -1,6 +1,6 @@
 """The pictures of docs/accumulators.md, from sums that are really formed.
 
-``python -m lptensor.study.accumulator_pictures docs`` writes them into docs/pictures.
+``python -m lptensor.study.accumulator_pictures docs`` writes them into docs/measured.
 """
 
 from __future__ import annotations
@@ -67,13 +67,13 @@ PICTURES: dict[str, Callable[[Any], None]] = {"accumulation_errors": errors, "ha
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Write every picture into the folder ``pictures`` of the folder that is named."""
+    """Write every picture into the folder ``measured`` of the folder that is named."""
     (folder,) = map(Path, arguments)
     for name, draw in PICTURES.items():
         with need("matplotlib").rc_context({"svg.hashsalt": "lptensor", "font.size": 9}):
             figure = need("matplotlib.figure").Figure(figsize=(6.4, 4.2), layout="constrained")
             draw(figure.subplots())
-            figure.savefig(folder / "pictures" / f"{name}.svg", metadata={"Date": None})
+            figure.savefig(folder / "measured" / f"{name}.svg", metadata={"Date": None})
 
 
 if __name__ == "__main__":
