@@ -48,6 +48,7 @@ def full_name(op: Any) -> str:
     return f"{op.name}.{op.variant_test_name}" if op.variant_test_name else str(op.name)
 
 
+DEVICE = "cpu"  # where samples are made
 _SAMPLES: dict[Any, list[tuple[Any, Any, Any]]] = {}  # making them takes longer than what is tested
 
 
@@ -65,11 +66,11 @@ def _without_looking_for_the_test() -> Iterator[None]:
 
 def samples_of(op: Any, count: int, requires_grad: bool = False) -> list[tuple[Any, Any, Any]]:
     """The first ``count`` samples of an op as (input, args, kwargs), the same on every call."""
-    key = full_name(op), count, requires_grad
+    key = full_name(op), count, requires_grad, DEVICE
     if key not in _SAMPLES:
         torch.manual_seed(0)
         with _without_looking_for_the_test():
-            found = op.sample_inputs("cpu", torch.float32, requires_grad=requires_grad)
+            found = op.sample_inputs(DEVICE, torch.float32, requires_grad=requires_grad)
             _SAMPLES[key] = [
                 (s.input, tuple(s.args), dict(s.kwargs)) for _, s in zip(range(count), found, strict=False)
             ]

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import op_samples
 from lptensor import BF16, E5M2, Arithmetic, LPTensor, escapes
 from op_samples import (
     attempt,
@@ -38,6 +39,11 @@ DEPTHS = [
     pytest.param(12, WIDE, id="whole", marks=pytest.mark.slow),
     pytest.param(12, NARROW, id="whole-narrow-gradients", marks=pytest.mark.slow),
 ]
+
+
+@pytest.fixture(autouse=True, params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def _device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(op_samples, "DEVICE", request.param)
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +82,7 @@ class Pair:
         if not outs or not ins or any(x.layout is not torch.strided for x in outs):
             return None
         torch.manual_seed(2)
-        seeds = [torch.randn(x.shape, dtype=x.dtype) for x in outs]
+        seeds = [torch.randn(x.shape, dtype=x.dtype).to(x.device) for x in outs]
         ours = [s.to_lp(x.arithmetic) if type(x) is LPTensor else s for s, x in zip(seeds, outs, strict=True)]
         theirs = [self.reference.low(s) if self.reference.is_low(x) else s for s, x in zip(seeds, refs, strict=True)]
         found, my_error = attempt(lambda: torch.autograd.grad(outs, ins, ours, allow_unused=True))
