@@ -22,7 +22,7 @@ html_static_path: list[str] = []
 # Notebooks show what they printed when they were written; the tests run them.
 nb_execution_mode = "off"
 myst_heading_anchors = 4
-myst_enable_extensions = ["colon_fence", "dollarmath"]
+myst_enable_extensions = ["colon_fence"]
 
 autodoc_typehints = "none"  # the docstrings say shapes, dtypes and units, which types do not
 autodoc_member_order = "bysource"
