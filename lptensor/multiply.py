@@ -16,7 +16,6 @@ from lptensor.operands import Gemm, Operand, Product
 from lptensor.sums import add, check_untraced
 from lptensor.tf32 import without_tf32
 
-_matmul = without_tf32(torch.matmul)
 Seen = Callable[[Tensor, Any, Any, bool], None]  # is told every rounding
 
 
@@ -92,7 +91,7 @@ class Multiply:
         """``a @ b`` of rounded operands; an accumulator begins its sums with ``start``."""
         a, b = self.operands(a, b)
         if self.accumulator is None:
-            product: Tensor = _matmul(a, b)
+            product: Tensor = without_tf32(torch.matmul)(a, b)
             return product if start is None else product + start
         check_untraced(a, b)
         if start is not None and start.dim() < 2:  # a bias: one number for each column

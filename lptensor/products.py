@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lptensor import attention, unfolded
 from lptensor.arithmetic import Arithmetic
+from lptensor.exact_ops import correct
 from lptensor.multiply import Multiply
 from lptensor.operands import Product
 from lptensor.running_product import running_product
@@ -63,7 +64,7 @@ def _product(call: Call) -> Any:
         return _added_up(multiply, a, b, addend, vector_left, vector_right, **call.kwargs)
     a, b = multiply.operands(a, b)
     args[i], args[j] = a.squeeze(0) if vector_left else a, b.squeeze(-1) if vector_right else b
-    return func(*args, **call.kwargs)
+    return correct(func)(*args, **call.kwargs)
 
 
 def _added_up(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from lptensor import BF16
+from lptensor import BF16, E4M3, Arithmetic, Gemm
 from lptensor.dispatch import make_runner
 from lptensor.tensor import LPTensor
 from lptensor.tf32 import full_fp32, without_tf32
@@ -103,3 +103,13 @@ def test_lptensors_compute_products_without_tf32(
         "convolution": (z, z, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1),
     }[func.overloadpacket.__name__]
     assert isinstance(make_runner(func, LPTensor)(args, {}), LPTensor) and entered == [full_fp32]
+
+
+def test_products_of_rounded_operands_are_computed_without_tf32(
+    built_with_cuda: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered = []
+    monkeypatch.setattr(type(full_fp32), "__enter__", lambda self: entered.append(self))
+    monkeypatch.setattr(type(full_fp32), "__exit__", lambda *_: None)
+    x = torch.ones(2, 2).to_lp(Arithmetic(BF16, operands=Gemm(E4M3)))  # type: ignore[attr-defined]
+    assert isinstance(x @ x, LPTensor) and entered == [full_fp32]
