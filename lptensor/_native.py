@@ -24,6 +24,8 @@ MAX_DIMS = 16  # csrc/block.h
 
 
 class GridStruct(ctypes.Structure):
+    """A ``Grid`` as the kernels get it: struct lpt_grid in csrc/grid.h."""
+
     _fields_ = (
         *((name, ctypes.c_int32) for name in ("precision", "emin", "emax", "overflow", "subnormals")),
         *((name, ctypes.c_int32) for name in ("zero", "negative_zero", "ties_to_even_code")),
