@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any
 
 import pytest
 
-LONG = ("slow", "gpu", "theory", "nvcc")
+import lptensor
+
+# What a test needs that an installation may lack.
+NEEDS: dict[str, Callable[[], bool]] = {
+    "nvcc": lambda: shutil.which("nvcc") is not None,
+    "native": lambda: lptensor.backend().startswith("native"),
+}
+KINDS = ("slow", "gpu", "theory", *NEEDS)
 LEFT_OUT = pytest.StashKey[Counter[str]]()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out, and count, what nothing was compiled for: the tests that run device code on the host need no nvcc."""
-    without = [] if shutil.which("nvcc") else [item for item in items if item.get_closest_marker("nvcc")]
+    """Leave out, and count, the tests of what was not compiled here."""
+    lacking = [name for name, there in NEEDS.items() if not there()]
+    without = [item for item in items if any(item.get_closest_marker(name) for name in lacking)]
     if without:
         items[:] = [item for item in items if item not in without]
         config.hook.pytest_deselected(items=without)
@@ -25,7 +33,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_deselected(items: Sequence[pytest.Item]) -> None:
     if items:
         left_out = items[0].config.stash.setdefault(LEFT_OUT, Counter())
-        left_out.update(next((name for name in LONG if item.get_closest_marker(name)), "other") for item in items)
+        left_out.update(next((name for name in KINDS if item.get_closest_marker(name)), "other") for item in items)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

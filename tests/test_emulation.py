@@ -40,6 +40,8 @@ from lptensor.rounding import Beyond, Mode, Rounding, Stochastic, as_rounding
 from lptensor.scaling import CurrentMaximum, Tile
 from rounders import assert_same_bits
 
+pytestmark = pytest.mark.native  # to compare with
+
 DTYPES = [torch.float32, torch.float64]
 KEY = (0x0123456789ABCDEF, 2**40 + 5)
 

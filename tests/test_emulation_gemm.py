@@ -19,7 +19,7 @@ from lptensor.rounding import Mode, Stochastic
 from rounders import assert_same_bits
 from test_gemm import KEY, TILED, accumulators, operands
 
-pytestmark = pytest.mark.skipif(_native.library() is None, reason="there are no CPU kernels to compare with")
+pytestmark = pytest.mark.native  # to compare with
 
 # Outputs in order that fp32 alone can form, on tiles: every way to round, with products, chunks and fp32 inside.
 IN_TILES = (

@@ -18,7 +18,7 @@ KEY = 16  # seed and offset of a stochastic rounding, which leave torch's genera
 FORMATS = (E4M3, BF16, FixedPoint(8, 4), NF4, Posit(8, 1), MXFP8_E4M3)
 ROUNDINGS = ("nearest", "toward_zero", "stochastic")
 
-pytestmark = pytest.mark.skipif(not lp.backend().startswith("native"), reason="torch operations make tensors")
+pytestmark = pytest.mark.native  # torch operations make tensors on the way
 
 
 def large(work: Callable[[], object]) -> list[int]:
