@@ -6,6 +6,8 @@ import ctypes
 import sys
 from collections.abc import Callable
 from functools import cache
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -184,7 +186,6 @@ def set_hooks(module: torch.nn.Module, key: int, before: Any = None, after: Any 
     torch counts its keys up from zero, in every process anew: one that it handed out could be handed out
     again after a model is loaded, and our hook would be overwritten.
     """
-    _guard_hooks()
     if before is not None:
         module._forward_pre_hooks[key] = before
         module._forward_pre_hooks_with_kwargs[key] = True
@@ -194,16 +195,38 @@ def set_hooks(module: torch.nn.Module, key: int, before: Any = None, after: Any 
         module._forward_hooks_always_called[key] = True
 
 
-def _guard_hooks() -> None:
-    """Let compiled code see that a module got hooks, from now on; what was compiled before is forgotten.
+def guard_hooks() -> None:
+    """Let compiled code see that a module has hooks that another, or the same one before, had not.
 
-    Dynamo takes modules without hooks to stay so, and would run what it compiled of a model for the same model,
-    or one like it, after that was lowered: without a rounding. Before the first compilation nothing is to be done.
+    Without it Dynamo takes modules without hooks to stay so, and would run what it compiled of a plain model for
+    one like it that was lowered, without a rounding. What it compiled before is forgotten.
     """
     dynamo: Any = sys.modules.get("torch._dynamo")
-    if dynamo is not None and dynamo.config.skip_nnmodule_hook_guards:
+    if dynamo is None:
+        sys.meta_path.insert(0, _GuardsHooks())
+    elif dynamo.config.skip_nnmodule_hook_guards:
         dynamo.config.skip_nnmodule_hook_guards = False
         dynamo.reset()
+
+
+class _GuardsHooks(MetaPathFinder):
+    """Changes one setting of Dynamo once it is loaded, which takes as long as loading torch: too long for an import."""
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        if name != "torch._dynamo.config":
+            return None
+        sys.meta_path.remove(self)
+        spec = PathFinder.find_spec(name, path)
+        if spec is None or spec.loader is None:
+            return spec
+        load = spec.loader.exec_module
+
+        def load_and_set(module: Any) -> None:
+            load(module)
+            module.skip_nnmodule_hook_guards = False
+
+        spec.loader.exec_module = load_and_set  # type: ignore[method-assign]
+        return spec
 
 
 def set_load_hook(module: torch.nn.Module, key: int, hook: Any) -> None:

@@ -279,6 +279,7 @@ Tensor.to_lp = to_lp  # type: ignore[attr-defined]
 Tensor.dequantize = dequantize  # type: ignore[method-assign, assignment]
 accept_plain_gradients(LPTensor)
 _compat.refuse_higher_order(LPTensor, dispatch.refuse_higher_order)
+_compat.guard_hooks()
 
 
 @_compat.graph_node

@@ -88,3 +88,22 @@ def test_formats_never_share_a_graph_and_equal_ones_do(tmp_path: Path) -> None:
         python(COMPILE, format, TORCHINDUCTOR_CACHE_DIR=str(tmp_path)) for format in ("E4M3", "BF16", "split", "E4M3")
     ]
     assert hits == ["0", "0", "0", "2"]
+
+
+@pytest.mark.parametrize(
+    "order", ["import plain lower lowered", "plain import lower lowered", "import lower plain lowered"]
+)
+def test_a_model_that_is_lowered_does_not_run_what_was_compiled_of_a_plain_one(order: str) -> None:
+    """Whatever comes first in a process: lptensor, what torch compiles of a plain model, the lowered one."""
+    steps = {
+        "import": "import lptensor",
+        "lower": "twin = lptensor.lower(net(), 'linear', lptensor.E5M2, forward_rounding='nearest')",
+        "plain": "compiled = torch.compile(lambda model, x: model(x), backend='eager'); plain = compiled(net(), x)",
+        "lowered": "assert torch.equal(compiled(twin, x), lptensor.round(plain, lptensor.E5M2)), 'not rounded'",
+    }
+    prepare = (
+        "import torch\n"
+        "def net():\n    torch.manual_seed(0)\n    return torch.nn.Sequential(torch.nn.Linear(4, 4))\n"
+        "x = torch.randn(2, 4)\n"
+    )
+    python(prepare + "\n".join(steps[step] for step in order.split()))

@@ -329,16 +329,3 @@ def test_layer_types_is_the_same_as_layer_type():
     x = torch.randn(2, 1, 6, 6)
     net = lower(small_net(), layer_types=["linear"], forward_number=E5M2, forward_rounding="nearest")
     assert on_grid(net(x))
-
-
-def test_a_model_that_is_lowered_after_it_was_compiled_rounds():
-    """Also in a process where nothing was lowered before, in which torch's default holds."""
-    model, x = nn.Sequential(nn.Linear(4, 4), nn.ReLU()), torch.randn(2, 4)
-    compiled = torch.compile(model, backend="eager")
-    with torch._dynamo.config.patch(skip_nnmodule_hook_guards=True):
-        torch._dynamo.reset()
-        plain = compiled(x)
-        nearest(model, "linear")
-        assert torch.equal(compiled(x), plain.to(FP8).float())
-        lower(model, "linear")
-        assert torch.equal(compiled(x), plain)
