@@ -116,6 +116,13 @@ class Surface:
     def data_ptr(self) -> int:
         return self._inner.data_ptr()
 
+    def storage(self) -> torch.UntypedStorage:
+        """The memory of the values: libraries that save models ask which tensors share it.
+
+        ``untyped_storage()`` stays the wrapper's own, which torch's tracers go by.
+        """
+        return self._inner.untyped_storage()
+
     def share_memory_(self) -> Any:
         self._inner.share_memory_()
         return self

@@ -14,6 +14,7 @@ import safetensors.torch
 import torch
 
 from lptensor.codes import code_dtype, decode, encode
+from lptensor.convert import convert
 from lptensor.describe import describe, format_from
 from lptensor.formats import (
     BF16,
@@ -148,6 +149,29 @@ def test_files_of_others_are_read_as_they_are(tmp_path: Path) -> None:
     safetensors.torch.save_file({"x": torch.ones(2)}, path)
     tensors, formats = load_file(path)
     assert tensors["x"].tolist() == [1.0, 1.0] and formats == {}
+
+
+def test_a_converted_model_is_saved_and_loaded_by_safetensors_itself(tmp_path: Path) -> None:
+    """As plain values; it has to see that two names share their memory, and that a loaded model keeps its formats."""
+
+    class Tied(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)
+            self.last.weight = self.first.weight
+
+    path = tmp_path / "x.safetensors"
+    model, other = (convert(Tied(), E4M3) for _ in range(2))
+    safetensors.torch.save_model(model, path)
+    saved = safetensors.torch.load_file(path)
+    assert set(saved) == {"first.weight", "first.bias", "last.bias"}
+    safetensors.torch.load_model(other, path)
+    for name, p in model.named_parameters():
+        loaded = other.get_parameter(name)
+        assert torch.equal(saved[name], p.dequantize()) and torch.equal(loaded.dequantize(), saved[name])
+        assert loaded.format == E4M3
+    with pytest.raises(RuntimeError, match="share memory"):
+        safetensors.torch.save_file({"whole": model.first.weight, "part": model.first.weight[1:]}, path)
 
 
 @pytest.mark.parametrize("format", FORMATS, ids=repr)
