@@ -343,6 +343,20 @@ def running_formula() -> Any:
     return node if frame is None or frame.f_code.co_name == "_engine_run_backward" else None
 
 
+def stepping() -> set[int]:
+    """The ids of the optimizers whose ``step()`` runs on this thread.
+
+    Without it a step that has raised seems to go on, and what is copied of gradients becomes forward values.
+    """
+    (code,) = (c for c in torch.optim.Optimizer.profile_hook_step.__code__.co_consts if hasattr(c, "co_code"))
+    found, frame = set(), sys._getframe(1)
+    while frame is not None:
+        if frame.f_code is code:
+            found.add(id(frame.f_locals.get("self")))
+        frame = frame.f_back  # type: ignore[assignment]
+    return found
+
+
 _HERE = str(Path(__file__).parent)
 
 

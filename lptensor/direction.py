@@ -31,15 +31,19 @@ def _steps() -> dict[int, int]:
     return steps
 
 
-# An optimizer computes forward values, also when it steps in a hook of the backward pass. What is kept
-# is the number of that pass, not a flag, so that a step that raised cannot colour a later pass.
+# An optimizer computes forward values, also when it steps in a hook of the backward pass, whose number is kept.
 register_optimizer_step_pre_hook(_step_begins)
 register_optimizer_step_post_hook(_step_ends)
 
 
 def in_step(task: int) -> bool:
     """Whether an optimizer steps on this thread, within the backward pass ``task`` or outside (-1)."""
-    return task in _steps().values()
+    steps = _steps()
+    if task in steps.values():
+        running = _compat.stepping()
+        for optimizer in steps.keys() - running:
+            del steps[optimizer]  # its step has raised, and no hook has said that it ended
+    return task in steps.values()
 
 
 def in_backward() -> bool:

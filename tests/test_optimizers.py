@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from low import is_low, rounded, same, values
-from lptensor import BF16, E5M2, Arithmetic, LPTensor, convert
+from lptensor import BF16, E4M3, E5M2, Arithmetic, LPTensor, convert
 from oracles.aten_reference import AtenReference, by_cast
 
 BOTH = Arithmetic(BF16, backward=E5M2)
@@ -155,6 +155,22 @@ def test_a_step_rounds_once_per_op_to_the_forward_format() -> None:
     optimizer.step()
     for p, w, f in zip(model.parameters(), want, fused, strict=True):
         assert same(p, f) and torch.allclose(f.float(), w.float(), rtol=2**-7)
+
+
+def test_a_step_that_raised_leaves_gradients_what_they_are() -> None:
+    """2**-12 is a number of E5M2 and none of E4M3."""
+    w = torch.nn.Parameter(torch.ones(2).to_lp(Arithmetic(E4M3, backward=E5M2)))
+    optim = torch.optim.SGD([w], lr=0.5)
+    w.sum().backward()
+
+    def fail() -> float:
+        raise ValueError("no loss")
+
+    with pytest.raises(ValueError, match="no loss"):
+        optim.step(fail)
+    w.grad.fill_(2.0**-12)
+    copied = w.grad.clone()
+    assert copied.format == E5M2 and copied.tolist() == [2.0**-12] * 2
 
 
 def test_a_saved_state_resumes_with_the_same_bits() -> None:
