@@ -403,6 +403,29 @@ def set_lowering(op: Any, element_function: Callable[[Any, torch.dtype], Callabl
     return True
 
 
+def wait_for(results: Any) -> None:
+    """Wait until other processes have sent what a collective operator returned, before it is looked at.
+
+    Without it what is still being written would be rounded.
+    """
+    for result in results if isinstance(results, (list, tuple)) else (results,):
+        if isinstance(result, torch.ScriptObject):
+            result.wait()
+        elif isinstance(result, Tensor):
+            torch.ops._c10d_functional.wait_tensor(result)
+
+
+def finished_work() -> Any:
+    """What a caller may wait for though it is done.
+
+    Without it values would be written anew, unrounded: some work of the backend gloo copies them each time it is
+    waited for.
+    """
+    from torch._C._distributed_c10d import FakeWork
+
+    return FakeWork().boxed()
+
+
 def set_plain_tangent(coerce: Callable[..., Any]) -> None:
     """How a plain gradient becomes one of a traced wrapper subclass; torch asks the gradient, not the subclass.
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lptensor import _compat, optimizer_state
 from lptensor.arithmetic import Arithmetic, as_arithmetic
 from lptensor.boundary import Boundary, Materialize, StepByStep, keep_formats_when_loading, map_nest, unhook
+from lptensor.distributed import refuse_distributed
 from lptensor.formats import Format
 from lptensor.ops import check_roundable
 from lptensor.path_rules import UNTOUCHED, PathRules, Verdict
@@ -106,6 +107,7 @@ def _plan(model: nn.Module, rules: PathRules, buffers: bool) -> Plan:
         paths[id(tensor)] = path
         if isinstance(verdict, Verdict):
             continue
+        refuse_distributed(tensor)
         if verdict is not None and verdict.forward is not None:
             check_roundable(torch.empty(0), verdict.forward)
         plan[id(tensor)] = tensor, verdict, False

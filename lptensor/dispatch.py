@@ -6,7 +6,7 @@ Every function here gets the tensor class as an argument; lptensor/tensor.py han
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NoReturn, Protocol
 
@@ -43,6 +43,7 @@ def make_runner(func: Any, cls: Any) -> Runner:
         Kind.VIEW: _view,
         Kind.KEEP: _keep,
         Kind.ROUND: _foreach if rule.foreach else _compute,
+        Kind.COLLECT: _collect,
         Kind.REFUSE: _refuse,
     }
     run = kinds[rule.kind](func, rule, cls)
@@ -362,8 +363,43 @@ def _decompose(func: Any, rule: Rule, cls: Any) -> Runner:
     return run
 
 
+def _collect(func: Any, rule: Rule, cls: Any) -> Runner:
+    functional = func.namespace != "c10d"
+
+    def own(result: Any, operand: Any) -> Any:
+        if isinstance(result, (list, tuple)):
+            return [own(*pair) for pair in zip(result, operand, strict=True)]
+        if type(operand) is not cls:
+            return result
+        return cls(round_(result, operand._arithmetic, operand._gradient), operand._arithmetic, operand._gradient)
+
+    def run(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        found: list[Any] = []
+        plain = _unwrap(args, cls, found)
+        named = dict(zip(kwargs, _unwrap(tuple(kwargs.values()), cls, found), strict=True)) if kwargs else kwargs
+        out = func(*plain, **named)
+        _compat.wait_for(out)
+        for place in rule.writes:
+            for target in _each(_argument(place, args, kwargs)):
+                if type(target) is cls:
+                    _written(target, True)
+        if functional:
+            return _argument(rule.writes[0], args, kwargs) if rule.writes else own(out, args[0])
+        return (args[0], _compat.finished_work()) if isinstance(out, tuple) else _compat.finished_work()
+
+    return run
+
+
+def _each(values: Any) -> Iterator[Any]:
+    for value in values if isinstance(values, (list, tuple)) else (values,):
+        if isinstance(value, (list, tuple)):
+            yield from _each(value)
+        else:
+            yield value
+
+
 def _refuse(func: Any, rule: Rule, cls: Any) -> Runner:
     def run(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        raise NotImplementedError(f"{func} would round the work of a whole layer once: {rule.reason}")
+        raise NotImplementedError(f"{func} {rule.reason}")
 
     return run

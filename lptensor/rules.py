@@ -21,7 +21,8 @@ class Kind(enum.Enum):
     VIEW = enum.auto()  # another look at the same memory
     KEEP = enum.auto()  # selects among its operands' values, never makes new ones
     ROUND = enum.auto()  # computes: every fresh fp32 result rounds once
-    REFUSE = enum.auto()  # would do many roundings' work in one; the reason says what to do
+    COLLECT = enum.auto()  # other processes take part: results are there once all have done so, and round then
+    REFUSE = enum.auto()  # cannot round where it should; the reason says what to do
 
 
 @dataclass(frozen=True)
@@ -81,13 +82,17 @@ _STATISTICS = {
     "aten::_ctc_loss": {1},
 }
 
+_LAYER = "would round the work of a whole layer once: call lptensor.convert on the model, or "
+# What another process sends is there only after the caller has waited for it, and then there is no op to round in.
+_RECEIVES = "fills a tensor at a time that no op sees: receive into a plain tensor, wait, and round it with .to_lp()"
 _REFUSED = {
-    "aten::_transformer_encoder_layer_fwd": "call lptensor.convert on the model, or "
-    "torch.backends.mha.set_fastpath_enabled(False)",
-    "aten::_native_multi_head_attention": "call lptensor.convert on the model, or "
-    "torch.backends.mha.set_fastpath_enabled(False)",
-    "aten::mkldnn_rnn_layer": "call lptensor.convert on the model, or run it under "
-    "torch.backends.mkldnn.flags(enabled=False)",
+    "aten::_transformer_encoder_layer_fwd": _LAYER + "torch.backends.mha.set_fastpath_enabled(False)",
+    "aten::_native_multi_head_attention": _LAYER + "torch.backends.mha.set_fastpath_enabled(False)",
+    "aten::mkldnn_rnn_layer": _LAYER + "run it under torch.backends.mkldnn.flags(enabled=False)",
+    "c10d::recv_": _RECEIVES,
+    "c10d::recv_any_source_": _RECEIVES,
+    "_c10d_functional::irecv": _RECEIVES,
+    "_c10d_functional::batch_p2p_ops": _RECEIVES,
 }
 
 # Called for the layout they are named after, with an argument or without one.
@@ -141,6 +146,11 @@ def rule_for(func: Any) -> Rule:
     }
     if name in _REFUSED:
         return Rule(Kind.REFUSE, reason=_REFUSED[name])
+    if name == "_c10d_functional::wait_tensor":
+        return Rule(Kind.KEEP, **common)
+    if name.startswith("_c10d_functional::") or name.startswith("c10d::") and name.endswith("_"):
+        marked = _mutating(func, arguments, common).writes
+        return Rule(Kind.COLLECT, writes=marked or ((0,) if name.startswith("c10d::") else ()), **common)
     composite = _compat.has_kernel(func, "CompositeImplicitAutograd")
     if composite and not any(_compat.has_kernel(func, key) for key in _BACKENDS):
         return Rule(Kind.DECOMPOSE, **common)

@@ -15,6 +15,7 @@ from lptensor.arithmetic import Arithmetic, as_arithmetic, promote
 from lptensor.base import Format
 from lptensor.blocks import BlockFormat
 from lptensor.dispatch import Runner, make_runner, round_
+from lptensor.distributed import Sharded, refuse_distributed, refuse_views_of_buckets
 from lptensor.ops import check_roundable, round_fresh
 from lptensor.rounding import Beyond, Mode, Rounding
 from lptensor.rules import Kind, rule_for
@@ -23,7 +24,7 @@ from lptensor.surface import Surface, rebuild
 _RUNNERS: dict[Any, Runner] = {}
 
 
-class LPTensor(Traceable, Surface, Tensor):  # type: ignore[misc]
+class LPTensor(Traceable, Sharded, Surface, Tensor):  # type: ignore[misc]
     """A tensor whose values lie on a number format, and stay on it through every op.
 
     It holds a plain fp32 tensor and an ``Arithmetic``. Each aten op computes in fp32 on the inner
@@ -222,6 +223,7 @@ def to_lp(
         )
     if x.layout is not torch.strided:
         raise TypeError(f"only dense tensors have a low-precision form, got {x.layout}; convert with .to_dense() first")
+    refuse_distributed(x)
     if isinstance(x, LPTensor):
         if x._arithmetic == arithmetic and not x._gradient:
             return x
@@ -280,6 +282,7 @@ Tensor.dequantize = dequantize  # type: ignore[method-assign, assignment]
 accept_plain_gradients(LPTensor)
 _compat.refuse_higher_order(LPTensor, dispatch.refuse_higher_order)
 _compat.guard_hooks()
+refuse_views_of_buckets(LPTensor)
 
 
 @_compat.graph_node

@@ -34,7 +34,7 @@ LAYERS = (
     ("arithmetic", "rules", "direction", "escape", "exact_ops", "limits"),
     ("running_product", "sums", "multiply", "unfolded", "attention", "products", "computing"),
     ("dispatch", "surface"),
-    ("aot",),
+    ("aot", "distributed"),
     ("tensor",),
     (
         "matmul",
