@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD, Adam
 
-from lptensor import E4M3, MXFP4, DelayedScaling, OptimLP, round as lp_round, training
+from lptensor import E4M3, MXFP4, DelayedScaling, OptimLP, convert, round as lp_round, training
 from lptensor.hadamard import Hadamard
 from lptensor.posits import Posit
 from lptensor.training import (
@@ -243,20 +243,16 @@ def test_guptas_outputs_reach_32_and_everything_else_8() -> None:
         recipes.gupta(outputs=200)
 
 
-@pytest.mark.parametrize("name", ["mxfp4", "luq"])
+@pytest.mark.parametrize("name", ["mxfp4", "luq", "luq by maximum"])
 def test_stochastic_gradients_are_unbiased(name: str) -> None:
     """The mean of many backward passes is that of operands whose stochastic ones are exact; one pass is not."""
     x, w, g = torch.randn(16, 64), torch.randn(32, 64), torch.randn(16, 32)
-    runs = [one_step(RECIPES[name](), x, w, g) for _ in range(300)]
-    if name == "luq":
-        qx, qw = sawb(x), sawb(w)
-        wanted = qx @ qw.T, g @ qw, g.T @ qx
-    else:
-        wanted = x @ w.T, g @ w, g.T @ x
-    for i in (0, 1, 2):
-        mean = torch.stack([run[i] for run in runs]).mean(0)
-        spread = torch.stack([run[i] for run in runs]).std(0) / math.sqrt(300)
-        assert bool(((mean - wanted[i]).abs() < 5 * spread + 1e-4).all())
+    runs = [one_step(RECIPES[name](), x, w, g) for _ in range(200)]
+    qx, qw = BY_HAND[name]["x"](x), BY_HAND[name]["w"](w)
+    for i, wanted in enumerate((qx @ qw.T, g @ qw, g.T @ qx)):
+        drawn = torch.stack([run[i] for run in runs])
+        spread = drawn.std(0) / math.sqrt(200)
+        assert bool(((drawn.mean(0) - wanted).abs() < 5.5 * spread + 1e-4).all())
         if i:
             assert not torch.equal(runs[0][i], runs[1][i])
 
@@ -431,6 +427,22 @@ def test_the_optimizers_of_recipes() -> None:
     assert isinstance(recipes.wang().optimizer(SGD([w], lr=1.0)), OptimLP)
     assert isinstance(recipes.mxfp8().optimizer(SGD([w], lr=1.0)), SGD)
     assert recipes.wang().scaler().get_scale() == 1000 and recipes.mxfp8().scaler().get_scale() == 1
+
+
+@pytest.mark.parametrize("name", ["mxfp8", "luq", "wang"])
+def test_an_lptensor_model_multiplies_as_the_changed_layers_do(name: str) -> None:
+    x, w = torch.randn(9, 64), torch.randn(5, 64)
+    low = convert(nn.Linear(64, 5, bias=False), RECIPES[name]().arithmetic)
+    with torch.no_grad():
+        low.weight.copy_(w)
+    y = low(x.to_lp(low.weight.arithmetic))  # type: ignore[attr-defined]
+    assert torch.equal(y.dequantize(), one_step(RECIPES[name](), x, w, torch.zeros(9, 5))[0])
+
+
+@pytest.mark.parametrize("name", ["hbfp", "s2fp8", "gupta", "wage", "quartet", "unit_scaling"])
+def test_a_recipe_without_an_arithmetic_says_so(name: str) -> None:
+    with pytest.raises(ValueError, match=r"no arithmetic; let recipe.model\(model\) do it"):
+        _ = RECIPES[name]().arithmetic
 
 
 def test_the_api_lists_every_technique() -> None:

@@ -75,7 +75,13 @@ class Recipe:
 
     @property
     def arithmetic(self) -> Arithmetic:
-        """The operands and the accumulator of the recipe's products."""
+        """The operands and the accumulator of the recipe's products.
+
+        Raises:
+            ValueError: a recipe that has none, but changes layers.
+        """
+        if self.operands is None:
+            raise ValueError("this recipe changes layers and has no arithmetic; let recipe.model(model) do it")
         return Arithmetic(operands=self.operands, accumulator=self.accumulator)
 
     def optimizer(self, optim: Optimizer) -> Optimizer:
