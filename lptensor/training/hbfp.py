@@ -76,7 +76,7 @@ def hbfp_widths(model: nn.Module, wl: int, ends: int | None = None) -> None:
         ValueError: no such layer, or a width that is none; nothing is then changed.
     """
     held = [
-        [part for part in layer.modules() if isinstance(getattr(part, "quantize", None), HBFP)]
+        [(part, q) for part in layer.modules() if isinstance(q := getattr(part, "quantize", None), HBFP)]
         for layer in model.modules()
         if isinstance(layer, LAYERS)
     ]
@@ -87,8 +87,8 @@ def hbfp_widths(model: nn.Module, wl: int, ends: int | None = None) -> None:
         check_int(name, width, 2, 24)
     for i, parts in enumerate(layers):
         width = ends if ends is not None and i in (0, len(layers) - 1) else wl
-        for part in parts:
-            part.quantize = replace(part.quantize, wl=width)  # type: ignore[arg-type]
+        for part, quantize in parts:
+            vars(part)["quantize"] = replace(quantize, wl=width)
 
 
 torch.serialization.add_safe_globals([HBFP])
