@@ -252,7 +252,7 @@ def luq(samples: int = 1, forward: Operand | Format | None = None, skip: Skip = 
 
     ``samples`` roundings are averaged for the weight's gradient. INT4 is clipped by ``SAWB``, unless
     ``forward`` is another operand, such as INT4 under the largest magnitude:
-    ``Scaled(INT4, CurrentMaximum(PER_TENSOR))``.
+    ``Scaled(INT4, CurrentMaximum(PER_TENSOR))``. A convolution's moments are those of its unfolded input.
     """
     q = Technique(SAWB().format, SAWB()) if forward is None else forward
     g, averaged = (Technique(LUQ().format, LUQ(samples=n)) for n in (1, samples))
