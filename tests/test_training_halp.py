@@ -104,9 +104,9 @@ def run(bits: int, outer: int, recenter: bool = True, seed: int = 0) -> list[flo
 
 @pytest.mark.slow
 def test_eight_bits_converge_linearly_and_a_fixed_grid_does_not() -> None:
-    """HALP at 8 bits reaches 1e-8; variance reduction on the first grid (LP-SVRG) stays at that grid's floor."""
-    errors = run(8, 20)
-    assert errors[-1] < 1e-8
+    """HALP at 8 bits reaches 1e-10; variance reduction on the first grid (LP-SVRG) stays at that grid's floor."""
+    errors = run(8, 24)
+    assert errors[-1] < 1e-10
     rates = [later / earlier for earlier, later in zip(errors[2:-1], errors[3:], strict=True)]
     assert max(rates) < 0.8 and sum(map(math.log, rates)) / len(rates) < math.log(0.5)
     assert run(8, 6, recenter=False)[-1] > 1e-2

@@ -11,6 +11,7 @@ from lptensor.training.dorefa import (
 from lptensor.training.expansion import Expansion as Expansion
 from lptensor.training.flexpoint import Flexpoint as Flexpoint
 from lptensor.training.halp import HALP as HALP
+from lptensor.training.hbfp import HBFP as HBFP, hbfp_widths as hbfp_widths
 from lptensor.training.loss_scaling import (
     Automatic as Automatic,
     Dynamic as Dynamic,
@@ -24,6 +25,7 @@ from lptensor.training.quartet import QuartetLinear as QuartetLinear
 from lptensor.training.recipes import Recipe as Recipe
 from lptensor.training.round_layers import round_layers as round_layers
 from lptensor.training.s2fp8 import S2FP8 as S2FP8
+from lptensor.training.sawb import SAWB as SAWB
 from lptensor.training.schedule import FormatSchedule as FormatSchedule
 from lptensor.training.swalp import SWALP as SWALP
 from lptensor.training.technique import Technique as Technique
@@ -37,8 +39,10 @@ from lptensor.training.wage import (
 
 __all__ = [
     "HALP",
+    "HBFP",
     "LUQ",
     "S2FP8",
+    "SAWB",
     "SWALP",
     "Automatic",
     "Blockwise",
@@ -62,6 +66,7 @@ __all__ = [
     "WageGradient",
     "WageWeight",
     "finish",
+    "hbfp_widths",
     "prepare",
     "recipes",
     "round_layers",

@@ -11,12 +11,13 @@ from lptensor.rounding import Mode, Rounding, as_rounding
 
 
 class DynamicFixedPoint(nn.Module):
-    """Rounds to ``wl``-bit fixed point up to 2**exponent, an exponent that is updated now and then.
+    """Rounds to ``wl``-bit fixed point inside (-2**exponent, 2**exponent), an exponent that is updated now and then.
 
     Every ``interval`` calls in training mode (Courbariaux et al., 1412.7024, section 5): if more than
-    ``max_overflow`` of the elements since the last time exceeded the largest value, the exponent goes
-    one up; else, if no more than that share would exceed it at half the range, one down. Evaluation
-    counts nothing. The gradient passes straight through; NaN stays, infinities saturate and overflow.
+    ``max_overflow`` of the elements since the last time reached the largest magnitude, the exponent goes
+    one up; else, if no more than that share reached half of it, one down. What reaches it counts, and
+    the range is symmetric, as in the authors' code. Evaluation counts nothing. The gradient passes
+    straight through; NaN stays, infinities saturate and overflow.
 
     The state is three integer buffers, so that a state_dict carries it and a resumed run repeats its bits.
 
@@ -29,7 +30,7 @@ class DynamicFixedPoint(nn.Module):
 
     >>> quantize = DynamicFixedPoint(4, interval=1)
     >>> quantize(torch.tensor([3.0])).item(), quantize.format
-    (0.875, FixedPoint(wl=4, fl=2))
+    (0.875, FixedPoint(wl=4, fl=2, symmetric=True))
     """
 
     exponent: Tensor
@@ -59,19 +60,19 @@ class DynamicFixedPoint(nn.Module):
     @property
     def format(self) -> FixedPoint:
         """The format that the next call rounds to."""
-        return FixedPoint(self.wl, self.wl - 1 - int(self.exponent))
+        return FixedPoint(self.wl, self.wl - 1 - int(self.exponent), symmetric=True)
 
     def forward(self, x: Tensor) -> Tensor:
         format = self.format
         check_roundable(x, format)
         values = lp_round(x, format, self.rounding)
         if self.training:
-            self._record(x.detach().abs(), format.max)
+            self._record(values.detach().abs(), format.max)
         return values
 
     @torch.no_grad()
     def _record(self, magnitude: Tensor, largest: float) -> None:
-        self.overflows += torch.stack([(magnitude > largest).sum(), (magnitude > largest / 2).sum()])
+        self.overflows += torch.stack([(magnitude >= largest).sum(), (magnitude >= largest / 2).sum()])
         self.seen += torch.tensor([magnitude.numel(), 1], device=self.seen.device)
         elements, calls = self.seen.tolist()
         if calls < self.interval:

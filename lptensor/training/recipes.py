@@ -9,12 +9,12 @@ from typing import Any, TypeVar
 from torch import nn
 from torch.optim import Optimizer
 
-from lptensor.accumulator import Accumulator
+from lptensor.accumulator import Accumulator, tensor_core
 from lptensor.arithmetic import Arithmetic
-from lptensor.blocks import MX, MXFP4, NVFP4, BlockFloatingPoint, Scaled, TwoLevel
+from lptensor.blocks import MX, MXFP4, NVFP4, Scaled, TwoLevel
 from lptensor.codebooks import LogNumber
 from lptensor.delayed import DelayedScaling
-from lptensor.formats import E2M1, E3M2, E4M3, E5M2, INT4, FixedPoint, FloatingPoint, Format, ScalarFormat
+from lptensor.formats import E2M1, E3M2, E4M3, E5M2, FP32, FixedPoint, FloatingPoint, Format, ScalarFormat
 from lptensor.hadamard import Hadamard
 from lptensor.lower import lower
 from lptensor.operands import Gemm, Operand
@@ -24,11 +24,13 @@ from lptensor.quantizer import quantizer
 from lptensor.scaling import PER_TENSOR, CurrentMaximum, DelayedMaximum, Tile
 from lptensor.training.blockwise import Blockwise
 from lptensor.training.dorefa import DoReFaActivation, DoReFaGradient, DoReFaWeight
+from lptensor.training.hbfp import HBFP
 from lptensor.training.loss_scaling import Automatic, Dynamic, LossScaler, Static
 from lptensor.training.luq import LUQ
 from lptensor.training.quartet import quartet_layers
 from lptensor.training.round_layers import round_layers
 from lptensor.training.s2fp8 import S2FP8
+from lptensor.training.sawb import SAWB
 from lptensor.training.technique import Technique
 from lptensor.training.three_quarters import ThreeQuarters
 from lptensor.training.unit_scaling import unit_layers
@@ -73,7 +75,13 @@ class Recipe:
 
     @property
     def arithmetic(self) -> Arithmetic:
-        """The operands and the accumulator of the recipe's products."""
+        """The operands and the accumulator of the recipe's products.
+
+        Raises:
+            ValueError: a recipe that has none, but changes layers.
+        """
+        if self.operands is None:
+            raise ValueError("this recipe changes layers and has no arithmetic; let recipe.model(model) do it")
         return Arithmetic(operands=self.operands, accumulator=self.accumulator)
 
     def optimizer(self, optim: Optimizer) -> Optimizer:
@@ -160,23 +168,32 @@ def fp8_delayed(history: int = 1024, margin: int = 0, amax: str = "max", skip: S
     return Recipe(change=change)
 
 
-def deepseek(skip: Skip = ()) -> Recipe:
+def deepseek(promote_every: int | None = None, skip: Skip = ()) -> Recipe:
     """E4M3 for all: tiles of 1 x 128 of activations and gradients, blocks of 128 x 128 of weights, fp32 scales.
 
-    DeepSeek-V3 (2412.19437, section 3.3). Products add up in fp32 throughout, as the paper's do every 128.
+    DeepSeek-V3 (2412.19437, section 3.3). Products add up in fp32 throughout; with ``promote_every``, the
+    paper's 128, so many add up as Hopper's tensor cores do it for FP8 (``tensor_core("hopper_fp8")``), and
+    these sums in fp32. Hardware multiplies such a sum by its scales, here they multiply the operands: the
+    same where scales are powers of two, else up to their rounding. It takes some thirty times as long.
     """
     tile = Scaled(E4M3, CurrentMaximum(Tile((1, 128))))
-    return Recipe(_operands(tile, Scaled(E4M3, CurrentMaximum(Tile((128, 128)))), tile), skip=skip)
+    sums = None if promote_every is None else Accumulator(FP32, chunk=promote_every, inner=tensor_core("hopper_fp8"))
+    return Recipe(_operands(tile, Scaled(E4M3, CurrentMaximum(Tile((128, 128)))), tile), sums, skip=skip)
 
 
-def hbfp(wl: int = 8, storage: int = 16, tile: int = 24, skip: Skip = ()) -> Recipe:
-    """Block floating point for products: weights in tiles, activations and gradients by rows; wide weights.
+def hbfp(wl: int = 8, storage: int = 16, tile: int = 24, rounding: str = "stochastic", skip: Skip = ()) -> Recipe:
+    """Block floating point for products: an exponent for each sample, or for each tile of a weight; wide weights.
 
-    Drumond et al., Training DNNs with Hybrid Block Floating Point (1804.01526); everything else is fp32.
+    Drumond et al., Training DNNs with Hybrid Block Floating Point (1804.01526). Activations and gradients
+    have one exponent for each index of their first axis, each tensor is rounded once for both of its
+    products, weights are kept in ``storage`` bits and everything else is fp32. ``hbfp_widths``
+    makes the schedule of Accuracy Booster of it.
     """
-    rows = BlockFloatingPoint(wl, dim=0)
-    optim = {"weight_quant": BlockFloatingPoint(storage, block_size=(tile, tile)), "update": "nearest"}
-    return Recipe(_operands(rows, BlockFloatingPoint(wl, block_size=(tile, tile)), rows), skip=skip, optim=optim)
+    samples, tiles = (lambda: HBFP(wl, None, rounding)), (lambda: HBFP(wl, tile, rounding))
+    return Recipe(
+        change=lambda model: round_layers(model, samples, tiles, samples, skip),
+        optim={"weight_quant": HBFP(storage, tile, rounding)},
+    )
 
 
 def mxfp8(skip: Skip = ()) -> Recipe:
@@ -230,15 +247,16 @@ def s2fp8(skip: Skip = ()) -> Recipe:
     return Recipe(change=lambda model: round_layers(model, S2FP8, S2FP8, S2FP8, skip))
 
 
-def luq(samples: int = 1, skip: Skip = ()) -> Recipe:
+def luq(samples: int = 1, forward: Operand | Format | None = None, skip: Skip = ()) -> Recipe:
     """INT4 forward, to nearest; gradients on a 4-bit logarithmic grid, unbiased (Chmiel et al., 2112.10769).
 
-    ``samples`` roundings are averaged for the weight's gradient. INT4 is scaled by the largest
-    magnitude, where the paper clips by SAWB.
+    ``samples`` roundings are averaged for the weight's gradient. INT4 is clipped by ``SAWB``, unless
+    ``forward`` is another operand, such as INT4 under the largest magnitude:
+    ``Scaled(INT4, CurrentMaximum(PER_TENSOR))``. A convolution's moments are those of its unfolded input.
     """
-    forward = _per_tensor(INT4)
+    q = Technique(SAWB().format, SAWB()) if forward is None else forward
     g, averaged = (Technique(LUQ().format, LUQ(samples=n)) for n in (1, samples))
-    return Recipe(Gemm((forward, forward), (g, forward), (averaged, forward)), skip=skip)
+    return Recipe(Gemm((q, q), (g, q), (averaged, q)), skip=skip)
 
 
 def dorefa(weight: int = 1, activation: int = 2, gradient: int = 6, skip: Skip = ()) -> Recipe:
