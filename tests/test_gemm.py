@@ -26,6 +26,7 @@ IMPLEMENTATIONS = ["reference", *NATIVE_BUILDS]
 KEY = (0x0123456789ABCDEF, 77)
 WANG = FloatingPoint(6, 9)
 DETERMINISTIC = ("nearest", "nearest_away", "toward_zero", "down", "up", "odd")
+SIDES = ("toward_zero", "down", "up")
 
 
 def product(
@@ -177,6 +178,65 @@ def test_float64_operands_are_added_exactly_too(acc: Accumulator, seed: int, k: 
         assert torch.equal(got, wanted), f"{implementation}: {got} instead of {wanted}"
 
 
+# One format for each way in which a sum is brought to a side, in fp32 or in double.
+SIDED = (
+    FP32,
+    BF16,
+    FP16,
+    E4M3,
+    E5M2,
+    FloatingPoint(8, 22),
+    FloatingPoint(8, 7, overflow="saturate"),
+    FloatingPoint(4, 3, specials="fn", overflow="nan"),
+)
+
+
+@pytest.mark.parametrize("mode", SIDES)
+@pytest.mark.parametrize("sum", SIDED, ids=repr)
+@pytest.mark.parametrize("product_format", [None, E5M2], ids=repr)
+def test_sums_to_a_side_are_those_of_rationals_down_to_the_last_and_up_to_the_largest_number(
+    sum: ScalarFormat, mode: str, product_format: Any
+) -> None:
+    grids = [format.grid for format in (sum, product_format) if format is not None]
+    bottom, top = max(grid.quantum(grid.emin) for grid in grids), min(grid.emax for grid in grids)
+    values = [replace(values_of(format or sum), overflow="saturate") for format in (sum, product_format)]
+    for exponent in (0, bottom // 2, bottom // 2 - 4, top // 2 - 2):
+        a, b, c = operands(11, 2, 7, 5, 2)
+        a, b, c = a * 2.0**exponent, b * 2.0**exponent, c * 2.0**exponent * 2.0**exponent
+        for chunk in (1, 3):
+            acc = Accumulator(sum, product_format, chunk, rounding=mode)
+            wanted, endless = sided(a, b, c, acc, values)
+            for implementation in IMPLEMENTATIONS:
+                got = product(implementation, a[None], b[None], acc, c[None])[0]
+                assert torch.equal(got[~endless], wanted[~endless]), implementation
+                assert not endless.all()
+
+
+def sided(a: Tensor, b: Tensor, c: Tensor, acc: Accumulator, values: list[Any]) -> tuple[Tensor, Tensor]:
+    """The sums in rationals, and which of them went beyond an end of their format that the mode does not keep."""
+    wanted, endless = c.clone(), torch.zeros_like(c, dtype=torch.bool)
+    for i, j in itertools.product(range(len(a)), range(b.shape[1])):
+        beyond: list[Fraction] = []
+        sum, of_product = (noting(value, acc.rounding.name, beyond) for value in values)
+        inside = Adder(sum, product=of_product if acc.product else None)
+        outside = replace(inside, chunk=acc.chunk, inner=inside) if acc.chunk > 1 else inside
+        row, column = ([Fraction(x) for x in t.tolist()] for t in (a[i], b[:, j]))
+        wanted[i, j] = float(outside.dot(row, column, Fraction(float(c[i, j]))))
+        endless[i, j] = bool(beyond)
+    return wanted, endless
+
+
+def noting(values: Any, mode: str, beyond: list[Fraction]) -> Callable[[Fraction], Fraction]:
+    """Rounding that takes down what the mode sends to infinity."""
+
+    def rounded(x: Fraction) -> Fraction:
+        if abs(x) > values.largest(x < 0) and not exact.points_inward(mode, x < 0):
+            beyond.append(x)
+        return Fraction(exact.rounded(values, x, mode))
+
+    return rounded
+
+
 @pytest.mark.parametrize("compute", ["exact", "fp32"])
 @pytest.mark.parametrize("product_format", [None, E5M2])
 @pytest.mark.parametrize(("order", "chunk"), [("sequential", 1), ("sequential", 3), ("kahan", 1), ("kahan", 2)])
@@ -238,7 +298,14 @@ TILED = (
     Accumulator(FloatingPoint(4, 3), rounding="stochastic"),
     Accumulator(FloatingPoint(8, 19), rounding="stochastic"),
     Accumulator(FloatingPoint(8, 20), rounding="stochastic"),
+    *(Accumulator(sum, rounding=mode) for sum in (FP32, BF16, FP16) for mode in SIDES),
     Accumulator(E4M3, rounding="up"),
+    Accumulator(FloatingPoint(8, 7, overflow="saturate"), rounding="down"),
+    Accumulator(FP16, E5M2, rounding="down"),
+    Accumulator(BF16, chunk=7, rounding="up"),
+    *(Accumulator(sum, chunk=32, rounding="toward_zero", inner=FP32) for sum in (FP32, BF16, FP16)),
+    Accumulator(FP16, chunk=5, rounding="toward_zero", inner=Accumulator(BF16, rounding="toward_zero")),
+    Accumulator(BF16, rounding="toward_zero", compute="fp32"),
     tensor_core("hopper_fp8"),
 )
 
