@@ -302,15 +302,25 @@ TILED = (
     Accumulator(E4M3, rounding="up"),
     Accumulator(FloatingPoint(8, 7, overflow="saturate"), rounding="down"),
     Accumulator(FP16, E5M2, rounding="down"),
-    Accumulator(BF16, chunk=7, rounding="up"),
+    *(Accumulator(BF16, chunk=7, rounding=mode) for mode in ("down", "up")),
     *(Accumulator(sum, chunk=32, rounding="toward_zero", inner=FP32) for sum in (FP32, BF16, FP16)),
     Accumulator(FP16, chunk=5, rounding="toward_zero", inner=Accumulator(BF16, rounding="toward_zero")),
     Accumulator(BF16, rounding="toward_zero", compute="fp32"),
+    Accumulator(FixedPoint(8, 4), rounding="stochastic", wrap=True),
+    Accumulator(FloatingPoint(4, 3), rounding=Stochastic(5, beyond="probability")),
     tensor_core("hopper_fp8"),
 )
 
 
-@pytest.mark.parametrize("acc", TILED, ids=repr)
+# What tiles must leave to others: chunks in chunks, and chunks that are rounded in another mode than their sums.
+NESTED = (
+    Accumulator(BF16, chunk=6, inner=Accumulator(BF16, chunk=2)),
+    Accumulator(BF16, chunk=4, inner=Accumulator(BF16, rounding="toward_zero")),
+    Accumulator(BF16, chunk=4, rounding="up", inner=BF16),
+)
+
+
+@pytest.mark.parametrize("acc", [*TILED, *NESTED], ids=repr)
 @pytest.mark.parametrize("shape", SHAPES[:2], ids=str)
 def test_builds_have_the_bits_of_the_reference_past_the_edges_of_tiles(
     acc: Accumulator, shape: tuple[int, int, int]
@@ -415,6 +425,19 @@ def test_nan_and_infinity_follow_ieee_754(implementation: str, acc: Accumulator)
     if endless and acc.order != "kahan":
         assert got[1, 0] == inf and got[3, 0] == inf
     assert got[5].tolist() == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("mode", [*DETERMINISTIC, "stochastic"])
+@pytest.mark.parametrize("sum", [FP32, BF16, FP16], ids=repr)
+def test_a_sum_of_zero_is_positive_unless_both_terms_are_negative_zeros(
+    implementation: str, dtype: torch.dtype, mode: str, sum: ScalarFormat
+) -> None:
+    for start, factor, wanted in ((-0.0, -0.0, -0.0), (-0.0, 0.0, 0.0), (0.0, -0.0, 0.0), (1.0, -1.0, 0.0)):
+        a, b, c = (torch.full((1, 2, 2), x, dtype=dtype) for x in (factor, 1.0, start))
+        got = product(implementation, a[:, :, :1], b[:, :1], Accumulator(sum, rounding=mode), c)
+        assert same(got, torch.full_like(got, wanted))
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -526,6 +549,11 @@ def test_leading_axes_broadcast_and_strides_do_not_matter() -> None:
     x, y = wide[::2, ::2].mT, wide[1::2, 1::2]
     assert same(gemm(x, y, acc), gemm(x.contiguous(), y.contiguous(), acc))
     assert same(gemm(x, y.flip(1), acc), gemm(x, y, acc).flip(1))
+    starts = torch.randn(4, 6, generator=g)  # one column is a matrix with gaps
+    one = gemm(a[0, 0], b[0, :, :1], acc, starts[:, 2:3])
+    assert same(one, gemm(a[0, 0], b[0, :, :2], acc, starts[:, 2:4])[:, :1])
+    negated = torch.randn(9, 5, dtype=torch.complex64, generator=g).conj().imag  # a view that says it is negative
+    assert negated.is_neg() and same(gemm(x, negated, acc), gemm(x, negated.clone().resolve_neg(), acc))
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 4), (3, 0, 4), (3, 4, 0), (0, 0, 0)])
@@ -574,6 +602,18 @@ def test_a_tensor_without_axes_is_one_term(dim: Any, keepdim: bool) -> None:
         reduce(x, 1, Accumulator(BF16))
 
 
+def test_a_format_inside_chunks_adds_as_is_said_of_the_whole() -> None:
+    inside = Accumulator(FP16, E5M2, 4, inner=BF16, compute="fp32").inside
+    assert inside == Accumulator(BF16, E5M2, compute="fp32")
+    assert Accumulator(FP16, chunk=4, rounding="up").inside == Accumulator(FP16, rounding="up")
+    drawn = Accumulator(FP16, rounding="stochastic")
+    assert Accumulator(BF16, chunk=4, inner=drawn).stochastic and not Accumulator(BF16, chunk=4, inner=FP16).stochastic
+
+
+WIDE_PRODUCT = Accumulator(BF16, FixedPoint(30, 4))
+WIDE_INSIDE = Accumulator(BF16, chunk=3, inner=FixedPoint(32, 0))
+
+
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
@@ -586,6 +626,8 @@ def test_a_tensor_without_axes_is_one_term(dim: Any, keepdim: bool) -> None:
         (lambda: Accumulator(FixedPoint(8, 4, clamp=False)), ValueError, "say clamp=True"),
         (lambda: Accumulator(FixedPoint(53, 4)), ValueError, "use a narrower format"),
         (lambda: Accumulator(BF16, FixedPoint(30, 4), compute="fp32"), ValueError, "wider than fp32"),
+        (lambda: gemm(torch.ones(2, 2), torch.ones(2, 2), WIDE_PRODUCT), ValueError, "product=.*24 bits; use float64"),
+        (lambda: reduce(torch.ones(9), 0, WIDE_INSIDE), ValueError, "sum=.*24 bits; use float64"),
         (lambda: Accumulator(BF16, wrap=True), ValueError, "needs a FixedPoint sum"),
         (lambda: Accumulator(BF16, inner=FP32), ValueError, "give a chunk of 2 or more"),
         (lambda: Accumulator(BF16, alignment=3), ValueError, "alignment is for"),
