@@ -259,6 +259,11 @@ def test_a_product_rounded_to_fp32_first_would_be_wrong(implementation: str) -> 
     a, b = torch.tensor([[[2.0**-12, 1.5]] * 2]), torch.tensor([[[2.0**-12] * 2, [683 / 1024] * 2]])
     assert product(implementation, a, b, Accumulator(FP16)).unique().tolist() == [1 + 2.0**-10]
     assert product(implementation, a, b, Accumulator(FP16, compute="fp32")).unique().tolist() == [1.0]
+    a = torch.full((1, 2, 1), 1 + 2.0**-12)  # its square lies above half way by half of fp32's spacing
+    for order in ("sequential", "pairwise", "kahan"):
+        exactly, twice = (Accumulator(FP16, FP16, order=order, compute=way) for way in ("exact", "fp32"))
+        assert product(implementation, a, a.mT, exactly).unique().tolist() == [1 + 2.0**-10]
+        assert product(implementation, a, a.mT, twice).unique().tolist() == [1.0]
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -307,7 +312,6 @@ TILED = (
     Accumulator(FP16, chunk=5, rounding="toward_zero", inner=Accumulator(BF16, rounding="toward_zero")),
     Accumulator(BF16, rounding="toward_zero", compute="fp32"),
     Accumulator(FixedPoint(8, 4), rounding="stochastic", wrap=True),
-    Accumulator(FloatingPoint(4, 3), rounding=Stochastic(5, beyond="probability")),
     tensor_core("hopper_fp8"),
 )
 
@@ -403,6 +407,19 @@ def test_stochastic_sums_are_right_on_average(compute: str) -> None:
     # every rounding has mean zero and at most a variance of (spacing / 2)**2; four standard deviations
     assert abs(error) < 4 * (k**0.5 * 2.0**-3 / 2) / sums.numel() ** 0.5
     assert sums.unique().numel() > 3
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize(("beyond", "odds"), [("overflow", 0.25), ("saturate", 0.0), ("probability", 0.5)])
+def test_what_is_beyond_the_largest_value_has_the_odds_that_were_asked_for(
+    implementation: str, beyond: str, odds: float
+) -> None:
+    # 244 lies a quarter of the spacing above the largest value, and half way to where nearest overflows
+    a, b = torch.full((1, 2, 1), 244.0), torch.ones(1, 1, 800)
+    acc = Accumulator(FloatingPoint(4, 3), rounding=Stochastic(beyond=beyond))
+    got = product(implementation, a, b, acc)
+    assert set(got.unique().tolist()) <= {240.0, torch.inf}
+    assert abs(got.isinf().float().mean() - odds) <= 4 * (odds * (1 - odds) / got.numel()) ** 0.5
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
