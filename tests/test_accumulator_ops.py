@@ -206,6 +206,17 @@ def test_a_convolution_equals_unfold_and_matmul_bit_for_bit(
         assert torch.equal(plain(mine), true)
 
 
+def test_an_output_padded_by_more_than_the_stride_counts_in_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, w, form = narrow(2, 3, 7), narrow(3, 4, 2), dict(stride=1, padding=0, dilation=2)
+    leaves = lp(x).requires_grad_(), lp(w).requires_grad_()
+    y = F.conv_transpose1d(*leaves, output_padding=1, **form)
+    g = narrow(*y.shape)
+    got = y, *torch.autograd.grad(y, leaves, lp(g))
+    wanted = looped_convolution(monkeypatch, gemm_reference.transposed_convolution, x, w, g, **form)
+    for mine, true in zip(got, wanted, strict=True):
+        assert torch.equal(plain(mine), true)
+
+
 def test_a_convolution_begins_with_its_bias_and_adds_up_its_gradient() -> None:
     x, w, b = narrow(2, 3, 6, 5), narrow(4, 3, 3, 2), narrow(4)
     bias = lp(b).requires_grad_()
@@ -288,6 +299,8 @@ def test_what_only_selects_or_counts_is_no_sum_and_infinities_stay() -> None:
     x[1, 3], x[2, 4], x[3] = torch.nan, torch.inf, -torch.inf
     known = torch.where(x.isnan(), 0.0, x)
     assert torch.equal(plain(lp(x[:3]).nansum(-1)), loop_sum(known[:3]))
+    endless = lp(torch.tensor([torch.nan, torch.inf]), Arithmetic(None, accumulator=Accumulator(FP32)))
+    assert endless.nansum().item() == torch.inf
     assert plain(lp(x).logsumexp(-1))[2:4].tolist() == [torch.inf, -torch.inf]
     y = lp(narrow(6, 50))
     assert torch.equal(plain(torch.var(y, -1, correction=None)), plain(y.var(-1)))  # type: ignore[call-overload]
