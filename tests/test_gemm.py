@@ -455,6 +455,8 @@ def test_a_sum_of_zero_is_positive_unless_both_terms_are_negative_zeros(
         a, b, c = (torch.full((1, 2, 2), x, dtype=dtype) for x in (factor, 1.0, start))
         got = product(implementation, a[:, :, :1], b[:, :1], Accumulator(sum, rounding=mode), c)
         assert same(got, torch.full_like(got, wanted))
+        got = product(implementation, a[:, :, :1], b[:, :1], Accumulator(sum, chunk=2, rounding=mode), c)
+        assert same(got, torch.zeros_like(got))  # a chunk begins at +0
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
