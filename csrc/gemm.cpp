@@ -1,6 +1,6 @@
 // Sums of products on the CPU. Compiled once per instruction set, with LPT_GEMM naming the result;
 // threads and the choice of the set are in gemm_library.cpp.
-#include "gemm_tile.h"
+#include "gemm_plan.h"
 
 namespace {
 

@@ -51,12 +51,12 @@ struct tiles {
 
     bool run() {
         typedef lpt_carrier_rounder C;
-        const lpt_way sum = lpt_fp32_way(acc.sum, acc), within = lpt_fp32_way(in.sum, in);
-        const lpt_way product = in.has_product ? lpt_fp32_way(in.product, in) : LPT_NO_WAY;
+        const lpt_way sum = lpt_fp32_way(acc.sum), within = lpt_fp32_way(in.sum);
+        const lpt_way product = in.has_product ? lpt_fp32_way(in.product) : LPT_NO_WAY;
         const bool few = p.m < LPT_DEPTH || p.n < LPT_DEPTH;  // a tile would be mostly empty
         if (few || p.running || sum == LPT_NO_WAY || within == LPT_NO_WAY || acc.turn > 0 ||
             in.turn > 0 || acc.order != LPT_SEQUENTIAL || in.order != LPT_SEQUENTIAL ||
-            in.chunk > 1)
+            in.chunk > 1 || acc.mode != LPT_NEAREST || in.mode != LPT_NEAREST)
             return false;
         if (in.has_product && (product == LPT_NO_WAY || product == LPT_AS_CARRIER))
             return false;

@@ -1,6 +1,5 @@
-// Vectors of numbers, the ways to form a sum in them, and the ways to round it: what the tiles of
-// gemm_tile.h are made of. For processors with fused multiply-add in vectors; others use
-// gemm_rows.h.
+// Vectors of numbers, and of random words: what gemm_steps.h and gemm_rounders.h are written in.
+// For processors with fused multiply-add in vectors; others use gemm_rows.h alone.
 #pragma once
 #include "gemm_loops.h"
 #if defined(__GNUC__) && !defined(__clang__)
@@ -84,261 +83,41 @@ template <> struct vectors<double> {
     enum { length = VECTOR / 8 };
 };
 
-// Sums. Each is what a rounder gets: rounded to fp32 once, or to odd, which it cannot tell from
-// exact.
-
-// Fused multiply-add, product and sum of fp32.
-struct in_fp32 {
-    typedef float T;
-    static LPT_STEP floats fma(floats a, floats b, floats c) { return fused(a, b, c); }
-    static LPT_STEP floats mul(floats a, floats b) { return a * b; }
-    static LPT_STEP floats add(floats a, floats b) { return a + b; }
-};
-
-#if defined(__AVX512F__) && defined(__AVX512DQ__)
-// To odd in fp32, for formats that are lpt_odd_fits: of the neighbours below and above, which are
-// one where the sum is exact, the one whose last bit is set; where neither is, that above, so that
-// an exact zero is +0.
-struct odd_in_fp32 {
-    typedef float T;
-    static LPT_STEP floats odd(floats below, floats above) {
-        const __mmask16 set =
-            _mm512_test_epi32_mask(_mm512_castps_si512(below), _mm512_set1_epi32(1));
-        return _mm512_mask_blend_ps(set, above, below);
-    }
-    enum {
-        downward = _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC,
-        upward = _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC
-    };
-    static LPT_STEP floats fma(floats a, floats b, floats c) {
-        return odd(_mm512_fmadd_round_ps(a, b, c, downward),
-                   _mm512_fmadd_round_ps(a, b, c, upward));
-    }
-    static LPT_STEP floats mul(floats a, floats b) {
-        return odd(_mm512_mul_round_ps(a, b, downward), _mm512_mul_round_ps(a, b, upward));
-    }
-    static LPT_STEP floats add(floats a, floats b) {
-        return odd(_mm512_add_round_ps(a, b, downward), _mm512_add_round_ps(a, b, upward));
-    }
-};
-#endif
-
-// To odd in double; the product of two floats is exact there.
-struct odd_in_double {
-    typedef double T;
-    typedef vectors<double>::U U;
-    static LPT_STEP doubles add(doubles a, doubles b) {
-        const doubles t = a + b, back = t - a, rest = (a - (t - back)) + (b - back);
-        const U u = (U)t, inexact = (U)((rest > 0) | (rest < 0)) & 1;
-        const U past = inexact & (u ^ (U)rest) >> 63;
-        return (doubles)((u - past) | inexact);
-    }
-    static LPT_STEP doubles mul(doubles a, doubles b) { return a * b; }
-    static LPT_STEP doubles fma(doubles a, doubles b, doubles c) { return add(c, a * b); }
-};
-
-#if defined(__AVX512F__) && defined(__AVX512DQ__)
-// Toward zero in double. Stochastic rounding cuts off what lies below 2**-32 of the spacing, so
-// that formats of at most 20 bits cannot tell it from the exact sum.
-struct cut_in_double {
-    typedef double T;
-    enum { to_zero = _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC };
-    static LPT_STEP doubles add(doubles a, doubles b) { return _mm512_add_round_pd(a, b, to_zero); }
-    static LPT_STEP doubles mul(doubles a, doubles b) { return a * b; }
-    static LPT_STEP doubles fma(doubles a, doubles b, doubles c) {
-        return _mm512_fmadd_round_pd(a, b, c, to_zero);
-    }
-};
-#endif
-
-// Fused multiply-add, product and sum of fp32, for rounders that work in double.
-struct fp32_in_double {
-    typedef double T;
-    static LPT_STEP doubles single(doubles x) { return widened(narrowed(x)); }
-    static LPT_STEP doubles fma(doubles a, doubles b, doubles c) {
-        return widened(fused(narrowed(a), narrowed(b), narrowed(c)));
-    }
-    static LPT_STEP doubles mul(doubles a, doubles b) { return single(a * b); }
-    static LPT_STEP doubles add(doubles a, doubles b) { return single(a + b); }
-};
-
-// Rounders. `words` are the random ones of the vector.
-
-template <class T> struct to_carrier {  // fp32 sums of fp32 numbers are rounded already
-    explicit to_carrier(const lpt_cell<T> &) {}
-    LPT_STEP typename vectors<T>::V operator()(typename vectors<T>::V x, const uint32_t *) const {
-        return x;
-    }
-};
-
-// To nearest in formats that are lpt_wide_range_fits: the bits of fp32 cut short, so that
-// subnormal numbers and overflow need no care. NaNs have no payload here that a carry could leave.
-struct to_wide_range {
-    typedef vectors<float>::U U;
-    U drop, under_half, keep;
-    explicit to_wide_range(const lpt_cell<float> &c) {
-        for (int l = 0; l < vectors<float>::length; ++l) {
-            drop[l] = (uint32_t)c.drop;
-            under_half[l] = (1u << (c.drop - 1)) - 1;
-            keep[l] = ~((1u << c.drop) - 1);
-        }
-    }
-    LPT_STEP floats operator()(floats x, const uint32_t *) const {
-        const U u = (U)x;
-        return (floats)((u + under_half + ((u >> drop) & 1)) & keep);
-    }
-};
-
-// To nearest in formats that are lpt_added_fits: adding and taking away a number
-// whose spacing is the format's at x lets the processor round, ties to even. Sums are in the mode
-// nearest.
-template <class T> struct to_nearest {
-    typedef typename vectors<T>::V V;
-    typedef typename vectors<T>::U U;
-    V bottom, top, up, limit, over, exponents, sign;
-    explicit to_nearest(const lpt_cell<T> &c) {
-        typedef lpt_carrier<T> C;
-        typedef typename C::bits B;
-        bottom = spread(lpt_value<T>((B)c.emin << C::mantissa));
-        top = spread(lpt_value<T>((B)(c.emax + 1) << C::mantissa));
-        up = spread(lpt_value<T>((B)(C::bias + c.drop) << C::mantissa));
-        limit = spread(lpt_value<T>(c.limit[0]));
-        over = spread(lpt_value<T>(c.over[0]));
-        exponents = spread(lpt_value<T>((B)(2 * C::bias + 1) << C::mantissa));
-        sign = spread((T)-0.0);
-    }
-    LPT_STEP V operator()(V x, const uint32_t *) const {
-        const U negative = (U)x & (U)sign;
-        const V size = (V)((U)x ^ negative);
-        const V binade = least(most((V)((U)x & (U)exponents), bottom), top), shift = binade * up;
-        const V r = (size + shift) - shift;
-        return (V)((U)(r > limit ? over : r) | negative);
-    }
-};
-
-// Any mode in double, for cells that are `plain`: steps as in lptensor/reference.py, x in units of
-// the spacing 2**q, to an integer, and back. The words are 32 random bits each.
-template <int MODE> struct to_grid {
-    typedef vectors<double>::U U;
-    doubles bottom, top, exponents, sign, units, limit[2], over[2], inf[2];
-    uint64_t negative_zero;
-    explicit to_grid(const lpt_cell<double> &c) {
-        bottom = spread(lpt_value<double>((uint64_t)c.emin << 52));
-        top = spread(lpt_value<double>((uint64_t)c.emax << 52));
-        exponents = spread(lpt_value<double>(2047ull << 52));
-        sign = spread(-0.0);
-        units = spread(lpt_value<double>((uint64_t)(1023 + 52 - c.drop) << 52));
-        for (int i = 0; i < 2; ++i) {
-            limit[i] = spread(lpt_value<double>(c.limit[i]));
-            over[i] = spread(lpt_value<double>(c.over[i]));
-            inf[i] = spread(lpt_value<double>(c.inf[i]));
-        }
-        negative_zero = c.zero_sign;
-    }
-    LPT_STEP doubles operator()(doubles x, const uint32_t *words) const {
-        const U minus = (U)x & (U)sign;
-        const doubles size = (doubles)((U)x ^ minus);
-        const U negative = (U)((doubles)((U)(minus >> 63)) != spread(0.0));
-        const doubles binade = least(most((doubles)((U)x & (U)exponents), bottom), top);
-        const doubles per = (doubles)((2046ull << 52) - (U)binade) * units;  // one over the spacing
-        const doubles n = size * per, k = down(n), part = n - k;
-        const doubles half = spread(0.5), zero = spread(0.0), one = spread(1.0);
-        U up = (U)(zero != zero);
-        if (MODE == LPT_NEAREST || MODE == LPT_ODD) {
-            const doubles pair = k * half;
-            const U odd = (U)(pair != down(pair));
-            if (MODE == LPT_NEAREST)
-                up = (U)(part > half) | ((U)(part == half) & odd);
-            else
-                up = (U)(part > zero) & ~odd;
-        }
-        if (MODE == LPT_NEAREST_AWAY)
-            up = (U)(part >= half);
-        if (MODE == LPT_UP)
-            up = (U)(part > zero) & ~negative;
-        if (MODE == LPT_DOWN)
-            up = (U)(part > zero) & negative;
-        if (MODE == LPT_STOCHASTIC)
-            up = (U)(down(part * spread(4294967296.0)) + widened(words) >= spread(4294967296.0));
-        const doubles r = (k + (doubles)(up & (U)one)) * ((doubles)((2046ull << 52) - (U)per));
-        const doubles end = negative ? limit[1] : limit[0], past = negative ? over[1] : over[0];
-        doubles y = r > end ? past : r;
-        y = size == exponents ? (negative ? inf[1] : inf[0]) : y;
-        const U kept = (U)(y != zero) | negative_zero;
-        return (doubles)((U)y | (minus & kept));
-    }
-};
-
-#if defined(__AVX512F__) && defined(__AVX512DQ__)
-// Stochastic rounding of formats of at most 20 bits in double, for cells that are `plain`: the word
-// is added where the digits lie that go, and a carry out of them is the way up (lean.h). Below the
-// normal numbers of the format the smallest of them is added for as long, which gives x their
-// spacing; what that cuts off is less than 2**-32 of it.
-struct to_drawn {
-    typedef vectors<double>::U U;
-    doubles bottom, exponents, sign, limit[2], over[2], inf[2];
-    U keep;
-    uint64_t negative_zero;
-    __m128i shift;
-    explicit to_drawn(const lpt_cell<double> &c) {
-        bottom = spread(lpt_value<double>((uint64_t)c.emin << 52));
-        exponents = spread(lpt_value<double>(2047ull << 52));
-        sign = spread(-0.0);
-        for (int i = 0; i < 2; ++i) {
-            limit[i] = spread(lpt_value<double>(c.limit[i]));
-            over[i] = spread(lpt_value<double>(c.over[i]));
-            inf[i] = spread(lpt_value<double>(c.inf[i]));
-        }
-        keep = (U)spread(lpt_value<double>(~((1ull << c.drop) - 1)));
-        negative_zero = c.zero_sign;
-        shift = _mm_cvtsi32_si128(c.drop - 32);
-    }
-    LPT_STEP doubles operator()(doubles x, const uint32_t *words) const {
-        const U minus = (U)x & (U)sign;
-        const doubles size = (doubles)((U)x ^ minus), zero = spread(0.0);
-        const __mmask8 negative = _mm512_movepi64_mask((__m512i)x);
-        const doubles lift =
-            _mm512_maskz_mov_pd(_mm512_cmp_pd_mask(size, bottom, _CMP_LT_OQ), bottom);
-        const U word = (U)_mm512_sll_epi64(
-            _mm512_cvtepu32_epi64(_mm256_loadu_si256((const __m256i *)words)), shift);
-        const doubles lifted = cut_in_double::add(size, lift);
-        const doubles r = (doubles)(((U)lifted + word) & keep) - lift;
-        const doubles end = _mm512_mask_mov_pd(limit[0], negative, limit[1]);
-        doubles y = _mm512_mask_mov_pd(r, _mm512_cmp_pd_mask(r, end, _CMP_GT_OQ),
-                                       _mm512_mask_mov_pd(over[0], negative, over[1]));
-        y = _mm512_mask_mov_pd(y, _mm512_cmp_pd_mask(size, exponents, _CMP_EQ_OQ),
-                               _mm512_mask_mov_pd(inf[0], negative, inf[1]));
-        const U kept = (U)(y != zero) | negative_zero;
-        return (doubles)((U)y | (minus & kept));
-    }
-    static bool fits(const lpt_grid &g) { return g.precision <= 20; }
-};
-#endif
-
-// Four random words for each of `count` neighbouring elements, a multiple of the vectors' length:
-// lpt_philox in lanes of 64 bits. words[n * apart + i] is the n-th of element first + i.
+// Four random words for each of `count` neighbouring elements, a multiple of two vectors' length:
+// lpt_philox in lanes of 64 bits, two vectors in turns, since each step waits for the one before.
+// words[n * apart + i] is the n-th of element first + i.
 LPT_FN void draw_words(uint64_t first, int count, lpt_key key, uint32_t mask, int64_t apart,
                        uint32_t *words) {
     typedef vectors<double>::U U;
-    for (int i = 0; i < count; i += vectors<double>::length) {
-        U c0;  // of all words the lower halves count
-        for (int l = 0; l < vectors<double>::length; ++l)
-            c0[l] = first + (uint64_t)(i + l);
-        U c1 = c0 >> 32;
-        U c2 = (U)spread(0.0) + (key.offset & 0xffffffff), c3 = (U)spread(0.0) + (key.offset >> 32);
+    enum { LANES = vectors<double>::length };
+    for (int i = 0; i < count; i += 2 * LANES) {
+        U c0[2], c1[2], c2[2], c3[2];  // of all words the lower halves count
+        for (int v = 0; v < 2; ++v) {
+            for (int l = 0; l < LANES; ++l)
+                c0[v][l] = first + (uint64_t)(i + v * LANES + l);
+            c1[v] = c0[v] >> 32;
+            c2[v] = (U)spread(0.0) + (key.offset & 0xffffffff);
+            c3[v] = (U)spread(0.0) + (key.offset >> 32);
+        }
         uint32_t k0 = (uint32_t)key.seed, k1 = (uint32_t)(key.seed >> 32);
+#pragma GCC unroll 10
         for (int round = 0; round < 10; ++round) {
-            const U p0 = times_words(c0, 0xD2511F53u), p1 = times_words(c2, 0xCD9E8D57u);
-            c0 = (p1 >> 32) ^ c1 ^ (uint64_t)k0;
-            c2 = (p0 >> 32) ^ c3 ^ (uint64_t)k1;
-            c1 = p1;
-            c3 = p0;
+#pragma GCC unroll 2
+            for (int v = 0; v < 2; ++v) {
+                const U p0 = times_words(c0[v], 0xD2511F53u), p1 = times_words(c2[v], 0xCD9E8D57u);
+                c0[v] = (p1 >> 32) ^ c1[v] ^ (uint64_t)k0;
+                c2[v] = (p0 >> 32) ^ c3[v] ^ (uint64_t)k1;
+                c1[v] = p1;
+                c3[v] = p0;
+            }
             k0 += 0x9E3779B9u;
             k1 += 0xBB67AE85u;
         }
-        const U all[4] = {c0, c1, c2, c3};
-        for (int n = 0; n < 4; ++n)
-            narrowed(all[n] & (uint64_t)mask, words + n * apart + i);
+        for (int v = 0; v < 2; ++v) {
+            const U all[4] = {c0[v], c1[v], c2[v], c3[v]};
+            for (int n = 0; n < 4; ++n)
+                narrowed(all[n] & (uint64_t)mask, words + n * apart + i + v * LANES);
+        }
     }
 }
 

@@ -99,9 +99,10 @@ template <class SUM, class PRODUCT, class INNER, class OUTER, bool FUSED, bool D
     static void run(const lpt_product &p, const lpt_accumulator &acc, int64_t first, int64_t last) {
         const lpt_accumulator &in = acc.chunk > 1 ? *acc.inner : acc;
         const lpt_rule rule = {acc.mode, acc.bits, acc.beyond, 0, {0, 0}};
-        const OUTER outer(lpt_make_cell<T>(acc.sum, rule, 0));
-        const INNER inner(lpt_make_cell<T>(in.sum, rule, 0));
-        const PRODUCT product(lpt_make_cell<T>(in.has_product ? in.product : in.sum, rule, 0));
+        const OUTER outer(lpt_make_cell<T>(acc.sum, rule, 0), acc.mode);
+        const INNER inner(lpt_make_cell<T>(in.sum, rule, 0), acc.mode);
+        const PRODUCT product(lpt_make_cell<T>(in.has_product ? in.product : in.sum, rule, 0),
+                              acc.mode);
         const level start(acc);
         const int64_t panels = (p.n + BROAD - 1) / BROAD, bands = (p.m + BAND - 1) / BAND;
         const int64_t deep = acc.chunk == 1     ? DEEP
@@ -177,111 +178,6 @@ template <class SUM, class PRODUCT, class INNER, class OUTER, bool FUSED, bool D
 
     static plan planned() { return {run, BROAD, BAND}; }
 };
-
-template <class SUM> plan in_order(lpt_way product, lpt_way sum) {
-    typedef to_carrier<float> C;
-    typedef to_wide_range W;
-    typedef to_nearest<float> N;
-    if (product == LPT_NO_WAY && sum == LPT_WIDE_RANGE)
-        return tiles<SUM, C, W, W, true, false>::planned();
-    if (product == LPT_NO_WAY && sum == LPT_ADDED)
-        return tiles<SUM, C, N, N, true, false>::planned();
-    if (product == LPT_WIDE_RANGE && sum == LPT_WIDE_RANGE)
-        return tiles<SUM, W, W, W, false, false>::planned();
-    if (product == LPT_ADDED && sum == LPT_ADDED)
-        return tiles<SUM, N, N, N, false, false>::planned();
-    if (product == LPT_WIDE_RANGE && sum == LPT_ADDED)
-        return tiles<SUM, W, N, N, false, false>::planned();
-    if (product == LPT_ADDED && sum == LPT_WIDE_RANGE)
-        return tiles<SUM, N, W, W, false, false>::planned();
-    return {};
-}
-
-// fp32 inside the chunks
-template <class SUM> struct outside : SUM {
-    static LPT_STEP floats fma(floats a, floats b, floats c) { return in_fp32::fma(a, b, c); }
-};
-template <class SUM> plan fp32_inside(lpt_way sum) {
-    typedef to_carrier<float> C;
-    if (sum == LPT_WIDE_RANGE)
-        return tiles<outside<SUM>, C, C, to_wide_range, true, false>::planned();
-    if (sum == LPT_ADDED)
-        return tiles<outside<SUM>, C, C, to_nearest<float>, true, false>::planned();
-    return {};
-}
-
-bool plain(const lpt_accumulator &acc) {
-    const lpt_rule rule = {acc.mode, acc.bits, acc.beyond, 0, {0, 0}};
-    return lpt_make_cell<double>(acc.sum, rule, 0).plain &&
-           (!acc.has_product || lpt_make_cell<double>(acc.product, rule, 0).plain);
-}
-
-plan stochastic(const lpt_accumulator &acc) {
-#if defined(__AVX512F__) && defined(__AVX512DQ__)
-    typedef to_drawn D;
-    if (D::fits(acc.sum) && (!acc.has_product || D::fits(acc.product))) {
-        if (acc.fp32)
-            return acc.has_product ? tiles<fp32_in_double, D, D, D, false, true>::planned()
-                                   : tiles<fp32_in_double, D, D, D, true, true>::planned();
-        return acc.has_product ? tiles<cut_in_double, D, D, D, false, true>::planned()
-                               : tiles<cut_in_double, D, D, D, true, true>::planned();
-    }
-#endif
-    typedef to_grid<LPT_STOCHASTIC> S;
-    if (acc.fp32)
-        return acc.has_product ? tiles<fp32_in_double, S, S, S, false, true>::planned()
-                               : tiles<fp32_in_double, S, S, S, true, true>::planned();
-    return acc.has_product ? tiles<odd_in_double, S, S, S, false, true>::planned()
-                           : tiles<odd_in_double, S, S, S, true, true>::planned();
-}
-
-// The tiles for an accumulator, if there are any.
-plan choose_f32(const lpt_accumulator &acc) {
-    typedef to_carrier<float> C;
-    if (acc.order != LPT_SEQUENTIAL || acc.turn > 0)
-        return {};
-    const lpt_accumulator &in = acc.chunk > 1 ? *acc.inner : acc;
-    const bool same = in.mode == acc.mode && in.fp32 == acc.fp32;
-    if (in.order != LPT_SEQUENTIAL || in.chunk != 1 || in.turn > 0)
-        return {};
-    if (acc.mode == LPT_STOCHASTIC && acc.chunk == 1)
-        return plain(acc) ? stochastic(acc) : plan{};
-    const lpt_way sum = lpt_fp32_way(acc.sum, acc), within = lpt_fp32_way(in.sum, in);
-    const lpt_way product = in.has_product ? lpt_fp32_way(in.product, in) : LPT_NO_WAY;
-    if (in.has_product && (product == LPT_NO_WAY || product == LPT_AS_CARRIER))
-        return {};
-    if (!in.has_product &&
-        within == LPT_AS_CARRIER) {  // a fused multiply-add of fp32 is rounded once
-        if (acc.chunk == 1 || sum == LPT_AS_CARRIER)
-            return tiles<in_fp32, C, C, C, true, false>::planned();
-        if (acc.fp32)
-            return fp32_inside<in_fp32>(sum);
-#if defined(__AVX512F__) && defined(__AVX512DQ__)
-        if (lpt_odd_fits(acc.sum))
-            return fp32_inside<odd_in_fp32>(sum);
-#endif
-        return {};
-    }
-    if (!same || (acc.chunk > 1 && within != sum))
-        return {};
-    if (acc.fp32)
-        return in_order<in_fp32>(product, sum);
-#if defined(__AVX512F__) && defined(__AVX512DQ__)
-    if (lpt_odd_fits(acc.sum) && lpt_odd_fits(in.sum) &&
-        (!in.has_product || lpt_odd_fits(in.product)))
-        return in_order<odd_in_fp32>(product, sum);
-#endif
-    typedef to_nearest<double> N;
-    const bool near = acc.mode == LPT_NEAREST && plain(acc) && plain(in) &&
-                      lpt_added_fits<double>(acc.sum) && lpt_added_fits<double>(in.sum) &&
-                      (!in.has_product || lpt_added_fits<double>(in.product));
-    if (!near)
-        return {};
-    return in.has_product ? tiles<odd_in_double, N, N, N, false, false>::planned()
-                          : tiles<odd_in_double, to_carrier<double>, N, N, true, false>::planned();
-}
-#else
-plan choose_f32(const lpt_accumulator &) { return {}; }
 #endif
 
 }  // namespace

@@ -3,8 +3,8 @@
 #pragma once
 #include "gemm.h"
 
-// How a sum or product is rounded in fp32: not at all, as fp32 does by itself, by cutting its bits
-// short, or by adding and taking away a power of two.
+// How a sum or product is rounded to a format in fp32: not at all, as fp32 does by itself, by
+// cutting its bits short, or by adding and taking away a power of two.
 enum lpt_way { LPT_NO_WAY, LPT_AS_CARRIER, LPT_WIDE_RANGE, LPT_ADDED };
 
 // Formats with fp32's range and infinities.
@@ -21,8 +21,8 @@ template <class T> LPT_FN bool lpt_added_fits(const lpt_grid &g) {
     return drop >= 1 && g.emax + 1 + drop <= C::bias && g.max == -g.min && g.negative_zero;
 }
 
-LPT_FN lpt_way lpt_fp32_way(const lpt_grid &g, const lpt_accumulator &acc) {
-    if (acc.mode != LPT_NEAREST || g.subnormals != LPT_GRADUAL || !g.zero || g.ties_to_even_code)
+LPT_FN lpt_way lpt_fp32_way(const lpt_grid &g) {
+    if (g.subnormals != LPT_GRADUAL || !g.zero || g.ties_to_even_code)
         return LPT_NO_WAY;
     if (g.precision == 24 && g.emin == -126 && g.emax == 127 && g.overflow == LPT_INF)
         return LPT_AS_CARRIER;
@@ -35,4 +35,10 @@ LPT_FN lpt_way lpt_fp32_way(const lpt_grid &g, const lpt_accumulator &acc) {
 // and off the last two of fp32's subnormal digits (gemm.h's argument, with 24 bits for 53).
 LPT_FN bool lpt_odd_fits(const lpt_grid &g) {
     return g.precision <= 22 && g.emin - g.precision + 1 >= -147;
+}
+
+// Formats of magnitudes of fp32, of which the bits that go are the same for all normal numbers.
+LPT_FN bool lpt_side_fits(const lpt_grid &g) {
+    return g.emin < g.emax && g.emin >= -126 && g.subnormals == LPT_GRADUAL && g.zero &&
+           g.negative_zero && !g.ties_to_even_code && g.max == -g.min;
 }

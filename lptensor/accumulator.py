@@ -11,12 +11,14 @@ import torch
 from lptensor.base import CARRIER_PRECISION, ScalarFormat, check_bool, check_int
 from lptensor.formats import FP32, FixedPoint, FloatingPoint, Format
 from lptensor.rounding import Mode, Rounding, as_rounding
+from lptensor.text import constant
 
 ORDERS = ("sequential", "pairwise", "kahan", "exact", "aligned")  # the numbers of enum lpt_order in csrc/gemm.h
 _COMPUTE = ("exact", "fp32")
 EXACT_PRECISION = 51  # of a sum rounded to odd in 53 bits, two more than are kept (Boldo and Melquiond 2008)
 
 
+@constant
 @dataclass(frozen=True, init=False, repr=False)
 class Accumulator:
     """How the products of one output of a matrix product, or the terms of a sum, are added.

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lptensor import _cuda, _cuda_gemm, _native, _native_gemm, accumulate, ops
+from lptensor import _compat, _cuda, _cuda_gemm, _native, _native_gemm, accumulate, ops
 from lptensor.accumulator import Accumulator
+from lptensor.gemm_op import implement, traced_sums
 
 
 def gemm(
@@ -107,8 +108,20 @@ def cumsum(x: Tensor, dim: int, accumulator: Accumulator, generator: torch.Gener
 
 def _run(a: Tensor, b: Tensor, acc: Accumulator, c: Tensor | None, generator: Any, running: bool = False) -> Tensor:
     """The kernel or the reference, on three axes each; ``running``: every sum, [batch, m, k, n]."""
-    key = ops.call_key(a, generator) if acc.stochastic else None
     a, b, c = a.detach(), b.detach(), None if c is None else c.detach()
+    if type(a) is Tensor and type(b) is Tensor and not _compat.traced_by_mode():
+        return _added_up(a, b, acc, c, running, generator)
+    if generator is not None:
+        raise ValueError(
+            "a graph cannot draw from a generator of its own: leave generator= out in torch.compile and torch.export, "
+            "and use torch.manual_seed"
+        )
+    return traced_sums(a, b, acc, c, running)
+
+
+@implement
+def _added_up(a: Tensor, b: Tensor, acc: Accumulator, c: Tensor | None, running: bool, generator: Any = None) -> Tensor:
+    key = ops.call_key(a, generator) if acc.stochastic else None
     kernels = _kernels(a.device, acc)
     if kernels is None:
         if a.device.type == "cpu":

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lptensor import _compat
 from lptensor.accumulator import Accumulator
 from lptensor.gemm import gemm, reduce
 
@@ -62,8 +63,16 @@ def sum(
     >>> sum(1 / torch.arange(1.0, 1000.0), accumulator=Accumulator(FP16))
     tensor(7.0859)
     """
+    if torch.compiler.is_dynamo_compiling():
+        node: Tensor = _lptensor_sum(x, dim, keepdim, accumulator, generator)
+        return node
     total: Tensor = _Sum.apply(x, dim, keepdim, accumulator, generator)  # type: ignore[no-untyped-call]
     return total
+
+
+@_compat.graph_node
+def _lptensor_sum(x: Tensor, dim: Any, keepdim: bool, accumulator: Accumulator, generator: Any) -> Tensor:
+    return sum(x, dim, keepdim, accumulator=accumulator, generator=generator)
 
 
 def conv(
@@ -150,8 +159,16 @@ def with_gradients(
     a: Tensor, b: Tensor, accumulator: Accumulator, c: Tensor | None = None, generator: Any = None
 ) -> Tensor:
     """``gemm`` under autograd: the gradients' products are added up by the same accumulator."""
+    if torch.compiler.is_dynamo_compiling():
+        node: Tensor = _lptensor_gemm(a, b, accumulator, c, generator)
+        return node
     r: Tensor = _Gemm.apply(a, b, c, accumulator, generator)  # type: ignore[no-untyped-call]
     return r
+
+
+@_compat.graph_node
+def _lptensor_gemm(a: Tensor, *args: Any) -> Tensor:
+    return with_gradients(a, *args)
 
 
 class _Gemm(torch.autograd.Function):

@@ -13,7 +13,7 @@ from lptensor.accumulator import Accumulator
 from lptensor.gemm import gemm
 from lptensor.hadamard import Hadamard
 from lptensor.operands import Gemm, Operand, Product
-from lptensor.sums import add, check_untraced
+from lptensor.sums import add
 from lptensor.tf32 import without_tf32
 
 Seen = Callable[[Tensor, Any, Any, bool], None]  # is told every rounding
@@ -93,7 +93,6 @@ class Multiply:
         if self.accumulator is None:
             product: Tensor = without_tf32(torch.matmul)(a, b)
             return product if start is None else product + start
-        check_untraced(a, b)
         if start is not None and start.dim() < 2:  # a bias: one number for each column
             start = start.expand(1, b.shape[-1])
         return gemm(a, b, self.accumulator, start)

@@ -20,19 +20,8 @@ aten = torch.ops.aten
 _Sum = Callable[..., Any]
 
 
-def check_untraced(*tensors: Tensor) -> None:
-    """Refuse the tensors that torch.compile traces with."""
-    for x in tensors:
-        if type(x) is not Tensor or x.device.type == "meta":
-            raise NotImplementedError(
-                f"an accumulator adds up numbers, and a {type(x).__name__} that is traced has none: leave products and "
-                "sums with an accumulator out of torch.compile (torch.compiler.disable)"
-            )
-
-
 def add(x: Tensor, dim: Sequence[int] | int | None, acc: Accumulator, keepdim: bool = False) -> Tensor:
     """The sum over axes, in contiguous order; over all of them if none is named."""
-    check_untraced(x)
     return reduce(x, tuple(dim) if isinstance(dim, Sequence) else dim, acc, keepdim)
 
 
@@ -54,7 +43,6 @@ def _nansum(acc: Accumulator, x: Tensor, dim: Any = None, keepdim: bool = False,
 
 
 def _cumsum(acc: Accumulator, x: Tensor, dim: int, *, dtype: Any = None) -> Tensor:
-    check_untraced(x)
     return cumsum(x if dtype is None else x.to(dtype), dim, acc)
 
 
@@ -124,7 +112,6 @@ def _embedding_backward(
     """Each row adds up the gradients of its uses, in their order: a product with the table of uses."""
     if scale_grad_by_freq:
         raise NotImplementedError(_refusal("embedding with scale_grad_by_freq", "leave scale_grad_by_freq away"))
-    check_untraced(grad)
     uses = (indices.flatten() == torch.arange(num_weights, device=indices.device).unsqueeze(1)).to(grad.dtype)
     if padding_idx >= 0:
         uses[padding_idx] = 0

@@ -18,6 +18,7 @@ import lptensor
 from lptensor import BF16, E4M3, FP16, FP32, MXFP4, Arithmetic, FixedPoint, FloatingPoint, Format, LPTensor, convert
 from lptensor.accumulator import Accumulator, integer_accumulator
 from lptensor.arithmetic import promote
+from lptensor.hadamard import Hadamard
 from lptensor.operands import Gemm
 from oracles import gemm_reference
 
@@ -205,6 +206,17 @@ def test_a_convolution_equals_unfold_and_matmul_bit_for_bit(
         assert torch.equal(plain(mine), true)
 
 
+def test_an_output_padded_by_more_than_the_stride_counts_in_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, w, form = narrow(2, 3, 7), narrow(3, 4, 2), dict(stride=1, padding=0, dilation=2)
+    leaves = lp(x).requires_grad_(), lp(w).requires_grad_()
+    y = F.conv_transpose1d(*leaves, output_padding=1, **form)
+    g = narrow(*y.shape)
+    got = y, *torch.autograd.grad(y, leaves, lp(g))
+    wanted = looped_convolution(monkeypatch, gemm_reference.transposed_convolution, x, w, g, **form)
+    for mine, true in zip(got, wanted, strict=True):
+        assert torch.equal(plain(mine), true)
+
+
 def test_a_convolution_begins_with_its_bias_and_adds_up_its_gradient() -> None:
     x, w, b = narrow(2, 3, 6, 5), narrow(4, 3, 3, 2), narrow(4)
     bias = lp(b).requires_grad_()
@@ -277,6 +289,80 @@ def test_variances_and_norms_add_up_their_squares() -> None:
     assert torch.equal(plain(torch.linalg.vector_norm(lp(x), torch.inf, dim=-1)), x.abs().amax(-1))
 
 
+def test_what_only_selects_or_counts_is_no_sum_and_infinities_stay() -> None:
+    x = narrow(6, 50)
+    x[0, :7] = 0
+    for ord in (0, torch.inf, -torch.inf):
+        assert torch.equal(
+            plain(torch.linalg.vector_norm(lp(x), ord, dim=-1)), torch.linalg.vector_norm(x, ord, dim=-1)
+        )
+    x[1, 3], x[2, 4], x[3] = torch.nan, torch.inf, -torch.inf
+    known = torch.where(x.isnan(), 0.0, x)
+    assert torch.equal(plain(lp(x[:3]).nansum(-1)), loop_sum(known[:3]))
+    endless = lp(torch.tensor([torch.nan, torch.inf]), Arithmetic(None, accumulator=Accumulator(FP32)))
+    assert endless.nansum().item() == torch.inf
+    assert plain(lp(x).logsumexp(-1))[2:4].tolist() == [torch.inf, -torch.inf]
+    y = lp(narrow(6, 50))
+    assert torch.equal(plain(torch.var(y, -1, correction=None)), plain(y.var(-1)))  # type: ignore[call-overload]
+
+
+GRADIENTS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
+    "sum": (lambda x: x.sum(-1), lambda x, g: g[:, None].expand_as(x)),
+    "mean": (lambda x: x.mean(-1), lambda x, g: (g / x.shape[-1])[:, None].expand_as(x)),
+    "cumsum": (lambda x: x.cumsum(-1), lambda x, g: torch.stack([loop_sum(g[:, k:].flip(-1)) for k in range(40)], -1)),
+    "var": (
+        lambda x: x.var(-1),
+        lambda x, g: (2 / 39) * g[:, None] * (x - (loop_sum(x) / 40)[:, None]),
+    ),
+    "norm": (
+        lambda x: torch.linalg.vector_norm(x, dim=-1),
+        lambda x, g: x * (g / loop_sum(x.square()).sqrt())[:, None],
+    ),
+    "logsumexp": (
+        lambda x: x.logsumexp(-1),
+        lambda x, g: g[:, None] * (x - (x.amax(-1) + loop_sum((x - x.amax(-1, True)).exp()).log())[:, None]).exp(),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_the_gradient_of_a_sum_has_its_own_sums_added_up(name: str) -> None:
+    run, formula = GRADIENTS[name]
+    x = narrow(6, 40)
+    leaf = lp(x).requires_grad_()
+    y = run(leaf)
+    g = narrow(*y.shape)
+    (grad,) = torch.autograd.grad(y, leaf, lp(g))
+    torch.testing.assert_close(plain(grad), formula(x, g))
+
+
+def test_the_gradients_of_vectors_are_products_or_sum_nothing() -> None:
+    a, v, g = narrow(9, 30), narrow(30), narrow(9)
+    x, y = lp(a).requires_grad_(), lp(v).requires_grad_()
+    of_x, of_y = torch.autograd.grad(torch.mv(x, y), (x, y), lp(g))
+    assert torch.equal(plain(of_y), loop(a.T, g[:, None]).squeeze(1))
+    assert torch.equal(plain(of_x), torch.outer(g, v))
+    of_x, of_y = torch.autograd.grad(torch.dot(x[0], y), (x, y), lp(torch.tensor(1.5)))
+    assert torch.equal(plain(of_y), 1.5 * a[0]) and torch.equal(plain(of_x)[0], 1.5 * v)
+
+
+def test_group_norm_adds_up_forward_and_backward() -> None:
+    x, w, b, g = narrow(4, 6, 10), narrow(6), narrow(6), narrow(4, 6, 10)
+    rows = x.reshape(8, 30)  # two groups of three channels, ten numbers each
+    mean = loop_sum(rows) / 30
+    rstd = (loop_sum((rows - mean[:, None]).square()) / 30 + 1e-5).rsqrt()
+    hat = ((rows - mean[:, None]) * rstd[:, None]).view_as(x)
+    leaves = [lp(t).requires_grad_() for t in (x, w, b)]
+    y = F.group_norm(leaves[0], 2, leaves[1], leaves[2])
+    torch.testing.assert_close(plain(y), hat * w[:, None] + b[:, None])
+    grads = [plain(t) for t in torch.autograd.grad(y, leaves, lp(g))]
+    # PyTorch's formula: sums over positions, then over samples
+    of_g, of_gx = loop_sum(g), loop_sum(g * x)
+    center, scale = (t.view(4, 2).repeat_interleave(3, 1) for t in (mean, rstd))
+    torch.testing.assert_close(grads[1], loop_sum((of_gx - of_g * center) * scale, 0))
+    torch.testing.assert_close(grads[2], loop_sum(of_g, 0))
+
+
 def test_softmax_adds_up_its_exponentials_and_its_gradient() -> None:
     x, g = narrow(5, 60), narrow(5, 60)
     e = (x - x.amax(-1, keepdim=True)).exp()
@@ -321,12 +407,13 @@ def test_batch_norm_adds_up_and_updates_its_statistics() -> None:
     assert type(norm.weight.grad) is LPTensor
 
 
-def test_an_embeddings_gradient_adds_up_the_uses_of_each_row() -> None:
-    table, words, g = narrow(6, 4), torch.tensor([[1, 1, 2], [1, 5, 1]] * 9), narrow(18, 3, 4)
+@pytest.mark.parametrize("padding", [0, 5])
+def test_an_embeddings_gradient_adds_up_the_uses_of_each_row(padding: int) -> None:
+    table, words, g = narrow(6, 4), torch.tensor([[1, 1, 2], [0, 5, 1]] * 9), narrow(18, 3, 4)
     leaf = lp(table).requires_grad_()
-    (grad,) = torch.autograd.grad(F.embedding(words, leaf, padding_idx=5), leaf, lp(g))
+    (grad,) = torch.autograd.grad(F.embedding(words, leaf, padding_idx=padding), leaf, lp(g))
     for row in range(6):
-        uses = g.flatten(0, 1)[words.flatten() == row] if row != 5 else torch.zeros(1, 4)
+        uses = g.flatten(0, 1)[words.flatten() == row] if row != padding else torch.zeros(1, 4)
         assert torch.equal(plain(grad)[row], loop_sum(uses, 0))
 
 
@@ -397,6 +484,15 @@ def test_stochastic_accumulators_repeat_with_the_seed() -> None:
     assert all(map(torch.equal, once, again)) and not any(map(torch.equal, once, other))
 
 
+def test_attention_that_would_draw_twice_says_what_to_do() -> None:
+    drawn = Arithmetic(None, accumulator=Accumulator(NARROW, rounding="stochastic"))
+    inside = Arithmetic(None, accumulator=Accumulator(NARROW, chunk=4, inner=Accumulator(FP16, rounding="stochastic")))
+    for arithmetic in (drawn, inside, Arithmetic(None, operands=Gemm(E4M3, transform=Hadamard(8, "random")))):
+        x = lp(narrow(1, 2, 9, 16), arithmetic)
+        with pytest.raises(NotImplementedError, match="SDPBackend.MATH"):
+            F.scaled_dot_product_attention(x, x, x)
+
+
 REFUSED: dict[str, Callable[[Tensor], Any]] = {
     "avg_pool2d": lambda x: F.avg_pool2d(x, 2),
     "adaptive_avg_pool2d": lambda x: F.adaptive_avg_pool2d(x, 2),
@@ -410,6 +506,7 @@ REFUSED: dict[str, Callable[[Tensor], Any]] = {
     "inverse": lambda x: torch.linalg.inv(x),
     "bilinear": lambda x: F.bilinear(x, x, torch.randn(2, 4, 4)),
     "prod": lambda x: x.prod(),
+    "put": lambda x: torch.put(x, torch.tensor([0]), x.flatten()[:1], accumulate=True),
     "fold": lambda x: F.fold(x[0], (5, 1), (1, 1)),
 }
 
@@ -424,9 +521,10 @@ def test_pools_are_refused_backward_only_where_windows_overlap() -> None:
     x = lp(torch.randn(1, 1, 6, 6)).requires_grad_()
     F.max_pool2d(x, 2).sum().backward()
     assert x.grad is not None and x.grad.sum().item() == 9
-    y = F.max_pool2d(x, 3, stride=2).sum()
-    with pytest.raises(NotImplementedError, match="windows not overlap"):
-        y.backward()
+    for form in (dict(kernel_size=3, stride=2), dict(kernel_size=2, stride=2, dilation=2)):
+        y = F.max_pool2d(x, **form).sum()  # type: ignore[arg-type]
+        with pytest.raises(NotImplementedError, match="windows not overlap"):
+            y.backward()
 
 
 def test_putting_without_adding_needs_no_accumulator() -> None:

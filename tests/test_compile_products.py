@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from lptensor import BF16, MXFP4, MXFP6_E2M3, MXFP6_E3M2, MXFP8_E4M3, MXFP8_E5M2, NVFP4, Arithmetic, convert
+import lptensor
+from lptensor import (
+    BF16,
+    E4M3,
+    FP16,
+    MXFP4,
+    MXFP6_E2M3,
+    MXFP6_E3M2,
+    MXFP8_E4M3,
+    MXFP8_E5M2,
+    NVFP4,
+    Arithmetic,
+    FloatingPoint,
+    convert,
+)
 from lptensor.accumulator import Accumulator
+from lptensor.gemm import gemm
 from lptensor.hadamard import Hadamard
 from lptensor.operands import Gemm, Operand
+from lptensor.text import write
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # within torch's own compiler
 
 SIX = Gemm((MXFP8_E4M3, MXFP4), (MXFP8_E5M2, MXFP6_E2M3), (NVFP4, MXFP6_E3M2), transform={"grad_input": Hadamard(16)})
+ADDED = Accumulator(FloatingPoint(5, 4), chunk=3)
 DRAWN = Gemm(Operand(MXFP4, "stochastic"), transform={"forward": Hadamard(16, "random")})
 
 
@@ -31,8 +52,15 @@ def run(arithmetic: Arithmetic, compiled: bool) -> list[Tensor]:
 
 @pytest.mark.parametrize(
     "arithmetic",
-    [Arithmetic(BF16, operands=SIX), Arithmetic(BF16, operands=DRAWN), Arithmetic(BF16, compute=torch.float64)],
-    ids=["operands", "random", "float64"],
+    [
+        Arithmetic(BF16, operands=SIX),
+        Arithmetic(BF16, operands=DRAWN),
+        Arithmetic(BF16, compute=torch.float64),
+        Arithmetic(BF16, accumulator=ADDED),
+        Arithmetic(BF16, operands=SIX, accumulator=ADDED),
+        Arithmetic(BF16, accumulator=Accumulator(E4M3, rounding="stochastic")),
+    ],
+    ids=["operands", "random", "float64", "accumulator", "operands and accumulator", "stochastic accumulator"],
 )
 def test_results_and_gradients_are_those_of_eager_mode(arithmetic: Arithmetic) -> None:
     # As many samples as outputs, so that shapes tell no product from another.
@@ -40,6 +68,59 @@ def test_results_and_gradients_are_those_of_eager_mode(arithmetic: Arithmetic) -
         assert torch.equal(eager, compiled)
 
 
-def test_an_accumulator_cannot_be_compiled_and_says_so() -> None:
-    with pytest.raises(Exception, match="leave products and sums with an accumulator out of torch.compile"):
-        run(Arithmetic(BF16, accumulator=Accumulator(BF16)), True)
+def every_sum(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    y = F.layer_norm(F.linear(x, w, b), (8,)).softmax(-1).cumsum(0)
+    return y.sum(0) + y.mean(0) + y.var(0) + torch.linalg.vector_norm(y, dim=0)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+def test_every_sum_is_added_up_in_a_graph_as_in_eager_mode(backend: str, dynamic: bool) -> None:
+    arithmetic = Arithmetic(FP16, accumulator=Accumulator(FloatingPoint(5, 4)))
+    torch._dynamo.reset()
+    compiled = torch.compile(every_sum, backend=backend, fullgraph=True, dynamic=dynamic)
+    for rows in (6, 9):
+        values = [torch.randn(shape) for shape in ((rows, 40), (8, 40), (8,))]
+        grads = []
+        for function in (every_sum, compiled):
+            leaves = [v.to_lp(arithmetic).requires_grad_() for v in values]  # type: ignore[attr-defined]
+            y = function(*leaves)
+            y.sum().backward()
+            grads.append([t.dequantize().detach() for t in (y, *(leaf.grad for leaf in leaves))])
+        for eager, other in zip(*grads, strict=True):
+            assert torch.equal(eager, other)
+
+
+def test_plain_products_and_sums_are_traced_too() -> None:
+    a, b = torch.randn(6, 40, requires_grad=True), torch.randn(40, 5, requires_grad=True)
+
+    def product(a: Tensor, b: Tensor) -> Tensor:
+        return lptensor.matmul(a, b, ADDED) + lptensor.sum(a, 0, accumulator=ADDED)[:5]
+
+    torch._dynamo.reset()
+    compiled = torch.compile(product, backend="aot_eager", fullgraph=True)
+    for mine, true in zip(
+        (compiled(a, b), *torch.autograd.grad(compiled(a, b).sum(), (a, b))),
+        (product(a, b), *torch.autograd.grad(product(a, b).sum(), (a, b))),
+        strict=True,
+    ):
+        assert torch.equal(mine, true)
+
+
+@pytest.mark.parametrize("running", [False, True])
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+def test_the_op_of_a_graph_is_what_torch_asks_of_one(running: bool, rounding: str) -> None:
+    acc = Accumulator(FP16, rounding=rounding)
+    a, b = torch.randn(2, 1 if running else 3, 7), torch.randn(2, 7, 5)
+    args: tuple[Any, ...] = (a, b, None if running else torch.randn(2, 3, 5), write(acc), running)
+    checked = ("test_schema", "test_faketensor")
+    if acc.stochastic:
+        torch.library.opcheck(torch.ops.lptensor.add_up_stochastic.default, (*args, 0), test_utils="test_faketensor")
+    else:
+        torch.library.opcheck(torch.ops.lptensor.add_up.default, args, test_utils=checked)
+
+
+def test_a_generator_of_its_own_is_refused_in_a_graph() -> None:
+    acc = Accumulator(FP16, rounding="stochastic")
+    with FakeTensorMode(), pytest.raises(ValueError, match="use torch.manual_seed"):
+        gemm(torch.ones(2, 3), torch.ones(3, 2), acc, generator=torch.Generator())

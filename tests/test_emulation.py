@@ -267,16 +267,15 @@ def test_a_machine_that_flushes_subnormals_rounds_scalars_to_the_same_bits(libra
             assert_same_as_cpu(library, x, FloatingPoint(4, 3, bias=140), mode)
 
 
-def test_an_error_code_is_raised_with_its_name(library: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_code_is_raised_with_its_name() -> None:
     class Failing:
         def __getattr__(self, name: str) -> Any:
             return (lambda code: b"CUDA driver version is insufficient") if name == "lpt_cuda_error" else lambda *a: 35
 
     x = torch.zeros(3)
-    with emulated(library):
-        monkeypatch.setattr(_cuda, "library", Failing)
-        with pytest.raises(RuntimeError, match="CUDA error 35: CUDA driver version is insufficient"):
-            _cuda.round_grid(x, x, E4M3.grid, Rounding(), None)
+    message = "CUDA error 35: CUDA driver version is insufficient"
+    with emulated(Failing()), pytest.raises(RuntimeError, match=message):
+        _cuda.round_grid(x, x, E4M3.grid, Rounding(), None)
 
 
 def test_a_library_of_another_version_is_refused(library: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -197,13 +197,12 @@ def test_a_key_of_a_graph_needs_the_kernels(monkeypatch: pytest.MonkeyPatch) -> 
         gemm(torch.ones(2, 2), torch.ones(2, 2), Accumulator(BF16, rounding="stochastic"))
 
 
-def test_an_error_code_is_raised_with_its_name(library: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_code_is_raised_with_its_name() -> None:
     class Failing:
         def __getattr__(self, name: str) -> Any:
             return (lambda code: b"CUDA driver version is insufficient") if name == "lpt_cuda_error" else lambda *a: 35
 
     x = torch.zeros(1, 3, 3)
-    with emulated(library):
-        monkeypatch.setattr(_cuda, "library", Failing)
-        with pytest.raises(RuntimeError, match="lpt_cuda_gemm_f32 failed on cpu with CUDA error 35: CUDA driver"):
-            _cuda_gemm.gemm(x, x, x.clone(), Accumulator(BF16), None, None, False)
+    message = "lpt_cuda_gemm_f32 failed on cpu with CUDA error 35: CUDA driver"
+    with emulated(Failing()), pytest.raises(RuntimeError, match=message):
+        _cuda_gemm.gemm(x, x, x.clone(), Accumulator(BF16), None, None, False)

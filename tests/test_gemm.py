@@ -26,6 +26,7 @@ IMPLEMENTATIONS = ["reference", *NATIVE_BUILDS]
 KEY = (0x0123456789ABCDEF, 77)
 WANG = FloatingPoint(6, 9)
 DETERMINISTIC = ("nearest", "nearest_away", "toward_zero", "down", "up", "odd")
+SIDES = ("toward_zero", "down", "up")
 
 
 def product(
@@ -177,6 +178,65 @@ def test_float64_operands_are_added_exactly_too(acc: Accumulator, seed: int, k: 
         assert torch.equal(got, wanted), f"{implementation}: {got} instead of {wanted}"
 
 
+# One format for each way in which a sum is brought to a side, in fp32 or in double.
+SIDED = (
+    FP32,
+    BF16,
+    FP16,
+    E4M3,
+    E5M2,
+    FloatingPoint(8, 22),
+    FloatingPoint(8, 7, overflow="saturate"),
+    FloatingPoint(4, 3, specials="fn", overflow="nan"),
+)
+
+
+@pytest.mark.parametrize("mode", SIDES)
+@pytest.mark.parametrize("sum", SIDED, ids=repr)
+@pytest.mark.parametrize("product_format", [None, E5M2], ids=repr)
+def test_sums_to_a_side_are_those_of_rationals_down_to_the_last_and_up_to_the_largest_number(
+    sum: ScalarFormat, mode: str, product_format: Any
+) -> None:
+    grids = [format.grid for format in (sum, product_format) if format is not None]
+    bottom, top = max(grid.quantum(grid.emin) for grid in grids), min(grid.emax for grid in grids)
+    values = [replace(values_of(format or sum), overflow="saturate") for format in (sum, product_format)]
+    for exponent in (0, bottom // 2, bottom // 2 - 4, top // 2 - 2):
+        a, b, c = operands(11, 2, 7, 5, 2)
+        a, b, c = a * 2.0**exponent, b * 2.0**exponent, c * 2.0**exponent * 2.0**exponent
+        for chunk in (1, 3):
+            acc = Accumulator(sum, product_format, chunk, rounding=mode)
+            wanted, endless = sided(a, b, c, acc, values)
+            for implementation in IMPLEMENTATIONS:
+                got = product(implementation, a[None], b[None], acc, c[None])[0]
+                assert torch.equal(got[~endless], wanted[~endless]), implementation
+                assert not endless.all()
+
+
+def sided(a: Tensor, b: Tensor, c: Tensor, acc: Accumulator, values: list[Any]) -> tuple[Tensor, Tensor]:
+    """The sums in rationals, and which of them went beyond an end of their format that the mode does not keep."""
+    wanted, endless = c.clone(), torch.zeros_like(c, dtype=torch.bool)
+    for i, j in itertools.product(range(len(a)), range(b.shape[1])):
+        beyond: list[Fraction] = []
+        sum, of_product = (noting(value, acc.rounding.name, beyond) for value in values)
+        inside = Adder(sum, product=of_product if acc.product else None)
+        outside = replace(inside, chunk=acc.chunk, inner=inside) if acc.chunk > 1 else inside
+        row, column = ([Fraction(x) for x in t.tolist()] for t in (a[i], b[:, j]))
+        wanted[i, j] = float(outside.dot(row, column, Fraction(float(c[i, j]))))
+        endless[i, j] = bool(beyond)
+    return wanted, endless
+
+
+def noting(values: Any, mode: str, beyond: list[Fraction]) -> Callable[[Fraction], Fraction]:
+    """Rounding that takes down what the mode sends to infinity."""
+
+    def rounded(x: Fraction) -> Fraction:
+        if abs(x) > values.largest(x < 0) and not exact.points_inward(mode, x < 0):
+            beyond.append(x)
+        return Fraction(exact.rounded(values, x, mode))
+
+    return rounded
+
+
 @pytest.mark.parametrize("compute", ["exact", "fp32"])
 @pytest.mark.parametrize("product_format", [None, E5M2])
 @pytest.mark.parametrize(("order", "chunk"), [("sequential", 1), ("sequential", 3), ("kahan", 1), ("kahan", 2)])
@@ -199,6 +259,11 @@ def test_a_product_rounded_to_fp32_first_would_be_wrong(implementation: str) -> 
     a, b = torch.tensor([[[2.0**-12, 1.5]] * 2]), torch.tensor([[[2.0**-12] * 2, [683 / 1024] * 2]])
     assert product(implementation, a, b, Accumulator(FP16)).unique().tolist() == [1 + 2.0**-10]
     assert product(implementation, a, b, Accumulator(FP16, compute="fp32")).unique().tolist() == [1.0]
+    a = torch.full((1, 2, 1), 1 + 2.0**-12)  # its square lies above half way by half of fp32's spacing
+    for order in ("sequential", "pairwise", "kahan"):
+        exactly, twice = (Accumulator(FP16, FP16, order=order, compute=way) for way in ("exact", "fp32"))
+        assert product(implementation, a, a.mT, exactly).unique().tolist() == [1 + 2.0**-10]
+        assert product(implementation, a, a.mT, twice).unique().tolist() == [1.0]
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -238,12 +303,28 @@ TILED = (
     Accumulator(FloatingPoint(4, 3), rounding="stochastic"),
     Accumulator(FloatingPoint(8, 19), rounding="stochastic"),
     Accumulator(FloatingPoint(8, 20), rounding="stochastic"),
+    *(Accumulator(sum, rounding=mode) for sum in (FP32, BF16, FP16) for mode in SIDES),
     Accumulator(E4M3, rounding="up"),
+    Accumulator(FloatingPoint(8, 7, overflow="saturate"), rounding="down"),
+    Accumulator(FP16, E5M2, rounding="down"),
+    *(Accumulator(BF16, chunk=7, rounding=mode) for mode in ("down", "up")),
+    *(Accumulator(sum, chunk=32, rounding="toward_zero", inner=FP32) for sum in (FP32, BF16, FP16)),
+    Accumulator(FP16, chunk=5, rounding="toward_zero", inner=Accumulator(BF16, rounding="toward_zero")),
+    Accumulator(BF16, rounding="toward_zero", compute="fp32"),
+    Accumulator(FixedPoint(8, 4), rounding="stochastic", wrap=True),
     tensor_core("hopper_fp8"),
 )
 
 
-@pytest.mark.parametrize("acc", TILED, ids=repr)
+# What tiles must leave to others: chunks in chunks, and chunks that are rounded in another mode than their sums.
+NESTED = (
+    Accumulator(BF16, chunk=6, inner=Accumulator(BF16, chunk=2)),
+    Accumulator(BF16, chunk=4, inner=Accumulator(BF16, rounding="toward_zero")),
+    Accumulator(BF16, chunk=4, rounding="up", inner=BF16),
+)
+
+
+@pytest.mark.parametrize("acc", [*TILED, *NESTED], ids=repr)
 @pytest.mark.parametrize("shape", SHAPES[:2], ids=str)
 def test_builds_have_the_bits_of_the_reference_past_the_edges_of_tiles(
     acc: Accumulator, shape: tuple[int, int, int]
@@ -329,6 +410,19 @@ def test_stochastic_sums_are_right_on_average(compute: str) -> None:
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize(("beyond", "odds"), [("overflow", 0.25), ("saturate", 0.0), ("probability", 0.5)])
+def test_what_is_beyond_the_largest_value_has_the_odds_that_were_asked_for(
+    implementation: str, beyond: str, odds: float
+) -> None:
+    # 244 lies a quarter of the spacing above the largest value, and half way to where nearest overflows
+    a, b = torch.full((1, 2, 1), 244.0), torch.ones(1, 1, 800)
+    acc = Accumulator(FloatingPoint(4, 3), rounding=Stochastic(beyond=beyond))
+    got = product(implementation, a, b, acc)
+    assert set(got.unique().tolist()) <= {240.0, torch.inf}
+    assert abs(got.isinf().float().mean() - odds) <= 4 * (odds * (1 - odds) / got.numel()) ** 0.5
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize(
     "acc",
     [*TILED, Accumulator(FP16, order="kahan"), Accumulator(FP16, order="pairwise"), Accumulator(FP16, order="exact")],
@@ -348,6 +442,21 @@ def test_nan_and_infinity_follow_ieee_754(implementation: str, acc: Accumulator)
     if endless and acc.order != "kahan":
         assert got[1, 0] == inf and got[3, 0] == inf
     assert got[5].tolist() == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("mode", [*DETERMINISTIC, "stochastic"])
+@pytest.mark.parametrize("sum", [FP32, BF16, FP16], ids=repr)
+def test_a_sum_of_zero_is_positive_unless_both_terms_are_negative_zeros(
+    implementation: str, dtype: torch.dtype, mode: str, sum: ScalarFormat
+) -> None:
+    for start, factor, wanted in ((-0.0, -0.0, -0.0), (-0.0, 0.0, 0.0), (0.0, -0.0, 0.0), (1.0, -1.0, 0.0)):
+        a, b, c = (torch.full((1, 2, 2), x, dtype=dtype) for x in (factor, 1.0, start))
+        got = product(implementation, a[:, :, :1], b[:, :1], Accumulator(sum, rounding=mode), c)
+        assert same(got, torch.full_like(got, wanted))
+        got = product(implementation, a[:, :, :1], b[:, :1], Accumulator(sum, chunk=2, rounding=mode), c)
+        assert same(got, torch.zeros_like(got))  # a chunk begins at +0
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -459,6 +568,11 @@ def test_leading_axes_broadcast_and_strides_do_not_matter() -> None:
     x, y = wide[::2, ::2].mT, wide[1::2, 1::2]
     assert same(gemm(x, y, acc), gemm(x.contiguous(), y.contiguous(), acc))
     assert same(gemm(x, y.flip(1), acc), gemm(x, y, acc).flip(1))
+    starts = torch.randn(4, 6, generator=g)  # one column is a matrix with gaps
+    one = gemm(a[0, 0], b[0, :, :1], acc, starts[:, 2:3])
+    assert same(one, gemm(a[0, 0], b[0, :, :2], acc, starts[:, 2:4])[:, :1])
+    negated = torch.randn(9, 5, dtype=torch.complex64, generator=g).conj().imag  # a view that says it is negative
+    assert negated.is_neg() and same(gemm(x, negated, acc), gemm(x, negated.clone().resolve_neg(), acc))
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 4), (3, 0, 4), (3, 4, 0), (0, 0, 0)])
@@ -507,6 +621,18 @@ def test_a_tensor_without_axes_is_one_term(dim: Any, keepdim: bool) -> None:
         reduce(x, 1, Accumulator(BF16))
 
 
+def test_a_format_inside_chunks_adds_as_is_said_of_the_whole() -> None:
+    inside = Accumulator(FP16, E5M2, 4, inner=BF16, compute="fp32").inside
+    assert inside == Accumulator(BF16, E5M2, compute="fp32")
+    assert Accumulator(FP16, chunk=4, rounding="up").inside == Accumulator(FP16, rounding="up")
+    drawn = Accumulator(FP16, rounding="stochastic")
+    assert Accumulator(BF16, chunk=4, inner=drawn).stochastic and not Accumulator(BF16, chunk=4, inner=FP16).stochastic
+
+
+WIDE_PRODUCT = Accumulator(BF16, FixedPoint(30, 4))
+WIDE_INSIDE = Accumulator(BF16, chunk=3, inner=FixedPoint(32, 0))
+
+
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
@@ -519,6 +645,8 @@ def test_a_tensor_without_axes_is_one_term(dim: Any, keepdim: bool) -> None:
         (lambda: Accumulator(FixedPoint(8, 4, clamp=False)), ValueError, "say clamp=True"),
         (lambda: Accumulator(FixedPoint(53, 4)), ValueError, "use a narrower format"),
         (lambda: Accumulator(BF16, FixedPoint(30, 4), compute="fp32"), ValueError, "wider than fp32"),
+        (lambda: gemm(torch.ones(2, 2), torch.ones(2, 2), WIDE_PRODUCT), ValueError, "product=.*24 bits; use float64"),
+        (lambda: reduce(torch.ones(9), 0, WIDE_INSIDE), ValueError, "sum=.*24 bits; use float64"),
         (lambda: Accumulator(BF16, wrap=True), ValueError, "needs a FixedPoint sum"),
         (lambda: Accumulator(BF16, inner=FP32), ValueError, "give a chunk of 2 or more"),
         (lambda: Accumulator(BF16, alignment=3), ValueError, "alignment is for"),

@@ -25,7 +25,7 @@ LAYERS = (
     ("blocks", "codebooks", "posits", "tables", "scaling", "accumulator"),
     ("reference", "_native", "_cuda", "_nvrtc", "fused"),
     ("inductor",),
-    ("library",),
+    ("library", "gemm_op"),
     ("accumulate", "_native_gemm", "_cuda_gemm"),
     ("ops",),
     ("gemm",),

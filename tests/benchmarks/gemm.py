@@ -1,8 +1,8 @@
 """How fast sums of products are with each accumulator: `python tests/benchmarks/gemm.py`.
 
-GFLOP/s of square products on one thread (two operations for each step of a sum) and the share of
-torch.mm's, which runs in turns with each row; medians of the turns. A scalar loop in Python over a
-part of the outputs stands for the way such sums are written down.
+GFLOP/s of square products on one thread, by processor time (two operations for each step of a sum), and
+the share of torch.mm's, which runs in turns with each row; medians of the turns, quartiles in parentheses.
+A scalar loop in Python over a part of the outputs stands for the way such sums are written down.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from lptensor.accumulator import Accumulator, tensor_core
 from lptensor.gemm import gemm
 
 ROWS = {
+    "FP32": Accumulator(FP32),
     "FP16, fp32 steps": Accumulator(FP16, compute="fp32"),
     "FP16": Accumulator(FP16),
     "BF16, fp32 steps": Accumulator(BF16, compute="fp32"),
@@ -30,8 +31,15 @@ ROWS = {
     "BF16, chunks of 32 in FP32": Accumulator(BF16, chunk=32, inner=FP32),
     "1-6-9, chunks of 64": Accumulator(FloatingPoint(6, 9), chunk=64),
     "FP16, stochastic, fp32 steps": Accumulator(FP16, rounding="stochastic", compute="fp32"),
+    "BF16, stochastic": Accumulator(BF16, rounding="stochastic"),
     "FP16, stochastic": Accumulator(FP16, rounding="stochastic"),
-    "FP16, toward zero": Accumulator(FP16, rounding="toward_zero"),
+    **{
+        f"{name}, {mode.replace('_', ' ')}": Accumulator(sum, rounding=mode)
+        for name, sum in (("FP32", FP32), ("BF16", BF16), ("FP16", FP16))
+        for mode in ("toward_zero", "up", "down")
+    },
+    "FP16, products in FP16, toward zero": Accumulator(FP16, FP16, rounding="toward_zero"),
+    "FP16, to odd": Accumulator(FP16, rounding="odd"),
     "BF16, pairwise": Accumulator(BF16, order="pairwise"),
     "BF16, Kahan": Accumulator(BF16, order="kahan"),
     "BF16, exact": Accumulator(BF16, order="exact"),
@@ -40,9 +48,9 @@ ROWS = {
 
 
 def seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
+    start = time.thread_time()
     work()
-    return time.perf_counter() - start
+    return time.thread_time() - start
 
 
 def loop(a: list[float], b: list[float]) -> float:
@@ -74,7 +82,8 @@ def main() -> None:
         ]
         plain += [mm for mm, _ in pairs]
         speed = operations / statistics.median(own for _, own in pairs) / 1e9
-        table.add_row(name, f"{speed:.2f}", f"{statistics.median(mm / own for mm, own in pairs):.3f}")
+        low, share, high = statistics.quantiles([mm / own for mm, own in pairs], method="inclusive")
+        table.add_row(name, f"{speed:.2f}", f"{share:.3f} ({low:.3f} to {high:.3f})")
     row, column = a[0].tolist(), b[:, 0].tolist()
     table.add_row("BF16, a scalar loop in Python", f"{2 * n / seconds(lambda: loop(row, column)) / 1e9:.5f}", "")
     table.add_row("torch.mm", f"{operations / statistics.median(plain) / 1e9:.1f}", "1")

@@ -61,10 +61,15 @@ def emulated(lib: Any, blocks: int = 2**40, order: str = "forwards") -> Iterator
 
     Kernels get at most ``blocks`` thread blocks and stride over the rest. Between two waiting points
     threads run from first to last, "backwards", or a warp runs "ahead" as far as it can before the next.
+
+    What a test patches over this within, and takes back only when it ends, would install ``lib`` for all tests
+    that follow: it is an error.
     """
+    stand_ins = {"library": lambda: lib, "where": lambda x: (0, 0), "guard": contextlib.nullcontext}
     lib.lpt_emulate(blocks, ("forwards", "backwards", "ahead").index(order))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_cuda, "library", lambda: lib)
-        patch.setattr(_cuda, "where", lambda x: (0, 0))
-        patch.setattr(_cuda, "guard", contextlib.nullcontext)
+        for name, value in stand_ins.items():
+            patch.setattr(_cuda, name, value)
         yield
+        for name, value in stand_ins.items():
+            assert getattr(_cuda, name) is value, f"_cuda.{name} was patched within emulated(), and would come back"

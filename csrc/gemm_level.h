@@ -1,0 +1,68 @@
+// One level of an accumulator, and the rounding of doubles to any format in any mode.
+#pragma once
+#include "gemm_loops.h"
+#if defined(__FMA__)
+#include "gemm_rounders.h"
+#endif
+
+namespace {
+
+// Called from many places, each time for many numbers: copies would only make the library larger.
+#define LPT_SHARED __attribute__((noinline))
+
+// One level of an accumulator: its own rounding, and that of the chunks below.
+struct level {
+    const lpt_accumulator *acc;
+    lpt_cell<double> sum, product;
+    level *inside;
+
+    explicit level(const lpt_accumulator &a)
+        : acc(&a), inside(a.inner ? new level(*a.inner) : nullptr) {
+        const lpt_rule rule = {a.mode, a.bits, a.beyond, 0, {0, 0}};
+        sum = lpt_make_cell<double>(a.sum, rule, 0);
+        product = a.has_product ? lpt_make_cell<double>(a.product, rule, 0) : sum;
+    }
+    ~level() { delete inside; }
+    level(const level &) = delete;
+    level &operator=(const level &) = delete;
+};
+
+template <int W, int MODE, bool PLAIN>
+void round_all(double *x, const lpt_cell<double> &cell, const uint32_t *words) {
+#if defined(__FMA__)
+    if (W > 1 && PLAIN && MODE <= LPT_STOCHASTIC) {
+        const to_grid<MODE> rounder(cell);
+        for (int l = 0; l < W; l += vectors<double>::length) {
+            doubles v;
+            memcpy(&v, x + l, sizeof v);
+            v = rounder(v, words + l);
+            memcpy(x + l, &v, sizeof v);
+        }
+        return;
+    }
+#endif
+    const lpt_cell<double> c = cell;
+    for (int l = 0; l < W; ++l)
+        x[l] = lpt_value<double>(lpt_round<double, MODE, PLAIN>(
+            lpt_bits(x[l]), c, MODE < LPT_STOCHASTIC ? 0 : words[l]));
+}
+
+template <int W, bool PLAIN>
+LPT_SHARED void round_mode(double *x, const lpt_cell<double> &c, int mode, const uint32_t *words) {
+    switch (mode) {
+    case LPT_NEAREST: return round_all<W, LPT_NEAREST, PLAIN>(x, c, words);
+    case LPT_NEAREST_AWAY: return round_all<W, LPT_NEAREST_AWAY, PLAIN>(x, c, words);
+    case LPT_TOWARD_ZERO: return round_all<W, LPT_TOWARD_ZERO, PLAIN>(x, c, words);
+    case LPT_DOWN: return round_all<W, LPT_DOWN, PLAIN>(x, c, words);
+    case LPT_UP: return round_all<W, LPT_UP, PLAIN>(x, c, words);
+    case LPT_ODD: return round_all<W, LPT_ODD, PLAIN>(x, c, words);
+    case LPT_STOCHASTIC: return round_all<W, LPT_STOCHASTIC, PLAIN>(x, c, words);
+    case LPT_STOCHASTIC_HALF_OFFSET:
+        return round_all<W, LPT_STOCHASTIC_HALF_OFFSET, PLAIN>(x, c, words);
+    case LPT_STOCHASTIC_PRE_ROUNDED:
+        return round_all<W, LPT_STOCHASTIC_PRE_ROUNDED, PLAIN>(x, c, words);
+    default: return round_all<W, LPT_STOCHASTIC_EQUAL, PLAIN>(x, c, words);
+    }
+}
+
+}  // namespace

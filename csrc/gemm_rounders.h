@@ -1,0 +1,253 @@
+// Rounders of vectors. Each takes the random words of its numbers, whether it draws or not.
+#pragma once
+#include "gemm_steps.h"
+
+namespace {
+
+template <class T> struct to_carrier {  // fp32 sums of fp32 numbers are rounded already
+    to_carrier(const lpt_cell<T> &, int) {}
+    LPT_STEP typename vectors<T>::V operator()(typename vectors<T>::V x, const uint32_t *) const {
+        return x;
+    }
+};
+
+// To nearest in formats that are lpt_wide_range_fits: the bits of fp32 cut short, so that
+// subnormal numbers and overflow need no care. NaNs have no payload here that a carry could leave.
+struct to_wide_range {
+    typedef vectors<float>::U U;
+    U drop, under_half, keep;
+    to_wide_range(const lpt_cell<float> &c, int) {
+        for (int l = 0; l < vectors<float>::length; ++l) {
+            drop[l] = (uint32_t)c.drop;
+            under_half[l] = (1u << (c.drop - 1)) - 1;
+            keep[l] = ~((1u << c.drop) - 1);
+        }
+    }
+    LPT_STEP floats operator()(floats x, const uint32_t *) const {
+        const U u = (U)x;
+        return (floats)((u + under_half + ((u >> drop) & 1)) & keep);
+    }
+};
+
+// To nearest in formats that are lpt_added_fits: adding and taking away a number whose spacing is
+// the format's at x lets the processor round, ties to even. Sums are in the mode nearest.
+template <class T> struct to_nearest {
+    typedef typename vectors<T>::V V;
+    typedef typename vectors<T>::U U;
+    V bottom, top, up, limit, over, exponents, sign;
+    to_nearest(const lpt_cell<T> &c, int) {
+        typedef lpt_carrier<T> C;
+        typedef typename C::bits B;
+        bottom = spread(lpt_value<T>((B)c.emin << C::mantissa));
+        top = spread(lpt_value<T>((B)(c.emax + 1) << C::mantissa));
+        up = spread(lpt_value<T>((B)(C::bias + c.drop) << C::mantissa));
+        limit = spread(lpt_value<T>(c.limit[0]));
+        over = spread(lpt_value<T>(c.over[0]));
+        exponents = spread(lpt_value<T>((B)(2 * C::bias + 1) << C::mantissa));
+        sign = spread((T)-0.0);
+    }
+    LPT_STEP V operator()(V x, const uint32_t *) const {
+        const U negative = (U)x & (U)sign;
+        const V size = (V)((U)x ^ negative);
+        const V binade = least(most((V)((U)x & (U)exponents), bottom), top), shift = binade * up;
+        const V r = (size + shift) - shift;
+        return (V)((U)(r > limit ? over : r) | negative);
+    }
+};
+
+// Toward zero, up or down in double, in formats that are lpt_added_fits there: the nearest multiple
+// of the spacing, less one where it is beyond x, and one more where magnitudes grow in that
+// direction and that is not x.
+struct to_side_in_double {
+    typedef vectors<double>::U U;
+    doubles bottom, top, up, step, limit, over[2], inf[2], exponents, sign;
+    U grow[2];
+    to_side_in_double(const lpt_cell<double> &c, int mode) {
+        bottom = spread(lpt_value<double>((uint64_t)c.emin << 52));
+        top = spread(lpt_value<double>((uint64_t)(c.emax + 1) << 52));
+        up = spread(lpt_value<double>((uint64_t)(1023 + c.drop) << 52));
+        step = spread(lpt_value<double>((uint64_t)(1023 + c.drop - 52) << 52));
+        limit = spread(lpt_value<double>(c.limit[0]));
+        for (int i = 0; i < 2; ++i) {
+            over[i] = spread(lpt_value<double>(c.over[i]));
+            inf[i] = spread(lpt_value<double>(c.inf[i]));
+            grow[i] = (U)spread(0.0) - (uint64_t)(mode == (i ? LPT_DOWN : LPT_UP));
+        }
+        exponents = spread(lpt_value<double>(2047ull << 52));
+        sign = spread(-0.0);
+    }
+    LPT_STEP doubles operator()(doubles x, const uint32_t *) const {
+        const U minus = (U)x & (U)sign, negative = (U)(minus != 0);
+        const doubles size = (doubles)((U)x ^ minus);
+        const doubles binade = least(most((doubles)((U)x & (U)exponents), bottom), top);
+        const doubles shift = binade * up, spacing = binade * step;
+        doubles r = (size + shift) - shift;
+        r = r > size ? r - spacing : r;
+        r = r < size ? r + (doubles)((U)spacing & (negative ? grow[1] : grow[0])) : r;
+        r = r > limit ? (negative ? over[1] : over[0]) : r;
+        r = size == exponents ? (negative ? inf[1] : inf[0]) : r;
+        return (doubles)((U)r | minus);
+    }
+};
+
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
+// Toward zero, up or down in formats that are lpt_wide_range_fits: where the magnitude grows, what
+// is added carries into the bits that stay if any of those that go is one.
+template <int MODE> struct to_wide_side {
+    typedef vectors<float>::U U;
+    U below, keep;
+    to_wide_side(const lpt_cell<float> &c, int) {
+        for (int l = 0; l < vectors<float>::length; ++l) {
+            below[l] = (1u << c.drop) - 1;
+            keep[l] = ~((1u << c.drop) - 1);
+        }
+    }
+    static LPT_STEP __mmask16 growing(floats x) {
+        const __mmask16 negative = _mm512_movepi32_mask((__m512i)x);
+        return MODE == LPT_UP ? _knot_mask16(negative) : negative;
+    }
+    LPT_STEP floats operator()(floats x, const uint32_t *) const {
+        const __m512i u = (__m512i)x;
+        if (MODE == LPT_TOWARD_ZERO)
+            return (floats)((U)u & keep);
+        return (floats)((U)_mm512_mask_add_epi32(u, growing(x), u, (__m512i)below) & keep);
+    }
+};
+
+// The same in formats that are lpt_side_fits. Below the normal numbers of the format the smallest
+// of them is added for as long, which gives x their spacing; that sum is rounded to the same side.
+template <int MODE> struct to_side : to_wide_side<MODE> {
+    typedef vectors<float>::U U;
+    floats bottom, limit, beyond, inf, sign;
+    to_side(const lpt_cell<float> &c, int mode) : to_wide_side<MODE>(c, mode) {
+        bottom = spread(lpt_value<float>((uint32_t)c.emin << 23));
+        limit = spread(lpt_value<float>(c.limit[0]));
+        beyond = spread(lpt_value<float>(c.inf[0]));
+        inf = spread(lpt_value<float>(0x7f800000u));
+        sign = spread(-0.0f);
+    }
+    LPT_STEP floats operator()(floats x, const uint32_t *) const {
+        enum {
+            upward = _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC,
+            to_zero = _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC
+        };
+        const U minus = (U)x & (U)sign;
+        const floats size = (floats)((U)x ^ minus);
+        const __mmask16 small = _mm512_cmp_ps_mask(size, bottom, _CMP_LT_OQ);
+        const __mmask16 grow = MODE == LPT_TOWARD_ZERO ? 0 : this->growing(x);
+        floats r = _mm512_mask_add_round_ps(size, small, size, bottom, to_zero);
+        if (MODE != LPT_TOWARD_ZERO) {
+            r = _mm512_mask_add_round_ps(r, small & grow, size, bottom, upward);
+            r = (floats)_mm512_mask_add_epi32((__m512i)r, grow, (__m512i)r, (__m512i)this->below);
+        }
+        r = (floats)((U)r & this->keep);
+        r = _mm512_mask_sub_ps(r, small, r, bottom);
+        const __mmask16 past = _mm512_cmp_ps_mask(r, limit, _CMP_GT_OQ);
+        const __mmask16 endless = _mm512_cmp_ps_mask(size, inf, _CMP_EQ_OQ);
+        r = _mm512_mask_mov_ps(r, past, limit);
+        r = _mm512_mask_mov_ps(r, (past & grow) | endless, beyond);
+        return (floats)((U)r | minus);
+    }
+};
+#endif
+
+// Any mode in double, for cells that are `plain`: steps as in lptensor/reference.py, x in units of
+// the spacing 2**q, to an integer, and back. The words are 32 random bits each.
+template <int MODE> struct to_grid {
+    typedef vectors<double>::U U;
+    doubles bottom, top, exponents, sign, units, limit[2], over[2], inf[2];
+    uint64_t negative_zero;
+    explicit to_grid(const lpt_cell<double> &c, int = MODE) {
+        bottom = spread(lpt_value<double>((uint64_t)c.emin << 52));
+        top = spread(lpt_value<double>((uint64_t)c.emax << 52));
+        exponents = spread(lpt_value<double>(2047ull << 52));
+        sign = spread(-0.0);
+        units = spread(lpt_value<double>((uint64_t)(1023 + 52 - c.drop) << 52));
+        for (int i = 0; i < 2; ++i) {
+            limit[i] = spread(lpt_value<double>(c.limit[i]));
+            over[i] = spread(lpt_value<double>(c.over[i]));
+            inf[i] = spread(lpt_value<double>(c.inf[i]));
+        }
+        negative_zero = c.zero_sign;
+    }
+    LPT_STEP doubles operator()(doubles x, const uint32_t *words) const {
+        const U minus = (U)x & (U)sign;
+        const doubles size = (doubles)((U)x ^ minus);
+        const U negative = (U)((doubles)((U)(minus >> 63)) != spread(0.0));
+        const doubles binade = least(most((doubles)((U)x & (U)exponents), bottom), top);
+        const doubles per = (doubles)((2046ull << 52) - (U)binade) * units;  // one over the spacing
+        const doubles n = size * per, k = down(n), part = n - k;
+        const doubles half = spread(0.5), zero = spread(0.0), one = spread(1.0);
+        U up = (U)(zero != zero);
+        if (MODE == LPT_NEAREST || MODE == LPT_ODD) {
+            const doubles pair = k * half;
+            const U odd = (U)(pair != down(pair));
+            if (MODE == LPT_NEAREST)
+                up = (U)(part > half) | ((U)(part == half) & odd);
+            else
+                up = (U)(part > zero) & ~odd;
+        }
+        if (MODE == LPT_NEAREST_AWAY)
+            up = (U)(part >= half);
+        if (MODE == LPT_UP)
+            up = (U)(part > zero) & ~negative;
+        if (MODE == LPT_DOWN)
+            up = (U)(part > zero) & negative;
+        if (MODE == LPT_STOCHASTIC)
+            up = (U)(down(part * spread(4294967296.0)) + widened(words) >= spread(4294967296.0));
+        const doubles r = (k + (doubles)(up & (U)one)) * ((doubles)((2046ull << 52) - (U)per));
+        const doubles end = negative ? limit[1] : limit[0], past = negative ? over[1] : over[0];
+        doubles y = r > end ? past : r;
+        y = size == exponents ? (negative ? inf[1] : inf[0]) : y;
+        const U kept = (U)(y != zero) | negative_zero;
+        return (doubles)((U)y | (minus & kept));
+    }
+};
+
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
+// Stochastic rounding of formats of at most 20 bits in double, for cells that are `plain`: the word
+// is added where the digits lie that go, and a carry out of them is the way up (lean.h). Below the
+// normal numbers of the format the smallest of them is added for as long, which gives x their
+// spacing; what that cuts off is less than 2**-32 of it.
+struct to_drawn {
+    typedef vectors<double>::U U;
+    doubles bottom, exponents, sign, limit[2], over[2], inf[2];
+    U keep;
+    uint64_t negative_zero;
+    __m128i shift;
+    to_drawn(const lpt_cell<double> &c, int) {
+        bottom = spread(lpt_value<double>((uint64_t)c.emin << 52));
+        exponents = spread(lpt_value<double>(2047ull << 52));
+        sign = spread(-0.0);
+        for (int i = 0; i < 2; ++i) {
+            limit[i] = spread(lpt_value<double>(c.limit[i]));
+            over[i] = spread(lpt_value<double>(c.over[i]));
+            inf[i] = spread(lpt_value<double>(c.inf[i]));
+        }
+        keep = (U)spread(lpt_value<double>(~((1ull << c.drop) - 1)));
+        negative_zero = c.zero_sign;
+        shift = _mm_cvtsi32_si128(c.drop - 32);
+    }
+    LPT_STEP doubles operator()(doubles x, const uint32_t *words) const {
+        const U minus = (U)x & (U)sign;
+        const doubles size = (doubles)((U)x ^ minus), zero = spread(0.0);
+        const __mmask8 negative = _mm512_movepi64_mask((__m512i)x);
+        const doubles lift =
+            _mm512_maskz_mov_pd(_mm512_cmp_pd_mask(size, bottom, _CMP_LT_OQ), bottom);
+        const U word = (U)_mm512_sll_epi64(
+            _mm512_cvtepu32_epi64(_mm256_loadu_si256((const __m256i *)words)), shift);
+        const doubles lifted = cut_in_double::add(size, lift);
+        const doubles r = (doubles)(((U)lifted + word) & keep) - lift;
+        const doubles end = _mm512_mask_mov_pd(limit[0], negative, limit[1]);
+        doubles y = _mm512_mask_mov_pd(r, _mm512_cmp_pd_mask(r, end, _CMP_GT_OQ),
+                                       _mm512_mask_mov_pd(over[0], negative, over[1]));
+        y = _mm512_mask_mov_pd(y, _mm512_cmp_pd_mask(size, exponents, _CMP_EQ_OQ),
+                               _mm512_mask_mov_pd(inf[0], negative, inf[1]));
+        const U kept = (U)(y != zero) | negative_zero;
+        return (doubles)((U)y | (minus & kept));
+    }
+    static bool fits(const lpt_grid &g) { return g.precision <= 20; }
+};
+#endif
+
+}  // namespace

@@ -1,0 +1,111 @@
+// Sums and products in vectors, each as a rounder of gemm_rounders.h gets it: what it makes of that
+// is what it would make of the exact value.
+#pragma once
+#include "gemm_lanes.h"
+
+namespace {
+
+// Fused multiply-add, product and sum of fp32.
+struct in_fp32 {
+    typedef float T;
+    static LPT_STEP floats fma(floats a, floats b, floats c) { return fused(a, b, c); }
+    static LPT_STEP floats mul(floats a, floats b) { return a * b; }
+    static LPT_STEP floats add(floats a, floats b) { return a + b; }
+};
+
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
+// To odd in fp32, for formats that are lpt_odd_fits: of the neighbours below and above, which are
+// one where the sum is exact, the one whose last bit is set; where neither is, that above, so that
+// an exact zero is +0.
+struct odd_in_fp32 {
+    typedef float T;
+    static LPT_STEP floats odd(floats below, floats above) {
+        const __mmask16 set =
+            _mm512_test_epi32_mask(_mm512_castps_si512(below), _mm512_set1_epi32(1));
+        return _mm512_mask_blend_ps(set, above, below);
+    }
+    enum {
+        downward = _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC,
+        upward = _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC
+    };
+    static LPT_STEP floats fma(floats a, floats b, floats c) {
+        return odd(_mm512_fmadd_round_ps(a, b, c, downward),
+                   _mm512_fmadd_round_ps(a, b, c, upward));
+    }
+    static LPT_STEP floats mul(floats a, floats b) {
+        return odd(_mm512_mul_round_ps(a, b, downward), _mm512_mul_round_ps(a, b, upward));
+    }
+    static LPT_STEP floats add(floats a, floats b) {
+        return odd(_mm512_add_round_ps(a, b, downward), _mm512_add_round_ps(a, b, upward));
+    }
+};
+
+// Toward zero, up or down in fp32, for formats that go on in the same direction. Fp32 has all
+// values of such a format F. Let x be exact and d the largest fp32 number not above it: the largest
+// value of F not above x is an fp32 number, so it is not above d, and so it is the largest of F not
+// above d. The other directions are mirror images. Beyond its largest number fp32 gives that number
+// or infinity, just where F gives its largest value or what it makes of infinity. An exact zero is
+// +0 unless both terms are -0, also where rounding down would make it -0.
+template <int MODE> struct side_in_fp32 {
+    typedef float T;
+    enum {
+        side = (MODE == LPT_UP     ? _MM_FROUND_TO_POS_INF
+                : MODE == LPT_DOWN ? _MM_FROUND_TO_NEG_INF
+                                   : _MM_FROUND_TO_ZERO) |
+        _MM_FROUND_NO_EXC
+    };
+    static LPT_STEP floats with_zero_of(floats nearest, floats x) {
+        return _mm512_mask_mov_ps(x, _mm512_cmp_ps_mask(x, nearest, _CMP_EQ_OQ), nearest);
+    }
+    static LPT_STEP floats fma(floats a, floats b, floats c) {
+        const floats x = _mm512_fmadd_round_ps(a, b, c, side);
+        return MODE == LPT_DOWN ? with_zero_of(fused(a, b, c), x) : x;
+    }
+    static LPT_STEP floats mul(floats a, floats b) { return _mm512_mul_round_ps(a, b, side); }
+    static LPT_STEP floats add(floats a, floats b) {
+        const floats x = _mm512_add_round_ps(a, b, side);
+        return MODE == LPT_DOWN ? with_zero_of(a + b, x) : x;
+    }
+};
+#endif
+
+// To odd in double; the product of two floats is exact there.
+struct odd_in_double {
+    typedef double T;
+    typedef vectors<double>::U U;
+    static LPT_STEP doubles add(doubles a, doubles b) {
+        const doubles t = a + b, back = t - a, rest = (a - (t - back)) + (b - back);
+        const U u = (U)t, inexact = (U)((rest > 0) | (rest < 0)) & 1;
+        const U past = inexact & (u ^ (U)rest) >> 63;
+        return (doubles)((u - past) | inexact);
+    }
+    static LPT_STEP doubles mul(doubles a, doubles b) { return a * b; }
+    static LPT_STEP doubles fma(doubles a, doubles b, doubles c) { return add(c, a * b); }
+};
+
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
+// Toward zero in double. Stochastic rounding cuts off what lies below 2**-32 of the spacing, so
+// that formats of at most 20 bits cannot tell it from the exact sum.
+struct cut_in_double {
+    typedef double T;
+    enum { to_zero = _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC };
+    static LPT_STEP doubles add(doubles a, doubles b) { return _mm512_add_round_pd(a, b, to_zero); }
+    static LPT_STEP doubles mul(doubles a, doubles b) { return a * b; }
+    static LPT_STEP doubles fma(doubles a, doubles b, doubles c) {
+        return _mm512_fmadd_round_pd(a, b, c, to_zero);
+    }
+};
+#endif
+
+// Fused multiply-add, product and sum of fp32, for rounders that work in double.
+struct fp32_in_double {
+    typedef double T;
+    static LPT_STEP doubles single(doubles x) { return widened(narrowed(x)); }
+    static LPT_STEP doubles fma(doubles a, doubles b, doubles c) {
+        return widened(fused(narrowed(a), narrowed(b), narrowed(c)));
+    }
+    static LPT_STEP doubles mul(doubles a, doubles b) { return single(a * b); }
+    static LPT_STEP doubles add(doubles a, doubles b) { return single(a + b); }
+};
+
+}  // namespace
