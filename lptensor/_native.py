@@ -19,7 +19,7 @@ from lptensor.posits import PositBits
 from lptensor.rounding import Mode, Rounding
 from lptensor.tables import Table, keys, steps
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 MAX_DIMS = 16  # csrc/block.h
 
 
@@ -112,6 +112,7 @@ def library() -> Any:
             getattr(lib, f"lpt_round_{kind}_{suffix}").argtypes = (*(pointer,) * 5, ctypes.c_int32)
         getattr(lib, f"lpt_census_{suffix}").argtypes = (pointer, pointer, number, *(pointer,) * 4)
         getattr(lib, f"lpt_census_{suffix}").restype = None
+    lib.lpt_large_pages.argtypes = (pointer, number)
     lib.lpt_random_word.argtypes = (ctypes.c_uint64, pointer)
     lib.lpt_random_word.restype = ctypes.c_uint32
     lib.lpt_philox_words.argtypes = (ctypes.c_uint64, pointer, pointer)
@@ -293,6 +294,13 @@ def round_blocks(
     )
     if failed:
         raise MemoryError(f"no memory for the scales of {x.numel()} elements in blocks of {tuple(shape)}")
+
+
+def ask_for_large_pages(y: Tensor) -> None:
+    """Let the memory of a new CPU tensor, which nothing was written to yet, come in large pages, if it can."""
+    lib = library()
+    if lib is not None:
+        lib.lpt_large_pages(y.data_ptr(), y.nbytes)
 
 
 def census(x: Tensor, y: Tensor, limits: Any, counts: Any, sums: Any, binades: Any) -> None:

@@ -182,7 +182,18 @@ def round_fresh(x: Tensor, format: Format, rounding: Rounding, generator: Any = 
                 "out and use torch.manual_seed, and give clamping_grad_zero a deterministic rounding"
             )
         return library.traced_round(x, format, rounding)
-    return round_into(x, torch.empty_like(x), format, rounding, generator)
+    return round_into(x, _new_like(x), format, rounding, generator)
+
+
+_LARGE = 4 << 20  # bytes, at most half of which large pages of 2 MiB cannot cover
+
+
+def _new_like(x: Tensor) -> Tensor:
+    """New memory for a rounded copy of ``x``: of large pages where it is large and the system has them."""
+    y = torch.empty_like(x)
+    if y.nbytes >= _LARGE and y.is_cpu:
+        _native.ask_for_large_pages(y)
+    return y
 
 
 def round_into(x: Tensor, y: Tensor, format: Format, rounding: Rounding, generator: Any = None) -> Tensor:
@@ -231,7 +242,7 @@ def _round_into(x: Tensor, y: Tensor, format: Format, rounding: Rounding, genera
 
 @library.implement
 def _rounded_copy(x: Tensor, format: Format, rounding: Rounding) -> Tensor:
-    return round_into(x, torch.empty_like(x), format, rounding)
+    return round_into(x, _new_like(x), format, rounding)
 
 
 def _reference(x: Tensor, format: Format, lowered: Any, rounding: Rounding, key: Any) -> Tensor:
