@@ -139,6 +139,11 @@ def grid_struct(grid: Grid) -> GridStruct:
 
 
 @functools.cache
+def _grid_reference(grid: Grid) -> Any:
+    return ctypes.byref(grid_struct(grid))
+
+
+@functools.cache
 def blocks_struct(blocks: Blocks | ScaledBlocks) -> _Blocks | _ScaledBlocks:
     """The C struct of the blocks of a format."""
     grids = {name: grid_struct(value) for name, value in blocks._asdict().items() if isinstance(value, Grid)}
@@ -163,6 +168,13 @@ def rule(rounding: Rounding, key: tuple[int, int] | None) -> _Rule:
     return _Rule(rounding.mode, rounding.bits, rounding.beyond, 0, *key)
 
 
+_RULE_REFERENCES = tuple(ctypes.byref(struct) for struct in _RULES)
+
+
+def _rule_reference(rounding: Rounding, key: tuple[int, int] | None) -> Any:
+    return _RULE_REFERENCES[rounding.mode] if key is None else ctypes.byref(rule(rounding, key))
+
+
 def round_grid(x: Tensor, y: Tensor, grid: Grid, rounding: Rounding, key: tuple[int, int] | None) -> None:
     """``x`` rounded into ``y``: CPU tensors of one dtype and memory layout, without gaps; they may be one."""
     lib = library()
@@ -171,8 +183,8 @@ def round_grid(x: Tensor, y: Tensor, grid: Grid, rounding: Rounding, key: tuple[
         x.data_ptr(),
         y.data_ptr(),
         x.numel(),
-        ctypes.byref(grid_struct(grid)),
-        ctypes.byref(rule(rounding, key)),
+        _grid_reference(grid),
+        _rule_reference(rounding, key),
         torch.get_num_threads(),
     )
 
@@ -186,7 +198,7 @@ def round_posit(x: Tensor, y: Tensor, posit: PositBits, rounding: Rounding, key:
         y.data_ptr(),
         x.numel(),
         ctypes.byref(posit_struct(posit)),
-        ctypes.byref(rule(rounding, key)),
+        _rule_reference(rounding, key),
         torch.get_num_threads(),
     )
 
@@ -201,7 +213,7 @@ def round_table(x: Tensor, y: Tensor, table: Table, rounding: Rounding, key: tup
         y.data_ptr(),
         x.numel(),
         ctypes.byref(struct),
-        ctypes.byref(rule(rounding, key)),
+        _rule_reference(rounding, key),
         torch.get_num_threads(),
     )
 
@@ -289,7 +301,7 @@ def round_blocks(
         y.data_ptr(),
         ctypes.byref(layout_struct(tuple(x.shape) or (1,), tuple(shape) or (1,))),
         ctypes.byref(blocks_struct(blocks)),
-        ctypes.byref(rule(rounding, key)),
+        _rule_reference(rounding, key),
         torch.get_num_threads(),
     )
     if failed:

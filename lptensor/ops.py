@@ -161,11 +161,11 @@ def call_key(x: Tensor, generator: torch.Generator | None) -> _cuda.Key:
     return torch.empty(2, dtype=torch.int64, device=x.device).random_(generator=generator)
 
 
-def _kernels(device: torch.device, format: Format) -> Any:
-    """The module whose compiled kernels round the tensors of a device to a format, or None."""
-    if device.type == "cpu":
+def _kernels(x: Tensor, format: Format) -> Any:
+    """The module whose compiled kernels round a tensor where it is to a format, or None."""
+    if x.is_cpu:
         return _native if _native.library() is not None else None
-    if device.type != "cuda":
+    if not x.is_cuda:
         return None
     if _cuda.library() is not None:
         return _cuda
@@ -207,14 +207,27 @@ def round_into(x: Tensor, y: Tensor, format: Format, rounding: Rounding, generat
     return y
 
 
+def round_in_place(x: Tensor, format: Format, rounding: Rounding) -> None:
+    """``round_into(x, x, ...)``, by a short way where nothing is special: every op of an LPTensor comes by here.
+
+    A meta tensor, which has no values, stays as it is.
+    """
+    grid = format.lowered
+    special = observe.anyone or rounding.stochastic or type(grid) is not Grid or not x.is_cpu or x.is_neg()
+    if not special and x.is_contiguous() and _native.library() is not None:
+        _native.round_grid(x, x, grid, rounding, None)
+    elif not x.is_meta:
+        round_into(x, x, format, rounding)
+
+
 def _round_into(x: Tensor, y: Tensor, format: Format, rounding: Rounding, generator: Any) -> Tensor:
     if x.numel() == 0:
         return y
     key = call_key(x, generator) if rounding.stochastic else None
     lowered = format.lowered
-    kernels = _kernels(x.device, format)
+    kernels = _kernels(x, format)
     if kernels is None:
-        if x.device.type == "cpu":
+        if x.is_cpu:
             _native.warn_missing()
         if isinstance(key, Tensor):
             raise RuntimeError(
@@ -224,8 +237,10 @@ def _round_into(x: Tensor, y: Tensor, format: Format, rounding: Rounding, genera
 
     # Random words and blocks go by position in contiguous order; else any order without gaps will do.
     elementwise = not isinstance(format, BlockFormat) and key is None
-    negated = x.is_neg() or y.is_neg()  # the imaginary part of a conjugate: memory holds the negatives
-    same = x.stride() == y.stride() and (x.is_contiguous() or elementwise and _dense(x)) and not negated
+    # The imaginary part of a conjugate: memory holds the negatives.
+    negated = x.is_neg() or y is not x and y.is_neg()
+    alike = y is x or x.stride() == y.stride()
+    same = alike and (x.is_contiguous() or elementwise and _dense(x)) and not negated
     source = x if same else x.resolve_neg().contiguous()
     target = y if same or y.is_contiguous() and not negated else torch.empty_like(source)
     if isinstance(lowered, Grid):
