@@ -161,11 +161,11 @@ def call_key(x: Tensor, generator: torch.Generator | None) -> _cuda.Key:
     return torch.empty(2, dtype=torch.int64, device=x.device).random_(generator=generator)
 
 
-def _kernels(x: Tensor, format: Format) -> Any:
-    """The module whose compiled kernels round a tensor where it is to a format, or None."""
-    if x.is_cpu:
+def _kernels(device: torch.device, format: Format) -> Any:
+    """The module whose compiled kernels round the tensors of a device to a format, or None."""
+    if device.type == "cpu":
         return _native if _native.library() is not None else None
-    if not x.is_cuda:
+    if device.type != "cuda":
         return None
     if _cuda.library() is not None:
         return _cuda
@@ -225,9 +225,9 @@ def _round_into(x: Tensor, y: Tensor, format: Format, rounding: Rounding, genera
         return y
     key = call_key(x, generator) if rounding.stochastic else None
     lowered = format.lowered
-    kernels = _kernels(x, format)
+    kernels = _kernels(x.device, format)
     if kernels is None:
-        if x.is_cpu:
+        if x.device.type == "cpu":
             _native.warn_missing()
         if isinstance(key, Tensor):
             raise RuntimeError(
