@@ -19,7 +19,7 @@ from lptensor.posits import PositBits
 from lptensor.rounding import Mode, Rounding
 from lptensor.tables import Table, keys, steps
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 MAX_DIMS = 16  # csrc/block.h
 
 
@@ -112,6 +112,7 @@ def library() -> Any:
             getattr(lib, f"lpt_round_{kind}_{suffix}").argtypes = (*(pointer,) * 5, ctypes.c_int32)
         getattr(lib, f"lpt_census_{suffix}").argtypes = (pointer, pointer, number, *(pointer,) * 4)
         getattr(lib, f"lpt_census_{suffix}").restype = None
+    lib.lpt_large_pages.argtypes = (pointer, number)
     lib.lpt_random_word.argtypes = (ctypes.c_uint64, pointer)
     lib.lpt_random_word.restype = ctypes.c_uint32
     lib.lpt_philox_words.argtypes = (ctypes.c_uint64, pointer, pointer)
@@ -135,6 +136,11 @@ def warn_missing() -> None:
 def grid_struct(grid: Grid) -> GridStruct:
     """The C struct of a grid."""
     return GridStruct(**grid._asdict())
+
+
+@functools.cache
+def _grid_reference(grid: Grid) -> Any:
+    return ctypes.byref(grid_struct(grid))
 
 
 @functools.cache
@@ -162,6 +168,13 @@ def rule(rounding: Rounding, key: tuple[int, int] | None) -> _Rule:
     return _Rule(rounding.mode, rounding.bits, rounding.beyond, 0, *key)
 
 
+_RULE_REFERENCES = tuple(ctypes.byref(struct) for struct in _RULES)
+
+
+def _rule_reference(rounding: Rounding, key: tuple[int, int] | None) -> Any:
+    return _RULE_REFERENCES[rounding.mode] if key is None else ctypes.byref(rule(rounding, key))
+
+
 def round_grid(x: Tensor, y: Tensor, grid: Grid, rounding: Rounding, key: tuple[int, int] | None) -> None:
     """``x`` rounded into ``y``: CPU tensors of one dtype and memory layout, without gaps; they may be one."""
     lib = library()
@@ -170,8 +183,8 @@ def round_grid(x: Tensor, y: Tensor, grid: Grid, rounding: Rounding, key: tuple[
         x.data_ptr(),
         y.data_ptr(),
         x.numel(),
-        ctypes.byref(grid_struct(grid)),
-        ctypes.byref(rule(rounding, key)),
+        _grid_reference(grid),
+        _rule_reference(rounding, key),
         torch.get_num_threads(),
     )
 
@@ -185,7 +198,7 @@ def round_posit(x: Tensor, y: Tensor, posit: PositBits, rounding: Rounding, key:
         y.data_ptr(),
         x.numel(),
         ctypes.byref(posit_struct(posit)),
-        ctypes.byref(rule(rounding, key)),
+        _rule_reference(rounding, key),
         torch.get_num_threads(),
     )
 
@@ -200,7 +213,7 @@ def round_table(x: Tensor, y: Tensor, table: Table, rounding: Rounding, key: tup
         y.data_ptr(),
         x.numel(),
         ctypes.byref(struct),
-        ctypes.byref(rule(rounding, key)),
+        _rule_reference(rounding, key),
         torch.get_num_threads(),
     )
 
@@ -288,11 +301,18 @@ def round_blocks(
         y.data_ptr(),
         ctypes.byref(layout_struct(tuple(x.shape) or (1,), tuple(shape) or (1,))),
         ctypes.byref(blocks_struct(blocks)),
-        ctypes.byref(rule(rounding, key)),
+        _rule_reference(rounding, key),
         torch.get_num_threads(),
     )
     if failed:
         raise MemoryError(f"no memory for the scales of {x.numel()} elements in blocks of {tuple(shape)}")
+
+
+def ask_for_large_pages(y: Tensor) -> None:
+    """Let the memory of a new CPU tensor, which nothing was written to yet, come in large pages, if it can."""
+    lib = library()
+    if lib is not None:
+        lib.lpt_large_pages(y.data_ptr(), y.nbytes)
 
 
 def census(x: Tensor, y: Tensor, limits: Any, counts: Any, sums: Any, binades: Any) -> None:

@@ -21,7 +21,7 @@ from lptensor.escape import leave
 from lptensor.exact_ops import correct
 from lptensor.library import traced_round
 from lptensor.limits import within_limits
-from lptensor.ops import round_into
+from lptensor.ops import round_in_place
 from lptensor.rules import Kind, Rule, rule_for
 from lptensor.running_product import TURNS, turn
 
@@ -92,8 +92,7 @@ def round_(inner: Tensor, arithmetic: Arithmetic, gradient: bool) -> Tensor:
     if format is None:
         return inner
     if type(inner) is Tensor:
-        if inner.device.type != "meta":
-            round_into(inner, inner, format, rounding)
+        round_in_place(inner, format, rounding)
     else:
         inner = traced_round(inner, format, rounding)
     eyes = watcher
@@ -152,7 +151,7 @@ def _common_grid(rule: Rule, args: Any, kwargs: Any, cls: Any, found: list[Any])
     for operand in found:
         if operand._gradient != grid[1] or operand._arithmetic != grid[0]:
             return None
-    if any(_argument(place, args, kwargs) for place in rule.scalars):
+    if rule.scalars and any(_argument(place, args, kwargs) for place in rule.scalars):
         return None
     return None if _has_plain_float((*args, *kwargs.values()), cls) else grid
 
@@ -203,7 +202,7 @@ def _fresh(func: Any, rule: Rule, cls: Any, out: Any, grid: Grid, rounds: bool, 
 
 
 def _compute(func: Any, rule: Rule, cls: Any) -> Runner:
-    fast = correct(func)
+    fast = _compat.direct_call(correct(func))
 
     def run(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         found: list[Any] = []
@@ -213,6 +212,9 @@ def _compute(func: Any, rule: Rule, cls: Any) -> Runner:
             out = fast(*plain, **named)
         else:
             out = computed(Opened(func, args, kwargs, plain, named, found, _join, _seen))
+        if _stays(out):  # most ops, the short way through _fresh
+            grid = _join(found), in_backward()
+            return cls(round_(out, *grid), *grid)
         if isinstance(out, bool) or isinstance(out, Tensor) and not out.is_floating_point() and not out.is_complex():
             return out  # a comparison: it needs no format that holds both operands
         return _fresh(func, rule, cls, out, (_join(found), in_backward()), True, _named(rule, args, kwargs))
@@ -221,6 +223,8 @@ def _compute(func: Any, rule: Rule, cls: Any) -> Runner:
 
 
 def _keep(func: Any, rule: Rule, cls: Any) -> Runner:
+    fast = _compat.direct_call(func)
+
     def run(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         found: list[Any] = []
         plain = _unwrap(args, cls, found)
@@ -228,9 +232,11 @@ def _keep(func: Any, rule: Rule, cls: Any) -> Runner:
         kept = _common_grid(rule, args, kwargs, cls, found)
         grid: Grid = (_join(found), in_backward()) if kept is None else (kept[0], side_of_copy(kept[1]))
         if grid == kept or _direct(found):
-            out = func(*plain, **named)
+            out = fast(*plain, **named)
         else:
             out = computed(Opened(func, args, kwargs, plain, named, found, _join, _seen))
+        if _stays(out):
+            return cls(out if grid == kept else round_(out, *grid), *grid)
         return _fresh(func, rule, cls, out, grid, grid != kept, _named(rule, args, kwargs))
 
     return run
@@ -240,6 +246,8 @@ _NOTHING = contextlib.nullcontext()
 
 
 def _view(func: Any, rule: Rule, cls: Any) -> Runner:
+    fast = _compat.direct_call(func)
+
     def wrap(out: Any, base: Any) -> Any:
         if not isinstance(out, Tensor):
             return [wrap(item, base) for item in out] if type(out) is list else tuple(wrap(item, base) for item in out)
@@ -254,7 +262,7 @@ def _view(func: Any, rule: Rule, cls: Any) -> Runner:
     def run(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         found: list[Any] = []
         plain = _unwrap(args, cls, found)
-        out = func(*plain, **kwargs)
+        out = fast(*plain, **kwargs)
         if isinstance(out, Tensor) and not _stays(out):
             return leave(func, out, _named(rule, args, kwargs))
         return wrap(out, found[0])
@@ -269,7 +277,7 @@ def _view(func: Any, rule: Rule, cls: Any) -> Runner:
 
 
 def _mutate(func: Any, rule: Rule, cls: Any) -> Runner:
-    fast = correct(func)
+    fast = _compat.direct_call(correct(func))
 
     def run(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         found: list[Any] = []
@@ -329,7 +337,7 @@ def _reshape(func: Any, rule: Rule, cls: Any) -> Runner:
 
 
 def _foreach(func: Any, rule: Rule, cls: Any) -> Runner:
-    fast = correct(func)
+    fast = _compat.direct_call(correct(func))
 
     def run(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         found: list[Any] = []

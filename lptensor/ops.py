@@ -182,7 +182,18 @@ def round_fresh(x: Tensor, format: Format, rounding: Rounding, generator: Any = 
                 "out and use torch.manual_seed, and give clamping_grad_zero a deterministic rounding"
             )
         return library.traced_round(x, format, rounding)
-    return round_into(x, torch.empty_like(x), format, rounding, generator)
+    return round_into(x, _new_like(x), format, rounding, generator)
+
+
+_LARGE = 4 << 20  # bytes, at most half of which large pages of 2 MiB cannot cover
+
+
+def _new_like(x: Tensor) -> Tensor:
+    """New memory for a rounded copy of ``x``: of large pages where it is large and the system has them."""
+    y = torch.empty_like(x)
+    if y.nbytes >= _LARGE and y.is_cpu:
+        _native.ask_for_large_pages(y)
+    return y
 
 
 def round_into(x: Tensor, y: Tensor, format: Format, rounding: Rounding, generator: Any = None) -> Tensor:
@@ -194,6 +205,19 @@ def round_into(x: Tensor, y: Tensor, format: Format, rounding: Rounding, generat
     _round_into(x, y, format, rounding, generator)
     observe.show(observers, before, y, format, rounding)
     return y
+
+
+def round_in_place(x: Tensor, format: Format, rounding: Rounding) -> None:
+    """``round_into(x, x, ...)``, by a short way where nothing is special: every op of an LPTensor comes by here.
+
+    A meta tensor, which has no values, stays as it is.
+    """
+    grid = format.lowered
+    special = observe.anyone or rounding.stochastic or type(grid) is not Grid or not x.is_cpu or x.is_neg()
+    if not special and x.is_contiguous() and _native.library() is not None:
+        _native.round_grid(x, x, grid, rounding, None)
+    elif not x.is_meta:
+        round_into(x, x, format, rounding)
 
 
 def _round_into(x: Tensor, y: Tensor, format: Format, rounding: Rounding, generator: Any) -> Tensor:
@@ -213,8 +237,10 @@ def _round_into(x: Tensor, y: Tensor, format: Format, rounding: Rounding, genera
 
     # Random words and blocks go by position in contiguous order; else any order without gaps will do.
     elementwise = not isinstance(format, BlockFormat) and key is None
-    negated = x.is_neg() or y.is_neg()  # the imaginary part of a conjugate: memory holds the negatives
-    same = x.stride() == y.stride() and (x.is_contiguous() or elementwise and _dense(x)) and not negated
+    # The imaginary part of a conjugate: memory holds the negatives.
+    negated = x.is_neg() or y is not x and y.is_neg()
+    alike = y is x or x.stride() == y.stride()
+    same = alike and (x.is_contiguous() or elementwise and _dense(x)) and not negated
     source = x if same else x.resolve_neg().contiguous()
     target = y if same or y.is_contiguous() and not negated else torch.empty_like(source)
     if isinstance(lowered, Grid):
@@ -231,7 +257,7 @@ def _round_into(x: Tensor, y: Tensor, format: Format, rounding: Rounding, genera
 
 @library.implement
 def _rounded_copy(x: Tensor, format: Format, rounding: Rounding) -> Tensor:
-    return round_into(x, torch.empty_like(x), format, rounding)
+    return round_into(x, _new_like(x), format, rounding)
 
 
 def _reference(x: Tensor, format: Format, lowered: Any, rounding: Rounding, key: Any) -> Tensor:

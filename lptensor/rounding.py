@@ -37,7 +37,6 @@ class Beyond(enum.IntEnum):
     PROBABILITY = 2  # from the largest value to half a spacing above it, overflow grows from 0 to certain
 
 
-_STOCHASTIC = frozenset(mode for mode in Mode if mode >= Mode.STOCHASTIC)
 _VARIANTS = {
     "plain": Mode.STOCHASTIC,
     "half_offset": Mode.STOCHASTIC_HALF_OFFSET,
@@ -93,7 +92,7 @@ class Rounding:
     @property
     def stochastic(self) -> bool:
         """Whether the mode draws random words."""
-        return self.mode in _STOCHASTIC
+        return self.mode >= Mode.STOCHASTIC
 
     @property
     def name(self) -> str:

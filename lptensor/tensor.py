@@ -50,9 +50,6 @@ class LPTensor(Traceable, Sharded, Surface, Tensor):  # type: ignore[misc]
         self._inner, self._arithmetic, self._gradient = inner, arithmetic, gradient
         return self
 
-    def __init__(self, *_: Any) -> None:
-        pass
-
     def __init_subclass__(cls, **_: Any) -> NoReturn:
         raise TypeError("LPTensor cannot be subclassed; carry what differs in its Arithmetic")
 

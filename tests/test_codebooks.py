@@ -41,6 +41,8 @@ TABLES: dict[str, TableFormat] = {
     "neighbouring floats": Codebook([1.0 + k * 2.0**-23 for k in (0, 1, 2, 4, 7)] + [2.0, 3.0]),
     "positive": Codebook([0.5, 1.0, 1.5, 4.0]),
     "linear": Codebook([k / 64 for k in range(-128, 128)]),
+    "linear, mirrored": Codebook([k / 64 for k in range(-127, 128)]),
+    "mirrored but for one value": Codebook([*(k / 64 for k in range(-100, 100)), 2.0]),
     "posit8": Codebook(Posit(8).values()),
     "NF4": NF4,
     "FP4_RADIX4": FP4_RADIX4,

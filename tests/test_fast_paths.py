@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
-from lptensor import reference
+from lptensor import observe, reference
 from lptensor.blocks import MX, BlockFloatingPoint
+from lptensor.codebooks import NF4
 from lptensor.formats import BF16, E2M1, E4M3, E5M2, FP16, FP32, INT8, TF32, FixedPoint, FloatingPoint, Format
-from lptensor.ops import round_into
+from lptensor.ops import round_in_place, round_into
+from lptensor.posits import Posit
 from lptensor.rounding import Mode, Rounding, Stochastic, as_rounding
 from oracles.exact import MODES
 from oracles.table import table_of
@@ -96,6 +101,49 @@ def test_in_place_gives_the_same_bits(format: Format, mode: Mode) -> None:
     generators = [torch.Generator().manual_seed(5) for _ in range(2)]
     expected = round_into(x, torch.empty_like(x), format, rule, generators[0])
     assert_same_bits(round_into(x, x, format, rule, generators[1]), expected)
+
+
+FORMS: dict[str, Callable[[], Tensor]] = {
+    "contiguous": lambda: torch.randn(6, 8),
+    "no axes": lambda: torch.randn(()),
+    "empty": lambda: torch.randn(0, 3),
+    "float64": lambda: torch.randn(6, 8, dtype=torch.float64),
+    "transposed": lambda: torch.randn(6, 8).t(),
+    "with gaps": lambda: torch.randn(6, 8)[:, ::2],
+    "from the middle": lambda: torch.randn(6, 8)[2:],
+    "negated in memory": lambda: torch.randn(6, 8, dtype=torch.complex64).conj().imag,
+    "negated in memory, without gaps": lambda: torch.randn(1, dtype=torch.complex64).conj().imag,
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("format", [E4M3, MX(E4M3), NF4, Posit(8)], ids=repr)
+def test_the_short_way_for_results_of_ops_gives_the_same_bits(format: Format, form: str) -> None:
+    for mode in Mode:
+        x = FORMS[form]()
+        torch.manual_seed(1)
+        expected = round_into(x, torch.empty(x.shape, dtype=x.dtype), format, Rounding(mode))
+        torch.manual_seed(1)
+        round_in_place(x, format, Rounding(mode))
+        assert_same_bits(x.resolve_neg(), expected)
+
+
+def test_the_short_way_leaves_meta_tensors_and_is_open_to_observers() -> None:
+    state = torch.get_rng_state()
+    round_in_place(torch.empty(3, device="meta"), E4M3, Rounding(Mode.STOCHASTIC))
+    assert torch.equal(torch.get_rng_state(), state), "nothing was drawn for values that are not there"
+    seen: list[list[float]] = []
+
+    class Eye:
+        active = True
+
+        def rounded(self, before: Tensor, after: Tensor, format: Format, rounding: Rounding) -> None:
+            seen.append([before.item(), after.item()])
+
+    x = torch.tensor(0.3)
+    with observe.observing(Eye()):
+        round_in_place(x, E4M3, Rounding())
+    assert seen == [[pytest.approx(0.3), x.item()]] and x.item() != pytest.approx(0.3)
 
 
 @pytest.mark.parametrize("shape", [(64, 65536 + 24), (3, 40, 35000), (1100, 4099)], ids=str)
