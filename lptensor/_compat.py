@@ -415,11 +415,12 @@ def wait_for(results: Any) -> None:
 
     Without it what is still being written would be rounded.
     """
-    for result in results if isinstance(results, (list, tuple)) else (results,):
-        if isinstance(result, torch.ScriptObject):
-            result.wait()
-        elif isinstance(result, Tensor):
+    each: Any = results if isinstance(results, (list, tuple)) else (results,)
+    for result in each:
+        if isinstance(result, Tensor):
             torch.ops._c10d_functional.wait_tensor(result)
+        elif not isinstance(result, (list, tuple)):  # a handle of the work
+            result.wait()
 
 
 def finished_work() -> Any:

@@ -6,16 +6,16 @@ Every function here gets the tensor class as an argument; lptensor/tensor.py han
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Callable
 from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor
 
 from lptensor import _compat
-from lptensor.arithmetic import Arithmetic, promote
-from lptensor.computing import Opened, computed, names_single, write
+from lptensor.arguments import Grid, argument, caller_named, common_grid, direct, each, join, unwrap
+from lptensor.arithmetic import Arithmetic
+from lptensor.computing import Opened, computed, write
 from lptensor.direction import in_backward, side_of_copy
 from lptensor.escape import leave
 from lptensor.exact_ops import correct
@@ -26,9 +26,6 @@ from lptensor.rules import Kind, Rule, rule_for
 from lptensor.running_product import TURNS, turn
 
 Runner = Callable[[tuple[Any, ...], dict[str, Any]], Any]
-Grid = tuple[Arithmetic, bool]  # what values are on: an arithmetic, and whether its gradient side
-
-_promote = lru_cache(maxsize=None)(promote)
 
 
 def make_runner(func: Any, cls: Any) -> Runner:
@@ -101,75 +98,11 @@ def round_(inner: Tensor, arithmetic: Arithmetic, gradient: bool) -> Tensor:
     return inner
 
 
-def _unwrap(values: Any, cls: Any, found: list[Any]) -> Any:
-    """``values`` with every LPTensor replaced by its inner tensor; the LPTensors go to ``found``."""
-    plain = []
-    for value in values:
-        kind = type(value)
-        if kind is cls:
-            found.append(value)
-            plain.append(value._inner)
-        elif kind is list or kind is tuple:
-            plain.append(_unwrap(value, cls, found))
-        else:
-            plain.append(value)
-    return plain if type(values) is list else tuple(plain)
-
-
-def _join(operands: Sequence[Any]) -> Arithmetic:
-    arithmetic: Arithmetic = operands[0]._arithmetic
-    for operand in operands:
-        if operand._arithmetic is not arithmetic:
-            arithmetic = _promote(arithmetic, operand._arithmetic)
-    return arithmetic
-
-
-def _direct(operands: Sequence[Any]) -> bool:
-    """Whether an op between these computes in fp32 as it is and only rounds: the fast way."""
-    for operand in operands:
-        if not operand._arithmetic.direct:
-            return False
-    return True
-
-
 def _seen(inner: Tensor, format: Any, rounding: Any, gradient: bool) -> None:
     """An operand of a product was rounded."""
     eyes = watcher
     if eyes is not None:
         eyes.rounded(inner, format, rounding, gradient)
-
-
-def _argument(place: int | str, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    if isinstance(place, str):
-        return kwargs.get(place)
-    return args[place] if place < len(args) else None
-
-
-def _common_grid(rule: Rule, args: Any, kwargs: Any, cls: Any, found: list[Any]) -> Grid | None:
-    """The one grid that all float operands are on, if there is one and no number joins them."""
-    grid = found[0]._arithmetic, found[0]._gradient
-    for operand in found:
-        if operand._gradient != grid[1] or operand._arithmetic != grid[0]:
-            return None
-    if rule.scalars and any(_argument(place, args, kwargs) for place in rule.scalars):
-        return None
-    return None if _has_plain_float((*args, *kwargs.values()), cls) else grid
-
-
-def _has_plain_float(values: Any, cls: Any) -> bool:
-    for value in values:
-        if isinstance(value, Tensor):
-            if type(value) is not cls and value.is_floating_point():
-                return True
-        elif isinstance(value, (list, tuple)) and _has_plain_float(value, cls):
-            return True
-    return False
-
-
-def _named(rule: Rule, args: Any, kwargs: Any) -> bool:
-    if rule.named_dtype and names_single(rule, args, kwargs):
-        return False  # it names what an LPTensor has anyway
-    return rule.names_layout or any(_argument(place, args, kwargs) is not None for place in rule.named_dtype)
 
 
 def _computes_wide(grid: Grid) -> bool:
@@ -206,18 +139,18 @@ def _compute(func: Any, rule: Rule, cls: Any) -> Runner:
 
     def run(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         found: list[Any] = []
-        plain = _unwrap(args, cls, found)
-        named = dict(zip(kwargs, _unwrap(tuple(kwargs.values()), cls, found), strict=True)) if kwargs else kwargs
-        if _direct(found):
+        plain = unwrap(args, cls, found)
+        named = dict(zip(kwargs, unwrap(tuple(kwargs.values()), cls, found), strict=True)) if kwargs else kwargs
+        if direct(found):
             out = fast(*plain, **named)
         else:
-            out = computed(Opened(func, args, kwargs, plain, named, found, _join, _seen))
+            out = computed(Opened(func, args, kwargs, plain, named, found, join, _seen))
         if _stays(out):  # most ops, the short way through _fresh
-            grid = _join(found), in_backward()
+            grid = join(found), in_backward()
             return cls(round_(out, *grid), *grid)
         if isinstance(out, bool) or isinstance(out, Tensor) and not out.is_floating_point() and not out.is_complex():
             return out  # a comparison: it needs no format that holds both operands
-        return _fresh(func, rule, cls, out, (_join(found), in_backward()), True, _named(rule, args, kwargs))
+        return _fresh(func, rule, cls, out, (join(found), in_backward()), True, caller_named(rule, args, kwargs))
 
     return run
 
@@ -227,17 +160,17 @@ def _keep(func: Any, rule: Rule, cls: Any) -> Runner:
 
     def run(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         found: list[Any] = []
-        plain = _unwrap(args, cls, found)
-        named = dict(zip(kwargs, _unwrap(tuple(kwargs.values()), cls, found), strict=True)) if kwargs else kwargs
-        kept = _common_grid(rule, args, kwargs, cls, found)
-        grid: Grid = (_join(found), in_backward()) if kept is None else (kept[0], side_of_copy(kept[1]))
-        if grid == kept or _direct(found):
+        plain = unwrap(args, cls, found)
+        named = dict(zip(kwargs, unwrap(tuple(kwargs.values()), cls, found), strict=True)) if kwargs else kwargs
+        kept = common_grid(rule, args, kwargs, cls, found)
+        grid: Grid = (join(found), in_backward()) if kept is None else (kept[0], side_of_copy(kept[1]))
+        if grid == kept or direct(found):
             out = fast(*plain, **named)
         else:
-            out = computed(Opened(func, args, kwargs, plain, named, found, _join, _seen))
+            out = computed(Opened(func, args, kwargs, plain, named, found, join, _seen))
         if _stays(out):
             return cls(out if grid == kept else round_(out, *grid), *grid)
-        return _fresh(func, rule, cls, out, grid, grid != kept, _named(rule, args, kwargs))
+        return _fresh(func, rule, cls, out, grid, grid != kept, caller_named(rule, args, kwargs))
 
     return run
 
@@ -261,10 +194,10 @@ def _view(func: Any, rule: Rule, cls: Any) -> Runner:
 
     def run(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         found: list[Any] = []
-        plain = _unwrap(args, cls, found)
+        plain = unwrap(args, cls, found)
         out = fast(*plain, **kwargs)
         if isinstance(out, Tensor) and not _stays(out):
-            return leave(func, out, _named(rule, args, kwargs))
+            return leave(func, out, caller_named(rule, args, kwargs))
         return wrap(out, found[0])
 
     def turning(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -281,19 +214,19 @@ def _mutate(func: Any, rule: Rule, cls: Any) -> Runner:
 
     def run(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         found: list[Any] = []
-        plain = _unwrap(args, cls, found)
-        named = dict(zip(kwargs, _unwrap(tuple(kwargs.values()), cls, found), strict=True)) if kwargs else kwargs
-        rounds = not (rule.selects and _common_grid(rule, args, kwargs, cls, found))
-        arithmetic = None if rule.foreach or not any(r is None for r in rule.returns) else _join(found)
+        plain = unwrap(args, cls, found)
+        named = dict(zip(kwargs, unwrap(tuple(kwargs.values()), cls, found), strict=True)) if kwargs else kwargs
+        rounds = not (rule.selects and common_grid(rule, args, kwargs, cls, found))
+        arithmetic = None if rule.foreach or not any(r is None for r in rule.returns) else join(found)
         backward = in_backward()
-        if _direct(found):
+        if direct(found):
             out = fast(*plain, **named)
         else:
-            op = Opened(func, args, kwargs, plain, named, found, _join, _seen)
+            op = Opened(func, args, kwargs, plain, named, found, join, _seen)
             out = write(op, rule.writes, rounds, round_)
             rounds = False
         for place in rule.writes:
-            written = _argument(place, args, kwargs)
+            written = argument(place, args, kwargs)
             for target in written if isinstance(written, (list, tuple)) else (written,):
                 if type(target) is cls:
                     _written(target, rounds)
@@ -301,7 +234,7 @@ def _mutate(func: Any, rule: Rule, cls: Any) -> Runner:
             return out
         outs = out if len(rule.returns) > 1 else (out,)
         results = [
-            _argument(place, args, kwargs)
+            argument(place, args, kwargs)
             if place is not None
             else item
             if i in rule.exact or arithmetic is None
@@ -326,7 +259,7 @@ def _written(target: Any, rounds: bool) -> None:
 def _reshape(func: Any, rule: Rule, cls: Any) -> Runner:
     def run(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         found: list[Any] = []
-        func(*_unwrap(args, cls, found), **kwargs)
+        func(*unwrap(args, cls, found), **kwargs)
         if not rule.resizes:
             _compat.apply_below(func, args, kwargs)
         elif type(args[0]) is cls:
@@ -341,12 +274,12 @@ def _foreach(func: Any, rule: Rule, cls: Any) -> Runner:
 
     def run(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         found: list[Any] = []
-        plain = _unwrap(args, cls, found)
-        named = dict(zip(kwargs, _unwrap(tuple(kwargs.values()), cls, found), strict=True)) if kwargs else kwargs
-        if _direct(found):
+        plain = unwrap(args, cls, found)
+        named = dict(zip(kwargs, unwrap(tuple(kwargs.values()), cls, found), strict=True)) if kwargs else kwargs
+        if direct(found):
             outs = fast(*plain, **named)
         else:
-            outs = computed(Opened(func, args, kwargs, plain, named, found, _join, _seen))
+            outs = computed(Opened(func, args, kwargs, plain, named, found, join, _seen))
         backward = in_backward()
         values = (*args, *kwargs.values())
         shared = [v for v in values if type(v) is cls]
@@ -354,7 +287,7 @@ def _foreach(func: Any, rule: Rule, cls: Any) -> Runner:
         results = []
         for i, out in enumerate(outs):
             operands = [v[i] for v in lists if type(v[i]) is cls] + shared
-            grid = (_join(operands), backward) if operands else None
+            grid = (join(operands), backward) if operands else None
             results.append(_fresh(func, rule, cls, out, grid, True, False) if grid else out)
         return results
 
@@ -383,27 +316,19 @@ def _collect(func: Any, rule: Rule, cls: Any) -> Runner:
 
     def run(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         found: list[Any] = []
-        plain = _unwrap(args, cls, found)
-        named = dict(zip(kwargs, _unwrap(tuple(kwargs.values()), cls, found), strict=True)) if kwargs else kwargs
+        plain = unwrap(args, cls, found)
+        named = dict(zip(kwargs, unwrap(tuple(kwargs.values()), cls, found), strict=True)) if kwargs else kwargs
         out = func(*plain, **named)
         _compat.wait_for(out)
         for place in rule.writes:
-            for target in _each(_argument(place, args, kwargs)):
+            for target in each(argument(place, args, kwargs)):
                 if type(target) is cls:
                     _written(target, True)
         if functional:
-            return _argument(rule.writes[0], args, kwargs) if rule.writes else own(out, args[0])
+            return argument(rule.writes[0], args, kwargs) if rule.writes else own(out, args[0])
         return (args[0], _compat.finished_work()) if isinstance(out, tuple) else _compat.finished_work()
 
     return run
-
-
-def _each(values: Any) -> Iterator[Any]:
-    for value in values if isinstance(values, (list, tuple)) else (values,):
-        if isinstance(value, (list, tuple)):
-            yield from _each(value)
-        else:
-            yield value
 
 
 def _refuse(func: Any, rule: Rule, cls: Any) -> Runner:

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from lptensor.arithmetic import Arithmetic
@@ -75,12 +74,13 @@ def refuse_distributed(x: Tensor) -> None:
 def refuse_views_of_buckets(cls: type) -> None:
     """Let no optimizer step with gradients that DistributedDataParallel has replaced by unrounded, plain ones."""
 
-    def before_step(optimizer: Optimizer, *_: Any) -> None:
+    def before_step(optimizer: Any, *_: Any) -> None:
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             return
         for group in optimizer.param_groups:
             for p in group["params"]:
-                if type(p) is cls and type(p.grad) is Tensor and p.grad._is_view():
+                grad = p.grad
+                if type(p) is cls and type(grad) is Tensor and grad._is_view():
                     raise RuntimeError(
                         "the gradient of an LPTensor is a plain view of other memory, and was not rounded; say "
                         "DistributedDataParallel(..., gradient_as_bucket_view=False)"

@@ -33,6 +33,7 @@ LAYERS = (
     ("rounded_copy", "hadamard", "operands", "odd_sums"),
     ("arithmetic", "rules", "direction", "escape", "exact_ops", "limits"),
     ("running_product", "sums", "multiply", "unfolded", "attention", "products", "computing"),
+    ("arguments",),
     ("dispatch", "surface"),
     ("aot", "distributed"),
     ("tensor",),

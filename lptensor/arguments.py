@@ -1,0 +1,91 @@
+"""The arguments of an op: the plain tensors within, the arithmetic they share, what a caller named."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import Any
+
+from torch import Tensor
+
+from lptensor.arithmetic import Arithmetic, promote
+from lptensor.computing import names_single
+from lptensor.rules import Rule
+
+Grid = tuple[Arithmetic, bool]  # what values are on: an arithmetic, and whether its gradient side
+
+_promote = lru_cache(maxsize=None)(promote)
+
+
+def unwrap(values: Any, cls: Any, found: list[Any]) -> Any:
+    """``values`` with every LPTensor replaced by its inner tensor; the LPTensors go to ``found``."""
+    plain = []
+    for value in values:
+        kind = type(value)
+        if kind is cls:
+            found.append(value)
+            plain.append(value._inner)
+        elif kind is list or kind is tuple:
+            plain.append(unwrap(value, cls, found))
+        else:
+            plain.append(value)
+    return plain if type(values) is list else tuple(plain)
+
+
+def join(operands: Sequence[Any]) -> Arithmetic:
+    """The arithmetic that operands promote to."""
+    arithmetic: Arithmetic = operands[0]._arithmetic
+    for operand in operands:
+        if operand._arithmetic is not arithmetic:
+            arithmetic = _promote(arithmetic, operand._arithmetic)
+    return arithmetic
+
+
+def direct(operands: Sequence[Any]) -> bool:
+    """Whether an op between these computes in fp32 as it is and only rounds: the fast way."""
+    for operand in operands:
+        if not operand._arithmetic.direct:
+            return False
+    return True
+
+
+def argument(place: int | str, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    if isinstance(place, str):
+        return kwargs.get(place)
+    return args[place] if place < len(args) else None
+
+
+def each(values: Any) -> Iterator[Any]:
+    """The values of a nest of lists, or the one value that it is."""
+    for value in values if isinstance(values, (list, tuple)) else (values,):
+        if isinstance(value, (list, tuple)):
+            yield from each(value)
+        else:
+            yield value
+
+
+def common_grid(rule: Rule, args: Any, kwargs: Any, cls: Any, found: list[Any]) -> Grid | None:
+    """The one grid that all float operands are on, if there is one and no number joins them."""
+    grid = found[0]._arithmetic, found[0]._gradient
+    for operand in found:
+        if operand._gradient != grid[1] or operand._arithmetic != grid[0]:
+            return None
+    if rule.scalars and any(argument(place, args, kwargs) for place in rule.scalars):
+        return None
+    return None if _has_plain_float((*args, *kwargs.values()), cls) else grid
+
+
+def _has_plain_float(values: Any, cls: Any) -> bool:
+    for value in values:
+        if isinstance(value, Tensor):
+            if type(value) is not cls and value.is_floating_point():
+                return True
+        elif isinstance(value, (list, tuple)) and _has_plain_float(value, cls):
+            return True
+    return False
+
+
+def caller_named(rule: Rule, args: Any, kwargs: Any) -> bool:
+    if rule.named_dtype and names_single(rule, args, kwargs):
+        return False  # it names what an LPTensor has anyway
+    return rule.names_layout or any(argument(place, args, kwargs) is not None for place in rule.named_dtype)
