@@ -19,7 +19,7 @@ from lptensor.posits import PositBits
 from lptensor.rounding import Mode, Rounding
 from lptensor.tables import Table, keys, steps
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 MAX_DIMS = 16  # csrc/block.h
 
 
@@ -110,8 +110,6 @@ def library() -> Any:
             kernel.argtypes, kernel.restype = getattr(lib, f"lpt_round_{suffix}").argtypes, None
         for kind in ("blocks", "scaled"):
             getattr(lib, f"lpt_round_{kind}_{suffix}").argtypes = (*(pointer,) * 5, ctypes.c_int32)
-        getattr(lib, f"lpt_census_{suffix}").argtypes = (pointer, pointer, number, *(pointer,) * 4)
-        getattr(lib, f"lpt_census_{suffix}").restype = None
     lib.lpt_random_word.argtypes = (ctypes.c_uint64, pointer)
     lib.lpt_random_word.restype = ctypes.c_uint32
     lib.lpt_philox_words.argtypes = (ctypes.c_uint64, pointer, pointer)
@@ -293,9 +291,3 @@ def round_blocks(
     )
     if failed:
         raise MemoryError(f"no memory for the scales of {x.numel()} elements in blocks of {tuple(shape)}")
-
-
-def census(x: Tensor, y: Tensor, limits: Any, counts: Any, sums: Any, binades: Any) -> None:
-    """Add to arrays of ctypes what rounding made of ``x``: contiguous CPU tensors of one dtype."""
-    kernel = library().lpt_census_f32 if x.dtype == torch.float32 else library().lpt_census_f64
-    kernel(x.data_ptr(), y.data_ptr(), x.numel(), limits, counts, sums, binades)

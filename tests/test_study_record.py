@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from backends import BUILDS, chosen
 from torch import Tensor, nn
 
 from lptensor import observe
-from lptensor.blocks import MXFP4
+from lptensor.blocks import MXFP4, NVFP4, BlockFloatingPoint
 from lptensor.codebooks import NF4
 from lptensor.convert import convert
 from lptensor.extra import MissingExtra
@@ -23,6 +24,7 @@ from lptensor.ops import round as round_to
 from lptensor.optim import OptimLP
 from lptensor.posits import Posit
 from lptensor.quantizer import quantizer
+from lptensor.rounding import Stochastic, as_rounding
 from lptensor.study import Rows, exponent_histogram, record
 from lptensor.study.census import Census
 
@@ -37,6 +39,8 @@ ENDS = {  # largest, smallest, smallest normal: IEEE 754-2019 table 3.5, OCP OFP
     Posit(8): (2.0**24, -(2.0**24), 0.0),
     NF4: (1.0, -1.0, 0.0),
     MXFP4: (math.inf, -math.inf, 0.0),
+    NVFP4: (math.inf, -math.inf, 0.0),
+    BlockFloatingPoint(8, block_size=16): (math.inf, -math.inf, 0.0),
 }
 SPECIAL = [0.0, -0.0, math.nan, math.inf, -math.inf, 2.0**-149, -(2.0**-140), 3.4e38, -3.4e38, 2.0**-6, 448.0, 449.0]
 
@@ -72,30 +76,65 @@ def decibels(x: list[float], y: list[float]) -> float | None:
     return math.inf if noise == 0 else 10 * math.log10(signal / noise)
 
 
-@pytest.mark.parametrize("native", [True, False])
+ROUNDINGS = ("nearest", "up", "stochastic", Stochastic(bits=5))
+WAYS = (*BUILDS, "asked", "torch")  # one build after the other, the best one without the rounded tensor, torch's ops
+
+
+def counts_of(row: dict[str, Any], n: int) -> dict[str, int]:
+    names = ("zero", "underflow", "subnormal", "saturated", "overflow", "nonfinite")
+    return {name: round(row[name] * n) for name in names}
+
+
+def values(dtype: torch.dtype, count: int = 1500) -> Tensor:
+    x = torch.randn(count, dtype=dtype) * 2.0 ** torch.randint(-30, 12, (count,))
+    return torch.cat([torch.tensor(SPECIAL, dtype=dtype), x])
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("rounding", ROUNDINGS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("format", ENDS, ids=repr)
-class TestCensus:
-    def test_counts_are_those_of_a_loop(self, format: Format, dtype: torch.dtype, native: bool) -> None:
-        x = torch.randn(1500, dtype=dtype) * 2.0 ** torch.randint(-30, 12, (1500,))
-        x = torch.cat([torch.tensor(SPECIAL, dtype=dtype), x])
-        y = round_to(x, format)
-        census = Census(format)
-        (census.add if native else census._add_with_torch)(x, y)
-        if not native:
-            census.events, census.values = 1, x.numel()
-        a, b = x.double().tolist(), y.double().tolist()
-        row = census.row()
-        assert {key: round(row[key] * len(a)) for key in counted(a, b, ENDS[format])} == counted(a, b, ENDS[format])
-        assert census.histogram() == binades(a)
-        expected = decibels(a, b)
-        assert row["snr"] == (expected if expected is None else pytest.approx(expected, rel=1e-12))
+def test_counts_are_those_of_a_loop(format: Format, dtype: torch.dtype, rounding: Any, way: str) -> None:
+    x, draws = values(dtype), [torch.Generator().manual_seed(3) for _ in range(2)]
+    y = round_to(x, format, rounding, generator=draws[0])
+    census = Census(format)
+    if way == "asked":
+        census.ask(x, as_rounding(rounding), draws[1])
+    elif way == "torch":
+        census._add_with_torch(x, y)
+        census.events, census.values = 1, x.numel()
+    else:
+        with chosen(way):
+            census.add(x, y)
+    a, b, row = x.double().tolist(), y.double().tolist(), census.row()
+    assert counts_of(row, len(a)) == counted(a, b, ENDS[format])
+    assert census.histogram() == binades(a)
+    expected = decibels(a, b)
+    assert row["snr"] == (expected if expected is None else pytest.approx(expected, rel=1e-12))
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+@pytest.mark.parametrize("shape", [(300_001,), (3, 5, 7), (1,), (0,), ()], ids=str)
+def test_asking_of_any_size_and_on_any_number_of_threads_counts_what_rounding_does(shape: Any, rounding: str) -> None:
+    x, rule, found = torch.randn(shape) * 2.0 ** torch.randint(-20, 12, shape), as_rounding(rounding), []
+    before = torch.get_num_threads()
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        try:
+            asked, told = Census(E4M3), Census(E4M3)
+            asked.ask(x, rule, torch.Generator().manual_seed(1))
+            told.add(x, round_to(x, E4M3, rule, generator=torch.Generator().manual_seed(1)))
+        finally:
+            torch.set_num_threads(before)
+        assert asked.row() == told.row() and asked.histogram() == told.histogram() == binades(x.flatten().tolist())
+        found.append(asked.row())
+    assert found[0] == found[1]  # the noise too, to the last bit
 
 
 def test_census_counts_strided_tensors_and_adds_up() -> None:
     x, census = torch.randn(8, 6), Census(E4M3)
     for part in (x, x.t(), x[:, ::2]):
-        census.add(part, round_to(part, E4M3))
+        census.add(part, round_to(part, E4M3)) if part is x else census.ask(part, as_rounding("nearest"))
     again = [*x.flatten().tolist(), *x.flatten().tolist(), *x[:, ::2].flatten().tolist()]
     assert census.histogram() == binades(again)
     assert census.values == len(again) and census.events == 3

@@ -227,6 +227,22 @@ class TestBisect:
         found = bisect(run, model=model, by="role")
         assert found.culprits == ["weight"]
 
+    def test_the_picture_has_the_runs(self) -> None:
+        def run() -> float:
+            x = torch.full((1,), 300.0).to_lp(FP16)  # type: ignore[attr-defined]
+            return float((x * 300.0 / 300.0 - 300.0).abs() + 0 * (x + 1.0))
+
+        found, picture = bisect(run), axes()
+        found.plot(picture)
+        lines = {line.get_label(): line for line in picture.lines}
+        finite = {row["loss"] for row in found if math.isfinite(row["loss"])}
+        drawn = [*lines["recovered"].get_ydata(), *lines["not recovered"].get_ydata()]
+        assert set(drawn) == finite and all(row["recovered"] == (row["loss"] <= found.target) for row in found)
+        assert set(lines["target"].get_ydata()) == {found.target}
+        edges = [line for line in picture.lines if line.get_ydata() == [0.98]]
+        assert len(edges) == sum(not math.isfinite(row["loss"]) for row in found) > 0
+        assert [text.get_text() for text in picture.texts] == [str(row["undone"]) for row in found]
+
     def test_diverging_counts_as_the_worst(self) -> None:
         def run() -> Tensor:
             x = torch.full((1,), 300.0).to_lp(FP16)  # type: ignore[attr-defined]

@@ -35,6 +35,19 @@ def values_of(x: Tensor) -> Tensor:
     return x._inner if isinstance(x, LPTensor) else x.detach()
 
 
+def tensors_of(nest: Any) -> list[Tensor]:
+    """The tensors in what a module returned: one, or any nest of tuples, lists and dicts.
+
+    >>> [x.item() for x in tensors_of({"a": torch.tensor(1), "b": (torch.tensor(2), None)})]
+    [1, 2]
+    """
+    if isinstance(nest, Tensor):
+        return [nest]
+    found: list[Tensor] = []
+    _compat.tree_map(lambda part: found.append(part) if isinstance(part, Tensor) else None, nest, Tensor)
+    return found
+
+
 class Places:
     """Follows a model and its optimizer: which module runs, forward or backward, and whose memory is whose.
 
