@@ -34,19 +34,23 @@ template <class T> struct counter {
     typedef typename C::bits U;
     typedef typename C::sbits I;
     typedef fields<T> F;
-    enum { TALLIES = 8 };  // neighbours have like exponents: no increment waits for the last
+    // Neighbours have like exponents: with several tallies no increment waits for the last. A few
+    // elements are faster counted than many tallies added.
+    enum { TALLIES = 8, FEW = 1024 };
 
     const U sign = (U)1 << (C::width - 1);
     const I inf = (I)(U)((U)(2 * C::bias + 1) << C::mantissa);
     lpt_census &found;
     const I highest, lowest, tiny;
+    const int tallies;
     int64_t zeros = 0;  // before they were rounded
     uint32_t tally[TALLIES][F::SIZE];
 
-    explicit counter(lpt_census &census)
+    counter(lpt_census &census, int64_t n)
         : found(census), highest((I)lpt_bits((T)census.highest)),
-          lowest((I)lpt_bits((T)census.lowest)), tiny((I)lpt_bits((T)census.tiny)) {
-        memset(tally, 0, sizeof tally);
+          lowest((I)lpt_bits((T)census.lowest)), tiny((I)lpt_bits((T)census.tiny)),
+          tallies(n < FEW ? 1 : TALLIES) {
+        memset(tally, 0, tallies * sizeof tally[0]);
     }
 
     // 1. what became of them: magnitudes are signed integers, and yes is all ones, so that the loop
@@ -102,13 +106,13 @@ template <class T> struct counter {
             }
         }
         for (int j = 0; j < LANES; j++)
-            found.signal += signal[j], found.noise += noise[j];
+            found.sums[0] += signal[j], found.sums[1] += noise[j];
     }
 
     // 3. their exponents
     void exponents(const T *x, int n, bool normal) {
         int i = 0;
-        for (; i + TALLIES <= n; i += TALLIES)
+        for (; tallies == TALLIES && i + TALLIES <= n; i += TALLIES)
             for (int j = 0; j < TALLIES; j++)
                 tally[j][field(x[i + j])]++;
         for (; i < n; i++)
@@ -139,7 +143,7 @@ template <class T> struct counter {
     // on fp64 what counts to the last binades; those below on fp32 have been counted.
     void finish(int64_t nonfinite) {
         int64_t sum[F::SIZE] = {};
-        for (int t = 0; t < TALLIES; t++)
+        for (int t = 0; t < tallies; t++)
             for (int at = 0; at < F::SIZE; at++)
                 sum[at] += tally[t][at];
         for (int at = 1; at < F::SIZE - 1; at++)
@@ -156,7 +160,7 @@ template <class T, class Work>
 void each_block(int64_t first, int64_t last, lpt_census &found, Work work) {
     for (int64_t span = first; span < last; span += SPAN) {
         const int64_t end = last - span < SPAN ? last : span + SPAN, before = found.nonfinite;
-        counter<T> c(found);
+        counter<T> c(found, end - span);
         for (int64_t from = span; from < end; from += BLOCK)
             work(c, from, end - from < BLOCK ? end : from + BLOCK);
         c.finish(found.nonfinite - before);
@@ -183,23 +187,44 @@ void ask(const T *x, int64_t first, int64_t last, const lpt_rounder<T> &rounder,
 template <class T>
 void updates(const T *start, const T *before, const T *after, int64_t first, int64_t last,
              lpt_updates &found) {
-    double along[8] = {}, whole[8] = {};
+    double along[LANES] = {}, whole[LANES] = {};
     int64_t wanted = 0, lost = 0;
-    for (int64_t i = first; i < last; i++) {
-        const T was = start[i], wish = before[i], is = after[i];
-        wanted += wish != was;
-        lost += (wish != was) & (is == was);
-        const double step = (double)(T)(wish - was), made = (double)(T)(is - was);
-        along[i & 7] += made * step;
-        whole[i & 7] += step * step;
+    for (int64_t i = first; i < last; i += LANES) {
+        const int wide = last - i < LANES ? (int)(last - i) : LANES;
+        int32_t moves = 0, stays = 0;
+        for (int j = 0; j < wide; j++) {
+            const T was = start[i + j], wish = before[i + j], is = after[i + j];
+            moves += wish != was;
+            stays += (wish != was) & (is == was);
+            const double step = (double)(T)(wish - was), made = (double)(T)(is - was);
+            along[j] += made * step;
+            whole[j] += step * step;
+        }
+        wanted += moves;
+        lost += stays;
     }
     found.wanted += wanted;
     found.lost += lost;
-    for (int j = 0; j < 8; j++)
-        found.along += along[j], found.whole += whole[j];
+    for (int j = 0; j < LANES; j++)
+        found.sums[0] += along[j], found.sums[1] += whole[j];
+}
+
+template <class T>
+void ask_updates(const T *start, const T *now, int64_t first, int64_t last,
+                 const lpt_rounder<T> &hold, const lpt_rounder<T> &write, lpt_updates &found) {
+    for (int64_t from = first; from < last; from += BLOCK) {
+        const int n = last - from < BLOCK ? (int)(last - from) : BLOCK;
+        T held[BLOCK], wanted[BLOCK], after[BLOCK];
+        hold.round(hold.how, start, held - from, from, from + n);
+        for (int i = 0; i < n; i++)
+            wanted[i] = held[i] + (now[from + i] - start[from + i]);
+        write.round(write.how, wanted - from, after - from, from, from + n);
+        updates<T>(held, wanted, after, 0, n, found);
+    }
 }
 
 }  // namespace
 
-extern const lpt_censuses LPT_CENSUS = {{count<float>, ask<float>, updates<float>},
-                                        {count<double>, ask<double>, updates<double>}};
+extern const lpt_censuses LPT_CENSUS = {
+    {count<float>, ask<float>, updates<float>, ask_updates<float>},
+    {count<double>, ask<double>, updates<double>, ask_updates<double>}};

@@ -9,14 +9,14 @@ enum { LPT_LOWEST = -150, LPT_HIGHEST = 128, LPT_BINADES = LPT_HIGHEST - LPT_LOW
 struct lpt_census {
     double highest, lowest, tiny;  // the largest value, minus the smallest, the smallest normal
     int64_t zero, underflow, subnormal, saturated, overflow, nonfinite;
-    double signal, noise;  // sums of squares over what is finite before and after
+    double sums[2];  // of the squares of signal and noise, over what is finite before and after
     int64_t binades[LPT_BINADES];
 };
 
 // lptensor/study/updates.py: Updates
 struct lpt_updates {
     int64_t wanted, lost;
-    double along, whole;
+    double sums[2];  // of <made, wanted> and <wanted, wanted>
 };
 
 // Rounds elements first .. last of x into y: a function, and what it knows.
@@ -34,6 +34,10 @@ template <class T> struct lpt_census_loops {
     // values of a weight, those that an optimizer wrote, and these rounded
     void (*updates)(const T *start, const T *before, const T *after, int64_t first, int64_t last,
                     lpt_updates &);
+    // values of a weight and those after a step, had it been held as `hold` rounds, and written as
+    // `write` does
+    void (*ask_updates)(const T *start, const T *now, int64_t first, int64_t last,
+                        const lpt_rounder<T> &hold, const lpt_rounder<T> &write, lpt_updates &);
 };
 
 struct lpt_censuses {

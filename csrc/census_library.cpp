@@ -47,6 +47,7 @@ const lpt_census_loops<double> &counts(const build &b, double) { return b.census
 const int64_t GRAIN = 32768;  // elements that a thread is worth starting for
 const int PARTS = 64;         // at most
 
+// What adds up in any order.
 void join(lpt_census &whole, const lpt_census &part) {
     whole.zero += part.zero;
     whole.underflow += part.underflow;
@@ -54,16 +55,12 @@ void join(lpt_census &whole, const lpt_census &part) {
     whole.saturated += part.saturated;
     whole.overflow += part.overflow;
     whole.nonfinite += part.nonfinite;
-    whole.signal += part.signal;
-    whole.noise += part.noise;
     for (int i = 0; i < LPT_BINADES; ++i)
         whole.binades[i] += part.binades[i];
 }
 void join(lpt_updates &whole, const lpt_updates &part) {
     whole.wanted += part.wanted;
     whole.lost += part.lost;
-    whole.along += part.along;
-    whole.whole += part.whole;
 }
 
 lpt_census none_of(const lpt_census &like) {
@@ -73,28 +70,39 @@ lpt_census none_of(const lpt_census &like) {
 }
 lpt_updates none_of(const lpt_updates &) { return {}; }
 
-// work(first, last, what it found there) for the parts of n elements. The parts, and the order in
-// which their sums are joined, do not depend on the number of threads. While they run, floating
-// point is IEEE 754's: subnormals kept; a program may have chosen otherwise
-// (torch.set_flush_denormal).
+// work(first, last, what it found there), with IEEE 754's floating point: subnormals kept. A program
+// may have chosen otherwise (torch.set_flush_denormal).
+template <class Found, class Work>
+void guarded(int64_t first, int64_t last, Found &found, Work work) {
+    fenv_t before;
+    fegetenv(&before);
+    fesetenv(FE_DFL_ENV);
+    work(first, last, found);
+    fesetenv(&before);
+}
+
+// The same for the parts of n elements. The parts, and the order in which their sums are added, do
+// not depend on the number of threads.
 template <class Found, class Work>
 void share(int64_t n, int threads, Found &found, Work work) {
     const int64_t groups = (n + LPT_GROUP - 1) / LPT_GROUP, useful = n / GRAIN + 1;
     const int parts = useful < PARTS ? (int)useful : PARTS;
+    if (parts == 1)
+        return guarded(0, n, found, work);
+    double sums[PARTS][2];
     const int team = threads < parts ? threads : parts;
-#pragma omp parallel for num_threads(team) ordered schedule(static, 1) if (team > 1)
+#pragma omp parallel for num_threads(team) schedule(static) if (team > 1)
     for (int part = 0; part < parts; ++part) {
-        fenv_t before;
-        fegetenv(&before);
-        fesetenv(FE_DFL_ENV);
         const int64_t first = groups * part / parts * LPT_GROUP;
         const int64_t last = groups * (part + 1) / parts * LPT_GROUP;
         Found here = none_of(found);
-        work(first, last < n ? last : n, here);
-#pragma omp ordered
+        guarded(first, last < n ? last : n, here, work);
+        memcpy(sums[part], here.sums, sizeof here.sums);
+#pragma omp critical(lpt_census_join)
         join(found, here);
-        fesetenv(&before);
     }
+    for (int part = 0; part < parts; ++part)
+        found.sums[0] += sums[part][0], found.sums[1] += sums[part][1];
 }
 
 template <class T>
@@ -105,44 +113,60 @@ void count(const T *x, const T *y, int64_t n, lpt_census &found, int threads) {
     });
 }
 
-// What round(x, y, first, last) would do to x.
-template <class T, class Round>
-void ask(const T *x, int64_t n, lpt_census &found, int threads, Round round) {
-    const auto &f = counts(chosen(), T());
-    const lpt_rounder<T> rounder = {
-        [](const void *how, const T *x, T *y, int64_t first, int64_t last) {
-            (*(const Round *)how)(x, y, first, last);
-        },
-        &round};
-    share(n, threads, found, [&](int64_t first, int64_t last, lpt_census &here) {
-        f.ask(x, first, last, rounder, here);
+// round(x, y, first, last) as the loops call it.
+template <class T, class Round> lpt_rounder<T> rounder(const Round &round) {
+    return {[](const void *how, const T *x, T *y, int64_t first, int64_t last) {
+                (*(const Round *)how)(x, y, first, last);
+            },
+            &round};
+}
+
+// use(what rounds to a grid, or a table, or a posit as rule says)
+template <class T, class Use>
+void with(const build &b, const lpt_grid &g, const lpt_rule &rule, Use use) {
+    const auto round = [&, f = loops(b, T()).grid](const T *x, T *y, int64_t first, int64_t last) {
+        f(x, y, first, last, g, rule);
+    };
+    use(rounder<T>(round));
+}
+template <class T, class Use>
+void with(const build &b, const lpt_table<T> &t, const lpt_rule &rule, Use use) {
+    const auto round = [&, f = codebooks(b, T()).table](const T *x, T *y, int64_t first,
+                                                        int64_t last) {
+        f(x, y, first, last, t, rule);
+    };
+    use(rounder<T>(round));
+}
+template <class T, class Use>
+void with(const build &b, const lpt_posit &p, const lpt_rule &rule, Use use) {
+    const auto round = [&, f = codebooks(b, T()).posit](const T *x, T *y, int64_t first,
+                                                        int64_t last) {
+        f(x, y, first, last, p, rule);
+    };
+    use(rounder<T>(round));
+}
+
+template <class T, class Format>
+void ask(const T *x, int64_t n, const Format &format, const lpt_rule &rule, lpt_census &found,
+         int threads) {
+    const build b = chosen();
+    with<T>(b, format, rule, [&](const lpt_rounder<T> &round) {
+        share(n, threads, found, [&](int64_t first, int64_t last, lpt_census &here) {
+            counts(b, T()).ask(x, first, last, round, here);
+        });
     });
 }
 
-template <class T>
-void ask_grid(const T *x, int64_t n, const lpt_grid &g, const lpt_rule &rule, lpt_census &found,
-              int threads) {
-    const auto &f = loops(chosen(), T());
-    ask(x, n, found, threads, [&](const T *x, T *y, int64_t first, int64_t last) {
-        f.grid(x, y, first, last, g, rule);
-    });
-}
-
-template <class T>
-void ask_table(const T *x, int64_t n, const lpt_table<T> &t, const lpt_rule &rule,
-               lpt_census &found, int threads) {
-    const auto &f = codebooks(chosen(), T());
-    ask(x, n, found, threads, [&](const T *x, T *y, int64_t first, int64_t last) {
-        f.table(x, y, first, last, t, rule);
-    });
-}
-
-template <class T>
-void ask_posit(const T *x, int64_t n, const lpt_posit &p, const lpt_rule &rule, lpt_census &found,
-               int threads) {
-    const auto &f = codebooks(chosen(), T());
-    ask(x, n, found, threads, [&](const T *x, T *y, int64_t first, int64_t last) {
-        f.posit(x, y, first, last, p, rule);
+template <class T, class Format>
+void ask_updates(const T *start, const T *now, int64_t n, const Format &format,
+                 const lpt_rule *rules, lpt_updates &found, int threads) {
+    const build b = chosen();
+    with<T>(b, format, rules[0], [&](const lpt_rounder<T> &hold) {
+        with<T>(b, format, rules[1], [&](const lpt_rounder<T> &write) {
+            share(n, threads, found, [&](int64_t first, int64_t last, lpt_updates &here) {
+                counts(b, T()).ask_updates(start, now, first, last, hold, write, here);
+            });
+        });
     });
 }
 
@@ -157,28 +181,30 @@ void updates(const T *start, const T *before, const T *after, int64_t n, lpt_upd
 
 }  // namespace
 
-// All add to what is found already.
+// All add to what is found already. Where values are asked about there is a rule for their
+// rounding; of updates two, for the weight that is held and for the one that is written.
+#define LPT_ASK_API(T, NAME, FORMAT)                                                               \
+    LPT_API void lpt_ask_##NAME(const T *x, int64_t n, const FORMAT *format, const lpt_rule *rule, \
+                                lpt_census *found, int32_t threads) {                              \
+        ask(x, n, *format, *rule, *found, threads);                                                \
+    }                                                                                              \
+    LPT_API void lpt_ask_updates_##NAME(const T *start, const T *now, int64_t n,                   \
+                                        const FORMAT *format, const lpt_rule *rules,               \
+                                        lpt_updates *found, int32_t threads) {                     \
+        ask_updates(start, now, n, *format, rules, *found, threads);                               \
+    }
 #define LPT_CENSUS_API(T, NAME)                                                                    \
     LPT_API void lpt_census_##NAME(const T *x, const T *y, int64_t n, lpt_census *found,           \
                                    int32_t threads) {                                              \
         count(x, y, n, *found, threads);                                                           \
     }                                                                                              \
-    LPT_API void lpt_ask_##NAME(const T *x, int64_t n, const lpt_grid *g, const lpt_rule *rule,    \
-                                lpt_census *found, int32_t threads) {                              \
-        ask_grid(x, n, *g, *rule, *found, threads);                                                \
-    }                                                                                              \
-    LPT_API void lpt_ask_table_##NAME(const T *x, int64_t n, const lpt_table<T> *t,                \
-                                      const lpt_rule *rule, lpt_census *found, int32_t threads) {  \
-        ask_table(x, n, *t, *rule, *found, threads);                                               \
-    }                                                                                              \
-    LPT_API void lpt_ask_posit_##NAME(const T *x, int64_t n, const lpt_posit *p,                   \
-                                      const lpt_rule *rule, lpt_census *found, int32_t threads) {  \
-        ask_posit(x, n, *p, *rule, *found, threads);                                               \
-    }                                                                                              \
     LPT_API void lpt_updates_##NAME(const T *start, const T *before, const T *after, int64_t n,    \
                                     lpt_updates *found, int32_t threads) {                         \
         updates(start, before, after, n, *found, threads);                                         \
-    }
+    }                                                                                              \
+    LPT_ASK_API(T, grid_##NAME, lpt_grid)                                                          \
+    LPT_ASK_API(T, table_##NAME, lpt_table<T>)                                                     \
+    LPT_ASK_API(T, posit_##NAME, lpt_posit)
 
 extern "C" {
 LPT_CENSUS_API(float, f32)

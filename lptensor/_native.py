@@ -69,7 +69,7 @@ class _Posit(ctypes.Structure):
     _fields_ = (("nbits", ctypes.c_int32), ("es", ctypes.c_int32))
 
 
-class _Rule(ctypes.Structure):
+class Rule(ctypes.Structure):
     _fields_ = (
         ("mode", ctypes.c_int32),
         ("bits", ctypes.c_int32),
@@ -150,14 +150,14 @@ def posit_struct(posit: PositBits) -> _Posit:
 
 
 # By mode, since a lookup by number takes a tenth of the time of one by the hash of a Rounding.
-_RULES = tuple(_Rule(mode, 32, 0, 0, 0, 0) for mode in sorted(Mode))
+_RULES = tuple(Rule(mode, 32, 0, 0, 0, 0) for mode in sorted(Mode))
 
 
-def rule(rounding: Rounding, key: tuple[int, int] | None) -> _Rule:
+def rule(rounding: Rounding, key: tuple[int, int] | None) -> Rule:
     """The C struct of a rounding: one that is kept for each deterministic mode, a fresh one for each key."""
     if key is None:
         return _RULES[rounding.mode]
-    return _Rule(rounding.mode, rounding.bits, rounding.beyond, 0, *key)
+    return Rule(rounding.mode, rounding.bits, rounding.beyond, 0, *key)
 
 
 def round_grid(x: Tensor, y: Tensor, grid: Grid, rounding: Rounding, key: tuple[int, int] | None) -> None:

@@ -239,7 +239,7 @@ class TestBisect:
         drawn = [*lines["recovered"].get_ydata(), *lines["not recovered"].get_ydata()]
         assert set(drawn) == finite and all(row["recovered"] == (row["loss"] <= found.target) for row in found)
         assert set(lines["target"].get_ydata()) == {found.target}
-        edges = [line for line in picture.lines if line.get_ydata() == [0.98]]
+        edges = [line for line in picture.lines if list(line.get_ydata()) == [0.98]]
         assert len(edges) == sum(not math.isfinite(row["loss"]) for row in found) > 0
         assert [text.get_text() for text in picture.texts] == [str(row["undone"]) for row in found]
 

@@ -10,13 +10,11 @@ from torch import Tensor
 
 from lptensor import _native, _native_census
 from lptensor._bits import exact, exponent
-from lptensor._native_census import COUNTS, HIGHEST, LOWEST, CensusStruct
+from lptensor._native_census import COUNTS, HIGHEST, LOWEST, Asker, CensusStruct
 from lptensor.blocks import BlockFormat
 from lptensor.formats import Format, ScalarFormat
 from lptensor.ops import draw_key, round_fresh
 from lptensor.rounding import Rounding
-
-_SUMS = ("signal", "noise")
 
 
 class Range(NamedTuple):
@@ -45,15 +43,16 @@ def range_of(format: Format) -> Range:
 
 def native(x: Tensor) -> bool:
     """Whether the compiled loops count this tensor."""
-    return x.device.type == "cpu" and _native.library() is not None
+    return x.is_cpu and _native.library() is not None
 
 
-def alike(*tensors: Tensor) -> tuple[Tensor, ...]:
+def alike(first: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
     """The same tensors with their elements in one order of memory, without gaps."""
-    first, *others = tensors
-    if first.is_contiguous() and all(x.stride() == first.stride() for x in others):
-        return tuple(x.resolve_neg() for x in tensors) if any(x.is_neg() for x in tensors) else tensors
-    return tuple(x.resolve_neg().contiguous() for x in tensors)
+    tensors = (first, *others)
+    for x in tensors:
+        if x.is_neg() or not x.is_contiguous():
+            return tuple(x.resolve_neg().contiguous() for x in tensors)
+    return tensors
 
 
 class Census:
@@ -79,27 +78,31 @@ class Census:
         self.range = range_of(format)
         self.events = self.values = 0
         self._found = CensusStruct(*self.range)
-        self._lowered: Any = None if isinstance(format, BlockFormat) else format.lowered
+        self._asker: Asker | None = None
 
     def add(self, before: Tensor, after: Tensor) -> None:
         """Count one tensor and what it was rounded to; of one shape and dtype, float32 or float64."""
         self.events += 1
         self.values += before.numel()
+        self._count(before, after)
+
+    def ask(self, x: Tensor, rounding: Rounding, generator: torch.Generator | None = None) -> None:
+        """Count what rounding a plain tensor would do to it, without making what it would become."""
+        self.events += 1
+        self.values += x.numel()
+        if isinstance(self.format, BlockFormat) or not native(x):
+            self._count(x, round_fresh(x, self.format, rounding, generator))
+            return
+        if self._asker is None or not self._asker.fits(rounding, x.dtype):
+            self._asker = Asker(self.format.lowered, rounding, x.dtype)
+        (x,) = alike(x)
+        self._asker.ask(x, draw_key(generator) if rounding.stochastic else None, self._found)
+
+    def _count(self, before: Tensor, after: Tensor) -> None:
         if native(before):
             _native_census.census(*alike(before, after), self._found)
         else:
             self._add_with_torch(before, after)
-
-    def ask(self, x: Tensor, rounding: Rounding, generator: torch.Generator | None = None) -> None:
-        """Count what rounding a plain tensor would do to it, without making what it would become."""
-        if self._lowered is None or not native(x):
-            self.add(x, round_fresh(x, self.format, rounding, generator))
-            return
-        self.events += 1
-        self.values += x.numel()
-        key = draw_key(generator) if rounding.stochastic else None
-        (x,) = alike(x)
-        _native_census.ask(x, self._lowered, rounding, key, self._found)
 
     def _add_with_torch(self, before: Tensor, after: Tensor) -> None:
         """The same in torch, on any device."""
@@ -117,25 +120,21 @@ class Census:
         both = torch.where(finite & kept, x, 0.0), torch.where(finite & kept, x - y, 0.0)
         counts = torch.stack([mask.sum() for mask in masks]).tolist()
         sums = torch.stack([part.square().sum() for part in both]).tolist()
-        for name, more in zip((*COUNTS, *_SUMS), (*counts, *sums), strict=True):
-            setattr(self._found, name, getattr(self._found, name) + more)
         at = exponent(x[finite & (x != 0)].abs()).clamp(LOWEST, HIGHEST) - LOWEST
-        found = torch.bincount(at.reshape(-1), minlength=HIGHEST - LOWEST + 1)
-        for i in found.nonzero().flatten().tolist():
-            self._found.binades[i] += int(found[i])
+        binades = torch.bincount(at.reshape(-1), minlength=HIGHEST - LOWEST + 1).tolist()
+        found = CensusStruct(*self.range, *counts)
+        found.sums[:], found.binades[:] = sums, binades
+        _native_census.join(self._found, found)
 
     def merge(self, other: Census) -> None:
         """Count what another one counted too."""
         self.events, self.values = self.events + other.events, self.values + other.values
-        for name in (*COUNTS, *_SUMS):
-            setattr(self._found, name, getattr(self._found, name) + getattr(other._found, name))
-        for i, count in enumerate(other._found.binades):
-            self._found.binades[i] += count
+        _native_census.join(self._found, other._found)
 
     @property
     def snr(self) -> float | None:
         """Signal to noise in dB; infinite where nothing moved, None without a signal."""
-        signal, noise = self._found.signal, self._found.noise
+        signal, noise = self._found.sums
         if not signal > 0:
             return None
         return math.inf if noise == 0 else 10 * math.log10(signal / noise)

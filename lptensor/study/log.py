@@ -41,7 +41,11 @@ class Log:
 
     def updates(self, role: str, path: str, format: Format) -> Updates:
         """The lost updates of the same."""
-        return self._updates.setdefault((role, path, id(format)), Updates())
+        key = role, path, id(format)
+        found = self._updates.get(key)
+        if found is None:
+            found = self._updates[key] = Updates()
+        return found
 
     def rows(self, by: str = "path") -> Rows:
         """A row of plain values for each role, path and format, or with ``by="role"`` for each role and format.

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from lptensor import observe
 from lptensor.formats import Format
-from lptensor.ops import check_roundable, round_fresh
+from lptensor.ops import check_roundable
 from lptensor.rounding import Mode, Rounding, as_rounding
 from lptensor.study.log import Log
 from lptensor.study.places import Places, innermost, tensors_of, values_of
@@ -185,19 +185,13 @@ class _Asked:
             self._ask("weight", name, now, self.forward)
             start = self.recorder.start.get(name)
             if start is not None and self.forward is not None and _countable(now):
-                held = self._rounded(start, self.forward)
-                wanted = (now - start).add_(held)
-                self.recorder.log.updates("weight", name, self.forward).add(
-                    held, wanted, self._rounded(wanted, self.forward)
-                )
+                updates = self.recorder.log.updates("weight", name, self.forward)
+                updates.ask(start, now, self.forward, self.rounding, self.generator)
         state = getattr(self.recorder.places.optimizer, "state", {})
         for p, entries in state.items():
             for value in entries.values():
                 if isinstance(value, Tensor) and value.dim():
                     self._ask("state", self.recorder.places.names.get(id(p), ""), values_of(value), self.forward)
-
-    def _rounded(self, x: Tensor, format: Format) -> Tensor:
-        return round_fresh(x, format, self.rounding, self.generator)
 
 
 def _countable(x: Tensor) -> bool:

@@ -8,7 +8,11 @@ import torch
 from torch import Tensor
 
 from lptensor import _native_census
-from lptensor._native_census import UpdatesStruct
+from lptensor._native_census import Asker, UpdatesStruct
+from lptensor.blocks import BlockFormat
+from lptensor.formats import Format
+from lptensor.ops import draw_key, round_fresh
+from lptensor.rounding import Rounding
 from lptensor.study.census import alike, native
 
 
@@ -22,6 +26,7 @@ class Updates:
 
     def __init__(self) -> None:
         self._found = UpdatesStruct()
+        self._asker: Asker | None = None
 
     @property
     def wanted(self) -> int:
@@ -35,6 +40,25 @@ class Updates:
         else:
             self._add_with_torch(start, before, after)
 
+    def ask(
+        self,
+        start: Tensor,
+        now: Tensor,
+        format: Format,
+        rounding: Rounding,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """One step of a plain weight, as it would be if the weight were held, and written, in a format."""
+        if isinstance(format, BlockFormat) or not native(now):
+            held = round_fresh(start, format, rounding, generator)
+            wanted = held + (now - start)
+            self.add(held, wanted, round_fresh(wanted, format, rounding, generator))
+            return
+        if self._asker is None or not self._asker.fits(rounding, now.dtype):
+            self._asker = Asker(format.lowered, rounding, now.dtype)
+        keys = [draw_key(generator) if rounding.stochastic else None for _ in range(2)]
+        self._asker.updates(*alike(start, now), keys, self._found)
+
     def _add_with_torch(self, start: Tensor, before: Tensor, after: Tensor) -> None:
         """The same in torch, on any device."""
         wanted, made = before - start, after - start
@@ -42,15 +66,13 @@ class Updates:
         counts = torch.stack([changes.sum(), (changes & (after == start)).sum()]).tolist()
         wanted, made = wanted.double().flatten(), made.double().flatten()
         sums = torch.stack([made @ wanted, wanted @ wanted]).tolist()
-        self._join(UpdatesStruct(*counts, *sums))
+        found = UpdatesStruct(*counts)
+        found.sums[:] = sums
+        _native_census.join(self._found, found)
 
     def merge(self, other: Updates) -> None:
         """Count what another one counted too."""
-        self._join(other._found)
-
-    def _join(self, more: UpdatesStruct) -> None:
-        for name, _ in UpdatesStruct._fields_:
-            setattr(self._found, name, getattr(self._found, name) + getattr(more, name))
+        _native_census.join(self._found, other._found)
 
     def row(self) -> dict[str, Any]:
         """Shares of what was wanted; None where nothing was.
@@ -60,11 +82,11 @@ class Updates:
         >>> updates.row()["lost"]
         0.5
         """
-        found = self._found
+        along, whole = self._found.sums
         return {
             "wanted": self.wanted or None,
-            "lost": found.lost / found.wanted if found.wanted else None,
-            "edq": found.along / found.whole if found.whole > 0 else None,
+            "lost": self._found.lost / self.wanted if self.wanted else None,
+            "edq": along / whole if whole > 0 else None,
         }
 
 
