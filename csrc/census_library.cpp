@@ -35,9 +35,7 @@ build chosen() {
 
 const lpt_loops<float> &loops(const build &b, float) { return b.round.f32; }
 const lpt_loops<double> &loops(const build &b, double) { return b.round.f64; }
-const lpt_codebook_loops<float> &codebooks(const build &b, float) {
-    return b.round.codebooks->f32;
-}
+const lpt_codebook_loops<float> &codebooks(const build &b, float) { return b.round.codebooks->f32; }
 const lpt_codebook_loops<double> &codebooks(const build &b, double) {
     return b.round.codebooks->f64;
 }
@@ -70,8 +68,8 @@ lpt_census none_of(const lpt_census &like) {
 }
 lpt_updates none_of(const lpt_updates &) { return {}; }
 
-// work(first, last, what it found there), with IEEE 754's floating point: subnormals kept. A program
-// may have chosen otherwise (torch.set_flush_denormal).
+// work(first, last, what it found there), with IEEE 754's floating point: subnormals kept. A
+// program may have chosen otherwise (torch.set_flush_denormal).
 template <class Found, class Work>
 void guarded(int64_t first, int64_t last, Found &found, Work work) {
     fenv_t before;
@@ -83,8 +81,7 @@ void guarded(int64_t first, int64_t last, Found &found, Work work) {
 
 // The same for the parts of n elements. The parts, and the order in which their sums are added, do
 // not depend on the number of threads.
-template <class Found, class Work>
-void share(int64_t n, int threads, Found &found, Work work) {
+template <class Found, class Work> void share(int64_t n, int threads, Found &found, Work work) {
     const int64_t groups = (n + LPT_GROUP - 1) / LPT_GROUP, useful = n / GRAIN + 1;
     const int parts = useful < PARTS ? (int)useful : PARTS;
     if (parts == 1)
@@ -105,12 +102,10 @@ void share(int64_t n, int threads, Found &found, Work work) {
         found.sums[0] += sums[part][0], found.sums[1] += sums[part][1];
 }
 
-template <class T>
-void count(const T *x, const T *y, int64_t n, lpt_census &found, int threads) {
+template <class T> void count(const T *x, const T *y, int64_t n, lpt_census &found, int threads) {
     const auto &f = counts(chosen(), T());
-    share(n, threads, found, [&](int64_t first, int64_t last, lpt_census &here) {
-        f.count(x, y, first, last, here);
-    });
+    share(n, threads, found,
+          [&](int64_t first, int64_t last, lpt_census &here) { f.count(x, y, first, last, here); });
 }
 
 // round(x, y, first, last) as the loops call it.
