@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import sys
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,7 @@ from lptensor.quantizer import quantizer
 from lptensor.rounding import Stochastic, as_rounding
 from lptensor.study import Rows, exponent_histogram, record
 from lptensor.study.census import Census
+from lptensor.study.updates import Updates
 
 ENDS = {  # largest, smallest, smallest normal: IEEE 754-2019 table 3.5, OCP OFP8, and two's complement
     E4M3: (448.0, -448.0, 2.0**-6),
@@ -129,6 +132,32 @@ def test_asking_of_any_size_and_on_any_number_of_threads_counts_what_rounding_do
         assert asked.row() == told.row() and asked.histogram() == told.histogram() == binades(x.flatten().tolist())
         found.append(asked.row())
     assert found[0] == found[1]  # the noise too, to the last bit
+
+
+@pytest.mark.parametrize("way", ["native", "asked", "torch"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("format", [E4M3, BF16, NF4, Posit(8), MXFP4], ids=repr)
+def test_lost_updates_are_those_of_exact_rationals(format: Format, dtype: torch.dtype, way: str) -> None:
+    start = torch.randn(3001, dtype=dtype)
+    now = start + torch.randn(3001, dtype=dtype) * 2.0 ** torch.randint(-12, 2, (3001,))
+    now[::5] = start[::5]
+    held = round_to(start, format)
+    wanted = held + (now - start)
+    after = round_to(wanted, format)
+    updates = Updates()
+    if way == "asked":
+        updates.ask(start, now, format, as_rounding("nearest"))
+    else:
+        (updates.add if way == "native" else updates._add_with_torch)(held, wanted, after)
+    a, b, c = ([Fraction(v) for v in x.tolist()] for x in (held, wanted, after))
+    moves = sum(x != y for x, y in zip(a, b, strict=True))
+    lost = sum(x != y and z == x for x, y, z in zip(a, b, c, strict=True))
+    edq = sum((z - x) * (y - x) for x, y, z in zip(a, b, c, strict=True)) / sum(
+        (y - x) ** 2 for x, y in zip(a, b, strict=True)
+    )
+    row = updates.row()
+    assert (row["wanted"], row["lost"]) == (moves, lost / moves) and 0 < lost < moves
+    assert row["edq"] == pytest.approx(float(edq), rel=1e-6)  # the differences are of the carrier
 
 
 def test_census_counts_strided_tensors_and_adds_up() -> None:
@@ -311,6 +340,50 @@ class TestRecord:
         assert row["binades"] == binades(outputs[0].flatten().tolist())
         assert {r["role"] for r in log} == {"weight", "activation", "gradient", "state"}
         assert {r["format"] for r in find(log, role="gradient")} == {"E5M2"}
+
+    @pytest.mark.parametrize("asked", [{"forward": E4M3}, {"forward": MXFP4}], ids=str)
+    def test_asking_at_random_leaves_the_draws_of_the_model_alone(self, asked: Any) -> None:
+        model, drawn = nn.Sequential(nn.Linear(8, 8), nn.Dropout(), nn.Linear(8, 8), nn.Dropout()), []
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        for watch in (False, True):
+            torch.manual_seed(5)
+            with record(model, optimizer, **asked, rounding="stochastic") if watch else contextlib.nullcontext():
+                one_step(model, optimizer, torch.ones(4, 8))
+                drawn.append(torch.cat([model(torch.ones(4, 8)), torch.rand(4, 8)]))
+        assert torch.equal(*drawn)
+
+    def test_asking_finds_the_underflow_of_a_compiled_model(self) -> None:
+        model = Net()
+        with record(torch.compile(model, backend="eager"), forward=E4M3) as log:
+            model(torch.rand(16, 8)).sum().backward()
+        torch.compiler.reset()
+        (row,) = [row for row in log if row["role"] == "activation" and row["path"].endswith("faint")]
+        assert row["underflow"] == 1.0 and find(log, role="gradient")
+
+    def test_outputs_of_any_nest_are_counted(self) -> None:
+        class Nest(nn.Module):
+            def forward(self, x: Tensor) -> Any:
+                return {"a": (x, [x[:2], None]), "b": 3}
+
+        with record(Nest(), forward=E4M3) as log:
+            Nest()(torch.ones(5))
+        assert not list(log)  # another model
+        model = nn.Sequential(nn.LSTM(3, 2))
+        with record(model, forward=E4M3) as log:
+            model(torch.rand(5, 4, 3))
+        (row,) = find(log, role="activation")
+        assert row["values"] == 5 * 4 * 2 + 2 * (4 * 2)  # outputs, last output, last cell
+        nest = Nest()
+        with record(nest, forward=E4M3) as log:
+            nest(torch.ones(5))
+        assert find(log, role="activation")[0]["values"] == 7
+
+    def test_a_model_in_half_precision_is_left_out(self) -> None:
+        model = nn.Linear(2, 2).half()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with record(model, optimizer, forward=E4M3) as log:
+            one_step(model, optimizer, torch.rand(4, 2).half())
+        assert not list(log) and "float32 or float64" in str(log)
 
     def test_asking_tells_which_updates_a_narrow_weight_would_lose(self) -> None:
         model = nn.Linear(2, 1, bias=False)

@@ -96,7 +96,10 @@ class Log:
 
     def __str__(self) -> str:
         if not self._counts:
-            return "nothing was rounded; to ask what rounding would do, give record() a format: forward=E4M3"
+            return (
+                "nothing was rounded; to ask what rounding would do to values in float32 or float64, "
+                "give record() a format: forward=E4M3"
+            )
         return str(self.rows())
 
     def plot(self, ax: Any = None, **options: Any) -> Any:

@@ -31,7 +31,13 @@ def innermost(optimizer: Optimizer | None) -> Optimizer | None:
 
 
 def values_of(x: Tensor) -> Tensor:
-    """The plain tensor whose memory an LPTensor, or a plain tensor, has."""
+    """The plain tensor whose memory an LPTensor, or a plain tensor, has.
+
+    Raises:
+        TypeError: no tensor.
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"expected a tensor, got {type(x).__name__}; make one with torch.tensor(...)")
     return x._inner if isinstance(x, LPTensor) else x.detach()
 
 

@@ -162,6 +162,7 @@ class _Asked:
         if format is not None and self.recorder.active and _countable(x):
             self.recorder.log.census(role, path, format).ask(x, self.rounding, self.generator)
 
+    @torch.compiler.disable
     def _output(self, path: str, module: nn.Module, args: Any, output: Any) -> None:
         for part in tensors_of(output):
             if not isinstance(part, LPTensor):
@@ -169,9 +170,11 @@ class _Asked:
                 if part.requires_grad and self.backward is not None and self.recorder.active:
                     part.register_hook(partial(self._of_output, path))
 
+    @torch.compiler.disable
     def _of_output(self, path: str, grad: Tensor) -> None:
         self._ask("gradient", path, values_of(grad), self.backward)
 
+    @torch.compiler.disable
     def _gradient(self, name: str, p: Tensor) -> None:
         if p.grad is not None:
             self._ask("gradient", name, values_of(p.grad), self.backward)
