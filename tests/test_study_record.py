@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from backends import BUILDS, chosen
 from torch import Tensor, nn
 
+from backends import BUILDS, chosen
 from lptensor import observe
 from lptensor.blocks import MXFP4, NVFP4, BlockFloatingPoint
 from lptensor.codebooks import NF4

@@ -108,6 +108,10 @@ class TestSensitivity:
         with pytest.raises(TypeError, match="fp8"):
             sensitivity(Planted(), distance(X), {"a": "fp8"})  # type: ignore[dict-item]
 
+    def test_a_loss_of_several_numbers_is_refused(self) -> None:
+        with pytest.raises(ValueError, match=r"shape \(2, 2\); take its \.mean"):
+            sensitivity(nn.Linear(4, 2), lambda m: m(torch.ones(2, 4)), E2M1)
+
     def test_the_picture_has_the_rows(self) -> None:
         model = Planted()
         rows = sensitivity(model, distance(model(X).detach()), E2M1, roles=["weight"])
@@ -158,6 +162,11 @@ class TestFormatSearch:
         lines = {line.get_label(): line for line in front.plot(axes()).lines}
         assert lines["front"].get_ydata().tolist() == [row["loss"] for row in front]
         assert len(lines["tried"].get_xdata()) == len(front.tried)
+
+
+def test_a_search_takes_a_module() -> None:
+    with pytest.raises(TypeError, match="int"):
+        format_search(3, lambda m: 0.0, [BF16, E2M1])  # type: ignore[arg-type]
 
 
 class TestBisect:

@@ -69,7 +69,8 @@ def accumulation_error(
         progress: show how far it has come, on a terminal.
 
     Raises:
-        TypeError: terms are no tensor. ValueError: no terms, more than two axes, a chunk below 1, an Accumulator beside a rounding or a chunk.
+        TypeError: terms are no tensor.
+        ValueError: no terms, more than two axes, a chunk below 1, an Accumulator beside a rounding or a chunk.
 
     >>> from lptensor import BF16
     >>> harmonic = 1 / torch.arange(1, 101, dtype=torch.float64)

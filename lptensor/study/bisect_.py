@@ -123,9 +123,7 @@ def _smallest(units: list[str], search: _Search) -> list[str]:
 class _Search:
     """Runs with chosen roundings undone, and remembers what came of it."""
 
-    def __init__(
-        self, run: Callable[[], Any], model: nn.Module | None, by: str, done: Callable[[], None]
-    ) -> None:
+    def __init__(self, run: Callable[[], Any], model: nn.Module | None, by: str, done: Callable[[], None]) -> None:
         self.run, self.model, self.by, self.done = run, model, by, done
         self.seen: dict[str, None] = {}  # units, in the order in which they came
         self.rows: list[dict[str, Any]] = []

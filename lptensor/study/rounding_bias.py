@@ -48,7 +48,8 @@ def rounding_bias(
         negative: of negative numbers; only "up" and "down" tell them apart.
 
     Raises:
-        TypeError: no scalar format. ValueError: bits out of range, or a format with fewer than 2 significant bits or without 1 among its normals.
+        TypeError: no scalar format.
+        ValueError: bits out of range, or a format with fewer than 2 significant bits or without 1 among its normals.
 
     >>> from lptensor import Stochastic
     >>> rounding_bias(Stochastic(bits=2), bits=4).bias  # Fitzgibbon and Felix 2025: -(2**-2 - 2**-4) / 2
