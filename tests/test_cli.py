@@ -69,6 +69,12 @@ class TestFormats:
         around = 6  # title, head of 2 lines, rule, note of 2
         assert len([line for line in lines if line.strip()]) == len(named_formats()) + around
 
+    def test_a_terminal_of_80_columns_breaks_no_number(self) -> None:
+        lines = run("formats", columns=80).splitlines()
+        assert max(map(len, lines)) <= 80
+        around = 7  # title, head of 2 lines, rule, note of 3
+        assert len([line for line in lines if line.strip()]) == len(named_formats()) + around
+
     def test_a_pipe_gets_the_width_that_the_table_needs(self) -> None:
         piped = CliRunner().invoke(app, ["formats"], env={"COLUMNS": None}).output
         assert piped == run("formats", columns=100)
