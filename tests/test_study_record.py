@@ -352,6 +352,7 @@ class TestRecord:
                 drawn.append(torch.cat([model(torch.ones(4, 8)), torch.rand(4, 8)]))
         assert torch.equal(*drawn)
 
+    @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # Dynamo's own look at it
     def test_asking_finds_the_underflow_of_a_compiled_model(self) -> None:
         model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.ReLU())
         with torch.no_grad():
