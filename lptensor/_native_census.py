@@ -83,6 +83,7 @@ class Asker:
     """Calls the loops that round to one format as one rounding says, and count what that does."""
 
     def __init__(self, lowered: Grid | Table | PositBits, rounding: Rounding, dtype: torch.dtype) -> None:
+        self._format: Any
         if isinstance(lowered, Grid):
             kind, self._format = "grid_", _native.grid_struct(lowered)
         elif isinstance(lowered, Table):

@@ -100,7 +100,8 @@ class Census:
 
     def _count(self, before: Tensor, after: Tensor) -> None:
         if native(before):
-            _native_census.census(*alike(before, after), self._found)
+            before, after = alike(before, after)
+            _native_census.census(before, after, self._found)
         else:
             self._add_with_torch(before, after)
 

@@ -146,12 +146,14 @@ class _Asked:
     def attach(self) -> Any:
         model, optimizer = self.recorder.places.model, self.recorder.places.optimizer
         handles: list[Any] = []
+        eagerly: Any = torch.compiler.disable  # a compiled model breaks its graph at hooks
+        self._of_output_eagerly = eagerly(self._of_output)
         for path, module in model.named_modules():
             if not any(True for _ in module.children()):
-                handles.append(module.register_forward_hook(partial(self._output, path)))
+                handles.append(module.register_forward_hook(partial(eagerly(self._output), path)))
         for name, p in model.named_parameters():
             if p.requires_grad:
-                handles.append(p.register_post_accumulate_grad_hook(partial(self._gradient, name)))
+                handles.append(p.register_post_accumulate_grad_hook(partial(eagerly(self._gradient), name)))
         if optimizer is None:
             self._weights()
         else:
@@ -162,19 +164,16 @@ class _Asked:
         if format is not None and self.recorder.active and _countable(x):
             self.recorder.log.census(role, path, format).ask(x, self.rounding, self.generator)
 
-    @torch.compiler.disable
     def _output(self, path: str, module: nn.Module, args: Any, output: Any) -> None:
         for part in tensors_of(output):
             if not isinstance(part, LPTensor):
                 self._ask("activation", path, part.detach(), self.forward)
                 if part.requires_grad and self.backward is not None and self.recorder.active:
-                    part.register_hook(partial(self._of_output, path))
+                    part.register_hook(partial(self._of_output_eagerly, path))
 
-    @torch.compiler.disable
     def _of_output(self, path: str, grad: Tensor) -> None:
         self._ask("gradient", path, values_of(grad), self.backward)
 
-    @torch.compiler.disable
     def _gradient(self, name: str, p: Tensor) -> None:
         if p.grad is not None:
             self._ask("gradient", name, values_of(p.grad), self.backward)

@@ -36,7 +36,8 @@ class Updates:
     def add(self, start: Tensor, before: Tensor, after: Tensor) -> None:
         """One write: the old values, the new ones before they were rounded, and after."""
         if native(start):
-            _native_census.updates(*alike(start, before, after), self._found)
+            start, before, after = alike(start, before, after)
+            _native_census.updates(start, before, after, self._found)
         else:
             self._add_with_torch(start, before, after)
 
@@ -57,7 +58,8 @@ class Updates:
         if self._asker is None or not self._asker.fits(rounding, now.dtype):
             self._asker = Asker(format.lowered, rounding, now.dtype)
         keys = [draw_key(generator) if rounding.stochastic else None for _ in range(2)]
-        self._asker.updates(*alike(start, now), keys, self._found)
+        start, now = alike(start, now)
+        self._asker.updates(start, now, keys, self._found)
 
     def _add_with_torch(self, start: Tensor, before: Tensor, after: Tensor) -> None:
         """The same in torch, on any device."""
