@@ -19,7 +19,7 @@ from lptensor.posits import PositBits
 from lptensor.rounding import Mode, Rounding
 from lptensor.tables import Table, keys, steps
 
-ABI_VERSION = 5
+ABI_VERSION = 6
 MAX_DIMS = 16  # csrc/block.h
 
 
@@ -69,7 +69,7 @@ class _Posit(ctypes.Structure):
     _fields_ = (("nbits", ctypes.c_int32), ("es", ctypes.c_int32))
 
 
-class _Rule(ctypes.Structure):
+class Rule(ctypes.Structure):
     _fields_ = (
         ("mode", ctypes.c_int32),
         ("bits", ctypes.c_int32),
@@ -110,8 +110,6 @@ def library() -> Any:
             kernel.argtypes, kernel.restype = getattr(lib, f"lpt_round_{suffix}").argtypes, None
         for kind in ("blocks", "scaled"):
             getattr(lib, f"lpt_round_{kind}_{suffix}").argtypes = (*(pointer,) * 5, ctypes.c_int32)
-        getattr(lib, f"lpt_census_{suffix}").argtypes = (pointer, pointer, number, *(pointer,) * 4)
-        getattr(lib, f"lpt_census_{suffix}").restype = None
     lib.lpt_large_pages.argtypes = (pointer, number)
     lib.lpt_random_word.argtypes = (ctypes.c_uint64, pointer)
     lib.lpt_random_word.restype = ctypes.c_uint32
@@ -158,14 +156,14 @@ def posit_struct(posit: PositBits) -> _Posit:
 
 
 # By mode, since a lookup by number takes a tenth of the time of one by the hash of a Rounding.
-_RULES = tuple(_Rule(mode, 32, 0, 0, 0, 0) for mode in sorted(Mode))
+_RULES = tuple(Rule(mode, 32, 0, 0, 0, 0) for mode in sorted(Mode))
 
 
-def rule(rounding: Rounding, key: tuple[int, int] | None) -> _Rule:
+def rule(rounding: Rounding, key: tuple[int, int] | None) -> Rule:
     """The C struct of a rounding: one that is kept for each deterministic mode, a fresh one for each key."""
     if key is None:
         return _RULES[rounding.mode]
-    return _Rule(rounding.mode, rounding.bits, rounding.beyond, 0, *key)
+    return Rule(rounding.mode, rounding.bits, rounding.beyond, 0, *key)
 
 
 _RULE_REFERENCES = tuple(ctypes.byref(struct) for struct in _RULES)
@@ -313,9 +311,3 @@ def ask_for_large_pages(y: Tensor) -> None:
     lib = library()
     if lib is not None:
         lib.lpt_large_pages(y.data_ptr(), y.nbytes)
-
-
-def census(x: Tensor, y: Tensor, limits: Any, counts: Any, sums: Any, binades: Any) -> None:
-    """Add to arrays of ctypes what rounding made of ``x``: contiguous CPU tensors of one dtype."""
-    kernel = library().lpt_census_f32 if x.dtype == torch.float32 else library().lpt_census_f64
-    kernel(x.data_ptr(), y.data_ptr(), x.numel(), limits, counts, sums, binades)

@@ -63,9 +63,10 @@ class TestFormats:
         assert "E4M2" in run("formats")
         assert parse_format("e4m2") == FloatingPoint(4, 2)
 
-    def test_a_terminal_of_100_columns_shows_a_row_per_line(self) -> None:
-        lines = run("formats").splitlines()
-        assert max(map(len, lines)) <= 100
+    @pytest.mark.parametrize("columns", [80, 100])
+    def test_a_terminal_shows_a_row_per_line(self, columns: int) -> None:
+        lines = run("formats", columns=columns).splitlines()
+        assert max(map(len, lines)) <= columns
         around = 6  # title, head of 2 lines, rule, note of 2
         assert len([line for line in lines if line.strip()]) == len(named_formats()) + around
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import sys
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -12,8 +14,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from backends import BUILDS, chosen
 from lptensor import observe
-from lptensor.blocks import MXFP4
+from lptensor.blocks import MXFP4, NVFP4, BlockFloatingPoint
 from lptensor.codebooks import NF4
 from lptensor.convert import convert
 from lptensor.extra import MissingExtra
@@ -23,8 +26,10 @@ from lptensor.ops import round as round_to
 from lptensor.optim import OptimLP
 from lptensor.posits import Posit
 from lptensor.quantizer import quantizer
+from lptensor.rounding import Stochastic, as_rounding
 from lptensor.study import Rows, exponent_histogram, record
 from lptensor.study.census import Census
+from lptensor.study.updates import Updates
 
 ENDS = {  # largest, smallest, smallest normal: IEEE 754-2019 table 3.5, OCP OFP8, and two's complement
     E4M3: (448.0, -448.0, 2.0**-6),
@@ -37,6 +42,8 @@ ENDS = {  # largest, smallest, smallest normal: IEEE 754-2019 table 3.5, OCP OFP
     Posit(8): (2.0**24, -(2.0**24), 0.0),
     NF4: (1.0, -1.0, 0.0),
     MXFP4: (math.inf, -math.inf, 0.0),
+    NVFP4: (math.inf, -math.inf, 0.0),
+    BlockFloatingPoint(8, block_size=16): (math.inf, -math.inf, 0.0),
 }
 SPECIAL = [0.0, -0.0, math.nan, math.inf, -math.inf, 2.0**-149, -(2.0**-140), 3.4e38, -3.4e38, 2.0**-6, 448.0, 449.0]
 
@@ -72,30 +79,91 @@ def decibels(x: list[float], y: list[float]) -> float | None:
     return math.inf if noise == 0 else 10 * math.log10(signal / noise)
 
 
-@pytest.mark.parametrize("native", [True, False])
+ROUNDINGS = ("nearest", "up", "stochastic", Stochastic(bits=5))
+WAYS = (*BUILDS, "asked", "torch")  # one build after the other, the best one without the rounded tensor, torch's ops
+
+
+def counts_of(row: dict[str, Any], n: int) -> dict[str, int]:
+    names = ("zero", "underflow", "subnormal", "saturated", "overflow", "nonfinite")
+    return {name: round(row[name] * n) for name in names}
+
+
+def values(dtype: torch.dtype, count: int = 1500) -> Tensor:
+    x = torch.randn(count, dtype=dtype) * 2.0 ** torch.randint(-30, 12, (count,))
+    return torch.cat([torch.tensor(SPECIAL, dtype=dtype), x])
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("rounding", ROUNDINGS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("format", ENDS, ids=repr)
-class TestCensus:
-    def test_counts_are_those_of_a_loop(self, format: Format, dtype: torch.dtype, native: bool) -> None:
-        x = torch.randn(1500, dtype=dtype) * 2.0 ** torch.randint(-30, 12, (1500,))
-        x = torch.cat([torch.tensor(SPECIAL, dtype=dtype), x])
-        y = round_to(x, format)
-        census = Census(format)
-        (census.add if native else census._add_with_torch)(x, y)
-        if not native:
-            census.events, census.values = 1, x.numel()
-        a, b = x.double().tolist(), y.double().tolist()
-        row = census.row()
-        assert {key: round(row[key] * len(a)) for key in counted(a, b, ENDS[format])} == counted(a, b, ENDS[format])
-        assert census.histogram() == binades(a)
-        expected = decibels(a, b)
-        assert row["snr"] == (expected if expected is None else pytest.approx(expected, rel=1e-12))
+def test_counts_are_those_of_a_loop(format: Format, dtype: torch.dtype, rounding: Any, way: str) -> None:
+    x, draws = values(dtype), [torch.Generator().manual_seed(3) for _ in range(2)]
+    y = round_to(x, format, rounding, generator=draws[0])
+    census = Census(format)
+    if way == "asked":
+        census.ask(x, as_rounding(rounding), draws[1])
+    elif way == "torch":
+        census._add_with_torch(x, y)
+        census.events, census.values = 1, x.numel()
+    else:
+        with chosen(way):
+            census.add(x, y)
+    a, b, row = x.double().tolist(), y.double().tolist(), census.row()
+    assert counts_of(row, len(a)) == counted(a, b, ENDS[format])
+    assert census.histogram() == binades(a)
+    expected = decibels(a, b)
+    assert row["snr"] == (expected if expected is None else pytest.approx(expected, rel=1e-12))
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+@pytest.mark.parametrize("shape", [(300_001,), (3, 5, 7), (1,), (0,), ()], ids=str)
+def test_asking_of_any_size_and_on_any_number_of_threads_counts_what_rounding_does(shape: Any, rounding: str) -> None:
+    x, rule, found = torch.randn(shape) * 2.0 ** torch.randint(-20, 12, shape), as_rounding(rounding), []
+    before = torch.get_num_threads()
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        try:
+            asked, told = Census(E4M3), Census(E4M3)
+            asked.ask(x, rule, torch.Generator().manual_seed(1))
+            told.add(x, round_to(x, E4M3, rule, generator=torch.Generator().manual_seed(1)))
+        finally:
+            torch.set_num_threads(before)
+        assert asked.row() == told.row() and asked.histogram() == told.histogram() == binades(x.flatten().tolist())
+        found.append(asked.row())
+    assert found[0] == found[1]  # the noise too, to the last bit
+
+
+@pytest.mark.parametrize("way", ["native", "asked", "torch"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("format", [E4M3, BF16, NF4, Posit(8), MXFP4], ids=repr)
+def test_lost_updates_are_those_of_exact_rationals(format: Format, dtype: torch.dtype, way: str) -> None:
+    start = torch.randn(3001, dtype=dtype)
+    now = start + torch.randn(3001, dtype=dtype) * 2.0 ** torch.randint(-12, 2, (3001,))
+    now[::5] = start[::5]
+    held = round_to(start, format)
+    wanted = held + (now - start)
+    after = round_to(wanted, format)
+    updates = Updates()
+    if way == "asked":
+        updates.ask(start, now, format, as_rounding("nearest"))
+    else:
+        (updates.add if way == "native" else updates._add_with_torch)(held, wanted, after)
+    a, b, c = ([Fraction(v) for v in x.tolist()] for x in (held, wanted, after))
+    moves = sum(x != y for x, y in zip(a, b, strict=True))
+    lost = sum(x != y and z == x for x, y, z in zip(a, b, c, strict=True))
+    edq = sum((z - x) * (y - x) for x, y, z in zip(a, b, c, strict=True)) / sum(
+        (y - x) ** 2 for x, y in zip(a, b, strict=True)
+    )
+    row = updates.row()
+    assert (row["wanted"], row["lost"]) == (moves, lost / moves) and 0 < lost < moves
+    assert row["edq"] == pytest.approx(float(edq), rel=1e-6)  # the differences are of the carrier
 
 
 def test_census_counts_strided_tensors_and_adds_up() -> None:
     x, census = torch.randn(8, 6), Census(E4M3)
     for part in (x, x.t(), x[:, ::2]):
-        census.add(part, round_to(part, E4M3))
+        census.add(part, round_to(part, E4M3)) if part is x else census.ask(part, as_rounding("nearest"))
     again = [*x.flatten().tolist(), *x.flatten().tolist(), *x[:, ::2].flatten().tolist()]
     assert census.histogram() == binades(again)
     assert census.values == len(again) and census.events == 3
@@ -272,6 +340,55 @@ class TestRecord:
         assert row["binades"] == binades(outputs[0].flatten().tolist())
         assert {r["role"] for r in log} == {"weight", "activation", "gradient", "state"}
         assert {r["format"] for r in find(log, role="gradient")} == {"E5M2"}
+
+    @pytest.mark.parametrize("asked", [{"forward": E4M3}, {"forward": MXFP4}], ids=str)
+    def test_asking_at_random_leaves_the_draws_of_the_model_alone(self, asked: Any) -> None:
+        model, drawn = nn.Sequential(nn.Linear(8, 8), nn.Dropout(), nn.Linear(8, 8), nn.Dropout()), []
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        for watch in (False, True):
+            torch.manual_seed(5)
+            with record(model, optimizer, **asked, rounding="stochastic") if watch else contextlib.nullcontext():
+                one_step(model, optimizer, torch.ones(4, 8))
+                drawn.append(torch.cat([model(torch.ones(4, 8)), torch.rand(4, 8)]))
+        assert torch.equal(*drawn)
+
+    @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # Dynamo's own look at it
+    def test_asking_finds_the_underflow_of_a_compiled_model(self) -> None:
+        model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.ReLU())
+        with torch.no_grad():
+            model[0].weight.fill_(1e-6)
+        torch.compiler.reset()
+        compiled = torch.compile(model, backend="eager")
+        with record(compiled, forward=E4M3) as log:
+            compiled(torch.ones(2, 3)).sum().backward()
+        torch.compiler.reset()
+        rows = [row for row in log if row["role"] == "activation" and row["path"].endswith("0")]
+        assert [row["underflow"] for row in rows] == [1.0] and find(log, role="gradient")
+
+    def test_outputs_of_any_nest_are_counted(self) -> None:
+        class Nest(nn.Module):
+            def forward(self, x: Tensor) -> Any:
+                return {"a": (x, [x[:2], None]), "b": 3}
+
+        with record(Nest(), forward=E4M3) as log:
+            Nest()(torch.ones(5))
+        assert not list(log)  # another model
+        model = nn.Sequential(nn.LSTM(3, 2))
+        with record(model, forward=E4M3) as log:
+            model(torch.rand(5, 4, 3))
+        (row,) = find(log, role="activation")
+        assert row["values"] == 5 * 4 * 2 + 2 * (4 * 2)  # outputs, last output, last cell
+        nest = Nest()
+        with record(nest, forward=E4M3) as log:
+            nest(torch.ones(5))
+        assert find(log, role="activation")[0]["values"] == 7
+
+    def test_a_model_in_half_precision_is_left_out(self) -> None:
+        model = nn.Linear(2, 2).half()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with record(model, optimizer, forward=E4M3) as log:
+            one_step(model, optimizer, torch.rand(4, 2).half())
+        assert not list(log) and "float32 or float64" in str(log)
 
     def test_asking_tells_which_updates_a_narrow_weight_would_lose(self) -> None:
         model = nn.Linear(2, 1, bias=False)

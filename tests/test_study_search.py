@@ -108,6 +108,10 @@ class TestSensitivity:
         with pytest.raises(TypeError, match="fp8"):
             sensitivity(Planted(), distance(X), {"a": "fp8"})  # type: ignore[dict-item]
 
+    def test_a_loss_of_several_numbers_is_refused(self) -> None:
+        with pytest.raises(ValueError, match=r"shape \(2, 2\); take its \.mean"):
+            sensitivity(nn.Linear(4, 2), lambda m: m(torch.ones(2, 4)), E2M1)
+
     def test_the_picture_has_the_rows(self) -> None:
         model = Planted()
         rows = sensitivity(model, distance(model(X).detach()), E2M1, roles=["weight"])
@@ -158,6 +162,11 @@ class TestFormatSearch:
         lines = {line.get_label(): line for line in front.plot(axes()).lines}
         assert lines["front"].get_ydata().tolist() == [row["loss"] for row in front]
         assert len(lines["tried"].get_xdata()) == len(front.tried)
+
+
+def test_a_search_takes_a_module() -> None:
+    with pytest.raises(TypeError, match="int"):
+        format_search(3, lambda m: 0.0, [BF16, E2M1])  # type: ignore[arg-type]
 
 
 class TestBisect:
@@ -226,6 +235,22 @@ class TestBisect:
         nearest = lambda w: round_to(w, E2M1)  # noqa: E731 - the planted one: every step is lost
         found = bisect(run, model=model, by="role")
         assert found.culprits == ["weight"]
+
+    def test_the_picture_has_the_runs(self) -> None:
+        def run() -> float:
+            x = torch.full((1,), 300.0).to_lp(FP16)  # type: ignore[attr-defined]
+            return float((x * 300.0 / 300.0 - 300.0).abs() + 0 * (x + 1.0))
+
+        found, picture = bisect(run), axes()
+        found.plot(picture)
+        lines = {line.get_label(): line for line in picture.lines}
+        finite = {row["loss"] for row in found if math.isfinite(row["loss"])}
+        drawn = [*lines["recovered"].get_ydata(), *lines["not recovered"].get_ydata()]
+        assert set(drawn) == finite and all(row["recovered"] == (row["loss"] <= found.target) for row in found)
+        assert set(lines["target"].get_ydata()) == {found.target}
+        edges = [line for line in picture.lines if list(line.get_ydata()) == [0.98]]
+        assert len(edges) == sum(not math.isfinite(row["loss"]) for row in found) > 0
+        assert [text.get_text() for text in picture.texts] == [str(row["undone"]) for row in found]
 
     def test_diverging_counts_as_the_worst(self) -> None:
         def run() -> Tensor:

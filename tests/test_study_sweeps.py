@@ -213,6 +213,11 @@ class TestRoundingBias:
         assert chance.get_ydata().tolist() == [row["up"] for row in rows]
 
 
+def test_a_posit_has_no_even_spacing() -> None:
+    with pytest.raises(TypeError, match=r"scalar format.*Posit"):
+        rounding_bias("up", format=Posit(8))  # type: ignore[arg-type]
+
+
 class TestAccumulation:
     @pytest.mark.parametrize(("format", "limit", "n"), [(BF16, 5.0625, 65), (FP16, 7.0859375, 513), (E5M2, 2.0, 5)])
     def test_finds_where_the_harmonic_series_stops(self, format: Any, limit: float, n: int) -> None:
@@ -344,6 +349,19 @@ class TestUpdateStagnation:
             for e, n in row["binades"].items():
                 counts[e] = counts.get(e, 0) + n
         assert drawn == {e: pytest.approx(100 * n / sum(counts.values())) for e, n in counts.items()}
+
+
+@pytest.mark.parametrize(
+    "study",
+    [
+        lambda: relative_error(E4M3, [1.0]),  # type: ignore[arg-type]
+        lambda: sqnr([1.0], [E4M3]),  # type: ignore[arg-type]
+        lambda: accumulation_error([1.0], BF16),  # type: ignore[arg-type]
+    ],
+)
+def test_lists_are_refused_by_name(study: Any) -> None:
+    with pytest.raises(TypeError, match="expected a tensor, got list"):
+        study()
 
 
 class TestPictures:

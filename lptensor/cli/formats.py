@@ -27,6 +27,8 @@ _COLUMNS = {
     "overflow": "overflow",
 }
 
+_ROOM = 100  # columns of a terminal that holds them
+
 
 def formats(
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list instead, with exact numbers.")] = False,
@@ -40,13 +42,16 @@ def formats(
     notes = "p: significant bits, the hidden one included. smallest: least positive value."
     if any(row["kind"] == "block" for row in rows):
         notes += "\nA block format shows its elements before they are scaled."
+    # A narrow terminal has no room for all; what kind a format is, its name mostly says.
+    narrow = console.width < _ROOM
+    columns = {key: title for key, title in _COLUMNS.items() if not (narrow and key == "kind")}
     table = Table(title="Number formats", caption=notes, header_style="bold", box=SIMPLE_HEAD, pad_edge=False)
-    table.padding = (0, int(console.width >= 100), 0, 0)  # on a narrow terminal, space for the numbers
-    for key, title in _COLUMNS.items():
+    table.padding = (0, int(not narrow), 0, 0)
+    for key, title in columns.items():
         left = key in ("name", "kind", "specials", "overflow")
         table.add_column(title, justify="left" if left else "right", overflow="fold")
     for row in rows:
-        table.add_row(*(_shown(row[key]) for key in _COLUMNS))
+        table.add_row(*(_shown(row[key]) for key in columns))
     console.print(table)
 
 

@@ -3,7 +3,7 @@ from lptensor.study.accumulation import (
     accumulation_error as accumulation_error,
     plot_accumulation as plot_accumulation,
 )
-from lptensor.study.bisect_ import Culprits as Culprits, bisect as bisect
+from lptensor.study.bisect_ import Culprits as Culprits, bisect as bisect, plot_bisect as plot_bisect
 from lptensor.study.bit_layout import bit_layout as bit_layout, plot_bit_layout as plot_bit_layout
 from lptensor.study.census import Census as Census
 from lptensor.study.errors import plot_errors as plot_errors

@@ -17,6 +17,7 @@ from lptensor.gemm import cumsum, reduce
 from lptensor.ops import round as round_to
 from lptensor.rounding import Mode, Rounding
 from lptensor.study.palette import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION
+from lptensor.study.places import values_of
 from lptensor.study.progress import track
 from lptensor.study.rows import Rows
 
@@ -68,6 +69,7 @@ def accumulation_error(
         progress: show how far it has come, on a terminal.
 
     Raises:
+        TypeError: terms are no tensor.
         ValueError: no terms, more than two axes, a chunk below 1, an Accumulator beside a rounding or a chunk.
 
     >>> from lptensor import BF16
@@ -76,13 +78,14 @@ def accumulation_error(
     >>> found.stagnation, found[-1]["sum"]
     ([65], 5.0625)
     """
+    terms = values_of(terms)
     if terms.dim() not in (1, 2) or terms.shape[-1] == 0:
         raise ValueError(f"terms are (n,) or (trials, n) with n > 0, got shape {tuple(terms.shape)}")
     if chunk is not None and (isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1):
         raise ValueError(f"chunk must be a whole number from 1, got {chunk!r}")
     if isinstance(format, Accumulator) and not rounding is chunk is None:
         raise ValueError(f"an Accumulator names its rounding and chunks, got rounding={rounding!r} and chunk={chunk!r}")
-    x = terms.detach().double().reshape(-1, terms.shape[-1])
+    x = terms.double().reshape(-1, terms.shape[-1])
     summed = format.sum if isinstance(format, Accumulator) else format
     nearest = format.rounding if isinstance(format, Accumulator) else rounding or "nearest"
     if quantize_terms:

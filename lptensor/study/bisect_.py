@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -11,7 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from lptensor import _compat, direction, observe
+from lptensor.extra import need
+from lptensor.study.palette import BLACK, BLUE, VERMILLION
 from lptensor.study.places import Places
+from lptensor.study.progress import counting
 from lptensor.study.rows import Rows
 from lptensor.trace import Origins
 
@@ -37,6 +40,7 @@ def bisect(
     by: str = "op",
     recovered: float = 0.5,
     target: float | None = None,
+    progress: bool = False,
 ) -> Culprits:
     """Find a smallest set of ops, modules or roles whose roundings spoil the loss.
 
@@ -44,7 +48,8 @@ def bisect(
     repeats itself) and returns the loss; NaN counts as the worst. It is run once as it is and once with all
     roundings undone, then with those of ever smaller sets undone (delta debugging: Zeller and Hildebrandt
     2002): the answer is a set that recovers the loss, of which no unit can be left out. About
-    2 k log2(units) runs for k culprits. A row for each: undone (how many units), loss, recovered.
+    2 k log2(units) runs for k culprits. A row for each: undone (how many units), loss, recovered (whether that
+    reaches the target), units (their names, or "all").
 
     Args:
         run: returns a number or a tensor of one.
@@ -53,6 +58,7 @@ def bisect(
             backward; parameters count to their modules), or "role" ("weight", "activation", "gradient", ...).
         recovered: the share of the way from the low to the exact loss that counts as recovered.
         target: or the loss that does: anything at or below it.
+        progress: count the runs, on a terminal.
 
     Raises:
         ValueError: an unknown ``by``, no model where it is needed, or undoing everything does not help.
@@ -69,7 +75,11 @@ def bisect(
         raise ValueError(f"bisect goes by one of {', '.join(UNITS)}, got {by!r}")
     if by != "op" and model is None:
         raise ValueError(f"by={by!r} needs model=, whose {by}s are meant")
-    search = _Search(run, model, by)
+    with counting("runs", progress) as done:
+        return _bisect(_Search(run, model, by, done), recovered, target)
+
+
+def _bisect(search: _Search, recovered: float, target: float | None) -> Culprits:
     low = search.loss(frozenset())
     units = list(search.seen)
     exact = search.loss(None)
@@ -83,9 +93,9 @@ def bisect(
         )
     search.target = target
     culprits = _smallest(units, search)
-    found = Culprits(search.rows)
+    found = Culprits(({**row, "recovered": row["loss"] <= target} for row in search.rows), plot_bisect)
     found.culprits, found.exact, found.low, found.target = culprits, exact, low, target
-    found.rules = {unit: None for unit in culprits} if by == "module" else {}
+    found.rules = {unit: None for unit in culprits} if search.by == "module" else {}
     return found
 
 
@@ -113,8 +123,8 @@ def _smallest(units: list[str], search: _Search) -> list[str]:
 class _Search:
     """Runs with chosen roundings undone, and remembers what came of it."""
 
-    def __init__(self, run: Callable[[], Any], model: nn.Module | None, by: str) -> None:
-        self.run, self.model, self.by = run, model, by
+    def __init__(self, run: Callable[[], Any], model: nn.Module | None, by: str, done: Callable[[], None]) -> None:
+        self.run, self.model, self.by, self.done = run, model, by, done
         self.seen: dict[str, None] = {}  # units, in the order in which they came
         self.rows: list[dict[str, Any]] = []
         self.known: dict[frozenset[str] | None, float] = {}
@@ -133,6 +143,7 @@ class _Search:
                 stack.enter_context(observe.observing(undo))
                 stack.enter_context(undo)
                 result = self.run()
+            self.done()
             value = float(result.detach().double().item() if isinstance(result, Tensor) else result)
             self.known[undone] = math.inf if math.isnan(value) else value
             count = len(self.seen) if undone is None else len(undone)
@@ -178,3 +189,43 @@ class _Undo(_compat.TorchDispatchMode):
             return role
         modules = dict(self.places.model.named_modules())
         return path if path in modules else path.rpartition(".")[0]
+
+
+def plot_bisect(rows: Sequence[dict[str, Any]], ax: Any = None) -> Any:
+    """Draw the losses of ``bisect`` run by run, and what counts as recovered; returns the axes.
+
+    Runs that recovered are dots, others crosses; a loss that is no number is a cross at the upper edge.
+
+    Raises:
+        MissingExtra: matplotlib is not installed. ValueError: no rows.
+
+    >>> axes = need("matplotlib.figure").Figure().subplots()
+    >>> rows = [{"undone": 0, "loss": 2.0, "recovered": False}, {"undone": 1, "loss": 0.5, "recovered": True}]
+    >>> [line.get_ydata().tolist() for line in plot_bisect(rows, axes).lines]
+    [[0.5], [2.0]]
+    """
+    if not rows:
+        raise ValueError("there are no runs to draw")
+    ax = need("matplotlib.pyplot").gca() if ax is None else ax
+    np = need("numpy")
+    finite = [row["loss"] for row in rows if math.isfinite(row["loss"])]
+    for good, look, label in (
+        (True, dict(color=BLUE, marker="o", markersize=5), "recovered"),
+        (False, dict(color=VERMILLION, marker="x", markersize=6), "not recovered"),
+    ):
+        part = [(i + 1, row["loss"]) for i, row in enumerate(rows) if row["recovered"] is good]
+        known = np.array([point for point in part if math.isfinite(point[1])]).reshape(-1, 2)
+        ax.plot(known[:, 0], known[:, 1], linestyle="", label=label, **look)
+        for i, _ in (point for point in part if not math.isfinite(point[1])):
+            ax.plot([i], [0.98], linestyle="", transform=ax.get_xaxis_transform(), **look)
+    if hasattr(rows, "target"):
+        ax.axhline(rows.target, color=BLACK, linewidth=0.8, linestyle="--", label="target")
+    for i, row in enumerate(rows):
+        at = (i + 1, row["loss"] if math.isfinite(row["loss"]) else max(finite, default=1.0))
+        ax.annotate(str(row["undone"]), at, xytext=(0, 6), textcoords="offset points", fontsize=7, ha="center")
+    ax.set_xlabel("run (number: how many units were undone)")
+    ax.set_ylabel("loss")
+    ax.legend(frameon=False, fontsize=8)
+    ax.margins(y=0.15)
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lptensor import _native
+from lptensor import _native, _native_census
 from lptensor._bits import exact, exponent
+from lptensor._native_census import COUNTS, HIGHEST, LOWEST, Asker, CensusStruct
 from lptensor.blocks import BlockFormat
 from lptensor.formats import Format, ScalarFormat
-
-LOWEST, HIGHEST = -150, 128  # binades, as in csrc/census.cpp
-_SHARES = ("zero", "underflow", "subnormal", "saturated", "overflow", "nonfinite")
-_Counts, _Sums = ctypes.c_int64 * len(_SHARES), ctypes.c_double * 2
-_Binades = ctypes.c_int64 * (HIGHEST - LOWEST + 1)
+from lptensor.ops import draw_key, round_fresh
+from lptensor.rounding import Rounding
 
 
 class Range(NamedTuple):
@@ -44,6 +41,20 @@ def range_of(format: Format) -> Range:
     return Range(ends.max, max(-ends.min, 0.0), 0.0)
 
 
+def native(x: Tensor) -> bool:
+    """Whether the compiled loops count this tensor."""
+    return x.is_cpu and _native.library() is not None
+
+
+def alike(first: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+    """The same tensors with their elements in one order of memory, without gaps."""
+    tensors = (first, *others)
+    for x in tensors:
+        if x.is_neg() or not x.is_contiguous():
+            return tuple(x.resolve_neg().contiguous() for x in tensors)
+    return tensors
+
+
 class Census:
     """What became of the values that were rounded to one format.
 
@@ -66,19 +77,31 @@ class Census:
         self.format = format
         self.range = range_of(format)
         self.events = self.values = 0
-        self._limits = (ctypes.c_double * 3)(*self.range)
-        self._counts, self._sums, self._binades = _Counts(), _Sums(), _Binades()
+        self._found = CensusStruct(*self.range)
+        self._asker: Asker | None = None
 
     def add(self, before: Tensor, after: Tensor) -> None:
         """Count one tensor and what it was rounded to; of one shape and dtype, float32 or float64."""
         self.events += 1
         self.values += before.numel()
-        if before.device.type == "cpu" and _native.library() is not None:
-            if before.stride() != after.stride() or not before.is_contiguous():
-                before, after = before.contiguous(), after.contiguous()
-            if before.is_neg() or after.is_neg():
-                before, after = before.resolve_neg(), after.resolve_neg()
-            _native.census(before, after, self._limits, self._counts, self._sums, self._binades)
+        self._count(before, after)
+
+    def ask(self, x: Tensor, rounding: Rounding, generator: torch.Generator | None = None) -> None:
+        """Count what rounding a plain tensor would do to it, without making what it would become."""
+        self.events += 1
+        self.values += x.numel()
+        if isinstance(self.format, BlockFormat) or not native(x):
+            self._count(x, round_fresh(x, self.format, rounding, generator))
+            return
+        if self._asker is None or not self._asker.fits(rounding, x.dtype):
+            self._asker = Asker(self.format.lowered, rounding, x.dtype)
+        (x,) = alike(x)
+        self._asker.ask(x, draw_key(generator) if rounding.stochastic else None, self._found)
+
+    def _count(self, before: Tensor, after: Tensor) -> None:
+        if native(before):
+            before, after = alike(before, after)
+            _native_census.census(before, after, self._found)
         else:
             self._add_with_torch(before, after)
 
@@ -95,40 +118,33 @@ class Census:
             finite & ~kept,
             ~finite,
         )
-        for i, count in enumerate(torch.stack([mask.sum() for mask in masks]).tolist()):
-            self._counts[i] += count
         both = torch.where(finite & kept, x, 0.0), torch.where(finite & kept, x - y, 0.0)
-        for i, total in enumerate(torch.stack([part.square().sum() for part in both]).tolist()):
-            self._sums[i] += total
+        counts = torch.stack([mask.sum() for mask in masks]).tolist()
+        sums = torch.stack([part.square().sum() for part in both]).tolist()
         at = exponent(x[finite & (x != 0)].abs()).clamp(LOWEST, HIGHEST) - LOWEST
-        found = torch.bincount(at.reshape(-1), minlength=HIGHEST - LOWEST + 1)
-        for i in found.nonzero().flatten().tolist():
-            self._binades[i] += int(found[i])
+        binades = torch.bincount(at.reshape(-1), minlength=HIGHEST - LOWEST + 1).tolist()
+        found = CensusStruct(*self.range, *counts)
+        found.sums[:], found.binades[:] = sums, binades
+        _native_census.join(self._found, found)
 
     def merge(self, other: Census) -> None:
         """Count what another one counted too."""
         self.events, self.values = self.events + other.events, self.values + other.values
-        for mine, more in (
-            (self._counts, other._counts),
-            (self._sums, other._sums),
-            (self._binades, other._binades),
-        ):
-            for i, count in enumerate(more):
-                mine[i] += count
+        _native_census.join(self._found, other._found)
 
     @property
     def snr(self) -> float | None:
         """Signal to noise in dB; infinite where nothing moved, None without a signal."""
-        signal, noise = self._sums
+        signal, noise = self._found.sums
         if not signal > 0:
             return None
         return math.inf if noise == 0 else 10 * math.log10(signal / noise)
 
     def histogram(self) -> dict[int, int]:
         """How many values had which exponent before rounding."""
-        return {i + LOWEST: count for i, count in enumerate(self._binades) if count}
+        return {i + LOWEST: count for i, count in enumerate(self._found.binades) if count}
 
     def row(self) -> dict[str, Any]:
         """Shares of the values, and the rest."""
-        shares = {name: count / max(self.values, 1) for name, count in zip(_SHARES, self._counts, strict=True)}
+        shares = {name: getattr(self._found, name) / max(self.values, 1) for name in COUNTS}
         return {"roundings": self.events, "values": self.values, **shares, "snr": self.snr}

@@ -70,7 +70,7 @@ def format_search(
         layers: paths of the modules to assign; by default all leaf modules that have parameters.
 
     Raises:
-        ValueError: fewer than two formats, no layers, a path that is none.
+        TypeError: no module. ValueError: fewer than two formats, no layers, a path that is none.
 
     >>> from lptensor import BF16, E2M1
     >>> model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False))
@@ -83,6 +83,8 @@ def format_search(
     order = sorted(named, key=lambda name: -bits_per_value(named[name]))
     if len(order) < 2:
         raise ValueError(f"a search takes at least two formats, got {list(named)}")
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"format_search takes a torch.nn.Module, got {type(model).__name__}")
     modules = dict(model.named_modules())
     paths = list(layers) if layers is not None else [p for p, m in leaves(model).items() if _weights(m)]
     if not paths or not set(paths) <= set(modules):

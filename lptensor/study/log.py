@@ -41,7 +41,11 @@ class Log:
 
     def updates(self, role: str, path: str, format: Format) -> Updates:
         """The lost updates of the same."""
-        return self._updates.setdefault((role, path, id(format)), Updates())
+        key = role, path, id(format)
+        found = self._updates.get(key)
+        if found is None:
+            found = self._updates[key] = Updates()
+        return found
 
     def rows(self, by: str = "path") -> Rows:
         """A row of plain values for each role, path and format, or with ``by="role"`` for each role and format.
@@ -92,7 +96,10 @@ class Log:
 
     def __str__(self) -> str:
         if not self._counts:
-            return "nothing was rounded; to ask what rounding would do, give record() a format: forward=E4M3"
+            return (
+                "nothing was rounded; to ask what rounding would do to values in float32 or float64, "
+                "give record() a format: forward=E4M3"
+            )
         return str(self.rows())
 
     def plot(self, ax: Any = None, **options: Any) -> Any:

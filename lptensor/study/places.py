@@ -31,8 +31,27 @@ def innermost(optimizer: Optimizer | None) -> Optimizer | None:
 
 
 def values_of(x: Tensor) -> Tensor:
-    """The plain tensor whose memory an LPTensor, or a plain tensor, has."""
+    """The plain tensor whose memory an LPTensor, or a plain tensor, has.
+
+    Raises:
+        TypeError: no tensor.
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"expected a tensor, got {type(x).__name__}; make one with torch.tensor(...)")
     return x._inner if isinstance(x, LPTensor) else x.detach()
+
+
+def tensors_of(nest: Any) -> list[Tensor]:
+    """The tensors in what a module returned: one, or any nest of tuples, lists and dicts.
+
+    >>> [x.item() for x in tensors_of({"a": torch.tensor(1), "b": (torch.tensor(2), None)})]
+    [1, 2]
+    """
+    if isinstance(nest, Tensor):
+        return [nest]
+    found: list[Tensor] = []
+    _compat.tree_map(lambda part: found.append(part) if isinstance(part, Tensor) else None, nest, Tensor)
+    return found
 
 
 class Places:

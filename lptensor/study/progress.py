@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -22,3 +23,23 @@ def track(items: Sequence[T], what: str, show: bool) -> Iterable[T]:
     if not show or not console.is_terminal:
         return items
     return rich_track(items, what, console=console, transient=True)
+
+
+@contextmanager
+def counting(what: str, show: bool) -> Iterator[Callable[[], None]]:
+    """Counts steps of which nobody knows how many there will be; call what it gives after each.
+
+    >>> with counting("runs", show=True) as done:
+    ...     done()
+    """
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn
+
+    console = Console(file=sys.stderr)
+    if not show or not console.is_terminal:
+        yield lambda: None
+        return
+    columns = SpinnerColumn(), "{task.description}: {task.completed:g}"
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda: bar.advance(task)

@@ -12,10 +12,10 @@ from torch.optim import Optimizer
 
 from lptensor import observe
 from lptensor.formats import Format
-from lptensor.ops import check_roundable, round_fresh
+from lptensor.ops import check_roundable
 from lptensor.rounding import Mode, Rounding, as_rounding
 from lptensor.study.log import Log
-from lptensor.study.places import Places, innermost, values_of
+from lptensor.study.places import Places, innermost, tensors_of, values_of
 from lptensor.tensor import LPTensor
 
 
@@ -69,8 +69,10 @@ class record:  # noqa: N801 - reads as a function
     def __enter__(self) -> Log:
         model, optimizer, forward, backward, rounding, every = self._made
         self._open = ExitStack()
-        recorder = _Recorder(self._open.enter_context(Places(model, optimizer)), every)
+        places = Places(model, optimizer)
+        recorder = _Recorder(places, every)
         if forward is None and backward is None:
+            self._open.enter_context(places)
             self._open.enter_context(observe.observing(recorder))
         else:
             asked = _Asked(recorder, forward, backward, rounding)
@@ -133,21 +135,25 @@ class _Recorder:
 
 
 class _Asked:
-    """Rounds copies of a plain model's values, to count what would happen."""
+    """Counts what would happen to a plain model's values."""
 
     def __init__(self, recorder: _Recorder, forward: Any, backward: Any, rounding: Rounding) -> None:
         self.recorder, self.rounding = recorder, rounding
         self.forward, self.backward = forward, backward
+        # Draws of its own: the model's (dropout) are those that it would make without a recording.
+        self.generator = torch.Generator().manual_seed(torch.initial_seed())
 
     def attach(self) -> Any:
         model, optimizer = self.recorder.places.model, self.recorder.places.optimizer
         handles: list[Any] = []
+        eagerly: Any = torch.compiler.disable  # a compiled model breaks its graph at hooks
+        self._of_output_eagerly = eagerly(self._of_output)
         for path, module in model.named_modules():
             if not any(True for _ in module.children()):
-                handles.append(module.register_forward_hook(partial(self._output, path)))
+                handles.append(module.register_forward_hook(partial(eagerly(self._output), path)))
         for name, p in model.named_parameters():
             if p.requires_grad:
-                handles.append(p.register_post_accumulate_grad_hook(partial(self._gradient, name)))
+                handles.append(p.register_post_accumulate_grad_hook(partial(eagerly(self._gradient), name)))
         if optimizer is None:
             self._weights()
         else:
@@ -155,17 +161,15 @@ class _Asked:
         return partial(_remove, handles)
 
     def _ask(self, role: str, path: str, x: Tensor, format: Format | None) -> None:
-        if format is None or not self.recorder.active or x.dtype not in (torch.float32, torch.float64):
-            return
-        if x.layout is torch.strided:
-            self.recorder.log.census(role, path, format).add(x, round_fresh(x, format, self.rounding))
+        if format is not None and self.recorder.active and _countable(x):
+            self.recorder.log.census(role, path, format).ask(x, self.rounding, self.generator)
 
     def _output(self, path: str, module: nn.Module, args: Any, output: Any) -> None:
-        for part in output if isinstance(output, (tuple, list)) else (output,):
-            if isinstance(part, Tensor) and not isinstance(part, LPTensor):
+        for part in tensors_of(output):
+            if not isinstance(part, LPTensor):
                 self._ask("activation", path, part.detach(), self.forward)
-                if part.requires_grad:
-                    part.register_hook(partial(self._of_output, path))
+                if part.requires_grad and self.backward is not None and self.recorder.active:
+                    part.register_hook(partial(self._of_output_eagerly, path))
 
     def _of_output(self, path: str, grad: Tensor) -> None:
         self._ask("gradient", path, values_of(grad), self.backward)
@@ -182,16 +186,18 @@ class _Asked:
             now = values_of(p)
             self._ask("weight", name, now, self.forward)
             start = self.recorder.start.get(name)
-            if start is not None and self.forward is not None:
-                held = round_fresh(start, self.forward, self.rounding)
-                wanted = held + (now - start)
-                after = round_fresh(wanted, self.forward, self.rounding)
-                self.recorder.log.updates("weight", name, self.forward).add(held, wanted, after)
+            if start is not None and self.forward is not None and _countable(now):
+                updates = self.recorder.log.updates("weight", name, self.forward)
+                updates.ask(start, now, self.forward, self.rounding, self.generator)
         state = getattr(self.recorder.places.optimizer, "state", {})
         for p, entries in state.items():
             for value in entries.values():
                 if isinstance(value, Tensor) and value.dim():
                     self._ask("state", self.recorder.places.names.get(id(p), ""), values_of(value), self.forward)
+
+
+def _countable(x: Tensor) -> bool:
+    return x.dtype in (torch.float32, torch.float64) and x.layout is torch.strided
 
 
 def _remove(handles: list[Any]) -> None:

@@ -17,6 +17,7 @@ from lptensor.ops import round as round_to
 from lptensor.rounding import Mode, Rounding
 from lptensor.study.format_table import format_table
 from lptensor.study.palette import BLUE, GREEN, VERMILLION
+from lptensor.study.places import values_of
 from lptensor.study.rows import Rows
 
 
@@ -50,7 +51,7 @@ def relative_error(
     if x is None:
         low, high = math.log2(ends["smallest_subnormal"]) - 2, math.log2(ends["max"]) + 2
         x = torch.linspace(low, high, count, dtype=torch.float64).exp2()
-    x = x.detach().flatten().double()
+    x = values_of(x).flatten().double()
     x = x[x != 0]
     y = round_to(x, format, rounding)
     gap = (y - x).abs()

@@ -48,6 +48,7 @@ def rounding_bias(
         negative: of negative numbers; only "up" and "down" tell them apart.
 
     Raises:
+        TypeError: no scalar format.
         ValueError: bits out of range, or a format with fewer than 2 significant bits or without 1 among its normals.
 
     >>> from lptensor import Stochastic
@@ -59,6 +60,8 @@ def rounding_bias(
     rule = as_rounding(rounding)
     if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 20:
         raise ValueError(f"bits must be from 1 to 20, got {bits!r}")
+    if not isinstance(format, ScalarFormat):
+        raise TypeError(f"rounding_bias() takes a scalar format, whose neighbours are evenly spaced, got {format!r}")
     grid = format.grid
     if grid.emin == grid.emax or grid.precision < 2 or not grid.emin <= 0 < grid.emax:
         raise ValueError(f"the positions are looked at between 1 and 1 + 2 ulps, which {format!r} lacks")

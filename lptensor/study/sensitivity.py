@@ -48,7 +48,7 @@ def sensitivity(
         per: "layer", or "role": all layers at once.
 
     Raises:
-        ValueError: an unknown role or ``per``. TypeError: something that is no format.
+        ValueError: an unknown role or ``per``, a loss of several numbers. TypeError: something that is no format.
 
     >>> from lptensor import E2M1
     >>> model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False))
@@ -62,7 +62,7 @@ def sensitivity(
         raise ValueError(f"roles are among {', '.join(ROUNDED)}, got {sorted(set(chosen) - set(ROUNDED))}")
     if per not in ("layer", "role"):
         raise ValueError(f"per is 'layer' or 'role', got {per!r}")
-    given = [formats] if isinstance(formats, Format) else formats
+    given = [formats] if isinstance(formats, (Format, str)) else formats
     named = given if isinstance(given, Mapping) else {name_of(format): format for format in given}
     for format in named.values():
         check_roundable(torch.empty(0), format)
@@ -119,6 +119,8 @@ def _measure(model: nn.Module, loss: Callable[[nn.Module], Tensor]) -> tuple[flo
     buffers = [b.detach().clone() for b in model.buffers()]
     value = loss(model)
     gradient = None
+    if isinstance(value, Tensor) and value.numel() != 1:
+        raise ValueError(f"loss must return one number, got a tensor of shape {tuple(value.shape)}; take its .mean()")
     if isinstance(value, Tensor) and value.requires_grad:
         value.backward()
         parts = [p.grad.detach().flatten().double() for p in model.parameters() if p.grad is not None]

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
+
+from lptensor import _native_census
+from lptensor._native_census import Asker, UpdatesStruct
+from lptensor.blocks import BlockFormat
+from lptensor.formats import Format
+from lptensor.ops import draw_key, round_fresh
+from lptensor.rounding import Rounding
+from lptensor.study.census import alike, native
 
 
 class Updates:
@@ -16,37 +25,70 @@ class Updates:
     """
 
     def __init__(self) -> None:
-        self.wanted = self.lost = 0
-        self._along = self._whole = 0.0
+        self._found = UpdatesStruct()
+        self._asker: Asker | None = None
+
+    @property
+    def wanted(self) -> int:
+        """How many elements a write was to change."""
+        return int(self._found.wanted)
 
     def add(self, start: Tensor, before: Tensor, after: Tensor) -> None:
         """One write: the old values, the new ones before they were rounded, and after."""
+        if native(start):
+            start, before, after = alike(start, before, after)
+            _native_census.updates(start, before, after, self._found)
+        else:
+            self._add_with_torch(start, before, after)
+
+    def ask(
+        self,
+        start: Tensor,
+        now: Tensor,
+        format: Format,
+        rounding: Rounding,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """One step of a plain weight, as it would be if the weight were held, and written, in a format."""
+        if isinstance(format, BlockFormat) or not native(now):
+            held = round_fresh(start, format, rounding, generator)
+            wanted = held + (now - start)
+            self.add(held, wanted, round_fresh(wanted, format, rounding, generator))
+            return
+        if self._asker is None or not self._asker.fits(rounding, now.dtype):
+            self._asker = Asker(format.lowered, rounding, now.dtype)
+        keys = [draw_key(generator) if rounding.stochastic else None for _ in range(2)]
+        start, now = alike(start, now)
+        self._asker.updates(start, now, keys, self._found)
+
+    def _add_with_torch(self, start: Tensor, before: Tensor, after: Tensor) -> None:
+        """The same in torch, on any device."""
         wanted, made = before - start, after - start
         changes = before != start
-        self.wanted += int(changes.count_nonzero())
-        self.lost += int((changes & (after == start)).count_nonzero())
+        counts = torch.stack([changes.sum(), (changes & (after == start)).sum()]).tolist()
         wanted, made = wanted.double().flatten(), made.double().flatten()
-        self._along += float(made @ wanted)
-        self._whole += float(wanted @ wanted)
+        sums = torch.stack([made @ wanted, wanted @ wanted]).tolist()
+        found = UpdatesStruct(*counts)
+        found.sums[:] = sums
+        _native_census.join(self._found, found)
 
     def merge(self, other: Updates) -> None:
         """Count what another one counted too."""
-        self.wanted, self.lost = self.wanted + other.wanted, self.lost + other.lost
-        self._along, self._whole = self._along + other._along, self._whole + other._whole
+        _native_census.join(self._found, other._found)
 
     def row(self) -> dict[str, Any]:
         """Shares of what was wanted; None where nothing was.
 
-        >>> import torch
         >>> updates = Updates()
         >>> updates.add(torch.ones(2), torch.tensor([1.25, 1.001]), torch.tensor([1.25, 1.0]))
         >>> updates.row()["lost"]
         0.5
         """
+        along, whole = self._found.sums
         return {
             "wanted": self.wanted or None,
-            "lost": self.lost / self.wanted if self.wanted else None,
-            "edq": self._along / self._whole if self._whole > 0 else None,
+            "lost": self._found.lost / self.wanted if self.wanted else None,
+            "edq": along / whole if whole > 0 else None,
         }
 
 
