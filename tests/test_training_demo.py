@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pydoc_data.topics import topics
 from typing import Any
 
@@ -15,7 +16,8 @@ from torch.optim import SGD
 from lptensor import BF16, FloatingPoint, OptimLP, lower, quantizer
 from lptensor.demo.data import Digits
 from lptensor.demo.papers import PAPERS
-from lptensor.demo.run import DIGITS, TEXT, Settings, train
+from lptensor.demo.run import Settings, train
+from lptensor.demo.task import DIGITS, TEXT
 from lptensor.demo.text import VOCABULARY, WINDOW, TextNet, load_text
 from lptensor.training import LossScaler, recipes
 
@@ -57,7 +59,8 @@ def test_the_text_net_sees_no_later_character() -> None:
 def test_every_row_trains(name: str, task: Any, digits: Digits) -> None:
     row = next(row for row in PAPERS if row.name == name)
     few = Digits(*(t[: 48 if task is DIGITS else 24] for t in (digits if task is DIGITS else TEXT.load())))
-    run = train(row, Settings(4, 8 if task is DIGITS else 12, 0.02 if task is DIGITS else 3e-3), 0, few, task=task)
+    settings = Settings(4, 8, 0.02) if task is DIGITS else Settings(4, 12)
+    run = train(replace(row, task=task), settings, 0, few)
     assert run.losses[-1] < run.losses[0]
 
 
