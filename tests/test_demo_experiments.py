@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD
 
-from lptensor.blocks import BlockFloatingPoint
 from lptensor.demo import run as demo_run
 from lptensor.demo.data import Digits, load_digits
 from lptensor.demo.experiments import EXPERIMENTS, falling, half_squares, in_steps, then_constant
@@ -358,30 +357,6 @@ class TestMean:
         mean = mean_net(average, it.model, vgg(), few.train_images)
         outputs = mean[:3](few.train_images)  # type: ignore[index]
         assert not of_rows(outputs.detach()) and not of_rows(next(mean.parameters()).detach())
-
-    @pytest.mark.slow
-    @pytest.mark.parametrize("seed", [20, 21, 22])
-    def test_four_bit_weights_are_worse_than_their_mean(
-        self, seed: int, digits: Digits, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """Both tested in fp32 with statistics of their own, so that it is the weights that differ."""
-        losses: list[tuple[float, float]] = []
-
-        def watched(average: SWALP, model: nn.Module, wide: nn.Module, images: Tensor) -> nn.Module:
-            last = SWALP(model)
-            last.collect()
-            pair = [mean_net(one, model, wide, images).eval()(digits.test_images) for one in (last, average)]
-            losses.append((float(F.cross_entropy(pair[0], digits.test_labels)), loss_of(pair[1])))
-            return wide
-
-        def loss_of(logits: Tensor) -> float:
-            return float(F.cross_entropy(logits, digits.test_labels))
-
-        monkeypatch.setattr(demo_run, "mean_net", watched)
-        row = BY_NAME["swalp"].instead(BlockFloatingPoint(4, dim=0), None)
-        train(row, Settings(epochs=9), seed, Digits(*(samples[:400] for samples in digits[:2]), *digits[2:]))
-        print(losses)
-        assert losses[0][0] == losses[0][1] and losses[-1][1] < losses[-1][0]
 
     def test_other_tasks_have_none(self, few: Digits) -> None:
         assert train(BY_NAME["lp_train"], Settings(epochs=1, batch_size=48), 0, few).iterates == []

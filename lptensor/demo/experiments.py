@@ -82,15 +82,18 @@ class _ByShape:
 def _rounded(
     recipe: Recipe, model: nn.Module, make_optimizer: MakeOptimizer, sums_rounding: Rounding
 ) -> tuple[nn.Module, Optimizer]:
+    def quant(format: Format | None, rounding: Rounding = recipe.rounding) -> Callable[[Tensor], Tensor] | None:
+        return None if format is None else _ByShape(format, rounding)
+
     number, gradient, sums = recipe.number, recipe.gradient or recipe.number, recipe.accumulator
     layers, rounding = ["conv", "activation", "linear"], recipe.rounding
     model = lower(model, layers, number, gradient, rounding, rounding, exempt=recipe.skip)
     optimizer = OptimLP(
         make_optimizer(model.parameters()),
-        weight_quant=None if number is None else _ByShape(number, rounding),
-        grad_quant=None if gradient is None else _ByShape(gradient, rounding),
-        momentum_quant=None if sums is None else _ByShape(sums, sums_rounding),
-        acc_quant=None if sums is None else _ByShape(sums, sums_rounding),
+        weight_quant=quant(number),
+        grad_quant=quant(gradient),
+        momentum_quant=quant(sums, sums_rounding),
+        acc_quant=quant(sums, sums_rounding),
     )
     return model, optimizer
 
@@ -101,10 +104,7 @@ def _in_one_number(recipe: Recipe, model: nn.Module, make_optimizer: MakeOptimiz
 
 
 def _ibm8(recipe: Recipe, model: nn.Module, make_optimizer: MakeOptimizer) -> tuple[nn.Module, Optimizer]:
-    """Momenta and sums of weights in a wider number, stochastically, and logits in it to nearest.
-
-    The images are exact in it.
-    """
+    """Momenta and sums of weights in a wider number, stochastically, and logits in it to nearest; images are in it."""
     lower(model.get_submodule("head"), ["linear"], recipe.accumulator, recipe.accumulator, "nearest", "nearest")
     return _rounded(recipe, model, make_optimizer, Stochastic())
 
