@@ -131,14 +131,22 @@ class TestNetworks:
         assert preresnet()(torch.zeros(3, 1, 8, 8)).shape == (3, 10)
         assert sum(p.numel() for p in preresnet().parameters()) == 19_714
 
-    def test_nothing_comes_between_one_block_and_the_next(self) -> None:
-        """He et al.: the shortcut is the identity, after the addition there is no activation."""
-        x = torch.randn(2, 8, 4, 4)
-        block = Block(8, 8, 1)
-        nn.init.zeros_(block.residual[5].weight)  # type: ignore[arg-type]
-        assert torch.equal(block(x), x)
-        y = Block(8, 16, 2)(x)
-        assert y.shape == (2, 16, 2, 2) and bool((y < 0).any())
+    @pytest.mark.parametrize(("width", "stride"), [(8, 1), (16, 2)])
+    def test_a_block_is_its_formula_in_float64(self, width: int, stride: int) -> None:
+        """x + W2 relu(norm(W1 relu(norm(x)))), or W x in the place of x: nothing comes after the addition."""
+        block, x = Block(8, width, stride), torch.randn(4, 8, 6, 6)
+
+        def active(x: Tensor) -> Tensor:
+            mean, var = x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), correction=0, keepdim=True)
+            return ((x - mean) / (var + 1e-5).sqrt()).clamp(min=0)
+
+        first, second = (p.double() for p in block.residual.parameters() if p.dim() == 4)
+        inner = F.conv2d(active(x.double()), first, stride=stride, padding=1)
+        beside = [p.double() for p in block.shortcut.parameters()]
+        same = F.conv2d(x.double(), beside[0], stride=stride) if beside else x.double()
+        exact = same + F.conv2d(active(inner), second, padding=1)
+        assert bool((exact < 0).any()) and len(beside) == (stride > 1)
+        assert torch.allclose(block(x).double(), exact, rtol=1e-4, atol=1e-5)
 
 
 class TestTasks:
