@@ -20,8 +20,9 @@ from torch.optim import SGD
 from lptensor.demo.data import TEST_SIZE, Digits, load_digits
 from lptensor.demo.net import digit_net
 from lptensor.demo.recipes import RECIPES, Recipe
-from lptensor.demo.run import MOMENTUM, Run, Settings, train
+from lptensor.demo.run import Run, Settings, train
 from lptensor.demo.summary import summarize, to_json
+from lptensor.demo.task import MOMENTUM, TEXT
 from lptensor.describe import format_from
 from lptensor.formats import BF16, E4M3, E5M2, FP16, FixedPoint, FloatingPoint
 from lptensor.lower import lower
@@ -264,6 +265,17 @@ class TestSummary:
         assert poster.accuracy == 96 and poster.gap == -1 and poster.slowdown == 2
         assert poster.deviation == pytest.approx(np.std([97, 95, 96], ddof=1))
 
+    def test_each_task_has_a_baseline_of_its_own(self) -> None:
+        fp32, poster = BY_NAME["fp32"], BY_NAME["poster"]
+        rows = [fp32, poster, replace(fp32, task=TEXT), replace(poster, task=TEXT)]
+        results = dict(zip(rows, map(self.runs, (98, 97, 60, 62)), strict=True))
+        assert [s.gap for s in summarize(results)] == [0, -1, 0, 2]
+
+    def test_iterates_are_there_where_a_mean_is_tested(self) -> None:
+        averaged = [replace(run, iterates=[30.0, run.accuracy - 2]) for run in self.runs(98, 96)]
+        fp32, poster = summarize({BY_NAME["fp32"]: self.runs(98, 97), BY_NAME["poster"]: averaged})
+        assert (fp32.iterate, poster.iterate) == (None, 95)
+
     def test_one_seed_has_no_deviation(self) -> None:
         (base,) = summarize({BY_NAME["fp32"]: self.runs(98)})
         assert base.deviation is None
@@ -275,6 +287,7 @@ class TestSummary:
         assert {"python", "torch", "numpy", "scikit-learn", "lptensor", "backend"} == set(kept["versions"])
         fp32, fixed = kept["recipes"]
         assert (fp32["number"], fp32["accumulator"]) == (None, None)
+        assert (fp32["network"], fp32["lr"], fixed["lr"]) == ("small", 0.1, 0.1)
         assert format_from(fixed["number"]) == FixedPoint(8, 5)
         assert format_from(fixed["gradient"]) == FixedPoint(8, 10)
         assert [run["accuracy"] for run in fixed["runs"]] == [97, 96]

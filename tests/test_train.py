@@ -15,9 +15,11 @@ from typer.testing import CliRunner
 
 from lptensor.cli import app
 from lptensor.demo.data import Digits
+from lptensor.demo.experiments import EXPERIMENTS
 from lptensor.demo.papers import PAPERS
 from lptensor.demo.recipes import RECIPES
-from lptensor.demo.run import TEXT, Run, train
+from lptensor.demo.run import Run, train
+from lptensor.demo.task import TEXT
 
 BY_NAME = {recipe.name: recipe for recipe in RECIPES}
 
@@ -89,19 +91,21 @@ class TestCommand:
     def test_the_list_names_every_recipe_and_writes_nothing(self, tmp_path: Path) -> None:
         result = invoke("--list", "--out", str(tmp_path / "none"))
         rows = [line.split() for line in result.stdout.splitlines() if line.strip()]
-        named = [row[0] for row in rows if row[0] not in ("Recipes", "recipe") and not row[0].startswith("─")]
-        assert named == [*BY_NAME, *(paper.name for paper in PAPERS)]
+        heads = ("Recipes", "Experiments", "recipe")
+        named = [row[0] for row in rows if row[0] not in heads and not row[0].startswith("─")]
+        assert named == [*BY_NAME, *(row.name for row in (*PAPERS, *EXPERIMENTS))]
         assert max(map(len, result.stdout.splitlines())) <= 100
         assert list(tmp_path.iterdir()) == []
 
     @pytest.mark.parametrize(
         ("arguments", "says"),
         [
-            (("--recipe", "posta"), "unknown recipe 'posta'; known: all, papers, fp32, poster,"),
+            (("--recipe", "posta"), "unknown recipe 'posta'; known: all, papers, experiments, fp32, poster,"),
             (("--format", "fp33"), "unknown format 'fp33'. Did you mean"),
             (("--format", "fixed(99, 4)"), "wl must be from 1 to 53"),
             (("--rounding", "sr"), "unknown rounding 'sr'; known: nearest,"),
             (("--text", "--recipe", "poster"), "'poster' is for the digits; --text takes papers, gupta,"),
+            (("--text", "--recipe", "ibm8"), "'ibm8' is for the digits; --text takes papers, gupta,"),
             (("--epochs", "0"), "got 0"),
             (("--seeds", "0"), "got 0"),
             (("--seed", "-1"), "got -1"),
@@ -121,6 +125,32 @@ class TestCommand:
         assert says in result.output
         assert list(tmp_path.iterdir()) == []
 
+    def test_each_gap_is_to_fp32_on_the_same_network(self, tmp_path: Path) -> None:
+        names = ("lp_train", "ibm8", "poster", "fp32-vgg", "lp_train")
+        recipes = [part for name in names for part in ("--recipe", name)]
+        result = invoke(*self.QUICK, *recipes, "--out", str(tmp_path))
+        assert result.exit_code == 0, result.output
+        rows = json.loads((tmp_path / "results.json").read_text())["recipes"]
+        wanted = [("fp32-vgg", "lp_train"), ("fp32-preresnet", "ibm8"), ("fp32", "poster")]
+        assert [row["name"] for row in rows] == [name for pair in wanted for name in pair]
+        for base, row in zip(rows[::2], rows[1::2], strict=True):
+            assert base["network"] == row["network"]
+            assert row["gap"] == pytest.approx(row["accuracy"] - base["accuracy"], abs=1e-9)
+            (line,) = [line for line in result.stdout.splitlines() if f" {row['name']} " in line]
+            assert f"{row['gap']:+.2f}" in line.split()
+
+    def test_where_a_mean_is_tested_the_table_shows_the_last_weights_too(self, tmp_path: Path) -> None:
+        result = invoke(*self.QUICK, "--recipe", "swalp", "--out", str(tmp_path))
+        assert result.exit_code == 0, result.output
+        assert "iterate" in result.stdout
+        rows = json.loads((tmp_path / "results.json").read_text())["recipes"]
+        assert [row["name"] for row in rows] == ["fp32-swa", "swalp"]
+        for row in rows:
+            last = [run["iterates"][-1] for run in row["runs"]]
+            assert row["iterate"] == pytest.approx(sum(last) / 2)
+            (line,) = [line for line in result.stdout.splitlines() if f" {row['name']} " in line]
+            assert f"{row['iterate']:.2f}" in line.split()
+
     def test_text_is_learned_by_a_papers_recipe(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         few = Digits(*(t[:32] for t in TEXT.load()))
         monkeypatch.setattr("lptensor.cli.train.TEXT", replace(TEXT, load=lambda: few))
@@ -130,7 +160,7 @@ class TestCommand:
         assert "Next characters" in result.stdout and "test characters" in result.stdout
         kept = json.loads((tmp_path / "results.json").read_text())
         assert [recipe["name"] for recipe in kept["recipes"]] == ["fp32", "mxfp8"]
-        assert kept["settings"]["lr"] == 3e-3
+        assert [recipe["lr"] for recipe in kept["recipes"]] == [3e-3, 3e-3]
 
     def test_a_file_in_the_place_of_the_folder_is_refused_before_training(self, tmp_path: Path) -> None:
         (tmp_path / "out").write_text("mine")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pydoc_data.topics import topics
 from typing import Any
 
@@ -15,11 +16,10 @@ from torch.optim import SGD
 from lptensor import BF16, FloatingPoint, OptimLP, lower, quantizer
 from lptensor.demo.data import Digits
 from lptensor.demo.papers import PAPERS
-from lptensor.demo.run import DIGITS, TEXT, Settings, train
+from lptensor.demo.run import Settings, train
+from lptensor.demo.task import DIGITS, TEXT
 from lptensor.demo.text import VOCABULARY, WINDOW, TextNet, load_text
 from lptensor.training import LossScaler, recipes
-
-CHUNKED = ("wang", "hfp8")  # they add up 30 times as slowly
 
 
 @pytest.fixture(autouse=True)
@@ -53,19 +53,12 @@ def test_the_text_net_sees_no_later_character() -> None:
 
 
 @pytest.mark.parametrize("task", [DIGITS, TEXT], ids=["digits", "text"])
-@pytest.mark.parametrize("name", [row.name for row in PAPERS if row.name not in CHUNKED])
+@pytest.mark.parametrize("name", [row.name for row in PAPERS])
 def test_every_row_trains(name: str, task: Any, digits: Digits) -> None:
     row = next(row for row in PAPERS if row.name == name)
     few = Digits(*(t[: 48 if task is DIGITS else 24] for t in (digits if task is DIGITS else TEXT.load())))
-    run = train(row, Settings(4, 8 if task is DIGITS else 12, 0.02 if task is DIGITS else 3e-3), 0, few, task=task)
-    assert run.losses[-1] < run.losses[0]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", CHUNKED)
-def test_every_row_with_chunked_sums_trains(name: str, digits: Digits) -> None:
-    row = next(row for row in PAPERS if row.name == name)
-    run = train(row, Settings(3, 16, 0.02), 0, Digits(*(t[:48] for t in digits)))
+    settings = Settings(4, 8, 0.02) if task is DIGITS else Settings(4, 12)
+    run = train(replace(row, task=task), settings, 0, few)
     assert run.losses[-1] < run.losses[0]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -19,16 +20,18 @@ from lptensor.cli.names import parse_format, short
 from lptensor.cli.output import stdout
 from lptensor.demo.curves import plot_curves
 from lptensor.demo.data import TEST_SIZE, Digits
+from lptensor.demo.experiments import EXPERIMENTS
 from lptensor.demo.papers import PAPERS
 from lptensor.demo.recipes import RECIPES, Recipe
-from lptensor.demo.run import DIGITS, TEXT, Run, Settings, Task, train as train_once
+from lptensor.demo.run import Run, Settings, train as train_once
 from lptensor.demo.summary import Summary, summarize, to_json
+from lptensor.demo.task import TEXT
 from lptensor.extra import MissingExtra, need
 from lptensor.formats import Format
 from lptensor.rounding import Rounding, as_rounding
 
-_BASELINE, _DEFAULT = RECIPES[0], Settings()
-_TRAIN_SIZE, _TEXT_LR = 1797 - TEST_SIZE, 3e-3
+_DEFAULT, _TRAIN_SIZE = Settings(), 1797 - TEST_SIZE
+_GROUPS = {"all": RECIPES, "papers": PAPERS, "experiments": EXPERIMENTS}
 
 
 def train(
@@ -36,7 +39,8 @@ def train(
         list[str],
         typer.Option(
             metavar="NAME",
-            help="A recipe of --list, all of the first table, or papers; may be repeated; fp32 always runs.",
+            help="A recipe of --list, all of its first table, papers or experiments; may be repeated; "
+            "fp32 on the same network always runs.",
         ),
     ] = ["all"],  # noqa: B006  # typer copies it
     format: Annotated[
@@ -55,7 +59,9 @@ def train(
     ] = _DEFAULT.batch_size,
     lr: Annotated[
         float | None,
-        typer.Option(parser=edge(positive), metavar="FLOAT", help="Learning rate, which then falls to zero."),
+        typer.Option(
+            parser=edge(positive), metavar="FLOAT", help="Learning rate to begin with, in place of the task's."
+        ),
     ] = None,
     text: Annotated[
         bool, typer.Option("--text", help="Learn Python's help texts, character by character, by the papers' recipes.")
@@ -68,52 +74,56 @@ def train(
     """Train a small network on 1,797 real digits in several number systems, and compare them."""
     if text and recipe == ["all"]:
         recipe = ["papers"]
-    recipes = _chosen(recipe, format, rounding)
+    recipes = _chosen(recipe, format, rounding, text)
     if list_recipes:
         stdout().print(_recipe_table(recipes))
         if recipe == ["all"] and format is None and rounding is None:
             stdout().print(_paper_table())
+            stdout().print(_experiment_table())
         return
-    if text and (others := [r.name for r in recipes[1:] if r not in PAPERS]):
-        known = ", ".join(["papers", *(paper.name for paper in PAPERS)])
-        raise typer.BadParameter(f"{others[0]!r} is for the digits; --text takes {known}", param_hint="'--recipe'")
-    task = TEXT if text else DIGITS
-    lr = lr or (_TEXT_LR if text else _DEFAULT.lr)
     try:
         need("matplotlib.figure")  # before the work, not after
-        samples = task.load()
+        samples = recipes[0].task.load()  # the tasks on the digits share them
     except MissingExtra as missing:
         typer.echo(f"Error: {missing}", err=True)
         raise typer.Exit(1) from None
     settings = Settings(epochs, batch_size, lr)
-    summaries = summarize(_run(recipes, settings, range(seed, seed + seeds), samples, task))
+    summaries = summarize(_run(recipes, settings, range(seed, seed + seeds), samples))
     out.mkdir(parents=True, exist_ok=True)
     results, curves = out / "results.json", out / "curves.png"
     results.write_text(json.dumps(to_json(summaries, settings), indent=1, allow_nan=False) + "\n")
-    plot_curves(summaries, curves, task.title)
-    stdout().print(_result_table(summaries, task))
+    plot_curves(summaries, curves, recipes[0].task.title)
+    stdout().print(_result_table(summaries))
     typer.echo(f"Wrote {results} and {curves}.")
 
 
-def _chosen(names: Sequence[str], format: Format | None, rounding: Rounding | None) -> list[Recipe]:
-    """The recipes named, the baseline first, each once, also where an option has made two the same."""
-    rows = {row.name: row for row in (*RECIPES, *PAPERS)}
-    groups = {"all": [row.name for row in RECIPES], "papers": [row.name for row in PAPERS]}
-    for name in names:
-        if name not in rows and name not in groups:
-            known = ", ".join([*groups, *rows])
-            raise typer.BadParameter(f"unknown recipe {name!r}; known: {known}", param_hint="'--recipe'")
-    wanted = [_BASELINE.name, *(row for name in names for row in groups.get(name, [name]))]
+def _chosen(names: Sequence[str], format: Format | None, rounding: Rounding | None, text: bool) -> list[Recipe]:
+    """The recipes named, task by task, fp32 first, each once, also where an option has made two the same."""
+    rows = [row for group in _GROUPS.values() for row in group]
+    named = {**_GROUPS, **{row.name: (row,) for row in rows}}
+    if unknown := [name for name in names if name not in named]:
+        raise _refusal(f"unknown recipe {unknown[0]!r}; known: {', '.join(named)}")
+    wanted = [row for name in names for row in named[name]]
+    if text:
+        if others := [row.name for row in wanted if row not in (RECIPES[0], *PAPERS)]:
+            known = ", ".join(["papers", *(row.name for row in PAPERS)])
+            raise _refusal(f"{others[0]!r} is for the digits; --text takes {known}")
+        wanted = [replace(row, task=TEXT) for row in wanted]
     chosen: list[Recipe] = []
-    for name in wanted:
-        recipe = rows[name].instead(format, rounding)
-        if not any(recipe.same_arithmetic(other) for other in chosen):
-            chosen.append(recipe)
+    for task in dict.fromkeys(row.task for row in wanted):
+        baseline = next((row for row in rows if row.task == task), replace(RECIPES[0], task=task))
+        for recipe in (baseline, *(row.instead(format, rounding) for row in wanted if row.task == task)):
+            if not any(recipe.same_arithmetic(other) for other in chosen):
+                chosen.append(recipe)
     return chosen
 
 
+def _refusal(why: str) -> typer.BadParameter:
+    return typer.BadParameter(why, param_hint="'--recipe'")
+
+
 def _run(
-    recipes: Sequence[Recipe], settings: Settings, seeds: Sequence[int], samples: Digits, task: Task
+    recipes: Sequence[Recipe], settings: Settings, seeds: Sequence[int], samples: Digits
 ) -> dict[Recipe, list[Run]]:
     """All runs, seed by seed, so that a machine that slows down slows all recipes.
 
@@ -131,25 +141,32 @@ def _run(
             for seed in seeds:
                 for recipe, runs in results.items():
                     progress.update(bar, description=f"{recipe.name}, seed {seed}")
-                    runs.append(train_once(recipe, settings, seed, samples, lambda: progress.advance(bar), task))
+                    runs.append(train_once(recipe, settings, seed, samples, lambda: progress.advance(bar)))
     finally:
         torch.set_num_threads(threads)
     return results
 
 
-def _result_table(summaries: Sequence[Summary], task: Task) -> Table:
-    runs = summaries[0].runs
+def _result_table(summaries: Sequence[Summary]) -> Table:
+    runs, task = summaries[0].runs, summaries[0].recipe.task
+    averaged = any(s.iterate is not None for s in summaries)
     seeds, epochs = f"{len(runs)} seed{'s' * (len(runs) > 1)}", len(runs[0].losses)
     notes = f"{seeds}, {epochs} epochs, {task.tests}. sums: the format in which weights add up."
+    if averaged:
+        notes += " iterate: the last weights, where accuracy is that of their mean."
     table = Table(title=task.title, caption=notes, box=SIMPLE_HEAD, header_style="bold")
     for title in ("recipe", "how", "number", "sums", "rounding"):
         table.add_column(title, no_wrap=title != "number", overflow="fold")
-    for title in ("accuracy (%)", "to fp32", "time"):
+    for title in ("accuracy (%)", *["iterate"] * averaged, "to fp32", "time"):
         table.add_column(title, justify="right")
+    baselines = {s.recipe.task: s for s in reversed(summaries)}
     for s in summaries:
+        if s is baselines[s.recipe.task]:
+            table.add_section()
         spread = "" if s.deviation is None else f" ± {s.deviation:.2f}"
-        gap = "" if s.recipe == _BASELINE else f"{s.gap:+.2f}"
-        table.add_row(*_described(s.recipe), f"{s.accuracy:.2f}{spread}", gap, f"{s.slowdown:.1f} x")
+        iterate = ["" if s.iterate is None else f"{s.iterate:.2f}"] * averaged
+        gap = "" if s is baselines[s.recipe.task] else f"{s.gap:+.2f}"
+        table.add_row(*_described(s.recipe), f"{s.accuracy:.2f}{spread}", *iterate, gap, f"{s.slowdown:.1f} x")
     return table
 
 
@@ -168,6 +185,16 @@ def _paper_table() -> Table:
         table.add_column(title)
     for recipe in PAPERS:
         table.add_row(recipe.name, recipe.how, ", ".join(recipe.skip) or "-")
+    return table
+
+
+def _experiment_table() -> Table:
+    table = Table(title="Experiments of QPyTorch", box=SIMPLE_HEAD, header_style="bold")
+    for title in ("recipe", "after", "network", "number", "sums", "rounding"):
+        table.add_column(title)
+    for recipe in EXPERIMENTS:
+        name, how, *numbers = _described(recipe)
+        table.add_row(name, how, recipe.task.network, *numbers)
     return table
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from torch import nn
 from torch.optim import SGD, Adam, Optimizer
 
-from lptensor.demo.recipes import MakeOptimizer, Recipe
+from lptensor.demo.recipes import Recipe
+from lptensor.demo.task import MakeOptimizer
 from lptensor.rounding import Rounding
 from lptensor.training import Madam, recipes
 

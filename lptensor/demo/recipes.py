@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -12,14 +11,13 @@ from torch.optim import Optimizer
 from lptensor.arithmetic import Arithmetic
 from lptensor.blocks import BlockFloatingPoint
 from lptensor.convert import convert
+from lptensor.demo.task import DIGITS, MakeOptimizer, Task
 from lptensor.formats import FP16, FixedPoint, FloatingPoint, Format, ScalarFormat
 from lptensor.lower import lower
 from lptensor.optim import OptimLP
 from lptensor.quantizer import quantizer
 from lptensor.rounding import Rounding, Stochastic
 from lptensor.training.loss_scaling import LossScaler
-
-MakeOptimizer: TypeAlias = Callable[[Iterable[Any]], Optimizer]
 
 
 @dataclass(frozen=True)
@@ -28,7 +26,7 @@ class Recipe:
 
     ``number`` is the format of activations and weights; ``gradient`` that of gradients, if another;
     ``accumulator`` that in which the optimizer adds up the weights, None being float32. ``skip`` names
-    layers that stay float32, and ``scaler`` makes what scales the loss.
+    layers that stay float32, ``scaler`` makes what scales the loss, and ``task`` is what is learned.
     """
 
     name: str
@@ -41,6 +39,7 @@ class Recipe:
     accumulator: Format | None = FP16
     skip: tuple[str, ...] = ()
     scaler: Callable[[], LossScaler] | None = None
+    task: Task = DIGITS
 
     @property
     def narrow(self) -> bool:
@@ -54,9 +53,10 @@ class Recipe:
         """
         recipe = self
         if number is not None and self.number is not None:
-            fits = not isinstance(number, ScalarFormat) or FP16.grid.contains(number.grid)
-            wide = FP16 if fits else None
-            recipe = replace(recipe, number=number, gradient=None, accumulator=number if self.narrow else wide)
+            sums = number if self.narrow else self.accumulator
+            if isinstance(number, ScalarFormat) and isinstance(sums, ScalarFormat):
+                sums = sums if sums.grid.contains(number.grid) else None
+            recipe = replace(recipe, number=number, gradient=None, accumulator=sums)
         if rounding is not None and self.number is not None:
             recipe = replace(recipe, rounding=rounding)
         return recipe

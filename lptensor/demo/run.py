@@ -2,58 +2,30 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
-from torch.optim import SGD, Adam, Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.optim import Optimizer
+from torch.optim.swa_utils import update_bn
 
-from lptensor.demo.data import TEST_SIZE, Digits, load_digits
-from lptensor.demo.net import digit_net
-from lptensor.demo.recipes import MakeOptimizer, Recipe
-from lptensor.demo.text import TEST_WINDOWS, WINDOW, TextNet, load_text
+from lptensor.demo.data import Digits
+from lptensor.demo.recipes import Recipe
 from lptensor.training.loss_scaling import LossScaler
-
-MOMENTUM = 0.9
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is learned: samples with labels, a network, and an optimizer for a learning rate."""
-
-    title: str
-    tests: str
-    load: Callable[[], Digits]
-    net: Callable[[], nn.Module]
-    optimizer: Callable[[float], MakeOptimizer]
-
-
-def _sgd(lr: float) -> MakeOptimizer:
-    return lambda params: SGD(params, lr, MOMENTUM)
-
-
-def _adam(lr: float) -> MakeOptimizer:
-    return lambda params: Adam(params, lr, betas=(0.9, 0.95))
-
-
-DIGITS = Task("Handwritten digits", f"{TEST_SIZE} test images", load_digits, digit_net, _sgd)
-TEXT = Task("Next characters", f"{TEST_WINDOWS * WINDOW} test characters", load_text, TextNet, _adam)
+from lptensor.training.swalp import SWALP
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What all recipes share, so that only the arithmetic differs: SGD with momentum and a cosine schedule.
-
-    The defaults were chosen on a part of the training images, not on the test images.
-    """
+    """What all runs share; without a learning rate each task has its own."""
 
     epochs: int = 15
     batch_size: int = 32
-    lr: float = 0.05
+    lr: float | None = None
 
 
 @dataclass(frozen=True)
@@ -61,12 +33,15 @@ class Run:
     """What one run gave, epoch by epoch; losses are means over the training images, accuracies are test percentages.
 
     ``seconds`` are processor time of training alone, which other programs on the machine hardly change.
+    Where the task averages the weights, ``accuracies`` are the mean's from its first epoch on, and ``iterates``
+    are those of the weights themselves.
     """
 
     seed: int
     losses: list[float]
     accuracies: list[float]
     seconds: list[float]
+    iterates: list[float] = field(default_factory=list)
 
     @property
     def accuracy(self) -> float:
@@ -78,35 +53,45 @@ def train(
     recipe: Recipe,
     settings: Settings,
     seed: int,
-    digits: Digits,
+    samples: Digits,
     on_epoch: Callable[[], object] = lambda: None,
-    task: Task = DIGITS,
 ) -> Run:
-    """Train the network from the seed's initial weights, in the seed's order of images.
+    """Train the network of the recipe's task from the seed's initial weights, in the seed's order of samples.
 
     Both are the same for every recipe. The seed also decides every stochastic rounding, so that a
     run can be repeated; torch's CPU generator is left where the run ends.
     """
     torch.manual_seed(seed)
     order = torch.Generator().manual_seed(seed)
-    model, optimizer = recipe.apply(recipe, task.net(), task.optimizer(settings.lr))
+    task, epochs = recipe.task, settings.epochs
+    net = task.net()
+    wide = copy.deepcopy(net)
+    model, optimizer = recipe.apply(recipe, net, task.optimizer(settings.lr or task.lr))
     scaler = None if recipe.scaler is None else recipe.scaler()
-    scheduler = CosineAnnealingLR(optimizer, settings.epochs)
+    scheduler = task.schedule(optimizer, epochs)
+    average = SWALP(model)
+    averaged = epochs if task.average_from is None else min(math.ceil(task.average_from * epochs), epochs - 1)
     run = Run(seed, [], [], [])
-    for _ in range(settings.epochs):
+    for epoch in range(epochs):
         started = time.process_time()
         total = 0.0
         model.train()
-        for batch in torch.randperm(len(digits.train_labels), generator=order).split(settings.batch_size):
-            images, labels = digits.train_images[batch], digits.train_labels[batch]
+        for batch in torch.randperm(len(samples.train_labels), generator=order).split(settings.batch_size):
+            images, labels = samples.train_images[batch], samples.train_labels[batch]
             optimizer.zero_grad()
-            loss = cross_entropy(model(recipe.inputs(recipe, images)), labels)
+            loss = task.loss(model(recipe.inputs(recipe, images)), labels)
             _step(loss, optimizer, scaler)
             total += loss.item() * len(batch)
         scheduler.step()
         run.seconds.append(time.process_time() - started)
-        run.losses.append(total / len(digits.train_labels))
-        run.accuracies.append(_accuracy(model, recipe.inputs(recipe, digits.test_images), digits.test_labels))
+        run.losses.append(total / len(samples.train_labels))
+        accuracy = _accuracy(model, recipe.inputs(recipe, samples.test_images), samples.test_labels)
+        if epoch >= averaged:
+            run.iterates.append(accuracy)
+            average.collect()
+            mean = mean_net(average, model, wide, samples.train_images)
+            accuracy = _accuracy(mean, samples.test_images, samples.test_labels)
+        run.accuracies.append(accuracy)
         on_epoch()
     return run
 
@@ -119,6 +104,18 @@ def _step(loss: Tensor, optimizer: Optimizer, scaler: LossScaler | None) -> None
         scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()
+
+
+def mean_net(average: SWALP, model: nn.Module, wide: nn.Module, images: Tensor) -> nn.Module:
+    """``wide``, an fp32 network of the model's shape, with the mean of its weights and statistics of its own.
+
+    Batch normalisation's statistics are those of all ``images``, as 1904.11943 makes them anew; the
+    model keeps its weights and its statistics.
+    """
+    with average.swapped():
+        wide.load_state_dict(model.state_dict())
+    update_bn([images], wide)
+    return wide
 
 
 @torch.no_grad()

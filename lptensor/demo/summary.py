@@ -14,6 +14,7 @@ import torch
 import lptensor
 from lptensor.demo.recipes import Recipe
 from lptensor.demo.run import Run, Settings
+from lptensor.demo.task import Task
 from lptensor.describe import describe
 from lptensor.formats import Format
 
@@ -24,7 +25,8 @@ class Summary:
 
     ``accuracy`` is the mean of the test accuracies in percent and ``deviation`` their sample standard
     deviation (None for one seed); ``gap`` is points above float32, ``slowdown`` the ratio of the
-    median processor time of an epoch to float32's.
+    median processor time of an epoch to float32's. ``iterate`` is the mean accuracy of the last weights
+    where the weights' mean is what is tested, else None. float32 is the first recipe of the same task.
     """
 
     recipe: Recipe
@@ -33,22 +35,27 @@ class Summary:
     deviation: float | None
     gap: float
     slowdown: float
+    iterate: float | None = None
 
 
 def summarize(results: dict[Recipe, list[Run]]) -> list[Summary]:
-    """One summary per recipe; the first recipe is the baseline."""
-    baseline = next(iter(results.values()))
-    return [
-        Summary(
-            recipe,
-            runs,
-            accuracy=_mean_accuracy(runs),
-            deviation=statistics.stdev(run.accuracy for run in runs) if len(runs) > 1 else None,
-            gap=_mean_accuracy(runs) - _mean_accuracy(baseline),
-            slowdown=_epoch_time(runs) / _epoch_time(baseline),
-        )
-        for recipe, runs in results.items()
-    ]
+    """One summary per recipe; the first recipe of each task is the baseline of that task."""
+    baselines: dict[Task, list[Run]] = {}
+    for recipe, runs in results.items():
+        baselines.setdefault(recipe.task, runs)
+    return [_summary(recipe, runs, baselines[recipe.task]) for recipe, runs in results.items()]
+
+
+def _summary(recipe: Recipe, runs: list[Run], baseline: list[Run]) -> Summary:
+    return Summary(
+        recipe,
+        runs,
+        accuracy=_mean_accuracy(runs),
+        deviation=statistics.stdev(run.accuracy for run in runs) if len(runs) > 1 else None,
+        gap=_mean_accuracy(runs) - _mean_accuracy(baseline),
+        slowdown=_epoch_time(runs) / _epoch_time(baseline),
+        iterate=statistics.fmean(run.iterates[-1] for run in runs) if runs[0].iterates else None,
+    )
 
 
 def _mean_accuracy(runs: list[Run]) -> float:
@@ -68,6 +75,8 @@ def to_json(summaries: list[Summary], settings: Settings) -> dict[str, Any]:
             {
                 "name": s.recipe.name,
                 "how": s.recipe.how,
+                "network": s.recipe.task.network,
+                "lr": settings.lr or s.recipe.task.lr,
                 "number": _described(s.recipe.number),
                 "gradient": _described(s.recipe.gradient or s.recipe.number),
                 "accumulator": _described(s.recipe.accumulator),
@@ -76,6 +85,7 @@ def to_json(summaries: list[Summary], settings: Settings) -> dict[str, Any]:
                 "deviation": s.deviation,
                 "gap": s.gap,
                 "slowdown": s.slowdown,
+                "iterate": s.iterate,
                 "runs": [
                     asdict(run)
                     | {"accuracy": run.accuracy, "losses": [x if math.isfinite(x) else None for x in run.losses]}
