@@ -23,7 +23,7 @@ LAYERS = (
     ("grid", "layout", "base"),
     ("formats", "p3109"),
     ("blocks", "codebooks", "posits", "tables", "scaling", "accumulator"),
-    ("reference", "_native", "_cuda", "_nvrtc", "fused"),
+    ("reference", "_native", "_native_census", "_cuda", "_nvrtc", "fused"),
     ("inductor",),
     ("library", "gemm_op"),
     ("accumulate", "_native_gemm", "_cuda_gemm"),

@@ -15,7 +15,7 @@ from torch.optim import SGD, Adam
 
 from lptensor import BF16, E4M3, E5M2, BlockFloatingPoint, FloatingPoint, Gemm, OptimLP, lower, quantizer
 from lptensor.demo.data import Digits
-from lptensor.demo.run import DIGITS, TEXT
+from lptensor.demo.task import DIGITS, TEXT
 from lptensor.training import SWALP, LossScaler, Recipe, recipes
 from small_networks import accuracy_of, learn, loss_of, mlp, text_net
 
