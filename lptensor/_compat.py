@@ -423,6 +423,19 @@ def wait_for(results: Any) -> None:
             result.wait()
 
 
+def local_part(p: Tensor) -> Any:
+    """The part of a DTensor that this process holds, None of any other tensor.
+
+    Without it FSDP's gradients, which belong to the DTensor, find no way to the part that says how they round.
+    """
+    return getattr(p, "_local_tensor", None)
+
+
+def is_view(x: Tensor) -> bool:
+    """Whether a tensor looks at another's memory. Without it gradients in DDP's buckets look like any other."""
+    return x._is_view()
+
+
 def finished_work() -> Any:
     """What a caller may wait for though it is done.
 

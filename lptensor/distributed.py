@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from lptensor import _compat
 from lptensor.arithmetic import Arithmetic
 from lptensor.dispatch import round_
 
@@ -33,7 +34,7 @@ class Sharded:
                 "format; leave param_dtype away, or convert the model to that format"
             )
         for p in module.parameters(recurse=False):
-            if getattr(p, "_local_tensor", None) is self and not hasattr(p, "_rounds_gradient"):
+            if _compat.local_part(p) is self and not hasattr(p, "_rounds_gradient"):
                 p._rounds_gradient = p.register_post_accumulate_grad_hook(_round_gradient)  # type: ignore[attr-defined]
         values, rows = self._inner, -(-outer_size[0] // mesh.size())
         if values.shape[1:] == outer_size[1:] and len(values) < rows:
@@ -80,7 +81,7 @@ def refuse_views_of_buckets(cls: type) -> None:
         for group in optimizer.param_groups:
             for p in group["params"]:
                 grad = p.grad
-                if type(p) is cls and type(grad) is Tensor and grad._is_view():
+                if type(p) is cls and type(grad) is Tensor and _compat.is_view(grad):
                     raise RuntimeError(
                         "the gradient of an LPTensor is a plain view of other memory, and was not rounded; say "
                         "DistributedDataParallel(..., gradient_as_bucket_view=False)"
