@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import inspect
 import sys
 from collections.abc import Callable
 from functools import cache
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 import torch
@@ -350,19 +352,30 @@ def running_formula() -> Any:
     return node if frame is None or frame.f_code.co_name == "_engine_run_backward" else None
 
 
+def known_signature(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function`` as the ``forward`` of an autograd function: torch asks for its signature at each call.
+
+    Without it finding that out takes as long as rounding a small tensor.
+    """
+    function.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
+    return function
+
+
 def stepping() -> set[int]:
     """The ids of the optimizers whose ``step()`` runs on this thread.
 
     Without it a step that has raised seems to go on, and what is copied of gradients becomes forward values.
     """
-    (code,) = (c for c in torch.optim.Optimizer.profile_hook_step.__code__.co_consts if hasattr(c, "co_code"))
     found, frame = set(), sys._getframe(1)
     while frame is not None:
-        if frame.f_code is code:
+        if frame.f_code is _STEP:
             found.add(id(frame.f_locals.get("self")))
         frame = frame.f_back  # type: ignore[assignment]
     return found
 
+
+# The code around every optimizer's step.
+_STEP = next((c for c in torch.optim.Optimizer.profile_hook_step.__code__.co_consts if isinstance(c, CodeType)), None)
 
 _HERE = str(Path(__file__).parent)
 

@@ -93,6 +93,7 @@ class _StraightThrough(torch.autograd.Function):
     """Rounding whose derivative is taken to be one."""
 
     @staticmethod
+    @_compat.known_signature
     def forward(x: Tensor, format: Format, rounding: Rounding, generator: Any) -> Tensor:
         return round_fresh(x, format, rounding, generator)
 

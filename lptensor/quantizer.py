@@ -204,6 +204,7 @@ class _Rounded(torch.autograd.Function):
     generate_vmap_rule = True  # made of round(), which has its own
 
     @staticmethod
+    @_compat.known_signature
     def forward(x: Tensor, rule: _Quantize) -> tuple[Tensor, Tensor | None]:
         clamped = rule.clamped(x)
         # A copy where nothing is rounded: torch forbids in-place ops on a view that a Function returned,
@@ -231,6 +232,7 @@ class _Hooked(torch.autograd.Function):
     """The identity, whose gradient goes through functions."""
 
     @staticmethod
+    @_compat.known_signature
     def forward(ctx: Any, x: Tensor, *hooks: Callable[[Tensor], Tensor]) -> Tensor:
         ctx.hooks = hooks
         return x.clone()

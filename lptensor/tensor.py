@@ -102,6 +102,7 @@ class _Enter(_Boundary):
     """Plain tensor in, LPTensor out; the gradient leaves low precision on its way back."""
 
     @staticmethod
+    @_compat.known_signature
     def forward(x: Tensor, arithmetic: Arithmetic) -> LPTensor:
         return dispatch.watched("to_lp", Kind.ROUND, lambda: enter(x, arithmetic))  # type: ignore[no-any-return]
 
@@ -130,6 +131,7 @@ class _Leave(_Boundary):
     """LPTensor in, plain tensor out; the gradient is rounded on its way back."""
 
     @staticmethod
+    @_compat.known_signature
     def forward(x: Tensor, arithmetic: Arithmetic) -> Tensor:
         return x._inner.clone() if isinstance(x, LPTensor) else x.clone()
 
@@ -150,6 +152,7 @@ class _EnterGradient(_Boundary):
     """A plain gradient becomes one of an LPTensor."""
 
     @staticmethod
+    @_compat.known_signature
     def forward(grad: Tensor, arithmetic: Arithmetic) -> LPTensor:
         inner = (grad._inner if isinstance(grad, LPTensor) else grad).clone()
         round_gradient = partial(round_, inner, arithmetic, True)

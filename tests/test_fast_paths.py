@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
+import types
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from lptensor import observe, reference
+from lptensor import observe, ops, reference, tensor
 from lptensor.blocks import MX, BlockFloatingPoint
 from lptensor.codebooks import NF4
 from lptensor.formats import BF16, E2M1, E4M3, E5M2, FP16, FP32, INT8, TF32, FixedPoint, FloatingPoint, Format
 from lptensor.ops import round_in_place, round_into
 from lptensor.posits import Posit
+from lptensor.quantizer import _Rounded
 from lptensor.rounding import Mode, Rounding, Stochastic, as_rounding
 from oracles.exact import MODES
 from oracles.table import table_of
@@ -167,3 +171,11 @@ def test_blocks_of_columns_too_large_for_the_cache_round_as_in_place(shape: tupl
                 some, format.lowered, format.block_shape(some.shape), as_rounding(mode), None
             )
             assert_same_bits(here[..., 580:620].contiguous(), alone)
+
+
+@pytest.mark.parametrize("kind", [tensor._Enter, tensor._Leave, tensor._EnterGradient, _Rounded, ops._StraightThrough])
+def test_torch_finds_the_signature_that_it_asks_for_at_each_call(kind: Any) -> None:
+    """Else it takes the function apart each time, which takes as long as rounding a small tensor."""
+    remembered = vars(kind.forward)["__signature__"]
+    bare = types.FunctionType(kind.forward.__code__, kind.forward.__globals__)
+    assert [*remembered.parameters] == [*inspect.signature(bare).parameters]
