@@ -70,6 +70,8 @@ class _Posit(ctypes.Structure):
 
 
 class Rule(ctypes.Structure):
+    """The C struct of a rounding: its mode, and for a stochastic one the random bits and the key."""
+
     _fields_ = (
         ("mode", ctypes.c_int32),
         ("bits", ctypes.c_int32),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lptensor.arithmetic import Arithmetic, promote
 from lptensor.computing import names_single
-from lptensor.rules import Rule
+from lptensor.rules import Rule, argument
 
 Grid = tuple[Arithmetic, bool]  # what values are on: an arithmetic, and whether its gradient side
 
@@ -49,12 +49,6 @@ def direct(operands: Sequence[Any]) -> bool:
     return True
 
 
-def argument(place: int | str, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    if isinstance(place, str):
-        return kwargs.get(place)
-    return args[place] if place < len(args) else None
-
-
 def each(values: Any) -> Iterator[Any]:
     """The values of a nest of lists, or the one value that it is."""
     for value in values if isinstance(values, (list, tuple)) else (values,):
@@ -86,6 +80,7 @@ def _has_plain_float(values: Any, cls: Any) -> bool:
 
 
 def caller_named(rule: Rule, args: Any, kwargs: Any) -> bool:
+    """Whether a caller named a dtype or layout, other than what an LPTensor has anyway."""
     if rule.named_dtype and names_single(rule, args, kwargs):
         return False  # it names what an LPTensor has anyway
     return rule.names_layout or any(argument(place, args, kwargs) is not None for place in rule.named_dtype)

@@ -15,7 +15,7 @@ from lptensor.exact_ops import correct
 from lptensor.multiply import Seen
 from lptensor.odd_sums import in_double
 from lptensor.products import PRODUCTS, WRITTEN, multiplied
-from lptensor.rules import Rule
+from lptensor.rules import Rule, argument
 from lptensor.sums import FORMULAS, SUMS, WRITTEN_SUMS, refuse_sum
 
 
@@ -123,7 +123,7 @@ def write(op: Opened, writes: Sequence[int | str], rounds: bool, round_: Round) 
     if source is not None:
         (place,) = writes
         kwargs, named = ({k: v for k, v in given.items() if k != place} for given in (op.kwargs, op.named))
-        known[id(_at(place, op.plain, op.named))] = computed(op._replace(func=source, kwargs=kwargs, named=named))
+        known[id(argument(place, op.plain, op.named))] = computed(op._replace(func=source, kwargs=kwargs, named=named))
     elif accumulator is not None and func._schema.name in FORMULAS:
         out = by_formula(op)
     else:
@@ -134,7 +134,7 @@ def write(op: Opened, writes: Sequence[int | str], rounds: bool, round_: Round) 
         else:
             out = correct(func)(*op.plain, **op.named)
     for place in writes:
-        targets, inners = _listed(_at(place, op.args, op.kwargs)), _listed(_at(place, op.plain, op.named))
+        targets, inners = _listed(argument(place, op.args, op.kwargs)), _listed(argument(place, op.plain, op.named))
         for target, inner in zip(targets, inners, strict=True):
             value = known.get(id(inner), inner)
             if rounds and inner is not target:
@@ -142,12 +142,6 @@ def write(op: Opened, writes: Sequence[int | str], rounds: bool, round_: Round) 
             if value is not inner:
                 (inner if inner.shape == value.shape else inner.resize_(value.shape)).copy_(value)
     return out
-
-
-def _at(place: int | str, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    if isinstance(place, str):
-        return kwargs.get(place)
-    return args[place] if place < len(args) else None
 
 
 def _listed(value: Any) -> Sequence[Any]:

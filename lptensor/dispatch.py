@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lptensor import _compat
-from lptensor.arguments import Grid, argument, caller_named, common_grid, direct, each, join, unwrap
+from lptensor.arguments import Grid, caller_named, common_grid, direct, each, join, unwrap
 from lptensor.arithmetic import Arithmetic
 from lptensor.computing import Opened, computed, write
 from lptensor.direction import in_backward, side_of_copy
@@ -22,7 +22,7 @@ from lptensor.exact_ops import correct
 from lptensor.library import traced_round
 from lptensor.limits import within_limits
 from lptensor.ops import round_in_place
-from lptensor.rules import Kind, Rule, rule_for
+from lptensor.rules import Kind, Rule, argument, rule_for
 from lptensor.running_product import TURNS, turn
 
 Runner = Callable[[tuple[Any, ...], dict[str, Any]], Any]

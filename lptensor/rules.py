@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -163,6 +164,13 @@ def rule_for(func: Any) -> Rule:
     if torch.Tag.view_copy in func.tags or _overload(func) in _KEEP:
         return Rule(Kind.KEEP, **common)
     return Rule(Kind.ROUND, **common)
+
+
+def argument(place: int | str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """The argument of a call at a place as rules name it, None if it was left away."""
+    if isinstance(place, str):
+        return kwargs.get(place)
+    return args[place] if place < len(args) else None
 
 
 def _mutating(func: Any, arguments: list[int | str], common: dict[str, Any]) -> Rule:
