@@ -149,9 +149,10 @@ def rule_for(func: Any) -> Rule:
         return Rule(Kind.REFUSE, reason=_REFUSED[name])
     if name == "_c10d_functional::wait_tensor":
         return Rule(Kind.KEEP, **common)
-    if name.startswith("_c10d_functional::") or name.startswith("c10d::") and name.endswith("_"):
+    in_place = name.startswith("c10d::") and name.endswith("_") and bool(schema.returns)  # a barrier returns nothing
+    if name.startswith("_c10d_functional::") or in_place:
         marked = _mutating(func, arguments, common).writes
-        return Rule(Kind.COLLECT, writes=marked or ((0,) if name.startswith("c10d::") else ()), **common)
+        return Rule(Kind.COLLECT, writes=marked or ((0,) if in_place else ()), **common)
     composite = _compat.has_kernel(func, "CompositeImplicitAutograd")
     if composite and not any(_compat.has_kernel(func, key) for key in _BACKENDS):
         return Rule(Kind.DECOMPOSE, **common)

@@ -45,20 +45,29 @@ def test_parts_of_a_sum_round_too(found: dict[str, list[Any]]) -> None:
     assert torch.equal(torch.cat(found["reduce_scatter"]), e4m3(TOTAL))
 
 
+STEPS_OF_E2M1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+
+
+def e2m1(x: Tensor) -> Tensor:
+    distance = (x.clamp(-6, 6).abs()[:, None] - STEPS_OF_E2M1).abs()
+    ties = torch.arange(8) % 2 * 1e-6  # to the even code
+    return STEPS_OF_E2M1[(distance + ties).argmin(1)] * x.sign()
+
+
 def test_what_arrives_rounds_into_the_format_of_where_it_arrives(found: dict[str, list[Any]]) -> None:
-    small = [values(rank).to(torch.float32).clamp(-6, 6) for rank in range(WORLD)]
-    steps = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])  # all magnitudes of E2M1
-
-    def e2m1(x: Tensor) -> Tensor:
-        distance = (x.abs()[:, None] - steps).abs()
-        ties = torch.arange(8) % 2 * 1e-6  # to the even code
-        return steps[(distance + ties).argmin(1)] * x.sign()
-
-    expected = [e2m1(x) for x in small]
+    expected = [e2m1(values(rank)) for rank in range(WORLD)]
     for parts, whole in found["all_gather_into_other_formats"]:
         assert all(map(torch.equal, parts, expected)) and torch.equal(whole, torch.cat(expected))
     first, second = found["broadcast_into_another_format"]
     assert torch.equal(first, values(0)) and torch.equal(second, expected[0])
+
+
+def test_what_goes_to_one_process_or_comes_from_one_rounds_too(found: dict[str, list[Any]]) -> None:
+    expected = [e2m1(values(rank)) for rank in range(WORLD)]
+    total, parts, _ = found["reduce_gather_and_scatter_into_other_formats"][0]
+    assert torch.equal(total, e4m3(TOTAL)) and all(map(torch.equal, parts, expected))
+    for rank, (_, _, mine) in enumerate(found["reduce_gather_and_scatter_into_other_formats"]):
+        assert torch.equal(mine, expected[rank])
 
 
 def test_functional_collectives_round_whether_waited_for_or_not(found: dict[str, list[Any]]) -> None:

@@ -138,3 +138,17 @@ def test_the_watch_sees_an_invented_value_and_an_unmarked_write() -> None:
         torch.native_batch_norm(torch.randn(4, 3), None, None, mean, var, True, 0.1, 1e-5)
     assert watch.invented == {"aten.sin.default"}
     assert watch.wrote == {"aten.native_batch_norm.default"}
+
+
+def test_every_operator_between_processes_gets_a_decision() -> None:
+    """By torch.distributed's documentation: which of them write into a tensor that they are given."""
+    write = """allreduce_ allreduce_coalesced_ broadcast_ reduce_ gather_ scatter_ alltoall_ alltoall_base_ allgather_
+        allgather_coalesced_ allgather_into_tensor_coalesced_ _allgather_base_ reduce_scatter_ _reduce_scatter_base_
+        reduce_scatter_tensor_coalesced_""".split()
+    kinds = dict.fromkeys(write, Kind.COLLECT) | dict.fromkeys(("recv_", "recv_any_source_"), Kind.REFUSE)
+    kinds |= dict.fromkeys(("send", "barrier", "monitored_barrier_", "check_for_nan"), Kind.ROUND)
+    names = {name.removeprefix("c10d::") for name in torch._C._dispatch_get_all_op_names() if name.startswith("c10d::")}
+    assert names and names <= kinds.keys()
+    for name in names:
+        rule = rule_for(getattr(torch.ops.c10d, name).default)
+        assert rule.kind is kinds[name] and (rule.writes == (0,)) == (rule.kind is Kind.COLLECT), name

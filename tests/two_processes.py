@@ -97,6 +97,17 @@ def broadcast_into_another_format(rank: int) -> Tensor:
 
 
 @case
+def reduce_gather_and_scatter_into_other_formats(rank: int) -> tuple[Tensor, list[Tensor], Tensor]:
+    total = values(rank).to_lp(E4M3)
+    dist.reduce(total, 0)
+    parts = [torch.zeros(6).to_lp(E2M1) for _ in range(WORLD)]
+    dist.gather(values(rank).to_lp(E4M3), None if rank else parts)
+    mine = torch.zeros(6).to_lp(E2M1)
+    dist.scatter(mine, None if rank else [values(k).to_lp(E4M3) for k in range(WORLD)])
+    return total.dequantize(), [part.dequantize() for part in parts], mine.dequantize()
+
+
+@case
 def functional_all_reduce(rank: int) -> list[Tensor]:
     x = values(rank).to_lp(E4M3)
     waited = functional.wait_tensor(functional.all_reduce(x, "sum", dist.group.WORLD))
