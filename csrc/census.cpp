@@ -64,6 +64,36 @@ template <class T> struct counter {
     // 1. what became of them: magnitudes are signed integers, and yes is all ones, so that the loop
     // is a vector's. Whether all are finite on both sides, and no x is subnormal on the carrier.
     void kinds(const T *x, const T *y, int n, bool &finite, bool &normal) {
+        finite = inside(x, y, n, normal);
+        if (!finite)
+            anywhere(x, y, n, finite, normal);
+    }
+
+    // The usual case: whether all of x lie within the format, and y is finite; counted only then.
+    bool inside(const T *x, const T *y, int n, bool &normal) {
+        const I least = highest < lowest ? highest : lowest, limit = least < inf ? least : inf - 1;
+        I top = 0, far = 0, zero = 0, underflow = 0, small_result = 0, nothing = 0, small = 0;
+        for (int i = 0; i < n; i++) {
+            const I before = (I)(lpt_bits(x[i]) & ~sign), after = (I)(lpt_bits(y[i]) & ~sign);
+            top = before > top ? before : top;
+            far = after > far ? after : far;
+            zero += -(I)(after == 0);
+            underflow += -(I)(after == 0) & -(I)(before != 0);
+            small_result += -(I)(after < tiny);
+            nothing += -(I)(before == 0);
+            small += -(I)(before < (I)((U)1 << C::mantissa));
+        }
+        if (top > limit || far >= inf)
+            return false;
+        found.zero -= zero;
+        found.underflow -= underflow;
+        found.subnormal -= tiny > 0 ? small_result - zero : 0;  // zero is less than any other tiny
+        zeros -= nothing;
+        normal = small == nothing;
+        return true;
+    }
+
+    void anywhere(const T *x, const T *y, int n, bool &finite, bool &normal) {
         I zero = 0, underflow = 0, subnormal = 0, saturated = 0, overflow = 0, nonfinite = 0;
         I nothing = 0, small = 0;
         for (int i = 0; i < n; i++) {
@@ -221,12 +251,15 @@ void count(const T *x, const T *y, int64_t first, int64_t last, lpt_census &foun
 }
 
 template <class T>
-void ask(const T *x, int64_t first, int64_t last, const lpt_rounder<T> &rounder,
-         lpt_census &found) {
+void round(const T *x, T *y, int64_t first, int64_t last, const lpt_rounder<T> &rounder,
+           lpt_census &found) {
     each_block<T>(first, last, found, [=](counter<T> &c, int64_t from, int64_t to) {
-        T y[BLOCK];
-        rounder.round(rounder.how, x, y - from, from, to);  // writes y[0] .. y[to - from - 1]
-        c.count(x + from, y, (int)(to - from));
+        T here[BLOCK];
+        // writes here[0] .. here[to - from - 1]
+        rounder.round(rounder.how, x, here - from, from, to);
+        c.count(x + from, here, (int)(to - from));
+        if (y)
+            memcpy(y + from, here, (to - from) * sizeof(T));
     });
 }
 
@@ -272,5 +305,5 @@ void ask_updates(const T *start, const T *now, int64_t first, int64_t last,
 }  // namespace
 
 extern const lpt_censuses LPT_CENSUS = {
-    {count<float>, ask<float>, updates<float>, ask_updates<float>},
-    {count<double>, ask<double>, updates<double>, ask_updates<double>}};
+    {count<float>, round<float>, updates<float>, ask_updates<float>},
+    {count<double>, round<double>, updates<double>, ask_updates<double>}};

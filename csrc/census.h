@@ -29,8 +29,9 @@ template <class T> struct lpt_rounder {
 template <class T> struct lpt_census_loops {
     // x and what it was rounded to
     void (*count)(const T *x, const T *y, int64_t first, int64_t last, lpt_census &);
-    // x, and what it would be rounded to
-    void (*ask)(const T *x, int64_t first, int64_t last, const lpt_rounder<T> &, lpt_census &);
+    // x, and what it is rounded to, which goes to y unless that is null; y may be x
+    void (*round)(const T *x, T *y, int64_t first, int64_t last, const lpt_rounder<T> &,
+                  lpt_census &);
     // values of a weight, those that an optimizer wrote, and these rounded
     void (*updates)(const T *start, const T *before, const T *after, int64_t first, int64_t last,
                     lpt_updates &);

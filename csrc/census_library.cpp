@@ -142,12 +142,12 @@ void with(const build &b, const lpt_posit &p, const lpt_rule &rule, Use use) {
 }
 
 template <class T, class Format>
-void ask(const T *x, int64_t n, const Format &format, const lpt_rule &rule, lpt_census &found,
-         int threads) {
+void round(const T *x, T *y, int64_t n, const Format &format, const lpt_rule &rule,
+           lpt_census &found, int threads) {
     const build b = chosen();
-    with<T>(b, format, rule, [&](const lpt_rounder<T> &round) {
+    with<T>(b, format, rule, [&](const lpt_rounder<T> &how) {
         share(n, threads, found, [&](int64_t first, int64_t last, lpt_census &here) {
-            counts(b, T()).ask(x, first, last, round, here);
+            counts(b, T()).round(x, y, first, last, how, here);
         });
     });
 }
@@ -176,12 +176,13 @@ void updates(const T *start, const T *before, const T *after, int64_t n, lpt_upd
 
 }  // namespace
 
-// All add to what is found already. Where values are asked about there is a rule for their
-// rounding; of updates two, for the weight that is held and for the one that is written.
-#define LPT_ASK_API(T, NAME, FORMAT)                                                               \
-    LPT_API void lpt_ask_##NAME(const T *x, int64_t n, const FORMAT *format, const lpt_rule *rule, \
-                                lpt_census *found, int32_t threads) {                              \
-        ask(x, n, *format, *rule, *found, threads);                                                \
+// All add to what is found already. Where values are rounded on the way there is a rule for that;
+// of updates two, for the weight that is held and for the one that is written.
+#define LPT_ROUND_API(T, NAME, FORMAT)                                                             \
+    LPT_API void lpt_census_round_##NAME(const T *x, T *y, int64_t n, const FORMAT *format,        \
+                                         const lpt_rule *rule, lpt_census *found,                  \
+                                         int32_t threads) {                                        \
+        round(x, y, n, *format, *rule, *found, threads);                                           \
     }                                                                                              \
     LPT_API void lpt_ask_updates_##NAME(const T *start, const T *now, int64_t n,                   \
                                         const FORMAT *format, const lpt_rule *rules,               \
@@ -197,9 +198,9 @@ void updates(const T *start, const T *before, const T *after, int64_t n, lpt_upd
                                     lpt_updates *found, int32_t threads) {                         \
         updates(start, before, after, n, *found, threads);                                         \
     }                                                                                              \
-    LPT_ASK_API(T, grid_##NAME, lpt_grid)                                                          \
-    LPT_ASK_API(T, table_##NAME, lpt_table<T>)                                                     \
-    LPT_ASK_API(T, posit_##NAME, lpt_posit)
+    LPT_ROUND_API(T, grid_##NAME, lpt_grid)                                                        \
+    LPT_ROUND_API(T, table_##NAME, lpt_table<T>)                                                   \
+    LPT_ROUND_API(T, posit_##NAME, lpt_posit)
 
 extern "C" {
 LPT_CENSUS_API(float, f32)

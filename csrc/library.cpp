@@ -228,7 +228,7 @@ int round_blocks(const T *x, T *y, const lpt_layout &l, lpt_scales scales, const
 
 extern "C" {
 
-LPT_API int32_t lpt_abi_version() { return 6; }
+LPT_API int32_t lpt_abi_version() { return 7; }
 
 LPT_API const char *lpt_build_name() { return chosen->name; }
 

@@ -19,7 +19,7 @@ from lptensor.posits import PositBits
 from lptensor.rounding import Mode, Rounding
 from lptensor.tables import Table, keys, steps
 
-ABI_VERSION = 6
+ABI_VERSION = 7
 MAX_DIMS = 16  # csrc/block.h
 
 

@@ -54,7 +54,7 @@ _POINTER, _COUNT = ctypes.c_void_p, ctypes.c_int64
 _ARGUMENTS = {
     "census": (*(_POINTER,) * 2, _COUNT, _POINTER, ctypes.c_int32),
     "updates": (*(_POINTER,) * 3, _COUNT, _POINTER, ctypes.c_int32),
-    "ask": (_POINTER, _COUNT, *(_POINTER,) * 3, ctypes.c_int32),
+    "census_round": (*(_POINTER,) * 2, _COUNT, *(_POINTER,) * 3, ctypes.c_int32),
     "ask_updates": (*(_POINTER,) * 2, _COUNT, *(_POINTER,) * 3, ctypes.c_int32),
 }
 
@@ -79,7 +79,7 @@ def updates(start: Tensor, before: Tensor, after: Tensor, found: UpdatesStruct) 
     kernel(*pointers, start.numel(), ctypes.byref(found), torch.get_num_threads())
 
 
-class Asker:
+class Rounder:
     """Calls the loops that round to one format as one rounding says, and count what that does."""
 
     def __init__(self, lowered: Grid | Table | PositBits, rounding: Rounding, dtype: torch.dtype) -> None:
@@ -91,19 +91,20 @@ class Asker:
         else:
             kind, self._format = "posit_", _native.posit_struct(lowered)
         self.rounding, self.dtype = rounding, dtype
-        still = None if rounding.stochastic else _native.rule(rounding, None)
-        self._rules = None if still is None else _PAIR(still, still)
-        self._ask, self._updates = (_kernel(name, kind, dtype) for name in ("ask", "ask_updates"))
+        self._rule = None if rounding.stochastic else _native.rule(rounding, None)
+        self._rules = None if self._rule is None else _PAIR(self._rule, self._rule)
+        self._round, self._updates = (_kernel(name, kind, dtype) for name in ("census_round", "ask_updates"))
 
     def fits(self, rounding: Rounding, dtype: torch.dtype) -> bool:
         """Whether this is the one for them; by identity, since hashing a format costs more than a call."""
         return rounding is self.rounding and dtype is self.dtype
 
-    def ask(self, x: Tensor, key: tuple[int, int] | None, found: CensusStruct) -> None:
-        """Add what rounding ``x``, a contiguous CPU tensor, would do."""
-        rule = ctypes.byref(_native.rule(self.rounding, key))
-        n, threads, format = x.numel(), torch.get_num_threads(), ctypes.byref(self._format)
-        self._ask(x.data_ptr(), n, format, rule, ctypes.byref(found), threads)
+    def round(self, x: Tensor, y: Tensor | None, key: tuple[int, int] | None, found: CensusStruct) -> None:
+        """Round ``x`` into ``y``, contiguous CPU tensors that may be one, or nowhere, and add what that does."""
+        rule = self._rule or _native.rule(self.rounding, key)
+        to = None if y is None else y.data_ptr()
+        references = ctypes.byref(self._format), ctypes.byref(rule), ctypes.byref(found)
+        self._round(x.data_ptr(), to, x.numel(), *references, torch.get_num_threads())
 
     def updates(self, start: Tensor, now: Tensor, keys: Any, found: UpdatesStruct) -> None:
         """Add what would become of the way from ``start`` to ``now``, both contiguous, if weights were rounded."""

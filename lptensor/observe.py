@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import threading
 from contextlib import nullcontext
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
 from lptensor import _compat
 
 
-class Observer(Protocol):
+class Observer:
     """One who looks at roundings; he may also change the values after."""
 
-    active: bool  # while it is False nothing is shown, and nothing copied for him
+    active = True  # while it is False nothing is shown, and nothing copied for him
+
+    def round(self, x: Tensor, y: Tensor, format: Any, rounding: Any, generator: Any) -> bool:
+        """Round ``x`` into ``y`` himself, if he need not see both: he who only counts is spared a copy."""
+        return False
 
     def rounded(self, before: Tensor, after: Tensor, format: Any, rounding: Any) -> None:
         """A tensor was rounded."""
+        raise NotImplementedError
 
 
 _KEY = "lptensor.observe"  # who looks at the roundings of this thread, and of its backward passes

@@ -23,7 +23,7 @@ from lptensor.demo.recipes import Recipe
 from lptensor.demo.run import Settings, mean_net, train
 from lptensor.demo.vgg import vgg
 from lptensor.formats import E4M3
-from lptensor.observe import observing
+from lptensor.observe import Observer, observing
 from lptensor.study.places import Places
 from lptensor.training import SWALP
 
@@ -230,9 +230,7 @@ class TestPlaces:
         narrow, wide = NARROW[name], WIDE[name]
         found: dict[str, set[str]] = {}
 
-        class Spy:
-            active = True
-
+        class Spy(Observer):
             def rounded(self, before: Tensor, after: Tensor, format: Any, rounding: Any) -> None:
                 role, path = places.of(before, after)
                 found.setdefault(role, set()).add(path)

@@ -138,9 +138,7 @@ def test_the_short_way_leaves_meta_tensors_and_is_open_to_observers() -> None:
     assert torch.equal(torch.get_rng_state(), state), "nothing was drawn for values that are not there"
     seen: list[list[float]] = []
 
-    class Eye:
-        active = True
-
+    class Eye(observe.Observer):
         def rounded(self, before: Tensor, after: Tensor, format: Format, rounding: Rounding) -> None:
             seen.append([before.item(), after.item()])
 

@@ -20,7 +20,7 @@ from lptensor.blocks import MXFP4, NVFP4, BlockFloatingPoint
 from lptensor.codebooks import NF4
 from lptensor.convert import convert
 from lptensor.extra import MissingExtra
-from lptensor.formats import BF16, E2M1, E4M3, E5M2, FP16, INT8, FixedPoint, FloatingPoint, Format
+from lptensor.formats import BF16, E2M1, E4M3, E5M2, E8M0, FP16, INT8, FixedPoint, FloatingPoint, Format
 from lptensor.lower import lower
 from lptensor.ops import round as round_to
 from lptensor.optim import OptimLP
@@ -80,7 +80,8 @@ def decibels(x: list[float], y: list[float]) -> float | None:
 
 
 ROUNDINGS = ("nearest", "up", "stochastic", Stochastic(bits=5))
-WAYS = (*BUILDS, "asked", "torch")  # one build after the other, the best one without the rounded tensor, torch's ops
+# One build after the other; the best one while it rounds, without the rounded tensor or in place; torch's ops.
+WAYS = (*BUILDS, "asked", "rounded", "torch")
 
 
 def counts_of(row: dict[str, Any], n: int) -> dict[str, int]:
@@ -88,9 +89,12 @@ def counts_of(row: dict[str, Any], n: int) -> dict[str, int]:
     return {name: round(row[name] * n) for name in names}
 
 
-def values(dtype: torch.dtype, count: int = 1500) -> Tensor:
-    x = torch.randn(count, dtype=dtype) * 2.0 ** torch.randint(-30, 12, (count,))
-    return torch.cat([torch.tensor(SPECIAL, dtype=dtype), x])
+def values(dtype: torch.dtype) -> Tensor:
+    """Some of all kinds, then so many within most formats that the loops count a block without looking for others."""
+    wild = torch.randn(600, dtype=dtype) * 2.0 ** torch.randint(-30, 12, (600,))
+    calm = torch.randn(1500, dtype=dtype) / 8
+    calm[::7], calm[-2:] = 0, torch.tensor([500, -(2.0**-140)])  # the end is a block of its own
+    return torch.cat([torch.tensor(SPECIAL, dtype=dtype), wild, calm])
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -103,6 +107,12 @@ def test_counts_are_those_of_a_loop(format: Format, dtype: torch.dtype, rounding
     census = Census(format)
     if way == "asked":
         census.ask(x, as_rounding(rounding), draws[1])
+    elif way == "rounded":
+        z = x.clone()
+        if census.round(z, z, as_rounding(rounding), draws[1]):
+            assert torch.equal(z.view(torch.uint8), y.view(torch.uint8))
+        else:  # blocks
+            census.add(x, y)
     elif way == "torch":
         census._add_with_torch(x, y)
         census.events, census.values = 1, x.numel()
@@ -167,6 +177,12 @@ def test_census_counts_strided_tensors_and_adds_up() -> None:
     again = [*x.flatten().tolist(), *x.flatten().tolist(), *x[:, ::2].flatten().tolist()]
     assert census.histogram() == binades(again)
     assert census.values == len(again) and census.events == 3
+
+
+def test_zeros_of_a_format_without_zero_overflow() -> None:
+    census, x = Census(E8M0), torch.zeros(2000)
+    census.ask(x, as_rounding("nearest"))
+    assert round_to(x, E8M0).isnan().all() and census.row()["overflow"] == 1.0
 
 
 def test_census_under_flushed_subnormals(flush_denormal: None) -> None:
@@ -433,6 +449,20 @@ class TestRecord:
         with record(model, optimizer) as once:
             one_step(model, optimizer, torch.ones(4, 2))
         assert [3 * row["values"] for row in once] == [row["values"] for row in log]
+
+    @pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+    @pytest.mark.parametrize(
+        "take", [Tensor.clone, Tensor.t, lambda x: x[:, ::2], lambda x: torch.complex(x, x)[:1, :1].conj().imag]
+    )
+    def test_changes_no_bit_whatever_the_memory_looks_like(self, take: Any, rounding: str) -> None:
+        base, found = torch.randn(6, 8), []
+        for recorded in (False, True):
+            x, out = take(base), take(torch.zeros(6, 8))
+            torch.manual_seed(0)
+            with record(nn.Identity()) if recorded else contextlib.nullcontext() as log:
+                found.append([round_to(x, E4M3, rounding).tolist(), round_to(x, E4M3, rounding, out=out).tolist()])
+        assert found[0] == found[1]
+        assert list(log)[0]["binades"] == binades([*x.flatten().tolist()] * 2)
 
     def test_two_recordings_see_the_same(self) -> None:
         model = convert(nn.Linear(2, 1), E5M2)

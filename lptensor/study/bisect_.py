@@ -153,7 +153,7 @@ class _Search:
         return self.known[undone]
 
 
-class _Undo(_compat.TorchDispatchMode):
+class _Undo(_compat.TorchDispatchMode, observe.Observer):
     """Puts back what was there before the roundings of some units."""
 
     def __init__(self, undone: frozenset[str] | None, by: str, places: Places | None, seen: dict[str, None]) -> None:

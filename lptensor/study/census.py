@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lptensor import _native, _native_census
 from lptensor._bits import exact, exponent
-from lptensor._native_census import COUNTS, HIGHEST, LOWEST, Asker, CensusStruct
+from lptensor._native_census import COUNTS, HIGHEST, LOWEST, CensusStruct, Rounder
 from lptensor.blocks import BlockFormat
 from lptensor.formats import Format, ScalarFormat
 from lptensor.ops import draw_key, round_fresh
@@ -78,7 +78,7 @@ class Census:
         self.range = range_of(format)
         self.events = self.values = 0
         self._found = CensusStruct(*self.range)
-        self._asker: Asker | None = None
+        self._rounder: Rounder | None = None
 
     def add(self, before: Tensor, after: Tensor) -> None:
         """Count one tensor and what it was rounded to; of one shape and dtype, float32 or float64."""
@@ -88,15 +88,25 @@ class Census:
 
     def ask(self, x: Tensor, rounding: Rounding, generator: torch.Generator | None = None) -> None:
         """Count what rounding a plain tensor would do to it, without making what it would become."""
+        if isinstance(self.format, BlockFormat) or not native(x):
+            self.add(x, round_fresh(x, self.format, rounding, generator))
+        else:
+            self._round(alike(x)[0], None, rounding, generator)
+
+    def round(self, x: Tensor, y: Tensor, rounding: Rounding, generator: torch.Generator | None = None) -> bool:
+        """Round ``x`` into ``y``, which may be ``x``, and count on the way; whether the compiled loops do that."""
+        can = native(x) and not isinstance(self.format, BlockFormat)
+        can = can and x.is_contiguous() and y.is_contiguous() and not x.is_neg() and not y.is_neg()
+        if can:
+            self._round(x, y, rounding, generator)
+        return can
+
+    def _round(self, x: Tensor, y: Tensor | None, rounding: Rounding, generator: torch.Generator | None) -> None:
+        if self._rounder is None or not self._rounder.fits(rounding, x.dtype):
+            self._rounder = Rounder(self.format.lowered, rounding, x.dtype)
         self.events += 1
         self.values += x.numel()
-        if isinstance(self.format, BlockFormat) or not native(x):
-            self._count(x, round_fresh(x, self.format, rounding, generator))
-            return
-        if self._asker is None or not self._asker.fits(rounding, x.dtype):
-            self._asker = Asker(self.format.lowered, rounding, x.dtype)
-        (x,) = alike(x)
-        self._asker.ask(x, draw_key(generator) if rounding.stochastic else None, self._found)
+        self._rounder.round(x, y, draw_key(generator) if rounding.stochastic else None, self._found)
 
     def _count(self, before: Tensor, after: Tensor) -> None:
         if native(before):

@@ -55,7 +55,7 @@ def flip_bits(
     return LPTensor(flipped, x._arithmetic, x._gradient) if isinstance(x, LPTensor) else flipped
 
 
-class faults:  # noqa: N801 - reads as a function
+class faults(observe.Observer):  # noqa: N801 - reads as a function
     """A context in which bits flip in the encoded words of what is rounded: of any op's result, or of chosen ones.
 
     Results of ops on LPTensors, of quantizers, lowered layers and optimizers in low precision are hit

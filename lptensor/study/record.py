@@ -84,7 +84,7 @@ class record:  # noqa: N801 - reads as a function
         self._open.close()
 
 
-class _Recorder:
+class _Recorder(observe.Observer):
     """Counts roundings under their role and path."""
 
     def __init__(self, places: Places, every: int) -> None:
@@ -94,13 +94,21 @@ class _Recorder:
         self.seen = 0 if places.optimizer is not None else -1  # a model is counted when it begins
         self.start: dict[str, Tensor] = {}  # weights before the step that runs, by path
 
+    def round(self, x: Tensor, y: Tensor, format: Any, rounding: Any, generator: Any) -> bool:
+        role, path = self.places.of(x, y)
+        return not self._moves(role, path) and self.log.census(role, path, format).round(x, y, rounding, generator)
+
     def rounded(self, before: Tensor, after: Tensor, format: Any, rounding: Any) -> None:
         role, path = self.places.of(before, after)
         self.log.census(role, path, format).add(before, after)
-        if self.start and role == ("accumulator" if self.places.accumulates else "weight") and path in self.start:
+        if self._moves(role, path):
             start = self.start[path]
             self.log.updates(role, path, format).add(start, before, after)
             start.copy_(after)
+
+    def _moves(self, role: str, path: str) -> bool:
+        """Whether the rounding is of what the step writes to a weight."""
+        return role == ("accumulator" if self.places.accumulates else "weight") and path in self.start
 
     def attach(self) -> Any:
         """Follow the steps; returns what stops it."""

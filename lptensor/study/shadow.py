@@ -153,7 +153,7 @@ class Shadow:
         )
 
 
-class _Mode(_compat.TorchDispatchMode):
+class _Mode(_compat.TorchDispatchMode, observe.Observer):
     """Sees every op before LPTensors do, and runs it in float64 twice: on its twins, and on the very operands."""
 
     def __init__(self, seen: Shadow) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lptensor import _native_census
-from lptensor._native_census import Asker, UpdatesStruct
+from lptensor._native_census import Rounder, UpdatesStruct
 from lptensor.blocks import BlockFormat
 from lptensor.formats import Format
 from lptensor.ops import draw_key, round_fresh
@@ -26,7 +26,7 @@ class Updates:
 
     def __init__(self) -> None:
         self._found = UpdatesStruct()
-        self._asker: Asker | None = None
+        self._rounder: Rounder | None = None
 
     @property
     def wanted(self) -> int:
@@ -55,11 +55,11 @@ class Updates:
             wanted = held + (now - start)
             self.add(held, wanted, round_fresh(wanted, format, rounding, generator))
             return
-        if self._asker is None or not self._asker.fits(rounding, now.dtype):
-            self._asker = Asker(format.lowered, rounding, now.dtype)
+        if self._rounder is None or not self._rounder.fits(rounding, now.dtype):
+            self._rounder = Rounder(format.lowered, rounding, now.dtype)
         keys = [draw_key(generator) if rounding.stochastic else None for _ in range(2)]
         start, now = alike(start, now)
-        self._asker.updates(start, now, keys, self._found)
+        self._rounder.updates(start, now, keys, self._found)
 
     def _add_with_torch(self, start: Tensor, before: Tensor, after: Tensor) -> None:
         """The same in torch, on any device."""
