@@ -108,7 +108,7 @@ class ScalarFormat(Format):
                 f"{self!r} has 2**{self.bits} = {2**self.bits} codes, values() lists up to 2**{VALUES_BITS}; "
                 "decode() gives those of any range of codes"
             )
-        every = decode(torch.arange(2**self.bits), self.grid, self.layout)
+        every = decode(torch.arange(2**self.bits, device="cpu"), self.grid, self.layout)
         ascending: Tensor = torch.unique(every[every.isfinite()] + 0.0)
         return ascending
 

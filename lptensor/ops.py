@@ -146,7 +146,7 @@ def check_roundable(x: Any, format: Any) -> None:
 
 def draw_key(generator: torch.Generator | None = None) -> tuple[int, int]:
     """A fresh key for stochastic rounding: seed and offset from torch's CPU generator."""
-    seed, offset = torch.empty(2, dtype=torch.int64).random_(generator=generator).tolist()
+    seed, offset = torch.empty(2, dtype=torch.int64, device="cpu").random_(generator=generator).tolist()
     return seed, offset
 
 

@@ -230,7 +230,7 @@ def _round(x: Tensor, grid: Grid, shift: Tensor, rounding: Rounding, key: Key | 
     if grid.subnormals is Subnormals.FLUSH:
         k, up = torch.where(below, 0.0, k), up & ~below
     r = torch.where(settled, magnitude, times_power(k + up, q))
-    lowest = torch.zeros_like(r) if grid.zero else power(torch.as_tensor(grid.emin + shift))
+    lowest = torch.zeros_like(r) if grid.zero else power(torch.as_tensor(grid.emin + shift, device=x.device))
     if not grid.zero:
         r = torch.where(magnitude == 0, torch.nan, torch.where(r == 0, lowest, r))
 
@@ -244,7 +244,7 @@ def _round(x: Tensor, grid: Grid, shift: Tensor, rounding: Rounding, key: Key | 
     if not grid.signed:
         wrong = lowest if grid.overflow is Overflow.SATURATE else torch.full_like(lowest, torch.nan)
         r = torch.where(negative & (magnitude > 0), wrong, r)
-    negative = negative & grid.signed & (torch.tensor(grid.negative_zero) | (r != 0))
+    negative = negative & grid.signed & ((r != 0) | grid.negative_zero)
     return carried(torch.where(negative & ~r.isnan(), -r, r), x.dtype)
 
 
@@ -303,8 +303,9 @@ def _drawn(fraction: Tensor, rounding: Rounding, key: Key | Words | None) -> Ten
 
 def _ends(grid: Grid, shift: Tensor, negative: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The largest magnitude on each side, and what results beyond it become."""
-    largest, infinite = torch.finfo(dtype).max, torch.tensor(torch.inf, dtype=torch.float64)
+    largest = torch.finfo(dtype).max
     positive = torch.as_tensor(grid.max, dtype=torch.float64, device=shift.device)
+    infinite = positive.new_full((), torch.inf)
     limit = torch.where(negative, -grid.min if grid.signed else 0.0, positive)
     limit = torch.where(limit.isinf(), infinite, times_power(torch.where(limit.isinf(), 1.0, limit), shift))
     limit = torch.where(limit > largest, infinite, limit)
