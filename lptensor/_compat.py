@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cache
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
@@ -361,17 +361,17 @@ def known_signature(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-def stepping() -> set[int]:
-    """The ids of the optimizers whose ``step()`` runs on this thread.
+def stepping(optimizers: Collection[int]) -> set[int]:
+    """Those of some optimizers, named by their ids, whose ``step()`` runs on this thread.
 
     Without it a step that has raised seems to go on, and what is copied of gradients becomes forward values.
     """
-    found, frame = set(), sys._getframe(1)
-    while frame is not None:
+    missing, frame = set(optimizers), sys._getframe(1)
+    while missing and frame is not None:  # no further down the stack than need be
         if frame.f_code is _STEP:
-            found.add(id(frame.f_locals.get("self")))
+            missing.discard(id(frame.f_locals.get("self")))
         frame = frame.f_back  # type: ignore[assignment]
-    return found
+    return set(optimizers) - missing
 
 
 # The code around every optimizer's step.

@@ -40,8 +40,7 @@ def in_step(task: int) -> bool:
     """Whether an optimizer steps on this thread, within the backward pass ``task`` or outside (-1)."""
     steps = _steps()
     if task in steps.values():
-        running = _compat.stepping()
-        for optimizer in steps.keys() - running:
+        for optimizer in steps.keys() - _compat.stepping(steps):
             del steps[optimizer]  # its step has raised, and no hook has said that it ended
     return task in steps.values()
 

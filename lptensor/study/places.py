@@ -64,7 +64,8 @@ class Places:
 
     def __init__(self, model: nn.Module, optimizer: Optimizer | None) -> None:
         self.model, self.optimizer = model, optimizer
-        self.names = {id(p): name for name, p in model.named_parameters()}
+        self._parameters = list(model.named_parameters())
+        self.names = {id(p): name for name, p in self._parameters}
         self.accumulates = getattr(optimizer, "acc_quant", None) is not None
         self._stack: list[str] = []
         self._starts: list[int] = []  # numbers of autograd nodes, ascending: from here on ...
@@ -80,7 +81,7 @@ class Places:
             self._handles.append(module.register_forward_hook(leave, always_call=True))
         if self.optimizer is not None:
             self._handles.append(self.optimizer.register_step_pre_hook(lambda *_: self.look()))
-            self._handles.append(self.optimizer.register_step_post_hook(lambda *_: self.look()))
+            self._handles.append(self.optimizer.register_step_post_hook(lambda *_: self._remember()))
         self.look()
         return self
 
@@ -90,7 +91,11 @@ class Places:
         self._stack.clear()
 
     def look(self) -> None:
-        """Learn anew where parameters and states lie in memory."""
+        """Learn anew which parameters there are, and where they and the states lie in memory."""
+        self._parameters = list(self.model.named_parameters())
+        self._remember()
+
+    def _remember(self) -> None:
         state = getattr(self.optimizer, "state", {})
         self._memory = {
             values_of(value).data_ptr(): ("state", self.names.get(id(p), ""))
@@ -99,7 +104,7 @@ class Places:
             if isinstance(value, Tensor) and value.dim()
         }
         self._complete = bool(state)
-        for name, p in self.model.named_parameters():
+        for name, p in self._parameters:
             self._memory[values_of(p).data_ptr()] = "weight", name
 
     def of(self, before: Tensor, after: Tensor) -> tuple[str, str]:
@@ -107,15 +112,17 @@ class Places:
         told = observe.said()
         if told is not None:
             return told[0], self.names.get(id(told[1]), "")
+        known = self._memory.get(after.data_ptr()) or self._memory.get(before.data_ptr())
+        if known is not None and not self.accumulates:
+            return known
         task = _compat.graph_task()
         stepping = direction.in_step(task) and not self._stack
-        known = self._memory.get(after.data_ptr()) or self._memory.get(before.data_ptr())
         if known is None and stepping and not self._complete:  # the first step makes the states
             self.look()
             self._complete = False
             known = self._memory.get(after.data_ptr())
         if known is not None:
-            return ("accumulator", known[1]) if stepping and self.accumulates and known[0] == "weight" else known
+            return ("accumulator", known[1]) if stepping and known[0] == "weight" and self.accumulates else known
         if stepping:
             return "update", ""
         if task != -1 and not torch.is_grad_enabled():
