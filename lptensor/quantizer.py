@@ -182,6 +182,7 @@ class _Quantize:
         """Where the result of rounding ``x`` would lie beyond the limits, did the format have none."""
         if self.forward_number is None or not self.clamping_grad_zero:
             return None
+        ops.check_roundable(x, self.forward_number)
         limits, unlimited = _limits(self.forward_number)
         same = None
         if self.forward_rounding.stochastic:

@@ -247,6 +247,12 @@ def test_other_bad_settings_are_named():
         quantizer(E4M3)([1.0])
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int64])
+def test_a_mask_is_not_asked_of_a_dtype_that_is_not_rounded(dtype):
+    with pytest.raises(TypeError, match=str(dtype)):
+        quantizer(FixedPoint(8, 4), clamping_grad_zero=True)(torch.ones(3, dtype=dtype))
+
+
 def test_a_step_is_a_format_or_a_function():
     x = torch.full((1000,), 1.0625)
     assert set(as_step("weight_quant", FloatingPoint(8))(x).tolist()) == {1.0, 1.25}

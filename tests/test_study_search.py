@@ -108,6 +108,12 @@ class TestSensitivity:
         with pytest.raises(TypeError, match="fp8"):
             sensitivity(Planted(), distance(X), {"a": "fp8"})  # type: ignore[dict-item]
 
+    def test_weights_of_a_dtype_that_is_not_rounded_are_refused(self) -> None:
+        model = Planted().bfloat16()
+        with pytest.raises(TypeError, match=r"bfloat16; convert with \.float\(\) first"):
+            sensitivity(model, lambda m: m(X.bfloat16()).float().sum(), E2M1, roles="weight")
+        assert all(p.dtype == torch.bfloat16 for p in model.parameters())
+
     def test_a_loss_of_several_numbers_is_refused(self) -> None:
         with pytest.raises(ValueError, match=r"shape \(2, 2\); take its \.mean"):
             sensitivity(nn.Linear(4, 2), lambda m: m(torch.ones(2, 4)), E2M1)

@@ -37,6 +37,8 @@ class TestStates:
         high = x.bfloat16().float()
         assert torch.equal(Expansion(BF16)(x), high + (x - high).bfloat16().float())
         assert Expansion(E5M2)(torch.tensor([math.inf, 1e9, math.nan])).isfinite().logical_not().all()
+        with pytest.raises(TypeError, match="bfloat16"):
+            Expansion(BF16)(x.bfloat16())
 
     @pytest.mark.parametrize("table", [DYNAMIC8, UDYNAMIC8], ids=repr)
     def test_blocks_round_as_a_search_through_the_table_does(self, table: Any) -> None:

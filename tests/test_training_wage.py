@@ -107,3 +107,9 @@ def test_errors_and_gradients_at_the_edges() -> None:
     for make in (WageError, WageGradient, WageWeight, WageActivation):
         with pytest.raises(ValueError, match="bits"):
             make(1)
+
+
+@pytest.mark.parametrize("role", [WageError(8), WageWeight(2), WageActivation(8)], ids=repr)
+def test_dtypes_that_are_not_rounded_are_named(role: Any) -> None:
+    with pytest.raises(TypeError, match="bfloat16"):
+        role(torch.ones(2, 3, dtype=torch.bfloat16))

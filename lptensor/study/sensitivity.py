@@ -143,6 +143,8 @@ def _narrow(layers: Iterable[nn.Module], role: str, format: Format, rounding: Ro
     chosen = list(layers)
     if role == "weight":
         parameters = [p for layer in chosen for p in layer.parameters(recurse=False) if p.is_floating_point()]
+        for p in parameters:
+            check_roundable(p, format)
         before = [p.detach().clone() for p in parameters]
         try:
             with torch.no_grad():

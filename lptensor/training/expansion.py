@@ -35,6 +35,7 @@ class Expansion:
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
+        check_roundable(x, self.format)
         high = round_fresh(x, self.format, Rounding())
         low = round_fresh(x - high, self.format, Rounding())
         return torch.where(high.isfinite(), high + low, high)

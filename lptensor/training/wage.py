@@ -43,6 +43,7 @@ class WageWeight:
 
     @torch.no_grad()
     def __call__(self, w: Tensor) -> Tensor:
+        check_roundable(w, grid(self.bits))
         usual, least = self.limits(w)
         scale = max(2.0 ** round(math.log2(least / usual)), 1.0)
         return round_fresh(w, grid(self.bits), Rounding()) / scale
@@ -84,6 +85,7 @@ class WageActivation(nn.Module):
 class _Activation(torch.autograd.Function):
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, a: Tensor, format: FixedPoint, error: WageError) -> Tensor:
+        check_roundable(a, format)
         ctx.save_for_backward(a.abs() <= format.max)
         ctx.error = error  # type: ignore[attr-defined]
         return round_fresh(a, format, Rounding())
@@ -122,5 +124,6 @@ def _direction(x: Tensor) -> Tensor:
 @torch.no_grad()
 def draw_weight(w: Tensor, quantize: WageWeight, bits: int) -> None:
     """Draw a weight anew, uniformly up to the larger of both limits, on the grid of its updates (section 3.2)."""
+    check_roundable(w, grid(bits))
     limit = max(quantize.limits(w))
     w.copy_(round_fresh(torch.empty_like(w).uniform_(-limit, limit), grid(bits), Rounding()))
