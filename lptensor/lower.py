@@ -121,7 +121,7 @@ def lower(
         if products is not None:
             LayerProducts(products).attach(layer)
         if forward_number is not None or backward_number is not None:
-            _compat.set_hooks(layer, _HOOK, after=_RoundOutput(quantize))
+            _compat.set_hooks(layer, _HOOK, after=rounded_output(quantize))
     return model
 
 
@@ -140,6 +140,11 @@ def _chosen(model: nn.Module, wanted: tuple[type[nn.Module], ...], exempt: Itera
         and type(module) is not NonDynamicallyQuantizableLinear
         and id(module) not in left_alone
     ]
+
+
+def rounded_output(quantize: Callable[[Tensor], Tensor]) -> Callable[[nn.Module, Any, Any], Any]:
+    """A forward hook that rounds the tensors in an output, whatever containers hold them."""
+    return _RoundOutput(quantize)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -40,6 +40,11 @@ class Planted(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h: Tensor = self.middle(self.last(self.first(x)))
         return h
+
+
+class Pair(NamedTuple):
+    first: Tensor
+    second: Tensor | None
 
 
 X = torch.tensor([[1.0, 2.0, -1.0, 0.5]])
@@ -107,6 +112,39 @@ class TestSensitivity:
                 sensitivity(Planted(), distance(X), E4M3, **kwargs)  # type: ignore[arg-type]
         with pytest.raises(TypeError, match="fp8"):
             sensitivity(Planted(), distance(X), {"a": "fp8"})  # type: ignore[dict-item]
+
+    def test_attention_is_a_layer_with_weights_of_its_own(self) -> None:
+        model, x = nn.MultiheadAttention(4, 2), torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+        loss = lambda m: m(x, x, x)[0].square().sum()  # noqa: E731
+        found = {(row["path"], row["role"]): row for row in sensitivity(model, loss, E2M1)}
+        # Its projection back is done by a function: the module is not called, and has no output.
+        assert set(found) == {("", role) for role in ("weight", "activation", "gradient")} | {("out_proj", "weight")}
+        assert found["", "weight"]["values"] == 3 * 4 * 4 + 3 * 4 and found["", "weight"]["change"] != 0
+        (whole,) = sensitivity(model, loss, E2M1, roles="weight", per="role")
+        assert whole["values"] == sum(p.numel() for p in model.parameters())
+
+    @pytest.mark.parametrize("wrap", [lambda x: Pair(x, None), lambda x: {"first": x}, lambda x: [x]])
+    def test_outputs_are_rounded_in_any_container(self, wrap: Any) -> None:
+        class Layer(nn.Module):
+            def forward(self, x: Tensor) -> Any:
+                return wrap(x)
+
+        def loss(model: nn.Module) -> Tensor:
+            out = model(torch.tensor([1.25, 5.0]))
+            return (
+                out.first if isinstance(out, Pair) else [*out.values()][0] if isinstance(out, dict) else out[0]
+            ).sum()
+
+        (row,) = sensitivity(Layer(), loss, E2M1, roles="activation")
+        assert (row["loss"], row["change"]) == (5.0, -1.25)
+
+    def test_an_output_that_cannot_be_looked_into_is_refused(self) -> None:
+        class Layer(nn.Module):
+            def forward(self, x: Tensor) -> Any:
+                return slice(x)
+
+        with pytest.raises(TypeError, match="cannot round the output of Layer: it holds a slice"):
+            sensitivity(Layer(), lambda m: m(torch.ones(1)).stop.sum(), E2M1, roles="activation")
 
     def test_weights_of_a_dtype_that_is_not_rounded_are_refused(self) -> None:
         model = Planted().bfloat16()

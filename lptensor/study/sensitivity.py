@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lptensor.formats import Format
+from lptensor.lower import rounded_output
 from lptensor.ops import check_roundable, round_fresh
 from lptensor.quantizer import quantizer
 from lptensor.rounding import Mode, Rounding, as_rounding
@@ -38,17 +39,20 @@ def sensitivity(
     change, then by cosine. Gradients in low precision leave the loss as it is: look at their cosine.
 
     The model is run as it is, in plain fp32, once for each row, and left as it was: parameters, gradients,
-    buffers. Random numbers are the same in every run.
+    buffers. Random numbers are the same in every run. A layer that the loss does not call has no output, and
+    no rows but that of its weights.
 
     Args:
-        model: plain, or lowered; its leaf modules are the layers.
+        model: plain, or lowered; its layers are the leaf modules, and those with parameters of their own
+            beside other modules (attention).
         loss: from the model to a tensor of one number; NaN counts as worst.
         formats: one, some, or a dict from the names to show.
         roles: among "weight", "activation", "gradient".
         per: "layer", or "role": all layers at once.
 
     Raises:
-        ValueError: an unknown role or ``per``, a loss of several numbers. TypeError: something that is no format.
+        ValueError: an unknown role or ``per``, a loss of several numbers. TypeError: something that is no format,
+            parameters in a dtype that is not rounded, an output of a class that torch cannot look into.
 
     >>> from lptensor import E2M1
     >>> model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False))
@@ -66,12 +70,21 @@ def sensitivity(
     named = given if isinstance(given, Mapping) else {name_of(format): format for format in given}
     for format in named.values():
         check_roundable(torch.empty(0), format)
-    layers = leaves(model)
+    layers = {
+        path: module
+        for path, module in model.named_modules()
+        if not any(True for _ in module.children()) or any(True for _ in module.parameters(recurse=False))
+    }
     groups = {path: {path: layer} for path, layer in layers.items()} if per == "layer" else {"": layers}
     with kept(model):
-        base, gradient = _measure(model, loss)
+        with _called(layers) as called:
+            base, gradient = _measure(model, loss)
+
+        def there(path: str, role: str) -> bool:
+            return _parameters(groups[path]) > 0 if role == "weight" else not called.isdisjoint(groups[path])
+
         rows = []
-        plan = [(p, r, n) for p in groups for r in chosen for n in named if r != "weight" or _parameters(groups[p])]
+        plan = [(p, r, n) for p in groups for r in chosen if there(p, r) for n in named]
         for path, role, name in track(plan, "layers", progress):
             with _narrow(groups[path].values(), role, named[name], how):
                 value, slope = _measure(model, loss)
@@ -134,7 +147,23 @@ def _measure(model: nn.Module, loss: Callable[[nn.Module], Tensor]) -> tuple[flo
 
 
 def _parameters(layers: Mapping[str, nn.Module]) -> int:
-    return sum(p.numel() for layer in layers.values() for p in layer.parameters(recurse=False))
+    return sum({id(p): p.numel() for layer in layers.values() for p in layer.parameters(recurse=False)}.values())
+
+
+@contextmanager
+def _called(layers: Mapping[str, nn.Module]) -> Iterator[set[str]]:
+    """The paths of those that run."""
+    paths: set[str] = set()
+
+    def note(path: str, *_: Any) -> None:
+        paths.add(path)
+
+    handles = [layer.register_forward_hook(partial(note, path)) for path, layer in layers.items()]
+    try:
+        yield paths
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager
@@ -158,17 +187,9 @@ def _narrow(layers: Iterable[nn.Module], role: str, format: Format, rounding: Ro
         return
     forward, backward = (format, None) if role == "activation" else (None, format)
     quantize = quantizer(forward, backward, rounding, rounding)
-    handles = [layer.register_forward_hook(partial(_rounded, quantize)) for layer in chosen]
+    handles = [layer.register_forward_hook(rounded_output(quantize)) for layer in chosen]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _rounded(quantize: Callable[[Tensor], Tensor], module: nn.Module, args: Any, output: Any) -> Any:
-    if isinstance(output, Tensor):
-        return quantize(output) if output.is_floating_point() else output
-    if isinstance(output, tuple):
-        return tuple(_rounded(quantize, module, args, part) for part in output)
-    return output
