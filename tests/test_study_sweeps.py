@@ -30,6 +30,7 @@ from lptensor.formats import (
     FloatingPoint,
     Format,
 )
+from lptensor.optim import OptimLP
 from lptensor.posits import Posit
 from lptensor.rounding import Stochastic
 from lptensor.study import (
@@ -323,6 +324,20 @@ class TestUpdateStagnation:
         momentum = optimizer.state[p]["momentum_buffer"].clone()
         update_stagnation(optimizer, BF16)
         assert torch.equal(optimizer.state[p]["momentum_buffer"], momentum)
+
+    def test_states_keep_a_dtype_of_their_own(self) -> None:
+        """load_state_dict() would cast them to their parameter's."""
+        p, _, optimizer = self.model()
+        optimizer.step()
+        optimizer.state[p]["momentum_buffer"] = torch.full((4,), 1 + 2.0**-40, dtype=torch.float64)
+        update_stagnation(optimizer, BF16)
+        assert optimizer.state[p]["momentum_buffer"].tolist() == [1 + 2.0**-40] * 4
+
+    def test_leaves_the_random_numbers_alone(self) -> None:
+        _, _, optimizer = self.model()
+        state = torch.get_rng_state()
+        update_stagnation(OptimLP(optimizer, weight_quant=BF16), BF16, "stochastic")
+        assert torch.equal(torch.get_rng_state(), state)
 
     def test_of_a_converted_model(self) -> None:
         model = convert(nn.Linear(2, 1, bias=False), FP16)

@@ -33,8 +33,8 @@ def update_stagnation(optimizer: Optimizer, format: Format, rounding: Rounding |
     the standard deviation of the rounding error of the gradient and d its size: below 1, rounded gradients
     no longer help, FP4 All the Way, arXiv 2505.19115). ratio, binades are None in formats whose ulp moves.
 
-    The step is taken by the optimizer itself and then taken back: weights and states are as before. Run it
-    after ``backward()``, where gradients are.
+    The step is taken by the optimizer itself and then taken back: weights, states and torch's CPU generator
+    are as before. Run it after ``backward()``, where gradients are.
 
     Args:
         optimizer: of plain fp32 parameters, or of LPTensors: then the step is that of their own values.
@@ -60,11 +60,10 @@ def update_stagnation(optimizer: Optimizer, format: Format, rounding: Rounding |
     }
     if not named:
         raise ValueError("no parameter has a gradient: call loss.backward() first")
-    before, after = _step(optimizer, list(named.values()))
-    return Rows(
-        (_row(name, p, a, b, format, rounding) for (name, p), a, b in zip(named.items(), before, after, strict=True)),
-        plot_stagnation,
-    )
+    with torch.random.fork_rng(devices=[]):
+        before, after = _step(optimizer, list(named.values()))
+        found = zip(named.items(), before, after, strict=True)
+        return Rows([_row(name, p, a, b, format, rounding) for (name, p), a, b in found], plot_stagnation)
 
 
 def _step(optimizer: Optimizer, parameters: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -73,6 +72,7 @@ def _step(optimizer: Optimizer, parameters: list[Tensor]) -> tuple[list[Tensor],
     weights = [values_of(p).clone() for p in everything]
     gradients = [None if p.grad is None else values_of(p.grad).clone() for p in everything]
     state = copy.deepcopy(optimizer.state_dict())
+    entries = {p: copy.deepcopy(entry) for p, entry in optimizer.state.items()}
     before = [values_of(p).clone() for p in parameters]
     try:
         optimizer.step()
@@ -84,6 +84,8 @@ def _step(optimizer: Optimizer, parameters: list[Tensor]) -> tuple[list[Tensor],
                 if p.grad is not None and gradient is not None:
                     values_of(p.grad).copy_(gradient)
         optimizer.load_state_dict(state)
+        optimizer.state.clear()  # whose entries were just cast to the dtypes of their parameters
+        optimizer.state.update(entries)
     return before, after
 
 
