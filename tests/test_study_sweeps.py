@@ -30,6 +30,7 @@ from lptensor.formats import (
     FloatingPoint,
     Format,
 )
+from lptensor.gemm import reduce
 from lptensor.optim import OptimLP
 from lptensor.posits import Posit
 from lptensor.rounding import Stochastic
@@ -271,6 +272,26 @@ class TestAccumulation:
         harmonic = 1 / torch.arange(1, 601, dtype=torch.float64)
         assert accumulation_error(harmonic, Accumulator(BF16)).stagnation == [65]
 
+    @pytest.mark.parametrize("rounding", ["nearest", "up", "down", "toward_zero", "odd"])
+    def test_each_sum_is_rounded_once(self, rounding: str) -> None:
+        """In float64 alone 1 + (2**-8 + 2**-59) is the middle of two numbers of BF16, and 1 + 2**-60 is 1."""
+        for small in (2.0**-8 + 2.0**-59, 2.0**-60, -(2.0**-60)):
+            terms = torch.tensor([1.0, small], dtype=torch.float64)
+            (_, itself), (_, named) = (
+                accumulation_error(terms, Accumulator(BF16, rounding=rounding)),
+                accumulation_error(terms, BF16, rounding),
+            )
+            assert named["sum"] == itself["sum"]
+
+    def test_steps_in_fp32_are_those_of_float32_terms(self) -> None:
+        terms = torch.rand(100, generator=torch.Generator().manual_seed(0))
+        fast = Accumulator(FP16, compute="fp32")
+        assert accumulation_error(terms, fast)[-1]["sum"] == reduce(terms, 0, fast).item()
+        inside = Accumulator(FP16, chunk=8, inner=fast)
+        assert accumulation_error(terms, inside)[-1]["sum"] == reduce(terms, 0, inside).item()
+        with pytest.raises(ValueError, match="got float64"):
+            accumulation_error(terms.double(), fast)
+
     def test_nearest_grows_like_n_and_stochastic_slower(self) -> None:
         terms = torch.rand(20, 2**13, dtype=torch.float64)
         near = accumulation_error(terms, BF16)
@@ -283,6 +304,10 @@ class TestAccumulation:
     def test_what_is_refused(self) -> None:
         with pytest.raises(ValueError, match="shape"):
             accumulation_error(torch.zeros(2, 2, 2), BF16)
+        with pytest.raises(ValueError, match="shape"):
+            accumulation_error(torch.zeros(0, 2), BF16)
+        with pytest.raises(TypeError, match="ask its element"):
+            accumulation_error(torch.ones(2, 3), MXINT8)
         with pytest.raises(ValueError, match="chunk"):
             accumulation_error(torch.ones(3), BF16, chunk=0)
         with pytest.raises(ValueError, match="names its rounding and chunks"):

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
 
-from lptensor.accumulator import Accumulator
+from lptensor.accumulate import odd_sum
+from lptensor.accumulator import EXACT_PRECISION, Accumulator
+from lptensor.blocks import BlockFormat
 from lptensor.extra import need
 from lptensor.finfo import finfo
 from lptensor.formats import Format, ScalarFormat
 from lptensor.gemm import cumsum, reduce
 from lptensor.ops import round as round_to
-from lptensor.rounding import Mode, Rounding
+from lptensor.rounding import Mode, Rounding, as_rounding
 from lptensor.study.palette import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION
 from lptensor.study.places import values_of
 from lptensor.study.progress import track
@@ -56,7 +58,7 @@ def accumulation_error(
     sum (the mean of the low-precision sums), error (root mean square over trials of |sum - exact| / sum of
     |terms|, the backward error, in units of u), worst and sqrt, the bounds n and sqrt(n) in the same units:
     rounding to nearest obeys the first, random errors follow the second (Connolly, Higham and Mary 2021).
-    Additions are exact in float64 before they are rounded.
+    Every addition is rounded once, as if it had been exact before (with up to 51 bits of precision).
 
     Args:
         terms: (n,) or (trials, n) float32 or float64.
@@ -69,7 +71,7 @@ def accumulation_error(
         progress: show how far it has come, on a terminal.
 
     Raises:
-        TypeError: terms are no tensor.
+        TypeError: terms are no tensor, or a block format, which does not round a sum on its own.
         ValueError: no terms, more than two axes, a chunk below 1, an Accumulator beside a rounding or a chunk.
 
     >>> from lptensor import BF16
@@ -79,7 +81,9 @@ def accumulation_error(
     ([65], 5.0625)
     """
     terms = values_of(terms)
-    if terms.dim() not in (1, 2) or terms.shape[-1] == 0:
+    if isinstance(format, BlockFormat):
+        raise TypeError(f"a running sum is rounded on its own, got the block format {format!r}; ask its element")
+    if terms.dim() not in (1, 2) or terms.numel() == 0:
         raise ValueError(f"terms are (n,) or (trials, n) with n > 0, got shape {tuple(terms.shape)}")
     if chunk is not None and (isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1):
         raise ValueError(f"chunk must be a whole number from 1, got {chunk!r}")
@@ -95,8 +99,13 @@ def accumulation_error(
     unit = finfo(summed).u if isinstance(summed, ScalarFormat) else None
     exact, whole = x.cumsum(1), x.abs().cumsum(1)
     if isinstance(format, Accumulator):
-        totals = {n: reduce(x[:, :n], 1, format) for n in track(marks, "sums", progress)}
-        stuck = _stuck(x, format)
+        # float64 holds the terms in any case; steps in fp32 are those of float32 terms
+        given = x.float() if terms.dtype == torch.float32 and _in_fp32(format) else x
+        totals = {n: reduce(given[:, :n], 1, format).double() for n in track(marks, "sums", progress)}
+        stuck = _stuck(given, format)
+    elif chunk is None and _adds(format, nearest):
+        sums = cumsum(x, 1, Accumulator(format, rounding=nearest))
+        totals, stuck = {n: sums[:, n - 1] for n in marks}, _first_still(sums, x)
     else:
         running, totals = _Sum(x.shape[0], format, nearest, chunk or count), {}
         for i in track(range(count), "terms", progress):
@@ -121,13 +130,30 @@ def accumulation_error(
     return found
 
 
+def _in_fp32(accumulator: Accumulator) -> bool:
+    inner = accumulator.inner
+    return accumulator.compute == "fp32" or inner is not None and _in_fp32(inner)
+
+
 def _stuck(x: Tensor, accumulator: Accumulator) -> Tensor:
     """The number of the first term that changed nothing, in each row; 0 for none."""
     if accumulator.order != "sequential" or accumulator.chunk != 1 or accumulator.stochastic:
         return torch.zeros(len(x), dtype=torch.int64)
-    sums = cumsum(x, 1, accumulator)
-    still = (sums.diff(dim=1, prepend=torch.zeros_like(sums[:, :1])) == 0) & (x != 0)
+    return _first_still(cumsum(x, 1, accumulator), x)
+
+
+def _first_still(sums: Tensor, x: Tensor) -> Tensor:
+    before = torch.cat([torch.zeros_like(sums[:, :1]), sums[:, :-1]], 1)
+    still = (sums == before) & (x != 0)
     return torch.where(still.any(1), still.int().argmax(1) + 1, 0)
+
+
+def _adds(format: Format, rounding: Any) -> TypeGuard[ScalarFormat]:
+    """Whether an ``Accumulator`` gives what a loop over the terms does, and sooner."""
+    if not isinstance(format, ScalarFormat) or as_rounding(rounding).stochastic:
+        return False
+    grid = format.grid
+    return grid.signed and grid.zero and math.isfinite(grid.max) and grid.precision <= EXACT_PRECISION
 
 
 class _Sum:
@@ -135,17 +161,19 @@ class _Sum:
 
     def __init__(self, trials: int, format: Format, rounding: Any, chunk: int) -> None:
         self.format, self.rounding, self.chunk = format, rounding, chunk
+        self.once = not as_rounding(rounding).stochastic and getattr(format, "bits", 0) <= EXACT_PRECISION
         self.inner = torch.zeros(trials, dtype=torch.float64)
         self.outer: Tensor | None = None
         self.stuck = torch.zeros(trials, dtype=torch.int64)
         self.seen = 0
 
-    def _round(self, x: Tensor) -> Tensor:
-        return round_to(x, self.format, self.rounding)
+    def _added(self, x: Tensor, y: Tensor) -> Tensor:
+        # A sum rounded to odd in float64 goes on to what the exact one rounds to; no draw is that fine.
+        return round_to(odd_sum(x, y) if self.once else x + y, self.format, self.rounding)
 
     def add(self, term: Tensor) -> None:
         self.seen += 1
-        after = self._round(self.inner + term)
+        after = self._added(self.inner, term)
         still = (after == self.inner) & (term != 0) & (self.stuck == 0)
         self.stuck = torch.where(still, self.seen, self.stuck)
         self.inner = after
@@ -155,7 +183,7 @@ class _Sum:
 
     def total(self) -> Tensor:
         """The sum so far."""
-        return self.inner if self.outer is None else self._round(self.outer + self.inner)
+        return self.inner if self.outer is None else self._added(self.outer, self.inner)
 
 
 def plot_accumulation(rows: Sequence[dict[str, Any]], ax: Any = None, label: str = "error") -> Any:
