@@ -578,6 +578,12 @@ class TestExponentHistogram:
     def test_a_block_format_has_no_regions(self) -> None:
         assert {row["region"] for row in exponent_histogram(torch.randn(64), MXFP4)} == {"value"}
 
+    def test_without_clamping_nothing_overflows(self) -> None:
+        found = exponent_histogram(torch.tensor([0.01, 1.0, -3.0, 1e9]), FixedPoint(8, 4, clamp=False))
+        assert [row["region"] for row in found] == ["underflow"] + 3 * ["normal"]
+        axes = found.plot(__import__("matplotlib.figure").figure.Figure().subplots())
+        assert [line.get_xdata()[0] for line in axes.lines] == [-4.5, -4.5]  # no end to the right
+
     def test_the_picture_shows_the_rows(self) -> None:
         axes = __import__("matplotlib.figure").figure.Figure().subplots()
         rows = exponent_histogram(torch.tensor(np.exp(np.linspace(-20, 20, 99)), dtype=torch.float32), E4M3)

@@ -113,6 +113,21 @@ class TestRelativeError:
         assert max(r["relative"] for r in rows if r["region"] == "subnormal") > 100 * u
         assert {r["relative"] for r in rows if r["region"] == "underflow"} == {1.0}
 
+    @pytest.mark.parametrize("format", [INT8, FixedPoint(4, 0, signed=False), E4M3, FixedPoint(1, 0)], ids=repr)
+    def test_overflow_begins_beyond_either_end(self, format: Any) -> None:
+        values = format.values().double()
+        x = torch.cat([values, values[:1] * 1.01 - 0.01, values[-1:] * 1.01 + 0.01, torch.tensor([torch.nan])])
+        *inside, below, above = relative_error(format, x)
+        assert below["region"] == above["region"] == "overflow"
+        assert [row["relative"] for row in inside] == [0.0] * int((values != 0).sum())
+        assert all(row["region"] != "overflow" for row in inside)
+        assert relative_error(format)[-1]["region"] == "overflow"
+
+    def test_without_clamping_nothing_overflows(self) -> None:
+        rows = relative_error(FixedPoint(8, 4, clamp=False), count=50)
+        assert rows[0]["x"] == 2.0**-6 and rows[-1]["x"] == 2.0**5
+        assert {row["region"] for row in rows} == {"underflow", "normal"}
+
     def test_formats_without_ulps_and_without_a_range(self) -> None:
         assert relative_error(Posit(8), count=9)[0]["ulps"] is None
         with pytest.raises(TypeError, match="element"):

@@ -69,17 +69,17 @@ def exponent_histogram(x: Tensor, format: Format) -> Histogram:
     return Histogram(census)
 
 
-def _ends(format: Format) -> tuple[int, int, int] | None:
-    """The lowest binade of all values, that of the smallest normal, and the highest."""
+def _ends(format: Format) -> tuple[int, int, float] | None:
+    """The lowest binade of all values, that of the smallest normal, and the highest, infinite if there is none."""
     if isinstance(format, BlockFormat):
         return None
     (row,) = format_table([format])
     lowest, normal = row["smallest_subnormal"], row["smallest_normal"] or row["smallest_subnormal"]
     low, tiny, high = (math.frexp(v)[1] - 1 for v in (lowest, normal, row["max"]))
-    return low, tiny, high
+    return low, tiny, math.inf if math.isinf(row["max"]) else high
 
 
-def _region(binade: int, ends: tuple[int, int, int] | None) -> str:
+def _region(binade: int, ends: tuple[int, int, float] | None) -> str:
     if ends is None:
         return "value"
     low, tiny, high = ends
@@ -114,7 +114,8 @@ def plot_histogram(rows: Sequence[dict[str, Any]], ax: Any = None) -> Any:
             ax.bar([row["binade"] for row in part], [100 * row["share"] for row in part], width=0.9, **look)
     ends = getattr(rows, "ends", None)
     top = max((100 * row["share"] for row in rows), default=1.0)
-    for end, name in zip(ends or (), ("smallest value", "smallest normal", "largest"), strict=False):
+    named = zip(ends or (), ("smallest value", "smallest normal", "largest"), strict=False)
+    for end, name in ((end, name) for end, name in named if math.isfinite(end)):
         edge = end + 0.5 if name == "largest" else end - 0.5
         ax.axvline(edge, color=BLACK, linewidth=0.8, linestyle=":" if name == "smallest normal" else "--")
         side = "right" if name == "largest" else "left"

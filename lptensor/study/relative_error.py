@@ -31,11 +31,11 @@ def relative_error(
 
     x, rounded, relative, ulps (|round(x) - x| in units in the last place; None in formats whose last place
     moves: posits and codebooks), region ("underflow" where x became zero, "subnormal", "normal",
-    "overflow" above the largest value; zeros are left out).
+    "overflow" beyond the largest or the most negative value; zeros and NaN are left out).
 
     Args:
         x: float64 (or float32) numbers; by default ``count`` of them, evenly spaced in log2, from a quarter
-            of the smallest value to four times the largest.
+            of the smallest value to four times the largest (without a limit, to what the bits would hold).
 
     Raises:
         TypeError: no format, or a block format, whose range moves: ask its element.
@@ -49,10 +49,12 @@ def relative_error(
         raise TypeError(f"the range of {format!r} moves with each block; ask its element")
     (ends,) = format_table([format])
     if x is None:
-        low, high = math.log2(ends["smallest_subnormal"]) - 2, math.log2(ends["max"]) + 2
+        most = max(ends["max"], -ends["min"])
+        most = 2.0 ** (ends["emax"] + 1) if math.isinf(most) else most
+        low, high = math.log2(ends["smallest_subnormal"]) - 2, math.log2(most) + 2
         x = torch.linspace(low, high, count, dtype=torch.float64).exp2()
     x = values_of(x).flatten().double()
-    x = x[x != 0]
+    x = x[(x != 0) & ~x.isnan()]
     y = round_to(x, format, rounding)
     gap = (y - x).abs()
     units = (gap / ulp(x, format)).tolist() if isinstance(format, ScalarFormat) else [None] * len(x)
@@ -64,7 +66,7 @@ def relative_error(
             "relative": g / abs(a),
             "ulps": u,
             "region": "overflow"
-            if abs(a) > ends["max"]
+            if a > ends["max"] or a < min(ends["min"], 0.0)
             else "underflow"
             if b == 0
             else "normal"
