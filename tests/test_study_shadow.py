@@ -226,10 +226,16 @@ class TestReplicas:
         assert found.samples.shape == (64, 3) and found.mean.shape == (3,)
         assert len({tuple(row) for row in found.samples.tolist()}) > 2
 
-    def test_what_is_written_in_place_is_a_copy(self) -> None:
+    @pytest.mark.parametrize("at_once", [True, False])
+    def test_what_is_written_in_place_is_a_copy(self, at_once: bool) -> None:
         x = low(1.0, BF16, "stochastic")
-        found = replicas(lambda x: x.div_(3), x, count=64)
+        found = replicas(lambda x: x.div_(3), x, count=64, at_once=at_once)
         assert len(found.samples.unique()) == 2 and x.item() == 1.0
+
+    def test_a_result_in_memory_that_is_used_again_is_a_sample(self) -> None:
+        out = low(0.0, BF16, "stochastic")
+        found = replicas(lambda x: out.copy_(x / 3), low(1.0, BF16, "stochastic"), count=64, at_once=False)
+        assert len(found.samples.unique()) == 2
 
     def test_what_never_moves_has_every_digit(self) -> None:
         found = replicas(lambda x: x * 2, low(1.5, FloatingPoint(8), "stochastic"))

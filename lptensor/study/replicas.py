@@ -55,13 +55,18 @@ def replicas(f: Callable[..., Any], *args: Any, count: int = 16, at_once: bool =
     if not any(isinstance(x, LPTensor) and x.arithmetic.rounding.stochastic for x in args):
         raise TypeError('no argument rounds stochastically; make one with x.to_lp(format, "stochastic")')
     with torch.no_grad():
-        found = _at_once(f, args, count) if at_once else torch.stack([_plain(f(*args)) for _ in range(count)])
+        found = _at_once(f, args, count) if at_once else torch.stack([_single(f, args) for _ in range(count)])
     samples = found.double()
     mean, deviation = samples.mean(0), samples.std(0)
     still = (samples == samples[:1]).all(0)
     deviation = torch.where(still, 0.0, deviation)
     digits = torch.where(still, math.inf, -torch.log10(deviation / mean.abs()).clamp(max=0.0))
     return Replicas(samples, mean, deviation, torch.where(mean.isnan(), math.nan, digits))
+
+
+def _single(f: Callable[..., Any], args: tuple[Any, ...]) -> Tensor:
+    # Copies of their own, so that f may write into them; what it returns may be one, or memory that it uses again.
+    return _plain(f(*(x.detach().clone() if isinstance(x, Tensor) else x for x in args))).clone()
 
 
 def _at_once(f: Callable[..., Any], args: tuple[Any, ...], count: int) -> Tensor:
