@@ -325,6 +325,9 @@ class TestFaults:
             after = encode(hit, format).long()
             assert (((before ^ after) & (1 << format.bits) - 1)[fine] == 1 << bit).all()
 
+    def test_a_bit_that_is_named_twice_is_one_bit(self) -> None:
+        assert flip_bits(torch.ones(3), E4M3, rate=1.0, bits=[6, 6]).tolist() == [256.0] * 3
+
     def test_the_rate_is_the_rate(self) -> None:
         x, n = torch.ones(40000), 40000 * 8
         for rate in (1e-4, 1e-2, 0.3):

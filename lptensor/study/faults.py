@@ -149,7 +149,7 @@ def _allowed(bits: Iterable[int] | None, width: int) -> tuple[int, ...]:
     for bit in allowed:
         if isinstance(bit, bool) or not isinstance(bit, int) or not 0 <= bit < width:
             raise ValueError(f"bits of a word of {width} bits are 0 to {width - 1}, got {bit!r}")
-    return allowed
+    return tuple(dict.fromkeys(allowed))  # one that is named twice flips once, or not
 
 
 def _flip(
