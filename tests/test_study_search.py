@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -187,6 +188,26 @@ class TestFormatSearch:
         assert [row["bits"] for row in front] == sorted({row["bits"] for row in front})
         assert len(front.tried) <= 2 * 3 * 2 + 1
         assert front.tried[0]["bits"] == 16.0
+
+    @pytest.mark.parametrize("layers", [None, ["last", "first"], ["first"]])
+    def test_layers_that_share_a_weight_go_together(self, layers: list[str] | None) -> None:
+        model = Planted()
+        model.last.weight = model.first.weight
+        front = format_search(model, distance(model(X).detach()), [BF16, E2M1], layers=layers)
+        for row in front.tried:
+            narrow = convert(copy.deepcopy(model), row["rules"])
+            assert narrow.last.weight is narrow.first.weight
+            assert distance(model(X).detach())(narrow).item() == row["loss"]
+        units = 1 if layers else 2
+        assert len(front.tried) == 2**units and front.tried[-1]["bits"] == 4.0  # each weight is counted once
+        assert {row["narrowed"] for row in front.tried} <= {*range(units + 1)}
+
+    def test_a_model_may_be_one_layer(self) -> None:
+        model = nn.Linear(1, 1, bias=False)
+        model.weight.data.fill_(1.3125)
+        front = format_search(model, lambda m: abs(m(torch.ones(1, 1)).item() - 1.3125), [BF16, E2M1])
+        assert [(row["bits"], row["loss"]) for row in front] == [(4.0, 0.1875), (16.0, 0.0)]
+        assert convert(model, front.rules(bits=4)).weight.format == E2M1
 
     def test_what_is_refused(self) -> None:
         model = Planted()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +59,8 @@ def format_search(
     All layers begin in the widest format. What each layer costs in each narrower one is measured with all
     others wide; then layers are narrowed one step at a time, those first that cost least for the bits they
     save, and every assignment on the way is measured as a whole: 2 * layers * (formats - 1) + 1 runs. It
-    is a greedy search: the front is the best found, not the best there is. A row for each point: bits (the
+    is a greedy search: the front is the best found, not the best there is. Layers that share a parameter
+    count as one, have one format and go together. A row for each point: bits (the
     mean over the parameters of the layers, shares of scales included), loss, narrowed (steps taken), formats
     (a dict from path to name), rules (what ``convert(model, rules)`` takes).
 
@@ -89,7 +90,8 @@ def format_search(
     paths = list(layers) if layers is not None else [p for p, m in leaves(model).items() if _weights(m)]
     if not paths or not set(paths) <= set(modules):
         raise ValueError(f"layers must be paths of modules with parameters, got {paths}; there are {list(modules)}")
-    search = _Search(model, loss, named, {path: modules[path] for path in paths})
+    search = _Search(model, loss, named, _together(model, paths))
+    paths = list(search.layers)
     wide = dict.fromkeys(paths, order[0])
     with kept(model):
         base = search.point(wide, 0)["loss"]
@@ -126,30 +128,58 @@ def _greedy(moves: list[tuple[str, int, float]], search: _Search, order: list[st
     return steps
 
 
+class _Layer(NamedTuple):
+    """What gets one format."""
+
+    paths: list[str]  # of several modules, if they share parameters, and of parameters elsewhere that are the same
+    weights: list[Tensor]  # each once
+
+
+def _together(model: nn.Module, paths: list[str]) -> dict[str, _Layer]:
+    """The layers at ``paths``, by the first path of those that share parameters."""
+    named = [(n, p) for n, p in model.named_parameters(remove_duplicate=False) if p.is_floating_point()]
+    homes = {n: next((path for path in paths if not path or n.startswith(f"{path}.")), n) for n, _ in named}
+    held: dict[str, dict[int, Tensor]] = {path: {} for path in paths}
+    for name, p in named:
+        held.setdefault(homes[name], {})[id(p)] = p
+    layers: dict[str, _Layer] = {}
+    for path in paths:
+        if any(path in layer.paths for layer in layers.values()):
+            continue
+        members, weights = [path], dict(held[path])
+        while more := [q for q in held if q not in members and not weights.keys().isdisjoint(held[q])]:
+            members += more
+            weights |= {i: p for q in more for i, p in held[q].items()}
+        layers[path] = _Layer(members, list(weights.values()))
+    return layers
+
+
 class _Search:
     """Measures assignments, each once."""
 
-    def __init__(self, model: nn.Module, loss: Any, formats: dict[str, Format], layers: dict[str, nn.Module]) -> None:
+    def __init__(self, model: nn.Module, loss: Any, formats: dict[str, Format], layers: dict[str, _Layer]) -> None:
         self.model, self.loss, self.formats, self.layers = model, loss, formats, layers
         self.rows: list[dict[str, Any]] = []
         self.known: dict[tuple[str, ...], dict[str, Any]] = {}
 
     def bits(self, path: str, name: str) -> float:
         """What the parameters of a layer take in a format."""
-        return sum(p.numel() * bits_per_value(self.formats[name], tuple(p.shape)) for p in _weights(self.layers[path]))
+        weights = self.layers[path].weights
+        return sum(p.numel() * bits_per_value(self.formats[name], tuple(p.shape)) for p in weights)
 
     def point(self, names: dict[str, str], narrowed: int) -> dict[str, Any]:
         key = tuple(names.values())
         if key not in self.known:
-            rules = {path: self.formats[name] for path, name in names.items()}
+            everywhere = {path: name for first, name in names.items() for path in self.layers[first].paths}
+            rules = {path or "*": self.formats[name] for path, name in everywhere.items()}  # "" is no pattern for all
             torch.manual_seed(0)
             value = self.loss(convert(copy.deepcopy(self.model), rules))
-            count = sum(p.numel() for layer in self.layers.values() for p in _weights(layer))
+            count = sum(p.numel() for layer in self.layers.values() for p in layer.weights)
             row = {
                 "bits": sum(self.bits(path, name) for path, name in names.items()) / count,
                 "loss": float(value.detach() if isinstance(value, Tensor) else value),
                 "narrowed": narrowed,
-                "formats": names,
+                "formats": everywhere,
                 "rules": rules,
             }
             self.known[key] = row
