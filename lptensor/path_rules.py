@@ -57,6 +57,6 @@ class PathRules:
 
 
 def _matches(pattern: str, path: str) -> bool:
-    """Whether a pattern matches a path or one that holds it. The model itself has the empty path."""
+    """Whether a pattern matches a path or one that holds it. The model itself has the empty path, and holds all."""
     parts = path.split(".")
-    return any(fnmatchcase(".".join(parts[:n]), pattern) for n in range(1, len(parts) + 1))
+    return any(fnmatchcase(".".join(parts[:n]), pattern) for n in range(len(parts) + 1))

@@ -211,6 +211,12 @@ def test_the_first_rule_that_matches_counts_and_the_rest_stays_untouched() -> No
     assert not isinstance(model.last.weight, LPTensor)
 
 
+def test_the_empty_path_is_the_model_itself_and_all_below() -> None:
+    model = convert(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1)), {"1": None, "": BF16})
+    assert model[0].weight.format == BF16 and type(model[1].weight) is nn.Parameter
+    assert convert(nn.Linear(2, 1), {"": BF16}).weight.format == BF16
+
+
 @pytest.mark.parametrize("rules", [{"nosuch": BF16}, {"first": BF16, "lst": BF16}, {"first.wieght": None}])
 def test_a_rule_that_matches_nothing_is_refused_by_name_and_changes_nothing(rules: Any) -> None:
     model = Blocks()

@@ -171,7 +171,7 @@ class _Search:
         key = tuple(names.values())
         if key not in self.known:
             everywhere = {path: name for first, name in names.items() for path in self.layers[first].paths}
-            rules = {path or "*": self.formats[name] for path, name in everywhere.items()}  # "" is no pattern for all
+            rules = {path: self.formats[name] for path, name in everywhere.items()}
             torch.manual_seed(0)
             value = self.loss(convert(copy.deepcopy(self.model), rules))
             count = sum(p.numel() for layer in self.layers.values() for p in layer.weights)
