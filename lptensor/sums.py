@@ -91,13 +91,16 @@ def _norms(acc: Accumulator, xs: Sequence[Tensor], ord: Any = 2, dtype: Any = No
 
 
 def _logsumexp(acc: Accumulator, x: Tensor, dim: Any, keepdim: bool = False) -> Tensor:
+    if x.numel() == 0:  # nothing to add, and no largest
+        nothing: Tensor = aten.logsumexp(x, dim, keepdim)
+        return nothing
     most = x.amax(dim, keepdim=True)
     most = torch.where(most.isinf(), 0.0, most)
     return add((x - most).exp(), dim, acc, keepdim).log() + (most if keepdim else _dropped(most, dim))
 
 
 def _dropped(x: Tensor, dim: Any) -> Tensor:
-    for d in sorted((d % x.dim() for d in ([dim] if isinstance(dim, int) else dim)), reverse=True):
+    for d in sorted((d % max(x.dim(), 1) for d in ([dim] if isinstance(dim, int) else dim)), reverse=True):
         x = x.squeeze(d)
     return x
 

@@ -302,6 +302,15 @@ def test_what_only_selects_or_counts_is_no_sum_and_infinities_stay() -> None:
     endless = lp(torch.tensor([torch.nan, torch.inf]), Arithmetic(None, accumulator=Accumulator(FP32)))
     assert endless.nansum().item() == torch.inf
     assert plain(lp(x).logsumexp(-1))[2:4].tolist() == [torch.inf, -torch.inf]
+
+
+@pytest.mark.parametrize(
+    "shape, dim", [((), 0), ((), -1), ((0,), 0), ((2, 0), 1), ((0, 2), 1), ((2, 0), (0, 1))], ids=str
+)
+@pytest.mark.parametrize("keepdim", [False, True])
+def test_logsumexp_of_a_number_and_of_nothing(shape, dim, keepdim):
+    x = torch.full(shape, 1.5)
+    assert torch.equal(plain(lp(x).logsumexp(dim, keepdim)), x.logsumexp(dim, keepdim))
     y = lp(narrow(6, 50))
     assert torch.equal(plain(torch.var(y, -1, correction=None)), plain(y.var(-1)))  # type: ignore[call-overload]
 
