@@ -152,6 +152,29 @@ class TestShadow:
         assert seen.twin(x).tolist() == [[1.0, 771.0], [0.0, 0.0]]
         assert x.tolist() == [[1.0, 768.0], [0.0, 0.0]]
 
+    @pytest.mark.parametrize("axis", [0, 1])
+    @pytest.mark.parametrize("op", [torch.sort, torch.max, torch.median, torch.cummax, lambda x, d: x.topk(2, d)])
+    def test_values_chosen_by_index_are_those_that_low_precision_chose(self, op: Any, axis: int) -> None:
+        x = torch.ones(4, 5).to_lp(BF16)  # type: ignore[attr-defined]
+        with shadow() as seen:
+            x = x + torch.rand(4, 5, generator=torch.Generator().manual_seed(0)) / 1024  # all 1, but not in float64
+            values, indices = op(x, axis)
+        index = indices if indices.dim() == 2 else indices.unsqueeze(axis)
+        assert torch.equal(seen.twin(values), seen.twin(x).gather(axis, index).reshape(values.shape))
+
+    def test_pooling_takes_the_element_that_low_precision_took(self) -> None:
+        x = torch.ones(1, 2, 4, 4).to_lp(BF16)  # type: ignore[attr-defined]
+        with shadow() as seen:
+            x = x + torch.arange(32.0).reshape(1, 2, 4, 4) / 2**14
+            y = nn.functional.max_pool2d(x, 2)
+        assert torch.equal(seen.twin(y), seen.twin(x)[..., ::2, ::2])
+
+    def test_a_result_of_another_shape_than_in_float64_starts_anew(self) -> None:
+        x = torch.tensor([1.0, 1.0, 2.0]).to_lp(BF16)  # type: ignore[attr-defined]
+        with shadow() as seen:
+            y = (x + torch.tensor([0.001, 0.002, 0.0])).unique()  # three numbers in float64
+        assert seen.twin(y).tolist() == y.tolist() == [1.0, 2.0]
+
     def test_random_ops_draw_once(self) -> None:
         x = torch.ones(64).to_lp(BF16)  # type: ignore[attr-defined]
         with shadow() as seen:

@@ -21,6 +21,15 @@ from lptensor.trace import Origins
 
 _FRESH = ("aten::empty", "aten::new_empty")  # what they hold is nothing yet
 _CONTAINERS = (list, tuple)
+# Ops that return values and where they were: along a named axis, or in so many last axes as one.
+_CHOOSE = dict.fromkeys("sort topk kthvalue mode median nanmedian max min cummax cummin".split(), 0) | {
+    "max_pool2d_with_indices": 2,
+    "max_pool3d_with_indices": 3,
+    "adaptive_max_pool2d": 2,
+    "adaptive_max_pool3d": 3,
+    "fractional_max_pool2d": 2,
+    "fractional_max_pool3d": 3,
+}
 
 
 class shadow:  # noqa: N801 - reads as a function
@@ -28,9 +37,10 @@ class shadow:  # noqa: N801 - reads as a function
 
     The twins go along through views, in-place ops, the backward pass and optimizer steps, so that at any
     time a tensor can be compared with what it would be without rounding. Tensors from before the context
-    start without an error. Branches, indices and random draws are those of low precision. Values are not
-    changed. It costs three times the arithmetic and memory in float64; it is for a few steps, of models of
-    moderate size, in the thread that enters it. Compiled code is not seen.
+    start without an error, and so do results whose shape depends on values (unique) where float64 has another.
+    Branches, indices (of sort, topk, max along an axis, pooling) and random draws are those of low precision.
+    Values are not changed. It costs three times the arithmetic and memory in float64; it is for a few steps, of
+    models of moderate size, in the thread that enters it. Compiled code is not seen.
 
     >>> from lptensor import BF16
     >>> x = torch.tensor([1.0]).to_lp(BF16)
@@ -190,7 +200,9 @@ class _Mode(_compat.TorchDispatchMode, observe.Observer):
                     self.seen._keep(x, _double(x))
             return out
         born = func(*_map(args, lambda x: same[id(x)]), **_named(kwargs, lambda x: same[id(x)]))
-        twin = func(*_map(args, self._twin), **_named(kwargs, self._twin))
+        twin = self._chosen(func, args, kwargs, out)
+        if twin is None:
+            twin = func(*_map(args, self._twin), **_named(kwargs, self._twin))
         name = str(func).removeprefix("aten.").removesuffix(".default")
         noted: set[int] = set()
         for x in _written(func, args, kwargs):
@@ -200,9 +212,27 @@ class _Mode(_compat.TorchDispatchMode, observe.Observer):
         for x, b, t in zip(_tensors([out]), _tensors([born]), _tensors([twin]), strict=True):
             if id(x) in noted or not x.is_floating_point():
                 continue
-            self.seen._keep(x, t)
+            self.seen._keep(x, t if t.shape == x.shape else _double(x))
             self._note(name, x, b, origin, worst, func)
         return out
+
+    def _chosen(self, func: Any, args: Any, kwargs: Any, out: Any) -> Any:
+        """What an op that chooses values by index takes from the twin: the elements that low precision chose."""
+        name = func._schema.name.removeprefix("aten::")
+        if not isinstance(out, _CONTAINERS) or len(out) != 2 or name not in _CHOOSE or out[1].dtype != torch.int64:
+            return None
+        source, index = self._twin(args[0]), out[1]
+        axes = _CHOOSE[name]
+        if axes:  # an index counts the positions of the last axes
+            return source.flatten(-axes).gather(-1, index.flatten(-axes)).view(index.shape), index
+        dim = next(
+            args[i] if i < len(args) else kwargs.get(a.name, a.default_value)
+            for i, a in enumerate(func._schema.arguments)
+            if a.name == "dim"
+        )
+        if index.dim() == source.dim():
+            return source.gather(dim, index), index
+        return source.gather(dim, index.unsqueeze(dim)).squeeze(dim), index
 
     def _twin(self, x: Tensor) -> Tensor:
         found = self.seen._find(x)
