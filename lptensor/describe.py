@@ -7,6 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from lptensor.formats import Format
+from lptensor.scaling import Scaling, Tile
 
 
 def describe(format: Format) -> dict[str, Any]:
@@ -18,12 +19,12 @@ def describe(format: Format) -> dict[str, Any]:
     """
     if not isinstance(format, Format):
         raise TypeError(f"expected a number format such as FloatingPoint(8) or FixedPoint(8, 4), got {format!r}")
-    given = {f.name: getattr(format, f.name) for f in fields(format) if f.init}  # type: ignore[arg-type]
-    return {"type": type(format).__name__} | {k: describe(v) if isinstance(v, Format) else v for k, v in given.items()}
+    found: dict[str, Any] = _described(format)
+    return found
 
 
 def format_from(description: Mapping[str, Any]) -> Format:
-    """The format that ``describe`` described; nothing but classes of formats is ever called.
+    """The format that ``describe`` described; nothing but classes of formats and their scalings is ever called.
 
     Raises:
         ValueError: no description, or one of a class that this version of lptensor lacks.
@@ -31,26 +32,44 @@ def format_from(description: Mapping[str, Any]) -> Format:
     >>> format_from({"type": "FloatingPoint", "exp": 5, "man": 2})
     FloatingPoint(exp=5, man=2)
     """
-    if not isinstance(description, Mapping) or "type" not in description:
+    if not isinstance(description, Mapping):
         raise ValueError(f"a format is described by a dict with its type, got {description!r}")
-    known = {kind.__name__: kind for kind in _kinds(Format)}
-    name = description["type"]
+    made: Format = _made(description, [*_kinds(Format)])
+    return made
+
+
+def _described(value: Any) -> Any:
+    if not isinstance(value, (Format, Scaling, Tile)):
+        return value
+    given = {argument: getattr(value, name) for name, argument in _arguments(type(value)).items()}
+    return {"type": type(value).__name__} | {k: _described(v) for k, v in given.items()}
+
+
+def _made(value: Any, kinds: list[type[Any]]) -> Any:
+    if not isinstance(value, Mapping):
+        return tuple(value) if isinstance(value, list) else value
+    if "type" not in value:
+        raise ValueError(f"a format is described by a dict with its type, got {value!r}")
+    known = {kind.__name__: kind for kind in kinds}
+    name = value["type"]
     if name not in known:
         raise ValueError(f"unknown format {name!r}; this version of lptensor knows {', '.join(sorted(known))}")
-    given = {k: _value(v) for k, v in description.items() if k != "type"}
+    inside = [*_kinds(Format), *_kinds(Scaling), Tile]
+    arguments = _arguments(known[name])  # files of earlier versions have a codebook's values under the field's name
+    given: dict[str, Any] = {arguments.get(str(k), str(k)): _made(v, inside) for k, v in value.items() if k != "type"}
     try:
         return known[name](**given)
     except TypeError as error:
         raise ValueError(f"{name} takes no such description: {error}") from error
 
 
-def _value(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return format_from(value)
-    return tuple(value) if isinstance(value, list) else value
+def _arguments(kind: type[Any]) -> dict[str, str]:
+    """The fields of a class that its constructor takes, and what it calls them."""
+    taken = [f for f in fields(kind) if f.init]
+    return {f.name: str(f.metadata.get("argument", f.name)) for f in taken}
 
 
-def _kinds(kind: type[Format]) -> Iterator[type[Format]]:
+def _kinds(kind: type[Any]) -> Iterator[type[Any]]:
     for sub in kind.__subclasses__():
         if "__dataclass_fields__" in vars(sub):
             yield sub

@@ -13,6 +13,8 @@ import safetensors
 import safetensors.torch
 import torch
 
+from lptensor.blocks import MX, NVFP4, BlockFloatingPoint, Scaled
+from lptensor.codebooks import NF4, Codebook, LogNumber
 from lptensor.codes import code_dtype, decode, encode
 from lptensor.convert import convert
 from lptensor.describe import describe, format_from
@@ -46,6 +48,8 @@ from lptensor.interop import (
 )
 from lptensor.ops import round as round_to
 from lptensor.p3109 import P3109
+from lptensor.posits import Posit
+from lptensor.scaling import CurrentMaximum, PowerOfTwo, Tile
 
 
 def values_of(format: ScalarFormat) -> torch.Tensor:
@@ -119,6 +123,17 @@ FORMATS: list[Format] = [
     FloatingPoint(6, 9),
     P3109(8, 3),
     P3109(5, 2, extended=False, overflow="saturate"),
+    Posit(8),
+    LogNumber(6),
+    NF4,
+    Codebook([0.0, 1.0, 3.0]),
+]
+BLOCKS: list[Format] = [
+    NVFP4,
+    MX(E2M1, (4, 4)),
+    BlockFloatingPoint(8, dim=0),
+    Scaled(E4M3, PowerOfTwo(3)),
+    Scaled(E4M3, CurrentMaximum(Tile((1, 128)), margin=1)),
 ]
 
 
@@ -174,9 +189,13 @@ def test_a_converted_model_is_saved_and_loaded_by_safetensors_itself(tmp_path: P
         safetensors.torch.save_file({"whole": model.first.weight, "part": model.first.weight[1:]}, path)
 
 
-@pytest.mark.parametrize("format", FORMATS, ids=repr)
+@pytest.mark.parametrize("format", FORMATS + BLOCKS, ids=repr)
 def test_a_description_is_plain_data(format: Format) -> None:
     assert format_from(json.loads(json.dumps(describe(format)))) == format
+
+
+def test_a_codebook_of_a_file_that_could_not_be_read_is() -> None:
+    assert format_from({"type": "Codebook", "given": list(NF4.values()), "name": "NF4"}) == NF4
 
 
 @pytest.mark.parametrize(
@@ -184,6 +203,8 @@ def test_a_description_is_plain_data(format: Format) -> None:
     [
         ({"type": "Path"}, "unknown format 'Path'; this version of lptensor knows .*FixedPoint"),
         ({"exp": 4}, "a dict with its type, got {'exp': 4}"),
+        ({"type": "MX", "element": {"exp": 4}}, "a dict with its type, got {'exp': 4}"),
+        ({"type": "Tile", "widths": [1]}, "unknown format 'Tile'"),
         ({"type": "FixedPoint", "width": 4}, "FixedPoint takes no such description"),
     ],
 )
