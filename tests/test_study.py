@@ -151,6 +151,11 @@ class TestFormatTable:
             }
             assert row_of(format)["overflow"] == "saturate"
 
+    def test_the_picture_of_ranges_without_an_end_and_without_a_length(self) -> None:
+        rows = format_table([FixedPoint(8, 4, clamp=False), FixedPoint(1, 0)])
+        bars = rows.plot(__import__("matplotlib.figure").figure.Figure().subplots()).patches
+        assert [(bar.get_x(), bar.get_width()) for bar in bars] == [(-4.0, 132.0), (0.0, 0.0)]
+
     def test_names_may_be_given(self) -> None:
         rows = format_table({"mine": FloatingPoint(3, 3), "yours": E4M3})
         assert [(row["name"], row["bits"]) for row in rows] == [("mine", 7), ("yours", 8)]

@@ -157,6 +157,10 @@ class TestSensitivity:
         with pytest.raises(ValueError, match=r"shape \(2, 2\); take its \.mean"):
             sensitivity(nn.Linear(4, 2), lambda m: m(torch.ones(2, 4)), E2M1)
 
+    def test_the_picture_shows_a_loss_that_is_no_number(self) -> None:
+        rows = sensitivity(nn.Identity(), lambda m: (m(X) - 1e9).exp2().log2().sum(), E2M1, roles="activation")
+        assert [text.get_text() for text in rows.plot(axes()).texts] == ["nan"]  # -inf from -inf
+
     def test_the_picture_has_the_rows(self) -> None:
         model = Planted()
         rows = sensitivity(model, distance(model(X).detach()), E2M1, roles=["weight"])

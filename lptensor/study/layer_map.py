@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,7 +47,8 @@ def plot_layer_map(rows: Sequence[dict[str, Any]], ax: Any = None, column: str =
     for (i, j), row in cells.items():
         value = scale * row[column]
         dark = value > 0.6 * top
-        text = f"{value:.0f}" if value == round(value) or value >= 10 else f"{value:.2g}"
+        whole = not math.isfinite(value) or value == round(value) or value >= 10
+        text = f"{value:.0f}" if whole else f"{value:.2g}"
         ax.text(j, i, text, ha="center", va="center", fontsize=7, color="white" if dark else "black")
     ax.set_xticks(range(len(roles)), labels=roles)
     ax.set_yticks(range(len(paths)), labels=[path or "(whole)" for path in paths])

@@ -25,7 +25,9 @@ def plot_ranges(rows: Sequence[dict[str, Any]], ax: Any = None) -> Any:
     """
     ax = need("matplotlib.pyplot").gca() if ax is None else ax
     for i, row in enumerate(rows):
-        low, high = math.log2(row["smallest_subnormal"]), math.log2(row["max"])
+        low = math.log2(row["smallest_subnormal"])
+        # Without a limit values go as far as fp32's; FixedPoint(1, fl) has none above zero.
+        high = math.log2(max(min(row["max"], 2.0**128), row["smallest_subnormal"]))
         normal = low if row["smallest_normal"] is None else math.log2(row["smallest_normal"])
         ax.barh(i, high - normal, left=normal, height=0.6, color=BLUE)
         if normal > low:
