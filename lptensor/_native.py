@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from lptensor.tables import Table, keys, steps
 
 ABI_VERSION = 7
 MAX_DIMS = 16  # csrc/block.h
+_DTYPES = (torch.float32, torch.float64)
 
 
 class GridStruct(ctypes.Structure):
@@ -175,11 +176,21 @@ def _rule_reference(rounding: Rounding, key: tuple[int, int] | None) -> Any:
     return _RULE_REFERENCES[rounding.mode] if key is None else ctypes.byref(rule(rounding, key))
 
 
+class _ByDtype(dict[torch.dtype, Any]):
+    def __missing__(self, dtype: torch.dtype) -> NoReturn:
+        raise TypeError(f"the kernels take float32 and float64, got {dtype}; convert with .float() first")
+
+
+@functools.cache
+def _kernels(name: str) -> _ByDtype:
+    """The loops of one name for each dtype that has them: any other would be read beyond its end."""
+    lib = library()
+    return _ByDtype((dtype, getattr(lib, f"lpt_{name}_f{torch.finfo(dtype).bits}")) for dtype in _DTYPES)
+
+
 def round_grid(x: Tensor, y: Tensor, grid: Grid, rounding: Rounding, key: tuple[int, int] | None) -> None:
     """``x`` rounded into ``y``: CPU tensors of one dtype and memory layout, without gaps; they may be one."""
-    lib = library()
-    kernel = lib.lpt_round_f32 if x.dtype == torch.float32 else lib.lpt_round_f64
-    kernel(
+    _kernels("round")[x.dtype](
         x.data_ptr(),
         y.data_ptr(),
         x.numel(),
@@ -191,9 +202,7 @@ def round_grid(x: Tensor, y: Tensor, grid: Grid, rounding: Rounding, key: tuple[
 
 def round_posit(x: Tensor, y: Tensor, posit: PositBits, rounding: Rounding, key: tuple[int, int] | None) -> None:
     """``x`` rounded into ``y``, as in ``round_grid``."""
-    lib = library()
-    kernel = lib.lpt_round_posit_f32 if x.dtype == torch.float32 else lib.lpt_round_posit_f64
-    kernel(
+    _kernels("round_posit")[x.dtype](
         x.data_ptr(),
         y.data_ptr(),
         x.numel(),
@@ -205,8 +214,7 @@ def round_posit(x: Tensor, y: Tensor, posit: PositBits, rounding: Rounding, key:
 
 def round_table(x: Tensor, y: Tensor, table: Table, rounding: Rounding, key: tuple[int, int] | None) -> None:
     """``x`` rounded into ``y``, as in ``round_grid``."""
-    lib = library()
-    kernel = lib.lpt_round_table_f32 if x.dtype == torch.float32 else lib.lpt_round_table_f64
+    kernel = _kernels("round_table")[x.dtype]
     struct, _ = table_struct(table, rounding.mode, x.dtype)
     kernel(
         x.data_ptr(),
@@ -294,8 +302,7 @@ def round_blocks(
     key: tuple[int, int] | None,
 ) -> None:
     """``x`` rounded into ``y`` in blocks of ``shape``: contiguous CPU tensors of one dtype; they may be one."""
-    kind = "blocks" if isinstance(blocks, Blocks) else "scaled"
-    kernel = getattr(library(), f"lpt_round_{kind}_f{torch.finfo(x.dtype).bits}")
+    kernel = _kernels("round_blocks" if isinstance(blocks, Blocks) else "round_scaled")[x.dtype]
     failed = kernel(
         x.data_ptr(),
         y.data_ptr(),

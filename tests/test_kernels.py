@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from lptensor.blocks import MXFP8_E4M3, NVFP4
+from lptensor.codebooks import NF4
 from lptensor.formats import (
     BF16,
     E2M1,
@@ -22,7 +24,11 @@ from lptensor.formats import (
     FP32,
     TF32,
     FloatingPoint,
+    Format,
 )
+from lptensor.ops import round_into
+from lptensor.posits import Posit
+from lptensor.rounding import Rounding
 from oracles import exact
 from oracles.exact import MODES
 from oracles.table import table_of
@@ -131,3 +137,12 @@ def test_nan_comes_out_as_one_canonical_quiet_nan(rounding: str, rounder: str) -
 def test_the_length_of_a_tensor_does_not_matter(n: int, rounder: str) -> None:
     x = torch.linspace(-3, 3, 1000)
     assert_same_bits(run(rounder, x[:n].clone(), E4M3), run(rounder, x, E4M3)[:n])
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int32], ids=str)
+@pytest.mark.parametrize("format", [E4M3, Posit(8), NF4, MXFP8_E4M3, NVFP4], ids=repr)
+def test_no_kernel_reads_a_tensor_of_another_dtype(format: Format, dtype: torch.dtype) -> None:
+    x = torch.ones(64, dtype=dtype)
+    with pytest.raises(TypeError, match=str(dtype)):
+        round_into(x, torch.zeros_like(x), format, Rounding())

@@ -179,6 +179,20 @@ def test_census_counts_strided_tensors_and_adds_up() -> None:
     assert census.values == len(again) and census.events == 3
 
 
+@pytest.mark.parametrize(
+    ("other", "error", "says"),
+    [(torch.ones(1), ValueError, r"\(8,\), \(1,\)"), (torch.ones(8).double(), TypeError, "float64")],
+)
+def test_tensors_that_do_not_belong_together_are_not_read(other: Tensor, error: Any, says: str) -> None:
+    x, census, updates = torch.ones(8), Census(E4M3), Updates()
+    for count in (lambda: census.add(x, other), lambda: updates.add(x, other, x), lambda: updates.add(x, x, other)):
+        with pytest.raises(error, match=says):
+            count()
+    with pytest.raises(TypeError, match="bfloat16"):
+        census.add(x.bfloat16(), x.bfloat16())
+    assert census.events == census.values == updates.wanted == 0
+
+
 def test_zeros_of_a_format_without_zero_overflow() -> None:
     census, x = Census(E8M0), torch.zeros(2000)
     census.ask(x, as_rounding("nearest"))

@@ -47,8 +47,18 @@ def native(x: Tensor) -> bool:
 
 
 def alike(first: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
-    """The same tensors with their elements in one order of memory, without gaps."""
+    """The same tensors with their elements in one order of memory, without gaps.
+
+    Raises:
+        TypeError: neither float32 nor float64, or not all of one dtype. ValueError: not all of one shape.
+    """
     tensors = (first, *others)
+    if first.dtype not in (torch.float32, torch.float64) or any(x.dtype != first.dtype for x in others):
+        dtypes = ", ".join(str(x.dtype) for x in tensors)
+        raise TypeError(f"values before and after a rounding are all float32 or all float64, got {dtypes}")
+    if any(x.shape != first.shape for x in others):
+        shapes = ", ".join(str(tuple(x.shape)) for x in tensors)
+        raise ValueError(f"values before and after a rounding have one shape, got {shapes}")
     for x in tensors:
         if x.is_neg() or not x.is_contiguous():
             return tuple(x.resolve_neg().contiguous() for x in tensors)
@@ -82,9 +92,13 @@ class Census:
 
     def add(self, before: Tensor, after: Tensor) -> None:
         """Count one tensor and what it was rounded to; of one shape and dtype, float32 or float64."""
+        before, after = alike(before, after)
+        if native(before):
+            _native_census.census(before, after, self._found)
+        else:
+            self._add_with_torch(before, after)
         self.events += 1
         self.values += before.numel()
-        self._count(before, after)
 
     def ask(self, x: Tensor, rounding: Rounding, generator: torch.Generator | None = None) -> None:
         """Count what rounding a plain tensor would do to it, without making what it would become."""
@@ -107,13 +121,6 @@ class Census:
         self.events += 1
         self.values += x.numel()
         self._rounder.round(x, y, draw_key(generator) if rounding.stochastic else None, self._found)
-
-    def _count(self, before: Tensor, after: Tensor) -> None:
-        if native(before):
-            before, after = alike(before, after)
-            _native_census.census(before, after, self._found)
-        else:
-            self._add_with_torch(before, after)
 
     def _add_with_torch(self, before: Tensor, after: Tensor) -> None:
         """The same in torch, on any device."""

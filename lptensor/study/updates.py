@@ -35,8 +35,8 @@ class Updates:
 
     def add(self, start: Tensor, before: Tensor, after: Tensor) -> None:
         """One write: the old values, the new ones before they were rounded, and after."""
+        start, before, after = alike(start, before, after)
         if native(start):
-            start, before, after = alike(start, before, after)
             _native_census.updates(start, before, after, self._found)
         else:
             self._add_with_torch(start, before, after)
