@@ -10,14 +10,16 @@ from functools import cache
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
-from types import CodeType
-from typing import Any
+from types import CodeType, FunctionType
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 # What sees every op before its tensors do. Without it no op can be taken apart on demand.
 from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 # Without it every attribute of an LPTensor goes through a Python call: .shape takes six times as long.
 disabled_torch_function = torch._C._disabled_torch_function_impl
@@ -202,6 +204,29 @@ def set_hooks(module: torch.nn.Module, key: int, before: Any = None, after: Any 
         module._forward_hooks[key] = after
     if always:
         module._forward_hooks_always_called[key] = True
+
+
+def run_by_python(function: Function) -> Function:
+    """Keep Dynamo from compiling ``function``, and what it calls, where they run next to a compiled graph.
+
+    After a graph break in a loop, or around ``backward()``, Dynamo runs a frame as Python code, and compiles every
+    function that is called in it. Without this it would take on our own dispatch of each op, and fail.
+    """
+    frames: Any = torch._C._dynamo.eval_frame
+    skip = frames._FrameAction.SKIP
+    frames.set_code_exec_strategy(function.__code__, frames._FrameExecStrategy(skip, skip))
+    return function
+
+
+def run_members_by_python(cls: type) -> None:
+    """The same for the methods and properties that a class defines.
+
+    Without it Dynamo fails in a property of a format, which it takes for a constant without a source.
+    """
+    for member in vars(cls).values():
+        function = getattr(member, "fget", getattr(member, "func", member))  # of a property, of a cached one
+        if isinstance(function, FunctionType):
+            run_by_python(function)
 
 
 def guard_hooks() -> None:

@@ -29,6 +29,7 @@ class Traceable:
         """What the gradient of an output will be: it is guessed when the backward pass is traced with it."""
         return type(self)(self._inner, self._arithmetic, True)  # type: ignore[call-arg]
 
+    @_compat.run_by_python
     def __coerce_same_metadata_as_tangent__(self, grid: Any, expected: type | None = None) -> Any:
         """This gradient as the one that the backward pass was traced for; None where it cannot be."""
         if expected is Tensor:
@@ -55,6 +56,7 @@ def accept_plain_gradients(cls: Any) -> None:
     that stand for those of results that nobody uses.
     """
 
+    @_compat.run_by_python
     def coerce(self: Tensor, grid: Any, expected: type | None = None) -> Any:
         return _as_gradient(cls, self, grid) if expected is cls else None
 

@@ -62,6 +62,7 @@ def functions() -> dict[Any, str]:
 class Functions(TorchFunctionMode):
     """Sees functions before they fall into ops, and runs those on LPTensors as the contract says."""
 
+    @_compat.run_by_python
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         holds = contract()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import Any
 
+from lptensor import _compat
 from lptensor.contracts import CONTRACTS, contract, set_contract
 from lptensor.functions import Functions
 from lptensor.primitives import Primitives
@@ -45,6 +46,7 @@ class rounding_points:  # noqa: N801 - reads as a function
         self._name = name
         self._open: list[tuple[str, ExitStack]] = []
 
+    @_compat.run_by_python
     def __enter__(self) -> None:
         stack = ExitStack()
         if self._name != "aten":
@@ -55,6 +57,7 @@ class rounding_points:  # noqa: N801 - reads as a function
         self._open.append((contract(), stack))
         set_contract(self._name)
 
+    @_compat.run_by_python
     def __exit__(self, *_: Any) -> None:
         before, stack = self._open.pop()
         set_contract(before)

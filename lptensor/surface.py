@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lptensor import _compat
 from lptensor.arithmetic import Arithmetic
 from lptensor.formats import Format
 from lptensor.rounding import show_rounding
@@ -37,6 +38,7 @@ class Surface:
         """How results of its side, forward or gradient, are rounded."""
         return self._arithmetic.gradient_rounding if self._gradient else self._arithmetic.rounding
 
+    @_compat.run_by_python
     def __repr__(self, *, tensor_contents: Any = None) -> str:
         shown = repr(self._inner.detach()).removeprefix("tensor(").removesuffix(")")
         shown = shown.replace("\n       ", "\n         ")  # "LPTensor(" is two wider than "tensor("
@@ -153,6 +155,7 @@ class Surface:
             fresh.copy_(value)
         self._inner = fresh._inner
 
+    @_compat.run_by_python
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         if id(self) in memo:
             return memo[id(self)]
@@ -167,6 +170,7 @@ class Surface:
             new.grad = copy.deepcopy(self.grad, memo)  # type: ignore[attr-defined]
         return new
 
+    @_compat.run_by_python
     def __reduce_ex__(self, protocol: Any) -> Any:
         flags = self._gradient, self.requires_grad, self._own()  # type: ignore[attr-defined]
         return rebuild, (type(self), self._inner, self._arithmetic, *flags)
@@ -177,6 +181,7 @@ class Surface:
         return {k: v for k, v in self.__dict__.items() if k not in ours}
 
 
+@_compat.run_by_python
 def rebuild(
     cls: Any, inner: Tensor, arithmetic: Arithmetic, gradient: bool, requires_grad: bool, own: dict[str, Any]
 ) -> Any:

@@ -45,6 +45,7 @@ class LPTensor(Traceable, Sharded, Surface, Tensor):  # type: ignore[misc]
     _gradient: bool
 
     @staticmethod
+    @_compat.run_by_python
     def __new__(cls, inner: Tensor, arithmetic: Arithmetic, gradient: bool = False) -> LPTensor:
         self: LPTensor = _compat.make_wrapper(cls, inner)
         self._inner, self._arithmetic, self._gradient = inner, arithmetic, gradient
@@ -56,6 +57,7 @@ class LPTensor(Traceable, Sharded, Surface, Tensor):  # type: ignore[misc]
     __torch_function__ = _compat.disabled_torch_function  # type: ignore[assignment]
 
     @classmethod
+    @_compat.run_by_python
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
@@ -83,6 +85,7 @@ class LPTensor(Traceable, Sharded, Surface, Tensor):  # type: ignore[misc]
         return _apply(_Leave, self, self._arithmetic)
 
 
+@_compat.run_by_python
 def _apply(function: type[torch.autograd.Function], *args: Any) -> Tensor:
     result: Tensor = function.apply(*args)
     return result
@@ -248,6 +251,7 @@ def _operator(name: str) -> Any:
     """
     method = getattr(Tensor, name)
 
+    @_compat.run_by_python
     def run(self: LPTensor, other: Any) -> Any:
         if isinstance(other, np.ndarray):
             other = torch.as_tensor(other, device=self.device)
@@ -279,6 +283,7 @@ def dequantize(x: Tensor) -> Tensor:
 
 Tensor.to_lp = to_lp  # type: ignore[attr-defined]
 Tensor.dequantize = dequantize  # type: ignore[method-assign, assignment]
+_compat.run_by_python(round_fresh)
 accept_plain_gradients(LPTensor)
 _compat.refuse_higher_order(LPTensor, dispatch.refuse_higher_order)
 _compat.guard_hooks()

@@ -21,6 +21,7 @@ _VALUES: dict[str, Any] = {}  # what has been written or read here, by its text
 def learn(cls: type[T]) -> type[T]:
     """A class whose instances have a text: a frozen dataclass or an enum, made again by its fields."""
     _CLASSES[_name(cls)] = cls
+    _compat.run_members_by_python(cls)
     return cls
 
 

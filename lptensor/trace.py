@@ -120,6 +120,7 @@ class trace:  # noqa: N801 - reads as a function
     [('mul.Tensor', 'rounded', 1), ('relu', 'kept', 0)]
     """
 
+    @_compat.run_by_python
     def __enter__(self) -> Trace:
         self._recorder = _Recorder()
         self._before = _compat.thread_local(_KEY) or ()
@@ -127,6 +128,7 @@ class trace:  # noqa: N801 - reads as a function
         _watch(1)
         return self._recorder.trace
 
+    @_compat.run_by_python
     def __exit__(self, *_: Any) -> None:
         _compat.set_thread_local(_KEY, self._before)
         _watch(-1)
