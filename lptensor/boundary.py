@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -75,16 +76,32 @@ class Boundary:
 
 
 class StepByStep:
-    """Runs an LSTM as one op per gate and time step: on the CPU, oneDNN would round a whole layer once."""
+    """Runs an LSTM as one op per gate and time step: on the CPU, oneDNN would round a whole layer once.
+
+    oneDNN is on or off for the whole process: it stays off until the last LSTM that runs, on any thread, has ended.
+    """
+
+    _lock = threading.Lock()
+    _running: ClassVar[set[tuple[int, int]]] = set()  # thread and module
+    _before: ClassVar[Any] = None
 
     def attach(self, module: nn.Module) -> None:
         _compat.set_hooks(module, _LSTM, self.begin, self.end, always=True)
 
+    @_compat.run_by_python  # Dynamo would turn oneDNN off while it traces, and once more
     def begin(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        self._before = torch.backends.mkldnn.set_flags(False)
+        with self._lock:
+            if not self._running:
+                StepByStep._before = torch.backends.mkldnn.set_flags(False)
+            self._running.add((threading.get_ident(), id(module)))
 
+    @_compat.run_by_python
     def end(self, module: nn.Module, args: Any, output: Any) -> None:
-        torch.backends.mkldnn.set_flags(*self._before)
+        with self._lock:
+            was_running = bool(self._running)  # a hook before ours may have raised, and we have not begun
+            self._running.discard((threading.get_ident(), id(module)))
+            if was_running and not self._running:
+                torch.backends.mkldnn.set_flags(*self._before)
 
 
 @dataclass(frozen=True)

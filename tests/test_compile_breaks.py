@@ -106,3 +106,4 @@ def test_a_backward_pass_may_be_run_within_a_compiled_function() -> None:
 def test_a_recurrent_layer_which_dynamo_leaves_to_python_rounds_at_every_step(kind: type[nn.RNNBase]) -> None:
     model, x = convert(kind(3, 2), SPLIT), torch.randn(3, 1, 3)
     assert_equal_tensors(torch.compile(model, backend="eager")(x)[0].detach(), model(x)[0].detach())
+    assert torch.backends.mkldnn.enabled

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 from typing import Any
 
 import pytest
@@ -94,6 +97,30 @@ def test_a_whole_layer_rounded_once_would_be_noticed() -> None:
     x = torch.randn(20, 3, 5)
     layer.load_state_dict({k: values(v) for k, v in low.state_dict().items()})
     assert not same(low(x.to_lp(BF16))[0], r(layer(r(x))[0]))
+
+
+def test_an_lstm_rounds_every_step_while_others_end_and_fail_on_other_threads() -> None:
+    layer, x = convert(nn.LSTM(5, 6), BF16), torch.randn(4, 3, 5).to_lp(BF16)
+    want = layer(x)[0]
+    begun, go_on = Event(), Event()
+
+    def wait(*_: Any) -> None:
+        begun.set()
+        assert go_on.wait(10)
+
+    slow = copy.deepcopy(layer)
+    slow.register_forward_pre_hook(wait)  # runs after ours
+    refuses = copy.deepcopy(layer)
+    refuses.register_forward_pre_hook(lambda *_: 1 / 0, prepend=True)  # before ours, which then has nothing to end
+    with ThreadPoolExecutor(1) as other:
+        got = other.submit(lambda: slow(x)[0])
+        assert begun.wait(10)
+        layer(x)
+        with pytest.raises(ZeroDivisionError):
+            refuses(x)
+        go_on.set()
+        assert same(got.result(), want)
+    assert torch.backends.mkldnn.enabled
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
