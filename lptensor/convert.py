@@ -14,7 +14,7 @@ from lptensor.boundary import Boundary, Materialize, StepByStep, keep_formats_wh
 from lptensor.distributed import refuse_distributed
 from lptensor.formats import Format
 from lptensor.ops import check_roundable
-from lptensor.path_rules import UNTOUCHED, PathRules, Verdict
+from lptensor.path_rules import UNTOUCHED, Answer, PathRules, Verdict
 from lptensor.tensor import LPTensor, enter
 
 Target = TypeVar("Target")
@@ -37,8 +37,9 @@ def convert(target: Target, format: Spec | Mapping[str, Spec], buffers: bool = F
         format: a format, an ``Arithmetic``, None, or for a module ordered rules
             {path pattern: format or None}. A pattern is a shell pattern for the path of a module or
             parameter ("layers.*.norm") and holds for all below it; the first that matches counts, what
-            none matches stays untouched. Where the rule of a module differs from its parent's, tensors
-            that enter or leave it are recast (None: dequantized); arguments called ``*mask`` are not.
+            none matches stays untouched, as an earlier call has left it. Where the rule of a module differs from
+            its parent's, tensors that enter or leave it are recast (None: dequantized); arguments called
+            ``*mask`` are not.
         buffers: convert floating-point buffers too (running statistics, rotary frequencies), those called
             ``*mask`` apart.
 
@@ -204,7 +205,9 @@ def _hook(model: nn.Module, rules: PathRules, buffers: bool) -> None:
         unhook(module)
         if any(isinstance(t, LPTensor) for t in _own(module)):
             keep_formats_when_loading(module)
-        inside, outside = (None if isinstance(v, Verdict) else v for v in (verdict, rules.of_parent(path)))
+        _remember(module, verdict)
+        outer = model.get_submodule(path.rpartition(".")[0])
+        inside, outside = _remembered(module, verdict), _remembered(outer, rules.of_parent(path))
         if path and inside != outside:
             Boundary(inside, outside).attach(module)
         if isinstance(module, nn.LSTM) and inside is not None:
@@ -217,6 +220,21 @@ def _hook(model: nn.Module, rules: PathRules, buffers: bool) -> None:
         wanted = {name: v for name, v in lazy.items() if not isinstance(v, Verdict) and v is not None}
         if wanted:
             Materialize(wanted, buffers, _finish_lazy).attach(module)
+
+
+_RULE = "_lptensor_rule"  # an attribute of a module: what it was converted to, for a later call that tells of others
+
+
+def _remember(module: nn.Module, verdict: Answer) -> None:
+    if verdict is None:
+        vars(module).pop(_RULE, None)
+    elif verdict is not UNTOUCHED:
+        vars(module)[_RULE] = verdict
+
+
+def _remembered(module: nn.Module, verdict: Answer) -> Arithmetic | None:
+    """What a rule makes of a module; where it says nothing, what an earlier conversion has made of it."""
+    return vars(module).get(_RULE) if isinstance(verdict, Verdict) else verdict
 
 
 def _finish_lazy(module: nn.Module, wanted: dict[str, Arithmetic], buffers: bool) -> None:

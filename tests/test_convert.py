@@ -205,6 +205,30 @@ def test_rules_recast_at_module_boundaries() -> None:
         assert type(p.grad) is type(q.grad) and same(p.grad, q.grad)
 
 
+@pytest.mark.parametrize("part", [None, BF16], ids=["plain", "BF16"])
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_part_converted_later_meets_its_surroundings_as_if_at_once(part: Any, copied: bool) -> None:
+    """What an earlier call has made of the rest holds: a part that is to be fp32 gets fp32 to compute with."""
+    later = Blocks()
+    at_once = convert(copy.deepcopy(later), {"norm": part, "*": BOTH})
+    convert(later, BOTH)
+    later = pickle.loads(pickle.dumps(later)) if copied else later
+    convert(later, {"norm": part})
+    x = torch.randn(5, 4)
+    for model in (later, at_once):
+        model.norm.register_forward_hook(lambda _, args, y: seen.append((args[0], y)))
+    seen: list[tuple[Tensor, Tensor]] = []
+    got, want = later(x), at_once(x)
+    assert got.format == want.format == BOTH.forward and same(got, want)
+    for one, other in zip(*seen, strict=True):
+        assert type(one) is type(other) and getattr(one, "format", None) == getattr(other, "format", None)
+
+
+def test_a_model_taken_back_to_plain_forgets_what_it_was() -> None:
+    model = convert(convert(convert(Blocks(), E4M3), None), {"first": BF16})
+    assert type(model(torch.ones(2, 4))) is Tensor
+
+
 def test_the_first_rule_that_matches_counts_and_the_rest_stays_untouched() -> None:
     model = convert(Blocks(), {"first.bias": E5M2, "fir*": BF16})
     assert model.first.bias.format == E5M2 and model.first.weight.format == BF16
