@@ -129,13 +129,18 @@ def _target(tensor: Tensor, arithmetic: Arithmetic | None, gradient: bool) -> Te
 def _carry_out(model: nn.Module, plan: Plan) -> None:
     """Apply a plan, or leave the model as it was."""
     before: dict[int, Tensor] = {}  # by id of a tensor that has changed, its old values in their old form
+    after: dict[int, Tensor] = {}  # by id of a buffer, what came in its place: also where modules share it
 
     def apply(tensor: Tensor) -> Tensor:
+        if id(tensor) in after:
+            return after[id(tensor)]
         if id(tensor) not in plan or id(tensor) in before:
             return tensor
         new = _target(*plan[id(tensor)])
         if new is not tensor:
             before[id(tensor)] = tensor.detach()
+            if not plan[id(tensor)][2] and not isinstance(tensor, nn.Parameter):
+                after[id(tensor)] = new
         return new
 
     touched = [m for m in model.modules() if any(id(t) in plan for t in _own(m))]
@@ -145,7 +150,7 @@ def _carry_out(model: nn.Module, plan: Plan) -> None:
             with _swapping():
                 module._apply(apply, recurse=False)
         except RuntimeError as error:
-            _undo(touched[: i + 1], before)
+            _undo(touched[: i + 1], before, {id(new): plan[old][0] for old, new in after.items()})
             raise RuntimeError(
                 "a parameter is in use by a computation graph or a weak reference and cannot be converted now: "
                 "let go of losses and outputs (del loss) and convert again; the model is unchanged"
@@ -160,8 +165,8 @@ def _let_go_of_results(modules: list[nn.Module]) -> None:
                 vars(module)[name] = value.detach()
 
 
-def _undo(modules: list[nn.Module], before: dict[int, Tensor]) -> None:
-    """Give the tensors of ``modules`` their old contents back."""
+def _undo(modules: list[nn.Module], before: dict[int, Tensor], buffers: dict[int, Tensor]) -> None:
+    """Give the tensors of ``modules`` their old contents back, and the modules their buffers, by id of those there."""
     for module in modules:
         _compat.forget_flat_weights(module)
         for parameter in module.parameters(recurse=False):
@@ -173,7 +178,7 @@ def _undo(modules: list[nn.Module], before: dict[int, Tensor]) -> None:
                     torch.utils.swap_tensors(grad, before[id(grad)])
                 parameter.grad = grad
         for name, buffer in module.named_buffers(recurse=False):
-            setattr(module, name, before.get(id(buffer), buffer))
+            setattr(module, name, buffers.get(id(buffer), buffer))
         _compat.gather_flat_weights(module)
 
 

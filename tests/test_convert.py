@@ -291,6 +291,30 @@ def test_what_was_converted_before_the_failure_is_undone(already: Any, first: Ca
     )
 
 
+def test_buffers_converted_before_the_failure_are_undone() -> None:
+    model = nn.ModuleDict({"first": nn.BatchNorm1d(4), "last": nn.Linear(4, 4)})
+    loss = model["last"](torch.randn(2, 4, requires_grad=True)).sum()
+    before = snapshot(model)
+    with pytest.raises(RuntimeError, match="unchanged"):
+        convert(model, BF16, buffers=True)
+    assert_unchanged(model, before)
+    loss.backward()
+
+
+def test_a_buffer_that_modules_share_stays_shared() -> None:
+    class Rotary(nn.Module):
+        def __init__(self, frequencies: Tensor) -> None:
+            super().__init__()
+            self.register_buffer("frequencies", frequencies)
+
+    frequencies = torch.rand(4)
+    model = nn.ModuleList([Rotary(frequencies), Rotary(frequencies)])
+    for format in (BF16, E4M3, None):
+        convert(model, format, buffers=True)
+        assert model[0].frequencies is model[1].frequencies
+        assert getattr(model[1].frequencies, "format", None) == format
+
+
 @pytest.mark.parametrize("bad", ["bf16", 8, torch.bfloat16, {"first": "bf16"}, {3: BF16}])
 def test_what_is_no_format_is_refused_and_nothing_changes(bad: Any) -> None:
     model = Blocks()
