@@ -59,6 +59,10 @@ def recomputing() -> bool:
 
     Without it the gradients of torch.func and of create_graph=True would round as forward values.
     """
+    if (
+        _called_by_autograd()
+    ):  # also of a pass that a recomputed function runs, or where its results are saved otherwise
+        return False
     if torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:  # those that catch what it recomputes
         return True
     node = torch._C._current_autograd_node()  # the other kind runs forward code in a backward method
@@ -368,13 +372,16 @@ def running_formula() -> Any:
     recomputation of a checkpoint, which runs within a node too, looks the same.
     """
     node = torch._C._current_autograd_node()
-    if node is None:
-        return None
+    return node if node is not None and _called_by_autograd() else None
+
+
+def _called_by_autograd() -> bool:
+    """Whether no Python code stands between autograd and the running op, but ours."""
     frame = sys._getframe(1)
     while frame is not None and frame.f_code.co_filename.startswith(_HERE):
         frame = frame.f_back  # type: ignore[assignment]
     # The threads that autograd computes on have no Python frames but ours.
-    return node if frame is None or frame.f_code.co_name == "_engine_run_backward" else None
+    return frame is None or frame.f_code.co_name == "_engine_run_backward"
 
 
 def known_signature(function: Callable[..., Any]) -> Callable[..., Any]:

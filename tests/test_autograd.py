@@ -157,6 +157,30 @@ def test_double_backward_and_create_graph() -> None:
     torch.testing.assert_close(h.dequantize(), 6 * values(x), rtol=2**-6, atol=0)
 
 
+def energy_and_force(x: Tensor) -> Tensor:
+    """A function with a gradient in it, as networks of forces and PINNs have."""
+    (force,) = torch.autograd.grad((x.exp() * x + x).sum(), x, create_graph=True)
+    assert is_low(force, E5M2)
+    return force.square().sum()
+
+
+def test_a_gradient_with_a_graph_is_one_where_saved_tensors_have_hooks() -> None:
+    x = leaf(30)
+    energy_and_force(x).backward()
+    want, x.grad = x.grad, None
+    with torch.autograd.graph.save_on_cpu():
+        energy_and_force(x).backward()
+    assert same(x.grad, want)
+
+
+def test_a_gradient_within_a_checkpoint_is_one_before_and_in_the_recomputation() -> None:
+    x = leaf(30)
+    energy_and_force(x).backward()
+    want, x.grad = x.grad, None
+    checkpoint(energy_and_force, x, use_reentrant=False).backward()
+    assert same(x.grad, want) and is_low(x.grad, E5M2)
+
+
 def test_retain_grad_gives_gradients_of_inner_results() -> None:
     x = leaf(30)
     y = x * 0.3
