@@ -59,24 +59,19 @@ def each(values: Any) -> Iterator[Any]:
 
 
 def common_grid(rule: Rule, args: Any, kwargs: Any, cls: Any, found: list[Any]) -> Grid | None:
-    """The one grid that all float operands are on, if there is one and no number joins them."""
+    """The one grid that all values are on that an op selects from, if there is one and no number joins them."""
     grid = found[0]._arithmetic, found[0]._gradient
     for operand in found:
         if operand._gradient != grid[1] or operand._arithmetic != grid[0]:
             return None
     if rule.scalars and any(argument(place, args, kwargs) for place in rule.scalars):
         return None
-    return None if _has_plain_float((*args, *kwargs.values()), cls) else grid
-
-
-def _has_plain_float(values: Any, cls: Any) -> bool:
-    for value in values:
-        if isinstance(value, Tensor):
-            if type(value) is not cls and value.is_floating_point():
-                return True
-        elif isinstance(value, (list, tuple)) and _has_plain_float(value, cls):
-            return True
-    return False
+    for place in rule.values:
+        value = argument(place, args, kwargs)
+        # integers and bools are values as well, and no format has all of them
+        if type(value) is not cls and any(type(x) is not cls and isinstance(x, Tensor) for x in each(value)):
+            return None
+    return grid
 
 
 def caller_named(rule: Rule, args: Any, kwargs: Any) -> bool:

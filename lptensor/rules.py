@@ -35,6 +35,7 @@ class Rule:
     returns: tuple[int | str | None, ...] = ()  # for each result the written argument it is, if any
     exact: frozenset[int] = frozenset()  # results that are statistics of the op: plain, never rounded
     selects: bool = False  # an in-place op that only selects values
+    values: tuple[int | str, ...] = ()  # arguments whose values may become results: not masks, not indices
     scalars: tuple[int | str, ...] = ()  # arguments through which a number may become a value
     foreach: bool = False  # item i of each list belongs to item i of the results
     named_dtype: tuple[int | str, ...] = ()  # arguments by which a caller names dtype or layout
@@ -104,6 +105,9 @@ _LAYOUTS = frozenset(
     """.split()
 )
 
+# What selecting ops call the tensors by which they select.
+_SELECTORS = frozenset({"condition", "index", "indices", "lengths", "mask", "offsets", "random_samples"})
+
 # Ops whose results are values of their operands, or zero: found by running every op on PyTorch's own
 # samples, held by a property test. A fill value is looked at when the op runs.
 _KEEP = frozenset(
@@ -137,7 +141,13 @@ def rule_for(func: Any) -> Rule:
     arguments = [i if not a.kwarg_only else a.name for i, a in enumerate(schema.arguments)]
     named = tuple(p for p, a in zip(arguments, schema.arguments, strict=True) if a.name in ("dtype", "layout"))
     scalars = tuple(p for p, a in zip(arguments, schema.arguments, strict=True) if _is_number(a.type))
+    values = tuple(
+        p
+        for p, a in zip(arguments, schema.arguments, strict=True)
+        if "Tensor" in str(a.type) and a.name not in _SELECTORS
+    )
     common: dict[str, Any] = {
+        "values": values,
         "exact": frozenset(_STATISTICS.get(name, ())),
         "foreach": name.startswith("aten::_foreach_"),
         "named_dtype": named,

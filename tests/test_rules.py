@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lptensor.rules import Kind, Rule, rule_for
+from lptensor.rules import Kind, Rule, argument, rule_for
 from op_samples import attempt, bits, is_operand, op_database, samples_of, tensors
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the samples use what torch deprecates
@@ -91,7 +91,8 @@ class Watch(TorchDispatchMode):
                 if not torch.equal(old, new) and not torch.equal(bits(old), bits(new)):  # NaN equals NaN in bits
                     self.wrote.add(str(func))
         numbers = [args[p] if isinstance(p, int) and p < len(args) else kwargs.get(p) for p in rule.scalars]
-        keeps = rule.kind is Kind.KEEP or rule.selects
+        brought = [x for p in rule.values for x in tensors(argument(p, args, kwargs))]
+        keeps = (rule.kind is Kind.KEEP or rule.selects) and all(map(is_operand, brought))
         small = given and sum(x.numel() for x in given) < 4096
         if keeps and small and not any(numbers) and "empty" not in func._schema.name:
             self.kept.add(str(func))

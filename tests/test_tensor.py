@@ -230,6 +230,33 @@ def test_what_a_fill_value_or_plain_operand_brings_in_is_rounded(fill: Callable[
     assert is_low(fill(low(4, 4)), BF16)
 
 
+INTEGERS = torch.tensor([257, 259, -515])  # BF16 has every second and every fourth number there
+SOME = torch.tensor([True, False, True])
+MIXED_WITH_INTEGERS: dict[str, Callable[[Tensor], Any]] = {
+    "copy_": lambda x: x.clone().copy_(INTEGERS),
+    "where": lambda x: torch.where(SOME, x, INTEGERS),
+    "where, the other way": lambda x: torch.where(SOME, INTEGERS, x),
+    "cat": lambda x: torch.cat([x, INTEGERS]),
+    "maximum": lambda x: torch.maximum(x, INTEGERS),
+    "clamp": lambda x: x.clamp(max=INTEGERS),
+    "clamp by both": lambda x: x.clamp(INTEGERS, INTEGERS + 2),
+    "masked_fill": lambda x: x.masked_fill(SOME, INTEGERS[0]),
+    "index_fill": lambda x: x.index_fill(0, torch.tensor([1]), INTEGERS[0]),
+    "select_scatter": lambda x: torch.select_scatter(x, INTEGERS[0], 0, 0),
+}
+
+
+@pytest.mark.parametrize("mix", MIXED_WITH_INTEGERS.values(), ids=MIXED_WITH_INTEGERS)
+def test_integers_among_the_values_that_an_op_selects_are_rounded(mix: Callable[[Tensor], Any]) -> None:
+    x = torch.tensor([1.0, 300.0, -3.0]).to_lp(BF16)
+    assert is_low(mix(x), BF16) and same(mix(x), mix(x.dequantize().bfloat16()).float())
+
+
+def test_bools_are_values_too() -> None:
+    x = torch.zeros(2).to_lp(FixedPoint(8, 8))
+    assert x.copy_(torch.tensor([True, False])).tolist() == [FixedPoint(8, 8).max, 0.0]
+
+
 def test_nan_to_num_fills_in_the_limits_of_the_format() -> None:
     x = torch.tensor([torch.inf, -torch.inf, torch.nan, 1.0])
     for format, dtype in ((BF16, torch.bfloat16), (E5M2, torch.float8_e5m2)):
