@@ -112,12 +112,12 @@ _SELECTORS = frozenset({"condition", "index", "indices", "lengths", "mask", "off
 # samples, held by a property test. A fill value is looked at when the op runs.
 _KEEP = frozenset(
     """
-    _chunk_cat _to_copy _unique2 _unsafe_masked_index _unsafe_view _upsample_nearest_exact1d
+    _chunk_cat _pack_padded_sequence _to_copy _unique2 _unsafe_masked_index _unsafe_view _upsample_nearest_exact1d
     _upsample_nearest_exact2d adaptive_max_pool2d adaptive_max_pool3d amax amin aminmax as_strided_scatter
-    block_diag cat channel_shuffle clamp clamp_max.Tensor clamp_min clamp_min.Tensor clone constant_pad_nd
+    block_diag cat channel_shuffle clamp clamp.Tensor clamp_max.Tensor clamp_min clamp_min.Tensor clone constant_pad_nd
     cummax cummin diag_embed diagonal_backward diagonal_scatter embedding empty_like flip fmax fmin
     fractional_max_pool2d fractional_max_pool3d gather hardshrink hardshrink_backward hardtanh
-    hardtanh_backward index.Tensor index_copy index_fill.int_Scalar index_fill.int_Tensor index_select
+    hardtanh_backward im2col index.Tensor index_copy index_fill.int_Scalar index_fill.int_Tensor index_select
     kthvalue masked_fill.Scalar masked_fill.Tensor masked_scatter masked_scatter_backward masked_select max
     max.dim max_pool2d_with_indices max_pool3d_with_indices max_unpool2d max_unpool3d maximum median
     median.dim min min.dim minimum mode nan_to_num nanmedian nanmedian.dim new_empty new_empty_strided

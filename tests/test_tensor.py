@@ -173,6 +173,22 @@ def test_views_share_memory_and_keep_values() -> None:
     assert torch._C._is_alias_of(view, x)  # compilers ask
 
 
+@pytest.mark.parametrize(
+    "select",
+    [
+        lambda x: F.unfold(x, 2),
+        lambda x: torch.nn.utils.rnn.pack_padded_sequence(x[0], torch.tensor([4, 3, 1])).data,
+        lambda x: x.clamp(x[:, :, :1], x[:, :, 1:2]),
+    ],
+    ids=["unfold", "pack_padded_sequence", "clamp by tensors"],
+)
+def test_what_selects_values_keeps_them_and_draws_no_random_numbers(select: Any) -> None:
+    x = (torch.randn(1, 4, 3, 5) * torch.logspace(-4, 4, 5)).to_lp(BlockFloatingPoint(8, dim=1), "stochastic")
+    before = torch.get_rng_state()
+    assert torch.equal(values(select(x)), select(values(x)))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_views_and_copies_draw_no_random_numbers() -> None:
     x = torch.randn(4, 6).to_lp(E4M3, "stochastic")
     state = torch.get_rng_state()
