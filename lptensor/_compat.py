@@ -25,6 +25,10 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 disabled_torch_function = torch._C._disabled_torch_function_impl
 
 
+# Whether a tensor is a zero of forward-mode AD, which has no memory. Without it a kernel would write to address 0.
+is_zero_tensor = Tensor._is_zerotensor
+
+
 def make_wrapper(cls: type, inner: Tensor) -> Any:
     """A tensor of class ``cls`` without storage that looks like ``inner``, a dense tensor.
 

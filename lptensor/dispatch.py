@@ -89,6 +89,8 @@ def round_(inner: Tensor, arithmetic: Arithmetic, gradient: bool) -> Tensor:
     if format is None:
         return inner
     if type(inner) is Tensor:
+        if _compat.is_zero_tensor(inner):
+            inner = inner.clone()
         round_in_place(inner, format, rounding)
     else:
         inner = traced_round(inner, format, rounding)

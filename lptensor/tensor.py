@@ -179,6 +179,8 @@ def enter(x: Tensor, arithmetic: Arithmetic, gradient: bool = False) -> LPTensor
     format = arithmetic.gradient_format if gradient else arithmetic.forward
     rounding = arithmetic.gradient_rounding if gradient else arithmetic.rounding
     x = x.detach()
+    if _compat.is_zero_tensor(x):
+        x = x.clone()
     if x.dtype in (torch.float16, torch.bfloat16):
         x = x.float()
     if format is None or x.device.type == "meta":

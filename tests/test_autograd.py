@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from low import is_low, rounded, same, values
-from lptensor import BF16, E4M3, E5M2, FP16, FP32, Arithmetic, LPTensor, convert
+from lptensor import BF16, E4M3, E5M2, FP16, FP32, Arithmetic, BlockFloatingPoint, LPTensor, convert
 
 BOTH = Arithmetic(BF16, backward=E5M2)
 
@@ -292,6 +292,13 @@ def test_without_a_graph_the_forward_bits_are_the_same(mode: Any) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+@pytest.mark.parametrize("format", [BF16, BlockFloatingPoint(8, dim=0)], ids=["scalar", "blocks"])
+def test_an_operand_without_a_tangent_has_a_zero_that_takes_no_memory(format: Any) -> None:
+    x, tangent, y = (torch.randn(4).to_lp(format) for _ in range(3))  # type: ignore[attr-defined]
+    value, derivative = torch.func.jvp(lambda a: torch.dot(a, y), (x,), (tangent,))
+    assert same(value, torch.dot(x, y)) and same(derivative, torch.dot(tangent, y))
+
+
 def test_forward_mode_tangents_round() -> None:
     x, t = leaf(20).detach(), torch.randn(20).to_lp(BF16)
     with torch.autograd.forward_ad.dual_level():
