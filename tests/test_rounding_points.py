@@ -157,6 +157,15 @@ def test_in_place_functions_write_once() -> None:
     assert same(x.grad, rounded(wanted, E5M2))
 
 
+@pytest.mark.parametrize("out", [torch.empty(S).to_lp(E5M2), torch.empty(S)], ids=["another format", "plain"])  # type: ignore[attr-defined]
+def test_out_is_written_once_in_its_own_format(out: Tensor) -> None:
+    x = plain_operands((S,))[0].detach().to_lp(BF16)  # type: ignore[attr-defined]
+    with rounding_points("function"):
+        assert torch.softmax(x, -1, out=out) is out
+    wanted = torch.softmax(values(x), -1)
+    assert same(out, rounded(wanted, E5M2) if isinstance(out, LPTensor) else wanted)
+
+
 @pytest.mark.parametrize("buffers", [False, True])
 @pytest.mark.parametrize("kind", ["batch_norm", "instance_norm"])
 def test_running_statistics_are_right(kind: str, buffers: bool) -> None:
