@@ -14,9 +14,8 @@ from lptensor.arithmetic import Arithmetic, as_arithmetic
 from lptensor.boundary import Boundary, Materialize, StepByStep, keep_formats_when_loading, map_nest, unhook
 from lptensor.distributed import refuse_distributed
 from lptensor.formats import Format
-from lptensor.ops import check_roundable
 from lptensor.path_rules import UNTOUCHED, Answer, PathRules, Verdict
-from lptensor.tensor import LPTensor, enter
+from lptensor.tensor import LPTensor, check_carrier, enter
 
 Target = TypeVar("Target")
 Spec = Format | Arithmetic | None
@@ -112,8 +111,8 @@ def _plan(model: nn.Module, rules: PathRules, buffers: bool) -> Plan:
         if isinstance(verdict, Verdict):
             continue
         refuse_distributed(tensor)
-        if verdict is not None and verdict.forward is not None:
-            check_roundable(torch.empty(0), verdict.forward)
+        if verdict is not None:
+            check_carrier(verdict)
         plan[id(tensor)] = tensor, verdict, False
         if tensor.grad is not None:
             plan[id(tensor.grad)] = tensor.grad, verdict, True

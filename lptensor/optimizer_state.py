@@ -19,9 +19,9 @@ from lptensor.arithmetic import Arithmetic, as_arithmetic
 from lptensor.base import ScalarFormat
 from lptensor.boundary import map_nest
 from lptensor.formats import Format
-from lptensor.ops import check_roundable, round_fresh
+from lptensor.ops import round_fresh
 from lptensor.rounding import Rounding
-from lptensor.tensor import LPTensor, enter
+from lptensor.tensor import LPTensor, check_carrier, enter
 
 
 def fit(optimizer: Optimizer, spec: Format | Arithmetic | None | Mapping[str, Format | Arithmetic | None]) -> None:
@@ -32,8 +32,8 @@ def fit(optimizer: Optimizer, spec: Format | Arithmetic | None | Mapping[str, Fo
         if not isinstance(pattern, str):
             raise TypeError(f"a key of an optimizer's state is a string such as 'exp_avg_sq', got {pattern!r}")
         arithmetic = None if value is None else as_arithmetic(value)
-        if arithmetic is not None and arithmetic.forward is not None:
-            check_roundable(torch.empty(0), arithmetic.forward)
+        if arithmetic is not None:
+            check_carrier(arithmetic)
         rules.append((pattern, arithmetic))
     optimizer = _bare(optimizer)
     known = {key for entries in optimizer.state.values() for key in entries}
@@ -214,7 +214,7 @@ def _warn_of_no_eps(optimizer: Optimizer, own: Own | None) -> None:
         for p in group["params"] if eps and named and not group.get("fused") else ():
             key, pattern = named[0]
             format = _format_of(optimizer, own, key, p) if pattern else _forward(p.grad)
-            if format is None or round_fresh(torch.tensor([eps]), format, Rounding()).item():
+            if format is None or round_fresh(torch.tensor([eps], dtype=torch.float32), format, Rounding()).item():
                 continue
             ways = [f"lptensor.convert(optimizer, {{{pattern!r}: FP32}})"] if pattern else []
             if isinstance(format, ScalarFormat):  # its reciprocal is to be no overflow either

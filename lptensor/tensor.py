@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 from typing import Any, NoReturn, cast
 
 import numpy as np
@@ -193,6 +193,17 @@ def enter(x: Tensor, arithmetic: Arithmetic, gradient: bool = False) -> LPTensor
     return LPTensor(rounded.float(), arithmetic, gradient)
 
 
+@cache
+def check_carrier(arithmetic: Arithmetic) -> None:
+    """Refuse an arithmetic with a format of which fp32, the carrier of every LPTensor, does not hold all values."""
+    for format in (arithmetic.forward, arithmetic.backward):
+        try:
+            if format is not None:
+                check_roundable(torch.empty(0, dtype=torch.float32, device="cpu"), format)
+        except ValueError as error:
+            raise ValueError(f"an LPTensor holds its values in float32: {error} and lptensor.round()") from None
+
+
 def to_lp(
     x: Tensor,
     format: Format | Arithmetic,
@@ -213,6 +224,7 @@ def to_lp(
 
     Raises:
         TypeError: x is no floating-point tensor, or format none.
+        ValueError: a format that fp32 does not hold, whatever the dtype of x.
 
     >>> from lptensor import FixedPoint
     >>> to_lp(torch.tensor([0.3, 9.0]), FixedPoint(8, 4))
@@ -235,8 +247,7 @@ def to_lp(
         x = x.dequantize()
     elif _compat.transforming() and isinstance(_compat.innermost(x), LPTensor):
         x = x.dequantize()
-    elif arithmetic.forward is not None and x.dtype in (torch.float32, torch.float64):
-        check_roundable(x, arithmetic.forward)
+    check_carrier(arithmetic)
     if torch.compiler.is_exporting():
         raise NotImplementedError(
             "torch.export cannot make an LPTensor within a graph: export a converted model and give it LPTensors or "

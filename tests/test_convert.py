@@ -334,6 +334,23 @@ def test_a_format_wider_than_the_carrier_is_refused_and_nothing_changes() -> Non
     assert_unchanged(model, before)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_the_default_dtype_has_no_say_in_what_is_carried(dtype: torch.dtype) -> None:
+    model = nn.Linear(3, 2)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with pytest.raises(ValueError, match="24"):
+            convert(model, FixedPoint(32, 16))
+        assert is_low(convert(model, BF16).weight, BF16)
+        optimizer = convert(torch.optim.Adam(model.parameters()), {"exp_avg_sq": FP16})
+        model(torch.ones(1, 3, dtype=torch.float32)).sum().backward()
+        optimizer.step()
+        assert is_low(optimizer.state[model.weight]["exp_avg_sq"], FP16)
+    finally:
+        torch.set_default_dtype(before)
+
+
 # -- nests, tensors, optimizers ----------------------------------------------------------------------
 
 

@@ -25,6 +25,7 @@ from lptensor import (
     FixedPoint,
     FloatingPoint,
     LPTensor,
+    Posit,
     escapes,
 )
 
@@ -50,6 +51,13 @@ def test_float64_is_rounded_once_not_through_fp32() -> None:
     fine = FloatingPoint(8, 8)
     assert x.to_lp(fine).item() == 1 + 2**-8
     assert x.float().to_lp(fine).item() == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("wide", [FixedPoint(32, 16), Arithmetic(E4M3, backward=FixedPoint(32, 16)), Posit(32, 2)])
+def test_a_format_wider_than_the_carrier_is_refused_whatever_enters(dtype: torch.dtype, wide: Any) -> None:
+    with pytest.raises(ValueError, match="holds its values in float32"):
+        torch.ones(2, dtype=dtype).to_lp(wide)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

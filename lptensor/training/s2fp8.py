@@ -32,7 +32,7 @@ class S2FP8:
     rounding: Rounding = field(default_factory=Rounding)
 
     def __post_init__(self) -> None:
-        check_roundable(torch.empty(0), self.format)
+        check_roundable(torch.empty(0, dtype=torch.float32), self.format)
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
