@@ -141,6 +141,7 @@ class _Seen:
     conversions: int
     state: Any  # load_state_dict() puts another in its place
     own: Own | None
+    size: int = 0  # parameters that had some
 
 
 _conversions = 0
@@ -152,7 +153,12 @@ def _before_step(optimizer: Optimizer, *_: Any) -> None:
         return
     state = vars(optimizer).get("state")
     seen = _seen.get(optimizer)
-    if state is None or seen is not None and seen.state is state and seen.conversions == _conversions:
+    if state is None:
+        return
+    if seen is not None and seen.state is state and seen.conversions == _conversions:
+        if seen.size != len(state):  # the last step has made some
+            seen.size = len(state)
+            _keep_plain(optimizer, seen)
         return
     own = seen.own if seen is not None else getattr(state, "default_factory", None)
     if isinstance(own, Own):  # the state was loaded, or the optimizer copied
@@ -190,6 +196,16 @@ def _follow(optimizer: Optimizer, seen: _Seen | None, state: Any) -> None:
                 stacklevel=5,
             )
             return
+
+
+def _keep_plain(optimizer: Optimizer, seen: _Seen) -> None:
+    """Take state of plain parameters out of low precision, if it was made of gradients that are LPTensors."""
+    if seen.own is not None or not type(optimizer).__module__.startswith("torch.optim"):
+        return
+    for p, entries in seen.state.items():
+        for key, value in entries.items() if not isinstance(p, LPTensor) else ():
+            if isinstance(value, LPTensor) and value.shape == p.shape:
+                entries[key] = _cast(value, None)
 
 
 # Where optimizers keep squares of gradients whose root they divide by: a key, and a pattern for all such. Adamax

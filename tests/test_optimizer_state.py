@@ -82,6 +82,21 @@ def test_state_follows_to_another_format_and_back_to_plain() -> None:
     assert all(type(s) is Tensor for s in state_of(optimizer, "momentum_buffer"))
 
 
+@pytest.mark.parametrize("options", [{}, {"foreach": True}], ids=str)
+def test_the_momentum_of_a_plain_parameter_is_plain_though_its_gradients_are_not(options: Any) -> None:
+    x = torch.randn(4).to_lp(E4M3)  # type: ignore[attr-defined]
+    w = nn.Parameter(torch.randn(4))
+    by_hand = nn.Parameter(w.detach().clone())
+    optimizer, wanted = (torch.optim.SGD([p], lr=0.1, momentum=0.9, **options) for p in (w, by_hand))
+    for _ in range(4):
+        optimizer.zero_grad()
+        (x * w).square().sum().backward()
+        by_hand.grad = values(w.grad).clone()
+        optimizer.step()
+        wanted.step()
+    assert type(w) is nn.Parameter and torch.equal(w, by_hand)
+
+
 def test_a_part_of_the_model_takes_its_own_state_along() -> None:
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
