@@ -300,9 +300,9 @@ class OptimLP(Optimizer):
         if self.acc_quant is None and self.update is None:
             return {}
         weights = {p: read(p) for p in self._parameters()}
+        if self._key is not None:  # all of them, or an error, before a weight gives way
+            self._held.update({p: _Held(self._kept(p), weight) for p, weight in weights.items()})
         for p, weight in weights.items():
-            if self._key is not None:
-                self._held[p] = _Held(self._kept(p), weight)
             self._load(p, weight if self.acc_quant is None else self._held[p].kept)
         return weights
 

@@ -539,6 +539,21 @@ def test_a_step_that_fails_puts_the_weights_back():
     assert torch.equal(accumulators, optim.state_dict()["state"][0]["weight_accumulator"])
 
 
+def test_an_accumulator_that_fits_its_weight_no_more_leaves_the_other_weights_alone() -> None:
+    first, last = (nn.Parameter(torch.ones(3)) for _ in range(2))
+    optim = OptimLP(torch.optim.SGD([first, last], lr=0.01), weight_quant=E4M3, acc_quant=FP16)
+    for size in (3, 4):
+        last.data = torch.ones(size)
+        for p in (first, last):
+            p.grad = torch.ones_like(p)
+        before = first.detach().clone()
+        if size == 3:
+            optim.step()
+    with pytest.raises(RuntimeError, match="size"):
+        optim.step()
+    assert torch.equal(first, before)
+
+
 def test_sparse_gradients_are_summed_before_they_are_rounded():
     table = nn.Embedding(4, 2, sparse=True)
     optim = OptimLP(torch.optim.SparseAdam(table.parameters()), grad_quant=FP8)
