@@ -63,9 +63,7 @@ def recomputing() -> bool:
 
     Without it the gradients of torch.func and of create_graph=True would round as forward values.
     """
-    if (
-        _called_by_autograd()
-    ):  # also of a pass that a recomputed function runs, or where its results are saved otherwise
+    if _called_by_autograd():  # also in a pass that a recomputed function runs, or if its results are saved otherwise
         return False
     if torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:  # those that catch what it recomputes
         return True

@@ -199,6 +199,8 @@ def _new_like(x: Tensor) -> Tensor:
 
 def round_into(x: Tensor, y: Tensor, format: Format, rounding: Rounding, generator: Any = None) -> Tensor:
     """``x`` rounded into ``y``, which has its shape and dtype and may be ``x`` itself."""
+    if _compat.is_zero_tensor(x):
+        x = x.clone()
     observers = observe.observers() if observe.anyone else []
     if not observers or x.numel() == 0:
         return _round_into(x, y, format, rounding, generator)

@@ -15,6 +15,13 @@ from lptensor.ops import backend, round as lp_round
 from lptensor.rounding import Mode, Rounding, Stochastic
 from rounders import NATIVE_BUILDS, assert_same_bits, choose_build
 
+
+def test_a_zero_of_forward_mode_which_has_no_memory() -> None:
+    zero = torch._efficientzerotensor(3)
+    for rounding in ("nearest", "stochastic"):
+        assert lp_round(zero, E4M3, rounding).tolist() == [0.0, 0.0, 0.0]
+
+
 LAYOUTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "contiguous": lambda x: x,
     "transposed": lambda x: x.transpose(0, 2),

@@ -263,17 +263,27 @@ class TestRecord:
         assert row["binades"] == binades(a)
         assert (row["role"], row["path"], row["format"]) == ("activation", "0", "E4M3")
 
-    def test_finds_updates_that_bfloat16_loses(self) -> None:
+    @pytest.mark.parametrize("closure", [False, True])
+    def test_finds_updates_that_bfloat16_loses(self, closure: bool) -> None:
         # 2**-10 is below half a unit of 1 in bfloat16 (2**-8), and above it of 2**-4.
         model = convert(nn.Linear(2, 1, bias=False), BF16)
         with torch.no_grad():
             model.weight.copy_(torch.tensor([[1.0, 2.0**-4]]))
         optimizer = torch.optim.SGD(model.parameters(), lr=2.0**-10)
+
+        def loss() -> float:
+            optimizer.zero_grad()
+            value = model(torch.ones(1, 2).to_lp(BF16)).sum()  # type: ignore[attr-defined]
+            value.backward()
+            return value.item()
+
         with record(model, optimizer) as log:
             for _ in range(3):
-                optimizer.zero_grad()
-                model(torch.ones(1, 2).to_lp(BF16)).sum().backward()  # type: ignore[attr-defined]
-                optimizer.step()
+                if closure:
+                    optimizer.step(loss)
+                else:
+                    loss()
+                    optimizer.step()
         (row,) = find(log, role="weight")
         assert (row["path"], row["wanted"], row["lost"], row["edq"]) == ("weight", 6, 0.5, 0.5)
         assert log.steps == 3
@@ -452,6 +462,16 @@ class TestRecord:
         with pytest.raises(RuntimeError), record(model):
             model(torch.ones(3, 5).to_lp(E5M2))  # type: ignore[attr-defined]
         assert observe.anyone == 0 and not model._forward_hooks
+
+    def test_takes_formats_whatever_the_default_dtype(self) -> None:
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.bfloat16)
+        try:
+            with record(nn.Linear(2, 1), forward=E4M3) as log:
+                pass
+        finally:
+            torch.set_default_dtype(before)
+        assert log.steps == 0
 
     def test_every_third_step(self) -> None:
         model = convert(nn.Linear(2, 1), E5M2)

@@ -63,7 +63,7 @@ class record:  # noqa: N801 - reads as a function
             raise ValueError(f"every must be a whole number from 1, got {every!r}")
         for format in (forward, backward):
             if format is not None:
-                check_roundable(torch.empty(0), format)
+                check_roundable(torch.empty(0, dtype=torch.float32), format)
         self._made = model, optimizer, forward, backward or forward, as_rounding(rounding), every
 
     def __enter__(self) -> Log:
@@ -126,7 +126,8 @@ class _Recorder(observe.Observer):
     def _begins(self, *_: Any) -> None:
         if self.active:
             named = self.places.model.named_parameters()
-            self.start = {name: values_of(p).clone() for name, p in named if p.grad is not None}
+            # also those without a gradient yet: the step may call a closure
+            self.start = {name: values_of(p).clone() for name, p in named if p.requires_grad}
 
     def _stepped(self, *_: Any) -> None:
         self.start = {}

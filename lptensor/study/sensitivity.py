@@ -69,7 +69,7 @@ def sensitivity(
     given = [formats] if isinstance(formats, (Format, str)) else formats
     named = given if isinstance(given, Mapping) else {name_of(format): format for format in given}
     for format in named.values():
-        check_roundable(torch.empty(0), format)
+        check_roundable(torch.empty(0, dtype=torch.float32), format)
     layers = {
         path: module
         for path, module in model.named_modules()
