@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import torch
@@ -146,8 +147,16 @@ def check_roundable(x: Any, format: Any) -> None:
 
 def draw_key(generator: torch.Generator | None = None) -> tuple[int, int]:
     """A fresh key for stochastic rounding: seed and offset from torch's CPU generator."""
-    seed, offset = torch.empty(2, dtype=torch.int64, device="cpu").random_(generator=generator).tolist()
+    words: Tensor | None = getattr(_local, "words", None)
+    if words is None or _compat.transforming():  # in which nothing may be written to that is from outside
+        words = torch.empty(2, dtype=torch.int64, device="cpu")
+        if type(words) is Tensor and not words.is_inference():
+            _local.words = words
+    seed, offset = words.random_(generator=generator).tolist()
     return seed, offset
+
+
+_local = threading.local()  # two words of each thread: making them anew costs more than drawing
 
 
 def call_key(x: Tensor, generator: torch.Generator | None) -> _cuda.Key:

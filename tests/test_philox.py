@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from lptensor import _native, reference
 from lptensor.formats import E4M3, FixedPoint
@@ -132,6 +135,35 @@ def test_keys_follow_the_generator_and_never_repeat() -> None:
     torch.manual_seed(0)
     assert [draw_key() for _ in range(1000)] == keys
     assert len({half for key in keys for half in key}) == 2000
+
+
+def in_inference_mode() -> None:
+    with torch.inference_mode():
+        draw_key()
+
+
+def in_a_gradient() -> None:
+    torch.func.grad(lambda x: (draw_key(), x)[1])(torch.tensor(1.0))
+
+
+def among_fakes() -> None:
+    with FakeTensorMode(), pytest.raises(DataDependentOutputException):
+        draw_key()
+
+
+@pytest.mark.parametrize("first", [in_inference_mode, in_a_gradient, among_fakes, draw_key])
+@pytest.mark.parametrize("then", [in_inference_mode, in_a_gradient, draw_key])
+def test_a_thread_draws_wherever_it_drew_first(first: Any, then: Any) -> None:
+    def draws() -> tuple[int, int]:
+        first()
+        then()
+        torch.manual_seed(5)
+        return draw_key()
+
+    with ThreadPoolExecutor(1) as pool:
+        key = pool.submit(draws).result()
+    torch.manual_seed(5)
+    assert key == tuple(torch.empty(2, dtype=torch.int64).random_().tolist())
 
 
 @settings(max_examples=30)
