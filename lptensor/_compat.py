@@ -325,9 +325,12 @@ def transforming() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
-# torch 2.11 asks for a metaclass of its own, which makes every isinstance() of such a class slow. There, what enters or
-# leaves low precision within a compiled function is an error of Dynamo's; compiled functions of LPTensors work.
+# torch 2.11 asks for a metaclass of its own, which makes every isinstance() of such a class slow. There Dynamo takes
+# formats apart and makes them anew from their fields.
 COMPILES_CONSTANTS = torch.__version__ >= "2.12"
+
+# Of an enum it keeps the number. Without this no Rounding could be made anew.
+ENUMS_TURN_INTO_NUMBERS = not COMPILES_CONSTANTS
 
 
 def register_constant(cls: type) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -49,9 +49,10 @@ class Arithmetic:
     operands: Gemm | None = None
     accumulator: Accumulator | None = None
     compute: torch.dtype = torch.float32
-    gradient_format: Format | None = field(init=False, compare=False)  # what gradients are kept in
-    gradient_rounding: Rounding = field(init=False, compare=False)
-    direct: bool = field(init=False, compare=False)  # whether ops run on fp32 as they are, and only round
+    if TYPE_CHECKING:  # what follows from these is no field: Dynamo makes a dataclass anew from all that it has
+        gradient_format: Format | None = field(init=False)  # what gradients are kept in
+        gradient_rounding: Rounding = field(init=False)
+        direct: bool = field(init=False)  # whether ops run on fp32 as they are, and only round
 
     def __init__(
         self,

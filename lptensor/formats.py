@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 
 from lptensor.base import (
@@ -58,6 +58,7 @@ class FloatingPoint(ScalarFormat):
     FloatingPoint(exp=8, man=7)
     """
 
+    _: KW_ONLY  # by position the constructor takes a width, or exp and man
     exp: int
     man: int
     bias: int

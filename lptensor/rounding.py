@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from lptensor import _compat
 from lptensor.text import constant, learn
 
 
@@ -73,6 +74,10 @@ class Rounding:
     beyond: Beyond = Beyond.OVERFLOW
 
     def __post_init__(self) -> None:
+        if _compat.ENUMS_TURN_INTO_NUMBERS:
+            for name, kind in (("mode", Mode), ("beyond", Beyond)):
+                if type(value := getattr(self, name)) is int:
+                    object.__setattr__(self, name, kind(value))
         if not isinstance(self.mode, Mode):
             raise TypeError(f"mode must be a Mode, got {self.mode!r}; as_rounding() takes names")
         if not isinstance(self.beyond, Beyond):

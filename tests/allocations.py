@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 def allocations(work: Callable[[], object]) -> list[int]:
     """Bytes of each allocation, negative for what is given back, in order; the result of ``work`` is kept meanwhile."""
     with tempfile.TemporaryDirectory() as folder:
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as seen:
             result = work()
         file = Path(folder) / "trace.json"
         seen.export_chrome_trace(str(file))

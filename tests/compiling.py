@@ -25,6 +25,15 @@ def compile_anew() -> Iterator[None]:
     torch._dynamo.reset()
 
 
+def since(version: str, why: str) -> pytest.MarkDecorator:
+    """What an older PyTorch cannot do, and fails at."""
+    older = [int(part) for part in torch.__version__.split(".")[:2]] < [int(part) for part in version.split(".")]
+    return pytest.mark.xfail(older, reason=f"before PyTorch {version} {why}", strict=True)
+
+
+MADE_INSIDE = since("2.12", "Dynamo knows no format that is made within a graph, and no codebook")
+
+
 def code_of(function: Callable[..., Any], *args: Any) -> tuple[Any, str]:
     """What the compiled function returns, and what inductor wrote for it."""
     from torch._inductor.utils import run_and_get_code

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import lptensor as lp
-from compiling import code_of, compile_anew as compile_anew
+from compiling import MADE_INSIDE, code_of, compile_anew as compile_anew
 from lptensor import (
     BF16,
     E2M1,
@@ -118,6 +118,7 @@ def test_a_rounding_is_a_part_of_the_loop_around_it() -> None:
     assert code.count("async_compile.cpp") == 1 and "ops.lptensor" not in code
 
 
+@MADE_INSIDE
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_what_has_no_formula_calls_the_kernel() -> None:
     def f(a: Tensor) -> Tensor:
