@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
-import operator
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -19,7 +17,7 @@ from lptensor.tensor import LPTensor, enter
 
 
 def map_nest(nest: Any, f: Callable[[Tensor], Any]) -> Any:
-    """``nest`` with f applied to its floating-point tensors; dicts, lists, tuples and dataclasses are rebuilt."""
+    """``nest`` with f applied to its floating-point tensors; dicts, lists and tuples are rebuilt."""
     if isinstance(nest, Tensor):
         return f(nest) if nest.is_floating_point() else nest
     if isinstance(nest, PackedSequence):
@@ -30,20 +28,8 @@ def map_nest(nest: Any, f: Callable[[Tensor], Any]) -> Any:
         return type(nest)(map_nest(item, f) for item in nest)
     if isinstance(nest, Mapping):
         items = {key: map_nest(value, f) for key, value in nest.items()}
-        return items if type(nest) is dict else _with(nest, items, operator.setitem)
-    if is_dataclass(nest) and not isinstance(nest, type | nn.Module):
-        given = (field.name for field in fields(nest) if hasattr(nest, field.name))
-        items = {name: map_nest(getattr(nest, name), f) for name in given}
-        return _with(nest, items, object.__setattr__)
+        return items if type(nest) is dict else type(nest)(**items)
     return nest
-
-
-def _with(nest: Any, items: Mapping[Any, Any], put: Callable[[Any, Any, Any], None]) -> Any:
-    """A copy that holds other items: its constructor may not take them, as that of a defaultdict."""
-    new = copy.copy(nest)
-    for key, item in items.items():
-        put(new, key, item)
-    return new
 
 
 _BOUNDARY, _LSTM, _LAZY, _LOAD = -2, -3, -4, -5  # keys of our hooks; lower has -1

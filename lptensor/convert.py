@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import is_dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -31,7 +30,7 @@ def convert(target: Target, format: Spec | Mapping[str, Spec], buffers: bool = F
       keys formats of their own ("exp_avg_sq"); what no pattern matches is as its parameter. Counters
       (0-dim) and what is no tensor stay as they are. Without this, state goes with its parameter: it
       follows a conversion of the model, or a load_state_dict(), at the next step.
-    * A tensor, or a nest of dicts, lists, tuples and dataclasses of them: a new nest; integers stay as they are.
+    * A tensor, or a nest of dicts, lists and tuples of them: a new nest; integers stay as they are.
 
     Args:
         format: a format, an ``Arithmetic``, None, or for a module ordered rules
@@ -64,9 +63,7 @@ def convert(target: Target, format: Spec | Mapping[str, Spec], buffers: bool = F
     arithmetic = None if format is None else as_arithmetic(format)
     if isinstance(target, Tensor) and not target.is_floating_point():
         raise TypeError(f"only floating-point tensors have a low-precision form, got {target.dtype}")
-    if not isinstance(target, (Tensor, Mapping, list, tuple)) and (
-        isinstance(target, type) or not is_dataclass(target)
-    ):
+    if not isinstance(target, (Tensor, Mapping, list, tuple)):
         raise TypeError(f"convert takes a module, an optimizer or a nest of tensors, got {type(target).__name__}")
     converted: Target = map_nest(target, lambda x: _convert_tensor(x, arithmetic))
     return converted
