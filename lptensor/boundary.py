@@ -3,34 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
 
 from lptensor import _compat
 from lptensor.arithmetic import Arithmetic
+from lptensor.nests import Cast, begin_crossing, end_crossing
 from lptensor.tensor import LPTensor, enter
-
-
-def map_nest(nest: Any, f: Callable[[Tensor], Any]) -> Any:
-    """``nest`` with f applied to its floating-point tensors; dicts, lists and tuples are rebuilt."""
-    if isinstance(nest, Tensor):
-        return f(nest) if nest.is_floating_point() else nest
-    if isinstance(nest, PackedSequence):
-        return nest._replace(data=map_nest(nest.data, f))
-    if isinstance(nest, tuple) and hasattr(nest, "_fields"):
-        return type(nest)(*(map_nest(item, f) for item in nest))
-    if isinstance(nest, (list, tuple)):
-        return type(nest)(map_nest(item, f) for item in nest)
-    if isinstance(nest, Mapping):
-        items = {key: map_nest(value, f) for key, value in nest.items()}
-        return items if type(nest) is dict else type(nest)(**items)
-    return nest
-
 
 _BOUNDARY, _LSTM, _LAZY, _LOAD = -2, -3, -4, -5  # keys of our hooks; lower has -1
 
@@ -46,33 +29,32 @@ class Boundary:
     """Casts where a module's rule differs from its parent's: None is plain fp32.
 
     Plain tensors are cast only if the side they come from is plain: in a low-precision one they are
-    exact operands such as masks, and stay so.
+    exact operands such as masks, and stay so. Lists and dicts stay the caller's own.
     """
 
     inside: Arithmetic | None
     outside: Arithmetic | None
 
     def attach(self, module: nn.Module) -> None:
-        _compat.set_hooks(module, _BOUNDARY, self.enter, self.leave)
+        _compat.set_hooks(module, _BOUNDARY, self.enter, self.leave, always=True)
 
     def enter(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
-        named = {k: v if k.endswith("mask") else self._cast(v, self.outside, self.inside) for k, v in kwargs.items()}
-        return self._cast(args, self.outside, self.inside), named
+        return begin_crossing(module).enter(args, kwargs, _recast(self.outside, self.inside))
 
     def leave(self, module: nn.Module, args: Any, output: Any) -> Any:
-        return self._cast(output, self.inside, self.outside)
+        return end_crossing(module).leave(output, _recast(self.inside, self.outside))
 
-    @staticmethod
-    def _cast(nest: Any, source: Arithmetic | None, target: Arithmetic | None) -> Any:
-        def cast(x: Tensor) -> Tensor:
-            if target is None:
-                return x.dequantize() if isinstance(x, LPTensor) else x
-            if source is None or isinstance(x, LPTensor):
-                lp: Tensor = x.to_lp(target)  # type: ignore[attr-defined]
-                return lp
-            return x
 
-        return map_nest(nest, cast)
+def _recast(source: Arithmetic | None, target: Arithmetic | None) -> Cast:
+    def cast(x: Tensor) -> Tensor:
+        if target is None:
+            return x.dequantize() if isinstance(x, LPTensor) else x
+        if source is None or isinstance(x, LPTensor):
+            lp: Tensor = x.to_lp(target)  # type: ignore[attr-defined]
+            return lp
+        return x
+
+    return cast
 
 
 class StepByStep:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lptensor import _compat
 from lptensor.arithmetic import Arithmetic
-from lptensor.boundary import map_nest
+from lptensor.nests import Crossing
 from lptensor.tensor import LPTensor
 
 _HOOK = -5  # a key of our hooks; boundary has others
@@ -35,8 +35,12 @@ class LayerProducts:
         _compat.drop_hooks(module, _HOOK)
 
     def begin(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
-        args, named = map_nest(args, self._enter), {k: self._named(k, v) for k, v in kwargs.items()}
+        crossing = Crossing()
         changed: list[tuple[dict[str, Any], str, Any]] = []
+        fused = torch.backends.mkldnn.set_flags(False) if isinstance(module, nn.RNNBase) else None
+        # Before anything changes: what comes next may raise, and end() undoes what was done by then.
+        module.__dict__.setdefault(_BEFORE, []).append((changed, fused, crossing))
+        args, named = crossing.enter(args, kwargs, self._enter)
         for part in module.modules():
             own = {**part._parameters, **{k: v for k, v in vars(part).items() if type(v) is Tensor and v.requires_grad}}
             for name, value in own.items():
@@ -46,15 +50,13 @@ class LayerProducts:
             if isinstance(part, nn.RNNBase):
                 changed.append((part.__dict__, "_flat_weights", part._flat_weights))
                 part.__dict__["_flat_weights"] = [getattr(part, name) for name in part._flat_weights_names]
-        fused = torch.backends.mkldnn.set_flags(False) if isinstance(module, nn.RNNBase) else None
-        module.__dict__.setdefault(_BEFORE, []).append((changed, fused))
         return args, named
 
     def end(self, module: nn.Module, args: Any, output: Any) -> Any:
         stack = module.__dict__.get(_BEFORE)
-        if not stack:  # begin() refused its arguments
+        if not stack:  # another hook raised before begin()
             return None
-        changed, fused = stack.pop()
+        changed, fused, crossing = stack.pop()
         if not stack:
             del module.__dict__[_BEFORE]
         for attributes, name, value in reversed(changed):
@@ -64,10 +66,7 @@ class LayerProducts:
                 attributes[name] = value
         if fused is not None:
             torch.backends.mkldnn.set_flags(*fused)
-        return map_nest(output, lambda x: x.dequantize() if type(x) is LPTensor else x)
-
-    def _named(self, name: str, value: Any) -> Any:
-        return value if name.endswith("mask") else map_nest(value, self._enter)
+        return crossing.leave(output, lambda x: x.dequantize() if type(x) is LPTensor else x)
 
     def _enter(self, x: Tensor) -> Tensor:
         check_plain(x)

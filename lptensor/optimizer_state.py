@@ -17,8 +17,8 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from lptensor.arithmetic import Arithmetic, as_arithmetic
 from lptensor.base import ScalarFormat
-from lptensor.boundary import map_nest
 from lptensor.formats import Format
+from lptensor.nests import map_nest
 from lptensor.ops import round_fresh
 from lptensor.rounding import Rounding
 from lptensor.tensor import LPTensor, check_carrier, enter

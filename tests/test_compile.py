@@ -294,3 +294,32 @@ def test_a_mode_that_only_watches_leaves_rounding_as_it_is() -> None:
 def test_a_tracer_over_plain_tensors_sees_the_rounding() -> None:
     graph = make_fx(lambda x: lptensor.round(x, E4M3))(torch.rand(4))
     assert "lptensor.round.default" in {str(node.target) for node in graph.graph.nodes}
+
+
+class Caching(nn.Module):
+    """A layer that writes to containers of its caller."""
+
+    def forward(self, x: Tensor, outs: list[Tensor], cache: dict[str, Any]) -> Tensor:
+        outs.append(x)
+        cache["pair"] = cache["pair"][0], x
+        return x
+
+
+class Calling(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = Caching()
+
+    def forward(self, x: Tensor) -> Any:
+        outs: list[Tensor] = []
+        cache: dict[str, Any] = {"pair": (x, x)}
+        return self.layer(x, outs, cache=cache), *outs, *cache["pair"]
+
+
+def test_the_boundaries_of_modules_are_part_of_the_graph_with_containers_too() -> None:
+    model = convert(Calling(), {"layer": E4M3})
+    x = torch.linspace(-1, 1, 8)
+    want = model(x)
+    assert want[0] is want[1] is want[3] and want[2] is x
+    for one, other in zip(compiled(model, "eager")(x), want, strict=True):
+        assert type(one) is Tensor and torch.equal(one, other)

@@ -39,6 +39,7 @@ LAYERS = (
     ("tensor",),
     (
         "matmul",
+        "nests",
         "boundary",
         "path_rules",
         "optimizer_state",

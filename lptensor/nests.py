@@ -1,0 +1,162 @@
+"""Tensors in containers: new containers with other tensors, and the caller's own while a module runs."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+Cast = Callable[[Tensor], Any]
+
+
+def map_nest(nest: Any, f: Cast) -> Any:
+    """``nest`` with f applied to its floating-point tensors; dicts, lists and tuples are rebuilt."""
+    if isinstance(nest, Tensor):
+        return f(nest) if nest.is_floating_point() else nest
+    made = remade(nest, lambda item: map_nest(item, f))
+    return copy.copy(nest) if made is nest and isinstance(nest, (list, MutableMapping)) else made
+
+
+def remade(nest: Any, f: Callable[[Any], Any]) -> Any:
+    """A container of the same class with f applied to its items; ``nest`` itself if they stay, or it holds none."""
+    if isinstance(nest, PackedSequence):
+        data = f(nest.data)
+        return nest if data is nest.data else nest._replace(data=data)
+    if isinstance(nest, (list, tuple)):
+        items = [f(item) for item in nest]
+        if all(_same(new, old) for new, old in zip(items, nest, strict=True)):
+            return nest
+        if isinstance(nest, tuple):
+            return type(nest)(*items) if hasattr(nest, "_fields") else type(nest)(items)
+        return items if type(nest) is list else _filled(copy.copy(nest), enumerate(items))
+    if isinstance(nest, Mapping):
+        found = {key: f(value) for key, value in nest.items()}
+        if all(_same(found[key], value) for key, value in nest.items()):
+            return nest
+        if type(nest) is dict:
+            return found
+        if type(nest) is defaultdict:  # torch.compile cannot copy it
+            return defaultdict(nest.default_factory, found)
+        mutable = isinstance(nest, MutableMapping)
+        return _filled(copy.copy(nest), found.items()) if mutable else type(nest)(found)  # type: ignore[call-arg]
+    return nest
+
+
+def _filled(container: Any, items: Iterable[tuple[Any, Any]]) -> Any:
+    for key, value in items:
+        container[key] = value
+    return container
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two are one object. torch.compile cannot tell of tuples, which are then made anew."""
+    return not (isinstance(a, tuple) and torch.compiler.is_compiling()) and a is b
+
+
+def _writable(nest: Any) -> bool:
+    return isinstance(nest, (list, MutableMapping))
+
+
+def _slots(container: Any) -> list[tuple[Any, Any]]:
+    return list(enumerate(container) if isinstance(container, list) else container.items())
+
+
+class Crossing:
+    """One call of a module whose tensors are recast on their way in and on their way out.
+
+    Lists and dicts that are arguments stay the caller's own, for a module may write to them: while it runs, their
+    tensors are replaced by recast ones, and put back at the end. What the module wrote is recast as outputs are.
+    Everything else that holds tensors is made anew.
+    """
+
+    def __init__(self) -> None:
+        # The caller's containers, with what the module found in each slot and what the caller had there; and the
+        # same of what stands in tuples there. Compared by identity: torch.compile knows no id() of a tensor.
+        self._own: list[tuple[Any, dict[Any, tuple[Any, Any]]]] = []
+        self._inner: list[tuple[Any, Any]] = []
+        self._written: list[tuple[Tensor, Any]] = []  # and recast: what is an output too is the same there
+
+    def enter(self, args: Any, kwargs: dict[str, Any], cast: Cast) -> tuple[Any, dict[str, Any]]:
+        """The arguments as the module gets them; those called ``*mask`` as they are."""
+        own: list[tuple[Any, dict[Any, tuple[Any, Any]]]] = []
+        inner: list[tuple[Any, Any]] = []
+
+        def inward(x: Any, held: bool) -> Any:
+            if isinstance(x, Tensor):
+                new = cast(x) if x.is_floating_point() else x
+            elif _writable(x):
+                if not any(x is container for container, _ in own):
+                    slots: dict[Any, tuple[Any, Any]] = {}
+                    own.append((x, slots))
+                    for key, value in _slots(x):
+                        slots[key] = inward(value, True), value
+                return x
+            else:
+                new = remade(x, lambda item: inward(item, held))
+            if held and not _same(new, x):
+                inner.append((new, x))
+            return new
+
+        args = inward(args, False)
+        named = {k: v if k.endswith("mask") else inward(v, False) for k, v in kwargs.items()}
+        self._own, self._inner = own, inner  # only now, when no cast can fail, are the containers touched
+        for container, slots in own:
+            _filled(container, [(key, new) for key, (new, old) in slots.items() if not _same(new, old)])
+        return args, named
+
+    def leave(self, output: Any, cast: Cast) -> Any:
+        """The output as the caller gets it; his containers have their tensors back, and what was written."""
+        for container, slots in self._own:  # first of all, for a cast may fail
+            back = [(key, *slots[key], value) for key, value in _slots(container) if key in slots]
+            _filled(container, [(k, old) for k, new, old, v in back if _same(v, new) and not _same(new, old)])
+        for container, slots in self._own:
+            written = [(k, v) for k, v in _slots(container) if k not in slots or not _same(v, slots[k][1])]
+            recast = [(key, value, self._outward(value, cast, True)) for key, value in written]
+            _filled(container, [(key, new) for key, value, new in recast if not _same(new, value)])
+        return self._outward(output, cast, False)
+
+    def _outward(self, x: Any, cast: Cast, held: bool) -> Any:
+        if _writable(x) and any(x is container for container, _ in self._own):
+            return x
+        if held:
+            for new, old in self._inner:
+                if _same(x, new) or _same(x, old):
+                    return old
+        if isinstance(x, Tensor):
+            for written, new in self._written:
+                if x is written:
+                    return new
+            new = cast(x) if x.is_floating_point() else x
+            if held:
+                self._written.append((x, new))
+            return new
+        return remade(x, lambda item: self._outward(item, cast, held))
+
+
+def begin_crossing(module: nn.Module) -> Crossing:
+    """A crossing that ``end_crossing`` finds again when this call of the module ends."""
+    crossing = Crossing()
+    module.__dict__.setdefault(_open_calls(), []).append(crossing)
+    return crossing
+
+
+def end_crossing(module: nn.Module) -> Crossing:
+    """The crossing of the call that ends; an empty one if it was not begun, as where another hook raised first."""
+    calls = module.__dict__.get(_open_calls())
+    if not calls:
+        return Crossing()
+    crossing: Crossing = calls.pop()
+    if not calls:
+        del module.__dict__[_open_calls()]
+    return crossing
+
+
+def _open_calls() -> str:
+    """Where a running module keeps its crossings: each thread has its own, and calls may nest."""
+    return f"_lptensor_crossings_{0 if torch.compiler.is_compiling() else threading.get_ident()}"
