@@ -212,6 +212,12 @@ def set_hooks(module: torch.nn.Module, key: int, before: Any = None, after: Any 
         module._forward_hooks_always_called[key] = True
 
 
+def run_first(module: torch.nn.Module, key: int) -> None:
+    """Run a hook of ``set_hooks`` right after the forward method, before all others there are."""
+    hooks: Any = module._forward_hooks  # an OrderedDict
+    hooks.move_to_end(key, last=False)
+
+
 def run_by_python(function: Function) -> Function:
     """Keep Dynamo from compiling ``function``, and what it calls, where they run next to a compiled graph.
 

@@ -29,6 +29,7 @@ class LayerProducts:
 
     def attach(self, module: nn.Module) -> None:
         _compat.set_hooks(module, _HOOK, self.begin, self.end, always=True)
+        _compat.run_first(module, _HOOK)  # what began last ends first: a boundary takes what is plain again
 
     @staticmethod
     def detach(module: nn.Module) -> None:

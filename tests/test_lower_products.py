@@ -71,6 +71,17 @@ def test_first_and_last_layer_are_exempt_by_path() -> None:
         lower(model, ["linear"], BF16, exempt=["*"])
 
 
+def test_a_plain_layer_of_a_converted_model_gives_its_output_back_in_the_rule_of_the_model() -> None:
+    model = nn.Sequential(nn.Linear(32, 8), nn.Linear(8, 8))
+    twin = lower(copy.deepcopy(model[0]), [nn.Linear], operands=OPERANDS)
+    convert(model, {"0": None, "": BF16})
+    lower(model, [nn.Linear], operands=OPERANDS, exempt=["1"])
+    x = torch.randn(4, 32).to_lp(BF16)  # type: ignore[attr-defined]
+    y = model[0](x)
+    assert type(y) is LPTensor and y.format == BF16
+    assert torch.equal(y.dequantize(), lp_round(twin(x.dequantize()), BF16))
+
+
 def test_exempt_holds_for_rounded_outputs_too_and_below_a_path() -> None:
     model = nn.ModuleDict({"body": nn.Sequential(nn.Linear(4, 4)), "head": nn.Linear(4, 4)})
     lower(model, ["linear"], BF16, forward_rounding="nearest", exempt=["body"])
