@@ -39,8 +39,8 @@ def convert(target: Target, format: Spec | Mapping[str, Spec], buffers: bool = F
             parameter ("layers.*.norm") and holds for all below it; the first that matches counts, what
             none matches stays untouched, as an earlier call has left it. Where the rule of a module differs from
             its parent's, tensors that enter or leave it are recast (None: dequantized); arguments called
-            ``*mask`` are not. Lists and dicts stay the caller's own, and what a module writes to them is recast
-            as its outputs are. To make a part plain, name it to its model, ``convert(model, {"head": None})``:
+            ``*mask`` are not. Lists, dicts and dataclasses stay the caller's own, and what a module writes to
+            them is recast as its outputs are. To make a part plain, name it to its model, ``convert(model, {"head": None})``:
             ``convert(model.head, None)`` knows no surroundings, and a plain part computes as what enters it says.
         buffers: convert floating-point buffers too (running statistics, rotary frequencies), those called
             ``*mask`` apart.

@@ -18,6 +18,7 @@ from lptensor.accumulator import Accumulator
 from lptensor.arithmetic import Arithmetic
 from lptensor.formats import Format
 from lptensor.layer_products import LayerProducts, check_plain
+from lptensor.nests import is_container, remade
 from lptensor.operands import Gemm
 from lptensor.path_rules import PathRules
 from lptensor.quantizer import quantizer
@@ -70,8 +71,8 @@ def lower(
 
     The model is changed in place and returned: modules, parameters, buffers and the keys of the
     state_dict stay what they are; ``deepcopy``, pickle and ``torch.save`` keep the rounding. Every
-    floating-point tensor in a layer's output is rounded, wherever it stands in tuples, lists, dicts
-    and packed sequences; integers, plain numbers and None pass. Special values are the format's affair.
+    floating-point tensor in a layer's output is rounded, wherever it stands in tuples, lists, dicts,
+    dataclasses and packed sequences; integers, plain numbers and None pass. Special values are the format's affair.
 
     A later call replaces what an earlier one said about a layer; with neither numbers nor products
     it takes everything away. Subclasses count as what they extend. Only modules that are called can be rounded:
@@ -163,9 +164,11 @@ class _RoundOutput:
                 return self.quantize(part) if part.is_floating_point() or part.is_complex() else part
             if part is None or isinstance(part, bool | int | float | str):
                 return part
+            if is_container(part):  # a dataclass, or a class of dicts that torch does not know
+                return remade(part, lambda item: _compat.tree_map(rounded, item, PackedSequence))
             raise TypeError(
                 f"cannot round the output of {type(module).__name__}: it holds a {type(part).__name__}; "
-                "return tensors, or register the type with torch.utils._pytree"
+                "return tensors, or a dict or a dataclass of them, or register the type with torch.utils._pytree"
             )
 
         return _compat.tree_map(rounded, output, PackedSequence)

@@ -6,6 +6,7 @@ import copy
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ Cast = Callable[[Tensor], Any]
 
 
 def map_nest(nest: Any, f: Cast) -> Any:
-    """``nest`` with f applied to its floating-point tensors; dicts, lists and tuples are rebuilt."""
+    """``nest`` with f applied to its floating-point tensors; dicts, lists, tuples and dataclasses are rebuilt."""
     if isinstance(nest, Tensor):
         return f(nest) if nest.is_floating_point() else nest
     made = remade(nest, lambda item: map_nest(item, f))
@@ -45,12 +46,42 @@ def remade(nest: Any, f: Callable[[Any], Any]) -> Any:
             return defaultdict(nest.default_factory, found)
         mutable = isinstance(nest, MutableMapping)
         return _filled(copy.copy(nest), found.items()) if mutable else type(nest)(found)  # type: ignore[call-arg]
-    return nest
+    return _with_fields(nest, {name: f(value) for name, value in _slots(nest)}) if _has_fields(nest) else nest
+
+
+def is_container(x: Any) -> bool:
+    """Whether ``remade`` looks into it."""
+    return isinstance(x, (list, tuple, Mapping)) or _has_fields(x)
+
+
+def _has_fields(x: Any) -> bool:
+    return is_dataclass(x) and not isinstance(x, (type, nn.Module))
+
+
+def _with_fields(record: Any, values: dict[str, Any]) -> Any:
+    """A dataclass with other values, without a run of its constructor; itself if they are the same."""
+    changed = {name: value for name, value in values.items() if not _same(value, getattr(record, name))}
+    if not changed:
+        return record
+    try:
+        made = copy.copy(record)
+        for name, value in changed.items():
+            object.__setattr__(made, name, value)  # frozen ones too
+    except (TypeError, AttributeError) as error:
+        name = type(record).__name__
+        raise TypeError(
+            f"cannot give a {name} other tensors, for it cannot be copied ({error}); use a tuple or a dict, "
+            f"or give {name} a __copy__ method"
+        ) from error
+    return made
 
 
 def _filled(container: Any, items: Iterable[tuple[Any, Any]]) -> Any:
     for key, value in items:
-        container[key] = value
+        if isinstance(container, (list, Mapping)):
+            container[key] = value  # type: ignore[index]
+        else:
+            setattr(container, key, value)
     return container
 
 
@@ -60,19 +91,28 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _writable(nest: Any) -> bool:
-    return isinstance(nest, (list, MutableMapping))
+    return isinstance(nest, (list, MutableMapping)) or (_has_fields(nest) and not _frozen(nest))
+
+
+def _frozen(record: Any) -> bool:
+    frozen: bool = type(record).__dataclass_params__.frozen
+    return frozen or isinstance(record, (tuple, Mapping))
 
 
 def _slots(container: Any) -> list[tuple[Any, Any]]:
-    return list(enumerate(container) if isinstance(container, list) else container.items())
+    if isinstance(container, list):
+        return list(enumerate(container))
+    if isinstance(container, Mapping):
+        return list(container.items())
+    return [(f.name, getattr(container, f.name)) for f in fields(container) if hasattr(container, f.name)]
 
 
 class Crossing:
     """One call of a module whose tensors are recast on their way in and on their way out.
 
-    Lists and dicts that are arguments stay the caller's own, for a module may write to them: while it runs, their
-    tensors are replaced by recast ones, and put back at the end. What the module wrote is recast as outputs are.
-    Everything else that holds tensors is made anew.
+    Lists, dicts and dataclasses that are arguments stay the caller's own, for a module may write to them: while it
+    runs, their tensors are replaced by recast ones, and put back at the end. What the module wrote is recast as
+    outputs are. Everything else that holds tensors is made anew.
     """
 
     def __init__(self) -> None:
@@ -105,7 +145,8 @@ class Crossing:
 
         args = inward(args, False)
         named = {k: v if k.endswith("mask") else inward(v, False) for k, v in kwargs.items()}
-        self._own, self._inner = own, inner  # only now, when no cast can fail, are the containers touched
+        # Only now, when no cast can fail, are the containers touched.
+        self._own, self._inner = own, inner
         for container, slots in own:
             _filled(container, [(key, new) for key, (new, old) in slots.items() if not _same(new, old)])
         return args, named

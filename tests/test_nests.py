@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict, UserDict, defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from low import is_low, same
-from lptensor import BF16, E4M3, LPTensor, convert, lower
+from lptensor import BF16, E4M3, LPTensor, convert, lower, round as lp_round
 from lptensor.operands import Gemm
 
 
@@ -141,6 +142,50 @@ class Named(NamedTuple):
     n: int
 
 
+@dataclass
+class State:
+    x: Any
+    n: int = 2
+    more: list[Any] = field(default_factory=list, init=False)
+
+    def __getitem__(self, _: int) -> Any:
+        return self.x
+
+
+@dataclass(frozen=True)
+class Frozen:
+    x: Any
+
+    def __getitem__(self, _: int) -> Any:
+        return self.x
+
+
+@dataclass(frozen=True, slots=True)
+class Slotted(Frozen):
+    y: Any = None
+
+
+@dataclass
+class Output(OrderedDict[Any, Any]):
+    """As the outputs of Hugging Face: a dict of the fields that are not None, which follow it."""
+
+    x: Any = None
+    y: Any = None
+
+    def __post_init__(self) -> None:
+        super().__setitem__("x", self.x)
+
+    def __getitem__(self, key: Any) -> Any:
+        return list(self.values())[key] if isinstance(key, int) else super().__getitem__(key)
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        super().__setitem__(key, value)
+        super().__setattr__(key, value)
+
+    def __delitem__(self, key: str) -> None:
+        raise KeyError(key)
+
+
 class Noted(list[Any]):
     note = "none"
 
@@ -158,7 +203,12 @@ MAKE: dict[str, Callable[[Tensor], Any]] = {
     "a subclass of list": noted,
     "namedtuple": lambda x: Named(x, 2),
     "an immutable mapping": lambda x: MappingProxyType({0: x}),
+    "a dataclass": State,
+    "a frozen dataclass": Frozen,
+    "a dataclass with slots": Slotted,
+    "a dataclass of a dict": Output,
 }
+FROZEN = ("namedtuple", "an immutable mapping", "a frozen dataclass", "a dataclass with slots")
 
 
 @pytest.mark.parametrize("name", MAKE)
@@ -171,8 +221,41 @@ def test_containers_keep_their_class_and_what_else_they_know(name: str, made: An
     given = MAKE[name](X)
     fresh, back = made(body)(X, given)
     assert type(fresh) is type(back) is type(given) and type(fresh[0]) is type(back[0]) is Tensor
-    assert given[0] is X and (back is given or name in ("namedtuple", "an immutable mapping"))
+    assert given[0] is X and (back is given or name in FROZEN)
     assert getattr(fresh, "default_factory", list) is list and getattr(fresh, "note", "mine") == "mine"
+
+
+@pytest.mark.parametrize("make", [State, Frozen, Slotted, Output])
+def test_lowered_outputs_are_rounded_in_the_fields_of_dataclasses(make: Any) -> None:
+    layer = lower(Runs(lambda y: make([y])), [Runs], E4M3, forward_rounding="nearest")
+    plain, low = Runs.forward(layer, X), layer(X)
+    assert type(low) is make and low is not plain and torch.equal(low.x[0], lp_round(plain.x[0], E4M3))
+
+
+def test_what_a_module_writes_to_a_dataclass_is_recast() -> None:
+    def body(y: Tensor, state: State) -> State:
+        state.more.append(y)
+        state.x = state.x, y
+        return state
+
+    state = State(X)
+    assert bounded(body)(X, state) is state and state.n == 2
+    assert state.x[0] is X and type(state.x[1]) is type(state.more[0]) is Tensor and state.more[0] is state.x[1]
+
+
+def test_a_dataclass_that_cannot_be_copied_is_refused_by_name() -> None:
+    @dataclass(frozen=True)
+    class Locked:
+        x: Tensor
+
+        def __copy__(self) -> Any:
+            raise TypeError("there is one of me")
+
+    with pytest.raises(TypeError, match="a Locked other tensors.*one of me.*use a tuple"):
+        bounded(Locked)(X)
+    with pytest.raises(TypeError, match="a Locked other tensors"):
+        lower(Runs(Locked), [Runs], E4M3)(X)
+    assert bounded(lambda y, locked: locked)(X, Locked(torch.arange(2))).x.tolist() == [0, 1]
 
 
 def test_convert_keeps_the_class_of_a_nest_and_hands_out_a_new_one() -> None:
