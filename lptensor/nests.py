@@ -112,7 +112,8 @@ class Crossing:
 
     Lists, dicts and dataclasses that are arguments stay the caller's own, for a module may write to them: while it
     runs, their tensors are replaced by recast ones, and put back at the end. What the module wrote is recast as
-    outputs are. Everything else that holds tensors is made anew.
+    outputs are; what it writes into such a tensor is copied to the caller's, but for inference mode and compiled code,
+    where nothing tells of it. Everything else that holds tensors is made anew.
     """
 
     def __init__(self) -> None:
@@ -120,12 +121,14 @@ class Crossing:
         # same of what stands in tuples there. Compared by identity: torch.compile knows no id() of a tensor.
         self._own: list[tuple[Any, dict[Any, tuple[Any, Any]]]] = []
         self._inner: list[tuple[Any, Any]] = []
+        self._versions: list[tuple[Tensor, Tensor, int]] = []  # tensors among both, and how often they were written to
         self._written: list[tuple[Tensor, Any]] = []  # and recast: what is an output too is the same there
 
     def enter(self, args: Any, kwargs: dict[str, Any], cast: Cast) -> tuple[Any, dict[str, Any]]:
         """The arguments as the module gets them; those called ``*mask`` as they are."""
         own: list[tuple[Any, dict[Any, tuple[Any, Any]]]] = []
         inner: list[tuple[Any, Any]] = []
+        versions: list[tuple[Tensor, Tensor, int]] = []
 
         def inward(x: Any, held: bool) -> Any:
             if isinstance(x, Tensor):
@@ -141,12 +144,14 @@ class Crossing:
                 new = remade(x, lambda item: inward(item, held))
             if held and not _same(new, x):
                 inner.append((new, x))
+                if isinstance(x, Tensor) and not torch.compiler.is_compiling() and not new.is_inference():
+                    versions.append((new, x, new._version))
             return new
 
         args = inward(args, False)
         named = {k: v if k.endswith("mask") else inward(v, False) for k, v in kwargs.items()}
         # Only now, when no cast can fail, are the containers touched.
-        self._own, self._inner = own, inner
+        self._own, self._inner, self._versions = own, inner, versions
         for container, slots in own:
             _filled(container, [(key, new) for key, (new, old) in slots.items() if not _same(new, old)])
         return args, named
@@ -156,6 +161,9 @@ class Crossing:
         for container, slots in self._own:  # first of all, for a cast may fail
             back = [(key, *slots[key], value) for key, value in _slots(container) if key in slots]
             _filled(container, [(k, old) for k, new, old, v in back if _same(v, new) and not _same(new, old)])
+        for new, old, version in self._versions:
+            if new._version != version:
+                old.copy_(cast(new))
         for container, slots in self._own:
             written = [(k, v) for k, v in _slots(container) if k not in slots or not _same(v, slots[k][1])]
             recast = [(key, value, self._outward(value, cast, True)) for key, value in written]

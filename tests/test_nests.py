@@ -123,6 +123,21 @@ def test_plain_operands_of_the_caller_stay_plain() -> None:
 
 
 @BOTH
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad])
+def test_what_is_written_in_place_into_a_tensor_in_a_container_reaches_the_caller(made: Any, mode: Any) -> None:
+    def body(y: Tensor, cache: dict[str, Any], state: State) -> Tensor:
+        cache["kv"][0][:2] = y
+        state.x.add_(1)
+        return y
+
+    keys, values, x = torch.full((4, 4), 0.3), torch.full((4, 4), 0.3), torch.ones(3)
+    with mode():
+        y = made(body)(X, {"kv": (keys, values)}, State(x))
+    assert torch.equal(keys[:2], y) and x.tolist() == [2.0, 2.0, 2.0]
+    assert torch.equal(values, torch.full((4, 4), 0.3)) and type(keys) is Tensor
+
+
+@BOTH
 def test_a_container_that_is_given_twice_or_holds_itself_is_one(made: Any) -> None:
     seen: list[Any] = []
     outs: list[Any] = [torch.rand(3)]
