@@ -51,8 +51,48 @@ class Pair(NamedTuple):
 X = torch.tensor([[1.0, 2.0, -1.0, 0.5]])
 
 
-def distance(target: Tensor) -> Any:
-    return lambda model: mse_loss(model(X), target)
+def distance(target: Tensor, x: Tensor = X) -> Any:
+    return lambda model: mse_loss(model(x), target)
+
+
+class ClassToken(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.token, self.place = nn.Parameter(torch.rand(1, 1, 4)), nn.Parameter(torch.rand(1, 4, 4))
+        self.block = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.cat([self.token.expand(len(x), 1, 4), x], 1) + self.place
+        y: Tensor = self.block(h, h, h)[0]
+        return y
+
+
+class Own(nn.Module):
+    """Parameters beside a child, twice."""
+
+    def __init__(self, child: nn.Module) -> None:
+        super().__init__()
+        self.child, self.scale, self.shift = child, nn.Parameter(torch.rand(4)), nn.Parameter(torch.rand(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.child(x) * self.scale + self.shift
+        return y
+
+
+def normed(bias: bool) -> nn.Module:
+    return nn.utils.parametrizations.weight_norm(nn.Linear(4, 4, bias=bias))
+
+
+PARTS: dict[str, Any] = {  # models, and the rules of a point
+    "class token": lambda: (ClassToken(), ["token", "place", "block"]),
+    "weight norm": lambda: (nn.Sequential(normed(True), normed(False)), ["0", "1"]),
+    "a model of one layer": lambda: (normed(True), [""]),
+    "parameters at two heights": lambda: (
+        Own(Own(nn.Linear(4, 4))),
+        [*OWN, *(f"child.{n}" for n in OWN), "child.child"],
+    ),
+}
+OWN = ["scale", "shift"]
 
 
 class TestSensitivity:
@@ -205,6 +245,26 @@ class TestFormatSearch:
         units = 1 if layers else 2
         assert len(front.tried) == 2**units and front.tried[-1]["bits"] == 4.0  # each weight is counted once
         assert {row["narrowed"] for row in front.tried} <= {*range(units + 1)}
+
+    @pytest.mark.parametrize("name", PARTS)
+    def test_every_parameter_has_its_part(self, name: str) -> None:
+        """Also those beside children, and those that a parametrization moves away."""
+        model, groups = PARTS[name]()
+        x = torch.linspace(-1, 1, 24).reshape(2, 3, 4)
+        loss = distance(model(x).detach(), x)
+        front = format_search(model, loss, [BF16, E4M3])
+        assert [sorted(row["rules"]) for row in front.tried] == [sorted(groups)] * len(front.tried)
+        assert front.tried[0]["bits"] == 16.0 and front[0]["bits"] == 8.0 and front.tried[0]["loss"] > 0
+        for row in front.tried:
+            low = convert(copy.deepcopy(model), row["rules"])
+            kept = [p.numel() * p.format.bits for p in low.parameters()]  # an AttributeError if one is plain
+            assert row["bits"] == sum(kept) / sum(p.numel() for p in low.parameters())
+            assert loss(low).item() == row["loss"]
+
+    def test_a_parameter_may_be_a_layer(self) -> None:
+        model = ClassToken()
+        front = format_search(model, lambda m: m(torch.ones(2, 3, 4)).sum().item(), [BF16, E2M1], ["token", "block"])
+        assert {tuple(row["rules"]) for row in front.tried} == {("token", "block")} and len(front.tried) == 4
 
     def test_a_model_may_be_one_layer(self) -> None:
         model = nn.Linear(1, 1, bias=False)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from lptensor.convert import convert
 from lptensor.extra import need
@@ -17,7 +18,7 @@ from lptensor.study.format_table import name_of
 from lptensor.study.palette import BLUE, ORANGE
 from lptensor.study.progress import track
 from lptensor.study.rows import Rows
-from lptensor.study.sensitivity import kept, leaves
+from lptensor.study.sensitivity import kept, layers_in
 from lptensor.study.sqnr import bits_per_value
 
 
@@ -68,7 +69,11 @@ def format_search(
         model: plain; it is copied for every run, and left as it is.
         loss: from a converted model to a number that is better when smaller. Its inputs may be plain.
         formats: at least two.
-        layers: paths of the modules to assign; by default all leaf modules that have parameters.
+        layers: paths of the modules or parameters to assign; what is at none of them stays in fp32, and
+            does not count in bits. By default every parameter has its part: layers are the leaf modules,
+            attention and parametrized modules (``weight_norm``) as a whole, and of other modules the
+            parameters that stand beside children (class tokens), those of one module in one format, in
+            which the ops they take part in then compute.
 
     Raises:
         TypeError: no module. ValueError: fewer than two formats, no layers, a path that is none.
@@ -86,11 +91,11 @@ def format_search(
         raise ValueError(f"a search takes at least two formats, got {list(named)}")
     if not isinstance(model, nn.Module):
         raise TypeError(f"format_search takes a torch.nn.Module, got {type(model).__name__}")
-    modules = dict(model.named_modules())
-    paths = list(layers) if layers is not None else [p for p, m in leaves(model).items() if _weights(m)]
-    if not paths or not set(paths) <= set(modules):
-        raise ValueError(f"layers must be paths of modules with parameters, got {paths}; there are {list(modules)}")
-    search = _Search(model, loss, named, _together(model, paths))
+    places = [*dict(model.named_modules()), *dict(model.named_parameters(remove_duplicate=False))]
+    groups = _all(model) if layers is None else [[path] for path in layers]
+    if not groups or not {path for group in groups for path in group} <= set(places):
+        raise ValueError(f"layers must be paths of modules with parameters, got {groups}; there are {places}")
+    search = _Search(model, loss, named, _together(model, groups))
     paths = list(search.layers)
     wide = dict.fromkeys(paths, order[0])
     with kept(model):
@@ -135,22 +140,45 @@ class _Layer(NamedTuple):
     weights: list[Tensor]  # each once
 
 
-def _together(model: nn.Module, paths: list[str]) -> dict[str, _Layer]:
-    """The layers at ``paths``, by the first path of those that share parameters."""
+def _all(model: nn.Module) -> list[list[str]]:
+    """The paths that rules must name for every parameter, those in a list in one format.
+
+    A rule for a module holds for all below it. Where that would be too much, the rules name its own parameters.
+    """
+    whole = [p for p, m in model.named_modules() if isinstance(m, nn.MultiheadAttention) or is_parametrized(m)]
+    groups: dict[str, list[str]] = {}
+    for path, module in layers_in(model).items():
+        above = next((p for p in whole if _at(p, path)), None)
+        own = [f"{path}.{name}" if path else name for name, p in module.named_parameters(recurse=False)]
+        if any(p.is_floating_point() for p in module.parameters(recurse=False)):
+            leaf = not any(True for _ in module.children())
+            groups[path if above is None else above] = [above] if above is not None else [path] if leaf else own
+    return list(groups.values())
+
+
+def _at(path: str, name: str) -> bool:
+    """Whether ``name`` is at a path, or below it."""
+    return not path or name == path or name.startswith(f"{path}.")
+
+
+def _together(model: nn.Module, groups: list[list[str]]) -> dict[str, _Layer]:
+    """The layers at the paths of each group, by the first path of those that share parameters."""
     named = [(n, p) for n, p in model.named_parameters(remove_duplicate=False) if p.is_floating_point()]
-    homes = {n: next((path for path in paths if not path or n.startswith(f"{path}.")), n) for n, _ in named}
-    held: dict[str, dict[int, Tensor]] = {path: {} for path in paths}
+    first = {path: group[0] for group in groups for path in group}
+    homes = {n: next((first[path] for path in first if _at(path, n)), n) for n, _ in named}
+    held: dict[str, dict[int, Tensor]] = {group[0]: {} for group in groups}
     for name, p in named:
         held.setdefault(homes[name], {})[id(p)] = p
     layers: dict[str, _Layer] = {}
-    for path in paths:
+    for path in dict.fromkeys(first.values()):
         if any(path in layer.paths for layer in layers.values()):
             continue
         members, weights = [path], dict(held[path])
         while more := [q for q in held if q not in members and not weights.keys().isdisjoint(held[q])]:
             members += more
             weights |= {i: p for q in more for i, p in held[q].items()}
-        layers[path] = _Layer(members, list(weights.values()))
+        everywhere = [p for member in members for p in ([q for q in first if first[q] == member] or [member])]
+        layers[path] = _Layer(everywhere, list(weights.values()))
     return layers
 
 
@@ -185,10 +213,6 @@ class _Search:
             self.known[key] = row
             self.rows.append(row)
         return self.known[key]
-
-
-def _weights(module: nn.Module) -> list[Tensor]:
-    return [p for p in module.parameters() if p.is_floating_point()]
 
 
 def _front(rows: list[dict[str, Any]]) -> Front:

@@ -70,11 +70,7 @@ def sensitivity(
     named = given if isinstance(given, Mapping) else {name_of(format): format for format in given}
     for format in named.values():
         check_roundable(torch.empty(0, dtype=torch.float32), format)
-    layers = {
-        path: module
-        for path, module in model.named_modules()
-        if not any(True for _ in module.children()) or any(True for _ in module.parameters(recurse=False))
-    }
+    layers = layers_in(model)
     groups = {path: {path: layer} for path, layer in layers.items()} if per == "layer" else {"": layers}
     with kept(model):
         with _called(layers) as called:
@@ -102,9 +98,13 @@ def _badness(row: dict[str, Any]) -> tuple[float, float]:
     return -torch.inf if change != change else -change, -torch.inf if cosine != cosine else cosine
 
 
-def leaves(model: nn.Module) -> dict[str, nn.Module]:
-    """The modules that are made of no others, by path; one that appears twice, once."""
-    return {path: module for path, module in model.named_modules() if not any(True for _ in module.children())}
+def layers_in(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules made of no others, and those with parameters of their own beside others, by path, each once."""
+    return {
+        path: module
+        for path, module in model.named_modules()
+        if not any(True for _ in module.children()) or any(True for _ in module.parameters(recurse=False))
+    }
 
 
 @contextmanager
