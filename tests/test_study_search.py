@@ -298,6 +298,25 @@ def test_a_search_takes_a_module() -> None:
         format_search(3, lambda m: 0.0, [BF16, E2M1])  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("value", "error", "says"),
+    [
+        (torch.ones(2), ValueError, r"shape \(2,\); take its .mean\(\)"),
+        (None, TypeError, "one number, got None"),
+        ("low", TypeError, "one number, got 'low'"),
+    ],
+)
+def test_a_loss_that_is_no_number_is_refused(value: Any, error: Any, says: str) -> None:
+    model = Planted()
+    for study, name in (
+        (lambda loss: sensitivity(model, loss, BF16), "loss"),
+        (lambda loss: format_search(model, loss, [BF16, E4M3]), "loss"),
+        (lambda loss: bisect(lambda: loss(model)), "run"),
+    ):
+        with pytest.raises(error, match=f"^{name} must return.*{says}"):
+            study(lambda _: value)
+
+
 class TestBisect:
     def test_finds_the_op_that_loses_everything(self) -> None:
         def run() -> Tensor:

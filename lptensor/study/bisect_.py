@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lptensor import _compat, direction, observe
 from lptensor.extra import need
+from lptensor.study.losses import number_of
 from lptensor.study.palette import BLACK, BLUE, VERMILLION
 from lptensor.study.places import Places
 from lptensor.study.progress import counting
@@ -61,7 +62,8 @@ def bisect(
         progress: count the runs, on a terminal.
 
     Raises:
-        ValueError: an unknown ``by``, no model where it is needed, or undoing everything does not help.
+        ValueError: an unknown ``by``, no model where it is needed, a loss of several numbers, or undoing everything
+            does not help. TypeError: a loss that is no number.
 
     >>> from lptensor import BF16
     >>> def run():
@@ -144,7 +146,7 @@ class _Search:
                 stack.enter_context(undo)
                 result = self.run()
             self.done()
-            value = float(result.detach().double().item() if isinstance(result, Tensor) else result)
+            value = number_of(result, "run")
             self.known[undone] = math.inf if math.isnan(value) else value
             count = len(self.seen) if undone is None else len(undone)
             self.rows.append(

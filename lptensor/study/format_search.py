@@ -15,6 +15,7 @@ from lptensor.convert import convert
 from lptensor.extra import need
 from lptensor.formats import Format
 from lptensor.study.format_table import name_of
+from lptensor.study.losses import number_of
 from lptensor.study.palette import BLUE, ORANGE
 from lptensor.study.progress import track
 from lptensor.study.rows import Rows
@@ -76,7 +77,8 @@ def format_search(
             which the ops they take part in then compute.
 
     Raises:
-        TypeError: no module. ValueError: fewer than two formats, no layers, a path that is none.
+        TypeError: no module, a loss that is no number. ValueError: fewer than two formats, no layers, a path
+            that is none, a loss of several numbers.
 
     >>> from lptensor import BF16, E2M1
     >>> model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False))
@@ -205,7 +207,7 @@ class _Search:
             count = sum(p.numel() for layer in self.layers.values() for p in layer.weights)
             row = {
                 "bits": sum(self.bits(path, name) for path, name in names.items()) / count,
-                "loss": float(value.detach() if isinstance(value, Tensor) else value),
+                "loss": number_of(value, "loss"),
                 "narrowed": narrowed,
                 "formats": everywhere,
                 "rules": rules,

@@ -17,6 +17,7 @@ from lptensor.quantizer import quantizer
 from lptensor.rounding import Mode, Rounding, as_rounding
 from lptensor.study.format_table import name_of
 from lptensor.study.layer_map import plot_layer_map
+from lptensor.study.losses import number_of
 from lptensor.study.progress import track
 from lptensor.study.rows import Rows
 
@@ -51,8 +52,9 @@ def sensitivity(
         per: "layer", or "role": all layers at once.
 
     Raises:
-        ValueError: an unknown role or ``per``, a loss of several numbers. TypeError: something that is no format,
-            parameters in a dtype that is not rounded, an output of a class that torch cannot look into.
+        ValueError: an unknown role or ``per``, a loss of several numbers. TypeError: something that is no
+            format, a loss that is no number, parameters in a dtype that is not rounded, an output of a
+            class that torch cannot look into.
 
     >>> from lptensor import E2M1
     >>> model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False))
@@ -132,8 +134,7 @@ def _measure(model: nn.Module, loss: Callable[[nn.Module], Tensor]) -> tuple[flo
     buffers = [b.detach().clone() for b in model.buffers()]
     value = loss(model)
     gradient = None
-    if isinstance(value, Tensor) and value.numel() != 1:
-        raise ValueError(f"loss must return one number, got a tensor of shape {tuple(value.shape)}; take its .mean()")
+    number = number_of(value, "loss")
     if isinstance(value, Tensor) and value.requires_grad:
         value.backward()
         parts = [p.grad.detach().flatten().double() for p in model.parameters() if p.grad is not None]
@@ -143,7 +144,7 @@ def _measure(model: nn.Module, loss: Callable[[nn.Module], Tensor]) -> tuple[flo
     with torch.no_grad():
         for b, before in zip(model.buffers(), buffers, strict=True):
             b.copy_(before)
-    return float(value.detach() if isinstance(value, Tensor) else value), gradient
+    return number, gradient
 
 
 def _parameters(layers: Mapping[str, nn.Module]) -> int:
