@@ -394,6 +394,13 @@ class TestUpdateStagnation:
         with pytest.raises(TypeError, match="int"):
             update_stagnation(3, BF16)  # type: ignore[arg-type]
 
+    @pytest.mark.parametrize("wrap", [lambda optimizer: optimizer, lambda o: OptimLP(o, weight_quant=BF16)])
+    def test_an_optimizer_that_needs_a_closure_is_refused_by_name(self, wrap: Any) -> None:
+        w = nn.Parameter(torch.ones(2))
+        w.grad = torch.ones(2)
+        with pytest.raises(TypeError, match="LBFGS needs a closure.*such as SGD"):
+            update_stagnation(wrap(torch.optim.LBFGS([w])), BF16)
+
     def test_the_picture_has_the_rows(self) -> None:
         _, _, optimizer = self.model()
         rows = update_stagnation(optimizer, BF16)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -38,9 +39,10 @@ def update_stagnation(optimizer: Optimizer, format: Format, rounding: Rounding |
 
     Args:
         optimizer: of plain fp32 parameters, or of LPTensors: then the step is that of their own values.
+            Not one that needs a closure (LBFGS), and so computes gradients within its step.
 
     Raises:
-        TypeError: no optimizer. ValueError: no parameter has a gradient.
+        TypeError: no optimizer, or one that needs a closure. ValueError: no parameter has a gradient.
 
     >>> from lptensor import BF16
     >>> w = torch.nn.Parameter(torch.tensor([1.0, 2.0**-4]))
@@ -52,6 +54,7 @@ def update_stagnation(optimizer: Optimizer, format: Format, rounding: Rounding |
     """
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"update_stagnation takes a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    _check_closure(optimizer)
     named = {
         f"{i}.{j}": p
         for i, group in enumerate(optimizer.param_groups)
@@ -64,6 +67,17 @@ def update_stagnation(optimizer: Optimizer, format: Format, rounding: Rounding |
         before, after = _step(optimizer, list(named.values()))
         found = zip(named.items(), before, after, strict=True)
         return Rows([_row(name, p, a, b, format, rounding) for (name, p), a, b in found], plot_stagnation)
+
+
+def _check_closure(optimizer: Optimizer) -> None:
+    while isinstance(inner := getattr(optimizer, "optim", None), Optimizer):  # a wrapper, such as OptimLP
+        optimizer = inner
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise TypeError(
+            f"update_stagnation takes a step with the gradients there are, and {type(optimizer).__name__} needs a "
+            "closure to compute its own; give an optimizer that needs none, such as SGD of the same parameters"
+        )
 
 
 def _step(optimizer: Optimizer, parameters: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
