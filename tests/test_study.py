@@ -43,7 +43,14 @@ from lptensor.formats import (
 )
 from lptensor.p3109 import P3109
 from lptensor.posits import Posit
-from lptensor.study import bit_layout, format_table, number_line, plot_bit_layout, plot_number_line
+from lptensor.study import (
+    bit_layout,
+    exponent_histogram,
+    format_table,
+    number_line,
+    plot_bit_layout,
+    plot_number_line,
+)
 from lptensor.study.format_table import count_values, element_of, named_formats
 from lptensor.study.formats_page import page
 from oracles import posit
@@ -364,3 +371,9 @@ class TestPlots:
         monkeypatch.setitem(sys.modules, "matplotlib", None)
         with pytest.raises(MissingExtra, match=r"pip install 'lptensor\[train\]'"):
             plot(number_line(E2M1) if plot is plot_number_line else bit_layout(E2M1))
+
+
+def test_the_most_negative_value_is_no_overflow() -> None:
+    """Of two's complement, which lies a binade above the largest."""
+    found = exponent_histogram(torch.tensor([-128.0, -256.0, 127.0]), INT8)
+    assert {row["binade"]: row["region"] for row in found} == {6: "normal", 7: "normal", 8: "overflow"}

@@ -25,8 +25,8 @@ REGIONS = ("underflow", "subnormal", "normal", "overflow")
 class Histogram(Rows):
     """Rows of a histogram of exponents: binade (floor(log2 |x|)), count, share (of all values), region.
 
-    The region is where the format has the values of that binade: "underflow" below the smallest
-    positive value, "subnormal", "normal", or "overflow" above the largest; "value" in formats that
+    The region is where the format has values of that binade, of either sign: "underflow" below the
+    smallest, "subnormal", "normal", or "overflow" above the largest; "value" in formats that
     move their range from block to block. ``zeros`` counts zeros, NaN and infinities, which have none.
     """
 
@@ -75,8 +75,9 @@ def _ends(format: Format) -> tuple[int, int, float] | None:
         return None
     (row,) = format_table([format])
     lowest, normal = row["smallest_subnormal"], row["smallest_normal"] or row["smallest_subnormal"]
-    low, tiny, high = (math.frexp(v)[1] - 1 for v in (lowest, normal, row["max"]))
-    return low, tiny, math.inf if math.isinf(row["max"]) else high
+    largest = max(row["max"], -row["min"])  # in two's complement a negative value
+    low, tiny, high = (math.frexp(v)[1] - 1 for v in (lowest, normal, largest))
+    return low, tiny, math.inf if math.isinf(largest) else high
 
 
 def _region(binade: int, ends: tuple[int, int, float] | None) -> str:
