@@ -50,6 +50,7 @@ from lptensor.study import (
     number_line,
     plot_bit_layout,
     plot_number_line,
+    relative_error,
 )
 from lptensor.study.format_table import count_values, element_of, named_formats
 from lptensor.study.formats_page import page
@@ -371,6 +372,31 @@ class TestPlots:
         monkeypatch.setitem(sys.modules, "matplotlib", None)
         with pytest.raises(MissingExtra, match=r"pip install 'lptensor\[train\]'"):
             plot(number_line(E2M1) if plot is plot_number_line else bit_layout(E2M1))
+
+
+@pytest.mark.parametrize("values", [[-1.0, -0.5], [-1.0, 0.0], [0.0]])
+def test_a_codebook_without_positive_values_has_rows_and_pictures(values: list[float]) -> None:
+    format = Codebook(values)
+    rows = format_table([format])
+    assert [rows[0][key] for key in ("smallest_subnormal", "binades", "decibels")] == [None] * 3
+    rows.plot(need("matplotlib.figure").Figure().subplots())
+    line = number_line(format)
+    assert [row["value"] for row in line] == values
+    assert [row["beyond"] for row in line] == ["saturate"] * len(values)
+    line.plot(need("matplotlib.figure").Figure().subplots())
+    found = exponent_histogram(torch.tensor([-4.0, -1.0, -0.125]), format)
+    middle = "overflow normal underflow".split() if values[0] else ["underflow"] * 3
+    assert [row["region"] for row in reversed(found)] == middle
+    found.plot(need("matplotlib.figure").Figure().subplots())
+
+
+def test_the_range_of_a_codebook_of_negative_values_is_negative() -> None:
+    rows = relative_error(Codebook([-1.0, -0.5]))
+    assert rows[0]["x"] == -0.125 and rows[-1]["x"] == -4.0
+    assert {row["region"] for row in rows} == {"normal", "overflow"}
+    rows.plot(need("matplotlib.figure").Figure().subplots())
+    with pytest.raises(ValueError, match="no value but zero"):
+        relative_error(Codebook([0.0]))
 
 
 def test_the_most_negative_value_is_no_overflow() -> None:

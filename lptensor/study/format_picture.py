@@ -96,8 +96,9 @@ def _line_rows(format: Format) -> list[Row]:
         ]
     rows = number_line(format)
     even = len({row["gap"] for row in rows[:-1]}) == 1
-    lines = [(_LINE, _line(rows, "all values"))] if limits["binades"] <= _LINEAR_BINADES else []
-    if not even and (element.bits > 4 or limits["binades"] > _FEW_BINADES):
+    wide = limits["binades"] or 0.0
+    lines = [(_LINE, _line(rows, "all values"))] if wide <= _LINEAR_BINADES else []
+    if limits["max"] > 0 and not even and (element.bits > 4 or wide > _FEW_BINADES):
         lines.append((_LINE, _line(rows, "positive values, log2 axis", log=True)))
     return lines
 

@@ -142,7 +142,7 @@ def _of_values(format: Any) -> dict[str, Any]:
     """Of a codebook or posit, whose values are what it tells of itself."""
     smallest, eps = _smallest_and_eps(format)
     one_zero = "no -0" if format.min < 0 else ">= 0"
-    ratio = format.max / smallest
+    ratio = None if smallest is None else format.max / smallest
     count = len(format.values()) if isinstance(format, TableFormat) else 2**format.bits - 1  # all but NaR
     return {
         "bits": format.bits,
@@ -156,14 +156,14 @@ def _of_values(format: Any) -> dict[str, Any]:
         "eps": eps,
         "codes": 2**format.bits,
         "values": count,
-        "binades": math.log2(ratio),
-        "decibels": 20 * math.log10(ratio),
+        "binades": None if ratio is None else math.log2(ratio),
+        "decibels": None if ratio is None else 20 * math.log10(ratio),
         "specials": one_zero if isinstance(format, TableFormat) else f"NaN, {one_zero}",
         "overflow": "saturate",
     }
 
 
-def _smallest_and_eps(format: Any) -> tuple[float, float | None]:
+def _smallest_and_eps(format: Any) -> tuple[float | None, float | None]:
     if isinstance(format, posits.Posit):
         one = 2 ** (format.nbits - 2)  # the code of 1.0; the next code is the next value
         if format.nbits == 2:  # -1, 0 and 1
@@ -171,8 +171,21 @@ def _smallest_and_eps(format: Any) -> tuple[float, float | None]:
         return 1 / format.max, format.values_of(torch.tensor(one + 1)).item() - 1
     values = format.values()
     above = values[values > 1].tolist()
-    smallest: float = values[values > 0][0].item()
-    return smallest, above[0] - 1 if above and 1.0 in values.tolist() else None
+    positive = values[values > 0].tolist()
+    return min(positive, default=None), above[0] - 1 if above and 1.0 in values.tolist() else None
+
+
+def smallest_magnitude(format: Format) -> float:
+    """The smallest |value| that is not zero, infinite if there is none.
+
+    >>> smallest_magnitude(scalars.E4M3) == 2.0**-9, smallest_magnitude(codebooks.Codebook([-1.0, -0.5]))
+    (True, 0.5)
+    """
+    (row,) = format_table([format])
+    if row["smallest_subnormal"] is not None:
+        return float(row["smallest_subnormal"])
+    codebook: Any = element_of(format)
+    return float(min((abs(value) for value in codebook.values().tolist() if value), default=math.inf))
 
 
 def count_values(format: ScalarFormat) -> int:

@@ -14,7 +14,7 @@ from lptensor.extra import need
 from lptensor.formats import Format
 from lptensor.ops import check_roundable, round as round_to
 from lptensor.study.census import Census
-from lptensor.study.format_table import format_table
+from lptensor.study.format_table import format_table, smallest_magnitude
 from lptensor.study.palette import BLACK, BLUE, GREEN, VERMILLION
 from lptensor.study.places import values_of
 from lptensor.study.rows import Rows
@@ -69,18 +69,19 @@ def exponent_histogram(x: Tensor, format: Format) -> Histogram:
     return Histogram(census)
 
 
-def _ends(format: Format) -> tuple[int, int, float] | None:
-    """The lowest binade of all values, that of the smallest normal, and the highest, infinite if there is none."""
+def _ends(format: Format) -> tuple[float, float, float] | None:
+    """The binades of the smallest value, the smallest normal and the largest, of either sign; infinite for none."""
     if isinstance(format, BlockFormat):
         return None
     (row,) = format_table([format])
-    lowest, normal = row["smallest_subnormal"], row["smallest_normal"] or row["smallest_subnormal"]
-    largest = max(row["max"], -row["min"])  # in two's complement a negative value
-    low, tiny, high = (math.frexp(v)[1] - 1 for v in (lowest, normal, largest))
+    lowest, largest = smallest_magnitude(format), max(row["max"], -row["min"])
+    if math.isinf(lowest):  # nothing but zero
+        return math.inf, math.inf, math.inf
+    low, tiny, high = (math.frexp(v)[1] - 1 for v in (lowest, row["smallest_normal"] or lowest, largest))
     return low, tiny, math.inf if math.isinf(largest) else high
 
 
-def _region(binade: int, ends: tuple[int, int, float] | None) -> str:
+def _region(binade: int, ends: tuple[float, float, float] | None) -> str:
     if ends is None:
         return "value"
     low, tiny, high = ends

@@ -55,7 +55,8 @@ def number_line(format: Format, lo: float | None = None, hi: float | None = None
     else:
         values = _between(element, lo, hi, limits["smallest_subnormal"])
     codes, numbers = encode(values, element).long() & (1 << element.bits) - 1, values.tolist()
-    ends = {limits["max"], min(limits["min"], -limits["smallest_subnormal"])}  # without a sign there is one end
+    # Without a sign there is one end; but values may all be negative.
+    ends = {limits["max"], min(limits["min"], -(limits["smallest_subnormal"] or 0.0))}
     found = [
         {
             "code": code,

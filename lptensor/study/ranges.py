@@ -25,6 +25,8 @@ def plot_ranges(rows: Sequence[dict[str, Any]], ax: Any = None) -> Any:
     """
     ax = need("matplotlib.pyplot").gca() if ax is None else ax
     for i, row in enumerate(rows):
+        if row["smallest_subnormal"] is None:  # a codebook without positive values
+            continue
         low = math.log2(row["smallest_subnormal"])
         # Without a limit values go as far as fp32's; FixedPoint(1, fl) has none above zero.
         high = math.log2(max(min(row["max"], 2.0**128), row["smallest_subnormal"]))

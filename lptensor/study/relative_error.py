@@ -15,7 +15,7 @@ from lptensor.formats import Format, ScalarFormat
 from lptensor.neighbours import ulp
 from lptensor.ops import round as round_to
 from lptensor.rounding import Mode, Rounding
-from lptensor.study.format_table import format_table
+from lptensor.study.format_table import format_table, smallest_magnitude
 from lptensor.study.palette import BLUE, GREEN, VERMILLION
 from lptensor.study.places import values_of
 from lptensor.study.rows import Rows
@@ -35,10 +35,12 @@ def relative_error(
 
     Args:
         x: float64 (or float32) numbers; by default ``count`` of them, evenly spaced in log2, from a quarter
-            of the smallest value to four times the largest (without a limit, to what the bits would hold).
+            of the smallest value to four times the largest (without a limit, to what the bits would hold);
+            negative ones if the format has no positive value.
 
     Raises:
         TypeError: no format, or a block format, whose range moves: ask its element.
+        ValueError: no x for a format of nothing but zero.
 
     >>> from lptensor import E4M3
     >>> rows = relative_error(E4M3, torch.tensor([1.0625, 3 * 2.0**-12]))
@@ -51,8 +53,11 @@ def relative_error(
     if x is None:
         most = max(ends["max"], -ends["min"])
         most = 2.0 ** (ends["emax"] + 1) if math.isinf(most) else most
-        low, high = math.log2(ends["smallest_subnormal"]) - 2, math.log2(most) + 2
-        x = torch.linspace(low, high, count, dtype=torch.float64).exp2()
+        smallest = smallest_magnitude(format)
+        if math.isinf(smallest):
+            raise ValueError(f"{format!r} has no value but zero; say at which x=")
+        low, high = math.log2(smallest) - 2, math.log2(most) + 2
+        x = torch.linspace(low, high, count, dtype=torch.float64).exp2() * (1 if ends["max"] > 0 else -1)
     x = values_of(x).flatten().double()
     x = x[(x != 0) & ~x.isnan()]
     y = round_to(x, format, rounding)
@@ -66,7 +71,7 @@ def relative_error(
             "relative": g / abs(a),
             "ulps": u,
             "region": "overflow"
-            if a > ends["max"] or a < min(ends["min"], 0.0)
+            if a > max(ends["max"], 0.0) or a < min(ends["min"], 0.0)
             else "underflow"
             if b == 0
             else "normal"
