@@ -493,6 +493,15 @@ class TestFaults:
             optimizer.step()
         assert torch.equal(model.weight.dequantize(), -round_to(weight - 0.125 * gradient, BF16))  # type: ignore[operator]
 
+    def test_one_object_is_not_entered_within_itself(self) -> None:
+        hit = faults(rate=1.0, bits=[7])
+        for _ in range(2):  # but again afterwards
+            with hit:
+                with pytest.raises(RuntimeError, match="other faults"), hit:
+                    pass
+                assert (torch.ones(2).to_lp(E4M3) * 2).tolist() == [2.0, 2.0] and hit.flips == 4  # type: ignore[attr-defined]
+            assert observe.anyone == 0
+
     def test_low_tensors_stay_low(self) -> None:
         x = torch.ones(3).to_lp(E4M3)  # type: ignore[attr-defined]
         hit = flip_bits(x, rate=1.0, bits=[7])

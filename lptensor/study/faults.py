@@ -73,7 +73,7 @@ class faults(observe.Observer):  # noqa: N801 - reads as a function
 
     Raises:
         ValueError: a rate out of range, an unknown role, path or roles without a model.
-        TypeError: when it is met, a block format.
+        TypeError: when it is met, a block format. RuntimeError: entered within itself.
 
     >>> from lptensor import E4M3
     >>> x = torch.ones(4).to_lp(E4M3)
@@ -101,18 +101,24 @@ class faults(observe.Observer):  # noqa: N801 - reads as a function
         self._rate, self._seed, self._roles, self._path = rate, seed, chosen, path
         self._bits = None if bits is None else tuple(bits)
         self._model = model
+        self._open: ExitStack | None = None
 
     def __enter__(self) -> faults:
+        if self._open is not None:
+            raise RuntimeError("these faults are entered already; make other faults(...) for a context within")
         self.flips = self.words = 0
         self.active = True
         self._generator = torch.Generator().manual_seed(self._seed)
-        self._open = ExitStack()
-        self._places = None if self._model is None else self._open.enter_context(Places(self._model, None))
-        self._open.enter_context(observe.observing(self))
+        with ExitStack() as stack:
+            self._places = None if self._model is None else stack.enter_context(Places(self._model, None))
+            stack.enter_context(observe.observing(self))
+            self._open = stack.pop_all()
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self._open.close()
+        if self._open is not None:
+            self._open.close()
+        self._open = None
 
     def rounded(self, before: Tensor, after: Tensor, format: Any, rounding: Any) -> None:
         """A word was made; hit it."""
