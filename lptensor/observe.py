@@ -78,10 +78,11 @@ class about:  # noqa: N801 - reads as a function
         self._said = what, of
 
     def __enter__(self) -> None:
+        self._before = said()
         _local.said = self._said
 
     def __exit__(self, *_: Any) -> None:
-        _local.said = None
+        _local.said = self._before
 
 
 def saying(what: str, of: Tensor) -> Any:
