@@ -13,7 +13,7 @@ from lptensor.arithmetic import Arithmetic, as_arithmetic
 from lptensor.boundary import Boundary, Materialize, StepByStep, keep_formats_when_loading, unhook
 from lptensor.distributed import refuse_distributed
 from lptensor.formats import Format
-from lptensor.nests import map_nest
+from lptensor.nests import is_container, map_nest
 from lptensor.path_rules import UNTOUCHED, Answer, PathRules, Verdict
 from lptensor.tensor import LPTensor, check_carrier, enter
 
@@ -31,7 +31,7 @@ def convert(target: Target, format: Spec | Mapping[str, Spec], buffers: bool = F
       keys formats of their own ("exp_avg_sq"); what no pattern matches is as its parameter. Counters
       (0-dim) and what is no tensor stay as they are. Without this, state goes with its parameter: it
       follows a conversion of the model, or a load_state_dict(), at the next step.
-    * A tensor, or a nest of dicts, lists and tuples of them: a new nest; integers stay as they are.
+    * A tensor, or a nest of dicts, lists, tuples and dataclasses of them: a new nest; integers stay as they are.
 
     Args:
         format: a format, an ``Arithmetic``, None, or for a module ordered rules
@@ -40,8 +40,9 @@ def convert(target: Target, format: Spec | Mapping[str, Spec], buffers: bool = F
             none matches stays untouched, as an earlier call has left it. Where the rule of a module differs from
             its parent's, tensors that enter or leave it are recast (None: dequantized); arguments called
             ``*mask`` are not. Lists, dicts and dataclasses stay the caller's own, and what a module writes to
-            them is recast as its outputs are. To make a part plain, name it to its model, ``convert(model, {"head": None})``:
-            ``convert(model.head, None)`` knows no surroundings, and a plain part computes as what enters it says.
+            them is recast as its outputs are. To make a part plain, name it to its model, ``convert(model,
+            {"head": None})``: ``convert(model.head, None)`` knows no surroundings, and a plain part computes as
+            what enters it says.
         buffers: convert floating-point buffers too (running statistics, rotary frequencies), those called
             ``*mask`` apart.
 
@@ -65,7 +66,7 @@ def convert(target: Target, format: Spec | Mapping[str, Spec], buffers: bool = F
     arithmetic = None if format is None else as_arithmetic(format)
     if isinstance(target, Tensor) and not target.is_floating_point():
         raise TypeError(f"only floating-point tensors have a low-precision form, got {target.dtype}")
-    if not isinstance(target, (Tensor, Mapping, list, tuple)):
+    if not isinstance(target, Tensor) and not is_container(target):
         raise TypeError(f"convert takes a module, an optimizer or a nest of tensors, got {type(target).__name__}")
     converted: Target = map_nest(target, lambda x: _convert_tensor(x, arithmetic))
     return converted

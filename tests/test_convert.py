@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -360,11 +362,44 @@ def test_a_nest_is_rebuilt_and_integers_stay() -> None:
     assert type(back["b"]) is Tensor and same(back["b"], out["b"]) and type(nest["b"]) is Tensor
 
 
+@dataclass(frozen=True)
+class Output:
+    hidden: Tensor
+    more: dict[str, Tensor]
+    steps: int = 3
+
+
+def test_containers_of_other_kinds_stay_what_they_are() -> None:
+    kept = Output(torch.randn(2), defaultdict(list, {"a": torch.randn(2)}))  # type: ignore[arg-type]
+    out = convert(kept, E4M3)
+    assert type(out) is Output and out.steps == 3 and is_low(out.hidden, E4M3) and is_low(out.more["a"], E4M3)
+    assert out.more["b"] == [] and type(kept.hidden) is type(kept.more["a"]) is Tensor
+    numbered = convert(OrderedDict({1: torch.randn(2)}), E4M3)
+    assert type(numbered) is OrderedDict and is_low(numbered[1], E4M3)
+
+
+def test_a_dataclass_is_recast_at_a_boundary() -> None:
+    """What a plain head gets of a body in low precision is plain, in whatever it comes."""
+
+    class Body(nn.Linear):
+        def forward(self, x: Tensor) -> Any:
+            return Output(super().forward(x), {})
+
+    class Head(nn.Linear):
+        def forward(self, output: Any) -> Tensor:
+            assert type(output.hidden) is Tensor
+            return super().forward(output.hidden)
+
+    model = convert(nn.Sequential(Body(4, 4), Head(4, 2)), {"0": E4M3})
+    assert type(model(torch.randn(3, 4))) is Tensor
+
+
 def test_integer_tensors_and_strangers_are_refused() -> None:
     with pytest.raises(TypeError, match="int64"):
         convert(torch.arange(3), BF16)
-    with pytest.raises(TypeError, match="str"):
-        convert("model", BF16)
+    for stranger in ("model", Output):
+        with pytest.raises(TypeError, match="str|type"):
+            convert(stranger, BF16)
     with pytest.raises(TypeError, match="path rules"):
         convert(torch.ones(2), {"a": BF16})
 

@@ -295,7 +295,7 @@ def test_a_module_that_raises_leaves_containers_as_plain_python_would(made: Any)
     with pytest.raises(KeyError):
         layer(X, outs, cache=cache)
     assert len(outs) == 2 and outs[0] is t and type(outs[1]) is Tensor and cache["kv"] is pair
-    assert not any(name.startswith("_lptensor") for name in vars(layer))
+    assert not any(name.startswith("_lptensor_crossings") for name in vars(layer))
 
 
 def test_refused_arguments_leave_containers_as_they_were() -> None:
@@ -303,12 +303,12 @@ def test_refused_arguments_leave_containers_as_they_were() -> None:
     held = [t, low]
     with pytest.raises(TypeError, match="for plain models"):
         layer(X, held)
-    assert held[0] is t and held[1] is low and not any(name.startswith("_lptensor") for name in vars(layer))
+    assert held[0] is t and held[1] is low and not any(name.startswith("_lptensor_crossings") for name in vars(layer))
     layer.linear.double()
     with pytest.raises(TypeError, match="fp32 models"):
         layer(X, held[:1])
     assert held[0] is t and type(layer.linear.weight) is nn.Parameter
-    assert not any(name.startswith("_lptensor") for name in vars(layer))
+    assert not any(name.startswith("_lptensor_crossings") for name in vars(layer))
 
 
 def test_a_module_that_calls_itself_keeps_its_calls_apart() -> None:
