@@ -10,6 +10,7 @@ import gc
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -30,6 +31,8 @@ CONVERTED, LOWERED = Arithmetic(E4M3, backward=E5M2), Lowered(("conv", "linear")
 # A way of training, and what a recording of it is asked.
 ROWS: dict[str, tuple[Any, dict[str, Any]]] = {
     "converted": (CONVERTED, {}),
+    "converted, stochastic": (replace(CONVERTED, rounding="stochastic"), {}),
+    "converted to MXFP8": (Arithmetic(MXFP8_E4M3), {}),
     "lowered, with OptimLP": (LOWERED, {}),
     "plain, asked E4M3 and E5M2": (None, BOTH),
     "plain, asked, stochastic": (None, {**BOTH, "rounding": "stochastic"}),
