@@ -26,6 +26,7 @@ myst_enable_extensions = ["colon_fence"]
 
 autodoc_typehints = "none"  # the docstrings say shapes, dtypes and units, which types do not
 autodoc_member_order = "bysource"
+autodoc_inherit_docstrings = False  # what torch says of every nn.Module says nothing of ours
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 
