@@ -55,7 +55,7 @@ def is_container(x: Any) -> bool:
 
 
 def _has_fields(x: Any) -> bool:
-    return is_dataclass(x) and not isinstance(x, (type, nn.Module))
+    return not isinstance(x, (type, nn.Module, Tensor)) and is_dataclass(x)
 
 
 def _with_fields(record: Any, values: dict[str, Any]) -> Any:
@@ -190,19 +190,21 @@ class Crossing:
 
 def begin_crossing(module: nn.Module) -> Crossing:
     """A crossing that ``end_crossing`` finds again when this call of the module ends."""
-    crossing = Crossing()
-    module.__dict__.setdefault(_open_calls(), []).append(crossing)
+    crossing, calls = Crossing(), getattr(module, _open_calls(), None)
+    if calls is None:  # Dynamo of PyTorch 2.11 follows no __dict__.setdefault()
+        setattr(module, _open_calls(), calls := [])
+    calls.append(crossing)
     return crossing
 
 
 def end_crossing(module: nn.Module) -> Crossing:
     """The crossing of the call that ends; an empty one if it was not begun, as where another hook raised first."""
-    calls = module.__dict__.get(_open_calls())
+    calls = getattr(module, _open_calls(), None)
     if not calls:
         return Crossing()
     crossing: Crossing = calls.pop()
     if not calls:
-        del module.__dict__[_open_calls()]
+        delattr(module, _open_calls())
     return crossing
 
 
