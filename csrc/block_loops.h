@@ -163,7 +163,7 @@ void runs(const T *x, T *y, int64_t row, int64_t wide, int64_t first, int64_t la
           const lpt_scales &scales, const lpt_rule &how) {
     typedef lpt_carrier<T> C;
     typedef typename C::bits U;
-    enum { BATCH = 64, ELEMENTS = 1024 };
+    enum { BATCH = 64, ELEMENTS = 512 };
     const bool finite = scales.shifts ? scales.shifts->saturate : scales.numbers->saturate;
     const U left_out = finite ? (U)(2 * C::bias + 1) << C::mantissa : ~(U)0;
     const int64_t per_row = (row + wide - 1) / wide, fitting = ELEMENTS / wide;
@@ -181,6 +181,7 @@ void runs(const T *x, T *y, int64_t row, int64_t wide, int64_t first, int64_t la
             }
             rule.scale(s, t, count);
             const int64_t end = at + count * wide < edge ? at + count * wide : edge;
+            lpt_fetch(x + end + 2 * count * wide, count * wide);
             rule.batch(x, y, at, end, wide, s, t);
             block += count;
         }

@@ -1,6 +1,7 @@
 // The loop over elements, with the random words of their groups.
 #pragma once
 #include "kernels.h"
+#include "stream.h"
 #include "words.h"
 
 // Input and output are one tensor or two that do not overlap: no element depends on another.
@@ -90,6 +91,7 @@ static inline void lpt_each_inside(const T *x, T *y, int64_t first, int64_t last
     enum { PIECE = 512 };
     for (int64_t from = first; from < last; from += PIECE) {
         const int64_t to = from + PIECE < last ? from + PIECE : last;
+        lpt_fetch(x + to + PIECE, PIECE);
         if (lpt_all_inside(x, from, to, limit))
             lpt_each_plain(x, y, from, to, inside);
         else
