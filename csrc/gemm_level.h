@@ -7,9 +7,6 @@
 
 namespace {
 
-// Called from many places, each time for many numbers: copies would only make the library larger.
-#define LPT_SHARED __attribute__((noinline))
-
 // One level of an accumulator: its own rounding, and that of the chunks below.
 struct level {
     const lpt_accumulator *acc;
@@ -32,12 +29,8 @@ void round_all(double *x, const lpt_cell<double> &cell, const uint32_t *words) {
 #if defined(__FMA__)
     if (W > 1 && PLAIN && MODE <= LPT_STOCHASTIC) {
         const to_grid<MODE> rounder(cell);
-        for (int l = 0; l < W; l += vectors<double>::length) {
-            doubles v;
-            memcpy(&v, x + l, sizeof v);
-            v = rounder(v, words + l);
-            memcpy(x + l, &v, sizeof v);
-        }
+        for (int l = 0; l < W; l += vectors<double>::length)
+            stored(x + l, rounder(loaded(x + l), words + l));
         return;
     }
 #endif

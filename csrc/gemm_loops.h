@@ -2,6 +2,9 @@
 #pragma once
 #include "gemm.h"
 
+// Called from many places, each time for many numbers: copies would only make the library larger.
+#define LPT_SHARED __attribute__((noinline))
+
 struct lpt_gemm_loops {
     // how many units of work a product has that know nothing of each other, and units first .. last
     int64_t (*f32_units)(const lpt_product &, const lpt_accumulator &);

@@ -1,12 +1,17 @@
 // Which tiles form the sums of an accumulator, if any do.
 #pragma once
-#include "gemm_tile.h"
+#include "gemm_orders.h"
 
 namespace {
 
 #if defined(__FMA__)
+template <class SUM, class PRODUCT, class INNER, class OUTER, bool FUSED, bool DRAWS>
+plan in_order() {
+    return tiled<sequential<SUM, PRODUCT, INNER, OUTER, FUSED, DRAWS>>();
+}
+
 // Sums and products to nearest, in fp32 alone; where there are chunks, inside and outside one way.
-template <class SUM> plan in_order(const lpt_accumulator &acc, const lpt_accumulator &in) {
+template <class SUM> plan nearest(const lpt_accumulator &acc, const lpt_accumulator &in) {
     const lpt_way sum = lpt_fp32_way(acc.sum), way = lpt_fp32_way(in.product);
     const lpt_way product = in.has_product ? way : LPT_NO_WAY;
     if (lpt_fp32_way(in.sum) != sum || (in.has_product && way == LPT_NO_WAY))
@@ -15,17 +20,17 @@ template <class SUM> plan in_order(const lpt_accumulator &acc, const lpt_accumul
     typedef to_wide_range W;
     typedef to_nearest<float> N;
     if (product == LPT_NO_WAY && sum == LPT_WIDE_RANGE)
-        return tiles<SUM, C, W, W, true, false>::planned();
+        return in_order<SUM, C, W, W, true, false>();
     if (product == LPT_NO_WAY && sum == LPT_ADDED)
-        return tiles<SUM, C, N, N, true, false>::planned();
+        return in_order<SUM, C, N, N, true, false>();
     if (product == LPT_WIDE_RANGE && sum == LPT_WIDE_RANGE)
-        return tiles<SUM, W, W, W, false, false>::planned();
+        return in_order<SUM, W, W, W, false, false>();
     if (product == LPT_ADDED && sum == LPT_ADDED)
-        return tiles<SUM, N, N, N, false, false>::planned();
+        return in_order<SUM, N, N, N, false, false>();
     if (product == LPT_WIDE_RANGE && sum == LPT_ADDED)
-        return tiles<SUM, W, N, N, false, false>::planned();
+        return in_order<SUM, W, N, N, false, false>();
     if (product == LPT_ADDED && sum == LPT_WIDE_RANGE)
-        return tiles<SUM, N, W, W, false, false>::planned();
+        return in_order<SUM, N, W, W, false, false>();
     return {};
 }
 
@@ -36,65 +41,71 @@ template <class SUM> struct outside : SUM {
 template <class SUM, class WIDE, class OTHER> plan fp32_inside(lpt_way sum) {
     typedef to_carrier<float> C;
     if (sum == LPT_WIDE_RANGE)
-        return tiles<outside<SUM>, C, C, WIDE, true, false>::planned();
+        return in_order<outside<SUM>, C, C, WIDE, true, false>();
     if (sum == LPT_ADDED)
-        return tiles<outside<SUM>, C, C, OTHER, true, false>::planned();
+        return in_order<outside<SUM>, C, C, OTHER, true, false>();
     return {};
 }
 
 #if defined(__AVX512F__) && defined(__AVX512DQ__)
-// Exact products added toward zero, up or down.
-template <int MODE> plan to_one_side(const lpt_grid &sum, const lpt_grid &within) {
+// Products, if they are rounded, and sums toward zero, up or down.
+template <int MODE> plan to_one_side(const lpt_accumulator &acc, const lpt_accumulator &in) {
     typedef side_in_fp32<MODE> S;
     typedef to_carrier<float> C;
     typedef to_wide_side<MODE> W;
+    typedef to_side<MODE> N;
+    const lpt_grid &sum = acc.sum, &within = in.sum;
     const lpt_way way = lpt_fp32_way(sum);
+    if (in.has_product)
+        return lpt_side_fits(sum) && lpt_side_fits(within) && lpt_side_fits(in.product)
+                   ? in_order<S, N, N, N, false, false>()
+                   : plan{};
     if (way == LPT_AS_CARRIER && lpt_fp32_way(within) == way)
-        return tiles<S, C, C, C, true, false>::planned();
+        return in_order<S, C, C, C, true, false>();
     if (way == LPT_WIDE_RANGE && lpt_fp32_way(within) == way)
-        return tiles<S, C, W, W, true, false>::planned();
+        return in_order<S, C, W, W, true, false>();
     if (lpt_side_fits(sum) && lpt_side_fits(within))
-        return tiles<S, C, to_side<MODE>, to_side<MODE>, true, false>::planned();
+        return in_order<S, C, N, N, true, false>();
     return {};
 }
 #endif
 
-// Each sum as it is rounded by R, in double.
-template <class R> plan in_double(bool has_product) {
-    return has_product ? tiles<odd_in_double, R, R, R, false, false>::planned()
-                       : tiles<odd_in_double, to_carrier<double>, R, R, true, false>::planned();
+// Each sum as it is rounded by R, in double; products in a format of their own, or exact.
+template <class SUM, class R> plan in_double(bool has_product) {
+    return has_product ? in_order<SUM, R, R, R, false, false>()
+                       : in_order<SUM, to_carrier<double>, R, R, true, false>();
 }
-
-bool plain(const lpt_accumulator &acc) {
+template <class T> bool plain(const lpt_accumulator &acc) {
     const lpt_rule rule = {acc.mode, acc.bits, acc.beyond, 0, {0, 0}};
-    return lpt_make_cell<double>(acc.sum, rule, 0).plain &&
-           (!acc.has_product || lpt_make_cell<double>(acc.product, rule, 0).plain);
+    return lpt_make_cell<T>(acc.sum, rule, 0).plain &&
+           (!acc.has_product || lpt_make_cell<T>(acc.product, rule, 0).plain);
 }
 
 plan stochastic(const lpt_accumulator &acc) {
+    typedef to_drawn_in_fp32 F;
+    if (acc.fp32 && F::fits(acc.sum) && (!acc.has_product || F::fits(acc.product)) &&
+        plain<float>(acc))
+        return acc.has_product ? in_order<in_fp32, F, F, F, false, true>()
+                               : in_order<in_fp32, F, F, F, true, true>();
 #if defined(__AVX512F__) && defined(__AVX512DQ__)
     typedef to_drawn D;
-    if (D::fits(acc.sum) && (!acc.has_product || D::fits(acc.product))) {
-        if (acc.fp32)
-            return acc.has_product ? tiles<fp32_in_double, D, D, D, false, true>::planned()
-                                   : tiles<fp32_in_double, D, D, D, true, true>::planned();
-        return acc.has_product ? tiles<cut_in_double, D, D, D, false, true>::planned()
-                               : tiles<cut_in_double, D, D, D, true, true>::planned();
-    }
+    if (!acc.fp32 && D::fits(acc.sum) && (!acc.has_product || D::fits(acc.product)))
+        return acc.has_product ? in_order<cut_in_double, D, D, D, false, true>()
+                               : in_order<cut_in_double, D, D, D, true, true>();
 #endif
     typedef to_grid<LPT_STOCHASTIC> S;
     if (acc.fp32)
-        return acc.has_product ? tiles<fp32_in_double, S, S, S, false, true>::planned()
-                               : tiles<fp32_in_double, S, S, S, true, true>::planned();
-    return acc.has_product ? tiles<odd_in_double, S, S, S, false, true>::planned()
-                           : tiles<odd_in_double, S, S, S, true, true>::planned();
+        return acc.has_product ? in_order<fp32_in_double, S, S, S, false, true>()
+                               : in_order<fp32_in_double, S, S, S, true, true>();
+    return acc.has_product ? in_order<odd_in_double, S, S, S, false, true>()
+                           : in_order<odd_in_double, S, S, S, true, true>();
 }
 
 // Chunks of fused multiply-adds of fp32, which are rounded once, to nearest.
 plan chunks_of_fp32(const lpt_accumulator &acc, lpt_way sum) {
     typedef to_carrier<float> C;
     if (acc.mode == LPT_NEAREST && sum == LPT_AS_CARRIER)
-        return tiles<in_fp32, C, C, C, true, false>::planned();
+        return in_order<in_fp32, C, C, C, true, false>();
     if (acc.mode == LPT_NEAREST && acc.fp32)
         return fp32_inside<in_fp32, to_wide_range, to_nearest<float>>(sum);
 #if defined(__AVX512F__) && defined(__AVX512DQ__)
@@ -114,40 +125,83 @@ plan exact(const lpt_accumulator &acc, const lpt_accumulator &in) {
 #if defined(__AVX512F__) && defined(__AVX512DQ__)
     if (mode == LPT_NEAREST && lpt_odd_fits(acc.sum) && lpt_odd_fits(in.sum) &&
         (!in.has_product || lpt_odd_fits(in.product)))
-        found = in_order<odd_in_fp32>(acc, in);
-    if (!in.has_product && mode == LPT_TOWARD_ZERO)
-        found = to_one_side<LPT_TOWARD_ZERO>(acc.sum, in.sum);
-    if (!in.has_product && mode == LPT_DOWN)
-        found = to_one_side<LPT_DOWN>(acc.sum, in.sum);
-    if (!in.has_product && mode == LPT_UP)
-        found = to_one_side<LPT_UP>(acc.sum, in.sum);
+        found = nearest<odd_in_fp32>(acc, in);
+    if (mode == LPT_TOWARD_ZERO)
+        found = to_one_side<LPT_TOWARD_ZERO>(acc, in);
+    if (mode == LPT_DOWN)
+        found = to_one_side<LPT_DOWN>(acc, in);
+    if (mode == LPT_UP)
+        found = to_one_side<LPT_UP>(acc, in);
 #endif
-    const bool fits = plain(acc) && plain(in) && lpt_added_fits<double>(acc.sum) &&
+    const bool fits = plain<double>(acc) && plain<double>(in) && lpt_added_fits<double>(acc.sum) &&
                       lpt_added_fits<double>(in.sum) &&
                       (!in.has_product || lpt_added_fits<double>(in.product));
     if (!found.run && fits && mode == LPT_NEAREST)
-        return in_double<to_nearest<double>>(in.has_product);
+        return in_double<odd_in_double, to_nearest<double>>(in.has_product);
     if (!found.run && fits && (mode == LPT_TOWARD_ZERO || mode == LPT_DOWN || mode == LPT_UP))
-        return in_double<to_side_in_double>(in.has_product);
+        return in_double<odd_in_double, to_side_in_double>(in.has_product);
+    if (!found.run && mode <= LPT_ODD && plain<double>(acc) && plain<double>(in))
+        return in_double<odd_in_double, to_grid<ANY_MODE>>(in.has_product);
     return found;
+}
+
+// The other orders, to nearest: a rounder of fp32 where there is one.
+template <template <class, class, class, bool> class STEPS, class SUM>
+plan in_fp32_alone(lpt_way way) {
+    switch (way) {
+    case LPT_AS_CARRIER: return tiled<STEPS<in_fp32, to_carrier<float>, to_carrier<float>, true>>();
+    case LPT_WIDE_RANGE: return tiled<STEPS<SUM, to_wide_range, to_wide_range, true>>();
+    case LPT_ADDED: return tiled<STEPS<SUM, to_nearest<float>, to_nearest<float>, true>>();
+    default: return {};
+    }
+}
+
+template <template <class, class, class, bool> class STEPS>
+plan in_other_order(const lpt_accumulator &acc) {
+    typedef to_grid<ANY_MODE> R;
+    plan found = {};
+    const lpt_way way =
+        acc.mode == LPT_NEAREST && !acc.has_product ? lpt_fp32_way(acc.sum) : LPT_NO_WAY;
+    if (acc.fp32 || way == LPT_AS_CARRIER)
+        return in_fp32_alone<STEPS, in_fp32>(way);
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
+    if (lpt_odd_fits(acc.sum))
+        found = in_fp32_alone<STEPS, odd_in_fp32>(way);
+#endif
+    if (found.run || acc.mode > LPT_ODD || !plain<double>(acc))
+        return found;
+    return acc.has_product ? tiled<STEPS<odd_in_double, R, R, false>>()
+                           : tiled<STEPS<odd_in_double, R, R, true>>();
 }
 
 // The tiles for an accumulator, if there are any.
 plan choose_f32(const lpt_accumulator &acc) {
-    if (acc.order != LPT_SEQUENTIAL || acc.turn > 0)
+    if (acc.turn > 0)
+        return {};
+    if (acc.order == LPT_ALIGNED)
+        return acc.mode <= LPT_ODD && plain<double>(acc) ? tiled<aligned<to_grid<ANY_MODE>>>()
+                                                         : plan{};
+    if (acc.order == LPT_KAHAN && acc.chunk == 1)
+        return in_other_order<kahan>(acc);
+    if (acc.order == LPT_PAIRWISE && acc.chunk == 1)
+        return in_other_order<pairwise>(acc);
+    if (acc.order != LPT_SEQUENTIAL)
         return {};
     const lpt_accumulator &in = acc.chunk > 1 ? *acc.inner : acc;
     if (in.order != LPT_SEQUENTIAL || in.chunk != 1 || in.turn > 0)
         return {};
     if (acc.mode == LPT_STOCHASTIC && acc.chunk == 1)
-        return plain(acc) ? stochastic(acc) : plan{};
+        return plain<double>(acc) ? stochastic(acc) : plan{};
     if (!in.has_product && in.mode == LPT_NEAREST && lpt_fp32_way(in.sum) == LPT_AS_CARRIER)
         return chunks_of_fp32(acc, acc.chunk == 1 ? LPT_AS_CARRIER : lpt_fp32_way(acc.sum));
     if (in.mode != acc.mode || in.fp32 != acc.fp32)
         return {};
-    if (acc.fp32)
-        return acc.mode == LPT_NEAREST ? in_order<in_fp32>(acc, in) : plan{};
-    return exact(acc, in);
+    if (!acc.fp32)
+        return exact(acc, in);
+    const plan found = acc.mode == LPT_NEAREST ? nearest<in_fp32>(acc, in) : plan{};
+    if (found.run || acc.mode > LPT_ODD || !plain<double>(acc) || !plain<double>(in))
+        return found;
+    return in_double<fp32_in_double, to_grid<ANY_MODE>>(in.has_product);
 }
 #else
 plan choose_f32(const lpt_accumulator &) { return {}; }

@@ -152,12 +152,18 @@ template <int MODE> struct to_side : to_wide_side<MODE> {
 #endif
 
 // Any mode in double, for cells that are `plain`: steps as in lptensor/reference.py, x in units of
-// the spacing 2**q, to an integer, and back. The words are 32 random bits each.
+// the spacing 2**q, to an integer, and back. The words are 32 random bits each. ANY_MODE takes the
+// mode, one without random words, when it is made.
+enum { ANY_MODE = -1 };
 template <int MODE> struct to_grid {
     typedef vectors<double>::U U;
     doubles bottom, top, exponents, sign, units, limit[2], over[2], inf[2];
     uint64_t negative_zero;
-    explicit to_grid(const lpt_cell<double> &c, int = MODE) {
+    // ANY_MODE: fractions above `level` go up where the sign says so, unless the integer is `never`
+    // (odd); those of `level` go up where they are ties and the integer is odd or `always`.
+    doubles level;
+    U grow[2], never, ties, always;
+    explicit to_grid(const lpt_cell<double> &c, int mode = MODE) {
         bottom = spread(lpt_value<double>((uint64_t)c.emin << 52));
         top = spread(lpt_value<double>((uint64_t)c.emax << 52));
         exponents = spread(lpt_value<double>(2047ull << 52));
@@ -169,7 +175,17 @@ template <int MODE> struct to_grid {
             inf[i] = spread(lpt_value<double>(c.inf[i]));
         }
         negative_zero = c.zero_sign;
+        if (MODE != ANY_MODE)
+            return;
+        const bool nearest = mode == LPT_NEAREST || mode == LPT_NEAREST_AWAY;
+        level = spread(nearest ? 0.5 : 0.0);
+        for (int i = 0; i < 2; ++i)
+            grow[i] = all(nearest || mode == LPT_ODD || mode == (i ? LPT_DOWN : LPT_UP));
+        never = all(mode == LPT_ODD);
+        ties = all(nearest);
+        always = all(mode == LPT_NEAREST_AWAY);
     }
+    static U all(bool yes) { return (U)spread(0.0) - (uint64_t)yes; }
     LPT_STEP doubles operator()(doubles x, const uint32_t *words) const {
         const U minus = (U)x & (U)sign;
         const doubles size = (doubles)((U)x ^ minus);
@@ -179,12 +195,15 @@ template <int MODE> struct to_grid {
         const doubles n = size * per, k = down(n), part = n - k;
         const doubles half = spread(0.5), zero = spread(0.0), one = spread(1.0);
         U up = (U)(zero != zero);
-        if (MODE == LPT_NEAREST || MODE == LPT_ODD) {
+        if (MODE == LPT_NEAREST || MODE == LPT_ODD || MODE == ANY_MODE) {
             const doubles pair = k * half;
             const U odd = (U)(pair != down(pair));
+            if (MODE == ANY_MODE)
+                up = ((U)(part > level) & (negative ? grow[1] : grow[0]) & ~(odd & never)) |
+                     ((U)(part == level) & ties & (odd | always));
             if (MODE == LPT_NEAREST)
                 up = (U)(part > half) | ((U)(part == half) & odd);
-            else
+            if (MODE == LPT_ODD)
                 up = (U)(part > zero) & ~odd;
         }
         if (MODE == LPT_NEAREST_AWAY)
@@ -202,6 +221,47 @@ template <int MODE> struct to_grid {
         const U kept = (U)(y != zero) | negative_zero;
         return (doubles)((U)y | (minus & kept));
     }
+};
+
+// Stochastic rounding of fp32 numbers, for cells that are `plain` (lean.h): the word is added where
+// the digits lie that go, and a carry out of them is the way up. Numbers below the normal ones of
+// the format, which lose more digits, are rare in sums, and go one by one.
+struct to_drawn_in_fp32 {
+    typedef vectors<float>::U U;
+    enum { LENGTH = vectors<float>::length };
+    lpt_cell<float> cell;
+    floats bottom, endless, limit[2], over[2], inf[2];
+    U sign, keep, zero_sign;
+    to_drawn_in_fp32(const lpt_cell<float> &c, int) : cell(c) {
+        bottom = spread(c.flat ? 0.0f : lpt_value<float>((uint32_t)c.emin << 23));
+        endless = spread(lpt_value<float>(0x7f800000u));
+        for (int i = 0; i < 2; ++i) {
+            limit[i] = spread(lpt_value<float>(c.limit[i]));
+            over[i] = spread(lpt_value<float>(c.over[i]));
+            inf[i] = spread(lpt_value<float>(c.inf[i]));
+        }
+        sign = (U)spread(-0.0f);
+        keep = (U)spread(lpt_value<float>(~((1u << c.drop) - 1)));
+        zero_sign = (U)spread(lpt_value<float>(c.zero_sign));
+    }
+    LPT_SHARED floats one_by_one(floats x, const uint32_t *words) const {
+        for (int l = 0; l < LENGTH; ++l)
+            x[l] = lpt_value<float>(
+                lpt_round<float, LPT_STOCHASTIC, true>(lpt_bits((float)x[l]), cell, words[l]));
+        return x;
+    }
+    LPT_STEP floats operator()(floats x, const uint32_t *words) const {
+        const U minus = (U)x & sign, negative = (U)((U)x >= sign);
+        const floats size = (floats)((U)x ^ minus);
+        if (any_below(size, bottom))
+            return one_by_one(x, words);
+        const floats r = (floats)(((U)size + (loaded(words) >> (32 - cell.drop))) & keep);
+        floats y = r > (negative ? limit[1] : limit[0]) ? (negative ? over[1] : over[0]) : r;
+        y = size == endless ? (negative ? inf[1] : inf[0]) : y;
+        const U kept = (U)(y != spread(0.0f)) | zero_sign;
+        return (floats)((U)y | (minus & kept));
+    }
+    static bool fits(const lpt_grid &g) { return g.precision >= 2 && g.precision <= 23; }
 };
 
 #if defined(__AVX512F__) && defined(__AVX512DQ__)

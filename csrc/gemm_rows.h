@@ -100,8 +100,10 @@ template <class T, int W> struct row_sums {
             if (n / 4 != group) {
                 group = n / 4;
 #if defined(__FMA__)
+                const uint64_t first = group * elements + element;
                 if (W > 1)
-                    draw_words(group * elements + element, W, key, 0xffffffffu, W, words[0]);
+                    lpt_words_of_pairs([=](int q) { return first + q * LPT_PAIR; }, W / LPT_PAIR,
+                                       key, 0xffffffffu, W, words[0]);
 #endif
                 for (int l = 0; l < (W > 1 && VECTORS ? 0 : W); ++l) {
                     const lpt_words w = lpt_philox(group * elements + element + l, key);

@@ -1,0 +1,274 @@
+// The orders in which tiles add up: what is kept of a tile's sums, and what one more k makes of it.
+// SUM forms sums (gemm_steps.h), PRODUCT and the others round (gemm_rounders.h); FUSED: products
+// have no format of their own.
+#pragma once
+#include "gemm_tile.h"
+
+namespace {
+
+#if defined(__FMA__)
+template <class T> lpt_cell<T> rounding_of(const lpt_grid &g, const lpt_accumulator &acc) {
+    const lpt_rule rule = {acc.mode, acc.bits, acc.beyond, 0, {0, 0}};
+    return lpt_make_cell<T>(g, rule, 0);
+}
+
+// One after the other, or chunk by chunk. INNER rounds sums, OUTER sums of chunks; RANDOM: they
+// take random words.
+template <class SUM, class PRODUCT, class INNER, class OUTER, bool FUSED, bool RANDOM>
+struct sequential final : tile_steps<typename SUM::T> {
+    typedef typename SUM::T T;
+    typedef typename vectors<T>::V V;
+    enum { LENGTH = tile<T>::LENGTH, BROAD = tile<T>::BROAD };
+    const lpt_accumulator &acc, &in;
+    const PRODUCT product;
+    const INNER inner;
+    const OUTER outer;
+
+    sequential(const lpt_accumulator &a, bool)
+        : tile_steps<T>(RANDOM), acc(a), in(a.chunk > 1 ? *a.inner : a),
+          product(rounding_of<T>(in.has_product ? in.product : in.sum, a), a.mode),
+          inner(rounding_of<T>(in.sum, a), a.mode), outer(rounding_of<T>(a.sum, a), a.mode) {}
+
+    LPT_STEP void steps(tile<T> &s, const T *a, const T *b, int64_t first, int64_t last,
+                        tile_words<T> *drawn, uint64_t event) const {
+        for (int64_t k = first; k < last; ++k) {
+            const uint64_t n = event + k * (FUSED ? 1 : 2);
+            if (RANDOM && (n % 4 == 0 || k == first))
+                drawn->draw(n / 4);
+            const V *y = columns(b, k);
+            if (RANDOM && !FUSED) {
+                V p[TALL][2];
+                for (int i = 0; i < TALL; ++i)
+                    for (int j = 0; j < 2; ++j)
+                        p[i][j] = product(SUM::mul(spread(a[k * TALL + i]), y[j]),
+                                          &drawn->words[n % 4][i][j * LENGTH]);
+                if (n % 4 == 3)
+                    drawn->draw(n / 4 + 1);
+                for (int i = 0; i < TALL; ++i)
+                    for (int j = 0; j < 2; ++j)
+                        s.v[i][j] = inner(SUM::add(s.v[i][j], p[i][j]),
+                                          &drawn->words[(n + 1) % 4][i][j * LENGTH]);
+                continue;
+            }
+#pragma GCC unroll 4
+            for (int i = 0; i < TALL; ++i) {
+                const V x = spread(a[k * TALL + i]);
+#pragma GCC unroll 2
+                for (int j = 0; j < 2; ++j) {
+                    const uint32_t *words = RANDOM ? &drawn->words[n % 4][i][j * LENGTH] : nullptr;
+                    V &t = s.v[i][j];
+                    t = FUSED ? inner(SUM::fma(x, y[j], t), words)
+                              : inner(SUM::add(t, product(SUM::mul(x, y[j]), words)), words);
+                }
+            }
+        }
+    }
+
+    // k .. k + depth of one tile
+    void advance(tile<T> *kept, const T *a, const T *b, int64_t k, int64_t depth,
+                 tile_words<T> *drawn) const override {
+        const uint64_t event = 1 + (uint64_t)k * (FUSED ? 1 : 2);
+        tile<T> s = *kept;
+        if (acc.chunk == 1) {
+            steps(s, a, b, 0, depth, drawn, event);
+        } else {
+            for (int64_t at = 0; at < depth; at += acc.chunk) {
+                tile<T> part = {};
+                steps(part, a, b, at, at + acc.chunk < depth ? at + acc.chunk : depth, drawn,
+                      event);
+                for (int i = 0; i < TALL; ++i)
+                    for (int j = 0; j < 2; ++j)
+                        s.v[i][j] = outer(SUM::add(s.v[i][j], part.v[i][j]), nullptr);
+            }
+        }
+        *kept = s;
+    }
+};
+
+// Kahan's: the sum and what its last rounding lost.
+template <class SUM, class PRODUCT, class ROUND, bool FUSED>
+struct kahan final : tile_steps<typename SUM::T> {
+    typedef typename SUM::T T;
+    typedef typename vectors<T>::V V;
+    enum { BROAD = tile<T>::BROAD };
+    const PRODUCT product;
+    const ROUND round;
+
+    kahan(const lpt_accumulator &acc, bool)
+        : tile_steps<T>(false),
+          product(rounding_of<T>(acc.has_product ? acc.product : acc.sum, acc), acc.mode),
+          round(rounding_of<T>(acc.sum, acc), acc.mode) {}
+
+    int64_t kept(int64_t) const override { return 2; }
+
+    void advance(tile<T> *kept, const T *a, const T *b, int64_t, int64_t depth,
+                 tile_words<T> *) const override {
+        tile<T> s = kept[0], error = kept[1];
+        for (int64_t k = 0; k < depth; ++k) {
+            const V *y = columns(b, k);
+#pragma GCC unroll 4
+            for (int i = 0; i < TALL; ++i) {
+                const V x = spread(a[k * TALL + i]);
+#pragma GCC unroll 2
+                for (int j = 0; j < 2; ++j) {
+                    V &sum = s.v[i][j], &lost = error.v[i][j];
+                    const V due =
+                        round(FUSED ? SUM::fma(x, y[j], -lost)
+                                    : SUM::add(-lost, product(SUM::mul(x, y[j]), nullptr)),
+                              nullptr);
+                    const V grown = round(SUM::add(sum, due), nullptr);
+                    const V gained = round(SUM::add(grown, -sum), nullptr);
+                    lost = round(SUM::add(gained, -due), nullptr);
+                    sum = grown;
+                }
+            }
+        }
+        kept[0] = s;
+        kept[1] = error;
+    }
+};
+
+// By pairs: sums of 1, 2, 4 ... terms wait until there are two of a size. Of n terms as many wait
+// as n has ones, the largest first, behind the addend.
+template <class SUM, class PRODUCT, class ROUND, bool FUSED>
+struct pairwise final : tile_steps<typename SUM::T> {
+    typedef typename SUM::T T;
+    typedef typename vectors<T>::V V;
+    enum { BROAD = tile<T>::BROAD };
+    const PRODUCT product;
+    const ROUND round;
+    const bool started;
+
+    pairwise(const lpt_accumulator &acc, bool has_addend)
+        : tile_steps<T>(false),
+          product(rounding_of<T>(acc.has_product ? acc.product : acc.sum, acc), acc.mode),
+          round(rounding_of<T>(acc.sum, acc), acc.mode), started(has_addend) {}
+
+    int64_t kept(int64_t k) const override {
+        int64_t most = 2;
+        for (; k > 0; k >>= 1)
+            ++most;
+        return most;
+    }
+
+    LPT_STEP void join(tile<T> &s, const tile<T> &waiting) const {
+        for (int i = 0; i < TALL; ++i)
+            for (int j = 0; j < 2; ++j)
+                s.v[i][j] = round(SUM::add(waiting.v[i][j], s.v[i][j]), nullptr);
+    }
+
+    void advance(tile<T> *kept, const T *a, const T *b, int64_t first, int64_t depth,
+                 tile_words<T> *) const override {
+        for (int64_t k = 0; k < depth; ++k) {
+            const V *y = columns(b, k);
+            tile<T> s;
+#pragma GCC unroll 4
+            for (int i = 0; i < TALL; ++i) {
+                const V x = spread(a[k * TALL + i]);
+#pragma GCC unroll 2
+                for (int j = 0; j < 2; ++j) {
+                    const V term = SUM::mul(x, y[j]);
+                    s.v[i][j] = round(FUSED ? term : product(term, nullptr), nullptr);
+                }
+            }
+            const int64_t before = first + k;
+            tile<T> *free = kept + 1 + __builtin_popcountll(before);
+            for (int64_t equal = before; equal & 1; equal >>= 1)
+                join(s, *--free);
+            *free = s;
+        }
+    }
+
+    void finish(tile<T> *kept, int64_t k) const override {
+        const tile<T> *last = kept + __builtin_popcountll(k);
+        if (last == kept)
+            return;
+        tile<T> s = *last;
+        while (--last > kept)
+            join(s, *last);
+        if (started)
+            join(s, *kept);
+        *kept = s;
+    }
+};
+
+// In groups of `chunk` terms, whose bits below the largest exponent's are cut off
+// (lpt_accumulator's alignment). Powers of two of operands stand for exponents; ROUND works in
+// double.
+template <class ROUND> struct aligned final : tile_steps<double> {
+    typedef double T;
+    typedef vectors<double>::U U;
+    enum { BROAD = tile<T>::BROAD };
+    const int64_t chunk;
+    const ROUND round;
+    const doubles above, below, exponents, least;
+
+    aligned(const lpt_accumulator &acc, bool)
+        : tile_steps<T>(false), chunk(acc.chunk), round(rounding_of<T>(acc.sum, acc), acc.mode),
+          above(spread(lpt_power(acc.alignment))), below(spread(lpt_power(-acc.alignment))),
+          exponents(spread(lpt_value<double>(2047ull << 52))), least(spread(lpt_power(-900))) {}
+
+    LPT_STEP doubles power(doubles x) const { return (doubles)((U)x & (U)exponents); }
+
+    // What is no finite number among s and the products first .. last, added up.
+    static LPT_SHARED doubles special(doubles s, const T *a, const T *b, int64_t first,
+                                      int64_t last) {
+        const doubles zero = spread(0.0);
+        doubles sum = s - s == zero ? zero : s;
+        for (int64_t k = first; k < last; ++k) {
+            const doubles p = spread(a[k * TALL]) * *columns(b, k);
+            sum += p - p == zero ? zero : p;
+        }
+        return sum;
+    }
+
+    void advance(tile<T> *kept, const T *a, const T *b, int64_t, int64_t depth,
+                 tile_words<T> *) const override {
+        tile<T> s = *kept;
+        for (int64_t first = 0; first < depth; first += chunk) {
+            const int64_t last = first + chunk < depth ? first + chunk : depth;
+            tile<T> top, units, scale;
+            for (int i = 0; i < TALL; ++i)
+                for (int j = 0; j < 2; ++j)
+                    top.v[i][j] = most(power(s.v[i][j]), least);
+            for (int64_t k = first; k < last; ++k) {
+                const doubles *y = columns(b, k);
+#pragma GCC unroll 4
+                for (int i = 0; i < TALL; ++i) {
+                    const doubles x = power(spread(a[k * TALL + i]));
+                    for (int j = 0; j < 2; ++j)
+                        top.v[i][j] = most(top.v[i][j], x * power(y[j]));
+                }
+            }
+            for (int i = 0; i < TALL; ++i)
+                for (int j = 0; j < 2; ++j) {
+                    const doubles over = (doubles)((2046ull << 52) - (U)top.v[i][j]);  // 1 / top
+                    scale.v[i][j] = over * above;
+                    units.v[i][j] = spread(0.0) + toward_zero(s.v[i][j] * scale.v[i][j]);
+                }
+            for (int64_t k = first; k < last; ++k) {
+                const doubles *y = columns(b, k);
+#pragma GCC unroll 4
+                for (int i = 0; i < TALL; ++i) {
+                    const doubles x = spread(a[k * TALL + i]);
+                    for (int j = 0; j < 2; ++j)
+                        units.v[i][j] += toward_zero(x * y[j] * scale.v[i][j]);
+                }
+            }
+            for (int i = 0; i < TALL; ++i)
+                for (int j = 0; j < 2; ++j) {
+                    doubles r = units.v[i][j] * (top.v[i][j] * below);
+                    if (!all_finite(units.v[i][j])) {
+                        const doubles beyond =
+                            special(s.v[i][j], a + i, b + j * tile<T>::LENGTH, first, last);
+                        r = beyond == spread(0.0) ? r : beyond;
+                    }
+                    s.v[i][j] = round(r, nullptr);
+                }
+        }
+        *kept = s;
+    }
+};
+#endif
+
+}  // namespace
