@@ -14,7 +14,7 @@ from lptensor.arithmetic import Arithmetic
 from lptensor.exact_ops import correct
 from lptensor.multiply import Seen
 from lptensor.odd_sums import in_double
-from lptensor.products import PRODUCTS, WRITTEN, multiplied
+from lptensor.products import PRODUCTS, WRITTEN, multiplied, refuse_product
 from lptensor.rules import Rule, argument
 from lptensor.sums import FORMULAS, SUMS, WRITTEN_SUMS, refuse_sum
 
@@ -66,8 +66,10 @@ def computed(op: Opened) -> Any:
         plain, named, run = widened(plain), widened(named), in_double(func)
         plain = tuple(torch.float64 if value is torch.float32 else value for value in plain)
         named = {name: torch.float64 if value is torch.float32 else value for name, value in named.items()}
-    if func in PRODUCTS and any(shapes_products(x) for x in op.found):
-        return multiplied(func, op.args, plain, named, op.join(op.found), op.seen)
+    if any(shapes_products(x) for x in op.found):
+        if func in PRODUCTS:
+            return multiplied(func, op.args, plain, named, op.join(op.found), op.seen)
+        refuse_product(func)
     accumulator = accumulator_of(op.found, op.join)
     if accumulator is not None:
         if func in SUMS:
@@ -116,7 +118,11 @@ def write(op: Opened, writes: Sequence[int | str], rounds: bool, round_: Round) 
     """
     func, accumulator = op.func, accumulator_of(op.found, op.join)
     known: dict[int, Tensor] = {}  # what is to be written, by id of the plain tensor it goes to
-    source = WRITTEN.get(func) if any(shapes_products(x) for x in op.found) else None
+    source = None
+    if any(shapes_products(x) for x in op.found):
+        source = WRITTEN.get(func)
+        if source is None:
+            refuse_product(func)
     if accumulator is not None:
         source = source or WRITTEN_SUMS.get(func)
     out: Any = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -110,10 +110,16 @@ def _attention_backward(call: Call) -> Any:
 
 
 def _refused(reason: str) -> _Handler:
-    def refuse(call: Call) -> Any:
-        raise NotImplementedError(f"{call.func} has no rounded operands and no accumulator: {reason}")
+    return lambda call: _refuse(call.func, reason)
 
-    return refuse
+
+def _refuse(func: Any, reason: str) -> NoReturn:
+    raise NotImplementedError(f"{func} has no rounded operands and no accumulator: {reason}")
+
+
+def _present(names: str) -> list[Any]:
+    """Those of some ops that this torch has."""
+    return [getattr(aten, name).default for name in names.split() if hasattr(aten, name)]
 
 
 _FUSED = _refused("run attention under torch.nn.attention.sdpa_kernel(SDPBackend.MATH)")
@@ -130,6 +136,8 @@ PRODUCTS: dict[Any, _Handler] = {
     aten._scaled_dot_product_cudnn_attention.default: _FUSED,
     aten._trilinear.default: _refused("nn.Bilinear multiplies three operands at once; write it as two products"),
     aten.conv_tbc.default: _refused("use conv1d on a transposed input"),
+    **dict.fromkeys(_present("_grouped_mm _foreach_mm"), _refused("multiply the matrices one by one")),
+    **dict.fromkeys(_present("_cudnn_rnn miopen_rnn"), _refused("use torch.backends.cudnn.flags(enabled=False)")),
 }
 
 # What writes its product into an argument: the op that computes it, and where the argument is.
@@ -150,6 +158,14 @@ WRITTEN = {
     aten.baddbmm.out: aten.baddbmm.default,
     aten.convolution.out: aten.convolution.default,
 }
+
+_NAMES = frozenset(func._schema.name for func in PRODUCTS) | {"aten::linear"}
+
+
+def refuse_product(func: Any) -> None:
+    """Raise if ``func`` is an overload of a product that has no row, as that of linear with ``out=`` is."""
+    if func._schema.name in _NAMES:
+        _refuse(func, "call it without out= and out_dtype=")
 
 
 def multiplied(

@@ -109,6 +109,23 @@ def _trace(acc: Accumulator, x: Tensor) -> Tensor:
     return add(x.diagonal(), 0, acc)
 
 
+def _weight_norm(acc: Accumulator, v: Tensor, g: Tensor, dim: int = 0) -> tuple[Tensor, Tensor]:
+    """Each slice of ``v`` along an axis in the length that ``g`` gives, and the lengths they had."""
+    norms = add(v.square(), _others(v, dim), acc, True).sqrt()
+    return v * (g / norms), norms
+
+
+def _weight_norm_backward(
+    acc: Accumulator, grad: Tensor, v: Tensor, g: Tensor, norms: Tensor, dim: int
+) -> tuple[Tensor, Tensor]:
+    along = add(grad * v, _others(v, dim), acc, True)
+    return g / norms * (grad - v * (along / norms.square())), along / norms
+
+
+def _others(x: Tensor, dim: int) -> list[int]:
+    return [d for d in range(x.dim()) if d != dim % x.dim()]
+
+
 def _embedding_backward(
     acc: Accumulator, grad: Tensor, indices: Tensor, num_weights: int, padding_idx: int, scale_grad_by_freq: bool
 ) -> Tensor:
@@ -166,6 +183,8 @@ SUMS: dict[Any, _Sum] = {
     aten._foreach_norm.Scalar: _norms,
     aten.logsumexp.default: _logsumexp,
     aten.trace.default: _trace,
+    aten._weight_norm_interface.default: _weight_norm,
+    aten._weight_norm_interface_backward.default: _weight_norm_backward,
     aten.embedding_dense_backward.default: _embedding_backward,
     **{func: _pool_backward(func) for func in _POOLS_BACKWARD},
 }
@@ -193,9 +212,9 @@ FORMULAS = frozenset(
     _softmax _softmax_backward_data _log_softmax _log_softmax_backward_data _safe_softmax
     native_layer_norm native_layer_norm_backward native_group_norm native_group_norm_backward
     native_batch_norm _native_batch_norm_legit _batch_norm_with_update native_batch_norm_backward
-    batch_norm_backward _fused_rms_norm _fused_rms_norm_backward
+    batch_norm_backward cudnn_batch_norm cudnn_batch_norm_backward _fused_rms_norm _fused_rms_norm_backward
     mse_loss smooth_l1_loss huber_loss binary_cross_entropy binary_cross_entropy_with_logits soft_margin_loss
-    multi_margin_loss nll_loss_forward nll_loss2d_forward
+    multi_margin_loss nll_loss_forward nll_loss2d_forward affine_grid_generator
     """.split()
 )
 
@@ -210,32 +229,41 @@ _REFUSED = frozenset(
     _upsample_bicubic2d_aa upsample_linear1d_backward upsample_bilinear2d_backward upsample_trilinear3d_backward
     upsample_bicubic2d_backward upsample_nearest1d_backward upsample_nearest2d_backward
     upsample_nearest3d_backward _upsample_bilinear2d_aa_backward _upsample_bicubic2d_aa_backward
+    _upsample_nearest_exact1d_backward _upsample_nearest_exact2d_backward _upsample_nearest_exact3d_backward
+    _upsample_lanczos2d_aa _upsample_lanczos2d_aa_backward
     reflection_pad1d_backward reflection_pad2d_backward reflection_pad3d_backward replication_pad1d_backward
     replication_pad2d_backward replication_pad3d_backward grid_sampler_2d grid_sampler_2d_backward
     grid_sampler_3d grid_sampler_3d_backward col2im unfold_backward
     _unsafe_masked_index_put_accumulate _sparse_mm_reduce_impl sparse_sampled_addmm
-    index_add index_add_ scatter_add scatter_add_ scatter_reduce scatter_reduce_ index_reduce index_reduce_
-    segment_reduce _embedding_bag _embedding_bag_forward_only _embedding_bag_dense_backward
-    logcumsumexp cumprod prod renorm renorm_ dist histc
-    _cdist_forward _cdist_backward _pdist_forward _pdist_backward _ctc_loss _ctc_loss_backward
-    multilabel_margin_loss_forward multilabel_margin_loss_backward
+    index_add scatter_add scatter_reduce index_reduce segment_reduce
+    _embedding_bag _embedding_bag_forward_only _embedding_bag_dense_backward _embedding_bag_per_sample_weights_backward
+    logcumsumexp cumprod prod renorm dist histc histogram bincount
+    _histogramdd_from_bin_cts _histogramdd_from_bin_tensors
+    _cdist_forward _cdist_backward _euclidean_dist _pdist_forward _pdist_backward _ctc_loss _ctc_loss_backward
+    multi_margin_loss_backward multilabel_margin_loss_forward multilabel_margin_loss_backward
+    miopen_batch_norm miopen_batch_norm_backward _thnn_fused_lstm_cell_backward_impl _thnn_fused_gru_cell_backward
     _scaled_dot_product_flash_attention _scaled_dot_product_efficient_attention
     _scaled_dot_product_cudnn_attention _trilinear conv_tbc conv_tbc_backward
     linalg_solve_triangular triangular_solve linalg_lu_factor_ex linalg_lu linalg_lu_solve _linalg_solve_ex
     linalg_inv_ex linalg_cholesky_ex cholesky cholesky_inverse cholesky_solve linalg_qr geqrf ormqr
     linalg_householder_product _linalg_svd _linalg_eigh _linalg_det _linalg_slogdet linalg_matrix_exp
-    linalg_lstsq linalg_pinv _fft_r2c _fft_c2r _fft_c2c
+    linalg_lstsq linalg_pinv linalg_ldl_factor_ex linalg_ldl_solve _fft_r2c _fft_c2r _fft_c2c
     """.split()
 )
 
 
+# Overloads of these that have no row, most of which write into an argument, are not left to torch either.
+_ADDED_UP = frozenset(func._schema.name for func in SUMS) | FORMULAS | {"aten::softmax", "aten::log_softmax"}
+
+
 def refuse_sum(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
     """Raise if ``func`` adds up numbers in a way that no accumulator stands for."""
-    name = func._schema.name
-    base = name.removesuffix("_")
+    base = func._schema.name.removesuffix("_")
     accumulates = base.endswith("index_put") or base.endswith("_index_put_impl") or base == "aten::put"
     reduces = base == "aten::scatter" and "reduce" in func._overloadname
-    if name in _REFUSED or reduces or accumulates and (kwargs.get("accumulate") or len(args) > 3 and args[3]):
+    if base in _ADDED_UP:
+        raise NotImplementedError(_refusal(func, "call it without out="))
+    if base in _REFUSED or reduces or accumulates and (kwargs.get("accumulate") or len(args) > 3 and args[3]):
         raise NotImplementedError(_refusal(func, "compute it on .dequantize()d tensors"))
 
 

@@ -512,6 +512,16 @@ REFUSED: dict[str, Callable[[Tensor], Any]] = {
     "index_put_": lambda x: x.index_put_((torch.tensor([0]),), x, accumulate=True),
     "interpolate": lambda x: F.interpolate(x, scale_factor=2.0, mode="bilinear"),
     "cdist": lambda x: torch.cdist(x, x),
+    "cdist of many": lambda x: torch.cdist(x.expand(1, 1, 4, 4).reshape(4, 4).repeat(8, 1), x.reshape(4, 4)),
+    "bincount": lambda x: torch.bincount(torch.zeros(16, dtype=torch.long), weights=x.flatten()),
+    "histogram": lambda x: torch.histogram(x.flatten(), 3, weight=x.flatten()),
+    "cumprod_": lambda x: x.cumprod_(0),
+    "ldl": lambda x: torch.linalg.ldl_factor(x),
+    "grouped_mm": lambda x: torch.ops.aten._grouped_mm(x[0, 0], x[0], torch.tensor([4], dtype=torch.int32)),
+    "linear out": lambda x: torch.nn.functional.linear(x[0, 0], x[0, 0], out=torch.ones_like(x[0, 0])),  # type: ignore[call-arg]
+    "softmax out": lambda x: torch.softmax(x, -1, out=torch.ones_like(x)),  # type: ignore[call-overload]
+    "log_softmax out": lambda x: torch.log_softmax(x, -1, out=torch.ones_like(x)),  # type: ignore[call-overload]
+    "trace out": lambda x: torch.ops.aten.trace.out(x[0, 0], out=x[0, 0, 0, 0]),
     "inverse": lambda x: torch.linalg.inv(x),
     "bilinear": lambda x: F.bilinear(x, x, torch.randn(2, 4, 4)),
     "prod": lambda x: x.prod(),
@@ -522,8 +532,57 @@ REFUSED: dict[str, Callable[[Tensor], Any]] = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_adds_up_without_an_accumulator_is_an_error_with_a_way_out(name: str) -> None:
-    with pytest.raises(NotImplementedError, match="no accumulator.*(to_lp|dequantize|two products)"):
+    with pytest.raises(NotImplementedError, match="no accumulator.*(to_lp|dequan|two prod|one by one|without out)"):
         REFUSED[name](lp(torch.randn(1, 1, 4, 4)))
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda x: F.interpolate(x, scale_factor=2, mode="nearest-exact"),
+        lambda x: F.multi_margin_loss(x.flatten(0, 2), torch.tensor([0, 1, 2, 3])),
+    ],
+)
+def test_what_adds_up_in_its_gradient_alone_is_refused_there(run: Callable[[Tensor], Tensor]) -> None:
+    y = run(lp(torch.randn(1, 1, 4, 4)).requires_grad_()).sum()
+    with pytest.raises(NotImplementedError, match="no accumulator"):
+        y.backward()
+
+
+@pytest.mark.parametrize("dim", [0, 1, 2])
+def test_a_weight_norm_adds_up_its_squares_and_its_gradients(dim: int) -> None:
+    v, grad = narrow(4, 20, 3), narrow(4, 20, 3)
+    g = narrow(*(n if d == dim else 1 for d, n in enumerate(v.shape)))
+    a, b = lp(v).requires_grad_(), lp(g).requires_grad_()
+    w = torch._weight_norm(a, b, dim)
+    of_v, of_g = torch.autograd.grad(w, (a, b), lp(grad))
+
+    def rows(x: Tensor) -> Tensor:
+        return loop_sum(x.movedim(dim, 0).flatten(1)).view_as(g)
+
+    norms, along = rows(v * v).sqrt(), rows(grad * v)
+    assert torch.equal(plain(w), v * (g / norms))
+    assert torch.equal(plain(of_g), along / norms)
+    assert torch.allclose(plain(of_v), g / norms * (grad - v * (along / norms.square())), atol=1e-6)
+
+
+def test_a_grid_of_affine_maps_adds_up_three_products() -> None:
+    theta = lp(narrow(2, 2, 3))
+    points = F.affine_grid(torch.eye(2, 3)[None], [1, 1, 2, 2], align_corners=False).flatten(1, 2)
+    columns = torch.cat([points, torch.ones(1, 4, 1)], -1)
+    grid = loop_sum(columns[:, :, None] * plain(theta)[:, None])
+    assert torch.equal(plain(F.affine_grid(theta, [2, 1, 2, 2], align_corners=False)).flatten(1, 2), grid)
+
+
+def test_a_batch_norm_of_cudnn_is_that_of_torch() -> None:
+    x, ones, grad = lp(narrow(40, 3)), lp(torch.ones(3)), lp(narrow(40, 3))
+    aten = torch.ops.aten
+    y, mean, rstd, _ = aten.cudnn_batch_norm(x, ones, None, None, None, True, 0.1, 1e-5)
+    z, *saved = aten.native_batch_norm(x, ones, None, None, None, True, 0.1, 1e-5)
+    assert torch.equal(plain(y), plain(z)) and torch.equal(mean, saved[0]) and torch.equal(rstd, saved[1])
+    got = aten.cudnn_batch_norm_backward(x, grad, ones, None, None, mean, rstd, 1e-5, torch.empty(0, dtype=torch.uint8))
+    wanted = aten.native_batch_norm_backward(grad, x, ones, None, None, *saved, True, 1e-5, [True, True, True])
+    assert all(torch.equal(plain(a), plain(b)) for a, b in zip(got, wanted, strict=True))
 
 
 def test_pools_are_refused_backward_only_where_windows_overlap() -> None:
