@@ -99,8 +99,12 @@ class Accumulator:
             raise ValueError(f"order={order!r} has no fp32 steps, got compute={compute!r}; leave compute away")
         self._check_inner()
         self._check_aligned()
-        if check_bool("wrap", wrap) and not isinstance(sum, FixedPoint):
+        if not check_bool("wrap", wrap):
+            return
+        if not isinstance(sum, FixedPoint):
             raise ValueError(f"wrap=True needs a FixedPoint sum, got {sum!r}; floats overflow as their format says")
+        if sum.symmetric:
+            raise ValueError(f"wrap=True goes round all numbers of two's complement, got {sum!r}; say symmetric=False")
 
     def _check_inner(self) -> None:
         if self.inner is None:

@@ -680,6 +680,7 @@ WIDE_INSIDE = Accumulator(BF16, chunk=3, inner=FixedPoint(32, 0))
         (lambda: gemm(torch.ones(2, 2).half(), torch.ones(2, 2).half(), Accumulator(BF16)), TypeError, r"\.float\(\)"),
         (lambda: gemm(torch.ones(2, 2), torch.ones(2, 2), Accumulator(FixedPoint(32, 0))), ValueError, "use float64"),
         (lambda: gemm(torch.ones(2, 2), torch.ones(2, 2), Accumulator(BF16), torch.ones(3, 2)), ValueError, "addend"),
+        (lambda: Accumulator(FixedPoint(8, 4, symmetric=True), wrap=True), ValueError, "symmetric=False"),
     ],
 )
 def test_bad_input_says_what_would_do(make: Callable[[], object], error: type[Exception], message: str) -> None:
