@@ -96,11 +96,12 @@ def cumsum(x: Tensor, dim: int, accumulator: Accumulator, generator: torch.Gener
         raise ValueError(
             f'cumsum() adds term by term, got {accumulator!r}; use order="sequential" and chunk=1, or sum() for a total'
         )
+    axes = _axes((dim,), x.dim())
     if x.dim() == 0:
         return reduce(x, None, accumulator, generator=generator)
-    (axis,) = _axes((dim,), x.dim())
+    (axis,) = axes
     moved = x.movedim(axis, 0)
-    terms = moved.reshape(1, x.shape[axis], -1)
+    terms = moved.reshape(1, x.shape[axis], math.prod(moved.shape[1:]))
     ones = torch.ones((), dtype=x.dtype, device=x.device).expand(1, 1, terms.shape[1])
     sums = _run(ones, terms, _of_terms(accumulator), None, generator, running=True)
     return sums.reshape(moved.shape).movedim(0, axis)
@@ -181,6 +182,13 @@ def _check(accumulator: Any, *tensors: Any) -> None:
     for t in tensors:
         if not isinstance(t, Tensor):
             raise TypeError(f"expected a tensor, got {type(t).__name__}")
+        if t.layout is not torch.strided:
+            raise TypeError(f"sums are formed of dense tensors, got {t.layout}; convert with .to_dense() first")
+        if _compat.transformed(t):
+            raise RuntimeError(
+                "gemm(), reduce() and cumsum() have no derivatives and no samples, and torch.func asks for them; "
+                "use lptensor.matmul() and lptensor.sum()"
+            )
         if hasattr(t, "arithmetic"):
             raise TypeError("expected plain tensors, got an LPTensor; its arithmetic names its accumulator")
         if t.dtype != tensors[0].dtype or t.device != tensors[0].device:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -32,7 +33,9 @@ def matmul(
     (64.0, 250.0)
     """
     for t in (a, b):
-        if isinstance(t, Tensor) and t.dim() == 0:
+        if not isinstance(t, Tensor):
+            raise TypeError(f"expected a tensor, got {type(t).__name__}")
+        if t.dim() == 0:
             raise ValueError("matmul() takes operands of one axis or more, got a scalar; multiply it instead")
     row, column = a.dim() == 1, b.dim() == 1
     left = a.unsqueeze(0) if row else a
@@ -110,10 +113,13 @@ def conv(
         raise ValueError(
             f"{groups} groups need w of [a multiple of {groups}, {x.shape[1]} / {groups}, ...], got {tuple(w.shape)}"
         )
+    if bias is not None and bias.shape != w.shape[:1]:
+        raise ValueError(f"the bias has one number for each of {w.shape[0]} output channels, got {tuple(bias.shape)}")
     columns, size = unfold(x, w.shape[2:], stride, padding, dilation)
-    columns = columns.reshape(len(x), groups, -1, math.prod(size))
-    weights = w.reshape(groups, w.shape[0] // groups, -1)
-    start = None if bias is None else bias.reshape(groups, -1, 1)
+    terms = w.shape[1] * math.prod(w.shape[2:])
+    columns = columns.reshape(len(x), groups, terms, math.prod(size))
+    weights = w.reshape(groups, w.shape[0] // groups, terms)
+    start = None if bias is None else bias.reshape(groups, w.shape[0] // groups, 1)
     return with_gradients(weights, columns, accumulator, start, generator).reshape(len(x), w.shape[0], *size)
 
 
@@ -145,7 +151,7 @@ def unfold(
         x = x.unfold(2 + d, reach, strides[d])[..., :: dilations[d]]
     size = list(x.shape[2 : 2 + axes])
     x = x.permute(0, 1, *range(2 + axes, 2 + 2 * axes), *range(2, 2 + axes))
-    return x.reshape(x.shape[0], -1, math.prod(size)), size
+    return x.reshape(x.shape[0], x.shape[1] * math.prod(kernel), math.prod(size)), size
 
 
 def _each(value: int | Sequence[int], axes: int) -> list[int]:
@@ -173,33 +179,92 @@ def _lptensor_gemm(a: Tensor, *args: Any) -> Tensor:
 
 class _Gemm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, a: Tensor, b: Tensor, c: Tensor | None, accumulator: Accumulator, generator: Any) -> Tensor:
-        ctx.save_for_backward(a, b)
-        ctx.accumulator, ctx.generator = accumulator, generator
-        ctx.start = None if c is None else c.shape
+    @_compat.known_signature
+    def forward(a: Tensor, b: Tensor, c: Tensor | None, accumulator: Accumulator, generator: Any) -> Tensor:
         return gemm(a, b, accumulator, c, generator)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,), (a, b) = grads, ctx.saved_tensors
-        acc, wanted = ctx.accumulator, ctx.needs_input_grad
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        a, b, c, ctx.accumulator, ctx.generator = inputs
+        ctx.save_for_backward(a, b)
+        ctx.save_for_forward(a, b)
+        ctx.set_materialize_grads(False)
+        ctx.start, ctx.shape = None if c is None else c.shape, output.shape
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * 5
+        (a, b), wanted = ctx.saved_tensors, ctx.needs_input_grad
+        acc = ctx.accumulator
         of_a = with_gradients(grad, b.mT, acc, None, ctx.generator).sum_to_size(a.shape) if wanted[0] else None
         of_b = with_gradients(a.mT, grad, acc, None, ctx.generator).sum_to_size(b.shape) if wanted[1] else None
         return of_a, of_b, grad.sum_to_size(ctx.start) if wanted[2] else None, None, None
 
+    @staticmethod
+    def jvp(ctx: Any, of_a: Tensor | None, of_b: Tensor | None, of_c: Tensor | None, *_: Any) -> Tensor:
+        a, b = ctx.saved_tensors
+        pairs = ([] if of_a is None else [(of_a, b)]) + ([] if of_b is None else [(a, of_b)])
+        tangents = [with_gradients(left, right, ctx.accumulator, None, ctx.generator) for left, right in pairs]
+        tangents += [] if of_c is None else [of_c.expand(ctx.shape).clone()]
+        return functools.reduce(torch.add, tangents)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, a: Tensor, b: Tensor, c: Tensor | None, accumulator: Any, generator: Any) -> Any:
+        _check_draws(info, accumulator)
+        operands = [(t, d) for t, d in zip((a, b, c), in_dims, strict=False) if t is not None]
+        axes = max(t.dim() - (d is not None) for t, d in operands)
+        a, b, *start = (t if d is None else _samples_first(t, d, axes) for t, d in operands)
+        return with_gradients(a, b, accumulator, start[0] if start else None, generator), 0
+
 
 class _Sum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, dim: Any, keepdim: bool, accumulator: Accumulator, generator: Any) -> Tensor:
-        ctx.shape = x.shape
-        ctx.dim, ctx.keepdim = dim, keepdim
+    @_compat.known_signature
+    def forward(x: Tensor, dim: Any, keepdim: bool, accumulator: Accumulator, generator: Any) -> Tensor:
         return reduce(x, dim, accumulator, keepdim, generator)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,) = grads
-        if not ctx.keepdim and ctx.dim is not None:
-            dims = (ctx.dim,) if isinstance(ctx.dim, int) else ctx.dim
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        x, *ctx.how = inputs
+        ctx.shape = x.shape
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        dim, keepdim, *_ = ctx.how
+        if not keepdim and dim is not None:
+            dims = (dim,) if isinstance(dim, int) else dim
             for d in sorted(d % max(len(ctx.shape), 1) for d in dims):
                 grad = grad.unsqueeze(d) if ctx.shape else grad
         return grad.expand(ctx.shape), None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
+        total: Tensor = _Sum.apply(tangent, *ctx.how)  # type: ignore[no-untyped-call]
+        return total
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: Any, x: Tensor, dim: Any, keepdim: bool, accumulator: Accumulator, generator: Any
+    ) -> Any:
+        _check_draws(info, accumulator)
+        x, axes = x.movedim(in_dims[0], 0), x.dim() - 1
+        dims = (dim,) if isinstance(dim, int) else dim or range(axes)
+        if axes == 0:  # a number alone is summed along its only axis
+            x, dims, keepdim = x.unsqueeze(1), (0,), False
+        dims = tuple(d + 1 if d >= 0 else d for d in dims)
+        return sum(x, dims, keepdim, accumulator=accumulator, generator=generator), 0
+
+
+def _samples_first(t: Tensor, axis: int, axes: int) -> Tensor:
+    """The samples of a vmap as one more leading axis, each of ``axes`` axes."""
+    t = t.movedim(axis, 0)
+    return t.reshape(len(t), *[1] * (axes + 1 - t.dim()), *t.shape[1:])
+
+
+def _check_draws(info: Any, accumulator: Accumulator) -> None:
+    if accumulator.stochastic and info.randomness != "different":
+        raise RuntimeError(
+            "an accumulator that rounds stochastically draws new random bits for each sample of a vmap; "
+            'say torch.vmap(..., randomness="different")'
+        )

@@ -603,6 +603,12 @@ def test_empty_products_are_zero_or_empty(shape: tuple[int, int, int], order: st
     assert same(got, torch.zeros(2, m, n))
 
 
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0, 0), (0,)])
+def test_running_sums_of_nothing_are_empty(shape: tuple[int, ...]) -> None:
+    for dim in range(len(shape)):
+        assert cumsum(torch.ones(shape), dim, Accumulator(BF16)).shape == shape
+
+
 def test_running_sums_end_in_the_sum() -> None:
     x = torch.randn(3, 50, 4, generator=torch.Generator().manual_seed(1))
     for acc in (Accumulator(E4M3), Accumulator(FP16, FP16, rounding="down"), Accumulator(BF16, rounding="stochastic")):
@@ -637,8 +643,9 @@ def test_a_tensor_without_axes_is_one_term(dim: Any, keepdim: bool) -> None:
     got = reduce(x, dim, Accumulator(BF16, rounding="up"), keepdim)
     assert same(got, x.sum(dim, keepdim) + 2.0**-8)
     assert same(cumsum(x, 0, Accumulator(BF16)), torch.tensor(1.0))
-    with pytest.raises(ValueError, match="dim must name different axes of 0"):
-        reduce(x, 1, Accumulator(BF16))
+    for run in (reduce, cumsum):
+        with pytest.raises(ValueError, match="dim must name different axes of 0"):
+            run(x, 1, Accumulator(BF16))
 
 
 def test_a_format_inside_chunks_adds_as_is_said_of_the_whole() -> None:
@@ -680,6 +687,12 @@ WIDE_INSIDE = Accumulator(BF16, chunk=3, inner=FixedPoint(32, 0))
         (lambda: gemm(torch.ones(2, 2).half(), torch.ones(2, 2).half(), Accumulator(BF16)), TypeError, r"\.float\(\)"),
         (lambda: gemm(torch.ones(2, 2), torch.ones(2, 2), Accumulator(FixedPoint(32, 0))), ValueError, "use float64"),
         (lambda: gemm(torch.ones(2, 2), torch.ones(2, 2), Accumulator(BF16), torch.ones(3, 2)), ValueError, "addend"),
+        (lambda: reduce(torch.eye(2).to_sparse(), 0, Accumulator(BF16)), TypeError, "to_dense"),
+        (
+            lambda: torch.func.grad(lambda x: reduce(x, 0, Accumulator(BF16)))(torch.ones(3)),
+            RuntimeError,
+            "lptensor.sum",
+        ),
         (lambda: Accumulator(FixedPoint(8, 4, symmetric=True), wrap=True), ValueError, "symmetric=False"),
     ],
 )

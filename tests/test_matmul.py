@@ -48,6 +48,69 @@ def test_gradients_are_added_up_by_the_same_accumulator() -> None:
     assert torch.equal(got[2], grad.sum(0))
 
 
+SAMPLES: dict[str, tuple[Any, list[tuple[int, ...]], tuple[int | None, ...]]] = {
+    "left": (lp.matmul, [(5, 3, 40), (40, 2)], (0, None)),
+    "right": (lp.matmul, [(3, 40), (40, 5, 2)], (None, 1)),
+    "both": (lp.matmul, [(3, 40, 5), (40, 5, 2)], (2, 1)),
+    "of a batch": (lp.matmul, [(3, 5, 2, 40), (40, 5, 2)], (1, 1)),
+    "vectors": (lp.matmul, [(5, 40), (40, 5)], (0, 1)),
+    "addend": (lambda a, b, acc, c: lp.matmul(a, b, acc, c), [(3, 40), (40, 2), (2, 5)], (None, None, 1)),
+    "sum": (lambda x, acc: lp.sum(x, accumulator=acc), [(3, 5, 40)], (1,)),
+    "sum of an axis": (lambda x, acc: lp.sum(x, 0, accumulator=acc), [(40, 5, 3)], (1,)),
+    "sum of the last": (lambda x, acc: lp.sum(x, -1, True, accumulator=acc), [(3, 40, 5)], (2,)),
+    "sum of numbers": (lambda x, acc: lp.sum(x, 0, accumulator=acc), [(5,)], (0,)),
+}
+
+
+def _with(run: Any, acc: Accumulator) -> Any:
+    return lambda *tensors: run(*tensors[:2], acc, *tensors[2:])
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_samples_of_a_vmap_and_their_gradients_are_those_of_each(name: str) -> None:
+    run, shapes, axes = SAMPLES[name]
+    f, tensors = _with(run, Accumulator(FloatingPoint(5, 4))), [torch.randn(s) for s in shapes]
+    mapped = torch.stack(
+        [f(*(t if d is None else t.select(d, i) for t, d in zip(tensors, axes, strict=True))) for i in range(5)]
+    )
+    assert torch.equal(torch.func.vmap(f, axes)(*tensors), mapped)
+    of_first = torch.func.grad(lambda *ts: f(*ts).square().sum())
+    each = [
+        of_first(*(t if d is None else t.select(d, i) for t, d in zip(tensors, axes, strict=True))) for i in range(5)
+    ]
+    assert torch.equal(torch.func.vmap(of_first, axes)(*tensors), torch.stack(each))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch's own use of it
+def test_tangents_are_products_and_sums_too() -> None:
+    acc = Accumulator(BF16)
+    a, b, c, of_a, of_b, of_c = (torch.randn(s) for s in [(3, 40), (40, 2), (2,)] * 2)
+    _, tangent = torch.func.jvp(lambda a, b, c: lp.matmul(a, b, acc, c), (a, b, c), (of_a, of_b, of_c))
+    assert torch.equal(tangent, gemm(of_a, b, acc) + gemm(a, of_b, acc) + of_c)
+    _, tangent = torch.func.jvp(lambda b: lp.matmul(a, b, acc), (b,), (of_b,))
+    assert torch.equal(tangent, gemm(a, of_b, acc))
+    _, tangent = torch.func.jvp(lambda c: lp.matmul(a, b, acc, c), (c,), (of_c,))
+    assert torch.equal(tangent, of_c.expand(3, 2))
+    _, tangent = torch.func.jvp(lambda a: lp.sum(a, 1, accumulator=acc), (a,), (of_a,))
+    assert torch.equal(tangent, lp.sum(of_a, 1, accumulator=acc))
+
+
+def test_a_vmap_that_draws_has_to_say_that_samples_differ() -> None:
+    acc, x = Accumulator(BF16, rounding="stochastic"), torch.rand(5, 3, 40)
+    for f in (lambda x: lp.matmul(x, x.mT, acc), lambda x: lp.sum(x, accumulator=acc)):
+        assert len(torch.func.vmap(f, randomness="different")(x)) == 5
+        for randomness in ("error", "same"):
+            with pytest.raises(RuntimeError, match='randomness="different"'):
+                torch.func.vmap(f, randomness=randomness)(x)
+
+
+def test_sums_have_derivatives_of_all_orders() -> None:
+    fine = Accumulator(FixedPoint(51, 42))
+    a, b, c = (torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((2, 1, 3, 4), (5, 4, 2), (2,)))
+    for f in (lambda *t: lp.matmul(*t[:2], fine, t[2]), lambda *t: lp.sum(t[0], (1, -1), accumulator=fine)):
+        assert torch.autograd.gradcheck(f, (a, b, c)) and torch.autograd.gradgradcheck(f, (a, b, c))
+
+
 def test_float64_stays_float64() -> None:
     x = torch.full((3, 3), 1 + 2.0**-40, dtype=torch.float64)
     wide = Accumulator(FixedPoint(52, 45))
@@ -102,6 +165,19 @@ def test_what_does_not_fit_is_refused() -> None:
         lp.conv(torch.ones(1, 3, 5), torch.ones(2, 1, 2), acc, groups=2)
     with pytest.raises(ValueError, match="expected one number or 1"):
         lp.conv(torch.ones(1, 1, 5), torch.ones(1, 1, 2), acc, stride=(1, 1))
+    with pytest.raises(ValueError, match="one number for each of 2 output channels"):
+        lp.conv(torch.ones(1, 1, 5), torch.ones(2, 1, 2), acc, torch.ones(3))
+    with pytest.raises(TypeError, match="expected a tensor, got list"):
+        lp.matmul([1.0], torch.ones(1), acc)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("batch", "channels"), [(0, 2), (3, 0), (0, 0)])
+def test_a_convolution_of_nothing_is_empty(batch: int, channels: int) -> None:
+    x, w = torch.ones(batch, 1, 4, 4).requires_grad_(), torch.ones(channels, 1, 3, 3).requires_grad_()
+    y = lp.conv(x, w, Accumulator(BF16), torch.ones(channels))
+    y.sum().backward()
+    assert y.shape == (batch, channels, 2, 2)
+    assert x.grad is not None and w.grad is not None and not x.grad.any() and not w.grad.any()
 
 
 def test_accumulators_travel() -> None:
