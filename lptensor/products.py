@@ -51,6 +51,9 @@ def _product(call: Call) -> Any:
     """An op of one product: its operands are rounded as matrices, and torch computes the rest of it."""
     i, j = _OPERANDS[call.func]
     a, b = call.args[i], call.args[j]
+    for x in (a, b):
+        if x.layout is not torch.strided:
+            _refuse(call.func, f"an operand is {x.layout}; convert it with .to_dense()")
     multiply = call.multiply
     if multiply.gemm is not None:
         multiply = multiply.of(*running_product(call.given[i], call.given[j]))

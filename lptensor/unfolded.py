@@ -43,6 +43,7 @@ class Form(NamedTuple):
 def forward(multiply: Multiply, x: Tensor, weight: Tensor, bias: Tensor | None, form: Form) -> Tensor:
     """aten::convolution with rounded operands."""
     form = form.spread(x.dim() - 2)
+    _check(x, weight, form)
     if multiply.unordered:
         left, right = multiply.pair
         y: Tensor = aten.convolution(multiply.round(x, left, 0), multiply.round(weight, right, 1), bias, *form)
@@ -50,6 +51,20 @@ def forward(multiply: Multiply, x: Tensor, weight: Tensor, bias: Tensor | None, 
     if form.transposed:
         return _transposed(multiply, x, weight, bias, form, form.output_padding)
     return _correlated(multiply, _padded(x, form.padding, form.padding), weight, bias, form.stride, form)
+
+
+def _check(x: Tensor, weight: Tensor, form: Form) -> None:
+    """Refuse what torch's convolutions refuse, and unfolding would not notice."""
+    for n, k, s, p, d, extra in zip(
+        x.shape[2:], weight.shape[2:], form.stride, form.padding, form.dilation, form.output_padding, strict=True
+    ):
+        reach, padded = d * (k - 1) + 1, n + 2 * p
+        if not form.transposed and padded < reach:
+            raise RuntimeError(
+                f"a kernel of {k} with dilation {d} reaches over {reach} elements, the padded input has {padded}"
+            )
+        if form.transposed and extra >= max(s, d):
+            raise RuntimeError(f"output padding must be smaller than the stride {s} or the dilation {d}, got {extra}")
 
 
 def backward(

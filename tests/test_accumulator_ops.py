@@ -229,6 +229,31 @@ def test_a_convolution_begins_with_its_bias_and_adds_up_its_gradient() -> None:
     assert torch.equal(plain(of_b), loop_sum(g.transpose(0, 1).flatten(1)))
 
 
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [
+        (lambda x, w: F.conv2d(x, w), "reaches over 3 elements, the padded input has 2"),
+        (lambda x, w: F.conv2d(x, w, padding=1, dilation=2), "reaches over 5 elements, the padded input has 4"),
+        (lambda x, w: F.conv_transpose2d(x, w, stride=2, output_padding=2), "must be smaller than the stride 2"),
+    ],
+)
+def test_a_convolution_that_torch_refuses_is_refused(run: Callable[..., Tensor], message: str) -> None:
+    x, w = torch.ones(1, 1, 2, 2), torch.ones(1, 1, 3, 3)
+    with pytest.raises(RuntimeError):
+        run(x, w)
+    for arithmetic in (SUMMED, Arithmetic(None, operands=Gemm(MXFP4))):
+        with pytest.raises(RuntimeError, match=message):
+            run(lp(x, arithmetic), lp(w, arithmetic))
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
+def test_a_sparse_operand_is_refused_with_a_way_out(layout: torch.layout) -> None:
+    for arithmetic in (SUMMED, Arithmetic(None, operands=Gemm(E4M3))):
+        with pytest.raises(NotImplementedError, match="to_dense"):
+            torch.eye(5).to_sparse(layout=layout) @ lp(torch.ones(5, 5), arithmetic)
+
+
 def test_convolutions_in_groups_are_convolutions_side_by_side() -> None:
     x, w = narrow(2, 4, 7, 7), narrow(6, 2, 3, 3)
     together = F.conv2d(lp(x), lp(w), stride=2, groups=2)
