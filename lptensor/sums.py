@@ -129,13 +129,24 @@ def _others(x: Tensor, dim: int) -> list[int]:
 def _embedding_backward(
     acc: Accumulator, grad: Tensor, indices: Tensor, num_weights: int, padding_idx: int, scale_grad_by_freq: bool
 ) -> Tensor:
-    """Each row adds up the gradients of its uses, in their order: a product with the table of uses."""
+    """Each row adds up the gradients of its uses, in their order: a product with the table of uses.
+
+    A gradient that is not finite would be NaN in the rows that do not use it, and counts by itself.
+    """
     if scale_grad_by_freq:
         raise NotImplementedError(_refusal("embedding with scale_grad_by_freq", "leave scale_grad_by_freq away"))
-    uses = (indices.flatten() == torch.arange(num_weights, device=indices.device).unsqueeze(1)).to(grad.dtype)
+    used = indices.flatten()
+    uses = (used == torch.arange(num_weights, device=used.device).unsqueeze(1)).to(grad.dtype)
     if padding_idx >= 0:
         uses[padding_idx] = 0
-    return gemm(uses, grad.flatten(0, -2) if grad.dim() > 1 else grad.unsqueeze(0), acc)
+    grad = grad.flatten(0, -2) if grad.dim() > 1 else grad.unsqueeze(0)
+    finite = grad.isfinite()
+    sums = gemm(uses, grad.masked_fill(~finite, 0.0), acc)
+    specials = torch.zeros_like(sums).index_add(0, used, grad.masked_fill(finite, 0.0))
+    if padding_idx >= 0:
+        specials[padding_idx] = 0
+    last = Accumulator(acc.sum, wrap=acc.wrap)  # what the format makes of them; rounds no other number
+    return torch.where(specials == 0, sums, reduce(specials.unsqueeze(0), 0, last))
 
 
 def _apart(sizes: Any, stride: Any, dilation: Any = (1,)) -> bool:

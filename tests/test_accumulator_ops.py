@@ -451,6 +451,23 @@ def test_an_embeddings_gradient_adds_up_the_uses_of_each_row(padding: int) -> No
         assert torch.equal(plain(grad)[row], loop_sum(uses, 0))
 
 
+@pytest.mark.parametrize(("format", "highest"), [(NARROW, torch.inf), (E4M3, 448.0), (FixedPoint(8, 2), 31.75)])
+@pytest.mark.parametrize("padding", [None, 2])
+def test_a_gradient_that_is_not_finite_stays_in_the_rows_that_used_it(
+    format: Any, highest: float, padding: int | None
+) -> None:
+    arithmetic = Arithmetic(None, accumulator=Accumulator(format))
+    leaf, g = lp(narrow(4, 3), arithmetic).requires_grad_(), torch.ones(2, 2, 3)
+    g[0, 0, 0], g[1, 0, 1], g[1, 1, 2] = torch.inf, -torch.inf, torch.nan
+    y = F.embedding(torch.tensor([[0, 1], [1, 2]]), leaf, padding_idx=padding)
+    (grad,) = torch.autograd.grad(y, leaf, lp(g, arithmetic))
+    lowest = -32.0 if isinstance(format, FixedPoint) else -highest
+    rows = torch.tensor(
+        [[highest, 1, 1], [2, lowest, 2], [1, 1, torch.nan] if padding is None else [0, 0, 0], [0, 0, 0]]
+    )
+    assert torch.equal(plain(grad).nan_to_num(7.0, torch.inf, -torch.inf), rows.nan_to_num(7.0, torch.inf, -torch.inf))
+
+
 def test_attention_is_two_products_and_a_softmax_that_are_added_up() -> None:
     q, k, v, g = (narrow(1, 2, 9, 16) for _ in range(4))
     leaves = [lp(t).requires_grad_() for t in (q, k, v)]
