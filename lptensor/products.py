@@ -63,8 +63,10 @@ def _product(call: Call) -> Any:
     a, b = a.unsqueeze(0) if vector_left else a, b.unsqueeze(-1) if vector_right else b
     args = list(call.args)
     if multiply.accumulator is not None:
-        addend = args[0] if i == 1 else None
-        return _added_up(multiply, a, b, addend, vector_left, vector_right, **call.kwargs)
+        addend, factors = args[0] if i == 1 else None, call.kwargs
+        if func is aten._addmm_activation.default:  # torch leaves out what is at its default
+            factors = {"use_gelu": False, **factors}
+        return _added_up(multiply, a, b, addend, vector_left, vector_right, **factors)
     a, b = multiply.operands(a, b)
     args[i], args[j] = a.squeeze(0) if vector_left else a, b.squeeze(-1) if vector_right else b
     return correct(func)(*args, **call.kwargs)

@@ -163,6 +163,14 @@ def every_product(a: Tensor, b: Tensor) -> dict[str, Any]:
     }
 
 
+@pytest.mark.parametrize("use_gelu", [True, False])
+def test_an_activation_follows_the_finished_sum(use_gelu: bool) -> None:
+    c, a, b = narrow(8), narrow(9, 30), narrow(30, 8)
+    total = loop(a, b, c)
+    got = torch._addmm_activation(lp(c), lp(a), lp(b), use_gelu=use_gelu)
+    assert torch.equal(plain(got), F.gelu(total, approximate="tanh") if use_gelu else total.relu())
+
+
 def test_an_fp16_multiply_add_is_rounded_once_in_every_op() -> None:
     a, b = torch.tensor([2.0**-12, 1.5]), torch.tensor([2.0**-12, 683 / 1024])
     once = Arithmetic(None, accumulator=Accumulator(FP16))
