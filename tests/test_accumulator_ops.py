@@ -317,9 +317,16 @@ def test_variances_and_norms_add_up_their_squares() -> None:
     norm = loop_sum(x.square()).sqrt()
     assert torch.equal(plain(torch.linalg.vector_norm(lp(x), dim=-1)), norm)
     assert torch.equal(plain(lp(x).norm(dim=-1)), norm)
+    cubes = loop_sum(x.abs().pow(3)).pow(1 / 3)
+    assert torch.equal(plain(torch.linalg.vector_norm(lp(x), 3, -1)), cubes)
     assert torch.equal(plain(torch._foreach_norm([lp(row) for row in x])[2]), norm[2])
     assert torch.equal(plain(torch.linalg.vector_norm(lp(x), 1, dim=-1)), loop_sum(x.abs()))
     assert torch.equal(plain(torch.linalg.vector_norm(lp(x), torch.inf, dim=-1)), x.abs().amax(-1))
+
+
+def test_nothing_has_no_mean_and_one_number_no_variance() -> None:
+    assert lp(torch.empty(0)).mean().isnan() and plain(lp(torch.empty(3, 0)).mean(-1)).isnan().all()
+    assert plain(lp(torch.ones(3, 1)).var(-1)).isnan().all() and lp(torch.empty(0)).var().isnan()
 
 
 def test_what_only_selects_or_counts_is_no_sum_and_infinities_stay() -> None:
@@ -541,6 +548,23 @@ def test_stochastic_accumulators_repeat_with_the_seed() -> None:
 
     once, again, other = draw(3), draw(3), draw(4)
     assert all(map(torch.equal, once, again)) and not any(map(torch.equal, once, other))
+
+
+@pytest.mark.parametrize("boolean", [True, False])
+def test_attention_adds_up_what_its_mask_lets_it_see(boolean: bool) -> None:
+    q, k, v, g = (narrow(1, 2, 9, 16) for _ in range(4))
+    rows = torch.arange(9) != 4
+    g[:, :, 4] = 0
+    seen = (torch.arange(9) < 6) & rows.unsqueeze(1)
+    mask = seen if boolean else torch.zeros(9, 9).masked_fill(~seen, -torch.inf)
+    all_, few = ([lp(t).requires_grad_() for t in (q, *others)] for others in ((k, v), (k[:, :, :6], v[:, :, :6])))
+    y, z = F.scaled_dot_product_attention(*all_, attn_mask=mask), F.scaled_dot_product_attention(*few)
+    assert torch.equal(plain(y)[:, :, rows], plain(z)[:, :, rows]) and not plain(y)[:, :, 4].any()
+    of_q, *others = (plain(t) for t in torch.autograd.grad(y, all_, lp(g)))
+    true_q, *wanted = (plain(t) for t in torch.autograd.grad(z, few, lp(g)))
+    assert torch.equal(of_q[:, :, rows], true_q[:, :, rows])
+    for mine, true in zip(others, wanted, strict=True):
+        assert torch.equal(mine[:, :, :6], true) and not mine[:, :, 6:].any()
 
 
 def test_attention_that_would_draw_twice_says_what_to_do() -> None:

@@ -246,11 +246,38 @@ def test_stochastic_sums_draw_the_words_of_the_contract(
     sum: ScalarFormat, order: str, chunk: int, product_format: Any, compute: str, bits: int
 ) -> None:
     acc = Accumulator(sum, product_format and FORMATS[3], chunk, order, Stochastic(bits), compute)
+    draws_its_words(acc, addend=bits == 32)
+
+
+@pytest.mark.parametrize(
+    "acc",
+    [
+        Accumulator(FORMATS[1], order="exact", rounding="stochastic"),
+        Accumulator(FORMATS[1], FORMATS[3], order="exact", rounding="stochastic"),
+        Accumulator(FORMATS[3], chunk=2, order="exact", rounding="stochastic", inner=Accumulator(FORMATS[1])),
+        Accumulator(FORMATS[1], order="pairwise", rounding="stochastic"),
+        Accumulator(FORMATS[1], FORMATS[3], order="pairwise", rounding="stochastic"),
+        Accumulator(FORMATS[1], chunk=2, order="pairwise", rounding="stochastic"),
+        Accumulator(FORMATS[1], chunk=4, order="aligned", rounding="stochastic", alignment=14),
+        Accumulator(
+            FORMATS[1],
+            chunk=4,
+            rounding="stochastic",
+            inner=Accumulator(FORMATS[3], order="exact", rounding="stochastic"),
+        ),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("addend", [True, False])
+def test_so_do_sums_in_the_other_orders(acc: Accumulator, addend: bool) -> None:
+    draws_its_words(acc, addend)
+
+
+def draws_its_words(acc: Accumulator, addend: bool) -> None:
     a, b, c = operands(1, 3, 9, 5, 3)
-    addend = c if bits == 32 else None
-    wanted = expected(a, b, acc, addend)
+    wanted = expected(a, b, acc, c if addend else None)
     for implementation in IMPLEMENTATIONS:
-        got = product(implementation, a[None], b[None], acc, None if addend is None else addend[None])[0]
+        got = product(implementation, a[None], b[None], acc, c[None] if addend else None)[0]
         assert torch.equal(got, wanted), implementation
 
 
@@ -332,12 +359,35 @@ TILED = (
     *(Accumulator(sum, rounding=mode) for sum in (BF16, FixedPoint(12, 4)) for mode in ("nearest_away", "odd")),
     Accumulator(FixedPoint(16, 6)),
     Accumulator(FP16, FP16, rounding="up"),
+    Accumulator(FP16, FixedPoint(12, 6), rounding="up"),
     Accumulator(BF16, E5M2, chunk=5, rounding="down"),
     Accumulator(FP16, E5M2, rounding="nearest_away", compute="fp32"),
     Accumulator(BF16, rounding="down", compute="fp32"),
     Accumulator(E4M3, BF16, rounding="stochastic", compute="fp32"),
     Accumulator(FixedPoint(12, 6), rounding="stochastic", compute="fp32"),
 )
+
+
+@pytest.mark.parametrize("chunk", [4, 16])
+def test_aligned_sums_keep_what_is_infinite_and_end_in_positive_zeros(chunk: int) -> None:
+    acc = Accumulator(FP32, chunk=chunk, order="aligned", rounding="toward_zero", alignment=24)
+    a, b, c = (t[None] for t in operands(6, 5, 9, 40, 2))
+    c[0, 0, :3], c[0, 1, :2], a[0, 2], c[0, 2] = torch.inf, torch.nan, -0.0, -0.0
+    a[0, 3, 1], b[0, 1, 7] = torch.inf, 0.0
+    wanted = accumulate.gemm(a, b, acc, c, None)
+    assert wanted[0, 0, 0] == torch.inf and wanted[0, 3, 7].isnan()
+    assert (wanted[0, 2] == 0).all() and not wanted[0, 2].signbit().any()
+    for build in NATIVE_BUILDS:
+        assert same(product(build, a, b, acc, c), wanted), build
+
+
+@pytest.mark.parametrize("compute", ["exact", "fp32"])
+def test_a_format_without_negative_zero_has_none_where_its_sums_vanish(compute: str) -> None:
+    acc = Accumulator(FixedPoint(12, 6), rounding="stochastic", compute=compute)
+    a, b = torch.full((1, 5, 1), -(2.0**-60)), torch.rand(1, 1, 40)
+    for build in NATIVE_BUILDS:
+        got = product(build, a, b, acc)
+        assert (got == 0).all() and not got.signbit().any(), build
 
 
 # What tiles must leave to others: chunks in chunks, and chunks that are rounded in another mode than their sums.
@@ -477,6 +527,9 @@ def test_a_sum_of_zero_is_positive_unless_both_terms_are_negative_zeros(
         assert same(got, torch.full_like(got, wanted))
         got = product(implementation, a[:, :, :1], b[:, :1], Accumulator(sum, chunk=2, rounding=mode), c)
         assert same(got, torch.zeros_like(got))  # a chunk begins at +0
+    zeros, ones = torch.full((1, 2, 3), -0.0, dtype=dtype), torch.ones(1, 3, 2, dtype=dtype)
+    got = product(implementation, zeros, ones, Accumulator(sum, order="pairwise", rounding=mode))
+    assert same(got, torch.full_like(got, -0.0))  # a tree begins with a term
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -646,6 +699,13 @@ def test_a_tensor_without_axes_is_one_term(dim: Any, keepdim: bool) -> None:
     for run in (reduce, cumsum):
         with pytest.raises(ValueError, match="dim must name different axes of 0"):
             run(x, 1, Accumulator(BF16))
+
+
+def test_a_sum_has_no_products_to_round_inside_chunks_either() -> None:
+    x = torch.randn(50, generator=torch.Generator().manual_seed(1))
+    for outside, inside in ((E5M2, BF16), (None, BF16), (None, Accumulator(BF16, E5M2))):
+        acc = Accumulator(FP16, outside, chunk=4, inner=inside)
+        assert same(reduce(x, 0, acc), reduce(x, 0, Accumulator(FP16, chunk=4, inner=BF16)))
 
 
 def test_a_format_inside_chunks_adds_as_is_said_of_the_whole() -> None:

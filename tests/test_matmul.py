@@ -39,9 +39,12 @@ def test_shapes_are_those_of_torch(left: Any, right: Any) -> None:
         assert torch.equal(mine, theirs)
 
 
-def test_gradients_are_added_up_by_the_same_accumulator() -> None:
+@pytest.mark.parametrize(
+    "acc", [Accumulator(BF16), Accumulator(FloatingPoint(5, 4), chunk=2, inner=FloatingPoint(5, 2))]
+)
+def test_gradients_are_added_up_by_the_same_accumulator(acc: Accumulator) -> None:
     a, b, c = (torch.randn(s, requires_grad=True) for s in ((3, 20), (20, 4), (4,)))
-    acc, grad = Accumulator(BF16), torch.randn(3, 4)
+    grad = torch.randn(3, 4)
     got = torch.autograd.grad(lp.matmul(a, b, acc, c), (a, b, c), grad)
     assert torch.equal(got[0], gemm(grad, b.mT, acc))
     assert torch.equal(got[1], gemm(a.mT, grad, acc))

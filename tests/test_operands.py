@@ -300,6 +300,29 @@ def test_a_backward_pass_that_somebody_wrote_rounds_by_where_the_gradient_stands
     torch.testing.assert_close(plain(grads[1]), quantize(g, "grad_weight 0", -2).T @ quantize(a, "grad_weight 1", -2))
 
 
+def test_what_such_a_backward_pass_computes_anew_is_a_forward_product() -> None:
+    products = []
+
+    class Square(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
+            ctx.save_for_backward(x, w)
+            products.append(plain(x @ w.t()))
+            return (x @ w.t()).square()
+
+        @staticmethod
+        def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:
+            x, w = ctx.saved_tensors
+            y = x @ w.t()
+            products.append(plain(y))
+            return (2 * y * g) @ w, (2 * y * g).t() @ x
+
+    arithmetic = Arithmetic(None, operands=gemm_of(SIX))
+    x, w = (lp(torch.randn(64, 64), arithmetic).requires_grad_() for _ in range(2))
+    Square.apply(x, w).sum().backward()
+    assert torch.equal(*products)
+
+
 def test_vmap_over_a_gradient_is_refused_with_a_way_out() -> None:
     arithmetic = Arithmetic(None, operands=gemm_of(SIX))
     w, x = lp(torch.randn(5, 4), arithmetic), lp(torch.randn(3, 6, 4), arithmetic)

@@ -87,6 +87,23 @@ def test_the_gradient_is_rounded_where_the_graph_was_made_with_the_contract() ->
     assert t.count(backward=True).total() == 4
 
 
+def test_a_function_in_a_backward_pass_that_somebody_wrote_gives_a_gradient() -> None:
+    class Soft(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, g: Tensor) -> Tensor:
+            return F.softmax(g, -1)
+
+    (low,) = lowered(plain_operands(((3, 5),)))
+    with rounding_points("function"):
+        Soft.apply(low).sum().backward()
+    fifth = torch.full((3, 5), 0.2)
+    assert same(low.grad, rounded(fifth, E5M2)) and not same(low.grad, rounded(fifth, BF16))
+
+
 @pytest.mark.parametrize("arithmetic", [ROLES, Arithmetic()], ids=["BF16", "fp32"])
 def test_linear_gives_the_same_bits_in_any_layout(arithmetic: Arithmetic) -> None:
     x, w, b = (p.detach().to_lp(arithmetic) for p in plain_operands(((16, 33, 257), (64, 257), (64,))))  # type: ignore[attr-defined]

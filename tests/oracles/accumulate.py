@@ -44,13 +44,10 @@ class Adder:
         if self.order == "exact":
             return self.sum(sum(terms, s))
         if self.order == "pairwise":
-            level = [self.sum(self.step(t)) for t in terms]
-            while len(level) > 1:
-                pairs = [level[i : i + 2] for i in range(0, len(level), 2)]
-                level = [self.add(*pair) if len(pair) == 2 else pair[0] for pair in pairs]
-            if not level:
+            if not a:
                 return s
-            return self.add(s, level[0]) if given else level[0]
+            root = self.tree(terms, -(-len(a) // self.chunk))
+            return self.add(s, root) if given else root
         error = Fraction(0)
         for term in terms:
             if self.order == "sequential":
@@ -61,6 +58,16 @@ class Adder:
                 error = self.add(self.add(t, -s), -y)
                 s = t
         return s
+
+    def tree(self, terms: Iterator[Fraction], count: int) -> Fraction:
+        """Neighbours, then sums of neighbours, each as soon as both are there."""
+        if count == 1:
+            return self.sum(self.step(next(terms)))
+        left = 1
+        while 2 * left < count:
+            left *= 2
+        first = self.tree(terms, left)
+        return self.add(first, self.tree(terms, count - left))
 
     def add(self, x: Fraction, y: Fraction) -> Fraction:
         return self.sum(self.step(x + y))
