@@ -12,14 +12,28 @@ from torch import Tensor
 _SETTINGS = ("error", "warn", "allow")
 _setting = "error"
 
+_AUTOCAST = (
+    "autocast does this, and so do .half() and .bfloat16(); an LPTensor's format already is its precision: "
+    "turn autocast off, convert the model back with lptensor.convert(model, None), or "
+)
+_COMPLEX = "no format has complex values, and torch.fft and .cfloat() ask for them: "
+# Dtypes to which torch casts without being asked. That a caller has named one of them looks the same.
+_UNASKED = {
+    torch.float16: _AUTOCAST,
+    torch.bfloat16: _AUTOCAST,
+    torch.complex32: _COMPLEX,
+    torch.complex64: _COMPLEX,
+    torch.complex128: _COMPLEX,
+}
+
 
 class escapes:  # noqa: N801 - reads as a function, and in a with statement
     """Say what happens when an op would silently leave low precision: "error", "warn" or "allow".
 
     A dtype or layout that the caller names (``x.double()``, ``x.to_sparse()``, ``dtype=``) is no
     escape: it gives a plain tensor. A complex or float64 result nobody asked for is one, and so are
-    casts to half and bfloat16, which autocast makes without being asked. Holds at once and for the
-    whole process; as a context manager until the end of the block.
+    casts to half, bfloat16 and complex, which autocast and torch.fft make without being asked. Holds
+    at once and for the whole process; as a context manager until the end of the block.
 
     Raises:
         ValueError: any other setting.
@@ -44,20 +58,14 @@ class escapes:  # noqa: N801 - reads as a function, and in a with statement
 
 def leave(func: Any, result: Tensor, named: bool) -> Tensor:
     """Let the plain ``result`` of an op on LPTensors out, or refuse."""
-    reduced = result.dtype in (torch.float16, torch.bfloat16)
     if not (result.is_floating_point() or result.is_complex()) or _setting == "allow":
         return result
-    if named and not reduced or reduced and _called_by("torch.optim"):
+    unasked = _UNASKED.get(result.dtype)
+    if named and unasked is None or unasked is _AUTOCAST and _called_by("torch.optim"):
         return result
     what = str(result.dtype).removeprefix("torch.") if result.layout is torch.strided else str(result.layout)
     message = f"{func} on an LPTensor gives a plain {what} tensor: it would leave low precision unnoticed. "
-    if reduced:
-        message += (
-            "autocast does this, and so do .half() and .bfloat16(); an LPTensor's format already is its precision: "
-            "turn autocast off, convert the model back with lptensor.convert(model, None), or "
-        )
-    elif result.dtype is torch.float64:
-        message += "make the float64 operand float32, "
+    message += unasked or ("make the float64 operand float32, " if result.dtype is torch.float64 else "")
     message += 'say x.dequantize() first, or lptensor.escapes("allow").'
     if _setting == "error":
         raise RuntimeError(message)  # a TypeError within an operator would be taken for "not mine"

@@ -407,6 +407,11 @@ def test_unlike_things_give_pythons_own_type_error() -> None:
     "leave",
     [
         lambda x: torch.fft.fft(x),
+        lambda x: torch.fft.fft2(x.view(2, 2)),
+        lambda x: torch.fft.ifftn(x.view(2, 2)),
+        lambda x: torch.fft.irfft(x),
+        lambda x: torch.fft.hfft(x),
+        lambda x: x.cfloat(),
         lambda x: x * 1j,
         lambda x: x + torch.ones(4, dtype=torch.float64),
         lambda x: x.half(),
