@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import inspect
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from functools import cache
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
@@ -190,6 +190,19 @@ def refuse_higher_order(cls: type, refuse: Callable[[Any], None]) -> None:
         operator = torch._ops._higher_order_ops.get(name)
         if operator is not None:
             operator.py_impl(cls)(lambda *_, operator=operator, **__: refuse(operator))
+
+
+def replace_for_subclasses(formulas: Mapping[str, Callable[..., Any]]) -> None:
+    """Run composite operators of aten by other formulas where tensors are of Python classes, traced or transformed.
+
+    These are keys that plain tensors do not have. Without it torch's own formulas run before a class sees an op.
+    """
+    for name, formula in formulas.items():
+        for key in ("PythonTLSSnapshot", "FuncTorchDynamicLayerFrontMode"):
+            _LIBRARY.impl(name, formula, key)
+
+
+_LIBRARY = torch.library.Library("aten", "IMPL")
 
 
 def disable_fused_attention() -> None:

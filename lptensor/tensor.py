@@ -14,6 +14,7 @@ from lptensor.aot import Traceable, accept_plain_gradients
 from lptensor.arithmetic import Arithmetic, as_arithmetic, promote
 from lptensor.base import Format
 from lptensor.blocks import BlockFormat
+from lptensor.composites import FORMULAS
 from lptensor.dispatch import Runner, make_runner, round_
 from lptensor.distributed import Sharded, refuse_distributed, refuse_views_of_buckets
 from lptensor.ops import check_roundable, round_fresh
@@ -298,6 +299,7 @@ Tensor.to_lp = to_lp  # type: ignore[attr-defined]
 Tensor.dequantize = dequantize  # type: ignore[method-assign, assignment]
 _compat.run_by_python(round_fresh)
 accept_plain_gradients(LPTensor)
+_compat.replace_for_subclasses(FORMULAS)
 _compat.refuse_higher_order(LPTensor, dispatch.refuse_higher_order)
 _compat.guard_hooks()
 refuse_views_of_buckets(LPTensor)

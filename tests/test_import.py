@@ -31,7 +31,7 @@ LAYERS = (
     ("gemm",),
     ("codes", "delayed", "describe", "finfo", "neighbours", "packing", "interop"),
     ("rounded_copy", "hadamard", "operands", "odd_sums"),
-    ("arithmetic", "rules", "direction", "escape", "exact_ops", "limits"),
+    ("arithmetic", "rules", "direction", "escape", "exact_ops", "limits", "composites"),
     ("running_product", "sums", "multiply", "unfolded", "attention", "products", "computing"),
     ("arguments",),
     ("dispatch", "surface"),

@@ -1,0 +1,62 @@
+"""Formulas of composite operators whose own fill plain memory, in which an LPTensor's format would be lost.
+
+torch takes them apart above the level at which LPTensors see ops, and there a write into plain memory looks like any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+
+def _vander(x: Tensor, N: int | None = None, increasing: bool = False) -> Tensor:  # noqa: N803 - torch's name
+    n = len(x) if N is None else N
+    if x.dim() != 1 or n < 0:
+        raise RuntimeError(f"vander takes a vector and N of at least 0, got shape {tuple(x.shape)} and N={n}")
+    dtype = torch.promote_types(x.dtype, torch.int64)
+    columns = [torch.ones_like(x, dtype=dtype)[:, None]] if n else [x.new_empty((len(x), 0), dtype=dtype)]
+    if n > 1:
+        columns.append(x[:, None].expand(-1, n - 1).cumprod(1))
+    powers = torch.cat(columns, 1)
+    return powers if increasing else powers.flip(1)
+
+
+def _pad_sequence(
+    sequences: Sequence[Tensor], batch_first: bool = False, padding_value: float = 0.0, padding_side: str = "right"
+) -> Tensor:
+    if not sequences or padding_side not in ("left", "right"):
+        raise ValueError(f"pad_sequence takes some sequences and the side 'left' or 'right', got {padding_side!r}")
+    first, longest = sequences[0], max(x.shape[0] for x in sequences)
+
+    def padded(x: Tensor) -> Tensor:
+        missing = longest - x.shape[0]
+        x = x.to(first.dtype).expand(x.shape[0], *first.shape[1:])
+        around = (missing, 0) if padding_side == "left" else (0, missing)
+        return pad(x, (*(0, 0) * (x.dim() - 1), *around), value=padding_value) if missing else x
+
+    return torch.stack([padded(x) for x in sequences], 0 if batch_first else 1)
+
+
+def _pad_packed_sequence(
+    data: Tensor, batch_sizes: Tensor, batch_first: bool, padding_value: float, total_length: int
+) -> tuple[Tensor, Tensor]:
+    present = batch_sizes.tolist()  # how many sequences there are at each time
+    missing = total_length - len(present) if total_length > 0 else 0
+    if missing < 0:
+        raise RuntimeError(f"a total_length of {total_length} is less than the longest sequence, {len(present)}")
+    output = _pad_sequence(data.split(present), True, padding_value)
+    if missing:
+        output = pad(output, (*(0, 0) * (output.dim() - 1), 0, missing), value=padding_value)
+    lengths = (batch_sizes[:, None] > torch.arange(present[0], device=batch_sizes.device)).sum(0)
+    return output.transpose(0, 1) if batch_first else output, lengths
+
+
+FORMULAS: dict[str, Callable[..., Any]] = {
+    "vander": _vander,
+    "pad_sequence": _pad_sequence,
+    "_pad_packed_sequence": _pad_packed_sequence,
+}

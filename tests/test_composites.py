@@ -1,0 +1,106 @@
+"""Composite operators of torch that fill plain memory give LPTensors nevertheless."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.utils import rnn
+
+from lptensor import BF16, E5M2, Arithmetic, LPTensor
+from lptensor.composites import FORMULAS
+
+
+@pytest.mark.parametrize("increasing", [False, True])
+@pytest.mark.parametrize("n", [None, 0, 1, 2, 6])
+def test_powers_stay_in_their_format_and_round_once(n: int | None, increasing: bool) -> None:
+    x = torch.tensor([0.3, -1.7, 2.1, 0.9]).to_lp(Arithmetic(BF16, backward=E5M2)).requires_grad_()  # type: ignore[attr-defined]
+    powers = torch.vander(x, n, increasing)
+    plain = x.dequantize().detach()
+    exact = torch.vander(plain, n, increasing)
+    assert type(powers) is LPTensor and powers.format == BF16
+    assert torch.equal(powers.dequantize(), exact.bfloat16().float())
+    if powers.requires_grad:  # ones alone are constants
+        powers.sum().backward()
+        assert x.grad.format == E5M2
+
+
+@pytest.mark.parametrize("x", [torch.tensor([0.3, -1.7, 2.1]), torch.tensor([3, 4], dtype=torch.int32)], ids=str)
+@pytest.mark.parametrize("n", [None, 0, 1, 4])
+def test_a_formula_gives_plain_tensors_what_torch_gives_them(x: Tensor, n: int | None) -> None:
+    ours, theirs = FORMULAS["vander"](x, n), torch.vander(x, n)
+    assert torch.equal(ours, theirs) and ours.dtype == theirs.dtype
+
+
+@pytest.mark.parametrize("bad", [(torch.ones(2, 2), None), (torch.ones(2), -1)], ids=["a matrix", "negative"])
+def test_what_torch_refuses_is_refused(bad: tuple[Tensor, int | None]) -> None:
+    with pytest.raises(RuntimeError):
+        torch.vander(*bad)
+    with pytest.raises(RuntimeError, match="vander"):
+        torch.vander(bad[0].to_lp(BF16), bad[1])  # type: ignore[attr-defined]
+
+
+SEQUENCES = [torch.randn(n, 2, generator=torch.Generator().manual_seed(n)).to_lp(BF16) for n in (3, 1, 2)]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("value", [0.0, 0.3])
+def test_padded_sequences_stay_in_their_format(side: str, batch_first: bool, value: float) -> None:
+    padded = rnn.pad_sequence(SEQUENCES, batch_first, value, side)
+    native = rnn.pad_sequence([x.dequantize().bfloat16() for x in SEQUENCES], batch_first, value, side)
+    assert type(padded) is LPTensor and padded.format == BF16
+    assert torch.equal(padded.dequantize(), native.float())
+
+
+def test_sequences_of_two_formats_are_padded_in_the_wider() -> None:
+    narrow = torch.ones(4, 2).to_lp(E5M2)  # type: ignore[attr-defined]
+    assert rnn.pad_sequence([narrow, *SEQUENCES]).format == BF16
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("length", [None, 5])
+def test_packed_sequences_are_unpacked_in_their_format(batch_first: bool, length: int | None) -> None:
+    packed = rnn.pack_sequence(SEQUENCES, enforce_sorted=False)
+    native = rnn.pack_sequence([x.dequantize().bfloat16() for x in SEQUENCES], enforce_sorted=False)
+    (ours, lengths), (theirs, wanted) = (rnn.pad_packed_sequence(x, batch_first, 0.3, length) for x in (packed, native))
+    assert type(packed.data) is type(ours) is LPTensor and ours.format == BF16
+    assert torch.equal(ours.dequantize(), theirs.float()) and torch.equal(lengths, wanted)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # torch's own formulas of forward mode
+def test_padding_under_transformations_of_functions_stays_low_too() -> None:
+    a, b = SEQUENCES[:2]
+    assert type(torch.func.grad(lambda x: rnn.pad_sequence([x, b]).sum())(a)) is LPTensor
+    primal, tangent = torch.func.jvp(lambda x: rnn.pad_sequence([x, b]), (a,), (a,))
+    assert type(primal) is type(tangent) is LPTensor
+    batch = torch.stack([a, a * 2])
+    assert torch.equal(
+        torch.vmap(lambda x: rnn.pad_sequence([x, b]))(batch)[1].dequantize(),
+        rnn.pad_sequence([a * 2, b]).dequantize(),
+    )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_other_formulas_give_plain_tensors_what_torch_gives_them(seed: int) -> None:
+    plain = [x.dequantize() for x in SEQUENCES]
+    side = ("left", "right")[seed % 2]
+    assert torch.equal(
+        FORMULAS["pad_sequence"](plain, seed > 1, 0.3, side), rnn.pad_sequence(plain, seed > 1, 0.3, side)
+    )
+    packed = rnn.pack_sequence(sorted(plain, key=len, reverse=True))
+    given = packed.data, packed.batch_sizes, seed > 1, 0.3, 3 + seed
+    for ours, theirs in zip(
+        FORMULAS["_pad_packed_sequence"](*given), torch._VF._pad_packed_sequence(*given), strict=True
+    ):
+        assert torch.equal(ours, theirs)
+
+
+def test_bad_padding_is_refused_as_by_torch() -> None:
+    packed = rnn.pack_sequence(SEQUENCES, enforce_sorted=False)
+    with pytest.raises(ValueError, match="total_length"):
+        rnn.pad_packed_sequence(packed, total_length=2)
+    with pytest.raises(RuntimeError, match="total_length"):
+        FORMULAS["_pad_packed_sequence"](packed.data, packed.batch_sizes, False, 0.0, 2)
+    with pytest.raises((ValueError, RuntimeError), match="middle"):
+        rnn.pad_sequence(SEQUENCES, padding_side="middle")
