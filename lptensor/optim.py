@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from lptensor import ops
 from lptensor.arithmetic import Arithmetic
+from lptensor.loans import Loans
 from lptensor.observe import saying
 from lptensor.parameters import listed, read, write
 from lptensor.quantizer import Quant, Step, as_step
@@ -48,8 +49,9 @@ class OptimLP(Optimizer):
     An accumulator starts as its weight. It follows a weight that something else changed
     (``load_state_dict``, a clamp, a pruning mask) between steps, where it changed. A closure, which
     LBFGS calls many times in a step, always sees rounded weights, and its gradients are rounded
-    after each call. Sparse gradients are rounded once coalesced. LPTensor parameters compute the
-    step in the accumulator's format (fp32, if it is a function), and their weights stay on their own.
+    after each call. Sparse gradients are rounded once coalesced. LPTensor parameters and the state
+    that the step makes are in the accumulator's format meanwhile (fp32, if it is a function), gradients
+    are used exactly, whatever their format, and the weights stay on their own.
 
     With ``update``, ``optim`` steps in fp32 and the weight is rounded once on the way back, to
     ``weight_quant``, or to the format of its own that an LPTensor has:
@@ -115,7 +117,7 @@ class OptimLP(Optimizer):
         self.momentum_quant = as_step("momentum_quant", single)
         self.momentum_by_key = {key: as_step(f"momentum_quant[{key!r}]", quant) for key, quant in by_key.items()}
         self._held: dict[Tensor, _Held] = {}
-        self._own: dict[Tensor, Arithmetic] = {}  # of LPTensors that a step has given their accumulator's
+        self._loans = Loans()  # LPTensors that a step has given their accumulator's arithmetic
         # Not Optimizer.__init__, which would make groups and states of its own; this only adds what hooks need.
         self.__setstate__({})
         self._check(optim.param_groups)
@@ -221,7 +223,7 @@ class OptimLP(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         quantizers = ("weight_quant", "grad_quant", "acc_quant", "momentum_quant", "momentum_by_key")
-        kept = ("optim", "update", "grad_scaling", *quantizers, "_held", "_own")
+        kept = ("optim", "update", "grad_scaling", *quantizers, "_held", "_loans")
         return {name: self.__dict__[name] for name in kept}
 
     def __repr__(self) -> str:
@@ -253,7 +255,7 @@ class OptimLP(Optimizer):
         """What rounds the weight ``p``: under ``update``, an LPTensor's own format is named by the LPTensor."""
         if self.weight_quant is not None or self.update is None:
             return self.weight_quant
-        own = self._own.get(p, p._arithmetic).forward if isinstance(p, LPTensor) else None
+        own = self._loans.own(p).forward if isinstance(p, LPTensor) else None
         if own is None:
             raise ValueError(f"update={self.update!r} needs to know the weights' format: give weight_quant")
         return by_update(self.update, as_step("weight_quant", own))
@@ -274,17 +276,15 @@ class OptimLP(Optimizer):
     def _load(self, p: Tensor, values: Tensor) -> None:
         """Give ``p`` these values for the time of the step; an LPTensor takes on the step's arithmetic too."""
         if isinstance(p, LPTensor) and (self.acc_quant is not None or self.update is not None):
-            self._own.setdefault(p, p._arithmetic)
             wide = None if self.acc_quant is None else self.acc_quant.format
-            p._arithmetic = Arithmetic(wide, rounding="nearest" if self.update == "nearest" else "stochastic")
+            self._loans.lend(p, Arithmetic(wide, rounding="nearest" if self.update == "nearest" else "stochastic"))
             p._inner.copy_(values)  # exactly: a function's accumulator lies on no format
         else:
             write(p, values)
 
     def _store(self, p: Tensor, weight: Tensor) -> None:
         """Write a weight to ``p``, an LPTensor once more in an arithmetic of its own, which rounds it."""
-        if isinstance(p, LPTensor) and p in self._own:
-            p._arithmetic = self._own.pop(p)
+        self._loans.take_back(p)
         with saying("weight", p):
             write(p, weight)
 

@@ -49,7 +49,7 @@ LAYERS = (
         "quantizer",
         "weighted_layers",
     ),
-    ("parameters", "updates", "optim"),
+    ("parameters", "loans", "updates", "optim"),
     ("trace", "contracts"),
     ("functions", "primitives"),
     ("rounding_points",),

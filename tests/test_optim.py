@@ -1,6 +1,7 @@
 """OptimLP steps any optimizer in low precision."""
 
 import copy
+import inspect
 import io
 import pickle
 import types
@@ -659,6 +660,55 @@ def test_lp_parameters_step_in_the_accumulators_format():
     assert w.tolist() == [0.5] * 3
     accumulator = optim.state_dict()["state"][0]["weight_accumulator"]
     assert type(accumulator) is torch.Tensor
+
+
+CLASHING = [n for n in OPTIMIZERS if n not in ("SparseAdam", "LBFGS")]  # plain gradients; none that is added to weights
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+@pytest.mark.parametrize("options", [{}, {"weight_decay": 0.0625}, {"maximize": True}], ids=str)
+@pytest.mark.parametrize("name", CLASHING)
+def test_gradients_in_a_format_that_clashes_with_the_accumulators_step_in_the_accumulators(name, options, foreach):
+    known = set(inspect.signature(getattr(torch.optim, name)).parameters)
+    if not {*options, "foreach"} <= known and (options or name != "Muon"):
+        pytest.skip(f"{name} has no such option")
+    task = Task(name)
+    convert(task.net, BF16)
+    options = {**OPTIMIZERS[name][0], **options, **({"foreach": foreach} if "foreach" in known else {})}
+    task.optim = getattr(torch.optim, name)(task.net.parameters(), **options)
+    if name not in ("Rprop", "SGD"):  # a narrow exponent takes eps to zero
+        convert(task.optim, None)
+    optim = OptimLP(task.optim, acc_quant=FP16)
+    task.train(optim, 2)
+    for p in task.params:
+        assert p.arithmetic == p.grad.arithmetic == Arithmetic(BF16)
+        assert all(on_grid(x.dequantize().detach(), through(torch.bfloat16)) for x in (p, p.grad))
+        states = [x for x in optim.state[p].values() if torch.is_tensor(x) and x.shape == p.shape]
+        assert name not in ("Rprop", "SGD") or states and all(x.format == FP16 for x in states)
+
+
+def test_a_step_uses_gradients_exactly_and_rounds_once_to_the_accumulators_format():
+    w, tiny = nn.Parameter(torch.zeros(1).to_lp(BF16)), 2.0**-30  # FP16 has no such number, nor half of it
+    optim = OptimLP(SGD([w], lr=2.0**20, momentum=0.5, nesterov=True), acc_quant=lambda x: x)
+    (w * tiny).sum().backward()
+    optim.step()
+    assert w.item() == -(2.0**-10) * 1.5
+    w = nn.Parameter(torch.zeros(1).to_lp(BF16))
+    optim = OptimLP(SGD([w], lr=2.0**20), acc_quant=FP16)
+    (w * tiny).sum().backward()
+    optim.step()
+    assert w.item() == -(2.0**-10) and w.grad.item() == tiny
+
+
+def test_the_momentum_of_lp_parameters_is_the_accumulators_like_every_other_state():
+    w = nn.Parameter(torch.ones(4).to_lp(Arithmetic(E5M2, backward=BF16)))
+    optim = OptimLP(SGD([w], lr=0.125, momentum=0.5), acc_quant=FP16)
+    for _ in range(2):
+        optim.zero_grad()
+        (w * 0.3).sum().backward()
+        optim.step()
+    momentum = optim.state[w]["momentum_buffer"]
+    assert momentum.format == FP16 and not on_grid(momentum.dequantize())
 
 
 def test_lp_parameters_with_a_function_step_in_fp32():
