@@ -210,6 +210,10 @@ def disable_fused_attention() -> None:
     torch.backends.mha.set_fastpath_enabled(False)
 
 
+# Keys of our hooks on modules: one for each purpose, for what sets or drops hooks of a key does so to all of them.
+OUTPUTS, BOUNDARY, LSTM, LAZY, LOADING, UNIT_SCALING, WEIGHTED, PRODUCTS, ROUND_LAYERS = range(-1, -10, -1)
+
+
 def set_hooks(module: torch.nn.Module, key: int, before: Any = None, after: Any = None, always: bool = False) -> None:
     """Give a module forward hooks under a negative key of our own; ``before`` gets kwargs too.
 

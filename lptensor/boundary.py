@@ -15,12 +15,10 @@ from lptensor.arithmetic import Arithmetic
 from lptensor.nests import Cast, begin_crossing, end_crossing
 from lptensor.tensor import LPTensor, enter
 
-_BOUNDARY, _LSTM, _LAZY, _LOAD = -2, -3, -4, -5  # keys of our hooks; lower has -1
-
 
 def unhook(module: nn.Module) -> None:
     """Take the hooks of an earlier conversion off a module."""
-    for key in (_BOUNDARY, _LSTM, _LAZY, _LOAD):
+    for key in (_compat.BOUNDARY, _compat.LSTM, _compat.LAZY, _compat.LOADING):
         _compat.drop_hooks(module, key)
 
 
@@ -36,7 +34,7 @@ class Boundary:
     outside: Arithmetic | None
 
     def attach(self, module: nn.Module) -> None:
-        _compat.set_hooks(module, _BOUNDARY, self.enter, self.leave, always=True)
+        _compat.set_hooks(module, _compat.BOUNDARY, self.enter, self.leave, always=True)
 
     def enter(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         return begin_crossing(module).enter(args, kwargs, _recast(self.outside, self.inside))
@@ -68,7 +66,7 @@ class StepByStep:
     _before: ClassVar[Any] = None
 
     def attach(self, module: nn.Module) -> None:
-        _compat.set_hooks(module, _LSTM, self.begin, self.end, always=True)
+        _compat.set_hooks(module, _compat.LSTM, self.begin, self.end, always=True)
 
     @_compat.run_by_python  # Dynamo would turn oneDNN off while it traces, and once more
     def begin(self, module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -95,16 +93,16 @@ class Materialize:
     finish: Callable[[nn.Module, dict[str, Arithmetic], bool], None]
 
     def attach(self, module: nn.Module) -> None:
-        _compat.set_hooks(module, _LAZY, self.run)
+        _compat.set_hooks(module, _compat.LAZY, self.run)
 
     def run(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        _compat.drop_hooks(module, _LAZY)
+        _compat.drop_hooks(module, _compat.LAZY)
         self.finish(module, self.wanted, self.buffers)
 
 
 def keep_formats_when_loading(module: nn.Module) -> None:
     """See to it that load_state_dict(assign=True) leaves a converted module in its formats."""
-    _compat.set_load_hook(module, _LOAD, _take_formats)
+    _compat.set_load_hook(module, _compat.LOADING, _take_formats)
 
 
 def _take_formats(

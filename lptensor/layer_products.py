@@ -13,7 +13,6 @@ from lptensor.arithmetic import Arithmetic
 from lptensor.nests import Crossing
 from lptensor.tensor import LPTensor
 
-_HOOK = -5  # a key of our hooks; boundary has others
 _BEFORE = "_lptensor_before"  # where a running layer keeps what was changed on it
 
 
@@ -28,12 +27,12 @@ class LayerProducts:
     arithmetic: Arithmetic
 
     def attach(self, module: nn.Module) -> None:
-        _compat.set_hooks(module, _HOOK, self.begin, self.end, always=True)
-        _compat.run_first(module, _HOOK)  # what began last ends first: a boundary takes what is plain again
+        _compat.set_hooks(module, _compat.PRODUCTS, self.begin, self.end, always=True)
+        _compat.run_first(module, _compat.PRODUCTS)  # what began last ends first: a boundary takes what is plain again
 
     @staticmethod
     def detach(module: nn.Module) -> None:
-        _compat.drop_hooks(module, _HOOK)
+        _compat.drop_hooks(module, _compat.PRODUCTS)
 
     def begin(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         crossing = Crossing()

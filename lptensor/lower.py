@@ -51,8 +51,6 @@ GROUPS: dict[str, tuple[type[nn.Module], ...]] = {
     "attention": tuple(_ATTENTION),
 }
 
-_HOOK = -1
-
 
 def lower(
     model: Model,
@@ -118,11 +116,11 @@ def lower(
                 check_plain(parameter)
     for layer in layers:
         LayerProducts.detach(layer)  # first off, then on: outputs are rounded after they have become plain
-        _compat.drop_hooks(layer, _HOOK)
+        _compat.drop_hooks(layer, _compat.OUTPUTS)
         if products is not None:
             LayerProducts(products).attach(layer)
         if forward_number is not None or backward_number is not None:
-            _compat.set_hooks(layer, _HOOK, after=rounded_output(quantize))
+            _compat.set_hooks(layer, _compat.OUTPUTS, after=rounded_output(quantize))
     return model
 
 

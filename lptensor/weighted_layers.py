@@ -9,7 +9,6 @@ from torch import nn
 from lptensor import _compat
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_HOOK = -7
 
 
 def layers_of(model: nn.Module, skip: tuple[str, ...], layers: tuple[type[nn.Module], ...]) -> dict[str, nn.Module]:
@@ -31,7 +30,7 @@ def become(layer: nn.Module, cls: type[nn.Module], **attributes: Any) -> None:
     """
     layer.__class__ = cls
     layer.__dict__.update(attributes)
-    _compat.set_hooks(layer, _HOOK, after=_seen)
+    _compat.set_hooks(layer, _compat.WEIGHTED, after=_seen)
 
 
 def _seen(module: nn.Module, args: Any, output: Any) -> None:

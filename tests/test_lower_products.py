@@ -82,6 +82,14 @@ def test_a_plain_layer_of_a_converted_model_gives_its_output_back_in_the_rule_of
     assert torch.equal(y.dequantize(), lp_round(twin(x.dequantize()), BF16))
 
 
+def test_a_conversion_leaves_a_plain_layer_its_products() -> None:
+    model = lower(nn.Sequential(nn.Linear(32, 8), nn.Linear(8, 8)), ["linear"], operands=OPERANDS, exempt=["1"])
+    x = torch.randn(4, 32)
+    expected = model[0](x)
+    convert(model, {"0": None, "1": BF16})
+    assert torch.equal(model[0](x), expected)
+
+
 def test_exempt_holds_for_rounded_outputs_too_and_below_a_path() -> None:
     model = nn.ModuleDict({"body": nn.Sequential(nn.Linear(4, 4)), "head": nn.Linear(4, 4)})
     lower(model, ["linear"], BF16, forward_rounding="nearest", exempt=["body"])

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 from low import is_low, rounded, same, values
-from lptensor import BF16, E4M3, E5M2, Arithmetic, LPTensor, convert
+from lptensor import BF16, E4M3, E5M2, Arithmetic, LPTensor, convert, lower
 
 BOTH = Arithmetic(E4M3, backward=E5M2)
 
@@ -86,6 +86,12 @@ def test_a_low_precision_checkpoint_gives_a_plain_model_its_values(through: Call
     assert plain.load_state_dict(through(low.state_dict())) == plain.load_state_dict(low.state_dict())
     assert_form_kept(plain, model())
     assert all(same(t, low.state_dict()[name]) for name, t in plain.state_dict().items())
+
+
+def test_a_converted_model_that_is_lowered_loads_into_its_formats_still() -> None:
+    model = lower(convert(nn.Sequential(nn.Linear(4, 2)), E4M3), ["linear"], BF16)
+    model.load_state_dict(nn.Sequential(nn.Linear(4, 2)).state_dict(), assign=True)
+    assert model[0].weight.format == E4M3
 
 
 def test_assigning_a_low_precision_checkpoint_makes_a_plain_model_low_as_any_dtype_would() -> None:

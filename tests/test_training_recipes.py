@@ -392,6 +392,12 @@ class TestRoundLayers:
         assert x.grad is not None and torch.equal(x.grad, layer.weight.detach() / 2)
         assert torch.equal(layer.parametrizations.weight.original.grad, torch.full((1, 2), 0.25))
 
+    def test_a_conversion_leaves_a_plain_layer_what_rounds_its_operands(self) -> None:
+        net = round_layers(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), input=LUQ, skip=("1",))
+        hooks = dict(net[0]._forward_pre_hooks)
+        convert(net, {"0": None, "1": E4M3})
+        assert hooks and hooks.items() <= net[0]._forward_pre_hooks.items()
+
     def test_stateful_scalings_of_any_kind_go_in(self) -> None:
         net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2))
         round_layers(net, *[lambda: DynamicFixedPoint(10, interval=1)] * 3)

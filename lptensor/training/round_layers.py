@@ -16,7 +16,6 @@ Model = TypeVar("Model", bound=nn.Module)
 Make: TypeAlias = "Callable[[], Callable[[Tensor], Tensor]]"
 
 _INPUT, _GRADIENT = "rounded_input", "rounded_gradient"  # under these names a layer holds what rounds
-_HOOK = -2
 
 
 def round_layers(
@@ -65,7 +64,7 @@ def round_layers(
             module.add_module(_GRADIENT, _Function(gradient()))
         before = _round_input if input is not None else None
         after = _round_gradient if gradient is not None else None
-        _compat.set_hooks(module, _HOOK, before=before, after=after)
+        _compat.set_hooks(module, _compat.ROUND_LAYERS, before=before, after=after)
     return model
 
 

@@ -16,7 +16,6 @@ from lptensor.quantizer import quantizer
 from lptensor.weighted_layers import become, layers_of
 
 ACTIVATIONS = (nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.ELU, nn.Softplus, nn.LeakyReLU, nn.Mish)
-_HOOK = -6
 
 
 def scale(x: Tensor, forward: float = 1.0, backward: float = 1.0) -> Tensor:
@@ -146,7 +145,7 @@ def unit_layers(
     for activation in model.modules():
         if isinstance(activation, ACTIVATIONS):
             factor = activation_scale(activation)
-            _compat.set_hooks(activation, _HOOK, before=_Before(factor), after=_After(factor))
+            _compat.set_hooks(activation, _compat.UNIT_SCALING, before=_Before(factor), after=_After(factor))
 
 
 @torch.no_grad()
