@@ -229,10 +229,13 @@ def set_hooks(module: torch.nn.Module, key: int, before: Any = None, after: Any 
         module._forward_hooks_always_called[key] = True
 
 
-def run_first(module: torch.nn.Module, key: int) -> None:
-    """Run a hook of ``set_hooks`` right after the forward method, before all others there are."""
-    hooks: Any = module._forward_hooks  # an OrderedDict
-    hooks.move_to_end(key, last=False)
+def run_innermost(module: torch.nn.Module, key: int) -> None:
+    """Run hooks of ``set_hooks`` right before and right after the forward method, within all others there are."""
+    begin: Any = module._forward_pre_hooks  # OrderedDicts
+    end: Any = module._forward_hooks
+    if key in begin and key in end:
+        begin.move_to_end(key)
+        end.move_to_end(key, last=False)
 
 
 def run_by_python(function: Function) -> Function:

@@ -13,6 +13,7 @@ from lptensor.arithmetic import Arithmetic, as_arithmetic
 from lptensor.boundary import Boundary, Materialize, StepByStep, keep_formats_when_loading, unhook
 from lptensor.distributed import refuse_distributed
 from lptensor.formats import Format
+from lptensor.layer_products import WAY_OUT, LayerProducts
 from lptensor.nests import is_container, map_nest
 from lptensor.path_rules import UNTOUCHED, Answer, PathRules, Verdict
 from lptensor.tensor import LPTensor, check_carrier, enter
@@ -48,7 +49,8 @@ def convert(target: Target, format: Spec | Mapping[str, Spec], buffers: bool = F
 
     Raises:
         ValueError: a pattern that matches nothing, a parameter tied across two rules, a format that
-            fp32 cannot carry. TypeError: a target or format that is none. Nothing is then converted.
+            fp32 cannot carry. TypeError: a target or format that is none, a layer that ``lower`` has given
+            operands or an accumulator. Nothing is then converted.
 
     >>> from lptensor import FloatingPoint
     >>> model = convert(nn.Linear(2, 1), FloatingPoint(8))
@@ -83,6 +85,7 @@ def _convert_module(model: nn.Module, format: Any, buffers: bool) -> None:
     rules = PathRules(format)
     rules.check_paths([*dict(model.named_modules()), *dict(model.named_parameters(remove_duplicate=False))])
     plan = _plan(model, rules, buffers)
+    _refuse_lowered(model, plan)
     _compat.disable_fused_attention()
     _carry_out(model, plan)
     optimizer_state.mark(p for p in model.parameters() if id(p) in plan)
@@ -118,6 +121,18 @@ def _plan(model: nn.Module, rules: PathRules, buffers: bool) -> Plan:
         if tensor.grad is not None:
             plan[id(tensor.grad)] = tensor.grad, verdict, True
     return plan
+
+
+def _refuse_lowered(model: nn.Module, plan: Plan) -> None:
+    """Refuse to make a layer low precision whose products ``lower`` forms otherwise, from plain tensors."""
+    for path, module in model.named_modules():
+        if LayerProducts.attached(module):
+            for p in module.parameters():
+                if id(p) in plan and plan[id(p)][1] is not None:
+                    raise TypeError(
+                        f"the layer {path!r} has operands or an accumulator of lower(), which is for plain models; "
+                        f"take them away with lptensor.lower(layer, type(layer)) and {WAY_OUT}"
+                    )
 
 
 def _target(tensor: Tensor, arithmetic: Arithmetic | None, gradient: bool) -> Tensor:
@@ -218,6 +233,7 @@ def _hook(model: nn.Module, rules: PathRules, buffers: bool) -> None:
         inside, outside = _remembered(module, verdict), _remembered(outer, rules.of_parent(path))
         if path and inside != outside:
             Boundary(inside, outside).attach(module)
+            LayerProducts.stay_innermost(module)
         if isinstance(module, nn.LSTM) and inside is not None:
             StepByStep().attach(module)
         lazy = {

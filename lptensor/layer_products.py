@@ -16,6 +16,12 @@ from lptensor.tensor import LPTensor
 _BEFORE = "_lptensor_before"  # where a running layer keeps what was changed on it
 
 
+WAY_OUT = (
+    "give its Arithmetic the operands and the accumulator: lptensor.convert(model, Arithmetic(format, operands=..., "
+    "accumulator=...)), or leave the layer plain: lptensor.convert(model, {path: None, ...})"
+)
+
+
 @dataclass(frozen=True)
 class LayerProducts:
     """Hooks that let a layer compute with LPTensors of an arithmetic without formats of its own.
@@ -28,7 +34,17 @@ class LayerProducts:
 
     def attach(self, module: nn.Module) -> None:
         _compat.set_hooks(module, _compat.PRODUCTS, self.begin, self.end, always=True)
-        _compat.run_first(module, _compat.PRODUCTS)  # what began last ends first: a boundary takes what is plain again
+        self.stay_innermost(module)
+
+    @staticmethod
+    def stay_innermost(module: nn.Module) -> None:
+        """Run within a boundary that was attached since: it hands in what is plain, and takes what is plain again."""
+        _compat.run_innermost(module, _compat.PRODUCTS)
+
+    @staticmethod
+    def attached(module: nn.Module) -> bool:
+        """Whether a module has such hooks."""
+        return _compat.PRODUCTS in module._forward_hooks
 
     @staticmethod
     def detach(module: nn.Module) -> None:
@@ -77,9 +93,6 @@ class LayerProducts:
 def check_plain(x: Tensor) -> None:
     """Refuse what is no plain fp32 tensor."""
     if type(x) is LPTensor:
-        raise TypeError(
-            "lower(operands=, accumulator=) is for plain models, got an LPTensor; give its Arithmetic the operands and "
-            "the accumulator: lptensor.convert(model, Arithmetic(format, operands=..., accumulator=...))"
-        )
+        raise TypeError(f"lower(operands=, accumulator=) is for plain models, got an LPTensor; {WAY_OUT}")
     if x.dtype is not torch.float32:
         raise TypeError(f"lower(operands=, accumulator=) is for fp32 models, got {x.dtype}; convert it with .float()")

@@ -13,7 +13,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lptensor import BF16, MXFP4, MXFP8_E4M3, MXFP8_E5M2, FloatingPoint, LPTensor, convert, lower, round as lp_round
+from lptensor import (
+    BF16,
+    MXFP4,
+    MXFP8_E4M3,
+    MXFP8_E5M2,
+    Arithmetic,
+    FloatingPoint,
+    LPTensor,
+    convert,
+    lower,
+    round as lp_round,
+)
 from lptensor.accumulator import Accumulator
 from lptensor.gemm import gemm
 from lptensor.operands import Gemm
@@ -71,15 +82,34 @@ def test_first_and_last_layer_are_exempt_by_path() -> None:
         lower(model, ["linear"], BF16, exempt=["*"])
 
 
-def test_a_plain_layer_of_a_converted_model_gives_its_output_back_in_the_rule_of_the_model() -> None:
+@pytest.mark.parametrize("first", ["lowered", "converted"])
+def test_a_plain_layer_of_a_converted_model_gives_its_output_back_in_the_rule_of_the_model(first: str) -> None:
     model = nn.Sequential(nn.Linear(32, 8), nn.Linear(8, 8))
     twin = lower(copy.deepcopy(model[0]), [nn.Linear], operands=OPERANDS)
+    if first == "lowered":
+        lower(model, [nn.Linear], operands=OPERANDS, exempt=["1"])
     convert(model, {"0": None, "": BF16})
-    lower(model, [nn.Linear], operands=OPERANDS, exempt=["1"])
+    if first == "converted":
+        lower(model, [nn.Linear], operands=OPERANDS, exempt=["1"])
     x = torch.randn(4, 32).to_lp(BF16)  # type: ignore[attr-defined]
     y = model[0](x)
     assert type(y) is LPTensor and y.format == BF16
     assert torch.equal(y.dequantize(), lp_round(twin(x.dequantize()), BF16))
+    y.sum().backward()
+    assert type(model[0].weight.grad) is Tensor
+
+
+def test_a_layer_with_products_of_its_own_does_not_become_low_precision_and_the_way_out_works() -> None:
+    model = lower(net(), ["linear"], operands=OPERANDS, exempt=["0"])
+    x = torch.randn(8, 32)
+    before = model(x)
+    with pytest.raises(TypeError, match=r"the layer '2' .*lower\(layer, type\(layer\)\)"):
+        convert(model, BF16)
+    assert torch.equal(model(x), before)
+    lower(model[2], type(model[2]))
+    convert(model, {"4": None, "*": Arithmetic(BF16, operands=OPERANDS)})
+    assert model[2].weight.arithmetic == Arithmetic(BF16, operands=OPERANDS) and type(model[4].weight) is nn.Parameter
+    model(x.to_lp(BF16)).sum().backward()  # type: ignore[attr-defined]
 
 
 def test_a_conversion_leaves_a_plain_layer_its_products() -> None:
