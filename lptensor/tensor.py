@@ -34,7 +34,10 @@ class LPTensor(Traceable, Sharded, Surface, Tensor):  # type: ignore[misc]
     ``y.dequantize()``. Any shape and device; subclasses are not possible.
 
     With a plain fp32 operand the LPTensor's arithmetic wins and the plain values are used exactly;
-    two formats give the one that contains the other, or a TypeError.
+    two formats give the one that contains the other, or a TypeError. So a plain parameter that meets
+    LPTensors stays plain but gets an LPTensor for its gradient, and what an optimizer adds to that
+    (weight decay, Nesterov's momentum) is rounded to its format: dequantize before the plain part, as
+    the rules of ``lptensor.convert`` do, where that is not meant.
 
     >>> from lptensor import FloatingPoint
     >>> torch.tensor([0.1, 0.2]).to_lp(FloatingPoint(8)) * 3

@@ -157,6 +157,19 @@ def test_a_step_rounds_once_per_op_to_the_forward_format() -> None:
         assert same(p, f) and torch.allclose(f.float(), w.float(), rtol=2**-7)
 
 
+def test_what_is_added_to_the_low_gradient_of_a_plain_parameter_rounds_and_a_boundary_prevents_it() -> None:
+    x = torch.tensor([0.5, -0.75, 1.0, 0.375]).to_lp(E5M2)
+    start = torch.tensor([0.3, 1.1, -0.7, 0.9])
+    low, plain = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    (low * x).sum().backward()
+    (plain * x.dequantize()).sum().backward()
+    for w in (low, plain):
+        torch.optim.SGD([w], lr=1.0, weight_decay=0.25).step()
+    exact = x.dequantize() + 0.25 * start
+    assert torch.equal(low.detach(), start - exact.to(torch.float8_e5m2).float())
+    assert torch.equal(plain.detach(), start - exact)
+
+
 def test_a_step_that_raised_leaves_gradients_what_they_are() -> None:
     """2**-12 is a number of E5M2 and none of E4M3."""
     w = torch.nn.Parameter(torch.ones(2).to_lp(Arithmetic(E4M3, backward=E5M2)))
