@@ -14,14 +14,13 @@ from torch.optim import Optimizer
 from lptensor import ops
 from lptensor.arithmetic import Arithmetic
 from lptensor.loans import Loans
+from lptensor.momenta import as_momenta
 from lptensor.observe import saying
 from lptensor.parameters import listed, read, write
 from lptensor.quantizer import Quant, Step, as_step
 from lptensor.tensor import LPTensor
 from lptensor.updates import COMPENSATED, KEPT, by_update, check_update
 
-# What torch's optimizers count and schedule with; a scalar parameter's state would else look like a momentum.
-_BOOKKEEPING = {"step", "eta", "mu", "mu_product"}
 _ACCUMULATOR = "weight_accumulator"  # its name in state_dict()["state"][parameter]
 _KEYS = {_ACCUMULATOR: "an acc_quant", **{KEPT[update]: f"update={update!r}" for update in KEPT}}
 
@@ -106,16 +105,13 @@ class OptimLP(Optimizer):
         if not 0 < grad_scaling < math.inf:
             raise ValueError(f"grad_scaling must be positive and finite, got {grad_scaling}")
         check_update(update, weight_quant, acc_quant)
-        single = None if isinstance(momentum_quant, Mapping) else momentum_quant
-        by_key = momentum_quant if isinstance(momentum_quant, Mapping) else {}
         self.optim = optim
         self.grad_scaling = float(grad_scaling)
         self.update = update
         self.weight_quant = by_update(update, as_step("weight_quant", weight_quant))
         self.grad_quant = as_step("grad_quant", grad_quant)
         self.acc_quant = by_update(update, as_step("acc_quant", acc_quant))
-        self.momentum_quant = as_step("momentum_quant", single)
-        self.momentum_by_key = {key: as_step(f"momentum_quant[{key!r}]", quant) for key, quant in by_key.items()}
+        self.momentum_quant = as_momenta(momentum_quant)
         self._held: dict[Tensor, _Held] = {}
         self._loans = Loans()  # LPTensors that a step has given their accumulator's arithmetic
         # Not Optimizer.__init__, which would make groups and states of its own; this only adds what hooks need.
@@ -143,7 +139,7 @@ class OptimLP(Optimizer):
             for p, weight in weights.items():
                 self._store(p, weight)
             raise
-        self._round_momenta()
+        self.momentum_quant.round(self.optim, self._stepped())
         return loss
 
     @torch.no_grad()
@@ -222,7 +218,7 @@ class OptimLP(Optimizer):
             post_hook(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        quantizers = ("weight_quant", "grad_quant", "acc_quant", "momentum_quant", "momentum_by_key")
+        quantizers = ("weight_quant", "grad_quant", "acc_quant", "momentum_quant")
         kept = ("optim", "update", "grad_scaling", *quantizers, "_held", "_loans")
         return {name: self.__dict__[name] for name in kept}
 
@@ -231,13 +227,7 @@ class OptimLP(Optimizer):
         return f"OptimLP({', '.join([repr(self.optim), *shown])}, grad_scaling={self.grad_scaling})"
 
     def _rules(self) -> Iterator[Step]:
-        given = (
-            self.weight_quant,
-            self.grad_quant,
-            self.acc_quant,
-            self.momentum_quant,
-            *self.momentum_by_key.values(),
-        )
+        given = (self.weight_quant, self.grad_quant, self.acc_quant, *self.momentum_quant.rules())
         return (rule for rule in given if rule is not None)
 
     def _parameters(self) -> Iterator[Tensor]:
@@ -355,24 +345,6 @@ class OptimLP(Optimizer):
         rule = self._weight_rule(p)
         assert self.update is not None and rule is not None and rule.format is not None
         return COMPENSATED[self.update](weight, self._held[p].kept, read(p) - weight, rule.format)
-
-    def _round_momenta(self) -> None:
-        for p in self._stepped():
-            for key, value in self.state.get(p, {}).items():
-                if key in self.momentum_by_key:
-                    rule, tensors = self.momentum_by_key[key], value if isinstance(value, list) else [value]
-                elif isinstance(value, Tensor) and value.shape == p.shape and key not in _BOOKKEEPING:
-                    rule, tensors = self.momentum_quant, [value]
-                else:
-                    continue
-                for tensor in tensors:
-                    if rule is not None and isinstance(tensor, Tensor) and tensor.is_floating_point():
-                        with saying("state", p):
-                            write(tensor, rule(read(tensor)))
-        known = {key for state in self.state.values() for key in state}
-        for key in self.momentum_by_key:
-            if known and key not in known:
-                raise ValueError(f"momentum_quant names {key!r}, {type(self.optim).__name__} keeps {sorted(known)}")
 
 
 def _apply(rule: Step | None, x: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ LAYERS = (
         "quantizer",
         "weighted_layers",
     ),
-    ("parameters", "loans", "updates", "optim"),
+    ("parameters", "loans", "momenta", "updates", "optim"),
     ("trace", "contracts"),
     ("functions", "primitives"),
     ("rounding_points",),

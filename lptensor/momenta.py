@@ -1,0 +1,57 @@
+"""The state of an optimizer that is rounded after each step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lptensor.observe import saying
+from lptensor.parameters import read, write
+from lptensor.quantizer import Quant, Step, as_step
+
+# What torch's optimizers count and schedule with; a scalar parameter's state would else look like a momentum.
+_BOOKKEEPING = {"step", "eta", "mu", "mu_product"}
+
+
+@dataclass(frozen=True)
+class Momenta:
+    """What rounds which state: every one of its parameter's shape alike, or each key its own way."""
+
+    every: Step | None = None
+    by_key: dict[str, Step | None] = field(default_factory=dict)
+
+    def rules(self) -> Iterator[Step | None]:
+        yield from (self.every, *self.by_key.values())
+
+    def round(self, optimizer: Optimizer, parameters: Iterable[Tensor]) -> None:
+        """Round what ``optimizer`` keeps for these parameters.
+
+        Raises:
+            ValueError: a key that it does not keep.
+        """
+        for p in parameters:
+            for key, value in optimizer.state.get(p, {}).items():
+                if key in self.by_key:
+                    rule, tensors = self.by_key[key], value if isinstance(value, list) else [value]
+                elif isinstance(value, Tensor) and value.shape == p.shape and key not in _BOOKKEEPING:
+                    rule, tensors = self.every, [value]
+                else:
+                    continue
+                for tensor in tensors:
+                    if rule is not None and isinstance(tensor, Tensor) and tensor.is_floating_point():
+                        with saying("state", p):
+                            write(tensor, rule(read(tensor)))
+        known = {key for state in optimizer.state.values() for key in state}
+        for key in self.by_key:
+            if known and key not in known:
+                raise ValueError(f"momentum_quant names {key!r}, {type(optimizer).__name__} keeps {sorted(known)}")
+
+
+def as_momenta(quant: Quant | Mapping[str, Quant | None] | None) -> Momenta:
+    """What ``momentum_quant`` stands for: one rule for all, or a dict of rules by key."""
+    if isinstance(quant, Mapping):
+        return Momenta(None, {key: as_step(f"momentum_quant[{key!r}]", rule) for key, rule in quant.items()})
+    return Momenta(as_step("momentum_quant", quant))
