@@ -507,6 +507,22 @@ def wait_for(results: Any) -> None:
             result.wait()
 
 
+def coerce_seeds(coerce: Callable[[Any, Tensor, bool], Tensor]) -> None:
+    """Let ``coerce(output, gradient, batched)`` see the gradients that a caller hands to autograd.
+
+    Without it a plain one goes back through a result in low precision, to its leaves, and is never rounded.
+    """
+    make = torch.autograd._make_grads
+
+    @run_by_python
+    def made(outputs: Any, grads: Any, is_grads_batched: bool) -> tuple[Tensor | None, ...]:
+        seeds = make(outputs, grads, is_grads_batched)
+        pairs = zip(outputs, seeds, strict=True)
+        return tuple(seed if seed is None else coerce(output, seed, is_grads_batched) for output, seed in pairs)
+
+    torch.autograd._make_grads = made
+
+
 def local_part(p: Tensor) -> Any:
     """The part of a DTensor that this process holds, None of any other tensor.
 

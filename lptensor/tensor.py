@@ -178,6 +178,16 @@ class _EnterGradient(_Boundary):
         return _apply(_EnterGradient, grad, arithmetic), in_dims[0]
 
 
+def _seed(output: Any, grad: Tensor, batched: bool) -> Tensor:
+    """The gradient that a caller gives for a result: rounded, as that of a native dtype is cast, if it is plain."""
+    inner, given = (_compat.innermost(x) if isinstance(x, Tensor) else x for x in (output, grad))
+    if not isinstance(inner, LPTensor) or isinstance(given, LPTensor) or grad.layout is not torch.strided:
+        return grad
+    if batched and isinstance(inner._arithmetic.gradient_format, BlockFormat):  # the blocks are those of each one
+        return torch.stack([_apply(_EnterGradient, one.float(), inner._arithmetic) for one in grad])
+    return _apply(_EnterGradient, grad.float(), inner._arithmetic)
+
+
 def enter(x: Tensor, arithmetic: Arithmetic, gradient: bool = False) -> LPTensor:
     """A plain floating-point tensor as an LPTensor, without autograd. float64 is rounded before it becomes fp32."""
     format = arithmetic.gradient_format if gradient else arithmetic.forward
@@ -305,6 +315,7 @@ accept_plain_gradients(LPTensor)
 _compat.replace_for_subclasses(FORMULAS)
 _compat.refuse_higher_order(LPTensor, dispatch.refuse_higher_order)
 _compat.guard_hooks()
+_compat.coerce_seeds(_seed)
 refuse_views_of_buckets(LPTensor)
 
 

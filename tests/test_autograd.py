@@ -89,6 +89,34 @@ def test_a_gradient_that_the_caller_supplies_is_taken_to_the_backward_format() -
     assert is_low(x.grad, E5M2)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(
+    "pull",
+    [
+        lambda f, x, seed: torch.autograd.grad(f(x), x, seed)[0],
+        lambda f, x, seed: torch.autograd.grad(f(x), x, torch.stack([seed, seed]), is_grads_batched=True)[0][1],
+        lambda f, x, seed: f(x).backward(seed) or x.grad,
+        lambda f, x, seed: torch.autograd.functional.vjp(f, x, seed)[1],
+        lambda f, x, seed: torch.func.vjp(f, x)[1](seed)[0],
+        lambda f, x, seed: torch.vmap(torch.func.vjp(f, x)[1])(torch.stack([seed, seed]))[0][1],
+    ],
+    ids=["grad", "batched", "backward", "functional", "func", "mapped"],
+)
+def test_a_plain_gradient_that_the_caller_supplies_is_rounded_as_a_native_dtype_would_cast_it(
+    pull: Any, dtype: torch.dtype
+) -> None:
+    x, seed = leaf(20), torch.randn(20).to(dtype)
+    grad = pull(lambda x: x.flip(0), x, seed)
+    assert is_low(grad, E5M2) and same(grad, rounded(seed.float().flip(0), E5M2))
+
+
+def test_a_plain_gradient_may_have_a_graph_of_its_own() -> None:
+    x, seed = leaf(4), torch.randn(4, requires_grad=True)
+    (grad,) = torch.autograd.grad(x * 2, x, seed, create_graph=True)
+    grad.sum().backward()
+    assert type(seed.grad) is Tensor and seed.grad.tolist() == [2.0] * 4
+
+
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_a_checkpoint_changes_no_bit(reentrant: bool) -> None:
     w1, w2 = leaf(16, 16), leaf(16, 16)
