@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lptensor.arithmetic import Arithmetic
+from lptensor.optimizer_state import fit_gradient
 from lptensor.parameters import write
 from lptensor.tensor import LPTensor
 
@@ -27,6 +28,7 @@ class Loans:
     def lend(self, p: LPTensor, arithmetic: Arithmetic) -> None:
         """Give ``p``, and its gradient if that is an LPTensor, this arithmetic until it is taken back."""
         self.take_back(p)
+        fit_gradient(p)
         grad = p.grad
         if isinstance(grad, LPTensor):
             self._gradients[p] = grad, grad._arithmetic, grad._inner.clone()

@@ -151,6 +151,9 @@ _seen: WeakKeyDictionary[Optimizer, _Seen] = WeakKeyDictionary()
 def _before_step(optimizer: Optimizer, *_: Any) -> None:
     if torch.compiler.is_dynamo_compiling():  # a graph steps with the state that convert() or a step outside has made
         return
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            fit_gradient(p)
     state = vars(optimizer).get("state")
     seen = _seen.get(optimizer)
     if state is None:
@@ -170,6 +173,17 @@ def _before_step(optimizer: Optimizer, *_: Any) -> None:
 
 
 register_optimizer_step_pre_hook(_before_step)
+
+
+def fit_gradient(p: Tensor) -> None:
+    """Round the gradient of an LPTensor if it is plain: one assigned by hand, or zeros that torch makes by itself.
+
+    Else what an optimizer copies of it, a momentum, would be plain as well.
+    """
+    if type(p) is LPTensor:
+        grad = p.grad
+        if type(grad) is Tensor and grad.layout is torch.strided and not grad.requires_grad:
+            p.grad = enter(grad, p._arithmetic, True)
 
 
 def _follow(optimizer: Optimizer, seen: _Seen | None, state: Any) -> None:

@@ -97,6 +97,22 @@ def test_the_momentum_of_a_plain_parameter_is_plain_though_its_gradients_are_not
     assert type(w) is nn.Parameter and torch.equal(w, by_hand)
 
 
+@pytest.mark.parametrize("wrap", [lambda o: o, lambda o: OptimLP(o, acc_quant=FP16)], ids=["bare", "OptimLP"])
+@pytest.mark.parametrize("options", [{}, {"foreach": True}], ids=str)
+def test_a_plain_gradient_of_a_low_parameter_is_rounded_before_the_step(options: Any, wrap: Any) -> None:
+    """Torch's engine gives plain zeros where nothing depends on a value, and anything may be assigned."""
+    w = nn.Parameter(torch.ones(3).to_lp(BOTH))  # type: ignore[attr-defined]
+    optimizer = wrap(torch.optim.SGD([w], lr=2.0**-3, momentum=0.5, **options))
+    torch.sgn(w).sum().backward()
+    assert type(w.grad) is Tensor
+    optimizer.step()
+    w.grad = torch.tensor([0.3, 0.7, -1.1])
+    optimizer.step()
+    assert is_low(w.grad, E5M2) and same(w.grad, rounded(torch.tensor([0.3, 0.7, -1.1]), E5M2))
+    momentum = optimizer.state[w]["momentum_buffer"]
+    assert type(momentum) is LPTensor and momentum.format in (BF16, FP16)
+
+
 def test_a_part_of_the_model_takes_its_own_state_along() -> None:
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
