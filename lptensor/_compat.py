@@ -202,6 +202,25 @@ def replace_for_subclasses(formulas: Mapping[str, Callable[..., Any]]) -> None:
             _LIBRARY.impl(name, formula, key)
 
 
+def prepare_for_subclasses(places: Mapping[str, int], prepare: Callable[[int, tuple[Any, ...]], Any]) -> None:
+    """Let ``prepare(place, arguments)`` change arguments of composite operators where tensors are of Python classes.
+
+    Without it what such an operator writes to inside is plain, and nothing of a class is left.
+    """
+    key = torch._C.DispatchKey.PythonTLSSnapshot
+    for name, place in places.items():
+        op, _, overload = name.partition(".")
+        run = getattr(getattr(torch.ops.aten, op), overload or "default")
+
+        def prepared(keys: Any, *args: Any, run: Any = run, place: int = place, **kwargs: Any) -> Any:
+            args = prepare(place, args)
+            if torch.is_inference_mode_enabled():  # where it would arrive whole
+                return run.decompose(*args, **kwargs)
+            return run.redispatch(keys.remove(key), *args, **kwargs)
+
+        _LIBRARY.impl(name, prepared, "PythonTLSSnapshot", with_keyset=True)
+
+
 _LIBRARY = torch.library.Library("aten", "IMPL")
 
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from lptensor import _compat
+
 
 def _vander(x: Tensor, N: int | None = None, increasing: bool = False) -> Tensor:  # noqa: N803 - torch's name
     n = len(x) if N is None else N
@@ -60,3 +62,24 @@ FORMULAS: dict[str, Callable[..., Any]] = {
     "pad_sequence": _pad_sequence,
     "_pad_packed_sequence": _pad_packed_sequence,
 }
+
+# Recurrent layers and cells, and where their state stands among the arguments. What comes of the input is added in
+# place to what comes of the state, which is as plain as state and weights are.
+RECURRENT = {
+    **{f"{kind}.input": 1 for kind in ("rnn_tanh", "rnn_relu", "gru", "lstm")},
+    **{f"{kind}.data": 2 for kind in ("rnn_tanh", "rnn_relu", "gru", "lstm")},
+    **{f"{kind}_cell": 1 for kind in ("rnn_tanh", "rnn_relu", "gru", "lstm")},
+}
+
+
+def with_low_state(cls: Any, place: int, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A recurrent operator's arguments, the state in the format of the input or of a weight, if not all weights are."""
+    given: list[Tensor] = []
+    _compat.tree_map(given.append, args, Tensor)
+    low: Any = next((x for x in given if type(x) is cls), None)
+    weights: list[Tensor] = []
+    _compat.tree_map(weights.append, args[place + 1 :], Tensor)
+    if low is None or all(type(x) is cls for x in weights if isinstance(x, Tensor)):
+        return args
+    state = _compat.tree_map(lambda x: x if type(x) is cls else x.to_lp(low.arithmetic), args[place], Tensor)
+    return (*args[:place], state, *args[place + 1 :])

@@ -14,7 +14,7 @@ from lptensor.aot import Traceable, accept_plain_gradients
 from lptensor.arithmetic import Arithmetic, as_arithmetic, promote
 from lptensor.base import Format
 from lptensor.blocks import BlockFormat
-from lptensor.composites import FORMULAS
+from lptensor.composites import FORMULAS, RECURRENT, with_low_state
 from lptensor.dispatch import Runner, make_runner, round_
 from lptensor.distributed import Sharded, refuse_distributed, refuse_views_of_buckets
 from lptensor.ops import check_roundable, round_fresh
@@ -313,6 +313,7 @@ Tensor.dequantize = dequantize  # type: ignore[method-assign, assignment]
 _compat.run_by_python(round_fresh)
 accept_plain_gradients(LPTensor)
 _compat.replace_for_subclasses(FORMULAS)
+_compat.prepare_for_subclasses(RECURRENT, partial(with_low_state, LPTensor))
 _compat.refuse_higher_order(LPTensor, dispatch.refuse_higher_order)
 _compat.guard_hooks()
 _compat.coerce_seeds(_seed)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import rnn
 
-from lptensor import BF16, E5M2, Arithmetic, LPTensor
-from lptensor.composites import FORMULAS
+from lptensor import BF16, E5M2, Arithmetic, LPTensor, convert
+from lptensor.composites import FORMULAS, with_low_state
 
 
 @pytest.mark.parametrize("increasing", [False, True])
@@ -104,3 +107,44 @@ def test_bad_padding_is_refused_as_by_torch() -> None:
         FORMULAS["_pad_packed_sequence"](packed.data, packed.batch_sizes, False, 0.0, 2)
     with pytest.raises((ValueError, RuntimeError), match="middle"):
         rnn.pad_sequence(SEQUENCES, padding_side="middle")
+
+
+@pytest.mark.filterwarnings("ignore:TF32 acceleration:UserWarning")  # torch says so of its own flags
+@pytest.mark.parametrize("inference", [False, True])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}], ids=str)
+@pytest.mark.parametrize("layer", [nn.RNN, partial(nn.RNN, nonlinearity="relu"), nn.GRU, nn.LSTM])
+def test_a_plain_recurrent_layer_gives_a_low_input_a_low_output(
+    layer: Any, options: Any, packed: bool, inference: bool
+) -> None:
+    net = layer(2, 3, **options)
+    padded = rnn.pad_sequence(SEQUENCES)
+    x = rnn.pack_sequence(SEQUENCES, enforce_sorted=False) if packed else padded
+    zeros = torch.zeros(2 * 2 if options else 1, 3, 3).to_lp(BF16)  # type: ignore[attr-defined]
+    with torch.backends.mkldnn.flags(enabled=False), torch.inference_mode(inference):
+        y, _ = net(x)
+        want, _ = net(x, (zeros, zeros) if layer is nn.LSTM else zeros)
+    y, want = (out.data if packed else out for out in (y, want))
+    assert type(y) is LPTensor and y.format == BF16 and torch.equal(y.dequantize(), want.dequantize())
+    if not inference:
+        y.sum().backward()
+        assert all(p.grad is not None for p in net.parameters())
+
+
+@pytest.mark.parametrize("cell", [nn.RNNCell, partial(nn.RNNCell, nonlinearity="relu"), nn.GRUCell, nn.LSTMCell])
+def test_a_plain_recurrent_cell_gives_a_low_input_a_low_output(cell: Any) -> None:
+    net = cell(2, 3)
+    y = net(SEQUENCES[0])
+    assert all(type(part) is LPTensor for part in (y if isinstance(y, tuple) else (y,)))
+
+
+def test_a_converted_recurrent_layer_takes_a_plain_state_exactly() -> None:
+    net, state = convert(nn.GRUCell(2, 3), BF16), torch.randn(3, 3)
+    assert with_low_state(LPTensor, 1, (SEQUENCES[0], state, *net.parameters()))[1] is state
+    assert type(net(SEQUENCES[0], state)) is LPTensor
+
+
+def test_plain_recurrent_layers_compile_as_ever() -> None:
+    net, x = nn.GRU(2, 3), torch.randn(4, 2, 2)
+    compiled = torch.compile(net, backend="aot_eager")
+    assert torch.equal(compiled(x)[0], net(x)[0])
