@@ -94,6 +94,14 @@ def test_a_converted_model_that_is_lowered_loads_into_its_formats_still() -> Non
     assert model[0].weight.format == E4M3
 
 
+def test_a_checkpoint_in_a_narrow_dtype_is_taken_into_the_formats_of_the_model() -> None:
+    stored = {name: x.to(torch.float8_e4m3fn) for name, x in nn.Linear(4, 2).state_dict().items()}
+    for assign in (False, True):
+        model = convert(nn.Linear(4, 2), E5M2)
+        model.load_state_dict(stored, assign=assign)
+        assert all(same(p, rounded(stored[name].float(), E5M2)) for name, p in model.named_parameters())
+
+
 def test_assigning_a_low_precision_checkpoint_makes_a_plain_model_low_as_any_dtype_would() -> None:
     low, plain = model(BOTH, seed=1), model()
     plain.load_state_dict(saved(low.state_dict()), assign=True)

@@ -60,7 +60,9 @@ def test_a_format_wider_than_the_carrier_is_refused_whatever_enters(dtype: torch
         torch.ones(2, dtype=dtype).to_lp(wide)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz]
+)
 def test_narrow_dtypes_enter_with_their_exact_values(dtype: torch.dtype) -> None:
     x = torch.randn(50).to(dtype)
     assert torch.equal(values(x.to_lp(FP32)), x.float())
