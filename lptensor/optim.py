@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from lptensor import ops
+from lptensor import ops, optimizer_state
 from lptensor.arithmetic import Arithmetic
 from lptensor.loans import Loans
 from lptensor.momenta import as_momenta
@@ -117,6 +117,8 @@ class OptimLP(Optimizer):
         # Not Optimizer.__init__, which would make groups and states of its own; this only adds what hooks need.
         self.__setstate__({})
         self._check(optim.param_groups)
+        if self.acc_quant is not None or update is not None:  # what steps without us have left follows the accumulators
+            optimizer_state.mark(p for p in self._parameters() if isinstance(p, LPTensor))
 
     param_groups: Any = _of_the_wrapped("param_groups")
     state: Any = _of_the_wrapped("state")

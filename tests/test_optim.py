@@ -675,6 +675,8 @@ def test_gradients_in_a_format_that_clashes_with_the_accumulators_step_in_the_ac
     task = Task(name)
     convert(task.net, BF16)
     options = {**OPTIMIZERS[name][0], **options, **({"foreach": foreach} if "foreach" in known else {})}
+    if name == "Adamax":  # it adds eps to gradients, where the others add it to their state
+        options["eps"] = 2.0**-8
     task.optim = getattr(torch.optim, name)(task.net.parameters(), **options)
     if name not in ("Rprop", "SGD"):  # a narrow exponent takes eps to zero
         convert(task.optim, None)
@@ -709,6 +711,18 @@ def test_the_momentum_of_lp_parameters_is_the_accumulators_like_every_other_stat
         optim.step()
     momentum = optim.state[w]["momentum_buffer"]
     assert momentum.format == FP16 and not on_grid(momentum.dequantize())
+
+
+@pytest.mark.parametrize("name", ["SGD", "Rprop", "ASGD"])
+def test_state_from_steps_without_us_follows_the_accumulators(name):
+    task = Task(name)
+    convert(task.net, BF16)
+    task.optim = getattr(torch.optim, name)(task.net.parameters(), **OPTIMIZERS[name][0])
+    task.train(task.optim, 2)
+    optim = OptimLP(task.optim, acc_quant=FP16)
+    task.train(optim, 2)
+    states = [x for p in task.params for x in optim.state[p].values() if torch.is_tensor(x) and x.dim()]
+    assert states and all(x.format == FP16 for x in states)
 
 
 def test_lp_parameters_with_a_function_step_in_fp32():
