@@ -161,9 +161,7 @@ class _EnterGradient(_Boundary):
     @staticmethod
     @_compat.known_signature
     def forward(grad: Tensor, arithmetic: Arithmetic) -> LPTensor:
-        inner = (grad._inner if isinstance(grad, LPTensor) else grad).clone()
-        round_gradient = partial(round_, inner, arithmetic, True)
-        return LPTensor(dispatch.watched("dequantize", Kind.ROUND, round_gradient), arithmetic, True)
+        return _as_gradient("dequantize", grad, arithmetic)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
@@ -178,14 +176,28 @@ class _EnterGradient(_Boundary):
         return _apply(_EnterGradient, grad, arithmetic), in_dims[0]
 
 
+class _EnterSeed(_EnterGradient):
+    """The same of a gradient that a caller gives."""
+
+    @staticmethod
+    @_compat.known_signature
+    def forward(grad: Tensor, arithmetic: Arithmetic) -> LPTensor:
+        return _as_gradient("backward", grad, arithmetic)
+
+
+def _as_gradient(what: str, grad: Tensor, arithmetic: Arithmetic) -> LPTensor:
+    inner = (grad._inner if isinstance(grad, LPTensor) else grad).clone()
+    return LPTensor(dispatch.watched(what, Kind.ROUND, partial(round_, inner, arithmetic, True)), arithmetic, True)
+
+
 def _seed(output: Any, grad: Tensor, batched: bool) -> Tensor:
     """The gradient that a caller gives for a result: rounded, as that of a native dtype is cast, if it is plain."""
     inner, given = (_compat.innermost(x) if isinstance(x, Tensor) else x for x in (output, grad))
     if not isinstance(inner, LPTensor) or isinstance(given, LPTensor) or grad.layout is not torch.strided:
         return grad
     if batched and isinstance(inner._arithmetic.gradient_format, BlockFormat):  # the blocks are those of each one
-        return torch.stack([_apply(_EnterGradient, one.float(), inner._arithmetic) for one in grad])
-    return _apply(_EnterGradient, grad.float(), inner._arithmetic)
+        return torch.stack([_apply(_EnterSeed, one.float(), inner._arithmetic) for one in grad])
+    return _apply(_EnterSeed, grad.float(), inner._arithmetic)
 
 
 def enter(x: Tensor, arithmetic: Arithmetic, gradient: bool = False) -> LPTensor:
