@@ -480,13 +480,14 @@ def test_stochastic_sums_are_right_on_average(compute: str) -> None:
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("compute", ["exact", "fp32"])
 @pytest.mark.parametrize(("beyond", "odds"), [("overflow", 0.25), ("saturate", 0.0), ("probability", 0.5)])
 def test_what_is_beyond_the_largest_value_has_the_odds_that_were_asked_for(
-    implementation: str, beyond: str, odds: float
+    implementation: str, beyond: str, odds: float, compute: str
 ) -> None:
     # 244 lies a quarter of the spacing above the largest value, and half way to where nearest overflows
     a, b = torch.full((1, 2, 1), 244.0), torch.ones(1, 1, 800)
-    acc = Accumulator(FloatingPoint(4, 3), rounding=Stochastic(beyond=beyond))
+    acc = Accumulator(FloatingPoint(4, 3), rounding=Stochastic(beyond=beyond), compute=compute)
     got = product(implementation, a, b, acc)
     assert set(got.unique().tolist()) <= {240.0, torch.inf}
     assert abs(got.isinf().float().mean() - odds) <= 4 * (odds * (1 - odds) / got.numel()) ** 0.5
@@ -536,17 +537,25 @@ def test_a_sum_of_zero_is_positive_unless_both_terms_are_negative_zeros(
 @pytest.mark.parametrize("compute", ["exact", "fp32"])
 def test_sums_overflow_as_their_format_says(implementation: str, compute: str) -> None:
     x = torch.full((1, 2, 3), 200.0)
-    top = FloatingPoint(4, 3, specials="fn", overflow="nan")
-    for sum, mode, wanted in (
-        (E4M3, "nearest", 448.0),
-        (top, "nearest", torch.nan),
-        (top, "toward_zero", 448.0),
-        (FloatingPoint(4, 3), "nearest", torch.inf),
-        (FloatingPoint(4, 3), "down", 240.0),
-        (FixedPoint(8, 0), "nearest", 127.0),
+    top, nan, inf = FloatingPoint(4, 3, specials="fn", overflow="nan"), torch.nan, torch.inf
+    for sum, mode, wanted, of_infinity in (
+        (E4M3, "nearest", 448.0, 448.0),
+        (E4M3, "stochastic", 448.0, 448.0),
+        (top, "nearest", nan, nan),
+        (top, "toward_zero", 448.0, nan),
+        (top, "stochastic", nan, nan),
+        (FloatingPoint(4, 3), "nearest", inf, inf),
+        (FloatingPoint(4, 3), "down", 240.0, inf),
+        (FloatingPoint(4, 3), "stochastic", inf, inf),
+        (FixedPoint(8, 0), "nearest", 127.0, 127.0),
+        (FixedPoint(8, 0), "stochastic", 127.0, 127.0),
     ):
-        got = product(implementation, x, torch.ones(1, 3, 2), Accumulator(sum, rounding=mode, compute=compute))
-        assert torch.equal(got, torch.full_like(got, wanted)) or got.isnan().all() and wanted != wanted
+        acc = Accumulator(sum, rounding=mode, compute=compute)
+        for sign, term, result in ((1, 200.0, wanted), (1, inf, of_infinity), (-1, inf, -of_infinity)):
+            x[0, :, 1] = term
+            got = product(implementation, sign * x, torch.ones(1, 3, 2), acc)
+            result -= sum == FixedPoint(8, 0) and sign < 0  # two's complement goes one further down
+            assert torch.equal(got, torch.full_like(got, result)) or got.isnan().all() and result != result
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
