@@ -214,7 +214,9 @@ template <int MODE> struct to_grid {
             up = (U)(part > zero) & negative;
         if (MODE == LPT_STOCHASTIC)
             up = (U)(down(part * spread(4294967296.0)) + widened(words) >= spread(4294967296.0));
-        const doubles r = (k + (doubles)(up & (U)one)) * ((doubles)((2046ull << 52) - (U)per));
+        const doubles spacing = (doubles)((2046ull << 52) - (U)per);
+        // so many units that double cannot count them: on the grid, if that goes so far
+        const doubles r = n == exponents ? size : (k + (doubles)(up & (U)one)) * spacing;
         const doubles end = negative ? limit[1] : limit[0], past = negative ? over[1] : over[0];
         doubles y = r > end ? past : r;
         y = size == exponents ? (negative ? inf[1] : inf[0]) : y;
