@@ -40,6 +40,7 @@ LPT_FN bool any_below(floats x, floats end) {  // and above zero
     return (_mm512_cmp_ps_mask(x, end, _CMP_LT_OQ) &
             _mm512_cmp_ps_mask(x, spread(0.0f), _CMP_GT_OQ)) != 0;
 }
+LPT_FN bool all_zero(words64 x) { return _mm512_test_epi64_mask((__m512i)x, (__m512i)x) == 0; }
 LPT_FN bool all_finite(doubles x) { return _mm512_cmp_pd_mask(x - x, x - x, _CMP_ORD_Q) == 0xff; }
 // 32-bit integers as doubles
 LPT_FN doubles widened(const uint32_t *x) {
@@ -71,6 +72,7 @@ LPT_FN void stored(double *y, doubles x) { _mm256_storeu_pd(y, x); }
 LPT_FN bool any_below(floats x, floats end) {  // and above zero
     return _mm256_movemask_ps((x < end) & (x > spread(0.0f))) != 0;
 }
+LPT_FN bool all_zero(words64 x) { return _mm256_testz_si256((__m256i)x, (__m256i)x); }
 LPT_FN bool all_finite(doubles x) {
     return _mm256_movemask_pd(_mm256_cmp_pd(x - x, x - x, _CMP_ORD_Q)) == 0xf;
 }

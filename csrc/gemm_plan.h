@@ -181,6 +181,9 @@ plan choose_f32(const lpt_accumulator &acc) {
     if (acc.order == LPT_ALIGNED)
         return acc.mode <= LPT_ODD && plain<double>(acc) ? tiled<aligned<to_grid<ANY_MODE>>>()
                                                          : plan{};
+    if (acc.order == LPT_EXACT && acc.chunk == 1 && !acc.has_product)
+        return acc.mode <= LPT_ODD && plain<double>(acc) ? tiled<exactly<to_grid<ANY_MODE>>>()
+                                                         : plan{};
     if (acc.order == LPT_KAHAN && acc.chunk == 1)
         return in_other_order<kahan>(acc);
     if (acc.order == LPT_PAIRWISE && acc.chunk == 1)

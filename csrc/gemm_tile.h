@@ -138,7 +138,8 @@ template <class T> struct tiles {
                 a[j * TALL + i] = (T)lpt_quiet(x[i][j * next[i]]);
     }
 
-    // The addend rounded, where there is one, in the first of what is kept of its tile.
+    // The addend, rounded unless sums are exact, where there is one, in the first of what is kept
+    // of its tile.
     static void begin(const lpt_product &p, const level &at, tile<T> *sums, int64_t kept,
                       int64_t batch, int64_t top, int64_t rows, int64_t column, int count,
                       bool draws) {
@@ -151,10 +152,9 @@ template <class T> struct tiles {
                 const uint32_t word = draws ? lpt_event_word(0, element, elements, p.key) : 0;
                 const uint32_t chosen = word & 0xffffffffu << (32 - at.acc->bits);
                 double s = (double)*c;
-                if (at.sum.plain)
-                    round_mode<1, true>(&s, at.sum, at.acc->mode, &chosen);
-                else
-                    round_mode<1, false>(&s, at.sum, at.acc->mode, &chosen);
+                if (at.acc->order != LPT_EXACT)
+                    at.sum.plain ? round_mode<1, true>(&s, at.sum, at.acc->mode, &chosen)
+                                 : round_mode<1, false>(&s, at.sum, at.acc->mode, &chosen);
                 ((T *)sums[row / TALL * kept].v[row % TALL])[l] = (T)s;
             }
     }
