@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import example, given, settings, strategies as st
 from torch import nn
 
 from lptensor import observe
@@ -20,14 +20,13 @@ from lptensor.ops import round as round_to
 from lptensor.optim import OptimLP
 from lptensor.study import replicas, shadow
 
-PRECISION = {BF16: (8, -126), FP16: (11, -14), E4M3: (4, -6)}
+PARAMETERS = {BF16: (8, -126, 127), FP16: (11, -14, 15), E4M3: (4, -6, 8)}  # precision, emin, emax
 
 
 def spacing(x: Fraction, format: Any) -> Fraction:
-    """One unit in the last place of x, from the definition."""
-    precision, emin = PRECISION[format]
-    exponent = emin
-    while x and abs(x) >= Fraction(2) ** (exponent + 1):
+    """One unit in the last place of x, from the definition; beyond the largest number, of that."""
+    precision, exponent, emax = PARAMETERS[format]
+    while exponent < emax and abs(x) >= Fraction(2) ** (exponent + 1):
         exponent += 1
     return Fraction(2) ** (exponent - precision + 1)
 
@@ -45,6 +44,7 @@ class TestShadow:
         st.sampled_from([BF16, FP16, E4M3]),
         st.lists(st.tuples(st.sampled_from(sorted(OPS)), st.integers(-63, 63)), min_size=1, max_size=4),
     )
+    @example(E4M3, [("add.Tensor", 18), *(("mul.Tensor", k) for k in (31, 44, 55))])  # goes beyond 448
     def test_errors_of_a_chain_are_those_of_exact_rationals(self, format: Any, chain: Any) -> None:
         x = low(1.25, format)
         exact = value = Fraction(5, 4)
