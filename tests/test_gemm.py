@@ -356,10 +356,11 @@ TILED = (
         )
     ),
     *(Accumulator(FP16, order=order, compute="fp32") for order in ("kahan", "pairwise")),
+    Accumulator(BF16, order="exact"),
+    Accumulator(FloatingPoint(8, 22), order="exact", rounding="up"),
     *(Accumulator(sum, rounding=mode) for sum in (BF16, FixedPoint(12, 4)) for mode in ("nearest_away", "odd")),
     Accumulator(FixedPoint(16, 6)),
     Accumulator(FP16, FP16, rounding="up"),
-    Accumulator(FP16, FixedPoint(12, 6), rounding="up"),
     Accumulator(BF16, E5M2, chunk=5, rounding="down"),
     Accumulator(FP16, E5M2, rounding="nearest_away", compute="fp32"),
     Accumulator(BF16, rounding="down", compute="fp32"),
@@ -381,6 +382,24 @@ def test_aligned_sums_keep_what_is_infinite_and_end_in_positive_zeros(chunk: int
         assert same(product(build, a, b, acc, c), wanted), build
 
 
+@pytest.mark.parametrize("reach", [20, 30, 40, 60])  # the last two leave more digits than tiles hold in parts
+def test_exact_sums_know_numbers_that_are_far_apart(reach: int) -> None:
+    g = torch.Generator().manual_seed(reach)
+    a, b, c = (
+        torch.randn(shape, generator=g) * 2.0 ** torch.randint(-reach, reach, shape, generator=g)
+        for shape in ((1, 5, 300), (1, 300, 40), (1, 5, 40))
+    )
+    b[0, 1::2], a[0, :, 1::2] = b[0, ::2], -a[0, :, ::2]  # all large terms cancel
+    a[0, :, 299] *= 2.0**-reach
+    c[0, 0, 0], c[0, 1, 0], a[0, 2, 5] = torch.inf, torch.nan, -torch.inf
+    for mode in ("nearest", "up"):
+        acc = Accumulator(FP32, order="exact", rounding=mode)
+        wanted = accumulate.gemm(a, b, acc, c, None)
+        assert wanted.isfinite()[0, 3:].all() and not wanted.isfinite()[0, 2].any()
+        for build in NATIVE_BUILDS:
+            assert same(product(build, a, b, acc, c), wanted), build
+
+
 @pytest.mark.parametrize("compute", ["exact", "fp32"])
 def test_a_format_without_negative_zero_has_none_where_its_sums_vanish(compute: str) -> None:
     acc = Accumulator(FixedPoint(12, 6), rounding="stochastic", compute=compute)
@@ -395,6 +414,7 @@ NESTED = (
     Accumulator(BF16, chunk=6, inner=Accumulator(BF16, chunk=2)),
     Accumulator(BF16, chunk=4, inner=Accumulator(BF16, rounding="toward_zero")),
     Accumulator(BF16, chunk=4, rounding="up", inner=BF16),
+    Accumulator(FP16, FixedPoint(12, 6), rounding="up"),
 )
 
 
@@ -580,6 +600,17 @@ def test_half_a_range_is_the_lowest_number_of_a_register_that_wraps(implementati
     for count, wanted in ((127, 127.0), (128, -128.0)):
         got = product(implementation, ones[:, :, :count], ones.mT[:, :count], integer_accumulator(8))
         assert torch.equal(got, torch.full((1, 2, 2), wanted))
+
+
+@pytest.mark.parametrize("build", NATIVE_BUILDS)
+@pytest.mark.parametrize("mode", ["nearest", "stochastic"])
+def test_a_register_that_wraps_takes_any_number(build: str, mode: str) -> None:
+    acc = Accumulator(FixedPoint(8, 4), rounding=mode, wrap=True)
+    a, b = torch.rand(1, 40, 3, dtype=torch.float64), torch.rand(1, 3, 40, dtype=torch.float64)
+    c = torch.full((1, 40, 40), 1.5 * 2.0**1023, dtype=torch.float64)
+    for m, n in ((40, 40), (40, 1), (1, 40), (1, 1)):
+        given = a[:, :m], b[:, :, :n], acc, c[:, :m, :n]
+        assert same(product(build, *given), accumulate.gemm(*given, KEY))
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
