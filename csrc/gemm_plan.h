@@ -108,9 +108,9 @@ plan chunks_of_fp32(const lpt_accumulator &acc, lpt_way sum) {
         return in_order<in_fp32, C, C, C, true, false>();
     if (acc.mode == LPT_NEAREST && acc.fp32)
         return fp32_inside<in_fp32, to_wide_range, to_nearest<float>>(sum);
-#if defined(__AVX512F__) && defined(__AVX512DQ__)
     if (acc.mode == LPT_NEAREST && lpt_odd_fits(acc.sum))
         return fp32_inside<odd_in_fp32, to_wide_range, to_nearest<float>>(sum);
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
     enum { CUT = LPT_TOWARD_ZERO };
     if (acc.mode == CUT && !acc.fp32)
         return fp32_inside<side_in_fp32<CUT>, to_wide_side<CUT>, to_side<CUT>>(sum);
@@ -122,10 +122,10 @@ plan chunks_of_fp32(const lpt_accumulator &acc, lpt_way sum) {
 plan exact(const lpt_accumulator &acc, const lpt_accumulator &in) {
     const int32_t mode = acc.mode;
     plan found = {};
-#if defined(__AVX512F__) && defined(__AVX512DQ__)
     if (mode == LPT_NEAREST && lpt_odd_fits(acc.sum) && lpt_odd_fits(in.sum) &&
         (!in.has_product || lpt_odd_fits(in.product)))
         found = nearest<odd_in_fp32>(acc, in);
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
     if (mode == LPT_TOWARD_ZERO)
         found = to_one_side<LPT_TOWARD_ZERO>(acc, in);
     if (mode == LPT_DOWN)
@@ -164,10 +164,8 @@ plan in_other_order(const lpt_accumulator &acc) {
         acc.mode == LPT_NEAREST && !acc.has_product ? lpt_fp32_way(acc.sum) : LPT_NO_WAY;
     if (acc.fp32 || way == LPT_AS_CARRIER)
         return in_fp32_alone<STEPS, in_fp32>(way);
-#if defined(__AVX512F__) && defined(__AVX512DQ__)
     if (lpt_odd_fits(acc.sum))
         found = in_fp32_alone<STEPS, odd_in_fp32>(way);
-#endif
     if (found.run || acc.mode > LPT_ODD || !plain<double>(acc))
         return found;
     return acc.has_product ? tiled<STEPS<odd_in_double, R, R, false>>()

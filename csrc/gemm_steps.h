@@ -13,10 +13,10 @@ struct in_fp32 {
     static LPT_STEP floats add(floats a, floats b) { return a + b; }
 };
 
+// To odd in fp32, for formats that are lpt_odd_fits.
 #if defined(__AVX512F__) && defined(__AVX512DQ__)
-// To odd in fp32, for formats that are lpt_odd_fits: of the neighbours below and above, which are
-// one where the sum is exact, the one whose last bit is set; where neither is, that above, so that
-// an exact zero is +0.
+// Of the neighbours below and above, which are one where the sum is exact, the one whose last bit
+// is set; where neither is, that above, so that an exact zero is +0.
 struct odd_in_fp32 {
     typedef float T;
     static LPT_STEP floats odd(floats below, floats above) {
@@ -39,7 +39,60 @@ struct odd_in_fp32 {
         return odd(_mm512_add_round_ps(a, b, downward), _mm512_add_round_ps(a, b, upward));
     }
 };
+#else
+// The nearest number and the sign of what it leaves: for a product and a sum together by Boldo and
+// Muller, "Exact and approximated error of the FMA" (IEEE TC 60, 2011). Where a product might have
+// digits below fp32's, or none within its range, double decides.
+struct odd_in_fp32 {
+    typedef float T;
+    typedef vectors<float>::U U;
+    static LPT_STEP floats odd(floats t, floats rest) {
+        const U u = (U)t, inexact = (U)((rest > 0) | (rest < 0)) & 1;
+        return (floats)((u - (inexact & (u ^ (U)rest) >> 31)) | inexact);
+    }
+    static LPT_STEP floats two_sum(floats a, floats b, floats &rest) {
+        const floats t = a + b, back = t - a;
+        rest = (a - (t - back)) + (b - back);
+        return t;
+    }
+    static LPT_STEP bool loses(floats product) {
+        const floats size = (floats)((U)product & 0x7fffffffu);
+        return any_below(size, spread(lpt_value<float>((127u - 100) << 23))) ||
+               any_below(spread(lpt_value<float>((127u + 126) << 23)), size);
+    }
+    static float single(double x) {
+        const float t = (float)x;
+        const uint32_t u = lpt_bits(t), inexact = (double)t != x && x == x ? 1 : 0;
+        const uint32_t past = inexact & (fabs((double)t) > fabs(x) ? 1 : 0);
+        return lpt_value<float>((u - past) | inexact);
+    }
+    static LPT_SHARED floats in_double(floats a, floats b, floats c) {
+        for (int l = 0; l < vectors<float>::length; ++l)
+            c[l] = single(lpt_odd_sum((double)c[l], (double)a[l] * (double)b[l]));
+        return c;
+    }
+    static LPT_STEP floats add(floats a, floats b) {
+        floats rest;
+        const floats t = two_sum(a, b, rest);
+        return odd(t, rest);
+    }
+    static LPT_STEP floats mul(floats a, floats b) {
+        const floats t = a * b;
+        return loses(t) ? in_double(a, b, spread(-0.0f)) : odd(t, fused(a, b, -t));
+    }
+    static LPT_STEP floats fma(floats a, floats b, floats c) {
+        const floats p = a * b;
+        if (loses(p))
+            return in_double(a, b, c);
+        floats lower, upper;
+        const floats t = fused(a, b, c), low = two_sum(c, fused(a, b, -p), lower);
+        const floats high = two_sum(p, low, upper);
+        return odd(t, ((high - t) + upper) + lower);
+    }
+};
+#endif
 
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
 // Toward zero, up or down in fp32, for formats that go on in the same direction. Fp32 has all
 // values of such a format F. Let x be exact and d the largest fp32 number not above it: the largest
 // value of F not above x is an fp32 number, so it is not above d, and so it is the largest of F not

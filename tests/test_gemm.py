@@ -369,6 +369,32 @@ TILED = (
 )
 
 
+@pytest.mark.parametrize("scale", [-74, -66, -50, 62, 63])
+@pytest.mark.parametrize(
+    "acc",
+    [
+        Accumulator(BF16),
+        Accumulator(FloatingPoint(8, 2)),
+        Accumulator(FloatingPoint(8, 13)),
+        Accumulator(BF16, BF16),
+        Accumulator(BF16, chunk=32, inner=FP32),
+        Accumulator(BF16, order="kahan"),
+        Accumulator(BF16, order="pairwise"),
+        Accumulator(BF16, rounding="up"),
+        Accumulator(BF16, rounding="stochastic"),
+    ],
+    ids=repr,
+)
+def test_products_at_the_ends_of_fp32_are_exact_too(acc: Accumulator, scale: int) -> None:
+    a, b, c = (t[None] for t in operands(7, 5, 70, 37, 3))
+    few = (x.mul(16).round() / 16 for x in (a, b))  # many sums lie half way, and tiny products decide
+    for x, y in ((a, b), few):
+        x, y, z = x * 2.0**scale, y * 2.0**scale, c * 2.0 ** max(2 * scale, -149)
+        wanted = accumulate.gemm(x, y, acc, z, KEY)
+        for build in NATIVE_BUILDS:
+            assert same(product(build, x, y, acc, z), wanted), build
+
+
 @pytest.mark.parametrize("chunk", [4, 16])
 def test_aligned_sums_keep_what_is_infinite_and_end_in_positive_zeros(chunk: int) -> None:
     acc = Accumulator(FP32, chunk=chunk, order="aligned", rounding="toward_zero", alignment=24)
