@@ -11,6 +11,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -18,6 +19,7 @@ from rich.table import Table
 
 import lptensor as lp
 from lptensor import BF16, FP16, FP32, FloatingPoint
+from lptensor._native import library
 from lptensor.accumulator import Accumulator, tensor_core
 from lptensor.gemm import gemm
 
@@ -65,7 +67,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", type=int, default=384)
     parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--build", help="of the kernels: v4 (AVX-512), v3 (AVX2) or baseline")
     options = parser.parse_args()
+    kernels: Any = library()
+    if options.build and (kernels is None or kernels.lpt_choose_build(f"lpt_{options.build}".encode())):
+        parser.error(f"this processor cannot run the build {options.build!r}")
     n = options.size
     torch.set_num_threads(1)
     torch.manual_seed(0)
