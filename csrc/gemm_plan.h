@@ -1,6 +1,6 @@
 // Which tiles form the sums of an accumulator, if any do.
 #pragma once
-#include "gemm_orders.h"
+#include "gemm_fixed.h"
 
 namespace {
 

@@ -17,7 +17,8 @@ from lptensor.formats import BF16, E4M3, E5M2, FP16, FP32, FixedPoint, FloatingP
 from lptensor.gemm import cumsum, gemm, reduce
 from lptensor.rounding import Mode, Stochastic
 from rounders import assert_same_bits
-from test_gemm import KEY, TILED, accumulators, operands
+from test_gemm import KEY, accumulators, operands
+from test_gemm_tiles import TILED
 
 pytestmark = pytest.mark.native  # to compare with
 

@@ -1,0 +1,206 @@
+"""Sums on tiles: every accumulator that has them, past their edges and at the ends of fp32, by all builds."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lptensor import accumulate
+from lptensor.accumulator import Accumulator, tensor_core
+from lptensor.formats import BF16, E4M3, E5M2, FP16, FP32, FixedPoint, FloatingPoint, Overflow
+from lptensor.gemm import gemm
+from lptensor.rounding import Stochastic
+from rounders import NATIVE_BUILDS
+from test_gemm import IMPLEMENTATIONS, KEY, SIDES, WANG, operands, product, same
+
+TILED = (
+    Accumulator(FP16),
+    Accumulator(BF16),
+    Accumulator(FP32),
+    Accumulator(FloatingPoint(8, 22)),
+    Accumulator(FP16, compute="fp32"),
+    Accumulator(BF16, compute="fp32"),
+    Accumulator(FP16, E5M2),
+    Accumulator(BF16, BF16),
+    Accumulator(BF16, E5M2, compute="fp32"),
+    Accumulator(FP16, BF16),
+    Accumulator(WANG, chunk=64),
+    Accumulator(BF16, chunk=7, compute="fp32"),
+    Accumulator(BF16, chunk=32, inner=FP32),
+    Accumulator(FP16, chunk=300, inner=FP32, compute="fp32"),
+    Accumulator(FP16, rounding="stochastic"),
+    Accumulator(BF16, rounding=Stochastic(5), compute="fp32"),
+    Accumulator(BF16, E5M2, rounding="stochastic"),
+    Accumulator(FP16, rounding="stochastic", compute="fp32"),
+    Accumulator(FloatingPoint(4, 3), rounding="stochastic"),
+    Accumulator(FloatingPoint(8, 19), rounding="stochastic"),
+    Accumulator(FloatingPoint(8, 20), rounding="stochastic"),
+    *(Accumulator(sum, rounding=mode) for sum in (FP32, BF16, FP16) for mode in SIDES),
+    Accumulator(E4M3, rounding="up"),
+    Accumulator(FloatingPoint(8, 7, overflow="saturate"), rounding="down"),
+    Accumulator(FP16, E5M2, rounding="down"),
+    *(Accumulator(BF16, chunk=7, rounding=mode) for mode in ("down", "up")),
+    *(Accumulator(sum, chunk=32, rounding="toward_zero", inner=FP32) for sum in (FP32, BF16, FP16)),
+    Accumulator(FP16, chunk=5, rounding="toward_zero", inner=Accumulator(BF16, rounding="toward_zero")),
+    Accumulator(BF16, rounding="toward_zero", compute="fp32"),
+    Accumulator(FixedPoint(8, 4), rounding="stochastic", wrap=True),
+    tensor_core("hopper_fp8"),
+    tensor_core("volta"),
+    Accumulator(FP16, order="aligned", chunk=3, rounding="odd", alignment=0),
+    Accumulator(BF16, order="aligned", chunk=300, rounding="nearest_away", alignment=30),
+    *(
+        Accumulator(sum, product, order=order, rounding=mode)
+        for order in ("kahan", "pairwise")
+        for sum, product, mode in (
+            (FP32, None, "nearest"),
+            (BF16, None, "nearest"),
+            (FP16, None, "nearest"),
+            (FloatingPoint(8, 22), None, "nearest"),
+            (E4M3, E5M2, "nearest"),
+            (FP16, None, "up"),
+            (BF16, E5M2, "odd"),
+        )
+    ),
+    *(Accumulator(FP16, order=order, compute="fp32") for order in ("kahan", "pairwise")),
+    Accumulator(BF16, order="exact"),
+    Accumulator(FloatingPoint(8, 22), order="exact", rounding="up"),
+    *(Accumulator(sum, rounding=mode) for sum in (BF16, FixedPoint(12, 4)) for mode in ("nearest_away", "odd")),
+    Accumulator(FixedPoint(16, 6)),
+    Accumulator(FP16, FP16, rounding="up"),
+    Accumulator(BF16, E5M2, chunk=5, rounding="down"),
+    Accumulator(FP16, E5M2, rounding="nearest_away", compute="fp32"),
+    Accumulator(BF16, rounding="down", compute="fp32"),
+    Accumulator(E4M3, BF16, rounding="stochastic", compute="fp32"),
+    Accumulator(FixedPoint(12, 6), rounding="stochastic", compute="fp32"),
+)
+
+
+@pytest.mark.parametrize("scale", [-74, -66, -50, 62, 63])
+@pytest.mark.parametrize(
+    "acc",
+    [
+        Accumulator(BF16),
+        Accumulator(FloatingPoint(8, 2)),
+        Accumulator(FloatingPoint(8, 13)),
+        Accumulator(BF16, BF16),
+        Accumulator(BF16, chunk=32, inner=FP32),
+        Accumulator(BF16, order="kahan"),
+        Accumulator(BF16, order="pairwise"),
+        Accumulator(BF16, rounding="up"),
+        Accumulator(BF16, rounding="stochastic"),
+    ],
+    ids=repr,
+)
+def test_products_at_the_ends_of_fp32_are_exact_too(acc: Accumulator, scale: int) -> None:
+    a, b, c = (t[None] for t in operands(7, 5, 70, 37, 3))
+    few = (x.mul(16).round() / 16 for x in (a, b))  # many sums lie half way, and tiny products decide
+    for x, y in ((a, b), few):
+        x, y, z = x * 2.0**scale, y * 2.0**scale, c * 2.0 ** max(2 * scale, -149)
+        wanted = accumulate.gemm(x, y, acc, z, KEY)
+        for build in NATIVE_BUILDS:
+            assert same(product(build, x, y, acc, z), wanted), build
+
+
+@pytest.mark.parametrize("chunk", [4, 16])
+def test_aligned_sums_keep_what_is_infinite_and_end_in_positive_zeros(chunk: int) -> None:
+    acc = Accumulator(FP32, chunk=chunk, order="aligned", rounding="toward_zero", alignment=24)
+    a, b, c = (t[None] for t in operands(6, 5, 9, 40, 2))
+    c[0, 0, :3], c[0, 1, :2], a[0, 2], c[0, 2] = torch.inf, torch.nan, -0.0, -0.0
+    a[0, 3, 1], b[0, 1, 7] = torch.inf, 0.0
+    wanted = accumulate.gemm(a, b, acc, c, None)
+    assert wanted[0, 0, 0] == torch.inf and wanted[0, 3, 7].isnan()
+    assert (wanted[0, 2] == 0).all() and not wanted[0, 2].signbit().any()
+    for build in NATIVE_BUILDS:
+        assert same(product(build, a, b, acc, c), wanted), build
+
+
+@pytest.mark.parametrize("reach", [20, 30, 40, 60])  # the last two leave more digits than tiles hold in parts
+def test_exact_sums_know_numbers_that_are_far_apart(reach: int) -> None:
+    g = torch.Generator().manual_seed(reach)
+    a, b, c = (
+        torch.randn(shape, generator=g) * 2.0 ** torch.randint(-reach, reach, shape, generator=g)
+        for shape in ((1, 5, 300), (1, 300, 40), (1, 5, 40))
+    )
+    b[0, 1::2], a[0, :, 1::2] = b[0, ::2], -a[0, :, ::2]  # all large terms cancel
+    a[0, :, 299] *= 2.0**-reach
+    c[0, 0, 0], c[0, 1, 0], a[0, 2, 5] = torch.inf, torch.nan, -torch.inf
+    for mode in ("nearest", "up"):
+        acc = Accumulator(FP32, order="exact", rounding=mode)
+        wanted = accumulate.gemm(a, b, acc, c, None)
+        assert wanted.isfinite()[0, 3:].all() and not wanted.isfinite()[0, 2].any()
+        for build in NATIVE_BUILDS:
+            assert same(product(build, a, b, acc, c), wanted), build
+
+
+@pytest.mark.parametrize("compute", ["exact", "fp32"])
+def test_a_format_without_negative_zero_has_none_where_its_sums_vanish(compute: str) -> None:
+    acc = Accumulator(FixedPoint(12, 6), rounding="stochastic", compute=compute)
+    a, b = torch.full((1, 5, 1), -(2.0**-60)), torch.rand(1, 1, 40)
+    for build in NATIVE_BUILDS:
+        got = product(build, a, b, acc)
+        assert (got == 0).all() and not got.signbit().any(), build
+
+
+# What tiles must leave to others: chunks in chunks, and chunks that are rounded in another mode than their sums.
+NESTED = (
+    Accumulator(BF16, chunk=6, inner=Accumulator(BF16, chunk=2)),
+    Accumulator(BF16, chunk=4, inner=Accumulator(BF16, rounding="toward_zero")),
+    Accumulator(BF16, chunk=4, rounding="up", inner=BF16),
+    Accumulator(FP16, FixedPoint(12, 6), rounding="up"),
+)
+
+
+@pytest.mark.parametrize("acc", [*TILED, *NESTED], ids=repr)
+def test_builds_have_the_bits_of_the_reference_past_the_edges_of_tiles(acc: Accumulator) -> None:
+    a, b, c = (t[None] for t in operands(5, 5, 300, 37, 4))
+    wanted = accumulate.gemm(a, b, acc, c, KEY)
+    for build in NATIVE_BUILDS:
+        assert same(product(build, a, b, acc, c), wanted), build
+
+
+@pytest.mark.parametrize("acc", TILED, ids=repr)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_threads_and_neighbours_change_no_bit(acc: Accumulator, dtype: torch.dtype) -> None:
+    acc = acc if dtype == torch.float32 or acc.compute == "exact" and not acc.inner else Accumulator(BF16)
+    a, b, _ = (t[None] for t in operands(8, 135, 140, 70, 3, dtype))
+    torch.set_num_threads(1)
+    alone = gemm(a, b, acc, generator=torch.Generator().manual_seed(4))
+    torch.set_num_threads(2)
+    assert same(gemm(a, b, acc, generator=torch.Generator().manual_seed(4)), alone)
+    if not acc.stochastic:  # a stochastic word knows how many outputs there are
+        assert same(gemm(a[:, 130:133], b[:, :, 65:], acc), alone[:, 130:133, 65:])
+        assert same(gemm(a[:, 7:8], b[:, :, 9:10], acc), alone[:, 7:8, 9:10])
+        assert same(gemm(a, b[:, :, 9:10], acc), alone[:, :, 9:10])
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("acc", TILED, ids=repr)
+def test_a_machine_that_flushes_subnormals_changes_no_bit(implementation: str, acc: Accumulator) -> None:
+    a, b, c = (t[None] for t in operands(3, 5, 20, 18, 60))
+    wanted = product(implementation, a, b, acc, c)
+    torch.set_flush_denormal(True)
+    got = product(implementation, a, b, acc, c)
+    torch.set_flush_denormal(False)
+    assert same(got, wanted)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize(
+    "acc",
+    [*TILED, Accumulator(FP16, order="kahan"), Accumulator(FP16, order="pairwise"), Accumulator(FP16, order="exact")],
+    ids=repr,
+)
+def test_nan_and_infinity_follow_ieee_754(implementation: str, acc: Accumulator) -> None:
+    nan, inf = torch.nan, torch.inf
+    payload = torch.tensor(-1, dtype=torch.int32).view(torch.float32).item()
+    a = torch.tensor([[1.0, nan], [inf, 1.0], [inf, -inf], [inf, 0.0], [payload, 1.0], [0.0, 1.0]])
+    b = torch.tensor([[1.0, 2.0], [1.0, 0.0]])
+    got = product(implementation, a[None], b[None], acc)[0]
+    assert got[0].isnan().all() and got[4].isnan().all()
+    endless = acc.sum.grid.overflow is Overflow.INF  # else an infinite sum comes back to the largest value
+    if endless:
+        assert got[2, 0].isnan() and got[2, 1].isnan()
+    assert same(got[got.isnan()], torch.full_like(got[got.isnan()], nan))
+    if endless and acc.order != "kahan":
+        assert got[1, 0] == inf and got[3, 0] == inf
+    assert got[5].tolist() == [1.0, 0.0]
