@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lptensor.base import CARRIER_PRECISION, ScalarFormat, check_bool, check_int
+from lptensor.base import CARRIER_PRECISION, ScalarFormat, check_bool, check_int, no_format
 from lptensor.formats import FP32, FixedPoint, FloatingPoint, Format
 from lptensor.rounding import Mode, Rounding, as_rounding
 from lptensor.text import constant
@@ -187,7 +187,7 @@ def _check_format(name: str, format: object, compute: str) -> None:
     if not isinstance(format, ScalarFormat):
         raise TypeError(
             f"{name} must be a format that rounds each number on its own, such as FloatingPoint(16) or "
-            f"FixedPoint(16, 8), got {format!r}"
+            f"FixedPoint(16, 8), got {no_format(format)}"
         )
     grid = format.grid
     if not grid.signed or not grid.zero:

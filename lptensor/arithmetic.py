@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lptensor.accumulator import Accumulator
+from lptensor.base import no_format
 from lptensor.blocks import BlockFormat
 from lptensor.formats import Format
 from lptensor.operands import Gemm
@@ -66,7 +67,8 @@ class Arithmetic:
     ) -> None:
         for name, format in (("forward", forward), ("backward", backward)):
             if format is not None and not isinstance(format, Format):
-                raise TypeError(f"{name} must be a number format such as FloatingPoint(8) or None, got {format!r}")
+                got = no_format(format)
+                raise TypeError(f"{name} must be a number format such as FloatingPoint(8) or None, got {got}")
         least = getattr(forward, "min", None)  # block formats have none: their elements are signed
         if backward is None and least is not None and least >= 0:
             raise ValueError(f"{forward!r} has no negative numbers, which gradients need; name a backward format")
@@ -134,7 +136,7 @@ def as_arithmetic(
             raise TypeError(f"{format!r} says its rounding and backward format itself; leave the other arguments away")
         return format
     if not isinstance(format, Format):
-        raise TypeError(f"expected a number format such as FloatingPoint(8), or an Arithmetic, got {format!r}")
+        raise TypeError(f"expected a number format such as FloatingPoint(8), or an Arithmetic, got {no_format(format)}")
     return Arithmetic(format, backward, rounding)
 
 

@@ -120,8 +120,31 @@ class ScalarFormat(Format):
         (True, False)
         """
         if not isinstance(other, ScalarFormat):
-            raise TypeError(f"contains() compares scalar formats, got {other!r}; ask its element")
+            raise TypeError(f"contains() compares scalar formats, got {no_scalar(other)}")
         return self.grid.contains(other.grid)
+
+
+def no_format(given: object) -> str:
+    """What an error says of something that is no format: the value, and the way from it to one."""
+    if isinstance(given, str):
+        return f"{given!r}; formats are values such as lptensor.E4M3, not names"
+    if isinstance(given, torch.dtype):
+        return f"{given}; lptensor.format_of() gives the format of a dtype"
+    if isinstance(given, type):
+        return f"the class {given.__name__}; call it to make a format"
+    return repr(given)
+
+
+def wrong_format(given: object) -> TypeError:
+    """The error where any format would do."""
+    return TypeError(f"expected a number format such as FloatingPoint(8) or FixedPoint(8, 4), got {no_format(given)}")
+
+
+def no_scalar(given: object) -> str:
+    """The same of something that is no scalar format."""
+    if not isinstance(given, Format):
+        return no_format(given)
+    return f"{given!r}; {'its values() say what it has' if hasattr(given, 'values') else 'ask its element'}"
 
 
 def check_int(name: str, value: object, low: int, high: int, why: str = "") -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
+from lptensor.base import no_format
 from lptensor.formats import (
     CARRIER_MAX,
     CARRIER_PRECISION,
@@ -144,7 +145,8 @@ class _Scaled(BlockFormat):
     def lowered(self) -> Blocks | ScaledBlocks:
         element, scaling = self.element, self.scaling
         if not isinstance(element, ScalarFormat):
-            raise TypeError(f"the element must be a scalar format such as E4M3 or FixedPoint(8, 6), got {element!r}")
+            got = no_format(element)
+            raise TypeError(f"the element must be a scalar format such as E4M3 or FixedPoint(8, 6), got {got}")
         grid = element.grid._replace(overflow=Overflow.SATURATE)
         if not 0 < grid.max < math.inf or not grid.zero:
             raise ValueError(f"elements of blocks need a zero and a largest value, which {element!r} lacks")
@@ -271,7 +273,7 @@ class Shifted(ScalarFormat):
 
     def __post_init__(self) -> None:
         if not isinstance(self.element, ScalarFormat):
-            raise TypeError(f"expected a scalar format such as E4M3, got {self.element!r}")
+            raise TypeError(f"expected a scalar format such as E4M3, got {no_format(self.element)}")
         check_carried(self, self.grid, precision=53)
 
     def __repr__(self) -> str:
@@ -295,11 +297,13 @@ def Scaled(element: ScalarFormat, scaling: Scaling | None) -> Format:  # noqa: N
     ``None`` scales nothing. What NaN, infinities and overflow become is told by the scaling.
 
     Raises:
-        TypeError: a scaling with a state (``DelayedMaximum``), which a format cannot hold.
+        TypeError: no scalar format, or a scaling with a state (``DelayedMaximum``), which a format cannot hold.
 
     >>> Scaled(E4M3, CurrentMaximum(Tile((1, 128)))).block_shape((4, 512))
     (1, 128)
     """
+    if not isinstance(element, ScalarFormat):
+        raise TypeError(f"the element must be a scalar format such as E4M3, got {no_format(element)}")
     if scaling is None:
         return element
     if isinstance(scaling, PowerOfTwo):

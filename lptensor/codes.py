@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lptensor import layout
 from lptensor._bits import carried, exact
+from lptensor.base import wrong_format
 from lptensor.codebooks import TableFormat
 from lptensor.formats import FixedPoint, Format, ScalarFormat
 from lptensor.ops import check_roundable, round_fresh
@@ -146,7 +147,7 @@ def decode(codes: Tensor, format: Format) -> Tensor:
         got = codes.dtype if isinstance(codes, Tensor) else type(codes).__name__
         raise TypeError(f"codes must be a tensor of integers, got {got}; encode() makes them of values")
     if not isinstance(format, Format):
-        raise TypeError(f"expected a number format such as FloatingPoint(8) or FixedPoint(8, 4), got {format!r}")
+        raise wrong_format(format)
     bits = _bits(format)
     wide = codes.long()
     if codes.dtype.itemsize * 8 == bits:

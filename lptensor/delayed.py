@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lptensor.base import no_format
 from lptensor.formats import Overflow, ScalarFormat
 from lptensor.ops import check_roundable, round as lp_round
 from lptensor.rounding import Mode, Rounding, as_rounding
@@ -51,7 +52,7 @@ class DelayedScaling(nn.Module):
         super().__init__()
         scaling = DelayedMaximum() if scaling is None else scaling
         if not isinstance(format, ScalarFormat):
-            raise TypeError(f"delayed scaling takes a scalar format such as E4M3, got {format!r}")
+            raise TypeError(f"delayed scaling takes a scalar format such as E4M3, got {no_format(format)}")
         if not isinstance(scaling, DelayedMaximum):
             raise TypeError(
                 f"expected DelayedMaximum(...), got {scaling!r}; Scaled() takes the scalings without a state"

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Any
 
+from lptensor.base import wrong_format
 from lptensor.formats import Format
 from lptensor.scaling import Scaling, Tile
 
@@ -18,7 +19,7 @@ def describe(format: Format) -> dict[str, Any]:
     {'type': 'FixedPoint', 'wl': 8, 'fl': 0, 'clamp': True, 'symmetric': False, 'signed': True}
     """
     if not isinstance(format, Format):
-        raise TypeError(f"expected a number format such as FloatingPoint(8) or FixedPoint(8, 4), got {format!r}")
+        raise wrong_format(format)
     found: dict[str, Any] = _described(format)
     return found
 

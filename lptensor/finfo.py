@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from functools import singledispatch
 
+from lptensor.base import no_scalar
 from lptensor.formats import Format, ScalarFormat
 
 
@@ -42,7 +43,7 @@ def finfo(format: Format) -> FormatInfo:
     """The limits of ``format``: range, precision, smallest values, dynamic range.
 
     Raises:
-        TypeError: a format whose values depend on a block; ask its element.
+        TypeError: a format whose values depend on a block (ask its element), or are a list.
 
     >>> from lptensor.formats import E4M3, FP16
     >>> finfo(FP16).eps, finfo(FP16).tiny == 2.0**-14, finfo(FP16).u == 2.0**-11
@@ -50,7 +51,7 @@ def finfo(format: Format) -> FormatInfo:
     >>> finfo(E4M3).max, finfo(E4M3).smallest_subnormal == 2.0**-9, round(finfo(E4M3).decibels, 1)
     (448.0, True, 107.2)
     """
-    raise TypeError(f"finfo() takes a scalar format, got {format!r}; ask its element")
+    raise TypeError(f"finfo() takes a scalar format, got {no_scalar(format)}")
 
 
 @finfo.register

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lptensor.base import wrong_format
 from lptensor.codes import decode, encode
 from lptensor.describe import describe, format_from
 from lptensor.extra import need
@@ -179,7 +180,9 @@ def save_file(
         ValueError: a format without a tensor; NaN in a format without a code for it.
     """
     safetensors = need("safetensors.torch")
-    by_name = dict.fromkeys(tensors, formats) if isinstance(formats, Format) else dict(formats)
+    by_name = dict.fromkeys(tensors, formats) if isinstance(formats, Format) else formats
+    if not isinstance(by_name, Mapping):
+        raise wrong_format(formats)
     unknown = [name for name in by_name if name not in tensors]
     if unknown:
         raise ValueError(f"formats are given for {unknown}, the tensors are {list(tensors)}")

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lptensor import reference
 from lptensor._bits import carried, exact, exponent, power
+from lptensor.base import no_scalar
 from lptensor.formats import ScalarFormat
 from lptensor.grid import Subnormals
 from lptensor.ops import check_roundable
@@ -66,4 +67,4 @@ def ulp(x: Tensor, format: ScalarFormat) -> Tensor:
 def _check(x: Tensor, format: ScalarFormat) -> None:
     check_roundable(x, format)
     if not isinstance(format, ScalarFormat):
-        raise TypeError(f"expected a scalar format, got {format!r}; ask its element")
+        raise TypeError(f"expected a scalar format, got {no_scalar(format)}")

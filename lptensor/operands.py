@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lptensor.base import Format
+from lptensor.base import Format, no_format
 from lptensor.blocks import MX, BlockFloatingPoint, BlockFormat, ScaledBlockFormat, TwoLevel
 from lptensor.hadamard import Hadamard
 from lptensor.rounded_copy import rounded_copy
@@ -50,7 +50,7 @@ class Operand:
 
     def __init__(self, format: Format, rounding: Rounding | Mode | str = "nearest") -> None:
         if not isinstance(format, Format):
-            raise TypeError(f"an operand is rounded to a number format such as MXFP8_E4M3, got {format!r}")
+            raise TypeError(f"an operand is rounded to a number format such as MXFP8_E4M3, got {no_format(format)}")
         object.__setattr__(self, "format", format)
         object.__setattr__(self, "rounding", as_rounding(rounding))
         object.__setattr__(self, "_lowered", along_contraction(format))
@@ -189,8 +189,9 @@ def as_operand(name: str, given: object) -> Operand | None:
         return given
     if isinstance(given, Format):
         return Operand(given)
+    got = no_format(given)
     raise TypeError(
-        f"{name} takes formats such as MXFP8_E4M3, Operand(format, rounding), or None to keep one, got {given!r}"
+        f"{name} takes formats such as MXFP8_E4M3, Operand(format, rounding), or None to keep one, got {got}"
     )
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lptensor import _compat, _cuda, _native, _nvrtc, library, observe, reference
+from lptensor.base import wrong_format
 from lptensor.blocks import BlockFormat
 from lptensor.formats import CARRIER_PRECISION, FixedPoint, Format, Grid
 from lptensor.posits import Posit, PositBits
@@ -132,7 +133,7 @@ def straight_through(x: Tensor, format: Format, rounding: Rounding, generator: A
 def check_roundable(x: Any, format: Any) -> None:
     """Refuse what cannot be rounded, naming it."""
     if not isinstance(format, Format):
-        raise TypeError(f"expected a number format such as FloatingPoint(8) or FixedPoint(8, 4), got {format!r}")
+        raise wrong_format(format)
     if not isinstance(x, Tensor):
         raise TypeError(f"expected a tensor, got {type(x).__name__}")
     if x.dtype not in (torch.float32, torch.float64):

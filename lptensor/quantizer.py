@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lptensor import _compat, ops
+from lptensor.base import no_format
 from lptensor.formats import FixedPoint, Format, Grid, Overflow, ScalarFormat
 from lptensor.rounding import Mode, Rounding, as_rounding
 from lptensor.tensor import LPTensor
@@ -124,7 +125,7 @@ def as_step(name: str, quant: object) -> Step | None:
         return Step(name, quantizer(quant), quant)
     if callable(quant) and not isinstance(quant, type):
         return Step(name, quant, None)
-    raise TypeError(f"{name} must be a number format such as FloatingPoint(8), or a function, got {quant!r}")
+    raise TypeError(f"{name} must be a number format such as FloatingPoint(8), or a function, got {no_format(quant)}")
 
 
 @dataclass(frozen=True, repr=False)
@@ -278,7 +279,7 @@ def _limits(format: Format) -> tuple[Grid, ScalarFormat]:
 def _format(name: str, number: object) -> Format | None:
     if number is None or isinstance(number, Format):
         return number
-    raise TypeError(f"{name} must be a number format such as FloatingPoint(8), or None, got {number!r}")
+    raise TypeError(f"{name} must be a number format such as FloatingPoint(8), or None, got {no_format(number)}")
 
 
 def _hooks(hooks: object) -> tuple[Callable[[Tensor], Tensor], ...]:

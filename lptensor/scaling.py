@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from lptensor.base import no_format
 from lptensor.formats import E8M0, FP32, ScalarFormat, check_int
 
 SCALE_RULES = ("floor", "ceil", "even", "rceil")
@@ -141,7 +142,7 @@ class CurrentMaximum(Scaling):
         if not isinstance(self.tile, Tile):
             raise TypeError(f"tile must be a Tile such as Tile((1, 128)), Channel(0) or PER_TENSOR, got {self.tile!r}")
         if not isinstance(self.scale, ScalarFormat):
-            raise TypeError(f"scale must be a scalar format such as E8M0, E4M3 or FP32, got {self.scale!r}")
+            raise TypeError(f"scale must be a scalar format such as E8M0, E4M3 or FP32, got {no_format(self.scale)}")
         check_one_of("scale_rule", self.rule, SCALE_RULES)
         check_one_of("infinite", self.infinite, INFINITE)
         check_int("margin", self.margin, -64, 64)

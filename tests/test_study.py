@@ -170,7 +170,7 @@ class TestFormatTable:
         assert [row["name"] for row in format_table([FloatingPoint(8), Posit(8)])] == ["E5M2", "Posit(nbits=8)"]
 
     def test_what_is_no_format_is_named(self) -> None:
-        with pytest.raises(TypeError, match="expected number formats such as .* got 'E4M3'"):
+        with pytest.raises(TypeError, match="expected a number format such as .* got 'E4M3'"):
             format_table({"E4M3": "E4M3"})  # type: ignore[dict-item]
 
 

@@ -9,6 +9,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
+from lptensor.base import no_scalar
 from lptensor.formats import ScalarFormat
 from lptensor.ops import round as round_to
 from lptensor.rounding import Mode, Rounding, as_rounding
@@ -78,7 +79,7 @@ def exactness(
     (False, True)
     """
     if not isinstance(format, ScalarFormat):
-        raise TypeError(f"exactness() takes a scalar format, got {format!r}; ask its element")
+        raise TypeError(f"exactness() takes a scalar format, got {no_scalar(format)}")
     if op not in OPS:
         raise ValueError(f"op must be one of {', '.join(OPS)}, got {op!r}")
     rule = as_rounding(rounding)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lptensor import observe
+from lptensor.base import no_format
 from lptensor.blocks import BlockFormat
 from lptensor.codes import decode, encode
 from lptensor.formats import Format
@@ -143,7 +144,7 @@ def _check_rate(rate: float) -> None:
 
 def _width(format: Any) -> int:
     if format is None or not isinstance(format, Format):
-        raise TypeError(f"bits flip in words of a format such as E4M3, got {format!r}")
+        raise TypeError(f"bits flip in words of a format such as E4M3, got {no_format(format)}")
     if isinstance(format, BlockFormat):
         raise TypeError(f"the words of {format!r} are those of its element, under scales: flip bits of the element")
     width: int = format.bits  # type: ignore[attr-defined]

@@ -14,7 +14,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from lptensor.convert import convert
 from lptensor.extra import need
 from lptensor.formats import Format
-from lptensor.study.format_table import name_of
+from lptensor.study.format_table import by_name
 from lptensor.study.losses import number_of
 from lptensor.study.palette import BLUE, ORANGE
 from lptensor.study.progress import track
@@ -87,7 +87,7 @@ def format_search(
     >>> front.rules(loss=0.0)
     {'0': FloatingPoint(exp=2, man=1, specials='none'), '1': FloatingPoint(exp=8, man=7)}
     """
-    named = dict(formats) if isinstance(formats, Mapping) else {name_of(format): format for format in formats}
+    named = dict(by_name(formats))
     order = sorted(named, key=lambda name: -bits_per_value(named[name]))
     if len(order) < 2:
         raise ValueError(f"a search takes at least two formats, got {list(named)}")

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from lptensor import blocks, codebooks, formats as scalars, p3109, posits
+from lptensor.base import wrong_format
 from lptensor.blocks import BlockFloatingPoint, BlockFormat
 from lptensor.codebooks import TableFormat
 from lptensor.finfo import finfo
@@ -43,7 +44,7 @@ def named_formats() -> dict[str, Format]:
     }
 
 
-def format_table(formats: Mapping[str, Format] | Iterable[Format] | None = None) -> Rows:
+def format_table(formats: Mapping[str, Format] | Iterable[Format] | Format | None = None) -> Rows:
     """What each format holds: one row of plain values, None where a format has no such thing.
 
     name, kind, made (what makes the format), bits (of a code; of an element, in a block format),
@@ -64,10 +65,25 @@ def format_table(formats: Mapping[str, Format] | Iterable[Format] | None = None)
     >>> row["name"], row["precision"], row["max"], row["smallest_subnormal"] == 2.0**-24, row["values"]
     ('FP16', 11, 65504.0, True, 63487)
     """
-    if formats is None:
-        formats = named_formats()
-    named = formats if isinstance(formats, Mapping) else {name_of(format): format for format in formats}
+    named = by_name(named_formats() if formats is None else formats)
     return Rows((_row(name, format) for name, format in named.items()), plot_ranges)
+
+
+def by_name(formats: Mapping[str, Format] | Iterable[Format] | Format) -> Mapping[str, Format]:
+    """Some formats, or one, by the names to show.
+
+    Raises:
+        TypeError: something that is no format.
+
+    >>> list(by_name(scalars.FP16)), list(by_name({"half": scalars.FP16}))
+    (['FP16'], ['half'])
+    """
+    given = [formats] if isinstance(formats, (Format, str)) else formats
+    named = given if isinstance(given, Mapping) else {name_of(format): format for format in given}
+    for format in named.values():
+        if not isinstance(format, Format):
+            raise wrong_format(format)
+    return named
 
 
 def name_of(format: Format) -> str:
@@ -92,8 +108,6 @@ def element_of(format: Format) -> Format:
 
 
 def _row(name: str, format: Format) -> dict[str, Any]:
-    if not isinstance(format, Format):
-        raise TypeError(f"expected number formats such as FloatingPoint(8) or FixedPoint(8, 4), got {format!r}")
     kind, element = type(format).__name__, element_of(format)
     row = {
         "name": name,

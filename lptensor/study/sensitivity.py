@@ -15,7 +15,7 @@ from lptensor.lower import rounded_output
 from lptensor.ops import check_roundable, round_fresh
 from lptensor.quantizer import quantizer
 from lptensor.rounding import Mode, Rounding, as_rounding
-from lptensor.study.format_table import name_of
+from lptensor.study.format_table import by_name
 from lptensor.study.layer_map import plot_layer_map
 from lptensor.study.losses import number_of
 from lptensor.study.progress import track
@@ -68,8 +68,7 @@ def sensitivity(
         raise ValueError(f"roles are among {', '.join(ROUNDED)}, got {sorted(set(chosen) - set(ROUNDED))}")
     if per not in ("layer", "role"):
         raise ValueError(f"per is 'layer' or 'role', got {per!r}")
-    given = [formats] if isinstance(formats, (Format, str)) else formats
-    named = given if isinstance(given, Mapping) else {name_of(format): format for format in given}
+    named = by_name(formats)
     for format in named.values():
         check_roundable(torch.empty(0, dtype=torch.float32), format)
     layers = layers_in(model)

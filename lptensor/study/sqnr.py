@@ -13,7 +13,7 @@ from lptensor.extra import need
 from lptensor.formats import Format
 from lptensor.ops import round as round_to
 from lptensor.rounding import Mode, Rounding
-from lptensor.study.format_table import element_of, name_of
+from lptensor.study.format_table import by_name, element_of
 from lptensor.study.palette import BLUE
 from lptensor.study.places import values_of
 from lptensor.study.rows import Rows
@@ -39,7 +39,7 @@ def bits_per_value(format: Format, shape: Sequence[int] = (1024, 1024)) -> float
 
 def sqnr(
     x: Tensor,
-    formats: Mapping[str, Format] | Iterable[Format],
+    formats: Mapping[str, Format] | Iterable[Format] | Format,
     rounding: Rounding | Mode | str = "nearest",
 ) -> Rows:
     """Signal to quantization noise of one tensor in several formats: a row for each.
@@ -60,9 +60,8 @@ def sqnr(
     >>> [round(row["sqnr"], 1) for row in sqnr(torch.linspace(1, 100, 1000), [E4M3, INT8])]
     [31.4, 46.1]
     """
-    named = formats if isinstance(formats, Mapping) else {name_of(format): format for format in formats}
     plain = values_of(x)
-    rows = [_row(name, plain, format, rounding) for name, format in named.items()]
+    rows = [_row(name, plain, format, rounding) for name, format in by_name(formats).items()]
     return Rows(rows, plot_sqnr)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from lptensor.base import no_format
 from lptensor.formats import Format, check_int
 
 
@@ -33,7 +34,8 @@ class FormatSchedule:
         for step, format in formats.items():
             check_int("the step of a format", step, 0, 2**62)
             if format is not None and not isinstance(format, Format):
-                raise TypeError(f"step {step} needs a number format such as FloatingPoint(8) or None, got {format!r}")
+                got = no_format(format)
+                raise TypeError(f"step {step} needs a number format such as FloatingPoint(8) or None, got {got}")
         if 0 not in formats:
             raise ValueError(f"the schedule needs a format to begin with, at step 0; it has {sorted(formats)}")
         self.formats, self.apply = dict(sorted(formats.items())), apply

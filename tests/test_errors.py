@@ -1,0 +1,69 @@
+"""What errors say of a wrong argument: its value, what is allowed, and the way out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import lptensor
+from lptensor import BF16, MX, MXFP4, NF4, Accumulator, Arithmetic, Gemm, Operand, OptimLP, Scaled, lower, quantizer
+
+X = torch.ones(3)
+
+TAKE_A_FORMAT: dict[str, Callable[[Any], object]] = {
+    "round": lambda format: lptensor.round(X, format),
+    "to_lp": lambda format: X.to_lp(format),  # type: ignore[attr-defined]
+    "convert": lambda format: lptensor.convert(nn.Linear(1, 1), format),
+    "convert by path": lambda format: lptensor.convert(nn.Linear(1, 1), {"*": format}),
+    "encode": lambda format: lptensor.encode(X, format),
+    "decode": lambda format: lptensor.decode(X.int(), format),
+    "describe": lptensor.describe,
+    "finfo": lptensor.finfo,
+    "next": lambda format: lptensor.next(X, format),
+    "Arithmetic": Arithmetic,
+    "backward": lambda format: Arithmetic(BF16, backward=format),
+    "Accumulator": Accumulator,
+    "Operand": Operand,
+    "Gemm": Gemm,
+    "MX": MX,
+    "Scaled": lambda format: Scaled(format, None),
+    "lower": lambda format: lower(nn.Linear(1, 1), "linear", format),
+    "quantizer": quantizer,
+    "OptimLP": lambda format: OptimLP(torch.optim.SGD([X], lr=0.1), weight_quant=format),
+    "save_file": lambda format: lptensor.save_file({"x": X}, "", format),
+    "sqnr": lambda format: lptensor.study.sqnr(X, [format]),
+    "format_table": lambda format: lptensor.study.format_table([format]),
+    "format_search": lambda format: lptensor.study.format_search(nn.Linear(1, 1), print, [BF16, format]),
+    "exactness": lambda format: lptensor.study.exactness(format, "add"),
+}
+
+
+@pytest.mark.parametrize("call", TAKE_A_FORMAT.values(), ids=TAKE_A_FORMAT)
+def test_a_format_by_name_is_told_to_be_a_value(call: Callable[[Any], object]) -> None:
+    with pytest.raises(TypeError, match="got 'E4M3'; formats are values such as lptensor.E4M3, not names"):
+        call("E4M3")
+
+
+def test_a_dtype_and_a_class_in_place_of_a_format_are_told_the_way() -> None:
+    with pytest.raises(TypeError, match=r"got torch.float16; lptensor.format_of\(\) gives the format of a dtype"):
+        lptensor.round(X, torch.float16)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="got the class FloatingPoint; call it to make a format"):
+        lptensor.round(X, lptensor.FloatingPoint)  # type: ignore[arg-type]
+
+
+def test_what_has_no_grid_is_not_told_to_ask_an_element_that_it_lacks() -> None:
+    with pytest.raises(TypeError, match=r"got NF4; its values\(\) say what it has"):
+        lptensor.finfo(NF4)
+    with pytest.raises(TypeError, match=r"got MX\(.*\); ask its element"):
+        lptensor.finfo(MXFP4)
+
+
+def test_a_study_of_formats_takes_one_format_alone() -> None:
+    assert lptensor.study.sqnr(X, BF16) == lptensor.study.sqnr(X, [BF16])
+    assert lptensor.study.format_table(BF16) == lptensor.study.format_table([BF16])
+    with pytest.raises(ValueError, match=r"at least two formats, got \['BF16'\]"):
+        lptensor.study.format_search(nn.Linear(1, 1), print, [BF16])
