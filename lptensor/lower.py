@@ -20,7 +20,7 @@ from lptensor.formats import Format
 from lptensor.layer_products import LayerProducts, check_plain
 from lptensor.nests import is_container, remade
 from lptensor.operands import Gemm
-from lptensor.path_rules import PathRules
+from lptensor.path_rules import PathRules, listed
 from lptensor.quantizer import quantizer
 from lptensor.rounding import Mode, Rounding
 
@@ -126,9 +126,7 @@ def lower(
 
 def _chosen(model: nn.Module, wanted: tuple[type[nn.Module], ...], exempt: Iterable[str]) -> list[nn.Module]:
     """The layers of these classes, without those at or below an exempt path."""
-    if isinstance(exempt, str):
-        raise TypeError(f"exempt takes a list of path patterns, got {exempt!r}; say exempt=[{exempt!r}]")
-    rules = PathRules(dict.fromkeys(exempt))
+    rules = PathRules(dict.fromkeys(listed("exempt", exempt)))
     modules = dict(model.named_modules(remove_duplicate=False))
     rules.check_paths(list(modules))
     left_alone = {id(module) for path, module in modules.items() if rules.of(path) is None}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -41,7 +41,7 @@ class PathRules:
     def of(self, path: str) -> Answer:
         """The arithmetic of a module or parameter path; None for plain fp32."""
         for pattern, arithmetic in self._rules:
-            if _matches(pattern, path):
+            if matches(pattern, path):
                 return arithmetic
         return UNTOUCHED
 
@@ -51,12 +51,19 @@ class PathRules:
     def check_paths(self, paths: Sequence[str]) -> None:
         """Refuse patterns that match nothing: they are typing errors."""
         for pattern, _ in self._rules:
-            if not self._uniform and not any(_matches(pattern, path) for path in paths):
-                known = ", ".join(repr(p) for p in paths[1:7]) + (", ..." if len(paths) > 7 else "")
+            if not self._uniform and not any(matches(pattern, path) for path in paths):
+                known = ", ".join(map(repr, paths[1:7])) + (", ..." if len(paths) > 7 else "") or "no parts"
                 raise ValueError(f"the path rule {pattern!r} matches no module or parameter; the model has {known}")
 
 
-def _matches(pattern: str, path: str) -> bool:
+def listed(name: str, patterns: Iterable[str]) -> tuple[str, ...]:
+    """The path patterns of an argument; a string, which is a list of its letters, is refused."""
+    if isinstance(patterns, str):
+        raise TypeError(f"{name} takes a list of path patterns, got {patterns!r}; say {name}=[{patterns!r}]")
+    return tuple(patterns)
+
+
+def matches(pattern: str, path: str) -> bool:
     """Whether a pattern matches a path or one that holds it. The model itself has the empty path, and holds all."""
     parts = path.split(".")
     return any(fnmatchcase(".".join(parts[:n]), pattern) for n in range(len(parts) + 1))

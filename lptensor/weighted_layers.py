@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
 
 from lptensor import _compat
+from lptensor.path_rules import listed, matches
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-def layers_of(model: nn.Module, skip: tuple[str, ...], layers: tuple[type[nn.Module], ...]) -> dict[str, nn.Module]:
-    """The layers of these classes by their paths, without those in ``skip``."""
+def layers_of(model: nn.Module, skip: Iterable[str], layers: tuple[type[nn.Module], ...]) -> dict[str, nn.Module]:
+    """The layers of these classes by their paths, without those at or below what the patterns in ``skip`` match."""
+    skip = listed("skip", skip)
     found = {path: module for path, module in model.named_modules() if isinstance(module, layers)}
-    if unknown := [path for path in skip if path not in found]:
+    if unknown := [pattern for pattern in skip if not any(matches(pattern, path) for path in found)]:
         raise ValueError(f"skip names {unknown[0]!r}, which is none of the layers {', '.join(found) or '(none)'}")
-    chosen = {path: module for path, module in found.items() if path not in skip}
+    chosen = {path: module for path, module in found.items() if not any(matches(pattern, path) for pattern in skip)}
     if not chosen:
         raise ValueError(f"{type(model).__name__} has no layer left to round among {', '.join(found) or '(none)'}")
     return chosen

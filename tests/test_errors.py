@@ -67,3 +67,8 @@ def test_a_study_of_formats_takes_one_format_alone() -> None:
     assert lptensor.study.format_table(BF16) == lptensor.study.format_table([BF16])
     with pytest.raises(ValueError, match=r"at least two formats, got \['BF16'\]"):
         lptensor.study.format_search(nn.Linear(1, 1), print, [BF16])
+
+
+def test_a_pattern_for_a_layer_alone_is_told_that_it_has_no_parts() -> None:
+    with pytest.raises(ValueError, match="'head' matches no module or parameter; the model has no parts"):
+        lower(nn.Linear(1, 1), "linear", BF16, exempt=["head"])

@@ -6,6 +6,7 @@ import copy
 import io
 import math
 import re
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -455,3 +456,28 @@ def test_the_api_lists_every_technique() -> None:
     page = (Path(__file__).parents[1] / "docs" / "api" / "training.md").read_text()
     for name in set(training.__all__) - {"Recipe", "recipes"}:  # on the page with the module of recipes
         assert re.search(rf"::? lptensor\.training\.{name}$", page, re.MULTILINE), name
+
+
+class TestSkip:
+    """``skip`` means the same in every recipe: path patterns, and what lies below."""
+
+    SKIPPING = (recipes.mxfp8, recipes.hbfp, recipes.s2fp8, recipes.fp8_delayed, recipes.quartet, recipes.unit_scaling)
+
+    @pytest.mark.parametrize("recipe", SKIPPING[:-1])
+    @pytest.mark.parametrize("skip", [("head",), ("h*d",), ["head.0"]])
+    def test_it_names_parts_by_patterns_of_their_paths(self, recipe: Any, skip: Any) -> None:
+        torch.manual_seed(0)
+        head = nn.Linear(32, 32)
+        net = nn.Sequential(OrderedDict(body=nn.Linear(32, 32), head=nn.Sequential(head)))
+        x, inputs = torch.randn(4, 32), []
+        recipe(skip=skip).model(net)
+        head.register_forward_hook(lambda _, args, output: inputs.append((args[0], output)))
+        net(x)
+        ((into, out),) = inputs
+        torch.testing.assert_close(out, F.linear(into, head.weight, head.bias))
+
+    @pytest.mark.parametrize("recipe", SKIPPING)
+    def test_a_string_is_no_list_of_one_letter_paths(self, recipe: Any) -> None:
+        net = nn.Sequential(*(nn.Linear(32, 32) for _ in range(11)))
+        with pytest.raises(TypeError, match="takes a list of path patterns, got '10'; say .*=\\['10'\\]"):
+            recipe(skip="10").model(net)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -93,7 +93,7 @@ class QuartetLinear(nn.Linear):
         return y if self.bias is None else y + self.bias
 
 
-def quartet_layers(model: nn.Module, unbiased: Round, skip: tuple[str, ...] = ()) -> None:
+def quartet_layers(model: nn.Module, unbiased: Round, skip: Sequence[str] = ()) -> None:
     """Let every ``nn.Linear`` multiply as a ``QuartetLinear``."""
     chosen = layers_of(model, skip, (nn.Linear,))
     for path, module in chosen.items():

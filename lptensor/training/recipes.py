@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -38,7 +38,7 @@ from lptensor.training.wage import WageActivation, WageError, WageGradient, Wage
 from lptensor.weighted_layers import LAYERS, layers_of
 
 Model = TypeVar("Model", bound=nn.Module)
-Skip = tuple[str, ...]
+Skip = Sequence[str]
 
 
 @dataclass(frozen=True)

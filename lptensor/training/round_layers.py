@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, TypeVar
 
 import torch
@@ -23,7 +23,7 @@ def round_layers(
     input: Make | None = None,
     weight: Make | None = None,
     gradient: Make | None = None,
-    skip: tuple[str, ...] = (),
+    skip: Sequence[str] = (),
     layers: tuple[type[nn.Module], ...] = LAYERS,
 ) -> Model:
     """Give each chosen layer something that rounds its input, its weight, and the gradient of its output.
@@ -39,11 +39,11 @@ def round_layers(
     ``parameters()`` and the state_dict hold: make the optimizer afterwards.
 
     Args:
-        skip: paths of layers to leave alone, such as the first and the last.
+        skip: path patterns of what to leave alone, as ``exempt`` of ``lower``.
         layers: the classes to change.
 
     Raises:
-        ValueError: no such layer, a path in ``skip`` that is none, or layers that are changed already.
+        ValueError: no such layer, a pattern in ``skip`` that matches none, or layers that are changed already.
 
     >>> from lptensor import E4M3, DelayedScaling
     >>> net = round_layers(nn.Sequential(nn.Linear(2, 1)), input=lambda: DelayedScaling(E4M3))

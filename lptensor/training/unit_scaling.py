@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,7 +126,7 @@ def activation_scale(activation: nn.Module) -> float:
 
 
 def unit_layers(
-    model: nn.Module, forward: Format | None, backward: Format | None, skip: tuple[str, ...], initialize: bool
+    model: nn.Module, forward: Format | None, backward: Format | None, skip: Sequence[str], initialize: bool
 ) -> None:
     """Scale every nn.Linear, nn.Embedding and elementwise activation; round the operands of the linear ones."""
     rounded = layers_of(model, skip, (nn.Linear,))
