@@ -133,7 +133,7 @@ def as_arithmetic(
     """
     if isinstance(format, Arithmetic):
         if backward is not None or as_rounding(rounding) != Rounding():
-            raise TypeError(f"{format!r} says its rounding and backward format itself; leave the other arguments away")
+            raise TypeError(f"{format!r} says its rounding and backward format itself; give nothing beside it")
         return format
     if not isinstance(format, Format):
         raise TypeError(f"expected a number format such as FloatingPoint(8), or an Arithmetic, got {no_format(format)}")

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
+from numbers import Real
 from statistics import NormalDist
 from typing import Any
 
@@ -104,6 +105,7 @@ class Codebook(TableFormat):
         name: what repr() says; no part of equality.
 
     Raises:
+        TypeError: what is no list of numbers.
         ValueError: no values, or too many; NaN, an infinity or a number beyond fp32; an equal or
             smaller value after another.
 
@@ -117,7 +119,10 @@ class Codebook(TableFormat):
     name: str = field(default="", compare=False)
 
     def __init__(self, values: Iterable[float] | Tensor, name: str = "") -> None:
-        listed = values.flatten().tolist() if isinstance(values, Tensor) else list(values)
+        given = values.flatten().tolist() if isinstance(values, Tensor) else values
+        listed = list(given) if isinstance(given, Iterable) else [None]
+        if not all(isinstance(value, Real) for value in listed):
+            raise TypeError(f"a codebook lists numbers, such as [-1.0, 0.0, 0.5], got {values!r}")
         if not 1 <= len(listed) <= 2**16:
             raise ValueError(f"a codebook has 1 to {2**16} values, got {len(listed)}")
         rounded: list[float] = []

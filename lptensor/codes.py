@@ -36,13 +36,13 @@ def encode_exact(format: Format, values: Tensor) -> Tensor:
     The values were rounded to the format first, so that NaN and infinities are there only where
     rounding gives them. ``decode_exact`` is the inverse; both ask for ``format.bits``.
     """
-    raise TypeError(f"{format!r} has no codes of single elements; encode with its element format")
+    raise TypeError(f"{format!r} has no codes of single elements; its element has, for values divided by their scales")
 
 
 @singledispatch
 def decode_exact(format: Format, codes: Tensor) -> Tensor:
     """float64 values of int64 codes in 0 .. 2**bits - 1: register a new kind of format here."""
-    raise TypeError(f"{format!r} has no codes of single elements; decode with its element format")
+    raise TypeError(f"{format!r} has no codes of single elements; its element has, for values divided by their scales")
 
 
 @encode_exact.register

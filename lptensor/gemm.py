@@ -169,6 +169,8 @@ def _batched(t: Tensor, batch: torch.Size, rows: int, columns: int) -> Tensor:
 
 def _axes(dims: Any, count: int) -> list[int]:
     """Axes counted from the front, ascending."""
+    if not all(isinstance(d, int) for d in dims):
+        raise TypeError(f"dim must be an integer, or a tuple of them, got {dims!r}")
     known = max(count, 1)  # a number alone is summed along its only axis, 0 or -1
     axes = sorted(d + known if d < 0 else d for d in dims)
     if any(not 0 <= d < known for d in axes) or len(set(axes)) != len(axes):

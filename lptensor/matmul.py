@@ -38,6 +38,10 @@ def matmul(
         if t.dim() == 0:
             raise ValueError("matmul() takes operands of one axis or more, got a scalar; multiply it instead")
     row, column = a.dim() == 1, b.dim() == 1
+    if a.shape[-1] != b.shape[0 if column else -2]:
+        raise ValueError(f"matmul() takes [..., m, k] and [..., k, n], got {tuple(a.shape)} and {tuple(b.shape)}")
+    if c is not None and not isinstance(c, Tensor):
+        raise TypeError(f"the addend c must be a tensor, got {c!r}")
     left = a.unsqueeze(0) if row else a
     right = b.unsqueeze(1) if column else b
     if c is not None:
@@ -103,6 +107,9 @@ def conv(
     tensor([[[[9., 9.],
               [9., 9.]]]])
     """
+    for t in (x, w):
+        if not isinstance(t, Tensor):
+            raise TypeError(f"expected a tensor, got {type(t).__name__}")
     axes = w.dim() - 2
     if axes not in (1, 2, 3) or x.dim() != w.dim():
         raise ValueError(

@@ -148,6 +148,8 @@ def check_roundable(x: Any, format: Any) -> None:
 
 def draw_key(generator: torch.Generator | None = None) -> tuple[int, int]:
     """A fresh key for stochastic rounding: seed and offset from torch's CPU generator."""
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator, such as torch.Generator(), got {generator!r}")
     words: Tensor | None = getattr(_local, "words", None)
     if words is None or _compat.transforming():  # in which nothing may be written to that is from outside
         words = torch.empty(2, dtype=torch.int64, device="cpu")

@@ -43,6 +43,8 @@ class Tile:
     others: int | None = 1
 
     def __post_init__(self) -> None:
+        if isinstance(self.widths, int) or self.widths is None:
+            raise TypeError(f"widths must be a tuple such as (1, 128), got {self.widths!r}")
         object.__setattr__(self, "widths", tuple(self.widths))
         axes = range(-len(self.widths), 0) if self.axes is None else self.axes
         object.__setattr__(self, "axes", tuple(axes))

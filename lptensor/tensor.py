@@ -51,6 +51,8 @@ class LPTensor(Traceable, Sharded, Surface, Tensor):  # type: ignore[misc]
     @staticmethod
     @_compat.run_by_python
     def __new__(cls, inner: Tensor, arithmetic: Arithmetic, gradient: bool = False) -> LPTensor:
+        if type(arithmetic) is not Arithmetic:
+            raise TypeError(f"an LPTensor carries an Arithmetic, got {arithmetic!r}; x.to_lp(format) makes one")
         self: LPTensor = _compat.make_wrapper(cls, inner)
         self._inner, self._arithmetic, self._gradient = inner, arithmetic, gradient
         return self

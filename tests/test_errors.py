@@ -10,9 +10,24 @@ import torch
 from torch import nn
 
 import lptensor
-from lptensor import BF16, MX, MXFP4, NF4, Accumulator, Arithmetic, Gemm, Operand, OptimLP, Scaled, lower, quantizer
+from lptensor import (
+    BF16,
+    MX,
+    MXFP4,
+    NF4,
+    Accumulator,
+    Arithmetic,
+    Codebook,
+    Gemm,
+    Operand,
+    OptimLP,
+    Scaled,
+    Tile,
+    lower,
+    quantizer,
+)
 
-X = torch.ones(3)
+X, ACC = torch.ones(3), Accumulator(BF16)
 
 TAKE_A_FORMAT: dict[str, Callable[[Any], object]] = {
     "round": lambda format: lptensor.round(X, format),
@@ -72,3 +87,33 @@ def test_a_study_of_formats_takes_one_format_alone() -> None:
 def test_a_pattern_for_a_layer_alone_is_told_that_it_has_no_parts() -> None:
     with pytest.raises(ValueError, match="'head' matches no module or parameter; the model has no parts"):
         lower(nn.Linear(1, 1), "linear", BF16, exempt=["head"])
+
+
+WRONG: list[tuple[Callable[[], object], str]] = [
+    (lambda: lptensor.matmul(X, torch.ones(2), ACC), r"got \(3,\) and \(2,\)"),
+    (lambda: lptensor.matmul(X, X, ACC, c=3), "the addend c must be a tensor, got 3"),  # type: ignore[arg-type]
+    (lambda: lptensor.conv([1.0], X, ACC), "expected a tensor, got list"),  # type: ignore[arg-type]
+    (lambda: lptensor.sum(X, "n", accumulator=ACC), "dim must be an integer, or a tuple of them, got"),  # type: ignore[arg-type]
+    (lambda: lptensor.round(X, BF16, "stochastic", generator=3), "must be a torch.Generator, .* got 3"),  # type: ignore[arg-type]
+    (lambda: Codebook("abc"), "a codebook lists numbers, such as .* got 'abc'"),  # type: ignore[arg-type]
+    (lambda: Codebook(3), "a codebook lists numbers, such as .* got 3"),  # type: ignore[arg-type]
+    (lambda: Tile(128), r"widths must be a tuple such as \(1, 128\), got 128"),  # type: ignore[arg-type]
+    (lambda: lptensor.study.flip_bits(X, BF16, bits=3), r"got 3; say bits=\[3\]"),  # type: ignore[arg-type]
+    (lambda: lptensor.study.sensitivity(3, print, BF16), "sensitivity takes a torch.nn.Module, got int"),  # type: ignore[arg-type]
+    (lambda: lptensor.training.prepare(3, BF16), "prepare takes a torch.nn.Module, got int"),  # type: ignore[type-var]
+    (lambda: lptensor.LPTensor(X, BF16), r"carries an Arithmetic, got Fl.*; x.to_lp\(format\) makes one"),  # type: ignore[arg-type]
+    (lambda: X.to_lp(Arithmetic(BF16), grad=BF16), "give nothing beside it"),  # type: ignore[attr-defined]
+]
+
+
+@pytest.mark.parametrize(("call", "message"), WRONG, ids=[message for _, message in WRONG])
+def test_a_wrong_argument_is_named(call: Callable[[], object], message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        call()
+
+
+def test_layers_that_cannot_be_rounded_stay_as_they_are() -> None:
+    net = nn.Sequential(nn.Linear(1, 1))
+    with pytest.raises(TypeError, match="say gradient=lambda: ..., got Fl"):
+        lptensor.training.round_layers(net, input=lambda: quantizer(BF16), gradient=BF16)  # type: ignore[arg-type]
+    assert [*net.state_dict()] == ["0.weight", "0.bias"] and not net[0]._forward_hooks

@@ -152,6 +152,8 @@ def _width(format: Any) -> int:
 
 
 def _allowed(bits: Iterable[int] | None, width: int) -> tuple[int, ...]:
+    if isinstance(bits, int):
+        raise TypeError(f"bits lists those that may flip, got {bits!r}; say bits=[{bits!r}]")
     allowed = tuple(range(width)) if bits is None else tuple(bits)
     for bit in allowed:
         if isinstance(bit, bool) or not isinstance(bit, int) or not 0 <= bit < width:

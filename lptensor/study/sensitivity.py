@@ -63,6 +63,8 @@ def sensitivity(
     >>> [(row["path"], round(row["change"], 2)) for row in rows]
     [('1', 0.3), ('0', 0.0)]
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"sensitivity takes a torch.nn.Module, got {type(model).__name__}")
     chosen, how = (roles,) if isinstance(roles, str) else tuple(roles), as_rounding(rounding)
     if not set(chosen) <= set(ROUNDED):
         raise ValueError(f"roles are among {', '.join(ROUNDED)}, got {sorted(set(chosen) - set(ROUNDED))}")

@@ -36,6 +36,8 @@ def prepare(
     >>> net[0].weight.mul(2).frac().any().item(), len(list(net.parameters()))
     (False, 2)
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"prepare takes a torch.nn.Module, got {type(model).__name__}")
     quantizer = Quantizer(format, forward_rounding=rounding)
     chosen = [m for m in model.modules() if isinstance(m, layers) and isinstance(getattr(m, "weight", None), Tensor)]
     if not chosen:

@@ -43,6 +43,7 @@ def round_layers(
         layers: the classes to change.
 
     Raises:
+        TypeError: an argument that cannot be called.
         ValueError: no such layer, a pattern in ``skip`` that matches none, or layers that are changed already.
 
     >>> from lptensor import E4M3, DelayedScaling
@@ -50,6 +51,9 @@ def round_layers(
     >>> [name for name in net.state_dict() if "input" in name]
     ['0.rounded_input.amax_history', '0.rounded_input.scale']
     """
+    for name, make in (("input", input), ("weight", weight), ("gradient", gradient)):
+        if make is not None and not callable(make):
+            raise TypeError(f"{name} makes what rounds, once for each layer: say {name}=lambda: ..., got {make!r}")
     chosen = list(layers_of(model, skip, layers).values())
     for module in chosen:
         if hasattr(module, _INPUT) or hasattr(module, _GRADIENT) or parametrize.is_parametrized(module, "weight"):
