@@ -97,7 +97,7 @@ class ScalarFormat(Format):
         Raises:
             ValueError: the format has more than 2**20 codes, or no bounds.
 
-        >>> from lptensor.formats import E2M1
+        >>> from lptensor import E2M1
         >>> E2M1.values().tolist()[7:]
         [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
         """
@@ -115,7 +115,7 @@ class ScalarFormat(Format):
     def contains(self, other: ScalarFormat) -> bool:
         """Whether every finite value of ``other`` is a value of this format too; specials and -0 do not count.
 
-        >>> from lptensor.formats import BF16, E4M3, E5M2
+        >>> from lptensor import BF16, E4M3, E5M2
         >>> BF16.contains(E4M3), E4M3.contains(E5M2)
         (True, False)
         """

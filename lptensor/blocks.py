@@ -199,9 +199,8 @@ class MX(_Scaled):
         block_size: elements per block along ``axis``, the last block may be short; or the sides of
             a tile over the last axes, such as (32, 32). A tensor without that axis is one block.
 
-    >>> from lptensor.ops import round
-    >>> import torch
-    >>> round(torch.tensor([6.5, 7.0, 1.0]), MX(E2M1, scale_rule="rceil"))
+    >>> import torch, lptensor
+    >>> lptensor.round(torch.tensor([6.5, 7.0, 1.0]), MX(E2M1, scale_rule="rceil"))
     tensor([6., 8., 1.])
     """
 
@@ -234,9 +233,8 @@ class TwoLevel(_Scaled):
         floor: the smallest block scale: 2**-6 is torchao's, 0 leaves all of E4M3.
         reciprocal: multiply by the scale's reciprocal, as torchao does, instead of dividing.
 
-    >>> from lptensor.ops import round
-    >>> import torch
-    >>> round(torch.tensor([2688.0, 100.0, 1000.0]), TwoLevel(E2M1))
+    >>> import torch, lptensor
+    >>> lptensor.round(torch.tensor([2688.0, 100.0, 1000.0]), TwoLevel(E2M1))
     tensor([2688.,    0.,  896.])
     """
 

@@ -102,7 +102,7 @@ def encode(x: Tensor, format: Format, strict: bool = False) -> Tensor:
         TypeError: x is no float32 or float64 tensor, the format no format with codes.
         ValueError: NaN in a format without a code for it, a value off the grid where strict.
 
-    >>> from lptensor.formats import E4M3, INT4
+    >>> from lptensor import E4M3, INT4
     >>> encode(torch.tensor([1.0, -0.0, 448.0, torch.nan]), E4M3)
     tensor([ 56, 128, 126, 127], dtype=torch.uint8)
     >>> encode(torch.tensor([-1.0, 7.0, 100.0]), INT4)
@@ -139,7 +139,7 @@ def decode(codes: Tensor, format: Format) -> Tensor:
         TypeError: codes are no integers, the format no format with codes.
         ValueError: a code out of range.
 
-    >>> from lptensor.formats import E2M1
+    >>> from lptensor import E2M1
     >>> decode(torch.tensor([0, 1, 7, 9], dtype=torch.uint8), E2M1)
     tensor([ 0.0000,  0.5000,  6.0000, -0.5000])
     """

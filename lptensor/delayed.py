@@ -34,7 +34,7 @@ class DelayedScaling(nn.Module):
         scaling: ``DelayedMaximum(history, margin, amax)``.
         rounding: as for ``round``; "nearest" by default.
 
-    >>> from lptensor.formats import E4M3
+    >>> from lptensor import E4M3
     >>> quantize = DelayedScaling(E4M3, DelayedMaximum(history=2))
     >>> quantize(torch.tensor([0.001, 0.75])).tolist(), quantize.scale.item()
     ([0.001953125, 0.75], 597.3333129882812)

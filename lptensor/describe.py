@@ -14,7 +14,7 @@ from lptensor.scaling import Scaling, Tile
 def describe(format: Format) -> dict[str, Any]:
     """The name of the format's class and what it was made of.
 
-    >>> from lptensor.formats import INT8
+    >>> from lptensor import INT8
     >>> describe(INT8)
     {'type': 'FixedPoint', 'wl': 8, 'fl': 0, 'clamp': True, 'symmetric': False, 'signed': True}
     """

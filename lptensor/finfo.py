@@ -45,7 +45,7 @@ def finfo(format: Format) -> FormatInfo:
     Raises:
         TypeError: a format whose values depend on a block (ask its element), or are a list.
 
-    >>> from lptensor.formats import E4M3, FP16
+    >>> from lptensor import E4M3, FP16
     >>> finfo(FP16).eps, finfo(FP16).tiny == 2.0**-14, finfo(FP16).u == 2.0**-11
     (0.0009765625, True, True)
     >>> finfo(E4M3).max, finfo(E4M3).smallest_subnormal == 2.0**-9, round(finfo(E4M3).decibels, 1)

@@ -191,7 +191,7 @@ class _Tensors:
 def round_tensor(x: Tensor, grid: Grid, rounding: Rounding) -> Tensor:
     """The formula on a tensor, step by step: what the compiled loop computes, without a compiler.
 
-    >>> from lptensor.formats import E4M3
+    >>> from lptensor import E4M3
     >>> round_tensor(torch.tensor([0.1, 1000.0]), E4M3.grid, Rounding()).tolist()
     [0.1015625, 448.0]
     """

@@ -25,7 +25,7 @@ def next(x: Tensor, format: ScalarFormat, up: bool = True) -> Tensor:
     Raises:
         TypeError: x is no float32 or float64 tensor, format no scalar format.
 
-    >>> from lptensor.formats import BF16, E4M3
+    >>> from lptensor import BF16, E4M3
     >>> next(torch.tensor([1.0, 448.0, -0.1]), E4M3).tolist()
     [1.125, 448.0, -0.09375]
     """
@@ -51,7 +51,7 @@ def ulp(x: Tensor, format: ScalarFormat) -> Tensor:
     Raises:
         TypeError: x is no float32 or float64 tensor, format no scalar format.
 
-    >>> from lptensor.formats import E4M3
+    >>> from lptensor import E4M3
     >>> ulp(torch.tensor([1.0, 300.0, 0.0]), E4M3)
     tensor([1.2500e-01, 3.2000e+01, 1.9531e-03])
     """

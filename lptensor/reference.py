@@ -40,7 +40,7 @@ def round_grid(x: Tensor, grid: Grid, rounding: Rounding, key: Key | Words | Non
 
     ``key`` chooses the random words of stochastic rounding, or is those words; other modes need none.
 
-    >>> from lptensor.formats import E4M3
+    >>> from lptensor import E4M3
     >>> round_grid(torch.tensor([0.1, 1000.0]), E4M3.grid, Rounding()).tolist()
     [0.1015625, 448.0]
     """
@@ -74,7 +74,7 @@ def round_blocks(
 def block_scales(x: Tensor, blocks: Blocks | ScaledBlocks, shape: Sequence[int]) -> Tensor:
     """The scale of each block of ``x``, float64, NaN where the block is; as many along each axis as blocks.
 
-    >>> from lptensor.blocks import MXFP4
+    >>> from lptensor import MXFP4
     >>> block_scales(torch.tensor([1.0, -7.0]), MXFP4.lowered, MXFP4.block_shape((2,)))
     tensor([1.], dtype=torch.float64)
     """

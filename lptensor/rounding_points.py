@@ -29,7 +29,7 @@ class rounding_points:  # noqa: N801 - reads as a function
 
     >>> import torch
     >>> from lptensor import BF16
-    >>> from lptensor.trace import trace
+    >>> from lptensor import trace
     >>> x = torch.randn(4).to_lp(BF16)
     >>> for name in ("aten", "function", "primitive"):
     ...     with rounding_points(name), trace() as t:

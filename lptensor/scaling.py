@@ -87,8 +87,7 @@ class Scaling:
 class PowerOfTwo(Scaling):
     """A fixed scale 2**exponent: the grid of the format moves, element by element, nothing else changes.
 
-    >>> from lptensor.blocks import Scaled
-    >>> from lptensor.formats import E4M3
+    >>> from lptensor import E4M3, Scaled
     >>> Scaled(E4M3, PowerOfTwo(-3)).max
     56.0
     """

@@ -29,7 +29,7 @@ def bit_layout(format: Format, value: float = 1.0) -> Rows:
     Raises:
         ValueError: NaN, in a format without a code for it.
 
-    >>> from lptensor.formats import E4M3
+    >>> from lptensor import E4M3
     >>> [(row["field"], row["bits"], row["code"]) for row in bit_layout(E4M3, 0.75)]
     [('sign', 1, '0'), ('exponent', 4, '0110'), ('mantissa', 3, '100')]
     """
@@ -106,7 +106,7 @@ def plot_bit_layout(rows: Sequence[dict[str, Any]], ax: Any = None) -> Any:
     Raises:
         MissingExtra: matplotlib is not installed.
 
-    >>> from lptensor.formats import E4M3
+    >>> from lptensor import E4M3
     >>> axes = need("matplotlib.figure").Figure().subplots()
     >>> len(plot_bit_layout(bit_layout(E4M3), axes).patches)
     8

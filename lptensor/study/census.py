@@ -28,7 +28,7 @@ class Range(NamedTuple):
 def range_of(format: Format) -> Range:
     """The ends of a format; a block format moves its own with each block, and has none.
 
-    >>> from lptensor.formats import E4M3
+    >>> from lptensor import E4M3
     >>> range_of(E4M3)
     Range(highest=448.0, lowest=448.0, tiny=0.015625)
     """
@@ -75,7 +75,7 @@ class Census:
     floor(log2 |x|), from -150 to 128; ``snr`` is in dB over what is finite on both sides. Block
     formats have no range of their own: nothing is subnormal or saturated there.
 
-    >>> from lptensor.formats import E4M3
+    >>> from lptensor import E4M3
     >>> census = Census(E4M3)
     >>> x = torch.tensor([0.0, 1e-5, 0.01, 1.0, 500.0])
     >>> census.add(x, torch.tensor([0.0, 0.0, 0.009765625, 1.0, 448.0]))

@@ -118,7 +118,7 @@ def _line(
 def binades(format: Format) -> list[dict[str, Any]]:
     """The powers of two among a format's positive values, and its largest value, as rows of ``number_line``.
 
-    >>> from lptensor.formats import FP32
+    >>> from lptensor import FP32
     >>> rows = binades(FP32)
     >>> len(rows), rows[0]["value"] == 2.0**-149, rows[0]["kind"], rows[-1]["beyond"]
     (278, True, 'subnormal', 'inf')

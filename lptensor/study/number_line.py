@@ -36,7 +36,7 @@ def number_line(format: Format, lo: float | None = None, hi: float | None = None
         ValueError: a format of more than 16 bits without both ends, or with more than 2**20 values
             between them; ends that are no numbers.
 
-    >>> from lptensor.formats import E2M1, FP32
+    >>> from lptensor import E2M1, FP32
     >>> [row["value"] for row in number_line(E2M1, lo=0)]
     [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
     >>> [row["gap"] == 2.0**-23 for row in number_line(FP32, 1, 1 + 2**-22)]
@@ -121,7 +121,7 @@ def plot_number_line(rows: Sequence[dict[str, Any]], ax: Any = None, log: bool =
         MissingExtra: matplotlib is not installed.
         ValueError: no rows, or none that is positive on a log2 axis.
 
-    >>> from lptensor.formats import E2M1
+    >>> from lptensor import E2M1
     >>> axes = need("matplotlib.figure").Figure().subplots()
     >>> plot_number_line(number_line(E2M1), axes) is axes
     True

@@ -20,7 +20,7 @@ _MOST_MARKS = 2**17  # of them the older half is forgotten
 def innermost(optimizer: Optimizer | None) -> Optimizer | None:
     """The optimizer that does the step, inside those that wrap it.
 
-    >>> from lptensor.optim import OptimLP
+    >>> from lptensor import OptimLP
     >>> sgd = torch.optim.SGD([torch.ones(1)], lr=1.0)
     >>> innermost(OptimLP(sgd)) is sgd
     True
