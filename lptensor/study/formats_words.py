@@ -39,12 +39,16 @@ Codebook(5 values from -1 to 1)
 What a page shows, code tells:
 
 ```python
->>> import lptensor
+>>> import torch, lptensor
 >>> from lptensor.study import bit_layout, format_table, number_line
 >>> lptensor.finfo(FP16).eps == 2.0**-10
 True
 >>> E2M1.values().tolist()[7:]
 [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
+>>> lptensor.encode(torch.tensor([0.7, 0.8]), E4M3).tolist()                 # bit patterns, of rounded values
+[51, 53]
+>>> lptensor.decode(torch.arange(2**E2M1.bits), E2M1).tolist()[6:10]         # every code
+[4.0, 6.0, -0.0, -0.5]
 >>> [row["code"] for row in bit_layout(E4M3, 0.75)]
 ['0', '0110', '100']
 >>> [(row["code"], row["value"], row["kind"]) for row in number_line(E2M1, 0, 1)]
@@ -55,7 +59,7 @@ True
 ```
 
 `plot_bit_layout(rows, ax)` and `plot_number_line(rows, ax)` draw such rows; they need matplotlib
-(`pip install 'lptensor[train]'`).
+(`pip install 'lptensor[study]'`).
 
 ## Range and precision
 
@@ -115,13 +119,23 @@ ascending order.""",
     ),
     "codebook": (
         "Codebooks",
-        """A `Codebook` is any ascending list of values, and a code is the index of a value. There is one zero and
-no code for NaN; beyond both ends it saturates.""",
+        """A `Codebook` is any ascending list of values, and a code is the index of a value. There is no -0
+and no code for NaN; beyond both ends it saturates.""",
     ),
     "block": (
         "Block formats",
         """The elements of a block share a scale, which comes from the largest magnitude among them. The pictures show
-the scale of a block, then one element, and the values of an element before they are scaled.""",
+the scale of a block, then one element, and the values of an element before they are scaled. `lptensor.round`
+gives scaled values; with a block in each row, their parts are
+
+```python
+>>> from lptensor.reference import block_scales
+>>> x = torch.tensor([0.1, -2.7, 33.0, 4.0]).repeat(2, 8)
+>>> scales = block_scales(x, MXFP4.lowered, MXFP4.block_shape(x.shape))
+>>> scales.tolist(), lptensor.encode(lptensor.round(x, MXFP4) / scales, E2M1)[0, :4].tolist()
+([[8.0], [8.0]], [0, 9, 6, 1])
+
+```""",
     ),
 }
 
