@@ -67,7 +67,7 @@ def convert(target: Target, format: Spec | Mapping[str, Spec], buffers: bool = F
         raise TypeError(f"path rules are for modules and optimizers; a {type(target).__name__} takes one format")
     arithmetic = None if format is None else as_arithmetic(format)
     if isinstance(target, Tensor) and not target.is_floating_point():
-        raise TypeError(f"only floating-point tensors have a low-precision form, got {target.dtype}")
+        raise TypeError(f"only floating-point tensors have a low-precision form, got {target.dtype}; say .float()")
     if not isinstance(target, Tensor) and not is_container(target):
         raise TypeError(f"convert takes a module, an optimizer or a nest of tensors, got {type(target).__name__}")
     converted: Target = map_nest(target, lambda x: _convert_tensor(x, arithmetic))

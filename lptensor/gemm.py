@@ -183,7 +183,7 @@ def _check(accumulator: Any, *tensors: Any) -> None:
         raise TypeError(f"expected an Accumulator, such as Accumulator(FloatingPoint(16)), got {accumulator!r}")
     for t in tensors:
         if not isinstance(t, Tensor):
-            raise TypeError(f"expected a tensor, got {type(t).__name__}")
+            raise TypeError(f"expected a tensor, got {type(t).__name__}; make one with torch.tensor(...)")
         if t.layout is not torch.strided:
             raise TypeError(f"sums are formed of dense tensors, got {t.layout}; convert with .to_dense() first")
         if _compat.transformed(t):

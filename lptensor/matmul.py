@@ -34,7 +34,7 @@ def matmul(
     """
     for t in (a, b):
         if not isinstance(t, Tensor):
-            raise TypeError(f"expected a tensor, got {type(t).__name__}")
+            raise TypeError(f"expected a tensor, got {type(t).__name__}; make one with torch.tensor(...)")
         if t.dim() == 0:
             raise ValueError("matmul() takes operands of one axis or more, got a scalar; multiply it instead")
     row, column = a.dim() == 1, b.dim() == 1
@@ -109,7 +109,7 @@ def conv(
     """
     for t in (x, w):
         if not isinstance(t, Tensor):
-            raise TypeError(f"expected a tensor, got {type(t).__name__}")
+            raise TypeError(f"expected a tensor, got {type(t).__name__}; make one with torch.tensor(...)")
     axes = w.dim() - 2
     if axes not in (1, 2, 3) or x.dim() != w.dim():
         raise ValueError(

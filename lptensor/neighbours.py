@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lptensor import reference
 from lptensor._bits import carried, exact, exponent, power
-from lptensor.base import no_scalar
+from lptensor.base import check_bool, no_scalar
 from lptensor.formats import ScalarFormat
 from lptensor.grid import Subnormals
 from lptensor.ops import check_roundable
@@ -23,13 +23,14 @@ def next(x: Tensor, format: ScalarFormat, up: bool = True) -> Tensor:
     -0 where there is one. NaN stays NaN. Same shape and dtype as ``x``.
 
     Raises:
-        TypeError: x is no float32 or float64 tensor, format no scalar format.
+        TypeError: x is no float32 or float64 tensor, format no scalar format, up neither True nor False.
 
     >>> from lptensor import BF16, E4M3
     >>> next(torch.tensor([1.0, 448.0, -0.1]), E4M3).tolist()
     [1.125, 448.0, -0.09375]
     """
     _check(x, format)
+    check_bool("up", up)
     toward, rounding = (torch.inf, Rounding(Mode.UP)) if up else (-torch.inf, Rounding(Mode.DOWN))
     # Anything strictly between x and its neighbour in float64 rounds to the neighbour in the format.
     beside = exact(x.detach()).nextafter(torch.tensor(toward, dtype=torch.float64, device=x.device))

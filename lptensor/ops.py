@@ -135,9 +135,10 @@ def check_roundable(x: Any, format: Any) -> None:
     if not isinstance(format, Format):
         raise wrong_format(format)
     if not isinstance(x, Tensor):
-        raise TypeError(f"expected a tensor, got {type(x).__name__}")
+        raise TypeError(f"expected a tensor, got {type(x).__name__}; make one with torch.tensor(...)")
     if x.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"only float32 and float64 tensors are rounded, got {x.dtype}; convert with .float() first")
+        way = "round .real and .imag" if x.is_complex() else "convert with .float() first"
+        raise TypeError(f"only float32 and float64 tensors are rounded, got {x.dtype}; {way}")
     if x.layout is not torch.strided:
         raise TypeError(f"only dense tensors are rounded, got {x.layout}; round its .values(), or call .to_dense()")
     if isinstance(format, FixedPoint) and format.grid.precision > CARRIER_PRECISION and x.dtype == torch.float32:

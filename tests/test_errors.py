@@ -95,6 +95,9 @@ WRONG: list[tuple[Callable[[], object], str]] = [
     (lambda: lptensor.conv([1.0], X, ACC), "expected a tensor, got list"),  # type: ignore[arg-type]
     (lambda: lptensor.sum(X, "n", accumulator=ACC), "dim must be an integer, or a tuple of them, got"),  # type: ignore[arg-type]
     (lambda: lptensor.round(X, BF16, "stochastic", generator=3), "must be a torch.Generator, .* got 3"),  # type: ignore[arg-type]
+    (lambda: lptensor.next(X, BF16, -1), "up must be True or False, got -1"),  # type: ignore[arg-type]
+    (lambda: lptensor.round([0.1], BF16), r"got list; make one with torch.tensor\(...\)"),  # type: ignore[arg-type]
+    (lambda: lptensor.round(X + 1j, BF16), "got torch.complex64; round .real and .imag"),
     (lambda: Codebook("abc"), "a codebook lists numbers, such as .* got 'abc'"),  # type: ignore[arg-type]
     (lambda: Codebook(3), "a codebook lists numbers, such as .* got 3"),  # type: ignore[arg-type]
     (lambda: Tile(128), r"widths must be a tuple such as \(1, 128\), got 128"),  # type: ignore[arg-type]
