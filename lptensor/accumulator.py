@@ -96,7 +96,7 @@ class Accumulator:
             if getattr(self, name) not in known:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}; known: {', '.join(known)}")
         if order in ("exact", "aligned") and compute != "exact":
-            raise ValueError(f"order={order!r} has no fp32 steps, got compute={compute!r}; leave compute away")
+            raise ValueError(f"order={order!r} has no fp32 steps, got compute={compute!r}; leave compute out")
         self._check_inner()
         self._check_aligned()
         if not check_bool("wrap", wrap):
@@ -125,14 +125,14 @@ class Accumulator:
     def _check_aligned(self) -> None:
         if self.order != "aligned":
             if self.alignment is not None:
-                raise ValueError(f'alignment is for order="aligned", got order={self.order!r}; leave alignment away')
+                raise ValueError(f'alignment is for order="aligned", got order={self.order!r}; leave alignment out')
             return
         if self.alignment is None:
             raise ValueError('order="aligned" needs alignment=, how many places below the largest exponent are kept')
         check_int("alignment", self.alignment, 0, 40)
         check_int("chunk", self.chunk, 1, 512, why=' in the order "aligned"')
         if self.product is not None:
-            raise ValueError(f'order="aligned" adds exact products, got product={self.product!r}; leave it away')
+            raise ValueError(f'order="aligned" adds exact products, got product={self.product!r}; leave it out')
 
     @property
     def inside(self) -> Accumulator:
@@ -153,7 +153,7 @@ class Accumulator:
             if format is not None and dtype == torch.float32 and format.carrier == torch.float64:
                 raise ValueError(f"{name}={format!r} needs more than float32's 24 bits; use float64 tensors")
         if dtype == torch.float64 and self.compute == "fp32":
-            raise ValueError('compute="fp32" is for float32 tensors, got float64; leave compute away')
+            raise ValueError('compute="fp32" is for float32 tensors, got float64; leave compute out')
         if self.inner is not None:
             self.inner.check_carrier(dtype)
 
@@ -200,7 +200,7 @@ def _check_format(name: str, format: object, compute: str) -> None:
             f"{EXACT_PRECISION}; use a narrower format"
         )
     if compute == "fp32" and grid.precision > CARRIER_PRECISION:
-        raise ValueError(f'{name}={format!r} is wider than fp32, got compute="fp32"; leave compute away')
+        raise ValueError(f'{name}={format!r} is wider than fp32, got compute="fp32"; leave compute out')
 
 
 # Places kept below the largest exponent, and products added at once. Volta and the truncation: Fasi, Higham,

@@ -31,7 +31,7 @@ class Sharded:
         if mp_policy.param_dtype not in (None, torch.float32):
             raise TypeError(
                 f"MixedPrecisionPolicy(param_dtype={mp_policy.param_dtype}) and an LPTensor, whose precision is its "
-                "format; leave param_dtype away, or convert the model to that format"
+                "format; leave param_dtype out, or convert the model to that format"
             )
         for p in module.parameters(recurse=False):
             if _compat.local_part(p) is self and not hasattr(p, "_rounds_gradient"):

@@ -169,7 +169,7 @@ def call_key(x: Tensor, generator: torch.Generator | None) -> _cuda.Key:
         return draw_key(generator)
     if generator is not None and generator.device.type != "cuda":
         raise RuntimeError(
-            "a CUDA graph cannot draw from a CPU generator: leave generator= away, or give a CUDA generator "
+            "a CUDA graph cannot draw from a CPU generator: leave generator= out, or give a CUDA generator "
             "that is registered with the graph"
         )
     return torch.empty(2, dtype=torch.int64, device=x.device).random_(generator=generator)
@@ -322,7 +322,7 @@ def _into(x: Tensor, format: Format, rounding: Rounding, generator: Any, out: Te
         wanted, got = ((tuple(t.shape), t.dtype, str(t.device)) for t in (x, out))
         raise ValueError(f"out must be like x, {wanted}, got {got}")
     if torch.is_grad_enabled() and (x.requires_grad or out.requires_grad):
-        raise ValueError("out= takes no part in autograd: detach x and out, or leave out= away")
+        raise ValueError("out= takes no part in autograd: detach x and out, or give no out=")
     if type(out) is not Tensor or _compat.traced_by_mode():
         return out.copy_(round_fresh(x, format, rounding, generator))
     if _overlaps_itself(out):

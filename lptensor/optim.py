@@ -258,7 +258,7 @@ class OptimLP(Optimizer):
             if isinstance(p, LPTensor) and rule is not None and p._arithmetic.forward not in (None, rule.format):
                 raise ValueError(
                     f"update={self.update!r} rounds weights to {rule.format!r}, but an LPTensor of "
-                    f"{p._arithmetic.forward!r} is among them; leave weight_quant away"
+                    f"{p._arithmetic.forward!r} is among them; leave weight_quant out"
                 )
         for rule in self._rules():
             for p in listed(groups):

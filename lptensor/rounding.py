@@ -87,7 +87,7 @@ class Rounding:
         if self.bits != 32 and not self.stochastic:
             raise ValueError(f"{self.name} rounding draws no random bits, got bits={self.bits}")
         if self.bits != 32 and self.mode is Mode.STOCHASTIC_EQUAL:
-            raise ValueError(f"{self.name} rounding draws one bit, got bits={self.bits}; leave bits away")
+            raise ValueError(f"{self.name} rounding draws one bit, got bits={self.bits}; leave bits out")
         if self.beyond is not Beyond.OVERFLOW and not self.stochastic:
             raise ValueError(
                 f"beyond={self.beyond.name.lower()!r} is for stochastic rounding, got {self.name}; "

@@ -134,7 +134,7 @@ def _embedding_backward(
     A gradient that is not finite would be NaN in the rows that do not use it, and counts by itself.
     """
     if scale_grad_by_freq:
-        raise NotImplementedError(_refusal("embedding with scale_grad_by_freq", "leave scale_grad_by_freq away"))
+        raise NotImplementedError(_refusal("embedding with scale_grad_by_freq", "leave scale_grad_by_freq out"))
     used = indices.flatten()
     uses = (used == torch.arange(num_weights, device=used.device).unsqueeze(1)).to(grad.dtype)
     if padding_idx >= 0:

@@ -25,7 +25,7 @@ def check_update(update: str | None, weight_quant: object, acc_quant: object) ->
     if update not in UPDATES:
         raise ValueError(f"update must be one of {', '.join(map(repr, UPDATES))} or None, got {update!r}")
     if update in COMPENSATED and acc_quant is not None:
-        raise ValueError(f"update={update!r} keeps what rounding loses itself; leave acc_quant away")
+        raise ValueError(f"update={update!r} keeps what rounding loses itself; leave acc_quant out")
     if weight_quant is not None and not isinstance(weight_quant, Format):
         raise ValueError(f"update={update!r} rounds to a format, got weight_quant={weight_quant!r}")
 

@@ -611,7 +611,7 @@ WIDE_INSIDE = Accumulator(BF16, chunk=3, inner=FixedPoint(32, 0))
         (lambda: Accumulator(BF16, inner=FP32), ValueError, "give a chunk of 2 or more"),
         (lambda: Accumulator(BF16, alignment=3), ValueError, "alignment is for"),
         (lambda: Accumulator(BF16, order="aligned"), ValueError, "needs alignment="),
-        (lambda: Accumulator(BF16, order="exact", compute="fp32"), ValueError, "leave compute away"),
+        (lambda: Accumulator(BF16, order="exact", compute="fp32"), ValueError, "leave compute out"),
         (lambda: tensor_core("abacus"), ValueError, "unknown tensor core 'abacus'; known: volta"),
         (lambda: gemm(torch.ones(2, 2), torch.ones(3, 2), Accumulator(BF16)), ValueError, r"got \(2, 2\) and \(3, 2\)"),
         (lambda: gemm(torch.ones(2, 1, 1), torch.ones(3, 1, 1), Accumulator(BF16)), ValueError, "leading axes"),

@@ -260,7 +260,7 @@ def test_a_closure_sees_narrow_weights_and_comes_to_the_same() -> None:
     [
         (dict(update="kahn"), "one of 'nearest', 'stochastic', 'kahan', 'mcf' or None, got 'kahn'"),
         (dict(update="kahan"), "give weight_quant"),
-        (dict(update="kahan", weight_quant=BF16, acc_quant=FP16), "leave acc_quant away"),
+        (dict(update="kahan", weight_quant=BF16, acc_quant=FP16), "leave acc_quant out"),
         (dict(update="nearest", weight_quant=torch.round), "rounds to a format"),
     ],
 )
@@ -271,7 +271,7 @@ def test_contradictions_are_named(arguments: dict[str, Any], says: str) -> None:
 
 def test_an_lp_parameter_of_another_format_is_named() -> None:
     w = nn.Parameter(torch.ones(1).to_lp(E5M2))  # type: ignore[attr-defined]
-    with pytest.raises(ValueError, match="leave weight_quant away"):
+    with pytest.raises(ValueError, match="leave weight_quant out"):
         OptimLP(SGD([w]), BF16, update="kahan")
 
 
