@@ -1,3 +1,9 @@
+"""Low-precision arithmetic for PyTorch: number formats, rounding, and tensors that round what is computed with them.
+
+``lptensor.round`` rounds plain tensors, ``x.to_lp`` and ``lptensor.convert`` make tensors and models that compute in
+a format; ``lptensor.training`` holds techniques, ``lptensor.study`` questions about formats and models.
+"""
+
 import importlib as _importlib
 import typing as _typing
 

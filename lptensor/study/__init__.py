@@ -1,3 +1,5 @@
+"""Questions about formats and models in low precision, one file each, answered in rows that print and plot."""
+
 from lptensor.study.accumulation import (
     Accumulation as Accumulation,
     accumulation_error as accumulation_error,
