@@ -102,6 +102,9 @@ WRONG: list[tuple[Callable[[], object], str]] = [
     (lambda: Codebook(3), "a codebook lists numbers, such as .* got 3"),  # type: ignore[arg-type]
     (lambda: Tile(128), r"widths must be a tuple such as \(1, 128\), got 128"),  # type: ignore[arg-type]
     (lambda: lptensor.study.flip_bits(X, BF16, bits=3), r"got 3; say bits=\[3\]"),  # type: ignore[arg-type]
+    (lambda: lptensor.study.faults(0.1, bits=3), r"got 3; say bits=\[3\]"),  # type: ignore[arg-type]
+    (lambda: lptensor.study.faults(0.1, model=nn.ReLU(), path="head"), "path='head' matches no module or parameter"),
+    (lambda: lptensor.study.exponent_histogram(X, BF16).share("underflows"), "region must be one of .* 'underflows'"),
     (lambda: lptensor.study.sensitivity(3, print, BF16), "sensitivity takes a torch.nn.Module, got int"),  # type: ignore[arg-type]
     (lambda: lptensor.training.prepare(3, BF16), "prepare takes a torch.nn.Module, got int"),  # type: ignore[type-var]
     (lambda: lptensor.LPTensor(X, BF16), r"carries an Arithmetic, got Fl.*; x.to_lp\(format\) makes one"),  # type: ignore[arg-type]

@@ -99,8 +99,12 @@ class faults(observe.Observer):  # noqa: N801 - reads as a function
             raise ValueError(f"roles are among {', '.join(ROLES)}, got {sorted(chosen - set(ROLES))}")
         if model is None and (path is not None or chosen is not None):
             raise ValueError("path= and roles= need model=, whose they are")
+        if model is not None and path is not None:
+            paths = [*dict(model.named_modules()), *dict(model.named_parameters(remove_duplicate=False))]
+            if not any(fnmatchcase(known, path) for known in paths):
+                raise ValueError(f"path={path!r} matches no module or parameter; the model has {paths[1:]}")
         self._rate, self._seed, self._roles, self._path = rate, seed, chosen, path
-        self._bits = None if bits is None else tuple(bits)
+        self._bits = None if bits is None else _listed(bits)
         self._model = model
         self._open: ExitStack | None = None
 
@@ -151,10 +155,14 @@ def _width(format: Any) -> int:
     return width
 
 
-def _allowed(bits: Iterable[int] | None, width: int) -> tuple[int, ...]:
+def _listed(bits: Iterable[int]) -> tuple[int, ...]:
     if isinstance(bits, int):
         raise TypeError(f"bits lists those that may flip, got {bits!r}; say bits=[{bits!r}]")
-    allowed = tuple(range(width)) if bits is None else tuple(bits)
+    return tuple(bits)
+
+
+def _allowed(bits: Iterable[int] | None, width: int) -> tuple[int, ...]:
+    allowed = tuple(range(width)) if bits is None else _listed(bits)
     for bit in allowed:
         if isinstance(bit, bool) or not isinstance(bit, int) or not 0 <= bit < width:
             raise ValueError(f"bits of a word of {width} bits are 0 to {width - 1}, got {bit!r}")

@@ -13,6 +13,7 @@ from lptensor.blocks import BlockFormat
 from lptensor.extra import need
 from lptensor.formats import Format
 from lptensor.ops import check_roundable, round as round_to
+from lptensor.scaling import check_one_of
 from lptensor.study.census import Census
 from lptensor.study.format_table import format_table, smallest_magnitude
 from lptensor.study.palette import BLACK, BLUE, GREEN, VERMILLION
@@ -44,7 +45,8 @@ class Histogram(Rows):
         self.zeros = census.values - sum(counts.values())
 
     def share(self, region: str) -> float:
-        """The share of the values in one region."""
+        """The share of the values in one region; a ValueError for a name that is none."""
+        check_one_of("region", region, (*REGIONS, "value"))
         return float(sum(row["share"] for row in self if row["region"] == region))
 
 
