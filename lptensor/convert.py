@@ -49,8 +49,9 @@ def convert(target: Target, format: Spec | Mapping[str, Spec], buffers: bool = F
 
     Raises:
         ValueError: a pattern that matches nothing, a parameter tied across two rules, a format that
-            fp32 cannot carry. TypeError: a target or format that is none, a layer that ``lower`` has given
-            operands or an accumulator. Nothing is then converted.
+            fp32 cannot carry.
+        TypeError: a target or format that is none, a layer that ``lower`` has given
+            operands or an accumulator. Nothing is converted in either case.
 
     >>> from lptensor import FloatingPoint
     >>> model = convert(nn.Linear(2, 1), FloatingPoint(8))

@@ -37,7 +37,8 @@ class Operand:
         rounding: a name, ``Mode`` or ``Rounding``.
 
     Raises:
-        TypeError: no format. ValueError: an unknown rounding, or tiles over more than two axes.
+        TypeError: no format.
+        ValueError: an unknown rounding, or tiles over more than two axes.
 
     >>> from lptensor import BF16
     >>> Operand(BF16, "stochastic")
@@ -98,7 +99,8 @@ class Gemm:
             are rounded, in every product; or {"grad_weight": Hadamard(16)} for some of them.
 
     Raises:
-        TypeError: what is no format, operand or transform. ValueError: no pair, no such product.
+        TypeError: what is no format, operand or transform.
+        ValueError: no pair, no such product.
 
     >>> from lptensor import MXFP8_E4M3, MXFP8_E5M2
     >>> gemm = Gemm(MXFP8_E4M3, (MXFP8_E5M2, MXFP8_E4M3), (MXFP8_E5M2, MXFP8_E4M3))

@@ -63,7 +63,8 @@ def bisect(
 
     Raises:
         ValueError: an unknown ``by``, no model where it is needed, a loss of several numbers, or undoing everything
-            does not help. TypeError: a loss that is no number.
+            does not help.
+        TypeError: a loss that is no number.
 
     >>> from lptensor import BF16
     >>> def run():
@@ -199,7 +200,8 @@ def plot_bisect(rows: Sequence[dict[str, Any]], ax: Any = None) -> Any:
     Runs that recovered are dots, others crosses; a loss that is no number is a cross at the upper edge.
 
     Raises:
-        MissingExtra: matplotlib is not installed. ValueError: no rows.
+        MissingExtra: matplotlib is not installed.
+        ValueError: no rows.
 
     >>> axes = need("matplotlib.figure").Figure().subplots()
     >>> rows = [{"undone": 0, "loss": 2.0, "recovered": False}, {"undone": 1, "loss": 0.5, "recovered": True}]

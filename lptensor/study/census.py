@@ -50,7 +50,8 @@ def alike(first: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
     """The same tensors with their elements in one order of memory, without gaps.
 
     Raises:
-        TypeError: neither float32 nor float64, or not all of one dtype. ValueError: not all of one shape.
+        TypeError: neither float32 nor float64, or not all of one dtype.
+        ValueError: not all of one shape.
     """
     tensors = (first, *others)
     if first.dtype not in (torch.float32, torch.float64) or any(x.dtype != first.dtype for x in others):

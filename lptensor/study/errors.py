@@ -15,7 +15,8 @@ def plot_errors(rows: Sequence[dict[str, Any]], ax: Any = None) -> Any:
     Returns the axes.
 
     Raises:
-        MissingExtra: matplotlib is not installed. ValueError: no row has an error.
+        MissingExtra: matplotlib is not installed.
+        ValueError: no row has an error.
 
     >>> rows = [{"op": "add", "error": 0.5, "born": 0.5, "nonfinite": 0, "backward": False}]
     >>> axes = need("matplotlib.figure").Figure().subplots()

@@ -74,7 +74,8 @@ class faults(observe.Observer):  # noqa: N801 - reads as a function
 
     Raises:
         ValueError: a rate out of range, an unknown role, path or roles without a model.
-        TypeError: when it is met, a block format. RuntimeError: entered within itself.
+        TypeError: when it is met, a block format.
+        RuntimeError: entered within itself.
 
     >>> from lptensor import E4M3
     >>> x = torch.ones(4).to_lp(E4M3)

@@ -77,7 +77,8 @@ def format_search(
             which the ops they take part in then compute.
 
     Raises:
-        TypeError: no module, a loss that is no number. ValueError: fewer than two formats, no layers, a path
+        TypeError: no module, a loss that is no number.
+        ValueError: fewer than two formats, no layers, a path
             that is none, a loss of several numbers.
 
     >>> from lptensor import BF16, E2M1

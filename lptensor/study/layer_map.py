@@ -18,7 +18,8 @@ def plot_layer_map(rows: Sequence[dict[str, Any]], ax: Any = None, column: str =
     show the one with the most values. An empty cell was not recorded.
 
     Raises:
-        MissingExtra: matplotlib is not installed. ValueError: no rows, or no such column.
+        MissingExtra: matplotlib is not installed.
+        ValueError: no rows, or no such column.
 
     >>> rows = [{"role": "weight", "path": "a", "values": 4, "underflow": 0.25}]
     >>> axes = need("matplotlib.figure").Figure().subplots()

@@ -36,7 +36,8 @@ class record:  # noqa: N801 - reads as a function
         every: record one step in so many; of an optimizer, without one of calls of the model.
 
     Raises:
-        TypeError: no module, no optimizer, no format. ValueError: every below 1.
+        TypeError: no module, no optimizer, no format.
+        ValueError: every below 1.
 
     >>> from lptensor import E4M3
     >>> model = nn.Sequential(nn.Linear(2, 1, bias=False))

@@ -42,7 +42,8 @@ def replicas(f: Callable[..., Any], *args: Any, count: int = 16, at_once: bool =
             other, for what vmap cannot (``.item()``, in-place writes to what is not batched).
 
     Raises:
-        TypeError: no argument rounds stochastically, or f returns no tensor. ValueError: count below 2.
+        TypeError: no argument rounds stochastically, or f returns no tensor.
+        ValueError: count below 2.
 
     >>> from lptensor import BF16
     >>> x = torch.tensor([1.0]).to_lp(BF16, "stochastic")

@@ -30,7 +30,8 @@ class Rows(list[Row]):
         """Draw the rows on matplotlib axes (pyplot's current ones by default), and return these.
 
         Raises:
-            MissingExtra: matplotlib is not installed. TypeError: rows without a picture.
+            MissingExtra: matplotlib is not installed.
+            TypeError: rows without a picture.
         """
         if self._draw is None:
             raise TypeError("these rows have no picture of their own; plot a column of them")

@@ -52,7 +52,8 @@ def sensitivity(
         per: "layer", or "role": all layers at once.
 
     Raises:
-        ValueError: an unknown role or ``per``, a loss of several numbers. TypeError: something that is no
+        ValueError: an unknown role or ``per``, a loss of several numbers.
+        TypeError: something that is no
             format, a loss that is no number, parameters in a dtype that is not rounded, an output of a
             class that torch cannot look into.
 

@@ -42,7 +42,8 @@ def update_stagnation(optimizer: Optimizer, format: Format, rounding: Rounding |
             Not one that needs a closure (LBFGS), and so computes gradients within its step.
 
     Raises:
-        TypeError: no optimizer, or one that needs a closure. ValueError: no parameter has a gradient.
+        TypeError: no optimizer, or one that needs a closure.
+        ValueError: no parameter has a gradient.
 
     >>> from lptensor import BF16
     >>> w = torch.nn.Parameter(torch.tensor([1.0, 2.0**-4]))
@@ -138,7 +139,8 @@ def plot_stagnation(rows: Sequence[dict[str, Any]], ax: Any = None) -> Any:
     What lies left of the line, half an ulp, rounding to nearest loses.
 
     Raises:
-        MissingExtra: matplotlib is not installed. ValueError: no row has a histogram.
+        MissingExtra: matplotlib is not installed.
+        ValueError: no row has a histogram.
 
     >>> axes = need("matplotlib.figure").Figure().subplots()
     >>> len(plot_stagnation([{"binades": {-3: 1, 1: 1}}], axes).patches)

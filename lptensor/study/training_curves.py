@@ -25,7 +25,8 @@ def plot_training(curves: Mapping[str, Sequence[float]], ax: Any = None, log: bo
         log: the values on a logarithmic axis; those that are not positive are left out.
 
     Raises:
-        MissingExtra: matplotlib is not installed. ValueError: no curves.
+        MissingExtra: matplotlib is not installed.
+        ValueError: no curves.
 
     >>> axes = need("matplotlib.figure").Figure().subplots()
     >>> [line.get_ydata().tolist() for line in plot_training({"fp32": [1.0, 0.5]}, axes).lines]
