@@ -16,6 +16,7 @@ LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 def layers_of(model: nn.Module, skip: Iterable[str], layers: tuple[type[nn.Module], ...]) -> dict[str, nn.Module]:
     """The layers of these classes by their paths, without those at or below what the patterns in ``skip`` match."""
     skip = listed("skip", skip)
+    check_classes(layers)
     found = {path: module for path, module in model.named_modules() if isinstance(module, layers)}
     if unknown := [pattern for pattern in skip if not any(matches(pattern, path) for path in found)]:
         raise ValueError(f"skip names {unknown[0]!r}, which is none of the layers {', '.join(found) or '(none)'}")
@@ -23,6 +24,12 @@ def layers_of(model: nn.Module, skip: Iterable[str], layers: tuple[type[nn.Modul
     if not chosen:
         raise ValueError(f"{type(model).__name__} has no layer left to round among {', '.join(found) or '(none)'}")
     return chosen
+
+
+def check_classes(layers: Any) -> None:
+    """Refuse what isinstance() does not take, naming it."""
+    if not all(isinstance(cls, type) for cls in (layers if isinstance(layers, tuple) else (layers,))):
+        raise TypeError(f"layers takes classes such as (nn.Linear, nn.Conv2d), got {layers!r}")
 
 
 def become(layer: nn.Module, cls: type[nn.Module], **attributes: Any) -> None:

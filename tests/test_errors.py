@@ -107,6 +107,9 @@ WRONG: list[tuple[Callable[[], object], str]] = [
     (lambda: lptensor.study.exponent_histogram(X, BF16).share("underflows"), "region must be one of .* 'underflows'"),
     (lambda: lptensor.study.sensitivity(3, print, BF16), "sensitivity takes a torch.nn.Module, got int"),  # type: ignore[arg-type]
     (lambda: lptensor.training.prepare(3, BF16), "prepare takes a torch.nn.Module, got int"),  # type: ignore[type-var]
+    (lambda: lptensor.training.prepare(nn.Linear(1, 1), BF16, layers="linear"), "takes classes .* got 'linear'"),  # type: ignore[arg-type]
+    (lambda: lptensor.training.round_layers(nn.Linear(1, 1), layers="linear"), "takes classes .* got 'linear'"),  # type: ignore[arg-type]
+    (lambda: lptensor.training.FormatSchedule({0: BF16}, 3), "apply must be a function of the format, got 3"),  # type: ignore[arg-type]
     (lambda: lptensor.LPTensor(X, BF16), r"carries an Arithmetic, got Fl.*; x.to_lp\(format\) makes one"),  # type: ignore[arg-type]
     (lambda: X.to_lp(Arithmetic(BF16), grad=BF16), "give nothing beside it"),  # type: ignore[attr-defined]
 ]

@@ -10,6 +10,7 @@ from torch.nn.utils import parametrize
 from lptensor.formats import Format
 from lptensor.quantizer import Quantizer
 from lptensor.rounding import Mode, Rounding
+from lptensor.weighted_layers import check_classes
 
 Model = TypeVar("Model", bound=nn.Module)
 _DEFAULT = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -38,6 +39,7 @@ def prepare(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"prepare takes a torch.nn.Module, got {type(model).__name__}")
+    check_classes(layers)
     quantizer = Quantizer(format, forward_rounding=rounding)
     chosen = [m for m in model.modules() if isinstance(m, layers) and isinstance(getattr(m, "weight", None), Tensor)]
     if not chosen:

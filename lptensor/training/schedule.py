@@ -36,6 +36,8 @@ class FormatSchedule:
             if format is not None and not isinstance(format, Format):
                 got = no_format(format)
                 raise TypeError(f"step {step} needs a number format such as FloatingPoint(8) or None, got {got}")
+        if not callable(apply):
+            raise TypeError(f"apply must be a function of the format, got {apply!r}")
         if 0 not in formats:
             raise ValueError(f"the schedule needs a format to begin with, at step 0; it has {sorted(formats)}")
         self.formats, self.apply = dict(sorted(formats.items())), apply
