@@ -40,6 +40,15 @@ class TestStates:
         with pytest.raises(TypeError, match="bfloat16"):
             Expansion(BF16)(x.bfloat16())
 
+    def test_a_table_of_e4m3_keeps_states_as_torchao_keeps_them_in_fp8(self) -> None:
+        """Codes are (x / s).to(float8_e4m3fn), s being max|x| / 448 of each 256 values (torchao's OptimStateFp8)."""
+        x = torch.randn(64, 100, generator=torch.Generator().manual_seed(0)) * torch.logspace(-4, 0, 100)
+        runs = x.flatten().view(-1, 256)
+        scale = runs.abs().amax(1, keepdim=True) / E4M3.max
+        kept = (runs / scale).to(torch.float8_e4m3fn).float() * scale
+        ours = Blockwise(Codebook(E4M3.values() / E4M3.max))(x)
+        torch.testing.assert_close(ours, kept.view_as(x), rtol=1e-6, atol=0)
+
     @pytest.mark.parametrize("table", [DYNAMIC8, UDYNAMIC8], ids=repr)
     def test_blocks_round_as_a_search_through_the_table_does(self, table: Any) -> None:
         x = torch.randn(700) * torch.logspace(-4, 2, 700)

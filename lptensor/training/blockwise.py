@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from lptensor.base import no_format
 from lptensor.codebooks import DYNAMIC8, UDYNAMIC8, TableFormat
 from lptensor.formats import check_int
 from lptensor.ops import check_roundable, round_fresh
@@ -45,7 +46,10 @@ class Blockwise:
 
     def __post_init__(self) -> None:
         if not isinstance(self.table, TableFormat):
-            raise TypeError(f"table must be a format that lists its values, such as DYNAMIC8, got {self.table!r}")
+            raise TypeError(
+                "table must be a format that lists its values, such as DYNAMIC8 or "
+                f"Codebook(E4M3.values() / 448), got {no_format(self.table)}"
+            )
         if self.table.max != 1:
             raise ValueError(f"table must have 1 as its largest value, which is to be a run's, got {self.table.max}")
         if self.block_size is not None:
