@@ -65,5 +65,5 @@ $(INSTALLED): pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) what constraints.txt names; this happens once and takes a minute or two"
 	sed 's/^torch==.*/torch==$(or $(strip $(TORCH)),$(PINNED))/' constraints.txt > $(VENV)/constraints.txt
-	$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint $(VENV)/constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check --constraint $(VENV)/constraints.txt --editable ".[dev]"
 	touch $@
