@@ -107,6 +107,7 @@ def test_aligned_sums_keep_what_is_infinite_and_end_in_positive_zeros(chunk: int
     a, b, c = (t[None] for t in operands(6, 5, 9, 40, 2))
     c[0, 0, :3], c[0, 1, :2], a[0, 2], c[0, 2] = torch.inf, torch.nan, -0.0, -0.0
     a[0, 3, 1], b[0, 1, 7] = torch.inf, 0.0
+    b[0, :, 3] = b[0, :, 3].abs()  # one sum of negative zeros alone
     wanted = accumulate.gemm(a, b, acc, c, None)
     assert wanted[0, 0, 0] == torch.inf and wanted[0, 3, 7].isnan()
     assert (wanted[0, 2] == 0).all() and not wanted[0, 2].signbit().any()
