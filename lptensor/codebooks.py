@@ -7,9 +7,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
-from numbers import Real
 from statistics import NormalDist
-from typing import Any
+from typing import Any, SupportsFloat
 
 import torch
 from torch import Tensor
@@ -121,7 +120,7 @@ class Codebook(TableFormat):
     def __init__(self, values: Iterable[float] | Tensor, name: str = "") -> None:
         given = values.flatten().tolist() if isinstance(values, Tensor) else values
         listed = list(given) if isinstance(given, Iterable) else [None]
-        if not all(isinstance(value, Real) for value in listed):
+        if not all(isinstance(value, SupportsFloat) for value in listed):
             raise TypeError(f"a codebook lists numbers, such as [-1.0, 0.0, 0.5], got {values!r}")
         if not 1 <= len(listed) <= 2**16:
             raise ValueError(f"a codebook has 1 to {2**16} values, got {len(listed)}")
