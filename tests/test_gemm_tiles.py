@@ -133,6 +133,17 @@ def test_exact_sums_know_numbers_that_are_far_apart(reach: int) -> None:
             assert same(product(build, a, b, acc, c), wanted), build
 
 
+def test_exact_sums_lose_no_bit_of_many_large_products_and_round_their_addend_with_them() -> None:
+    a, b = torch.full((1, 5, 256), 2 - 2.0**-23), torch.full((1, 256, 40), 2 - 2.0**-23)
+    c = torch.full((1, 5, 40), -1024.0 + 2.0**-13)  # leaves what a double of the whole sum would not have
+    tie, little = torch.full((1, 5, 40), 1 + 2.0**-8), torch.full((1, 5, 1), 2.0**-12)
+    for build in NATIVE_BUILDS:
+        acc = Accumulator(FP32, order="exact")
+        assert same(product(build, a, b, acc, c), accumulate.gemm(a, b, acc, c, None)), build
+        one = product(build, little, torch.ones(1, 1, 40), Accumulator(BF16, order="exact"), tie)
+        assert (one == 1 + 2.0**-7).all(), build
+
+
 @pytest.mark.parametrize("compute", ["exact", "fp32"])
 def test_a_format_without_negative_zero_has_none_where_its_sums_vanish(compute: str) -> None:
     acc = Accumulator(FixedPoint(12, 6), rounding="stochastic", compute=compute)
