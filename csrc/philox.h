@@ -7,12 +7,23 @@ struct lpt_words {
     uint32_t w[4];
 };
 
+// a * b in 64 bits. Of the plain product nvcc makes one of 64-bit factors, an addition more.
+LPT_FN uint64_t lpt_wide_product(uint32_t a, uint32_t b) {
+#if defined(__CUDA_ARCH__)
+    uint64_t product;
+    asm("mul.wide.u32 %0, %1, %2;" : "=l"(product) : "r"(a), "r"(b));
+    return product;
+#else
+    return (uint64_t)a * b;
+#endif
+}
+
 LPT_FN lpt_words lpt_philox(uint64_t index, lpt_key key) {
     uint32_t c0 = (uint32_t)index, c1 = (uint32_t)(index >> 32);
     uint32_t c2 = (uint32_t)key.offset, c3 = (uint32_t)(key.offset >> 32);
     uint32_t k0 = (uint32_t)key.seed, k1 = (uint32_t)(key.seed >> 32);
     for (int round = 0; round < 10; ++round) {
-        uint64_t p0 = (uint64_t)0xD2511F53u * c0, p1 = (uint64_t)0xCD9E8D57u * c2;
+        uint64_t p0 = lpt_wide_product(0xD2511F53u, c0), p1 = lpt_wide_product(0xCD9E8D57u, c2);
         uint32_t n0 = (uint32_t)(p1 >> 32) ^ c1 ^ k0, n2 = (uint32_t)(p0 >> 32) ^ c3 ^ k1;
         c1 = (uint32_t)p1;
         c3 = (uint32_t)p0;
