@@ -61,32 +61,41 @@ template <int GROUPS, class T, class F>
 __global__ void __launch_bounds__(LPT_THREADS)
     lpt_map_drawn(const T *x, T *y, int64_t n, lpt_draw draw, F f) {
     typedef typename lpt_carrier<T>::bits U;
-    enum { EACH = 4 * GROUPS, WARPS = LPT_THREADS / LPT_WARP };
+    enum { WARPS = LPT_THREADS / LPT_WARP };
     const lpt_key key = lpt_key_of_draw(draw);
     const int64_t groups = (n + LPT_GROUP - 1) / LPT_GROUP;
     const int32_t lane = threadIdx.x % LPT_WARP, warp = threadIdx.x / LPT_WARP;
     for (int64_t first = ((int64_t)blockIdx.x * WARPS + warp) * GROUPS; first < groups;
          first += (int64_t)gridDim.x * WARPS * GROUPS) {
         const int64_t start = first * LPT_GROUP + lane;
-        U v[EACH];
+        // A condition for each access would need more registers for conditions than there are, and
+        // loads would wait for one another.
+        const bool whole = (first + GROUPS) * LPT_GROUP <= n;
+        U v[GROUPS][4];
+        const auto load = [&](bool all) {
 #pragma unroll
-        for (int j = 0; j < EACH; ++j) {
-            const int64_t i = start + j * LPT_LANES;
-            v[j] = i < n ? lpt_bits(x[i]) : (U)0;
-        }
+            for (int j = 0; j < 4 * GROUPS; ++j) {
+                const int64_t i = start + j * LPT_LANES;
+                v[j / 4][j % 4] = all || i < n ? lpt_bits(x[i]) : (U)0;
+            }
+        };
+        const auto store = [&](bool all) {
+#pragma unroll
+            for (int j = 0; j < 4 * GROUPS; ++j) {
+                const int64_t i = start + j * LPT_LANES;
+                if (all || i < n)
+                    y[i] = lpt_value<T>(v[j / 4][j % 4]);
+            }
+        };
+        whole ? load(true) : load(false);
 #pragma unroll
         for (int g = 0; g < GROUPS; ++g) {
             const lpt_words words = lpt_philox((first + g) * LPT_LANES + lane, key);
 #pragma unroll
             for (int w = 0; w < 4; ++w)
-                v[g * 4 + w] = f(v[g * 4 + w], words.w[w] & draw.mask);
+                v[g][w] = f(v[g][w], words.w[w] & draw.mask);
         }
-#pragma unroll
-        for (int j = 0; j < EACH; ++j) {
-            const int64_t i = start + j * LPT_LANES;
-            if (i < n)
-                y[i] = lpt_value<T>(v[j]);
-        }
+        whole ? store(true) : store(false);
     }
 }
 
