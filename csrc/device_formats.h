@@ -20,6 +20,24 @@ template <class T, int MODE, int KIND> struct lpt_to_grid {
     }
 };
 
+// Where no element of a warp reaches an end of the format, none asks what becomes of it there.
+template <class T, int MODE>
+LPT_METHOD void lpt_apply(const lpt_to_grid<T, MODE, LPT_PLAIN> &f,
+                          typename lpt_carrier<T>::bits (&v)[4], const uint32_t (&random)[4]) {
+    typedef typename lpt_carrier<T>::bits U;
+    U top = 0;
+#pragma unroll
+    for (int w = 0; w < 4; ++w) {
+        const U a = v[w] & ~((U)1 << (lpt_carrier<T>::width - 1));
+        top = a > top ? a : top;
+    }
+    const bool all = __any_sync(0xffffffffu, top > f.cell.inside);
+#pragma unroll
+    for (int w = 0; w < 4; ++w)
+        v[w] = all ? lpt_round_plain<T, MODE, false, LPT_ALL_ENDS>(v[w], f.cell, random[w])
+                   : lpt_round_plain<T, MODE, false, LPT_INSIDE>(v[w], f.cell, random[w]);
+}
+
 template <class T, int MODE> struct lpt_to_table {
     typedef typename lpt_carrier<T>::bits U;
     lpt_table<T> table;

@@ -54,6 +54,14 @@ __global__ void __launch_bounds__(LPT_THREADS)
     }
 }
 
+// f of four elements with their random words. A format may have a way of its own to do it.
+template <class F, class U>
+LPT_METHOD void lpt_apply(const F &f, U (&v)[4], const uint32_t (&random)[4]) {
+#pragma unroll
+    for (int w = 0; w < 4; ++w)
+        v[w] = f(v[w], random[w]);
+}
+
 // y[i] = f(bits of x[i], random word of i). A warp takes groups of 128 elements: the four words
 // that a lane draws decide the four elements 32 apart that it moves, so all accesses are dense and
 // none needs more alignment than an element has.
@@ -90,10 +98,11 @@ __global__ void __launch_bounds__(LPT_THREADS)
         whole ? load(true) : load(false);
 #pragma unroll
         for (int g = 0; g < GROUPS; ++g) {
-            const lpt_words words = lpt_philox((first + g) * LPT_LANES + lane, key);
+            lpt_words words = lpt_philox((first + g) * LPT_LANES + lane, key);
 #pragma unroll
             for (int w = 0; w < 4; ++w)
-                v[g][w] = f(v[g][w], words.w[w] & draw.mask);
+                words.w[w] &= draw.mask;
+            lpt_apply(f, v[g], words.w);
         }
         whole ? store(true) : store(false);
     }

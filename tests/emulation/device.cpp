@@ -12,6 +12,7 @@ static void look(const void *address);
 #define LPT_ALIGNED(address) look(address)
 
 #include "../../csrc/device.h"
+#include <algorithm>
 #include <fenv.h>
 #include <functional>
 #include <math.h>
@@ -147,6 +148,15 @@ template <class U> U __shfl_xor_sync(unsigned, U value, int apart) {
     const U other = (U)slots[threadIdx.x ^ apart];
     __syncwarp();
     return other;
+}
+
+bool __any_sync(unsigned, bool yes) {
+    slots[threadIdx.x] = yes;
+    __syncwarp();
+    const uint64_t *const warp = slots + threadIdx.x / LPT_WARP * LPT_WARP;
+    const bool any = std::any_of(warp, warp + LPT_WARP, [](uint64_t slot) { return slot != 0; });
+    __syncwarp();
+    return any;
 }
 
 // fp32 operations with a rounding of their own. A device's NaN has all bits set but the sign.
