@@ -111,10 +111,13 @@ __global__ void __launch_bounds__(LPT_THREADS)
         const int64_t at = (band / bands * strips.length + row) * inner + column;
         U *const mine = largest + (band * inner + column);
         U v[HELD], top = 0;
+        const auto rows_at = [&](int64_t r) { return (int32_t)(to - r < HELD ? to - r : HELD); };
         const auto load = [&](int64_t r) {
+            const int32_t rows = rows_at(r);
+            const T *next = x + at + r * inner;
 #pragma unroll
-            for (int j = 0; j < HELD; ++j)
-                v[j] = r + j < to ? lpt_bits(x[at + (r + j) * inner]) : (U)0;
+            for (int j = 0; j < HELD; ++j, next += inner)
+                v[j] = j < rows ? lpt_bits(*next) : (U)0;
         };
         for (int64_t r = from; r < to && phase != LPT_ROUND; r += HELD) {
             load(r);
@@ -138,10 +141,12 @@ __global__ void __launch_bounds__(LPT_THREADS)
                 for (int j = 0; j < HELD; ++j)
                     words[j] = lpt_random(at + (r + j) * inner, key) & draw.mask;
             op.round(v, HELD, scale, words);
+            const int32_t rows = rows_at(r);
+            T *next = y + at + r * inner;
 #pragma unroll
-            for (int j = 0; j < HELD; ++j)
-                if (r + j < to)
-                    y[at + (r + j) * inner] = lpt_value<T>(v[j]);
+            for (int j = 0; j < HELD; ++j, next += inner)
+                if (j < rows)
+                    *next = lpt_value<T>(v[j]);
         }
     }
 }
