@@ -135,7 +135,7 @@ __global__ void __launch_bounds__(LPT_THREADS)
         for (int64_t r = from; r < to; r += HELD) {
             if (phase == LPT_ROUND || to - from > HELD)  // else they are still here
                 load(r);
-            uint32_t words[HELD] = {};
+            uint32_t words[HELD];  // which are read only where they are drawn
             if (lpt_draws(op))
 #pragma unroll
                 for (int j = 0; j < HELD; ++j)
@@ -255,7 +255,7 @@ __global__ void __launch_bounds__(LPT_THREADS)
             op.of(phase == LPT_ROUND && active ? largest[block] : top, tensor);
         for (int64_t e = from + member; e < to; e += (int64_t)HELD * lanes) {
             load(e);
-            uint32_t words[HELD] = {};
+            uint32_t words[HELD];  // which are read only where they are drawn
             if (lpt_draws(op))
 #pragma unroll
                 for (int j = 0; j < HELD; ++j)
