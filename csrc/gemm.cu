@@ -4,6 +4,12 @@
 
 namespace {
 
+// Whether a format that has a way is that of IEEE 754 with so many digits and exponents.
+bool is_ieee(const lpt_grid &g, int32_t precision, int32_t emax) {
+    return g.precision == precision && g.emax == emax && g.emin == 1 - emax &&
+           g.overflow == LPT_INF && g.max == ldexp(2.0 - ldexp(1.0, 1 - precision), emax);
+}
+
 // What the tiles can do, tried one after the other. True: `error` is what the launch returned.
 struct tiles {
     const lpt_product &p;
@@ -30,11 +36,22 @@ struct tiles {
         typedef lpt_none O;
         typedef lpt_wide_rounder W;
         typedef lpt_added_rounder A;
+        typedef lpt_fp16_rounder F;
+        typedef lpt_bf16_rounder B;
+        const bool fp16 = is_ieee(in.sum, 11, 15), bf16 = is_ieee(in.sum, 8, 127);
         if (acc.chunk > 1) {
             if (in.has_product)
                 return false;
+            if (fp16 && is_ieee(acc.sum, 11, 15))
+                return launch<SUM, O, F, F>();
+            if (bf16 && is_ieee(acc.sum, 8, 127))
+                return launch<SUM, O, B, B>();
             return sum == LPT_WIDE_RANGE ? launch<SUM, O, W, W>() : launch<SUM, O, A, A>();
         }
+        if (!in.has_product && fp16)
+            return launch<SUM, O, F, O>();
+        if (!in.has_product && bf16)
+            return launch<SUM, O, B, O>();
         if (!in.has_product)
             return sum == LPT_WIDE_RANGE ? launch<SUM, O, W, O>() : launch<SUM, O, A, O>();
         if (product == LPT_WIDE_RANGE)

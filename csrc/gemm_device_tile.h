@@ -48,7 +48,7 @@ struct lpt_added_rounder {
     float bottom, top, up, limit, over;
     LPT_METHOD float operator()(float x) const {
         const uint32_t u = lpt_bits(x);
-        const float size = lpt_value<float>(u & 0x7fffffffu);
+        const float size = fabsf(x);
         const float binade = lpt_value<float>(u & 0x7f800000u);
         const float shift = fminf(fmaxf(binade, bottom), top) * up;
         const float r = (size + shift) - shift;
@@ -56,7 +56,33 @@ struct lpt_added_rounder {
     }
 };
 
+// FP16 and BF16, which devices round to themselves.
+#ifndef LPT_EMULATED
+LPT_METHOD float lpt_through_fp16(float x) {
+    float r;
+    asm("{.reg .b16 half; cvt.rn.f16.f32 half, %1; cvt.f32.f16 %0, half;}" : "=f"(r) : "f"(x));
+    return r;
+}
+LPT_METHOD float lpt_through_bf16(float x) {
+#if __CUDA_ARCH__ >= 800
+    uint32_t u;  // two of them, the lower one zero
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(u) : "f"(x), "f"(0.0f));
+    return lpt_value<float>(u);
+#else
+    return lpt_wide_rounder{16, 0x7fffu, 0xffff0000u}(x);
+#endif
+}
+#endif
+struct lpt_fp16_rounder {
+    LPT_METHOD float operator()(float x) const { return lpt_through_fp16(x); }
+};
+struct lpt_bf16_rounder {
+    LPT_METHOD float operator()(float x) const { return lpt_through_bf16(x); }
+};
+
 inline void lpt_make_rounder(const lpt_cell<float> &, lpt_none *) {}
+inline void lpt_make_rounder(const lpt_cell<float> &, lpt_fp16_rounder *) {}
+inline void lpt_make_rounder(const lpt_cell<float> &, lpt_bf16_rounder *) {}
 inline void lpt_make_rounder(const lpt_cell<float> &, lpt_carrier_rounder *) {}
 inline void lpt_make_rounder(const lpt_cell<float> &c, lpt_wide_rounder *r) {
     *r = {(uint32_t)c.drop, (1u << (c.drop - 1)) - 1, ~((1u << c.drop) - 1)};

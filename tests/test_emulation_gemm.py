@@ -38,6 +38,12 @@ IN_TILES = (
         for inner in (None, FP32)
         for compute in ("exact", "fp32")
     ),
+    # neighbours of the formats that devices round to themselves
+    *(
+        Accumulator(sum, compute=compute)
+        for sum in (FloatingPoint(5, 10, overflow="saturate"), FloatingPoint(8, 6))
+        for compute in ("exact", "fp32")
+    ),
 )
 OTHERS = (
     *(Accumulator(E4M3, rounding=mode) for mode in Mode),

@@ -181,6 +181,20 @@ LPT_OPERATIONS(rn, FE_TONEAREST)
 LPT_OPERATIONS(rd, FE_DOWNWARD)
 LPT_OPERATIONS(ru, FE_UPWARD)
 
+// Results of these have the bits of the device's, but for NaNs.
+float through(const lpt_grid &format, float x) {
+    const lpt_rule nearest = {LPT_NEAREST, 32, 0, 0, {0, 0}};
+    const lpt_cell<float> cell = lpt_make_cell<float>(format, nearest, 0);
+    return lpt_value<float>(lpt_round<float, LPT_NEAREST, false>(lpt_bits(x), cell, 0));
+}
+float lpt_through_fp16(float x) {
+    return through({11, -14, 15, LPT_INF, LPT_GRADUAL, 1, 1, 0, 65504, -65504}, x);
+}
+float lpt_through_bf16(float x) {
+    const double max = ldexp(255, 120);
+    return through({8, -126, 127, LPT_INF, LPT_GRADUAL, 1, 1, 0, max, -max}, x);
+}
+
 template <class U> void atomicMax(U *to, U value) { *to = *to < value ? value : *to; }
 
 }  // namespace
