@@ -113,6 +113,19 @@ def _done(code: int) -> None:
         raise RuntimeError(f"NVRTC failed with error {code}")
 
 
+def architecture(major: int, minor: int) -> str:
+    """What is compiled for a device: its own capability, or the closest one below, which it runs too.
+
+    Devices may be younger than the NVRTC that torch brings, and torch run on them nevertheless.
+    """
+    count = ctypes.c_int()
+    _done(library().nvrtcGetNumSupportedArchs(ctypes.byref(count)))
+    known = (ctypes.c_int * count.value)()
+    _done(library().nvrtcGetSupportedArchs(known))
+    own = 10 * major + minor
+    return f"sm_{max((other for other in known if 10 * major <= other <= own), default=own)}"
+
+
 def program(kind: str, dtype: torch.dtype, rounding: Rounding) -> tuple[str, str]:
     """The text of the kernels for a kind of format, and the name of the one that rounds."""
     form, work, made = (part.format(type=_TYPES[dtype], mode=int(rounding.mode)) for part in _KINDS[kind])
@@ -138,8 +151,7 @@ def _check(code: int) -> None:
 @functools.cache
 def _kernels(kind: str, dtype: torch.dtype, rounding: Rounding, device: int) -> tuple[Any, Any]:
     """The kernel that prepares a format and the one that rounds to it, loaded on a device."""
-    major, minor = torch.cuda.get_device_capability(device)
-    code, name = compile(*program(kind, dtype, rounding), f"sm_{major}{minor}")
+    code, name = compile(*program(kind, dtype, rounding), architecture(*torch.cuda.get_device_capability(device)))
     module, prepare, loop = (ctypes.c_void_p() for _ in range(3))
     _check(_driver().cuModuleLoadData(ctypes.byref(module), code))
     _check(_driver().cuModuleGetFunction(ctypes.byref(prepare), module, b"prepare"))

@@ -39,7 +39,7 @@ def test_nvrtc_compiles_the_same_texts(monkeypatch: pytest.MonkeyPatch, texts: N
     for kind, dtype, rounding in itertools.product(
         _nvrtc._KINDS, DTYPES, [Rounding(), Rounding(Mode.UP), Stochastic()]
     ):
-        code, name = _nvrtc.compile(*_nvrtc.program(kind, dtype, rounding), "sm_90")
+        code, name = _nvrtc.compile(*_nvrtc.program(kind, dtype, rounding), _nvrtc.architecture(9, 0))
         assert code.startswith(b"\x7fELF") and name in code and b"prepare" in code
     with pytest.raises(RuntimeError, match="could not compile missing"):
         _nvrtc.compile("", "missing", "sm_90")
@@ -127,3 +127,18 @@ def test_a_torch_without_cuda_brings_no_nvrtc(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setattr(torch.version, "cuda", None)
     assert _nvrtc.library.__wrapped__() is None
     assert _nvrtc.load(Path("libnvrtc-of-no-version.so")) is None
+def test_a_device_younger_than_nvrtc_gets_code_that_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Old:
+        def nvrtcGetNumSupportedArchs(self, count: Any) -> int:  # noqa: N802
+            count._obj.value = 5
+            return 0
+
+        def nvrtcGetSupportedArchs(self, known: Any) -> int:  # noqa: N802
+            known[:] = [75, 80, 86, 90, 100]
+            return 0
+
+    monkeypatch.setattr(_nvrtc, "library", Old)
+    capabilities = [(8, 6), (8, 9), (9, 0), (10, 3), (12, 1)]
+    assert [_nvrtc.architecture(*c) for c in capabilities] == ["sm_86", "sm_86", "sm_90", "sm_100", "sm_121"]
+
+
