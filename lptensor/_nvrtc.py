@@ -149,6 +149,15 @@ def _check(code: int) -> None:
 
 
 @functools.cache
+def _context(device: int) -> Any:
+    """The context that torch has on a device."""
+    number, context = ctypes.c_int(), ctypes.c_void_p()
+    _check(_driver().cuDeviceGet(ctypes.byref(number), ctypes.c_int(device)))
+    _check(_driver().cuDevicePrimaryCtxRetain(ctypes.byref(context), number))
+    return context
+
+
+@functools.cache
 def _kernels(kind: str, dtype: torch.dtype, rounding: Rounding, device: int) -> tuple[Any, Any]:
     """The kernel that prepares a format and the one that rounds to it, loaded on a device."""
     code, name = compile(*program(kind, dtype, rounding), architecture(*torch.cuda.get_device_capability(device)))
@@ -188,6 +197,7 @@ def _work(kind: str, form: Any, dtype: torch.dtype, rounding: Rounding, device: 
 def _round(kind: str, x: Tensor, y: Tensor, form: Any, rounding: Rounding, key: _cuda.Key) -> None:
     with torch.cuda.device(x.device):
         device, stream = _cuda.where(x)
+        _check(_driver().cuCtxSetCurrent(_context(device)))  # a thread has none before torch runs a kernel of its own
         work, _ = _work(kind, form, x.dtype, rounding, x.device)
         _, kernel = _kernels(kind, x.dtype, rounding, device)
         tensors = (ctypes.c_void_p(x.data_ptr()), ctypes.c_void_p(y.data_ptr()), ctypes.c_int64(x.numel()))

@@ -51,12 +51,26 @@ PARAMETERS = {3: (), 5: (*TENSORS, _nvrtc._Draw), 6: (*TENSORS, ctypes.c_int32, 
 
 
 class Driver:
-    """A driver that notes what it is told to launch, and launches nothing."""
+    """A driver that notes what it is told to launch, and launches nothing, without a context not even that."""
 
     def __init__(self) -> None:
         self.launched: list[tuple[Any, ...]] = []
+        self.current: int | None = None
+
+    def cuDeviceGet(self, number: Any, ordinal: Any) -> int:  # noqa: N802
+        number._obj.value = ordinal.value
+        return 0
+
+    def cuDevicePrimaryCtxRetain(self, context: Any, number: Any) -> int:  # noqa: N802
+        context._obj.value = 1000 + number.value
+        return 0
+
+    def cuCtxSetCurrent(self, context: Any) -> int:  # noqa: N802
+        self.current = context.value
+        return 0
 
     def cuLaunchKernel(self, kernel: Any, *rest: Any) -> int:  # noqa: N802
+        assert self.current == 1000
         *shape, values, _ = (getattr(arg, "value", arg) for arg in rest)
         found = [kind.from_address(at) for kind, at in zip(PARAMETERS[len(values)], values, strict=False)]
         read = [
@@ -75,9 +89,11 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Driver]:
     monkeypatch.setattr(_cuda, "where", lambda x: (0, 77))
     monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: type("Stream", (), {"cuda_stream": 77}))
-    _nvrtc._work.cache_clear()
+    for cache in (_nvrtc._work, _nvrtc._context):
+        cache.cache_clear()
     yield driver
-    _nvrtc._work.cache_clear()
+    for cache in (_nvrtc._work, _nvrtc._context):
+        cache.cache_clear()
 
 
 def test_a_launch_gets_the_tensors_and_their_place(driver: Driver) -> None:
@@ -112,21 +128,6 @@ def test_a_failed_launch_raises(driver: Driver, monkeypatch: pytest.MonkeyPatch,
         _nvrtc.round_grid(torch.zeros(3, dtype=dtype), torch.zeros(3, dtype=dtype), E4M3.grid, Rounding(), None)
 
 
-def test_nvrtc_stands_in_where_nvcc_was_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    device = torch.device("cuda", 0)
-    for compiled, nvrtc in itertools.product([None, object()], repeat=2):
-        monkeypatch.setattr(_cuda, "library", lambda compiled=compiled: compiled)
-        monkeypatch.setattr(_nvrtc, "library", lambda nvrtc=nvrtc: nvrtc)
-        expected = _cuda if compiled else _nvrtc if nvrtc else None
-        assert ops._kernels(device, E4M3) is expected
-        assert ops._kernels(device, MXFP8_E4M3) is (_cuda if compiled else None)
-        assert backend(device).split(":")[0] == ("cuda" if compiled else "nvrtc" if nvrtc else "torch")
-
-
-def test_a_torch_without_cuda_brings_no_nvrtc(monkeypatch: pytest.MonkeyPatch, texts: None) -> None:
-    monkeypatch.setattr(torch.version, "cuda", None)
-    assert _nvrtc.library.__wrapped__() is None
-    assert _nvrtc.load(Path("libnvrtc-of-no-version.so")) is None
 def test_a_device_younger_than_nvrtc_gets_code_that_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     class Old:
         def nvrtcGetNumSupportedArchs(self, count: Any) -> int:  # noqa: N802
@@ -142,3 +143,18 @@ def test_a_device_younger_than_nvrtc_gets_code_that_it_runs(monkeypatch: pytest.
     assert [_nvrtc.architecture(*c) for c in capabilities] == ["sm_86", "sm_86", "sm_90", "sm_100", "sm_121"]
 
 
+def test_nvrtc_stands_in_where_nvcc_was_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = torch.device("cuda", 0)
+    for compiled, nvrtc in itertools.product([None, object()], repeat=2):
+        monkeypatch.setattr(_cuda, "library", lambda compiled=compiled: compiled)
+        monkeypatch.setattr(_nvrtc, "library", lambda nvrtc=nvrtc: nvrtc)
+        expected = _cuda if compiled else _nvrtc if nvrtc else None
+        assert ops._kernels(device, E4M3) is expected
+        assert ops._kernels(device, MXFP8_E4M3) is (_cuda if compiled else None)
+        assert backend(device).split(":")[0] == ("cuda" if compiled else "nvrtc" if nvrtc else "torch")
+
+
+def test_a_torch_without_cuda_brings_no_nvrtc(monkeypatch: pytest.MonkeyPatch, texts: None) -> None:
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert _nvrtc.library.__wrapped__() is None
+    assert _nvrtc.load(Path("libnvrtc-of-no-version.so")) is None
