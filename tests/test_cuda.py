@@ -70,7 +70,8 @@ def test_backend_says_that_the_kernels_are_compiled() -> None:
 def test_kernels_compile_for_every_device_and_hardly_spill_registers(device: int, tmp_path: Path) -> None:
     """Loops over elements spill nothing; those over blocks a few words around a call that is hardly ever made.
 
-    Products with chunks spill two words outside the loop over k on the devices with the fewest registers.
+    In the modes that have no code of their own (``LPT_ANY``) they call for every four elements, and may spill more.
+    Products spill up to five words outside the loop over k.
     """
     for source in ("round", "codebooks", "blocks", "gemm"):
         done = subprocess.run(
@@ -84,7 +85,8 @@ def test_kernels_compile_for_every_device_and_hardly_spill_registers(device: int
         fp32 = [
             (name, int(spilled)) for name, _, spilled in found if re.search(r"lpt_(gemm_tile|\w+?I(Li\d+E)?f)", name)
         ]
-        assert fp32 and max(spilled for _, spilled in fp32) <= {"blocks": 48, "gemm": 8}.get(source, 0), fp32
+        most = {"blocks": 48, "gemm": 20}.get(source, 0)
+        assert fp32 and all(spilled <= (80 if "Lin1E" in name else most) for name, spilled in fp32), fp32
 
 
 # -- on a device -------------------------------------------------------------------------------------------
