@@ -14,9 +14,10 @@ from torch.nn.functional import mse_loss
 
 from lptensor import observe
 from lptensor.blocks import MXFP4
+from lptensor.codebooks import FP4_RADIX4, Codebook, LogNumber
 from lptensor.codes import encode
 from lptensor.convert import convert
-from lptensor.formats import BF16, E2M1, E4M3, E5M2, FP16, FixedPoint
+from lptensor.formats import BF16, E2M1, E4M3, E5M2, FP16, INT8, FixedPoint
 from lptensor.lower import lower
 from lptensor.ops import round as round_to
 from lptensor.optim import OptimLP
@@ -506,6 +507,24 @@ class TestFaults:
         x = torch.ones(3).to_lp(E4M3)  # type: ignore[attr-defined]
         hit = flip_bits(x, rate=1.0, bits=[7])
         assert hit.format == E4M3 and hit.tolist() == [-1.0] * 3 and x.tolist() == [1.0] * 3  # type: ignore[attr-defined]
+
+    @pytest.mark.parametrize("format", [LogNumber(8), FP4_RADIX4, Codebook([0.0, 1.0, 3.0])], ids=repr)
+    def test_a_word_past_the_end_of_a_list_is_nan(self, format: Any) -> None:
+        values = format.values()
+        for bit in range(format.bits):
+            hit = flip_bits(values, format, rate=1.0, bits=[bit]).tolist()
+            for code, value in enumerate(hit):
+                flipped = code ^ 1 << bit
+                assert value == values[flipped] if flipped < len(values) else math.isnan(value)
+
+    @pytest.mark.parametrize("format", [LogNumber(8), E2M1, INT8], ids=repr)
+    def test_a_nan_without_a_code_is_not_hit(self, format: Any) -> None:
+        hit = flip_bits(torch.tensor([math.nan, 1.0]), format, rate=1.0, bits=[0])
+        assert hit[0].isnan() and hit[1] != 1
+        x = torch.full((50,), math.nan).to_lp(format)  # type: ignore[attr-defined]
+        with faults(rate=1.0) as hits:
+            y = x * 2
+        assert y.isnan().all() and hits.flips == 0
 
     def test_no_rate_no_fault(self) -> None:
         x = torch.randn(9)

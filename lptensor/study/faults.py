@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from lptensor import observe
 from lptensor.base import no_format
 from lptensor.blocks import BlockFormat
+from lptensor.codebooks import TableFormat
 from lptensor.codes import decode, encode
-from lptensor.formats import Format
+from lptensor.formats import Format, ScalarFormat
 from lptensor.study.places import ROLES, Places, values_of
 from lptensor.tensor import LPTensor
 
@@ -30,7 +31,8 @@ def flip_bits(
     """``x`` with some bits of its encoded words flipped: a tensor of the same kind, shape and dtype.
 
     Each bit flips on its own with probability ``rate``. A code that has no value comes out as ``decode``
-    says, of an infinity or NaN as it is. Values that the format lacks are rounded to nearest first. The
+    says, one past the end of a list of values as NaN, of an infinity or NaN as it is. A NaN that has no code
+    has no word to hit, and stays. Values that the format lacks are rounded to nearest first. The
     result takes no part in autograd.
 
     Args:
@@ -41,7 +43,7 @@ def flip_bits(
 
     Raises:
         TypeError: no format, or a block format, whose words are those of its element.
-        ValueError: a rate or a bit out of range, NaN in a format without one.
+        ValueError: a rate or a bit out of range.
 
     >>> from lptensor import E4M3
     >>> flip_bits(torch.ones(3), E4M3, rate=1.0, bits=[7]).tolist()
@@ -187,6 +189,8 @@ def _flip(
             places = places[torch.randperm(len(places), generator=generator)][:count]
     else:
         places = (torch.rand(chances, generator=generator) < rate).nonzero().flatten()
+    if _lacks_nan(format):
+        places = places[~x.detach().reshape(-1)[(places // len(bits)).to(x.device)].isnan().cpu()]
     mask = torch.zeros(x.numel(), dtype=torch.int64)
     flip = torch.tensor([1 << bit for bit in bits], dtype=torch.int64)[places % len(bits)]
     mask.index_add_(0, places // len(bits), flip)  # distinct bits: their sum is their union
@@ -196,5 +200,17 @@ def _flip(
         flat = result.view(-1)
         at_x, some = at.to(x.device), mask[at].to(x.device)
         codes = encode(flat[at_x], format).long() & (1 << format.bits) - 1
-        flat[at_x] = decode(codes ^ some, format).to(x.dtype)
+        flat[at_x] = _values(codes ^ some, format).to(x.dtype)
     return result, len(places)
+
+
+def _lacks_nan(format: Any) -> bool:
+    return isinstance(format, TableFormat) or isinstance(format, ScalarFormat) and format.layout.nan is None
+
+
+def _values(codes: Tensor, format: Any) -> Tensor:
+    """The values of any words of the format's width."""
+    if not isinstance(format, TableFormat):
+        return decode(codes, format)
+    listed = codes < len(format.table.values)
+    return torch.where(listed, decode(torch.where(listed, codes, 0), format), torch.nan)
