@@ -112,6 +112,9 @@ class trace:  # noqa: N801 - reads as a function
     Traces nest; each lists what runs within it. Values are not changed. Ops that ran within
     torch.compile are listed as they are traced, not as they run.
 
+    Raises:
+        RuntimeError: entered within itself.
+
     >>> from lptensor import E4M3
     >>> x = torch.ones(2).to_lp(E4M3)
     >>> with trace() as t:
@@ -120,8 +123,12 @@ class trace:  # noqa: N801 - reads as a function
     [('mul.Tensor', 'rounded', 1), ('relu', 'kept', 0)]
     """
 
+    _recorder: _Recorder | None = None
+
     @_compat.run_by_python
     def __enter__(self) -> Trace:
+        if self._recorder is not None:
+            raise RuntimeError("this trace is entered already; make another trace() for a context within")
         self._recorder = _Recorder()
         self._before = _compat.thread_local(_KEY) or ()
         _compat.set_thread_local(_KEY, (*self._before, self._recorder))
@@ -131,6 +138,7 @@ class trace:  # noqa: N801 - reads as a function
     @_compat.run_by_python
     def __exit__(self, *_: Any) -> None:
         _compat.set_thread_local(_KEY, self._before)
+        self._recorder = None
         _watch(-1)
 
 

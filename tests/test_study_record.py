@@ -463,6 +463,24 @@ class TestRecord:
             model(torch.ones(3, 5).to_lp(E5M2))  # type: ignore[attr-defined]
         assert observe.anyone == 0 and not model._forward_hooks
 
+    @pytest.mark.parametrize("forward", [None, E4M3], ids=repr)
+    def test_one_object_is_not_entered_within_itself(self, forward: Any) -> None:
+        model = nn.Linear(2, 1)
+        recording = record(model, forward=forward)
+        for _ in range(2):  # but again afterwards
+            with recording:
+                with pytest.raises(RuntimeError, match="another record"), recording:
+                    pass
+                assert model._forward_pre_hooks
+            assert observe.anyone == 0 and not model._forward_hooks and not model._forward_pre_hooks
+            assert not any(getattr(p, "_post_accumulate_grad_hooks", None) for p in model.parameters())
+
+    def test_a_model_without_values_is_left_out(self) -> None:
+        model = nn.Linear(2, 1, device="meta")
+        with record(model, forward=E4M3) as log:
+            model(torch.ones(3, 2, device="meta"))
+        assert log.rows() == [] and log.steps == 1
+
     def test_takes_formats_whatever_the_default_dtype(self) -> None:
         before = torch.get_default_dtype()
         torch.set_default_dtype(torch.bfloat16)

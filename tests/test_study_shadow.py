@@ -211,6 +211,16 @@ class TestShadow:
         with pytest.raises(TypeError, match="scalar format"):
             seen.error(y)
 
+    def test_one_object_is_not_entered_within_itself(self) -> None:
+        shadows, x = shadow(), low(1.0)
+        for _ in range(2):  # but again afterwards
+            with shadows as seen:
+                with pytest.raises(RuntimeError, match="another shadow"), shadows:
+                    pass
+                x + 1
+            x + 2
+            assert len(seen.rows()) == 1 and observe.anyone == 0
+
     def test_the_picture_has_the_errors(self) -> None:
         x = low(1.0)
         with shadow() as seen:

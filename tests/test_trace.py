@@ -240,6 +240,18 @@ def test_traces_nest_and_end() -> None:
     assert dispatch.watcher is None
 
 
+def test_one_object_is_not_entered_within_itself() -> None:
+    traced, x = trace(), low(2)
+    for _ in range(2):  # but again afterwards
+        with traced as t:
+            with pytest.raises(RuntimeError, match="another trace"), traced:
+                pass
+            x.exp()
+        with trace():
+            x.sin()
+        assert [row.op for row in t] == ["exp"] and dispatch.watcher is None
+
+
 def test_a_trace_survives_errors() -> None:
     x, y, other = low(2), low(3), low(2, arithmetic=E4M3)
     with pytest.raises(ZeroDivisionError), trace() as t:

@@ -38,6 +38,7 @@ class record:  # noqa: N801 - reads as a function
     Raises:
         TypeError: no module, no optimizer, no format.
         ValueError: every below 1.
+        RuntimeError: entered within itself.
 
     >>> from lptensor import E4M3
     >>> model = nn.Sequential(nn.Linear(2, 1, bias=False))
@@ -66,23 +67,29 @@ class record:  # noqa: N801 - reads as a function
             if format is not None:
                 check_roundable(torch.empty(0, dtype=torch.float32), format)
         self._made = model, optimizer, forward, backward or forward, as_rounding(rounding), every
+        self._open: ExitStack | None = None
 
     def __enter__(self) -> Log:
+        if self._open is not None:
+            raise RuntimeError("this recording is entered already; make another record(...) for a context within")
         model, optimizer, forward, backward, rounding, every = self._made
-        self._open = ExitStack()
         places = Places(model, optimizer)
         recorder = _Recorder(places, every)
-        if forward is None and backward is None:
-            self._open.enter_context(places)
-            self._open.enter_context(observe.observing(recorder))
-        else:
-            asked = _Asked(recorder, forward, backward, rounding)
-            self._open.callback(asked.attach())
-        self._open.callback(recorder.attach())
+        with ExitStack() as stack:
+            if forward is None and backward is None:
+                stack.enter_context(places)
+                stack.enter_context(observe.observing(recorder))
+            else:
+                asked = _Asked(recorder, forward, backward, rounding)
+                stack.callback(asked.attach())
+            stack.callback(recorder.attach())
+            self._open = stack.pop_all()
         return recorder.log
 
     def __exit__(self, *_: Any) -> None:
-        self._open.close()
+        if self._open is not None:
+            self._open.close()
+        self._open = None
 
 
 class _Recorder(observe.Observer):
@@ -207,7 +214,7 @@ class _Asked:
 
 
 def _countable(x: Tensor) -> bool:
-    return x.dtype in (torch.float32, torch.float64) and x.layout is torch.strided
+    return x.dtype in (torch.float32, torch.float64) and x.layout is torch.strided and not x.is_meta
 
 
 def _remove(handles: list[Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -42,6 +43,9 @@ class shadow:  # noqa: N801 - reads as a function
     Values are not changed. It costs three times the arithmetic and memory in float64; it is for a few steps, of
     models of moderate size, in the thread that enters it. Compiled code is not seen.
 
+    Raises:
+        RuntimeError: entered within itself.
+
     >>> from lptensor import BF16
     >>> x = torch.tensor([1.0]).to_lp(BF16)
     >>> with shadow() as seen:
@@ -50,18 +54,25 @@ class shadow:  # noqa: N801 - reads as a function
     [('add.Tensor', 0.25, 0.25), ('sub.Tensor', 128.0, 0.0)]
     """
 
-    def __enter__(self) -> Shadow:
-        make: Any = _Mode
-        self._shadow = Shadow()
-        self._mode = make(self._shadow)
-        self._looking = observe.observing(self._mode)
-        self._looking.__enter__()
-        self._mode.__enter__()
-        return self._shadow
+    def __init__(self) -> None:
+        self._open: ExitStack | None = None
 
-    def __exit__(self, *error: Any) -> None:
-        self._mode.__exit__(*error)
-        self._looking.__exit__()
+    def __enter__(self) -> Shadow:
+        if self._open is not None:
+            raise RuntimeError("this shadow is entered already; make another shadow() for a context within")
+        make: Any = _Mode
+        seen = Shadow()
+        mode = make(seen)
+        with ExitStack() as stack:
+            stack.enter_context(observe.observing(mode))
+            stack.enter_context(mode)
+            self._open = stack.pop_all()
+        return seen
+
+    def __exit__(self, *_: Any) -> None:
+        if self._open is not None:
+            self._open.close()
+        self._open = None
 
 
 class Shadow:
