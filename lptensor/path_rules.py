@@ -52,7 +52,8 @@ class PathRules:
         """Refuse patterns that match nothing: they are typing errors."""
         for pattern, _ in self._rules:
             if not self._uniform and not any(matches(pattern, path) for path in paths):
-                known = ", ".join(map(repr, paths[1:7])) + (", ..." if len(paths) > 7 else "") or "no parts"
+                plain = [path for path in dict.fromkeys(map(plain_path, paths)) if path]
+                known = ", ".join(map(repr, plain[:6])) + (", ..." if len(plain) > 6 else "") or "no parts"
                 raise ValueError(f"the path rule {pattern!r} matches no module or parameter; the model has {known}")
 
 
@@ -63,7 +64,21 @@ def listed(name: str, patterns: Iterable[str]) -> tuple[str, ...]:
     return tuple(patterns)
 
 
+def plain_path(path: str) -> str:
+    """A path as it is without ``torch.compile``, which wraps a module in one that calls it ``_orig_mod``.
+
+    >>> plain_path("_orig_mod.layers.0._orig_mod.weight")
+    'layers.0.weight'
+    """
+    return ".".join(part for part in path.split(".") if part != "_orig_mod")
+
+
 def matches(pattern: str, path: str) -> bool:
-    """Whether a pattern matches a path or one that holds it. The model itself has the empty path, and holds all."""
-    parts = path.split(".")
-    return any(fnmatchcase(".".join(parts[:n]), pattern) for n in range(len(parts) + 1))
+    """Whether a pattern matches a path or one that holds it. The model itself has the empty path, and holds all.
+
+    What ``torch.compile`` adds to a path need not be in the pattern.
+    """
+    for parts in (spelling.split(".") for spelling in dict.fromkeys((path, plain_path(path)))):
+        if any(fnmatchcase(".".join(parts[:n]), pattern) for n in range(len(parts) + 1)):
+            return True
+    return False

@@ -185,6 +185,16 @@ class Blocks(nn.Module):
         return y
 
 
+def test_rules_need_not_say_what_compiling_adds_to_paths() -> None:
+    inner: Any = torch.compile(Blocks(), backend="eager")
+    compiled: Any = torch.compile(nn.Sequential(nn.Linear(2, 2), inner), backend="eager")
+    convert(compiled, {"0": E4M3, "1.norm": None, "_orig_mod.1._orig_mod.first": FP16, "1": BF16})
+    formats = [getattr(p, "format", None) for p in compiled.parameters()]
+    assert formats == [E4M3, E4M3, FP16, FP16, None, None, BF16, BF16]
+    with pytest.raises(ValueError, match="the model has '0', '1', '1.first', '1.norm', '1.last', '0.weight'"):
+        convert(compiled, {"head": E4M3})
+
+
 def test_rules_recast_at_module_boundaries() -> None:
     """The same by hand: every cast and every dequantisation is spelled out."""
     torch.manual_seed(0)

@@ -402,8 +402,23 @@ class TestRecord:
         with record(compiled, forward=E4M3) as log:
             compiled(torch.ones(2, 3)).sum().backward()
         torch.compiler.reset()
-        rows = [row for row in log if row["role"] == "activation" and row["path"].endswith("0")]
-        assert [row["underflow"] for row in rows] == [1.0] and find(log, role="gradient")
+        assert [row["underflow"] for row in find(log, role="activation", path="0")] == [1.0]
+        assert {row["path"] for row in log} == {"0", "0.weight", "1"}  # as without torch.compile
+
+    @pytest.mark.filterwarnings("ignore:The .grad attribute")  # Dynamo looks, and hides what torch says to that
+    def test_a_converted_model_has_the_paths_that_it_has_without_compiling(self) -> None:
+        def paths(compiling: bool) -> set[tuple[str, str]]:
+            torch.compiler.reset()
+            model = convert(nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1)), E4M3)
+            run: Any = torch.compile(model, backend="eager") if compiling else model
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+            with record(run, optimizer) as log:
+                run(torch.ones(2, 3)).backward(torch.ones(2, 1))
+                optimizer.step()
+            torch.compiler.reset()
+            return {(row["role"], row["path"]) for row in log}
+
+        assert paths(True) == paths(False) and ("weight", "0.weight") in paths(False)
 
     def test_outputs_of_any_nest_are_counted(self) -> None:
         class Nest(nn.Module):

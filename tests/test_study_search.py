@@ -294,6 +294,18 @@ class TestFormatSearch:
         assert len(lines["tried"].get_xdata()) == len(front.tried)
 
 
+def test_layers_of_a_compiled_model_have_the_paths_that_they_have_without_compiling() -> None:
+    model: Any = torch.compile(
+        nn.Sequential(nn.Linear(2, 2), torch.compile(Planted(), backend="eager")), backend="eager"
+    )
+    paths = ["0", "1.first", "1.middle", "1.last"]
+    assert {row["path"] for row in sensitivity(model, lambda m: torch.ones(()), E2M1, roles=["weight"])} == set(paths)
+    (point, *_) = format_search(model, lambda m: 0.0, [E2M1, BF16])
+    assert list(point["rules"]) == paths
+    assert convert(model, point["rules"]).get_parameter("_orig_mod.0.weight").format == E2M1
+    faults(0.1, model=model, path="1.*.weight")
+
+
 def test_a_search_takes_a_module() -> None:
     with pytest.raises(TypeError, match="int"):
         format_search(3, lambda m: 0.0, [BF16, E2M1])  # type: ignore[arg-type]

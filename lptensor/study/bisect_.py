@@ -14,7 +14,7 @@ from lptensor import _compat, direction, observe
 from lptensor.extra import need
 from lptensor.study.losses import number_of
 from lptensor.study.palette import BLACK, BLUE, VERMILLION
-from lptensor.study.places import Places
+from lptensor.study.places import Places, named_modules
 from lptensor.study.progress import counting
 from lptensor.study.rows import Rows
 from lptensor.trace import Origins
@@ -190,7 +190,7 @@ class _Undo(_compat.TorchDispatchMode, observe.Observer):
         role, path = self.places.of(before, after)
         if self.by == "role":
             return role
-        modules = dict(self.places.model.named_modules())
+        modules = dict(named_modules(self.places.model))
         return path if path in modules else path.rpartition(".")[0]
 
 

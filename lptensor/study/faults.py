@@ -16,7 +16,7 @@ from lptensor.blocks import BlockFormat
 from lptensor.codebooks import TableFormat
 from lptensor.codes import decode, encode
 from lptensor.formats import Format, ScalarFormat
-from lptensor.study.places import ROLES, Places, values_of
+from lptensor.study.places import ROLES, Places, named_modules, named_parameters, values_of
 from lptensor.tensor import LPTensor
 
 
@@ -103,7 +103,7 @@ class faults(observe.Observer):  # noqa: N801 - reads as a function
         if model is None and (path is not None or chosen is not None):
             raise ValueError("path= and roles= need model=, whose they are")
         if model is not None and path is not None:
-            paths = [*dict(model.named_modules()), *dict(model.named_parameters(remove_duplicate=False))]
+            paths = [*dict(named_modules(model)), *dict(named_parameters(model, remove_duplicate=False))]
             if not any(fnmatchcase(known, path) for known in paths):
                 raise ValueError(f"path={path!r} matches no module or parameter; the model has {paths[1:]}")
         self._rate, self._seed, self._roles, self._path = rate, seed, chosen, path

@@ -17,6 +17,7 @@ from lptensor.formats import Format
 from lptensor.study.format_table import by_name
 from lptensor.study.losses import number_of
 from lptensor.study.palette import BLUE, ORANGE
+from lptensor.study.places import named_modules, named_parameters
 from lptensor.study.progress import track
 from lptensor.study.rows import Rows
 from lptensor.study.sensitivity import kept, layers_in
@@ -94,7 +95,7 @@ def format_search(
         raise ValueError(f"a search takes at least two formats, got {list(named)}")
     if not isinstance(model, nn.Module):
         raise TypeError(f"format_search takes a torch.nn.Module, got {type(model).__name__}")
-    places = [*dict(model.named_modules()), *dict(model.named_parameters(remove_duplicate=False))]
+    places = [*dict(named_modules(model)), *dict(named_parameters(model, remove_duplicate=False))]
     groups = _all(model) if layers is None else [[path] for path in layers]
     if not groups or not {path for group in groups for path in group} <= set(places):
         raise ValueError(f"layers must be paths of modules with parameters, got {groups}; there are {places}")
@@ -148,7 +149,7 @@ def _all(model: nn.Module) -> list[list[str]]:
 
     A rule for a module holds for all below it. Where that would be too much, the rules name its own parameters.
     """
-    whole = [p for p, m in model.named_modules() if isinstance(m, nn.MultiheadAttention) or is_parametrized(m)]
+    whole = [p for p, m in named_modules(model) if isinstance(m, nn.MultiheadAttention) or is_parametrized(m)]
     groups: dict[str, list[str]] = {}
     for path, module in layers_in(model).items():
         above = next((p for p in whole if _at(p, path)), None)
@@ -166,7 +167,7 @@ def _at(path: str, name: str) -> bool:
 
 def _together(model: nn.Module, groups: list[list[str]]) -> dict[str, _Layer]:
     """The layers at the paths of each group, by the first path of those that share parameters."""
-    named = [(n, p) for n, p in model.named_parameters(remove_duplicate=False) if p.is_floating_point()]
+    named = [(n, p) for n, p in named_parameters(model, remove_duplicate=False) if p.is_floating_point()]
     first = {path: group[0] for group in groups for path in group}
     homes = {n: next((first[path] for path in first if _at(path, n)), n) for n, _ in named}
     held: dict[str, dict[int, Tensor]] = {group[0]: {} for group in groups}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lptensor import _compat, direction, observe
+from lptensor.path_rules import plain_path
 from lptensor.tensor import LPTensor
 
 ROLES = ("weight", "accumulator", "activation", "gradient", "state", "update")
@@ -28,6 +29,21 @@ def innermost(optimizer: Optimizer | None) -> Optimizer | None:
     while isinstance(inner := getattr(optimizer, "optim", None), Optimizer):
         optimizer = inner
     return optimizer
+
+
+def named_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The modules of a model with their paths, those that ``torch.compile`` wraps under their own.
+
+    >>> [path for path, _ in named_modules(torch.compile(nn.Sequential(nn.ReLU()), backend="eager"))]
+    ['', '', '0']
+    """
+    return [(plain_path(path), module) for path, module in model.named_modules()]
+
+
+def named_parameters(model: nn.Module, remove_duplicate: bool = True) -> list[tuple[str, nn.Parameter]]:
+    """The same of parameters."""
+    found = model.named_parameters(remove_duplicate=remove_duplicate)
+    return [(plain_path(path), parameter) for path, parameter in found]
 
 
 def values_of(x: Tensor) -> Tensor:
@@ -59,12 +75,13 @@ class Places:
 
     Roles are "weight" (a parameter), "accumulator" (what OptimLP keeps of it), "activation", "gradient",
     "state" (of the optimizer), and "update" (what else an optimizer's step computes). Paths are those of
-    ``named_modules()`` and ``named_parameters()``; "" is the model itself, or outside of it.
+    ``named_modules()`` and ``named_parameters()``, of a compiled model as before it was compiled; "" is the
+    model itself, or outside of it.
     """
 
     def __init__(self, model: nn.Module, optimizer: Optimizer | None) -> None:
         self.model, self.optimizer = model, optimizer
-        self._parameters = list(model.named_parameters())
+        self._parameters = named_parameters(model)
         self.names = {id(p): name for name, p in self._parameters}
         self.accumulates = getattr(optimizer, "acc_quant", None) is not None
         self._stack: list[str] = []
@@ -75,8 +92,10 @@ class Places:
         self._complete = False
 
     def __enter__(self) -> Places:
-        for path, module in self.model.named_modules():
-            enter, leave = partial(self._enter, path), self._leave
+        eagerly: Any = torch.compiler.disable  # a compiled model breaks its graph at hooks
+        begin, leave = eagerly(self._enter), eagerly(self._leave)
+        for path, module in named_modules(self.model):
+            enter = partial(begin, path)
             self._handles.append(module.register_forward_pre_hook(enter, prepend=True))
             self._handles.append(module.register_forward_hook(leave, always_call=True))
         if self.optimizer is not None:
@@ -92,7 +111,7 @@ class Places:
 
     def look(self) -> None:
         """Learn anew which parameters there are, and where they and the states lie in memory."""
-        self._parameters = list(self.model.named_parameters())
+        self._parameters = named_parameters(self.model)
         self._remember()
 
     def _remember(self) -> None:

@@ -15,7 +15,7 @@ from lptensor.formats import Format
 from lptensor.ops import check_roundable
 from lptensor.rounding import Mode, Rounding, as_rounding
 from lptensor.study.log import Log
-from lptensor.study.places import Places, innermost, tensors_of, values_of
+from lptensor.study.places import Places, innermost, named_modules, named_parameters, tensors_of, values_of
 from lptensor.tensor import LPTensor
 
 
@@ -133,7 +133,7 @@ class _Recorder(observe.Observer):
 
     def _begins(self, *_: Any) -> None:
         if self.active:
-            named = self.places.model.named_parameters()
+            named = named_parameters(self.places.model)
             # also those without a gradient yet: the step may call a closure
             self.start = {name: values_of(p).clone() for name, p in named if p.requires_grad}
 
@@ -165,10 +165,10 @@ class _Asked:
         handles: list[Any] = []
         eagerly: Any = torch.compiler.disable  # a compiled model breaks its graph at hooks
         self._of_output_eagerly = eagerly(self._of_output)
-        for path, module in model.named_modules():
+        for path, module in named_modules(model):
             if not any(True for _ in module.children()):
                 handles.append(module.register_forward_hook(partial(eagerly(self._output), path)))
-        for name, p in model.named_parameters():
+        for name, p in named_parameters(model):
             if p.requires_grad:
                 handles.append(p.register_post_accumulate_grad_hook(partial(eagerly(self._gradient), name)))
         if optimizer is None:
@@ -199,7 +199,7 @@ class _Asked:
         """Weights and states as the step left them, and whether a narrow weight would have moved."""
         if not self.recorder.active:
             return
-        for name, p in self.recorder.places.model.named_parameters():
+        for name, p in named_parameters(self.recorder.places.model):
             now = values_of(p)
             self._ask("weight", name, now, self.forward)
             start = self.recorder.start.get(name)

@@ -18,6 +18,7 @@ from lptensor.rounding import Mode, Rounding, as_rounding
 from lptensor.study.format_table import by_name
 from lptensor.study.layer_map import plot_layer_map
 from lptensor.study.losses import number_of
+from lptensor.study.places import named_modules
 from lptensor.study.progress import track
 from lptensor.study.rows import Rows
 
@@ -106,7 +107,7 @@ def layers_in(model: nn.Module) -> dict[str, nn.Module]:
     """The modules made of no others, and those with parameters of their own beside others, by path, each once."""
     return {
         path: module
-        for path, module in model.named_modules()
+        for path, module in named_modules(model)
         if not any(True for _ in module.children()) or any(True for _ in module.parameters(recurse=False))
     }
 
