@@ -26,6 +26,7 @@ from lptensor.formats import (
     check_carried,
     check_int,
 )
+from lptensor.layout import Layout
 from lptensor.scaling import (
     INFINITE,
     SCALE_RULES,
@@ -284,9 +285,8 @@ class Shifted(ScalarFormat):
         return g._replace(emin=g.emin + k, emax=g.emax + k, max=top, min=bottom)
 
     @property
-    def max(self) -> float:
-        """The largest finite value."""
-        return self.grid.max
+    def layout(self) -> Layout:
+        return self.element.layout
 
 
 def Scaled(element: ScalarFormat, scaling: Scaling | None) -> Format:  # noqa: N802

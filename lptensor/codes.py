@@ -11,6 +11,7 @@ from torch import Tensor
 from lptensor import layout
 from lptensor._bits import carried, exact
 from lptensor.base import wrong_format
+from lptensor.blocks import Shifted
 from lptensor.codebooks import TableFormat
 from lptensor.formats import FixedPoint, Format, ScalarFormat
 from lptensor.ops import check_roundable, round_fresh
@@ -58,6 +59,11 @@ def _(format: ScalarFormat, values: Tensor) -> Tensor:
                 f"{bounded.min} to {bounded.max}; clamp=True saturates"
             )
     return layout.encode(values, format.grid, format.layout)
+
+
+@encode_exact.register
+def _(format: Shifted, values: Tensor) -> Tensor:
+    return encode_exact(format.element, values * 2.0**-format.exponent)
 
 
 @decode_exact.register

@@ -15,9 +15,12 @@ from hypothesis import given, strategies as st
 
 from lptensor import reference
 from lptensor.blocks import MX, BlockFloatingPoint, Scaled
+from lptensor.codes import decode, encode
 from lptensor.delayed import DelayedScaling
-from lptensor.formats import E2M1, E4M3, E5M2, E8M0, FP32, FixedPoint, FloatingPoint, ScalarFormat
+from lptensor.finfo import finfo
+from lptensor.formats import E2M1, E4M3, E5M2, E5M2FNUZ, E8M0, FP32, INT8, FixedPoint, FloatingPoint, ScalarFormat
 from lptensor.ops import round as lp_round
+from lptensor.p3109 import P3109
 from lptensor.rounding import Rounding
 from lptensor.scaling import PER_TENSOR, Channel, CurrentMaximum, DelayedMaximum, PowerOfTwo, Scaling, Tile
 from oracles import exact
@@ -116,6 +119,26 @@ def test_a_fixed_power_of_two_moves_the_whole_grid(element: ScalarFormat, expone
     for mode, rounder in itertools.product(MODES, ROUNDERS):
         values = [exact.rounded(judge(element), v / 2.0**exponent, mode) * 2.0**exponent for v in x.tolist()]
         assert_same(run(rounder, x, Scaled(element, PowerOfTwo(exponent)), mode), values, x, (rounder, mode))
+
+
+@pytest.mark.parametrize(
+    "element", [E4M3, E5M2, E5M2FNUZ, INT8, FixedPoint(8, 4, symmetric=True), P3109(6, 1)], ids=repr
+)
+@pytest.mark.parametrize("exponent", [-3, 5])
+def test_the_codes_under_a_fixed_power_of_two_are_those_of_the_element(element: ScalarFormat, exponent: int) -> None:
+    format: Any = Scaled(element, PowerOfTwo(exponent))
+    codes, factor = torch.arange(2**element.bits), 2.0**exponent
+    values = decode(codes, element)
+    assert torch.equal((decode(codes, format) / factor).nan_to_num(0.1), values.nan_to_num(0.1))
+    known = ~values.isnan() | torch.tensor(element.layout.nan is not None)
+    assert torch.equal(encode(values[known] * factor, format), encode(values[known], element))
+    assert torch.equal(format.values(), element.values() * factor)
+    assert finfo(format).max == finfo(element).max * factor and format.bits == element.bits
+
+
+def test_a_scaled_value_without_a_code_is_refused() -> None:
+    with pytest.raises(ValueError, match="no code of 8 bits"):
+        encode(torch.tensor([16.0]), Scaled(FixedPoint(8, 4, clamp=False), PowerOfTwo(1)))
 
 
 def test_a_grid_beyond_the_carrier_is_refused() -> None:

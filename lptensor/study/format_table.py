@@ -26,6 +26,7 @@ _KINDS = {
     "Posit": "posit",
     "Codebook": "codebook",
     "LogNumber": "log",
+    "Shifted": "scaled",
 }
 
 
