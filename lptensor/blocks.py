@@ -250,6 +250,7 @@ class TwoLevel(_Scaled):
 
     def __post_init__(self) -> None:
         _ = self.lowered
+        object.__setattr__(self, "floor", self.scaling.floor)  # an int or numpy's float becomes a float
 
     @cached_property
     def scaling(self) -> CurrentMaximum:  # type: ignore[override]

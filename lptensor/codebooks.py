@@ -13,7 +13,7 @@ from typing import Any, SupportsFloat
 import torch
 from torch import Tensor
 
-from lptensor.formats import CARRIER_MAX, Format, check_int
+from lptensor.formats import CARRIER_MAX, Format, check_bool, check_int
 from lptensor.tables import Table, table_of
 
 
@@ -132,6 +132,8 @@ class Codebook(TableFormat):
                 what = "twice (in fp32)" if single(value) == rounded[-1] else f"after {rounded[-1]!r}"
                 raise ValueError(f"a codebook lists distinct values in ascending order, got {value!r} {what}")
             rounded.append(single(value))
+        if not isinstance(name, str):
+            raise TypeError(f"the name of a codebook is text, got {name!r}")
         object.__setattr__(self, "given", tuple(rounded))
         object.__setattr__(self, "name", name)
 
@@ -192,8 +194,12 @@ class LogNumber(TableFormat):
     def __post_init__(self) -> None:
         check_int("bits", self.bits, 2, 16)
         check_int("gamma", self.gamma, 1, 2**16)
+        if isinstance(self.base, bool) or not isinstance(self.base, (int, float)):
+            raise TypeError(f"base must be a number above 1 and up to 65536, got {self.base!r}")
         if not 1 < self.base <= 2**16:
             raise ValueError(f"base must be above 1 and up to 65536, got {self.base!r}")
+        object.__setattr__(self, "base", float(self.base))
+        check_bool("zero", self.zero)
         if self.bias is None:
             object.__setattr__(self, "bias", 2 ** (self.bits - 2))
         assert self.bias is not None

@@ -87,7 +87,7 @@ class FloatingPoint(ScalarFormat):
             specials = "none" if by_width and 1 + exp + man in (4, 6) else "ieee"
         if specials not in _SPECIALS:
             raise ValueError(f"specials must be one of {', '.join(_SPECIALS)}, got {specials!r}")
-        if subnormals not in (True, False, "flush"):
+        if not isinstance(subnormals, bool) and subnormals != "flush":  # 0 and 1 would compare equal
             raise ValueError(f'subnormals must be True, False or "flush", got {subnormals!r}')
         overflow = _DEFAULT_OVERFLOW[specials] if overflow is None else overflow
         allowed = {"ieee": ("inf", "saturate", "nan"), "none": ("saturate",)}.get(specials, ("nan", "saturate"))
@@ -190,6 +190,8 @@ def _size(size: tuple[int, ...], bit: int | None, exp: int | None, man: int | No
     if bit is not None:
         if exp is not None or man is not None:
             raise TypeError("FloatingPoint takes either bit or exp and man, got both")
+        if isinstance(bit, bool) or not isinstance(bit, int):
+            raise TypeError(f"a width must be an integer, one of {sorted(_WIDTHS)}, got {bit!r}")
         if bit not in _WIDTHS:
             raise ValueError(f"a width of {bit!r} bits is not settled; known: {sorted(_WIDTHS)}; give exp= and man=")
         return _WIDTHS[bit]

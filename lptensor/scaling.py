@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lptensor.base import no_format
+from lptensor.base import check_bool, no_format
 from lptensor.formats import E8M0, FP32, ScalarFormat, check_int
 
 SCALE_RULES = ("floor", "ceil", "even", "rceil")
@@ -147,6 +147,11 @@ class CurrentMaximum(Scaling):
         check_one_of("scale_rule", self.rule, SCALE_RULES)
         check_one_of("infinite", self.infinite, INFINITE)
         check_int("margin", self.margin, -64, 64)
+        check_bool("tensor_scale", self.tensor_scale)
+        check_bool("reciprocal", self.reciprocal)
+        if isinstance(self.floor, bool) or not isinstance(self.floor, (int, float)):
+            raise TypeError(f"floor must be a number, got {self.floor!r}")
+        object.__setattr__(self, "floor", float(self.floor))
         grid = self.scale.grid
         if self.powers and (self.tensor_scale or self.floor or self.reciprocal):
             raise ValueError(

@@ -16,7 +16,10 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from lptensor import formats
-from lptensor.formats import E4M3, E8M0, FP16, FP32, INT4, INT8, FixedPoint, FloatingPoint, Format
+from lptensor.blocks import TwoLevel
+from lptensor.codebooks import Codebook, LogNumber
+from lptensor.formats import E2M1, E4M3, E8M0, FP16, FP32, INT4, INT8, FixedPoint, FloatingPoint, Format
+from lptensor.p3109 import P3109
 from oracles import exact
 from rounders import NATIVE_BUILDS, judge, run
 from strategies import fixed_parameters, float_parameters, small_floats
@@ -55,6 +58,10 @@ def test_exponent_and_mantissa_mean_ieee_754_however_they_are_said() -> None:
         ((4, 3.5), {}, "man must be an integer from 0 to 23, got 3.5"),
         ((4, 3), dict(bias=7.5), "bias must be an integer"),
         ((True, 3), {}, "exp must be an integer"),
+        ((8.0,), {}, r"a width must be an integer, one of \[4, 6, 8, 16, 32\], got 8.0"),
+        ((), dict(bit="8"), "a width must be an integer"),
+        (([8],), {}, "a width must be an integer"),
+        ((np.int64(8),), {}, "a width must be an integer"),
     ],
     ids=str,
 )
@@ -78,6 +85,7 @@ def test_a_size_said_wrongly_is_refused(arguments: tuple[Any, ...], keywords: di
         (dict(exp=4, man=3, specials="fn", overflow="inf"), "nan or saturate, got 'inf'"),
         (dict(exp=4, man=3, specials="none", overflow="nan"), "saturate, got 'nan'"),
         (dict(exp=4, man=3, subnormals="none"), "True, False or \"flush\", got 'none'"),
+        (dict(exp=4, man=3, subnormals=0), 'True, False or "flush", got 0'),
         (dict(exp=1, man=3), "exp=1 leaves no normal"),
         (dict(exp=4, man=0), "man=0 leaves no NaN"),
         (dict(exp=1, man=0, specials="fn"), "leaves only zero and NaN"),
@@ -329,6 +337,29 @@ def test_quantum_is_the_distance_to_the_next_value() -> None:
             gap = values.gap(Fraction(2) ** exponent)
             assert Fraction(2) ** format.grid.quantum(exponent) == gap.high - gap.low
     assert math.isinf(FixedPoint(8, 3, clamp=False).max)
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: P3109(8, 3, signed="no"), "signed must be True or False, got 'no'"),  # type: ignore[arg-type]
+        (lambda: P3109(8, 3, extended=0), "extended must be True or False, got 0"),  # type: ignore[arg-type]
+        (lambda: LogNumber(8, zero="no"), "zero must be True or False, got 'no'"),  # type: ignore[arg-type]
+        (lambda: LogNumber(8, base="2"), "base must be a number above 1 and up to 65536, got '2'"),  # type: ignore[arg-type]
+        (lambda: TwoLevel(E2M1, tensor_scale=1), "tensor_scale must be True or False, got 1"),  # type: ignore[arg-type]
+        (lambda: TwoLevel(E2M1, reciprocal="no"), "reciprocal must be True or False"),  # type: ignore[arg-type]
+        (lambda: TwoLevel(E2M1, floor="0"), "floor must be a number, got '0'"),  # type: ignore[arg-type]
+        (lambda: Codebook([0.0, 1.0], name=5), "the name of a codebook is text, got 5"),  # type: ignore[arg-type]
+    ],
+)
+def test_parameters_of_another_kind_are_refused_by_every_format(make: Any, named: str) -> None:
+    with pytest.raises(TypeError, match=named):
+        make()
+
+
+def test_floats_of_numpy_are_held_as_floats() -> None:
+    level, logs = TwoLevel(E2M1, floor=np.float64(0.5)), LogNumber(8, base=np.float64(2))
+    assert type(level.floor) is type(logs.base) is float and level == TwoLevel(E2M1, floor=0.5)
 
 
 def test_numpy_integers_are_told_what_is_wanted() -> None:
