@@ -91,6 +91,9 @@ class Census:
         self._found = CensusStruct(*self.range)
         self._rounder: Rounder | None = None
 
+    def __getstate__(self) -> dict[str, Any]:  # what a kernel gets has no pickle, and is made again
+        return self.__dict__ | {"_rounder": None}
+
     def add(self, before: Tensor, after: Tensor) -> None:
         """Count one tensor and what it was rounded to; of one shape and dtype, float32 or float64."""
         before, after = alike(before, after)

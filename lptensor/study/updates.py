@@ -28,6 +28,9 @@ class Updates:
         self._found = UpdatesStruct()
         self._rounder: Rounder | None = None
 
+    def __getstate__(self) -> dict[str, Any]:  # what a kernel gets has no pickle, and is made again
+        return self.__dict__ | {"_rounder": None}
+
     @property
     def wanted(self) -> int:
         """How many elements a write was to change."""
