@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import math
+import pickle
 import sys
 from fractions import Fraction
 from typing import Any
@@ -27,7 +29,7 @@ from lptensor.optim import OptimLP
 from lptensor.posits import Posit
 from lptensor.quantizer import quantizer
 from lptensor.rounding import Stochastic, as_rounding
-from lptensor.study import Rows, exponent_histogram, record
+from lptensor.study import Rows, exponent_histogram, plot_layer_map, record
 from lptensor.study.census import Census
 from lptensor.study.updates import Updates
 
@@ -593,6 +595,15 @@ class TestLog:
         low, high, count, *_ = writer.histograms["activation/0/binades"]
         assert count == sum(row["binades"].values()) and low == min(row["binades"]) and high == max(row["binades"]) + 1
 
+    def test_a_log_travels_through_pickle_and_copy(self) -> None:
+        model = nn.Linear(3, 2)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+        with record(model, optimizer, forward=E4M3, rounding="stochastic") as log:
+            model(torch.randn(4, 3)).sum().backward()
+            optimizer.step()
+        for other in (pickle.loads(pickle.dumps(log)), copy.deepcopy(log)):
+            assert other.rows() == log.rows() and other.steps == log.steps == 1
+
     def test_rows_by_role_add_up(self) -> None:
         log = self.recorded()
         for row in log.rows(by="role"):
@@ -673,3 +684,14 @@ def test_a_layer_map_shows_the_numbers_of_the_rows() -> None:
         assert image[paths.index(row["path"]), roles.index(row["role"])] == pytest.approx(100 * row["underflow"])
     with pytest.raises(ValueError, match="nothing"):
         log.plot(axes, column="nothing")
+
+
+def test_a_layer_map_shows_what_is_infinite_and_leaves_blank_what_was_not_recorded() -> None:
+    rows = [
+        {"role": "weight", "path": p, "values": 1, "snr": s} for p, s in (("a", 30.0), ("b", math.inf), ("c", None))
+    ]
+    axes = __import__("matplotlib.figure").figure.Figure().subplots()
+    plot_layer_map(rows, axes, column="snr")
+    image = axes.images[0].get_array()
+    assert image.mask.ravel().tolist() == [False, False, True] and image[1, 0] == image[0, 0] == 30.0
+    assert [t.get_text() for t in axes.texts] == ["30", "inf"]

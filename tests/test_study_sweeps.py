@@ -139,6 +139,11 @@ class TestRelativeError:
         drawn = {(x, y) for line in lines for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True)}
         assert {(row["x"], row["relative"]) for row in rows if 0 < row["relative"] < math.inf} <= drawn
 
+    def test_the_picture_shows_a_single_point_and_none(self) -> None:
+        (line,) = relative_error(E4M3, torch.tensor([1.03])).plot(axes()).lines
+        assert line.get_marker() == "."
+        assert len(relative_error(E4M3, torch.zeros(3)).plot(axes()).lines) == 0  # without a warning
+
 
 class TestSqnr:
     @pytest.mark.parametrize("rounding", ["nearest", "stochastic"])

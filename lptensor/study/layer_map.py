@@ -44,7 +44,9 @@ def plot_layer_map(rows: Sequence[dict[str, Any]], ax: Any = None, column: str =
     # One hue from light to dark: the same order in grey, in print and for any colour vision.
     finite = [abs(value) for line in grid for value in line if abs(value) < float("inf")]
     top = max(finite, default=0.0) or 1.0
-    image = ax.imshow(grid, cmap="Blues", vmin=0, vmax=top, aspect="auto")
+    # What is infinite, the snr of what did not move, has the shade of the largest: blank is what was not recorded.
+    held = [[max(min(value, top), -top) if value == value else value for value in line] for line in grid]
+    image = ax.imshow(held, cmap="Blues", vmin=0, vmax=top, aspect="auto")
     for (i, j), row in cells.items():
         value = scale * row[column]
         dark = value > 0.6 * top

@@ -106,6 +106,7 @@ def plot_relative_error(rows: Sequence[dict[str, Any]], ax: Any = None, label: s
             run, region = rows[start:i], rows[start]["region"]
             values = [row["relative"] if 0 < row["relative"] < math.inf else math.nan for row in run]
             look = dict(color=_COLOURS[region], linestyle=_STYLES[region], linewidth=0.9)
+            look |= {"marker": "."} if len(run) == 1 else {}  # a line of one point cannot be seen
             ax.plot([abs(row["x"]) for row in run], values, label=None if region in said else region, **look)
             said.add(region)
             start = i
@@ -115,7 +116,8 @@ def plot_relative_error(rows: Sequence[dict[str, Any]], ax: Any = None, label: s
     ax.set_ylabel("relative error")
     if label is not None:
         ax.set_title(label, loc="left", fontsize=9)
-    ax.legend(frameon=False, fontsize=8, loc="lower left")
+    if rows:
+        ax.legend(frameon=False, fontsize=8, loc="lower left")
     ax.grid(True, alpha=0.3)
     ax.spines[["top", "right"]].set_visible(False)
     return ax

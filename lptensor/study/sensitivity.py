@@ -36,7 +36,7 @@ def sensitivity(
 ) -> Rows:
     """What the loss becomes if one layer's weights, outputs or gradients alone are in low precision.
 
-    A row for each: path, role, format, values (rounded parameters; None of other roles), loss, change (from
+    A row for each: path, role, format, values (rounded parameters; 0 of other roles), loss, change (from
     fp32), cosine (of all gradients with those of fp32; None without gradients); the worst first, by
     change, then by cosine. Gradients in low precision leave the loss as it is: look at their cosine.
 
