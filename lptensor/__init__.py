@@ -37,6 +37,7 @@ from lptensor.codebooks import (
 from lptensor.codes import (
     decode as decode,
     encode as encode,
+    scales as scales,
 )
 from lptensor.convert import convert as convert
 from lptensor.delayed import DelayedScaling as DelayedScaling

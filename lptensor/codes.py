@@ -1,4 +1,4 @@
-"""Values to bit patterns and back: ``encode`` and ``decode``."""
+"""Values to bit patterns and back: ``encode`` and ``decode``, and the ``scales`` of blocks."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lptensor import layout
+from lptensor import layout, reference
 from lptensor._bits import carried, exact
 from lptensor.base import wrong_format
-from lptensor.blocks import Shifted
+from lptensor.blocks import BlockFormat, Shifted
 from lptensor.codebooks import TableFormat
 from lptensor.formats import FixedPoint, Format, ScalarFormat
 from lptensor.ops import check_roundable, round_fresh
@@ -30,6 +30,11 @@ def code_dtype(bits: int) -> torch.dtype:
     return next(dtype for width, dtype in _DTYPES if bits <= width)
 
 
+def _no_codes(format: Format) -> TypeError:
+    way = "values divided by their lptensor.scales(x, format)"
+    return TypeError(f"{format!r} has no codes of single elements; its element has, for {way}")
+
+
 @singledispatch
 def encode_exact(format: Format, values: Tensor) -> Tensor:
     """int64 codes of float64 ``values`` that are on the format's grid: register a new kind of format here.
@@ -37,13 +42,13 @@ def encode_exact(format: Format, values: Tensor) -> Tensor:
     The values were rounded to the format first, so that NaN and infinities are there only where
     rounding gives them. ``decode_exact`` is the inverse; both ask for ``format.bits``.
     """
-    raise TypeError(f"{format!r} has no codes of single elements; its element has, for values divided by their scales")
+    raise _no_codes(format)
 
 
 @singledispatch
 def decode_exact(format: Format, codes: Tensor) -> Tensor:
     """float64 values of int64 codes in 0 .. 2**bits - 1: register a new kind of format here."""
-    raise TypeError(f"{format!r} has no codes of single elements; its element has, for values divided by their scales")
+    raise _no_codes(format)
 
 
 @encode_exact.register
@@ -168,10 +173,36 @@ def decode(codes: Tensor, format: Format) -> Tensor:
     return carried(values, carrier)
 
 
+def scales(x: Tensor, format: BlockFormat) -> Tensor:
+    """What the elements of each block of ``x`` are multiplied by when it is rounded to a block format.
+
+    Float64, as many along each axis as there are blocks. The scale of a block that becomes NaN is NaN; where
+    one underflows it is 0, as are the values of its block. With them ``round(x, format)`` comes apart: the
+    values of a block over its scale are those of the element, which ``encode`` takes.
+
+    Args:
+        x: float32 or float64, any shape and device.
+
+    Raises:
+        TypeError: x is no float32 or float64 tensor, format no block format.
+
+    >>> from lptensor import MX, E2M1, NVFP4
+    >>> scales(torch.tensor([[0.1, -2.7, 33.0, 4.0], [1.0, 2.0, 3.0, 4.0]]), MX(E2M1, block_size=4))
+    tensor([[8.],
+            [1.]], dtype=torch.float64)
+    >>> scales(torch.ones(2, 64), NVFP4).shape
+    torch.Size([2, 4])
+    """
+    check_roundable(x, format)
+    if not isinstance(format, BlockFormat):
+        raise TypeError(f"scales are those of a block format such as MXFP4, got {format!r}, which has none")
+    return reference.block_scales(x.detach(), format.lowered, format.block_shape(x.shape))
+
+
 def _bits(format: Format) -> int:
     bits: Any = getattr(format, "bits", None)
     if bits is None:
-        raise TypeError(f"{format!r} has no codes of single elements; use its element format")
+        raise _no_codes(format)
     return int(bits)
 
 

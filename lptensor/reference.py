@@ -117,7 +117,7 @@ def _scales(x: Tensor, largest: Tensor, lost: Tensor, blocks: ScaledBlocks) -> t
     """The scale of each block and what multiplies where that stands for dividing; float64 with fp32 numbers in it."""
     most = torch.finfo(torch.float32).max
     whole = torch.ones((), dtype=torch.float64, device=x.device)
-    if blocks.whole:
+    if blocks.whole and x.numel():
         values = exact(x)
         top = _single(torch.where(values.isfinite(), values.abs(), 0.0).amax()).clamp(max=most)
         whole = _single(top / blocks.whole).clamp(min=2.0**-149)

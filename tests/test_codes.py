@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from typing import Any
 
 import gfloat
 import gfloat.formats as gf
@@ -12,9 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lptensor.blocks import BlockFloatingPoint
+from lptensor.blocks import MX, MXFP4, NVFP4, BlockFloatingPoint, TwoLevel
 from lptensor.codebooks import DYNAMIC8, FP4_RADIX4, NF4, UDYNAMIC8, Codebook, LogNumber, TableFormat
-from lptensor.codes import code_dtype, decode, encode
+from lptensor.codes import code_dtype, decode, encode, scales
 from lptensor.formats import (
     BF16,
     E2M1,
@@ -128,6 +130,26 @@ def test_every_code_of_every_float_of_16_bits_is_its_definition_and_comes_back(e
                 assert len(back[nan].unique()) == 1 and nan[codes == back[nan][0]].all(), format
             seen += 1
     assert seen > 8
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (0, 3), (3, 40), (2, 3, 17)], ids=str)
+@pytest.mark.parametrize("format", [MXFP4, MX(E2M1, (2, 4)), NVFP4, TwoLevel(E2M1, tensor_scale=False)], ids=repr)
+def test_scales_take_blocks_apart_into_codes_of_their_element(format: Any, shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape, dtype=torch.float64)
+    found, wide = scales(x, format), format.block_shape(shape)
+    assert found.shape == torch.Size([-(-n // b) for n, b in zip(shape, wide, strict=True)])
+    rounded = round_to(x, format)
+    for at in itertools.product(*map(range, found.shape)):
+        part = tuple(slice(i * b, (i + 1) * b) for i, b in zip(at, wide, strict=True))
+        elements = round_to(rounded[part] / found[at], E2M1)  # the quotient may miss by a bit
+        assert torch.allclose(elements * found[at], rounded[part], rtol=2.0**-50, atol=0)
+        assert torch.equal(decode(encode(elements, E2M1, strict=True), E2M1).double(), elements)
+
+
+def test_what_has_no_scales_says_so() -> None:
+    with pytest.raises(TypeError, match="of a block format such as MXFP4, got FloatingPoint"):
+        scales(torch.ones(2), E2M1)  # type: ignore[arg-type]
+    assert scales(torch.tensor([math.nan, 1.0]), MXFP4).isnan().all()
 
 
 @pytest.mark.parametrize("format", [NF4, LogNumber(8), Posit(8), Posit(16), Posit(6, 1)], ids=repr)

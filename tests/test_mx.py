@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
-from lptensor import reference
+import lptensor
 from lptensor.blocks import (
     MX,
     MXFP4,
@@ -96,7 +96,7 @@ def check(x: torch.Tensor, format: MX, mode: str = "nearest", block: tuple[int, 
 def scale_codes(x: list[float], rule: str, element: ScalarFormat) -> list[int]:
     """The E8M0 codes of the scales of x, a single block."""
     format = MX(element, len(x), scale_rule=rule)
-    scales = reference.block_scales(torch.tensor(x), format.lowered, format.block_shape((len(x),)))
+    scales = lptensor.scales(torch.tensor(x), format)
     return [int(np.log2(s)) + 127 for s in scales.numpy()]
 
 
@@ -198,7 +198,7 @@ def test_scales_turn_exactly_where_their_rule_says(element: ScalarFormat, dtype:
     maxima = maxima[np.isfinite(maxima) & (maxima > 0)]
     for rule in mx.RULES:
         format = MX(element, 1, scale_rule=rule)
-        scales = reference.block_scales(torch.tensor(maxima, dtype=dtype), format.lowered, (1,))
+        scales = lptensor.scales(torch.tensor(maxima, dtype=dtype), format)
         for largest, scale in zip(maxima, scales.tolist(), strict=True):
             exponent = mx.scale_exponent(Fraction(float(largest)), values, precision, rule)
             assert Fraction(scale) == exact.power(min(max(exponent, -127), 127)), (rule, float(largest).hex())

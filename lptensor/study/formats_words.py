@@ -129,9 +129,8 @@ the scale of a block, then one element, and the values of an element before they
 gives scaled values; with a block in each row, their parts are
 
 ```python
->>> from lptensor.reference import block_scales
 >>> x = torch.tensor([0.1, -2.7, 33.0, 4.0]).repeat(2, 8)
->>> scales = block_scales(x, MXFP4.lowered, MXFP4.block_shape(x.shape))
+>>> scales = lptensor.scales(x, MXFP4)
 >>> scales.tolist(), lptensor.encode(lptensor.round(x, MXFP4) / scales, E2M1)[0, :4].tolist()
 ([[8.0], [8.0]], [0, 9, 6, 1])
 
