@@ -12,6 +12,10 @@ import pytest
 
 import lptensor
 
+# Else pytest makes the first file that it collects there anew, and puts it in the place of the function of its name.
+import lptensor.study
+import lptensor.training
+
 # What a test needs that an installation may lack.
 NEEDS: dict[str, Callable[[], bool]] = {
     "nvcc": lambda: shutil.which("nvcc") is not None,

@@ -283,3 +283,15 @@ def test_what_a_thread_stores_stays_alive() -> None:
         _compat.set_thread_local("test", value)
         _compat.set_thread_local("test", None)
     assert sys.getrefcount(value) == references
+
+
+def test_collecting_a_file_alone_leaves_the_function_of_its_name(tmp_path: Path) -> None:
+    (tmp_path / "test_names.py").write_text(
+        "import lptensor.study, lptensor.training\n"
+        "def test_names():\n"
+        "    assert isinstance(lptensor.study.faults, type) and callable(lptensor.training.round_layers)\n"
+    )
+    files = [str(PACKAGE / name) for name in ("study/faults.py", "training/round_layers.py")]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files, str(tmp_path)]
+    done = subprocess.run(command, cwd=PACKAGE.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
