@@ -205,6 +205,7 @@ class TestRound:
             (("x", "--format", "e4m3"), "'x' is no number"),
             (("0x1.8q", "--format", "e4m3"), "'0x1.8q' is no number"),
             (("0x1p99999", "--format", "e4m3"), "beyond the largest float64"),
+            (("1e400", "--format", "e4m3"), "'1e400' is beyond the largest float64"),
             (("1", "--format", "e4m33x"), "unknown format 'e4m33x'. Did you mean E4M3?"),
             (("1", "--format", "fixed(80,4)"), "wl must be from 1 to 53"),
             (("1", "--format", "e4m3", "--rounding", "nearst"), "unknown rounding 'nearst'; known: nearest,"),

@@ -125,6 +125,14 @@ class TestCommand:
         assert says in result.output
         assert list(tmp_path.iterdir()) == []
 
+    def test_a_folder_that_cannot_be_made_stops_it_before_the_training(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("lptensor.cli.train._run", lambda *_: pytest.fail("it trained"))
+        (tmp_path / "file").touch()
+        result = invoke("--recipe", "fp32", "--out", str(tmp_path / "file" / "out"))
+        assert result.exit_code == 1 and "Not a directory" in result.output
+
     def test_each_gap_is_to_fp32_on_the_same_network(self, tmp_path: Path) -> None:
         names = ("lp_train", "ibm8", "poster", "fp32-vgg", "lp_train")
         recipes = [part for name in names for part in ("--recipe", name)]

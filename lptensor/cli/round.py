@@ -26,13 +26,17 @@ def parse_value(text: str) -> float:
     >>> parse_value("0x1.8p-3"), parse_value("-inf")
     (0.1875, -inf)
     """
+    beyond = f"{text!r} is beyond the largest float64"
     try:
-        return float.fromhex(text) if "0x" in text.lower() else float(text)
+        value = float.fromhex(text) if "0x" in text.lower() else float(text)
     except OverflowError:
-        raise ValueError(f"{text!r} is beyond the largest float64") from None
+        raise ValueError(beyond) from None
     except ValueError:
         what = "option" if text.startswith("--") else "number"
         raise ValueError(f"{text!r} is no {what}; values are like 0.1, 1e-3, 0x1.8p-3, nan, inf, -0") from None
+    if math.isinf(value) and any(map(str.isdigit, text)):  # decimal digits overflow without an error
+        raise ValueError(beyond)
+    return value
 
 
 def round(

@@ -67,7 +67,8 @@ def train(
         bool, typer.Option("--text", help="Learn Python's help texts, character by character, by the papers' recipes.")
     ] = False,
     out: Annotated[
-        Path, typer.Option(metavar="FOLDER", help="Where results.json and curves.png go.", file_okay=False)
+        Path,
+        typer.Option(metavar="FOLDER", help="Where results.json and curves.png go.", file_okay=False, writable=True),
     ] = Path("out"),
     list_recipes: Annotated[bool, typer.Option("--list", help="Only show the recipes.")] = False,
 ) -> None:
@@ -84,12 +85,12 @@ def train(
     try:
         need("matplotlib.figure")  # before the work, not after
         samples = recipes[0].task.load()  # the tasks on the digits share them
-    except MissingExtra as missing:
+        out.mkdir(parents=True, exist_ok=True)
+    except (MissingExtra, OSError) as missing:
         typer.echo(f"Error: {missing}", err=True)
         raise typer.Exit(1) from None
     settings = Settings(epochs, batch_size, lr)
     summaries = summarize(_run(recipes, settings, range(seed, seed + seeds), samples))
-    out.mkdir(parents=True, exist_ok=True)
     results, curves = out / "results.json", out / "curves.png"
     results.write_text(json.dumps(to_json(summaries, settings), indent=1, allow_nan=False) + "\n")
     plot_curves(summaries, curves, recipes[0].task.title)
@@ -150,8 +151,9 @@ def _run(
 def _result_table(summaries: Sequence[Summary]) -> Table:
     runs, task = summaries[0].runs, summaries[0].recipe.task
     averaged = any(s.iterate is not None for s in summaries)
-    seeds, epochs = f"{len(runs)} seed{'s' * (len(runs) > 1)}", len(runs[0].losses)
-    notes = f"{seeds}, {epochs} epochs, {task.tests}. sums: the format in which weights add up."
+    counts = (len(runs), "seed"), (len(runs[0].losses), "epoch")
+    seeds, epochs = (f"{count} {what}{'s' * (count > 1)}" for count, what in counts)
+    notes = f"{seeds}, {epochs}, {task.tests}. sums: the format in which weights add up."
     if averaged:
         notes += " iterate: the last weights, where accuracy is that of their mean."
     table = Table(title=task.title, caption=notes, box=SIMPLE_HEAD, header_style="bold")
