@@ -306,6 +306,11 @@ def test_layers_of_a_compiled_model_have_the_paths_that_they_have_without_compil
     faults(0.1, model=model, path="1.*.weight")
 
 
+def test_layers_of_a_search_are_a_list() -> None:
+    with pytest.raises(TypeError, match=r"say layers=\['10'\]"):  # not the layers 1 and 0
+        format_search(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), lambda m: 0.0, [E2M1, BF16], layers="10")
+
+
 def test_a_search_takes_a_module() -> None:
     with pytest.raises(TypeError, match="int"):
         format_search(3, lambda m: 0.0, [BF16, E2M1])  # type: ignore[arg-type]

@@ -175,6 +175,13 @@ class TestSqnr:
     def test_counts_what_vanishes_and_what_is_lost(self) -> None:
         (row,) = sqnr(torch.tensor([1.0, 1e-9, 1e9, math.nan]), [E5M2])
         assert (row["zeros"], row["lost"], row["sqnr"]) == (0.5, 0.5, pytest.approx(180, abs=0.1))
+        (row,) = sqnr(torch.tensor([0.0, 0.0, 1e-9, 1.0]), [E5M2])
+        assert row["zeros"] == 0.25  # not those that were zero
+
+    def test_of_nothing_nothing_is_lost(self) -> None:
+        for row in sqnr(torch.empty(0, 3), [E4M3, MXFP4, NVFP4]):
+            assert (row["zeros"], row["lost"], row["mse"]) == (0, 0, 0)
+        assert bits_per_value(MXFP4, (0, 3)) == 4
 
     @pytest.mark.theory
     def test_the_table_of_scaled_formats(self) -> None:

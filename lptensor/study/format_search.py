@@ -14,6 +14,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from lptensor.convert import convert
 from lptensor.extra import need
 from lptensor.formats import Format
+from lptensor.path_rules import listed
 from lptensor.study.format_table import by_name
 from lptensor.study.losses import number_of
 from lptensor.study.palette import BLUE, ORANGE
@@ -78,7 +79,7 @@ def format_search(
             which the ops they take part in then compute.
 
     Raises:
-        TypeError: no module, a loss that is no number.
+        TypeError: no module, layers that are no list, a loss that is no number.
         ValueError: fewer than two formats, no layers, a path
             that is none, a loss of several numbers.
 
@@ -96,7 +97,7 @@ def format_search(
     if not isinstance(model, nn.Module):
         raise TypeError(f"format_search takes a torch.nn.Module, got {type(model).__name__}")
     places = [*dict(named_modules(model)), *dict(named_parameters(model, remove_duplicate=False))]
-    groups = _all(model) if layers is None else [[path] for path in layers]
+    groups = _all(model) if layers is None else [[path] for path in listed("layers", layers)]
     if not groups or not {path for group in groups for path in group} <= set(places):
         raise ValueError(f"layers must be paths of modules with parameters, got {groups}; there are {places}")
     search = _Search(model, loss, named, _together(model, groups))

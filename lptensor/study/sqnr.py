@@ -34,7 +34,7 @@ def bits_per_value(format: Format, shape: Sequence[int] = (1024, 1024)) -> float
     scale = getattr(getattr(format, "scaling", None), "scale", None)
     wide = _SHARED_EXPONENT if isinstance(format, BlockFloatingPoint) or scale is None else scale.bits
     blocks = math.prod(-(-n // side) for n, side in zip(shape, format.block_shape(shape), strict=True))
-    return float(element.bits) + wide * blocks / math.prod(shape)
+    return float(element.bits) + wide * blocks / max(math.prod(shape), 1)
 
 
 def sqnr(
@@ -46,7 +46,7 @@ def sqnr(
 
     format, bits (per value, with the share of the scales), sqnr (10 log10 of sum x**2 / sum (x - q)**2, in
     dB; infinite where nothing moved), mse, largest (|x - q|), cosine (of x and q), zeros (the share of
-    nonzero values that became zero), lost (the share that came out NaN or infinite, left out of the rest).
+    values that were not zero and became it), lost (the share that came out NaN or infinite, left out of the rest).
 
     Args:
         x: float32 or float64, or an LPTensor; any shape. Scales of blocks follow its axes.
@@ -80,7 +80,7 @@ def _row(name: str, x: Tensor, format: Format, rounding: Any) -> dict[str, Any]:
         "largest": float((a - b).abs().max()) if len(a) else 0.0,
         "cosine": float(a @ b) / across if across > 0 else None,
         "zeros": float(((b == 0) & (a != 0)).double().mean()) if len(a) else 0.0,
-        "lost": 1 - len(a) / max(x.numel(), 1),
+        "lost": 1 - len(a) / x.numel() if x.numel() else 0.0,
     }
 
 
