@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from fractions import Fraction
 from typing import Any
 
@@ -246,6 +247,18 @@ class TestReplicas:
         assert abs(found.mean.item() - 1 / 3) < 4 * deviation / math.sqrt(count)
         assert found.deviation.item() == pytest.approx(deviation, rel=4 / math.sqrt(2 * count))
         assert found.trusted == pytest.approx(-math.log10(deviation * 3), abs=2 / math.sqrt(count))
+
+    def test_the_digits_are_those_of_the_samples(self) -> None:
+        """By the definition, in Python's exact statistics; a spread larger than the mean leaves no digit."""
+        x = torch.tensor([1.0, 3.0, 5.0]).to_lp(BF16, "stochastic")  # type: ignore[attr-defined]
+        found = replicas(lambda x: torch.cat([x / 3, (x / 3 + 100) - (100 + x / 3)]), x, count=3)
+        for i, samples in enumerate(found.samples.T.tolist()):
+            mean, deviation = statistics.mean(samples), statistics.stdev(samples)
+            assert found.mean[i].item() == pytest.approx(mean, rel=1e-12, abs=1e-300)
+            assert found.deviation[i].item() == pytest.approx(deviation, rel=1e-12)
+            ratio = deviation / abs(mean) if mean else math.inf
+            digits = math.inf if deviation == 0 else max(-math.log10(ratio), 0.0) if ratio < math.inf else 0.0
+            assert found.digits[i].item() == pytest.approx(digits, rel=1e-12)
 
     def test_finds_the_cancellation(self) -> None:
         x = low(1.0, BF16, "stochastic")
