@@ -87,6 +87,19 @@ class TestCounterexamples:
         assert found.correct == float(nearest(exact("fma", found.operands), 11, -14))
         assert exactness(FP16, "fma", compute=torch.float64).exact is True
 
+    @pytest.mark.parametrize("man", [9, 10])
+    def test_a_narrow_range_does_not_make_the_fused_multiply_add_right(self, man: int) -> None:
+        """fp32 holds all of the range, but not a small product beside the middle of two large values."""
+        found = exactness(FloatingPoint(4, man), "fma", trials=0)
+        assert found.exact is False and found.operands is not None
+        a, b, c = found.operands
+        assert found.computed == float(nearest(Fraction(float(np.float32(a * b + c))), man + 1, -6))
+        assert found.correct == float(nearest(exact("fma", found.operands), man + 1, -6)) != found.computed
+
+    def test_products_among_the_subnormals_of_the_carrier_are_exact(self) -> None:
+        found = exactness(FloatingPoint(6, 4, bias=61), "mul")  # down to 2**-128
+        assert found.exact is True and found.proof == "theorem"
+
     @pytest.mark.parametrize("mode", ["up", "down", "toward_zero", "odd"])
     def test_directed_sums_are_never_right_after_fp32(self, mode: str) -> None:
         for format in (BF16, FP16):

@@ -48,6 +48,7 @@ ENDS = {  # largest, smallest, smallest normal: IEEE 754-2019 table 3.5, OCP OFP
     BlockFloatingPoint(8, block_size=16): (math.inf, -math.inf, 0.0),
 }
 SPECIAL = [0.0, -0.0, math.nan, math.inf, -math.inf, 2.0**-149, -(2.0**-140), 3.4e38, -3.4e38, 2.0**-6, 448.0, 449.0]
+SPECIAL += [-127.75, -7.96875]  # beyond the largest value of two's complement, not beyond the smallest
 
 
 def counted(x: list[float], y: list[float], ends: tuple[float, float, float]) -> dict[str, int]:

@@ -138,6 +138,30 @@ class TestSensitivity:
         again = sensitivity(model, lambda m: m(x).square().sum(), {"half": FP16, "small": E4M3})
         assert list(again) == list(rows)
 
+    def test_a_loss_that_is_no_number_comes_first(self) -> None:
+        model = nn.Sequential(*(nn.Linear(1, 1, bias=False) for _ in range(3)))
+        weights = [layer.weight.detach().fill_(1.3).clone() for layer in model]
+
+        def loss(m: nn.Module) -> Tensor:
+            layers: Any = zip(m.parameters(), weights, strict=True)
+            moved = [float((weight.detach() - before).abs().sum()) for weight, before in layers]
+            return torch.tensor(math.nan if moved[1] else sum(moved))
+
+        assert [row["path"] for row in sensitivity(model, loss, E2M1, roles=["weight"])] == ["1", "0", "2"]
+
+    def test_every_run_begins_with_the_same_buffers(self) -> None:
+        model = nn.Sequential(nn.BatchNorm1d(2, affine=False), nn.Linear(2, 1))
+        with torch.no_grad():
+            for p in model.parameters():
+                p.fill_(1.0)  # E2M1 has it
+
+        def loss(m: Any) -> Tensor:
+            m(torch.randn(8, 2) + 5)
+            mean: Tensor = m[0].running_mean.sum()
+            return mean
+
+        assert [row["change"] for row in sensitivity(model, loss, E2M1, roles=["weight"])] == [0.0]
+
     def test_by_role_all_layers_are_rounded(self) -> None:
         model = Planted()
         target = model(X).detach()
@@ -221,6 +245,25 @@ class TestFormatSearch:
         assert converted.middle.weight.format == BF16  # type: ignore[union-attr]
         assert distance(target)(converted).item() == 0.0
         assert front.rules(bits=4.0) == dict.fromkeys(rules, E2M1)
+
+    def test_the_next_step_is_the_one_that_costs_least_for_its_bits(self) -> None:
+        """After its first step the second layer's next one costs 0.5 more, and the first layer's first one 5."""
+        model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+        costs = {0: {BF16: 0.0, E4M3: 5.0, E2M1: 6.0}, 1: {BF16: 0.0, E4M3: 4.0, E2M1: 4.5}}
+        found = format_search(model, lambda m: sum(costs[i][m[i].weight.format] for i in costs), [E2M1, E4M3, BF16])
+        together = [row["formats"] for row in found.tried if "BF16" not in row["formats"].values()]
+        assert together == [{"0": "E4M3", "1": "E2M1"}, {"0": "E2M1", "1": "E2M1"}]
+
+    def test_a_large_layer_may_cost_more(self) -> None:
+        model = nn.Sequential(nn.Linear(10, 10), nn.Linear(1, 1), nn.Linear(1, 1))
+        costs = (5.0, 4.0, 4.1)
+        found = format_search(
+            model,
+            lambda m: sum(cost for layer, cost in zip(m, costs, strict=True) if layer.weight.format == E4M3),
+            [BF16, E4M3],
+        )
+        (second,) = (row for row in found.tried if row["narrowed"] == 2)
+        assert second["formats"] == {"0": "E4M3", "1": "E4M3", "2": "BF16"}
 
     def test_the_front_is_what_no_other_point_beats(self) -> None:
         model = Planted()

@@ -85,6 +85,18 @@ class TestShadow:
         assert seen.rows()[-1]["nonfinite"] == 1  # inf - inf is NaN
         assert "mul.Tensor" in str(seen)
 
+    def test_a_nan_is_a_finding_also_where_float64_has_one(self) -> None:
+        with shadow() as seen:
+            low(0.0) / low(0.0)
+        assert [row["nonfinite"] for row in seen.rows()] == [0, 0, 1]
+
+    def test_growth_is_that_of_the_relative_error(self) -> None:
+        x = low(1.0)
+        with shadow() as seen:
+            x / 3 - 0.25
+        first, second = seen.rows()
+        assert first["growth"] is None and second["growth"] == second["relative"] / first["relative"]
+
     def test_an_infinity_that_float64_has_too_is_no_finding(self) -> None:
         with shadow() as seen:
             low(1.0) * float("inf")

@@ -275,6 +275,16 @@ class TestAccumulation:
         assert naive[-1]["sum"] / exact < 0.95 and chunked[-1]["sum"] / exact > 0.99  # Wang et al. 2018, figure 3
         assert naive[-1]["exact"] == pytest.approx(exact)
 
+    def test_the_error_is_the_root_of_the_mean_square_over_trials(self) -> None:
+        found = accumulation_error(torch.tensor([[1.0, 2.0**-9], [1.0, 0.0]]), BF16)
+        one = 2.0**-9 / (1 + 2.0**-9) / 2.0**-8  # of the first trial, in units of u; the second is exact
+        assert found[-1]["error"] == pytest.approx(one / math.sqrt(2), rel=1e-12)
+
+    def test_it_stops_at_the_first_term_that_changes_nothing_in_chunks_too(self) -> None:
+        terms = torch.tensor([1.0, 256.0, 1.0, 1.0, 1.0])
+        assert accumulation_error(terms, BF16, chunk=5).stagnation == accumulation_error(terms, BF16).stagnation == [3]
+        assert accumulation_error(terms[1:], BF16, chunk=5).stagnation == [2]
+
     def test_chunks_are_those_of_a_loop(self) -> None:
         terms = torch.randn(11, dtype=torch.float64)
         for chunk in (1, 2, 4, 11, 20):
@@ -390,6 +400,15 @@ class TestUpdateStagnation:
         state = torch.get_rng_state()
         update_stagnation(OptimLP(optimizer, weight_quant=BF16), BF16, "stochastic")
         assert torch.equal(torch.get_rng_state(), state)
+
+    def test_noise_is_that_of_the_rounded_gradient(self) -> None:
+        w = nn.Parameter(torch.ones(1000))
+        w.grad = torch.randn(1000)
+        (row,) = update_stagnation(torch.optim.SGD([w], lr=2.0**-9), BF16)
+        g = w.grad.double().numpy()
+        error = w.grad.numpy().astype(ml_dtypes.bfloat16).astype(np.float64) - g
+        expected = np.linalg.norm(g) / (math.sqrt(3 * 1000) * math.sqrt((error**2).mean()))
+        assert row["noise"] == pytest.approx(expected, rel=1e-9)
 
     def test_of_a_converted_model(self) -> None:
         model = convert(nn.Linear(2, 1, bias=False), FP16)

@@ -202,8 +202,9 @@ def constructed(format: ScalarFormat, op: str) -> Iterator[tuple[float, ...]]:
                             yield s * c, a
         elif op == "fma":
             for c in (1.0, 1.0 + e):  # (1 + e) (1 - e) is just below a power of two
-                yield (1.0 + e) * 2.0**-p, 1.0 - e, c
-                yield 2.0**-p, 1.0 - e / 2, c
+                for scale in (1.0, 2.0 ** (high - 1)):  # a narrow range holds the small product at its upper end
+                    yield (1.0 + e) * 2.0**-p * scale, 1.0 - e, c * scale
+                    yield 2.0**-p * scale, 1.0 - e / 2, c * scale
             for k in range(-(-(2**p) // 3) | 1, min(2 ** (p + 1) // 3, 2**p // 3 + 65), 2):  # 3 k is a midpoint
                 for scale in (0, high - p - 2, low + p + 2):
                     for c in (*powers[-3:], *powers[::7]):
