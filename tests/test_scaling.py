@@ -232,6 +232,21 @@ def by_hand(xs: list[torch.Tensor], element: ScalarFormat, scaling: DelayedMaxim
     return results, scales
 
 
+def test_the_history_has_the_latest_first_and_forgets_the_oldest() -> None:
+    quantize = DelayedScaling(E4M3, DelayedMaximum(history=3))
+    for largest in (8.0, 4.0, 2.0, 1.0):
+        quantize(torch.tensor([largest, 0.5]))
+    assert quantize.amax_history.tolist() == [1.0, 2.0, 4.0] and quantize.scale.item() == 448 / 4
+
+
+@pytest.mark.parametrize("bad", [torch.inf, torch.nan, 0.0])
+def test_a_scale_stays_where_the_maximum_is_of_no_use(bad: float) -> None:
+    quantize = DelayedScaling(E4M3, DelayedMaximum(amax="most_recent"))
+    quantize(torch.tensor([7.0]))
+    quantize(torch.tensor([bad]))
+    assert quantize.scale.item() == 448 / 7
+
+
 @pytest.mark.parametrize(
     "scaling", [DelayedMaximum(4), DelayedMaximum(1, 2), DelayedMaximum(3, -1, "most_recent")], ids=repr
 )

@@ -346,6 +346,16 @@ class TestRecord:
         # What the step writes into an LPTensor is rounded to the accumulator's format, and is no weight yet.
         assert {row["format"] for row in find(log, role="weight")} == {"E4M3", *["E5M2"] * converted}
 
+    def test_what_else_a_step_computes_is_an_update(self) -> None:
+        model = convert(nn.Linear(3, 1, bias=False), BF16)
+        optimizer = torch.optim.Adam(model.parameters(), eps=1e-3)
+        with record(model, optimizer) as log:
+            model(torch.ones(2, 3)).sum().backward()
+            optimizer.step()
+        (row,) = find(log, role="update")  # square roots and quotients, of no parameter that memory knows
+        assert row["path"] == "" and row["values"] >= 6
+        assert find(log, role="state", path="weight") and find(log, role="weight", path="weight")
+
     def test_a_lowered_model_shows_the_layers_that_were_lowered(self) -> None:
         model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2))
         lower(model, "conv", FloatingPoint(8), E4M3)
