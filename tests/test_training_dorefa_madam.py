@@ -66,6 +66,14 @@ class TestMadam:
         Madam([w], lr=0.5).step()
         assert torch.allclose(w.detach() / torch.tensor([1e-6, 1.0, 1e6]), torch.tensor(math.exp(-0.5)))
 
+    @pytest.mark.parametrize("bad", [math.nan, math.inf])
+    def test_a_gradient_that_is_no_number_reaches_its_weight(self, bad: float) -> None:
+        """As in every optimizer of torch: a mean of squares that is NaN would else hold the weight for good, unsaid."""
+        w = nn.Parameter(torch.ones(2))
+        w.grad = torch.tensor([bad, 1.0])
+        Madam([w]).step()
+        assert w.isnan().tolist() == [True, False]
+
     def test_zeros_and_bad_input(self) -> None:
         w = nn.Parameter(torch.zeros(2))
         w.grad = torch.tensor([0.0, 1.0])

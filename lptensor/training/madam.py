@@ -18,7 +18,7 @@ class Madam(Optimizer):
     the update is a sum, so that what rounding does to it is the same for all magnitudes. Signs never
     change, and a weight of zero stays zero. g / sqrt(v) is held to ``limit``, weights to
     ``bound`` times the root mean square that they start with (infinite: no bound). Where v is zero,
-    nothing moves.
+    nothing moves; NaN and infinite gradients make their weights NaN.
 
     >>> w = torch.nn.Parameter(torch.tensor([2.0, -2.0]))
     >>> w.grad = torch.ones(2)
@@ -64,7 +64,7 @@ class Madam(Optimizer):
         state["step"] += 1
         state["square_avg"].lerp_(grad.square(), 1 - group["beta"])
         v = state["square_avg"] / (1 - group["beta"] ** float(state["step"]))
-        direction = torch.where(v > 0, grad / v.sqrt(), torch.zeros_like(grad)).clamp(-group["limit"], group["limit"])
+        direction = torch.where(v == 0, torch.zeros_like(grad), grad / v.sqrt()).clamp(-group["limit"], group["limit"])
         p.mul_(torch.exp(-group["lr"] * p.sign() * direction))
         if math.isfinite(group["bound"]):
             p.copy_(torch.maximum(torch.minimum(p, state["largest"]), -state["largest"]))
