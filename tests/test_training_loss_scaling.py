@@ -122,6 +122,17 @@ def test_the_automatic_scale_halves_at_saturation_and_else_doubles_in_its_span()
     assert scaler.get_scale() == 0.5
 
 
+def test_the_automatic_scale_halves_at_a_skipped_step_however_few_elements_overflow() -> None:
+    w = nn.Parameter(torch.ones(1000))
+    optim, scaler = SGD([w], lr=1.0), LossScaler(Automatic(E5M2, 8.0, threshold=0.01))
+    for scale in (4.0, 2.0):
+        w.grad = torch.ones(1000)
+        w.grad[3] = math.inf
+        assert scaler.step(optim) is None
+        scaler.update()
+        assert scaler.get_scale() == scale
+
+
 def test_accumulated_and_clipped_gradients_are_the_fp32_ones() -> None:
     """Two halves of a batch under one scale, clipped between unscale_ and step."""
     x, y = torch.randn(8, 4), torch.randn(8, 3)

@@ -74,7 +74,8 @@ class Automatic:
     """Follows the share of saturated gradients: FP8-LM's factor mu (Peng et al., 2310.18313, section 2.1).
 
     Where more than ``threshold`` of the elements lie at the largest value of ``format``, or beyond,
-    the scale is halved; else it grows so that ``span`` steps double it.
+    the scale is halved, and where a single one is infinite or NaN, as that step is skipped; else it
+    grows so that ``span`` steps double it.
     """
 
     format: ScalarFormat
@@ -92,7 +93,7 @@ class Automatic:
 
     def after(self, scale: float, count: int, seen: Seen) -> tuple[float, int]:
         """The scale of the next step, and the count that goes with it."""
-        if seen.elements and seen.saturated > self.threshold * seen.elements:
+        if seen.infinite or seen.saturated > self.threshold * seen.elements:
             return scale / 2, 0
         return min(scale * 2 ** (1 / self.span), torch.finfo(torch.float32).max), 0
 
