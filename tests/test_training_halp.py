@@ -148,6 +148,56 @@ def test_at_the_minimum_nothing_moves() -> None:
     assert w.tolist() == [1.0, 1.0]
 
 
+def test_parts_that_leave_a_parameter_without_a_gradient_do_not_depend_on_it() -> None:
+    """What closures leave as None and as zeros is the same, at the centre and at the iterate."""
+    finals = []
+    for absent in (None, torch.zeros(2)):
+        torch.manual_seed(5)
+        a, b = nn.Parameter(torch.ones(2)), nn.Parameter(torch.full((2,), 2.0))
+        optim = HALP([a, b], lr=0.25, mu=1.0)
+
+        def closure(parts: str, a: Tensor = a, b: Tensor = b, absent: Tensor | None = absent) -> None:
+            a.grad = a.detach().clone() if "a" in parts else absent
+            b.grad = b.detach().clone() if "b" in parts else absent
+
+        for parts in ("ab", "a", "ab"):
+            optim.recenter(lambda parts=parts: closure(parts))  # type: ignore[misc]
+            optim.step(lambda: closure("a"))
+            optim.step(lambda: closure("b"))
+        finals.append((a.tolist(), b.tolist()))
+    assert finals[0] == finals[1]
+
+
+def test_a_closure_that_raises_leaves_the_iterate() -> None:
+    task = LeastSquares()
+    optim = HALP([task.w], lr=0.02, mu=1.0)
+    optim.recenter(task.closure())
+    optim.step(task.closure())
+    before = task.w.detach().clone()
+    for good in (0, 1):  # evaluations at the centre, then at the iterate
+        calls = [task.closure()] * good
+
+        def evaluate(calls: list[Callable[[], None]] = calls) -> None:
+            calls.pop()()
+
+        with pytest.raises(IndexError):
+            optim.step(evaluate)
+        assert torch.equal(task.w, before) and not torch.equal(before, optim.state[task.w]["center"])
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_full_gradient_that_is_no_number_is_not_passed_over(bad: float) -> None:
+    w = nn.Parameter(torch.ones(2))
+    optim = HALP([w], lr=0.1, mu=1.0)
+
+    def closure() -> None:
+        w.grad = torch.tensor([bad, 1.0])
+
+    optim.recenter(closure)
+    optim.step(closure)
+    assert w.isnan().all()
+
+
 def test_bad_input_is_named() -> None:
     w = nn.Parameter(torch.ones(1))
     for arguments, says in (

@@ -26,7 +26,9 @@ class HALP(Optimizer):
     rounded stochastically and held to the grid. Centre, offset and gradient live in the state_dict.
 
     Only the offset is low precision: gradients are computed as the parameters' dtype has it, and
-    float32 parameters end at its own floor. Where the full gradient is zero, nothing moves.
+    float32 parameters end at its own floor. Where the full gradient is zero, nothing moves; where it
+    is NaN or infinite, parameters become NaN. A part whose closure leaves a parameter without a
+    gradient does not depend on it.
 
     Args:
         params: plain float32 or float64 parameters.
@@ -61,7 +63,7 @@ class HALP(Optimizer):
     def recenter(self, closure: Callable[[], Any]) -> Any:
         """Begin an outer iteration: ``closure`` leaves the gradient of the whole function; returns what it does."""
         loss = self._gradients_of(closure)
-        gradients = {p: p.grad.clone() for p in listed(self.param_groups) if p.grad is not None}
+        gradients = {p: _gradient(p) for p in listed(self.param_groups) if p.grad is not None or p in self.state}
         norm = math.sqrt(sum(float(grad.double().square().sum()) for grad in gradients.values()))
         for group in self.param_groups:
             group["spacing"] = norm / (group["mu"] * (2 ** (group["bits"] - 1) - 1))
@@ -73,7 +75,7 @@ class HALP(Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One inner step; ``closure`` leaves the gradient of one part of the function, the same each time it is called.
 
-        Returns what it returns at the iterate.
+        Returns what it returns at the iterate. If it raises, the parameters are the iterate.
 
         Raises:
             RuntimeError: no closure, or no ``recenter`` before.
@@ -83,17 +85,19 @@ class HALP(Optimizer):
         moving = [p for p in listed(self.param_groups) if p in self.state]
         for p in moving:
             p.copy_(self.state[p]["center"])
-        self._gradients_of(closure)
-        at_center = {p: p.grad.clone() for p in moving}
-        for p in moving:
-            p.copy_(self.state[p]["center"] + self.state[p]["offset"])
+        try:
+            self._gradients_of(closure)
+            at_center = {p: _gradient(p) for p in moving}
+        finally:
+            for p in moving:
+                p.copy_(self.state[p]["center"] + self.state[p]["offset"])
         loss = self._gradients_of(closure)
         for group in self.param_groups:
             grid, spacing = FixedPoint(group["bits"], 0), group["spacing"]
             for p in group["params"]:
-                if p in self.state and spacing > 0:
+                if p in self.state and spacing != 0:
                     s = self.state[p]
-                    moved = s["offset"] - group["lr"] * (p.grad - at_center[p] + s["gradient"])
+                    moved = s["offset"] - group["lr"] * (_gradient(p) - at_center[p] + s["gradient"])
                     s["offset"].copy_(round_fresh(moved / spacing, grid, Rounding(Mode.STOCHASTIC)) * spacing)
                     p.copy_(s["center"] + s["offset"])
         return loss
@@ -102,3 +106,8 @@ class HALP(Optimizer):
         self.zero_grad()
         with torch.enable_grad():
             return closure()
+
+
+def _gradient(p: Tensor) -> Tensor:
+    """A copy of the gradient, of zeros if there is none."""
+    return torch.zeros_like(p) if p.grad is None else p.grad.clone()
