@@ -15,6 +15,26 @@ from lptensor.quantizer import Quant, Step, as_step
 # What torch's optimizers count and schedule with; a scalar parameter's state would else look like a momentum.
 _BOOKKEEPING = {"step", "eta", "mu", "mu_product"}
 
+_ADAM = ("exp_avg", "exp_avg_sq", "step")
+# What they may keep of a parameter, under whatever options, by their classes; others show it at their first step.
+_KEPT: dict[str, tuple[str, ...]] = {
+    "ASGD": ("ax", "eta", "mu", "step"),
+    "Adadelta": ("acc_delta", "square_avg", "step"),
+    "Adafactor": ("col_var", "row_var", "step", "variance"),
+    "Adagrad": ("step", "sum"),
+    "Adam": (*_ADAM, "max_exp_avg_sq"),
+    "AdamW": (*_ADAM, "max_exp_avg_sq"),
+    "Adamax": ("exp_avg", "exp_inf", "step"),
+    "Madam": ("largest", "square_avg", "step"),
+    "Muon": ("momentum_buffer",),
+    "NAdam": (*_ADAM, "mu_product"),
+    "RAdam": _ADAM,
+    "RMSprop": ("grad_avg", "momentum_buffer", "square_avg", "step"),
+    "Rprop": ("prev", "step", "step_size"),
+    "SGD": ("momentum_buffer",),
+    "SparseAdam": _ADAM,
+}
+
 
 @dataclass(frozen=True)
 class Momenta:
@@ -25,6 +45,19 @@ class Momenta:
 
     def rules(self) -> Iterator[Step | None]:
         yield from (self.every, *self.by_key.values())
+
+    def check(self, optimizer: Optimizer) -> None:
+        """Refuse a key that ``optimizer`` does not keep, as far as that is known by now.
+
+        Raises:
+            ValueError: such a key.
+        """
+        known = {key for state in optimizer.state.values() for key in state}
+        if type(optimizer).__module__.startswith(("torch.optim", "lptensor")):
+            known.update(_KEPT.get(type(optimizer).__name__, ()))
+        for key in self.by_key:
+            if known and key not in known:
+                raise ValueError(f"momentum_quant names {key!r}, {type(optimizer).__name__} keeps {sorted(known)}")
 
     def round(self, optimizer: Optimizer, parameters: Iterable[Tensor]) -> None:
         """Round what ``optimizer`` keeps for these parameters.
@@ -44,10 +77,7 @@ class Momenta:
                     if rule is not None and isinstance(tensor, Tensor) and tensor.is_floating_point():
                         with saying("state", p):
                             write(tensor, rule(read(tensor)))
-        known = {key for state in optimizer.state.values() for key in state}
-        for key in self.by_key:
-            if known and key not in known:
-                raise ValueError(f"momentum_quant names {key!r}, {type(optimizer).__name__} keeps {sorted(known)}")
+        self.check(optimizer)
 
 
 def as_momenta(quant: Quant | Mapping[str, Quant | None] | None) -> Momenta:

@@ -78,8 +78,8 @@ class OptimLP(Optimizer):
     Raises:
         TypeError: no optimizer, a quantizer that is neither format nor function, parameters that a
             format cannot round (it takes float32 and float64).
-        ValueError: grad_scaling not positive, a momentum key that the optimizer does not have, an
-            ``update`` that is unknown or does not go with the other arguments.
+        ValueError: grad_scaling not positive, a momentum key that the optimizer does not have (one that is not
+            torch's shows it at its first step), an ``update`` that is unknown or clashes with the other arguments.
 
     >>> from lptensor import BF16, E4M3
     >>> w = torch.nn.Parameter(torch.ones(2))
@@ -117,6 +117,7 @@ class OptimLP(Optimizer):
         # Not Optimizer.__init__, which would make groups and states of its own; this only adds what hooks need.
         self.__setstate__({})
         self._check(optim.param_groups)
+        self.momentum_quant.check(optim)
         if self.acc_quant is not None or update is not None:  # what steps without us have left follows the accumulators
             optimizer_state.mark(p for p in self._parameters() if isinstance(p, LPTensor))
 

@@ -606,13 +606,38 @@ def test_other_bad_input_is_named():
 
 
 def test_a_momentum_that_the_optimizer_does_not_keep_is_named():
+    """At once, when nothing has changed yet; of an optimizer that nobody knows, when its first step has shown."""
+
+    class Own(torch.optim.Adam):
+        pass
+
     task = Task("Adam")
-    optim = OptimLP(task.optim, momentum_quant={"exp_avg_seq": BF16})
+    says = r"'exp_avg_seq', {} keeps \['exp_avg', 'exp_avg_sq', 'max_exp_avg_sq', 'step'\]"
+    with pytest.raises(ValueError, match=says.format("Adam")):
+        OptimLP(task.optim, momentum_quant={"exp_avg_seq": BF16})
+    optim = OptimLP(Own(task.params, amsgrad=True), momentum_quant={"exp_avg_seq": BF16})
     task.closure()
-    with pytest.raises(
-        ValueError, match=r"'exp_avg_seq', Adam keeps \['exp_avg', 'exp_avg_sq', 'max_exp_avg_sq', 'step'\]"
-    ):
+    with pytest.raises(ValueError, match=says.format("Own")):
         optim.step()
+    with pytest.raises(ValueError, match=r"'sum', SGD keeps \['momentum_buffer'\]"):
+        OptimLP(SGD(task.params), momentum_quant={"sum": BF16})  # which keeps none without a momentum
+
+
+@pytest.mark.parametrize("name", [n for n in OPTIMIZERS if n != "LBFGS"])
+def test_every_state_of_torchs_optimizers_may_be_named(name):
+    """Under all options that make states, on a matrix and on a vector."""
+    task, seen = Task(name), set()
+    known = inspect.signature(getattr(torch.optim, name)).parameters.keys()
+    for options in ({}, {"amsgrad": True}, {"momentum": 0.5}, {"centered": True}):
+        if options.keys() <= known:
+            task.optim = getattr(torch.optim, name)(task.params, **options)
+            task.train(task.optim, 2)
+            seen |= {key for entries in task.optim.state.values() for key in entries}
+    assert seen
+    OptimLP(getattr(torch.optim, name)(task.params), momentum_quant=dict.fromkeys(seen, BF16))
+    with pytest.raises(ValueError, match="typo") as error:
+        OptimLP(getattr(torch.optim, name)(task.params), momentum_quant={"typo": BF16})
+    assert str(sorted(seen)) in str(error.value)
 
 
 def test_a_function_of_the_wrong_shape_is_named_and_the_weights_stay():

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import torch
 from torch import nn
 
+from lptensor import BF16, OptimLP
 from lptensor.training import DoReFaActivation, DoReFaGradient, DoReFaWeight, Madam
 
 
@@ -65,6 +67,16 @@ class TestMadam:
         w.grad = torch.tensor([1e6, 1.0, 1e-6])
         Madam([w], lr=0.5).step()
         assert torch.allclose(w.detach() / torch.tensor([1e-6, 1.0, 1e6]), torch.tensor(math.exp(-0.5)))
+
+    def test_optimlp_knows_its_states(self) -> None:
+        w = nn.Parameter(torch.ones(3))
+        w.grad = torch.ones(3)
+        bare = Madam([w])
+        bare.step()
+        for key in bare.state[w]:
+            OptimLP(Madam([w]), momentum_quant={key: BF16})
+        with pytest.raises(ValueError, match=re.escape(f"'exp_avg', Madam keeps {sorted(bare.state[w])}")):
+            OptimLP(Madam([w]), momentum_quant={"exp_avg": BF16})
 
     @pytest.mark.parametrize("bad", [math.nan, math.inf])
     def test_a_gradient_that_is_no_number_reaches_its_weight(self, bad: float) -> None:
