@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
 from lptensor import _compat
 from lptensor.path_rules import listed, matches
@@ -30,6 +31,21 @@ def check_classes(layers: Any) -> None:
     """Refuse what isinstance() does not take, naming it."""
     if not all(isinstance(cls, type) for cls in (layers if isinstance(layers, tuple) else (layers,))):
         raise TypeError(f"layers takes classes such as (nn.Linear, nn.Conv2d), got {layers!r}")
+
+
+def check_made(layers: Iterable[nn.Module]) -> None:
+    """Refuse lazy layers, which have no weight before their first call."""
+    for layer in layers:
+        if isinstance(layer.weight, UninitializedParameter):
+            raise ValueError(f"a {type(layer).__name__} has no weight yet; call the model on a batch first")
+
+
+def with_first(change: Callable[[Any], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A call's arguments with the first of them changed, which may come by its name."""
+    if args or not kwargs:
+        return (*map(change, args[:1]), *args[1:]), kwargs
+    first = next(iter(kwargs))
+    return args, {**kwargs, first: change(kwargs[first])}
 
 
 def become(layer: nn.Module, cls: type[nn.Module], **attributes: Any) -> None:

@@ -419,6 +419,49 @@ class TestRoundLayers:
         round_layers(net, input=lambda: DelayedScaling(E4M3))
         with pytest.raises(ValueError, match="rounded already"):
             round_layers(net, weight=LUQ)
+        with pytest.raises(ValueError, match="a LazyLinear has no weight yet"):
+            round_layers(nn.LazyLinear(2), weight=LUQ)
+
+    def test_an_input_may_come_by_its_name(self) -> None:
+        layer, x = round_layers(nn.Linear(3, 2), input=S2FP8), torch.randn(4, 3)
+        assert torch.equal(layer(input=x), layer(x))
+        with pytest.raises(TypeError, match="missing"):
+            layer()
+
+    def test_a_projection_that_attention_reads_and_does_not_call_stays(self) -> None:
+        """Its weight would be rounded, its input and gradient not: neither hook of it is called."""
+        net = round_layers(nn.TransformerEncoderLayer(8, 2, 16), *[LUQ] * 3)
+        keys = [name for name, _ in net.named_parameters() if "parametrizations" in name]
+        assert keys == [f"linear{i}.parametrizations.weight.original" for i in (1, 2)]
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        lambda: recipes.dorefa(activation=0),
+        lambda: recipes.dorefa(gradient=0),
+        lambda: recipes.wage(activation=0),
+        lambda: recipes.wage(error=1),
+        lambda: recipes.unit_scaling("E4M3"),  # type: ignore[arg-type]
+        lambda: recipes.unit_scaling(backward=8),  # type: ignore[arg-type]
+    ],
+)
+def test_a_recipe_that_cannot_be_followed_changes_nothing(recipe: Callable[[], Recipe]) -> None:
+    net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    before, x = copy.deepcopy(net.state_dict()), torch.randn(3, 4)
+    y = net(x)
+    with pytest.raises((TypeError, ValueError), match="got (0|1|8|'E4M3')"):
+        recipe().model(net)
+    assert torch.equal(net(x), y) and [type(m) for m in net] == [nn.Linear, nn.ReLU, nn.Linear]
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items()) and not net[0]._forward_hooks
+
+
+def test_wage_leaves_a_model_alone_that_its_grid_cannot_hold() -> None:
+    net = nn.Sequential(nn.Linear(4, 4, dtype=torch.bfloat16), nn.Linear(4, 2))
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(TypeError, match="bfloat16"):
+        recipes.wage().model(net)
+    assert list(net.state_dict()) == list(before) and torch.equal(net[1].weight, before["1.weight"])
 
 
 def test_a_technique_is_an_operand() -> None:

@@ -105,6 +105,7 @@ def test_activations_are_scaled_by_their_gaussian_moments(make: type[nn.Module])
     plain.sum().backward()
     assert leaf.grad is not None and torch.allclose(grad, leaf.grad * factor, rtol=1e-2)
     assert torch.allclose(y, plain * factor, rtol=1e-2)
+    assert torch.equal(net[1](input=x.detach()), y)
 
 
 def test_relus_factor_is_known() -> None:

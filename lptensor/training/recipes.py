@@ -18,6 +18,7 @@ from lptensor.formats import E2M1, E3M2, E4M3, E5M2, FP32, FixedPoint, FloatingP
 from lptensor.hadamard import Hadamard
 from lptensor.lower import lower
 from lptensor.operands import Gemm, Operand
+from lptensor.ops import check_roundable
 from lptensor.optim import OptimLP
 from lptensor.posits import Posit
 from lptensor.quantizer import quantizer
@@ -290,6 +291,8 @@ def wage(weight: int = 2, activation: int = 8, gradient: int = 8, error: int = 8
     def change(model: nn.Module) -> None:
         layers = layers_of(model, (), LAYERS)
         weights = [layer.weight for layer in layers.values() if isinstance(layer.weight, nn.Parameter)]
+        for w in weights:
+            check_roundable(w, grid(gradient))
         *others, last = layers
         inputs, rounded = (lambda: WageActivation(activation, error)), (lambda: WageWeight(weight))
         # Errors are rounded where they leave a layer's input; the first one enters the last layer's output.

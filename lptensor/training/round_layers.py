@@ -7,10 +7,11 @@ from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrize
 
 from lptensor import _compat
-from lptensor.weighted_layers import LAYERS, layers_of
+from lptensor.weighted_layers import LAYERS, check_made, layers_of, with_first
 
 Model = TypeVar("Model", bound=nn.Module)
 Make: TypeAlias = "Callable[[], Callable[[Tensor], Tensor]]"
@@ -36,7 +37,8 @@ def round_layers(
 
     The model is changed in place and returned. ``layer.weight`` is the rounded weight, made anew
     whenever it is read; its exact one, ``layer.parametrizations.weight.original``, is what
-    ``parameters()`` and the state_dict hold: make the optimizer afterwards.
+    ``parameters()`` and the state_dict hold: make the optimizer afterwards. The projections of
+    ``nn.MultiheadAttention`` are no layers that are called, and left alone.
 
     Args:
         skip: path patterns of what to leave alone, as ``exempt`` of ``lower``.
@@ -44,7 +46,8 @@ def round_layers(
 
     Raises:
         TypeError: an argument that cannot be called.
-        ValueError: no such layer, a pattern in ``skip`` that matches none, or layers that are changed already.
+        ValueError: no such layer, a pattern in ``skip`` that matches none, or layers that are changed already or
+            lazy. Whatever is raised, by the arguments too, the model is unchanged.
 
     >>> from lptensor import E4M3, DelayedScaling
     >>> net = round_layers(nn.Sequential(nn.Linear(2, 1)), input=lambda: DelayedScaling(E4M3))
@@ -54,18 +57,20 @@ def round_layers(
     for name, make in (("input", input), ("weight", weight), ("gradient", gradient)):
         if make is not None and not callable(make):
             raise TypeError(f"{name} makes what rounds, once for each layer: say {name}=lambda: ..., got {make!r}")
-    chosen = list(layers_of(model, skip, layers).values())
+    chosen = [m for m in layers_of(model, skip, layers).values() if type(m) is not NonDynamicallyQuantizableLinear]
+    check_made(chosen)
     for module in chosen:
         if hasattr(module, _INPUT) or hasattr(module, _GRADIENT) or parametrize.is_parametrized(module, "weight"):
             raise ValueError("a layer is rounded already; begin with a fresh model")
-    for module in chosen:
-        if weight is not None:
+    made = [[None if make is None else make() for make in (weight, input, gradient)] for _ in chosen]
+    for module, (of_weight, of_input, of_gradient) in zip(chosen, made, strict=True):
+        if of_weight is not None:
             # Unsafe: not tried out beforehand, which a scaling with a state would remember.
-            parametrize.register_parametrization(module, "weight", _as_module(weight()), unsafe=True)
-        if input is not None:
-            module.add_module(_INPUT, _as_module(input()))
-        if gradient is not None:
-            module.add_module(_GRADIENT, _Function(gradient()))
+            parametrize.register_parametrization(module, "weight", _as_module(of_weight), unsafe=True)
+        if of_input is not None:
+            module.add_module(_INPUT, _as_module(of_input))
+        if of_gradient is not None:
+            module.add_module(_GRADIENT, _Function(of_gradient))
         before = _round_input if input is not None else None
         after = _round_gradient if gradient is not None else None
         _compat.set_hooks(module, _compat.ROUND_LAYERS, before=before, after=after)
@@ -73,7 +78,7 @@ def round_layers(
 
 
 def _round_input(module: nn.Module, args: Any, kwargs: Any) -> Any:
-    return (module.get_submodule(_INPUT)(args[0]), *args[1:]), kwargs
+    return with_first(module.get_submodule(_INPUT), args, kwargs)
 
 
 def _round_gradient(module: nn.Module, args: Any, output: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch.nn import functional as F  # noqa: N812
 from lptensor import _compat
 from lptensor.formats import Format
 from lptensor.quantizer import quantizer
-from lptensor.weighted_layers import become, layers_of
+from lptensor.weighted_layers import become, layers_of, with_first
 
 ACTIVATIONS = (nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.ELU, nn.Softplus, nn.LeakyReLU, nn.Mish)
 
@@ -94,7 +95,7 @@ class _Before:
     factor: float
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
-        return (scale(args[0], backward=self.factor), *args[1:]), kwargs
+        return with_first(partial(scale, backward=self.factor), args, kwargs)
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,7 @@ def unit_layers(
     model: nn.Module, forward: Format | None, backward: Format | None, skip: Sequence[str], initialize: bool
 ) -> None:
     """Scale every nn.Linear, nn.Embedding and elementwise activation; round the operands of the linear ones."""
+    quantizer(forward, backward)  # refuses what is no format
     rounded = layers_of(model, skip, (nn.Linear,))
     scaled = {path: m for path, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Embedding))}
     for path, module in scaled.items():
