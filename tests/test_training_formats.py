@@ -341,3 +341,12 @@ class TestFineTuning:
             prepare(net, FP32)
         with pytest.raises(ValueError, match="no layer of Linear was prepared"):
             finish(nn.Linear(2, 2))
+
+    @pytest.mark.parametrize("last", [lambda: nn.Linear(2, 2, dtype=torch.bfloat16), lambda: nn.LazyLinear(2)])
+    def test_a_layer_that_cannot_be_prepared_leaves_the_others_alone(self, last: Any) -> None:
+        net = nn.Sequential(nn.Linear(2, 2), last())
+        with pytest.raises((TypeError, ValueError), match="bfloat16|LazyLinear has no weight yet"):
+            prepare(net, FixedPoint(4, 3))
+        assert "weight" in dict(net[0].named_parameters())
+        with pytest.raises(TypeError, match="number format"):
+            prepare(nn.Linear(2, 2), None)  # type: ignore[arg-type]

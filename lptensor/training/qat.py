@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lptensor.formats import Format
+from lptensor.ops import check_roundable
 from lptensor.quantizer import Quantizer
 from lptensor.rounding import Mode, Rounding
-from lptensor.weighted_layers import check_classes
+from lptensor.weighted_layers import check_classes, check_made
 
 Model = TypeVar("Model", bound=nn.Module)
 _DEFAULT = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -30,7 +31,9 @@ def prepare(
     rounds activations. Formats of INT8 with one scale per output: ``Scaled(INT8, CurrentMaximum(Channel(0)))``.
 
     Raises:
-        ValueError: no such layer in the model, or one that is prepared already. The model is unchanged.
+        TypeError: no format, or weights that it cannot round.
+        ValueError: no such layer in the model, or one that is prepared already or lazy.
+            Whatever is raised, the model is unchanged.
 
     >>> from lptensor import FixedPoint
     >>> net = prepare(nn.Sequential(nn.Linear(2, 1)), FixedPoint(3, 1))
@@ -46,6 +49,9 @@ def prepare(
         raise ValueError(f"{type(model).__name__} has no layer of {', '.join(kind.__name__ for kind in layers)}")
     if any(parametrize.is_parametrized(m, "weight") for m in chosen):
         raise ValueError("a layer's weight is parametrized already; finish(model) before preparing it anew")
+    check_made(chosen)
+    for module in chosen:
+        check_roundable(module.weight, format)
     for module in chosen:
         parametrize.register_parametrization(module, "weight", quantizer)
     return model
