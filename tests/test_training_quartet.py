@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lptensor.training import recipes
+from lptensor.training import ThreeQuarters, recipes
 from lptensor.training.quartet import QuartetLinear, clipped_mxfp4
 
 VALUES = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0], dtype=torch.float64)
@@ -113,6 +113,16 @@ def test_it_is_the_layer_that_it_was() -> None:
     assert type(net[2]) is nn.Linear, "nothing was changed"
     with pytest.raises(ValueError, match="skip names '7'"):
         recipes.quartet(skip=("7",)).model(nn.Sequential(nn.Linear(2, 2)))
+
+
+def test_a_layer_may_be_made_by_hand() -> None:
+    torch.manual_seed(0)
+    layer = QuartetLinear(64, 4, bias=False, unbiased=ThreeQuarters(), dtype=torch.float64)
+    plain = nn.Linear(64, 4, bias=False, dtype=torch.float64)
+    plain.load_state_dict(layer.state_dict())
+    recipes.quartet().model(plain)
+    x = torch.randn(3, 64, dtype=torch.float64)
+    assert torch.equal(layer(x), plain(x))
 
 
 def test_torchs_fused_paths_do_not_pass_it_by() -> None:

@@ -80,9 +80,18 @@ class QuartetLinear(nn.Linear):
     of fresh random signs, along the axis that each product sums over, and are rounded by ``unbiased``,
     a function such as ``ThreeQuarters()``; gradients of what was clipped are zero. Axes that are no multiples of 32
     count as if zeros followed. The bias is added, and gets its gradient, in full.
+
+    >>> from lptensor.training import ThreeQuarters
+    >>> layer = QuartetLinear(64, 3, unbiased=ThreeQuarters())
+    >>> layer(torch.randn(5, 64)).shape
+    torch.Size([5, 3])
     """
 
     unbiased: Round
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, *, unbiased: Round, **made: Any) -> None:
+        super().__init__(in_features, out_features, bias, **made)
+        self.unbiased = unbiased
 
     def forward(self, input: Tensor) -> Tensor:
         flat = input.reshape(-1, input.shape[-1])

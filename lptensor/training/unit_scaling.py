@@ -64,9 +64,13 @@ class UnitLinear(nn.Linear):
     y = x w.T / sqrt(sqrt(in) sqrt(out)) + b, the gradient of x under the same factor as the paper's
     constraint asks (both are then exact only for square layers), those of w and b over sqrt(rows).
     ``formats`` are what the operands are rounded to, to nearest: x and w, and the incoming gradient.
+
+    >>> layer = UnitLinear(256, 256, bias=False)
+    >>> torch.allclose(layer(torch.ones(1, 256)) * 16, layer.weight.sum(1), atol=1e-4)
+    True
     """
 
-    formats: tuple[Format | None, Format | None]
+    formats: tuple[Format | None, Format | None] = (None, None)
 
     def forward(self, input: Tensor) -> Tensor:
         forward, backward = self.formats
