@@ -41,6 +41,18 @@ def join(operands: Sequence[Any]) -> Arithmetic:
     return arithmetic
 
 
+def join_list(operands: Sequence[Any]) -> Arithmetic:
+    """``join``, which knows whence a list of tensors in several formats comes, most likely: from an optimizer's."""
+    try:
+        return join(operands)
+    except TypeError as error:
+        raise TypeError(
+            f"{error}. Gradients in several formats have a norm once they are plain, get_total_norm([p.grad."
+            "dequantize() for p in parameters]), by which clip_grads_with_norm_ clips them; LBFGS takes such within "
+            "OptimLP(..., update='nearest')"
+        ) from None
+
+
 def direct(operands: Sequence[Any]) -> bool:
     """Whether an op between these computes in fp32 as it is and only rounds: the fast way."""
     for operand in operands:

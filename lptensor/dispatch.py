@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lptensor import _compat
-from lptensor.arguments import Grid, caller_named, common_grid, direct, each, join, unwrap
+from lptensor.arguments import Grid, caller_named, common_grid, direct, each, join, join_list, unwrap
 from lptensor.arithmetic import Arithmetic
 from lptensor.computing import Opened, computed, write
 from lptensor.direction import in_backward, side_of_copy
@@ -159,13 +159,14 @@ def _compute(func: Any, rule: Rule, cls: Any) -> Runner:
 
 def _keep(func: Any, rule: Rule, cls: Any) -> Runner:
     fast = _compat.direct_call(func)
+    joined = join_list if func in (torch.ops.aten.cat.default, torch.ops.aten.stack.default) else join
 
     def run(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         found: list[Any] = []
         plain = unwrap(args, cls, found)
         named = dict(zip(kwargs, unwrap(tuple(kwargs.values()), cls, found), strict=True)) if kwargs else kwargs
         kept = common_grid(rule, args, kwargs, cls, found)
-        grid: Grid = (join(found), in_backward()) if kept is None else (kept[0], side_of_copy(kept[1]))
+        grid: Grid = (joined(found), in_backward()) if kept is None else (kept[0], side_of_copy(kept[1]))
         if grid == kept or direct(found):
             out = fast(*plain, **named)
         else:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from low import is_low, rounded, same, values
-from lptensor import BF16, E4M3, E5M2, Arithmetic, LPTensor, convert
+from lptensor import BF16, E4M3, E5M2, FP16, Arithmetic, LPTensor, OptimLP, convert
 from oracles.aten_reference import AtenReference, by_cast
 
 BOTH = Arithmetic(BF16, backward=E5M2)
@@ -274,6 +274,46 @@ def test_clipping_by_norm_rounds_where_the_contract_says(foreach: Any, norm: flo
     assert same(total, want) and total.item() > 0.3 and is_low(total, BF16)
     for p, twin in zip(model.parameters(), twins, strict=True):
         assert is_low(p.grad, E5M2) and same(p.grad, twin.grad)
+
+
+class TestFormatsOfWhichNeitherHoldsTheOther:
+    """BF16 and FP16: torch's dtypes meet in fp32; formats do if asked, in the ways that the errors name."""
+
+    def parameters(self) -> list[Any]:
+        made = [nn.Parameter(torch.ones(n).to_lp(format)) for n, format in ((2, BF16), (3, FP16))]  # type: ignore[attr-defined]
+        for p, value in zip(made, (3.0, 4.0), strict=True):
+            p.grad = torch.full(p.shape, value).to_lp(p.format)  # type: ignore[attr-defined]
+        return made
+
+    @pytest.mark.parametrize("foreach", [None, False, True])
+    def test_their_gradients_are_clipped_by_a_norm_of_plain_ones(self, foreach: Any) -> None:
+        parameters = self.parameters()
+        with pytest.raises(TypeError, match=r"neither of .* get_total_norm\(.* clip_grads_with_norm_ clips"):
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0, foreach=foreach)
+        assert [p.grad[0].item() for p in parameters] == [3.0, 4.0]
+        norm = torch.nn.utils.get_total_norm([p.grad.dequantize() for p in parameters])
+        torch.nn.utils.clip_grads_with_norm_(parameters, 1.0, norm, foreach=foreach)
+        assert norm.item() == torch.tensor(66.0).sqrt().item()
+        for p, cast, value in zip(parameters, (torch.bfloat16, torch.float16), (3.0, 4.0), strict=True):
+            assert torch.equal(p.grad.dequantize(), (value / (norm + 1e-6)).to(cast).float().expand(p.shape))
+
+    def test_lbfgs_takes_them_within_optimlp(self) -> None:
+        parameters = self.parameters()
+
+        def closure() -> Tensor:
+            for p in parameters:
+                p.grad = None
+            loss = sum((p.dequantize() - 2).square().sum() for p in parameters)
+            loss.backward()
+            return loss
+
+        bare = torch.optim.LBFGS(parameters, lr=0.5)
+        with pytest.raises(TypeError, match=r"LBFGS takes such within OptimLP\(\.\.\., update='nearest'\)"):
+            bare.step(closure)
+        OptimLP(torch.optim.LBFGS(parameters, lr=0.5), update="nearest").step(closure)
+        assert all(
+            is_low(p, format) and (p - 2).abs().max() < 0.02 for p, format in zip(parameters, (BF16, FP16), strict=True)
+        )
 
 
 @pytest.mark.parametrize("foreach", [None, False, True])
