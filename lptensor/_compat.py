@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import inspect
 import sys
 from collections.abc import Callable, Collection, Mapping
-from functools import cache
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
@@ -93,7 +93,7 @@ def set_thread_local(name: str, value: Any) -> None:
     torch._C._stash_obj_in_tls(name, value)
 
 
-@cache
+@functools.cache
 def _storing_takes_a_reference() -> bool:
     """Whether torch gives a reference back that it never took: 2.11 frees what is still in use."""
     probe = object()
@@ -267,6 +267,23 @@ def run_by_python(function: Function) -> Function:
     skip = frames._FrameAction.SKIP
     frames.set_code_exec_strategy(function.__code__, frames._FrameExecStrategy(skip, skip))
     return function
+
+
+def break_graph(function: Function) -> Function:
+    """``function`` as code that Dynamo traces shall call it: outside its graph, as Python code, without a look inside.
+
+    Without it Dynamo traces autograd functions of ours that hold formats and techniques, and fails.
+    """
+    from torch._compile import _disable_dynamo
+
+    outside = _disable_dynamo(function)
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        # Only there: the way outside imports Dynamo, which takes a second.
+        return (outside if torch.compiler.is_dynamo_compiling() else function)(*args, **kwargs)
+
+    return call  # type: ignore[return-value]
 
 
 def run_members_by_python(cls: type) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lptensor import _compat
 from lptensor.base import no_format
 from lptensor.formats import Overflow, ScalarFormat
 from lptensor.ops import check_roundable, round as lp_round
@@ -63,6 +64,7 @@ class DelayedScaling(nn.Module):
         self.register_buffer("amax_history", torch.zeros(scaling.history))
         self.register_buffer("scale", torch.ones(()))
 
+    @_compat.break_graph
     def forward(self, x: Tensor) -> Tensor:
         check_roundable(x, self.format)
         scale = self.scale.clone()

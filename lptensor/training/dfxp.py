@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lptensor import _compat
 from lptensor.formats import FixedPoint, check_int
 from lptensor.ops import check_roundable, round as lp_round
 from lptensor.rounding import Mode, Rounding, as_rounding
@@ -62,6 +63,7 @@ class DynamicFixedPoint(nn.Module):
         """The format that the next call rounds to."""
         return FixedPoint(self.wl, self.wl - 1 - int(self.exponent), symmetric=True)
 
+    @_compat.break_graph
     def forward(self, x: Tensor) -> Tensor:
         format = self.format
         check_roundable(x, format)

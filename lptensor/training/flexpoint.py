@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lptensor import _compat
 from lptensor.formats import FixedPoint, check_int
 from lptensor.ops import check_roundable, round as lp_round
 from lptensor.rounding import Mode, Rounding, as_rounding
@@ -61,6 +62,7 @@ class Flexpoint(nn.Module):
         self.register_buffer("exponent", torch.tensor(_UNKNOWN))
         self.register_buffer("magnitudes", torch.full((history,), -1.0, dtype=torch.float64))
 
+    @_compat.break_graph
     def forward(self, x: Tensor) -> Tensor:
         exponent = int(self.exponent)
         if exponent == _UNKNOWN:

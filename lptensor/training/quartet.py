@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from lptensor import _compat
 from lptensor.formats import E2M1
 from lptensor.hadamard import Hadamard
 from lptensor.ops import check_roundable, round_fresh
@@ -65,6 +66,11 @@ class _Products(torch.autograd.Function):
         return back(of_x * inside_x), back(of_w * inside_w), None
 
 
+@_compat.break_graph
+def _products(x: Tensor, w: Tensor, unbiased: Round) -> Tensor:
+    return _Products.apply(x, w, unbiased)  # type: ignore[no-any-return, no-untyped-call]
+
+
 def _turned(a: Tensor, b: Tensor, unbiased: Round) -> Tensor:
     """a @ b.T, both turned by the same random signs and rounded along the axis they share."""
     signs = _BACKWARD.draw(a)
@@ -97,7 +103,7 @@ class QuartetLinear(nn.Linear):
         flat = input.reshape(-1, input.shape[-1])
         if flat.shape[0] == 0:
             return linear(input, self.weight, self.bias)
-        y: Tensor = _Products.apply(flat, self.weight, self.unbiased)  # type: ignore[no-untyped-call]
+        y = _products(flat, self.weight, self.unbiased)
         y = y.unflatten(0, input.shape[:-1]) if input.dim() > 1 else y.squeeze(0)
         return y if self.bias is None else y + self.bias
 

@@ -82,7 +82,12 @@ def _round_input(module: nn.Module, args: Any, kwargs: Any) -> Any:
 
 
 def _round_gradient(module: nn.Module, args: Any, output: Any) -> Any:
-    return _Backward.apply(output, module.get_submodule(_GRADIENT))  # type: ignore[no-untyped-call]
+    return _apply(_Backward, output, module.get_submodule(_GRADIENT))
+
+
+@_compat.break_graph
+def _apply(function: type[torch.autograd.Function], x: Tensor, quantize: Callable[[Tensor], Tensor]) -> Tensor:
+    return function.apply(x, quantize)  # type: ignore[no-any-return]
 
 
 def _as_module(quantize: Callable[[Tensor], Tensor]) -> nn.Module:
@@ -105,8 +110,7 @@ class _Function(nn.Module):
 
 class _StraightThrough(_Function):
     def forward(self, x: Tensor) -> Tensor:
-        values: Tensor = _Forward.apply(x, self.quantize)  # type: ignore[no-untyped-call]
-        return values
+        return _apply(_Forward, x, self.quantize)
 
 
 class _Forward(torch.autograd.Function):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lptensor import _compat
 from lptensor.formats import FixedPoint, check_int
 from lptensor.ops import check_roundable, round_fresh
 from lptensor.rounding import Rounding
@@ -74,6 +75,7 @@ class WageActivation(nn.Module):
         super().__init__()
         self.bits, self.error = check_int("bits", bits, 2, 24), WageError(error)
 
+    @_compat.break_graph
     def forward(self, a: Tensor) -> Tensor:
         values: Tensor = _Activation.apply(a, grid(self.bits), self.error)  # type: ignore[no-untyped-call]
         return values
