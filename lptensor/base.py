@@ -156,6 +156,13 @@ def check_int(name: str, value: object, low: int, high: int, why: str = "") -> i
     return value
 
 
+def check_number(name: str, value: Any) -> Any:
+    """``value`` if it is a number, or a tensor or the like of one, else an error that says so."""
+    if isinstance(value, bool) or not hasattr(value, "__float__"):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    return value
+
+
 def check_bool(name: str, value: object) -> bool:
     """``value`` if it is True or False, else an error that says so: a string would pass for True."""
     if not isinstance(value, bool):

@@ -16,6 +16,8 @@ LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 def layers_of(model: nn.Module, skip: Iterable[str], layers: tuple[type[nn.Module], ...]) -> dict[str, nn.Module]:
     """The layers of these classes by their paths, without those at or below what the patterns in ``skip`` match."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"layers are changed of a torch.nn.Module, got {type(model).__name__}")
     skip = listed("skip", skip)
     check_classes(layers)
     found = {path: module for path, module in model.named_modules() if isinstance(module, layers)}

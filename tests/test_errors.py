@@ -27,7 +27,7 @@ from lptensor import (
     quantizer,
 )
 
-X, ACC = torch.ones(3), Accumulator(BF16)
+X, W, ACC = torch.ones(3), nn.Parameter(torch.ones(1)), Accumulator(BF16)
 
 TAKE_A_FORMAT: dict[str, Callable[[Any], object]] = {
     "round": lambda format: lptensor.round(X, format),
@@ -110,6 +110,20 @@ WRONG: list[tuple[Callable[[], object], str]] = [
     (lambda: lptensor.training.prepare(nn.Linear(1, 1), BF16, layers="linear"), "takes classes .* got 'linear'"),  # type: ignore[arg-type]
     (lambda: lptensor.training.round_layers(nn.Linear(1, 1), layers="linear"), "takes classes .* got 'linear'"),  # type: ignore[arg-type]
     (lambda: lptensor.training.FormatSchedule({0: BF16}, 3), "apply must be a function of the format, got 3"),  # type: ignore[arg-type]
+    (lambda: lptensor.training.FormatSchedule([BF16], print), r"formats must be a dict such as .* got \[Floating"),  # type: ignore[arg-type]
+    (lambda: lptensor.training.HALP([W], lr="0.1", mu=1.0), "lr must be a number, got '0.1'"),  # type: ignore[arg-type]
+    (lambda: lptensor.training.HALP([{"params": [W], "bits": 100}], 0.1, 1.0), "bits must be .* got 100"),  # type: ignore[list-item]
+    (lambda: lptensor.training.Madam([W], beta=None), "beta must be a number, got None"),  # type: ignore[arg-type]
+    (lambda: lptensor.training.Madam([{"params": [W], "lr": -1}]), "lr must be positive, got -1"),  # type: ignore[list-item]
+    (lambda: lptensor.training.Dynamic(growth="2"), "growth must be a number, got '2'"),  # type: ignore[arg-type]
+    (lambda: lptensor.training.Automatic(BF16, threshold=None), "threshold must be a number, got None"),  # type: ignore[arg-type]
+    (lambda: lptensor.training.DynamicFixedPoint(max_overflow="1"), "max_overflow must be a number, got '1'"),  # type: ignore[arg-type]
+    (lambda: lptensor.training.Flexpoint(gamma="1"), "gamma must be a number, got '1'"),  # type: ignore[arg-type]
+    (lambda: lptensor.training.SWALP(W), "a model or a list of parameters, got Parameter"),
+    (lambda: lptensor.training.SWALP(nn.Linear(1, 1).named_parameters()), "got a tuple in the list"),  # type: ignore[arg-type]
+    (lambda: lptensor.training.SWALP([W.data + 1j]), "floating-point parameters, got torch.complex64"),
+    (lambda: lptensor.training.recipes.hbfp().model(W), "torch.nn.Module, got Parameter"),  # type: ignore[type-var]
+    (lambda: lptensor.training.recipes.mxfp8().optimizer([W]), "torch.optim.Optimizer, got list"),  # type: ignore[arg-type]
     (lambda: lptensor.LPTensor(X, BF16), r"carries an Arithmetic, got Fl.*; x.to_lp\(format\) makes one"),  # type: ignore[arg-type]
     (lambda: X.to_lp(Arithmetic(BF16), grad=BF16), "give nothing beside it"),  # type: ignore[attr-defined]
 ]

@@ -210,5 +210,8 @@ def test_bad_input_is_named() -> None:
     with pytest.raises(TypeError, match="bfloat16"):
         HALP([nn.Parameter(torch.ones(1, dtype=torch.bfloat16))], 0.1, 1.0)
     optim = HALP([w], 0.1, 1.0)
+    with pytest.raises(TypeError, match="float16"):
+        optim.add_param_group({"params": [nn.Parameter(torch.ones(1, dtype=torch.float16))]})
+    assert len(optim.param_groups) == 1
     with pytest.raises(RuntimeError, match="recenter"):
         optim.step(lambda: None)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lptensor import _compat
+from lptensor.base import check_number
 from lptensor.formats import FixedPoint, check_int
 from lptensor.ops import check_roundable, round as lp_round
 from lptensor.rounding import Mode, Rounding, as_rounding
@@ -50,7 +51,7 @@ class DynamicFixedPoint(nn.Module):
         check_int("wl", wl, 2, 24)
         check_int("exponent", exponent, -100, 100)
         check_int("interval", interval, 1, 2**31)
-        if not 0 <= max_overflow < 1:
+        if not 0 <= check_number("max_overflow", max_overflow) < 1:
             raise ValueError(f"max_overflow is a share of the elements, from 0 to below 1, got {max_overflow!r}")
         self.wl, self.max_overflow, self.interval = wl, max_overflow, interval
         self.rounding = as_rounding(rounding)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lptensor import _compat
+from lptensor.base import check_number
 from lptensor.formats import FixedPoint, check_int
 from lptensor.ops import check_roundable, round as lp_round
 from lptensor.rounding import Mode, Rounding, as_rounding
@@ -55,7 +56,7 @@ class Flexpoint(nn.Module):
         self.bits = check_int("bits", bits, 3, 24)
         check_int("history", history, 1, 2**20)
         for name, value in (("alpha", alpha), ("beta", beta), ("gamma", gamma)):
-            if not 0 <= value < math.inf or (name == "alpha" and value == 0):
+            if not 0 <= check_number(name, value) < math.inf or (name == "alpha" and value == 0):
                 raise ValueError(f"{name} must be a finite number that is not negative, got {value!r}")
         self.alpha, self.beta, self.gamma = alpha, beta, gamma
         self.rounding = as_rounding(rounding)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lptensor.base import check_number
 from lptensor.formats import FixedPoint, check_int
 from lptensor.ops import round_fresh
 from lptensor.parameters import listed
@@ -50,12 +51,24 @@ class HALP(Optimizer):
     """
 
     def __init__(self, params: Iterable[Tensor], lr: float, mu: float, bits: int = 8) -> None:
-        for name, value in (("lr", lr), ("mu", mu)):
-            if not 0 < value < math.inf:
-                raise ValueError(f"{name} must be positive and finite, got {value!r}")
-        check_int("bits", bits, 2, 24)
         super().__init__(params, {"lr": lr, "mu": mu, "bits": bits, "spacing": 0.0})
-        for p in listed(self.param_groups):
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As other optimizers'; the group is checked, and moves from the next ``recenter`` on."""
+        super().add_param_group(param_group)
+        try:
+            self._check(self.param_groups[-1])
+        except (TypeError, ValueError):
+            self.param_groups.pop()
+            raise
+
+    @staticmethod
+    def _check(group: dict[str, Any]) -> None:
+        for name in ("lr", "mu"):
+            if not 0 < check_number(name, group[name]) < math.inf:
+                raise ValueError(f"{name} must be positive and finite, got {group[name]!r}")
+        check_int("bits", group["bits"], 2, 24)
+        for p in group["params"]:
             if type(p.data) is not Tensor or p.dtype not in (torch.float32, torch.float64):
                 raise TypeError(f"HALP takes plain float32 and float64 parameters, got {type(p.data)}, {p.dtype}")
 

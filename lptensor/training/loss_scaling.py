@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lptensor.arithmetic import Arithmetic
+from lptensor.base import check_number
 from lptensor.formats import ScalarFormat, check_int
 from lptensor.optim import OptimLP
 from lptensor.parameters import listed
@@ -54,7 +55,8 @@ class Dynamic:
     def __post_init__(self) -> None:
         _check_positive("initial", self.initial)
         check_int("interval", self.interval, 1, 2**31)
-        if not 1 < self.growth < math.inf or not 0 < self.backoff < 1:
+        growth, backoff = check_number("growth", self.growth), check_number("backoff", self.backoff)
+        if not 1 < growth < math.inf or not 0 < backoff < 1:
             raise ValueError(
                 f"growth must be above 1 and backoff between 0 and 1, got {self.growth!r} and {self.backoff!r}"
             )
@@ -88,7 +90,7 @@ class Automatic:
             raise ValueError(f"format must be a scalar format with a largest value, got {self.format!r}")
         _check_positive("initial", self.initial)
         check_int("span", self.span, 1, 2**31)
-        if not 0 <= self.threshold < 1:
+        if not 0 <= check_number("threshold", self.threshold) < 1:
             raise ValueError(f"threshold is a share of the elements, from 0 to below 1, got {self.threshold!r}")
 
     def after(self, scale: float, count: int, seen: Seen) -> tuple[float, int]:

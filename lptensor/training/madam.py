@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lptensor.base import check_number
+
 
 class Madam(Optimizer):
     """w <- w exp(-lr sign(w) g / sqrt(v)), v the running mean of g**2 without its initial bias.
@@ -35,12 +37,17 @@ class Madam(Optimizer):
         limit: float = 10.0,
         bound: float = math.inf,
     ) -> None:
-        for name, value in (("lr", lr), ("limit", limit), ("bound", bound)):
-            if not value > 0:
-                raise ValueError(f"{name} must be positive, got {value!r}")
-        if not 0 <= beta < 1:
-            raise ValueError(f"beta must be from 0 to below 1, got {beta!r}")
         super().__init__(params, {"lr": lr, "beta": beta, "limit": limit, "bound": bound})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As other optimizers'; the options of the group are checked like those of all."""
+        options = {**self.defaults, **param_group}
+        for name in ("lr", "limit", "bound"):
+            if not check_number(name, options[name]) > 0:
+                raise ValueError(f"{name} must be positive, got {options[name]!r}")
+        if not 0 <= check_number("beta", options["beta"]) < 1:
+            raise ValueError(f"beta must be from 0 to below 1, got {options['beta']!r}")
+        super().add_param_group(param_group)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

@@ -87,6 +87,8 @@ class Recipe:
 
     def optimizer(self, optim: Optimizer) -> Optimizer:
         """The optimizer with the recipe's update: an ``OptimLP`` where the paper has one of its own."""
+        if not isinstance(optim, Optimizer):
+            raise TypeError(f"a recipe wraps a torch.optim.Optimizer, got {type(optim).__name__}")
         return OptimLP(optim, **self.optim) if self.optim else optim
 
     def scaler(self) -> LossScaler:

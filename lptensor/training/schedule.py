@@ -31,6 +31,8 @@ class FormatSchedule:
     """
 
     def __init__(self, formats: Mapping[int, Format | None], apply: Callable[[Format | None], Any]) -> None:
+        if not isinstance(formats, Mapping):
+            raise TypeError(f"formats must be a dict such as {{0: E4M3, 10: BF16}}, got {formats!r}")
         for step, format in formats.items():
             check_int("the step of a format", step, 0, 2**62)
             if format is not None and not isinstance(format, Format):

@@ -46,9 +46,15 @@ class SWALP:
         format: Format | None = None,
         rounding: Rounding | Mode | str = "stochastic",
     ) -> None:
+        if isinstance(parameters, Tensor) or not isinstance(parameters, nn.Module | Iterable):
+            raise TypeError(f"SWALP takes a model or a list of parameters, got {type(parameters).__name__}")
         self.parameters = list(parameters.parameters() if isinstance(parameters, nn.Module) else parameters)
         if not self.parameters:
             raise ValueError("SWALP got no parameters to average")
+        for p in self.parameters:
+            if not isinstance(p, Tensor) or not p.is_floating_point():
+                got = p.dtype if isinstance(p, Tensor) else f"a {type(p).__name__} in the list"
+                raise TypeError(f"SWALP takes a model or a list of floating-point parameters, got {got}")
         self.start = check_int("start", start, 0, 2**62)
         self.period = check_int("period", period, 1, 2**62)
         if format is not None:
