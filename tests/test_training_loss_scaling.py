@@ -193,6 +193,19 @@ def test_rounding_that_overflows_counts() -> None:
     assert scaler.get_scale() == 2.0**15 and w.item() == 1
 
 
+def test_a_step_that_raises_may_be_taken_again() -> None:
+    """As of torch.amp.GradScaler; the gradients are divided once."""
+    w = nn.Parameter(torch.ones(1))
+    optim, scaler = OptimLP(SGD([w], lr=1.0), acc_quant=lambda t: t.sum()), LossScaler(4.0)
+    scaler.scale(w.sum()).backward()
+    with pytest.raises(ValueError, match="acc_quant must return"):
+        scaler.step(optim)
+    assert w.item() == 1
+    optim.acc_quant = None
+    scaler.step(optim)
+    assert w.item() == 0
+
+
 def test_two_optimizers_share_a_scale_and_skip_on_their_own() -> None:
     a, b = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
     optims = [SGD([p], lr=1.0) for p in (a, b)]

@@ -188,10 +188,11 @@ class LossScaler:
             raise RuntimeError("step() was called before: call update() after each step")
         if not _among(optimizer, self._seen.unscaled):
             self.unscale_(optimizer)
-        self._seen.stepped.append(optimizer)
-        if _among(optimizer, self._seen.infinite):
-            return None
-        return optimizer.step(gradients_rounded=True) if isinstance(optimizer, OptimLP) else optimizer.step()
+        result = None
+        if not _among(optimizer, self._seen.infinite):
+            result = optimizer.step(gradients_rounded=True) if isinstance(optimizer, OptimLP) else optimizer.step()
+        self._seen.stepped.append(optimizer)  # not if it raised: it may be called again
+        return result
 
     def update(self, new_scale: float | None = None) -> None:
         """Make the scale of the next step, or set it."""
