@@ -46,6 +46,14 @@ class TestDoReFa:
         assert bool(((draws.mean(0) - g).abs() < 5 * draws.std(0) / math.sqrt(2000) + 1e-6 * m).all())
         assert DoReFaGradient(4)(torch.zeros(2, 2)).tolist() == [[0, 0], [0, 0]]
 
+    def test_shapes_stay_where_little_is_left_of_them(self) -> None:
+        for shape in ((), (0,), (0, 3), (3, 0), (2, 0, 3), (1,), (2, 3, 1)):
+            for quantize in (DoReFaWeight(1), DoReFaWeight(3), DoReFaActivation(2), DoReFaGradient(2)):
+                assert quantize(torch.ones(shape)).shape == shape
+        g = torch.randn(2, 3, 4)
+        m = g.abs().flatten(1).amax(1)
+        assert torch.equal(DoReFaGradient(1)(g).abs(), m.view(2, 1, 1).expand(2, 3, 4))  # a bit: -m or m
+
 
 class TestMadam:
     def test_steps_are_their_formula(self) -> None:

@@ -104,6 +104,7 @@ def test_errors_and_gradients_at_the_edges() -> None:
     assert WageError(8)(e).tolist() == [0.75, -93 / 128, 0.25, 0.0]
     assert WageError(8)(e * 2.0**-40).tolist() == WageError(8)(e).tolist()
     assert WageWeight(2)(torch.tensor([[0.3, -0.2, 0.9, 0.25]])).tolist() == [[0.5, 0, 0.5, 0]]
+    assert WageWeight(2)(torch.empty(0, 3)).shape == (0, 3) and WageWeight(2)(torch.tensor(0.3)).item() == 0.5
     for make in (WageError, WageGradient, WageWeight, WageActivation):
         with pytest.raises(ValueError, match="bits"):
             make(1)

@@ -30,6 +30,8 @@ class DoReFaWeight(nn.Module):
         self.bits = check_int("bits", bits, 1, 16)
 
     def forward(self, w: Tensor) -> Tensor:
+        if w.numel() == 0:
+            return w.clone()
         if self.bits == 1:
             signs = torch.where(w >= 0, 1.0, -1.0) * w.detach().abs().mean()
             return w + (signs - w).detach()
@@ -66,8 +68,9 @@ class DoReFaGradient:
     def __call__(self, grad: Tensor) -> Tensor:
         if grad.numel() == 0:
             return grad.clone()
-        largest = grad.abs().flatten(1).amax(1) if grad.dim() > 1 else grad.abs()
-        m = largest.view(-1, *[1] * (grad.dim() - 1))
+        m = grad.abs()
+        for axis in range(1, grad.dim()):
+            m = m.amax(axis, keepdim=True)
         safe = torch.where(m == 0, torch.ones_like(m), m)
         q = levels(grad / (2 * safe) + 0.5, self.bits, Rounding(Mode.STOCHASTIC))
         return 2 * m * (q.clamp(0, 1) - 0.5)

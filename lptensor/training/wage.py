@@ -40,7 +40,7 @@ class WageWeight:
 
     def limits(self, w: Tensor) -> tuple[float, float]:
         """L and L0 of a weight (out, in, ...)."""
-        return math.sqrt(6 / max(w[0].numel(), 1)), 1.5 * 2.0 ** (1 - self.bits)
+        return math.sqrt(6 / max(math.prod(w.shape[1:]), 1)), 1.5 * 2.0 ** (1 - self.bits)
 
     @torch.no_grad()
     def __call__(self, w: Tensor) -> Tensor:
