@@ -22,7 +22,13 @@ def levels(x: Tensor, bits: int, rounding: Rounding | None = None) -> Tensor:
 class DoReFaWeight(nn.Module):
     """2 q(tanh w / (2 max|tanh w|) + 1/2) - 1, q to ``bits`` bits (Zhou et al., 1606.06160, section 2.3).
 
-    With one bit, sign(w) mean|w|, whose gradient passes straight through. Differentiable, but for q.
+    With one bit, sign(w) mean|w|, the sign of zero being one, whose gradient passes straight through.
+    Differentiable, but for q, through max as well. Float32 and float64 of any shape; one NaN makes all NaN.
+
+    >>> DoReFaWeight(1)(torch.tensor([1.0, -0.5, 0.0]))
+    tensor([ 0.5000, -0.5000,  0.5000])
+    >>> DoReFaWeight(2)(torch.tensor([2.0, 0.5, -0.1])).mul(3).round()  # thirds
+    tensor([ 3.,  1., -1.])
     """
 
     def __init__(self, bits: int) -> None:
@@ -41,7 +47,13 @@ class DoReFaWeight(nn.Module):
 
 
 class DoReFaActivation(nn.Module):
-    """q(clip(a, 0, 1)), q to ``bits`` bits (section 2.4); no gradient where it is clipped."""
+    """q(clip(a, 0, 1)), q to ``bits`` bits (1606.06160, section 2.4); no gradient where it is clipped.
+
+    Float32 and float64 of any shape. Infinities are clipped, -0 becomes 0, NaN stays.
+
+    >>> DoReFaActivation(2)(torch.tensor([-1.0, 0.4, 3.0])).mul(3)
+    tensor([0., 1., 3.])
+    """
 
     def __init__(self, bits: int) -> None:
         super().__init__()
@@ -53,10 +65,15 @@ class DoReFaActivation(nn.Module):
 
 @dataclass(frozen=True)
 class DoReFaGradient:
-    """2 m (q(g / (2 m) + 1/2 + noise) - 1/2), m = max|g| of each sample (section 2.5).
+    """2 m (q(g / (2 m) + 1/2 + noise) - 1/2), m = max|g| of each sample (1606.06160, section 2.5).
 
     The noise, uniform over one step of q, makes it stochastic rounding, which this draws instead.
     Samples lie along the first axis. Zero stays within half a step of zero, which is no value of q.
+    Float32 and float64; a sample of zeros stays zero, one with NaN or an infinity keeps no finite value.
+
+    >>> DoReFaGradient(1)(torch.tensor([[4.0, -1.0], [0.5, 0.0]])).abs()  # up or down, by chance
+    tensor([[4.0000, 4.0000],
+            [0.5000, 0.5000]])
     """
 
     bits: int

@@ -64,11 +64,14 @@ def hbfp_widths(model: nn.Module, wl: int, ends: int | None = None) -> None:
     """Give the operands of layers that ``recipes.hbfp`` rounds ``wl`` bits, the first and the last layer's ``ends``.
 
     Accuracy Booster (Harma et al., 2211.10737) is 4 bits, 6 in the first and the last layer, and 6 in
-    all during the last epoch. A schedule of it, whose steps are epochs::
+    all during the last epoch. A schedule of it, whose steps are epochs, 9 of them:
 
-        model = recipes.hbfp(4).model(model)
-        formats = {0: BlockFloatingPoint(4), epochs - 1: BlockFloatingPoint(6)}
-        schedule = FormatSchedule(formats, lambda format: hbfp_widths(model, format.wl, ends=6))
+    >>> from lptensor.training import FormatSchedule, recipes
+    >>> model = recipes.hbfp(4).model(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2)))
+    >>> formats = {0: BlockFloatingPoint(4), 8: BlockFloatingPoint(6)}
+    >>> schedule = FormatSchedule(formats, lambda format: hbfp_widths(model, format.wl, ends=6))
+    >>> [layer.rounded_input.quantize.wl for layer in model]
+    [6, 4, 6]
 
     Layers come in the order of ``model.modules()``. Tiles and rounding stay.
 

@@ -45,6 +45,11 @@ class Dynamic:
         initial: the first scale.
         growth: factor after ``interval`` steps in a row with finite gradients.
         backoff: factor after a step without.
+
+    >>> scaler = LossScaler(Dynamic(initial=8.0))
+    >>> w = torch.nn.Parameter(torch.ones(1)); w.grad = torch.tensor([math.inf])
+    >>> scaler.step(torch.optim.SGD([w], lr=1.0)); scaler.update(); scaler.get_scale(), w.item()
+    (4.0, 1.0)
     """
 
     initial: float = 2.0**16
@@ -78,6 +83,12 @@ class Automatic:
     Where more than ``threshold`` of the elements lie at the largest value of ``format``, or beyond,
     the scale is halved, and where a single one is infinite or NaN, as that step is skipped; else it
     grows so that ``span`` steps double it.
+
+    >>> from lptensor import E4M3
+    >>> scaler = LossScaler(Automatic(E4M3, span=1))
+    >>> w = torch.nn.Parameter(torch.zeros(1)); w.grad = torch.ones(1)
+    >>> scaler.step(torch.optim.SGD([w], lr=1.0)); scaler.update(); scaler.get_scale()
+    2.0
     """
 
     format: ScalarFormat

@@ -62,6 +62,11 @@ def finish(model: Model) -> Model:
 
     Raises:
         ValueError: nothing was prepared.
+
+    >>> from lptensor import FixedPoint
+    >>> net = finish(prepare(nn.Linear(2, 1), FixedPoint(3, 1)))
+    >>> type(net.weight).__name__, net.weight.mul(2).frac().any().item()
+    ('Parameter', False)
     """
     prepared = [m for m in model.modules() if _is_prepared(m)]
     if not prepared:

@@ -46,12 +46,13 @@ Skip = Sequence[str]
 class Recipe:
     """What becomes of a model, its optimizer and its loss.
 
-    First the model, in place, then an optimizer of its parameters, wrapped::
+    First the model, in place, then an optimizer of its parameters, wrapped; the scaler is a LossScaler, of 1
+    where the paper has none:
 
-        recipe = recipes.mxfp8()
-        model = recipe.model(model)
-        optim = recipe.optimizer(torch.optim.Adam(model.parameters()))
-        scaler = recipe.scaler()                     # a LossScaler, of 1 where the paper has none
+    >>> from torch.optim import Adam
+    >>> recipe = mxfp8()
+    >>> model = recipe.model(nn.Sequential(nn.Linear(32, 8), nn.ReLU(), nn.Linear(8, 2)))
+    >>> optim, scaler = recipe.optimizer(Adam(model.parameters())), recipe.scaler()
 
     Everything they hold is in their state_dicts. Linear and convolutional layers take part, but those
     at or below the paths in ``skip``, which stay fp32; parameters and what layers put out are plain.

@@ -83,7 +83,12 @@ class UnitLinear(nn.Linear):
 
 
 class UnitEmbedding(nn.Embedding):
-    """An embedding, the gradient of its weight times sqrt(rows / how many are looked up)."""
+    """An embedding, the gradient of its weight times sqrt(rows / how many are looked up).
+
+    >>> layer = UnitEmbedding(16, 2)
+    >>> layer(torch.tensor([3])).sum().backward(); layer.weight.grad[3]
+    tensor([4., 4.])
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         own = scale(self.weight, backward=math.sqrt(self.num_embeddings / max(input.numel(), 1)))

@@ -27,10 +27,16 @@ def shift(largest: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class WageWeight:
-    """R(w) / a, R to nearest with ``bits`` bits and a = max(shift(L0 / L), 1), a power of two (section 3.2).
+    """R(w) / a, R to nearest with ``bits`` bits and a = max(shift(L0 / L), 1), a power of two.
+
+    Wu et al. (1802.04680, section 3.2). Float32 and float64 (out, in, ...); what lies beyond the grid
+    inside (-1, 1) is clipped, infinities too, -0 becomes 0, NaN stays.
 
     L = sqrt(6 / n) is the limit of the usual uniform initial weights of n inputs, and L0 = 1.5 2**(1 - bits)
     the limit under which too many weights would round to zero.
+
+    >>> WageWeight(2)(torch.tensor([[0.3, -0.2, 0.9, 0.25]]))
+    tensor([[0.5000, 0.0000, 0.5000, 0.0000]])
     """
 
     bits: int = 2
@@ -54,7 +60,10 @@ class WageWeight:
 class WageError:
     """R(e / shift(max|e|)), R to nearest with ``bits`` bits: the magnitude of an error is dropped (section 3.3.3).
 
-    Zeros stay zero; NaN or an infinity makes all NaN.
+    Float32 and float64 of any shape. Zeros stay zero; NaN or an infinity makes all NaN.
+
+    >>> WageError(8)(torch.tensor([3.0, 1.0, 1e-4])), WageError(8)(torch.tensor([3.0, 1.0, 1e-4]) * 2**-40)
+    (tensor([0.7500, 0.2500, 0.0000]), tensor([0.7500, 0.2500, 0.0000]))
     """
 
     bits: int = 8
@@ -69,7 +78,13 @@ class WageError:
 
 
 class WageActivation(nn.Module):
-    """R(a), R to nearest with ``bits`` bits; its gradient is zero where R clipped, then rounded as an error."""
+    """R(a), R to nearest with ``bits`` bits; its gradient is zero where R clipped, then rounded as an error.
+
+    Wu et al. (1802.04680, section 3.3.2), in the order of their code. Infinities are clipped, -0 becomes 0, NaN stays.
+
+    >>> WageActivation()(torch.tensor([0.25, 3.0, -3.0]))
+    tensor([ 0.2500,  0.9922, -0.9922])
+    """
 
     def __init__(self, bits: int = 8, error: int = 8) -> None:
         super().__init__()
@@ -104,6 +119,9 @@ class WageGradient:
 
     The paper's update is the product with the rate, rounded stochastically to that grid, which is what
     stochastic weights on the grid make of it. Zeros stay zero; NaN or an infinity makes all NaN.
+
+    >>> WageGradient()(torch.tensor([3e-9, -1e-9])).mul(128)
+    tensor([ 0.8053, -0.2684])
     """
 
     bits: int = 8
