@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lptensor import _compat
 from lptensor.base import no_format
+from lptensor.direction import recomputed
 from lptensor.formats import Overflow, ScalarFormat
 from lptensor.ops import check_roundable, round as lp_round
 from lptensor.rounding import Mode, Rounding, as_rounding
@@ -30,6 +31,8 @@ class DelayedScaling(nn.Module):
 
     The state is two fp32 buffers, ``amax_history`` (latest first) and ``scale``, so that a state_dict
     carries it and a resumed run repeats its bits; ``.half()`` and the like leave their dtype alone.
+    Where a checkpoint recomputes activations, the scale is that of the latest call, and nothing is recorded: one
+    call in a forward pass repeats its bits.
 
     Args:
         scaling: ``DelayedMaximum(history, margin, amax)``.
@@ -43,6 +46,7 @@ class DelayedScaling(nn.Module):
 
     amax_history: Tensor
     scale: Tensor
+    _latest: Tensor | None = None  # the scale of the latest call in training mode
 
     def __init__(
         self,
@@ -67,9 +71,11 @@ class DelayedScaling(nn.Module):
     @_compat.break_graph
     def forward(self, x: Tensor) -> Tensor:
         check_roundable(x, self.format)
-        scale = self.scale.clone()
+        again = self.training and recomputed()
+        scale = self._latest if again and self._latest is not None else self.scale.clone()
         values: Tensor = _UnderScale.apply(x, scale, self.format, self.rounding)  # type: ignore[no-untyped-call]
-        if self.training:
+        if self.training and not again:
+            self._latest = scale
             self.record(x)
         return values
 

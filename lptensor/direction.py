@@ -57,6 +57,11 @@ def in_backward() -> bool:
     return not torch.is_grad_enabled() or not _compat.recomputing()
 
 
+def recomputed() -> bool:
+    """Whether a checkpoint computes forward values anew, within the backward pass."""
+    return _compat.graph_task() != -1 and torch.is_grad_enabled() and _compat.recomputing()
+
+
 def side_of_copy(gradient: bool) -> bool:
     """The side of a copy: what a backward pass copies becomes a gradient, what an optimizer copies does not."""
     return not in_step(_compat.graph_task()) if gradient else in_backward()

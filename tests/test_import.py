@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).parents[1] / "lptensor"
 # Lowest first. A module imports from its own line and those before it; a name covers its submodules.
 LAYERS = (
     ("_compat", "extra", "tf32"),
-    ("observe", "text"),
+    ("observe", "text", "direction"),
     ("rounding", "_bits"),
     ("grid", "layout", "base"),
     ("formats", "p3109"),
@@ -31,7 +31,7 @@ LAYERS = (
     ("gemm",),
     ("codes", "delayed", "describe", "finfo", "neighbours", "packing", "interop"),
     ("rounded_copy", "hadamard", "operands", "odd_sums"),
-    ("arithmetic", "rules", "direction", "escape", "exact_ops", "limits", "composites"),
+    ("arithmetic", "rules", "escape", "exact_ops", "limits", "composites"),
     ("running_product", "sums", "multiply", "unfolded", "attention", "products", "computing"),
     ("arguments",),
     ("dispatch", "surface"),

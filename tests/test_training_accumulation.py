@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import SGD, Adam
+from torch.utils.checkpoint import checkpoint
 
 from lptensor import BF16, E4M3, DelayedMaximum, DelayedScaling, OptimLP, quantizer
 from lptensor.training import HALP, SWALP, DynamicFixedPoint, Flexpoint, LossScaler, Madam, round_layers
@@ -180,6 +181,28 @@ def test_scales_with_a_memory_advance_with_each_micro_batch_and_clipping_leaves_
         twin.load_state_dict(net.state_dict())
     if "amax_history" in "".join(before):
         assert int((net[0].rounded_input.amax_history > 0).sum()) == 5  # of nine calls
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize(
+    "make",
+    [lambda: DelayedScaling(E4M3), lambda: DynamicFixedPoint(4, interval=1), lambda: Flexpoint(4)],
+    ids=["delayed", "dfxp", "flexpoint"],
+)
+def test_a_checkpoints_recomputation_rounds_as_the_call_did_and_is_not_remembered(
+    make: Callable[[], nn.Module], reentrant: bool
+) -> None:
+    runs = []
+    for call in (lambda net, x: net(x), lambda net, x: checkpoint(net, x, use_reentrant=reentrant)):
+        torch.manual_seed(0)
+        net = round_layers(nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6)), make, make, make)
+        for i in range(3):
+            x = (torch.randn(5, 6) * 10.0**i).requires_grad_()
+            call(net, x).square().sum().backward()
+        net.eval()  # evaluation remembers nothing, and follows the state
+        call(net, x).sum().backward()
+        runs.append([x.grad, *(p.grad for p in net.parameters()), *net.buffers()])
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
 def test_swalp_counts_optimizer_steps_and_no_micro_batches() -> None:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from lptensor import _compat
 from lptensor.base import check_number
+from lptensor.direction import recomputed
 from lptensor.formats import FixedPoint, check_int
 from lptensor.ops import check_roundable, round as lp_round
 from lptensor.rounding import Mode, Rounding, as_rounding
@@ -19,7 +20,8 @@ class DynamicFixedPoint(nn.Module):
     ``max_overflow`` of the elements since the last time reached the largest magnitude, the exponent goes
     one up; else, if no more than that share reached half of it, one down. What reaches it counts, and
     the range is symmetric, as in the authors' code. Evaluation counts nothing. The gradient passes
-    straight through; NaN stays, infinities saturate and overflow.
+    straight through; NaN stays, infinities saturate and overflow. Where a checkpoint recomputes
+    activations, the exponent is that of the latest call, and nothing is counted.
 
     The state is three integer buffers, so that a state_dict carries it and a resumed run repeats its bits.
 
@@ -38,6 +40,7 @@ class DynamicFixedPoint(nn.Module):
     exponent: Tensor
     overflows: Tensor
     seen: Tensor
+    _latest: FixedPoint | None = None  # what the latest call in training mode rounded to
 
     def __init__(
         self,
@@ -66,10 +69,12 @@ class DynamicFixedPoint(nn.Module):
 
     @_compat.break_graph
     def forward(self, x: Tensor) -> Tensor:
-        format = self.format
+        again = self.training and recomputed()
+        format = self._latest if again and self._latest is not None else self.format
         check_roundable(x, format)
         values = lp_round(x, format, self.rounding)
-        if self.training:
+        if self.training and not again:
+            self._latest = format
             self._record(values.detach().abs(), format.max)
         return values
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lptensor import _compat
 from lptensor.base import check_number
+from lptensor.direction import recomputed
 from lptensor.formats import FixedPoint, check_int
 from lptensor.ops import check_roundable, round as lp_round
 from lptensor.rounding import Mode, Rounding, as_rounding
@@ -26,7 +27,8 @@ class Flexpoint(nn.Module):
     first call, which has no history, takes ceil(log2 max|x|) - bits + 2. std is the population's.
 
     Only training mode predicts. The gradient passes straight through. Infinities saturate and count
-    as overflow; NaN stays, and a call with NaN predicts nothing, as does one of zeros.
+    as overflow; NaN stays, and a call with NaN predicts nothing, as does one of zeros. Where a checkpoint
+    recomputes activations, the exponent is that of the latest call, and nothing is predicted.
 
     The state is two buffers: ``exponent`` and ``magnitudes`` (float64, latest first, -1 for none).
 
@@ -42,6 +44,7 @@ class Flexpoint(nn.Module):
 
     exponent: Tensor
     magnitudes: Tensor
+    _latest: int | None = None  # the exponent of the latest call in training mode
 
     def __init__(
         self,
@@ -65,7 +68,8 @@ class Flexpoint(nn.Module):
 
     @_compat.break_graph
     def forward(self, x: Tensor) -> Tensor:
-        exponent = int(self.exponent)
+        again = self.training and recomputed()
+        exponent = self._latest if again and self._latest is not None else int(self.exponent)
         if exponent == _UNKNOWN:
             largest = float(x.detach().abs().amax()) if x.numel() else 0.0
             usable = 0 < largest < math.inf
@@ -73,8 +77,10 @@ class Flexpoint(nn.Module):
         format = FixedPoint(self.bits, -exponent)
         check_roundable(x, format)
         values: Tensor = lp_round(x, format, self.rounding)
-        if self.training and x.numel():
-            self._predict(values.detach(), exponent)
+        if self.training and not again:
+            self._latest = exponent
+            if x.numel():
+                self._predict(values.detach(), exponent)
         return values
 
     @torch.no_grad()
