@@ -94,9 +94,10 @@ class SWALP:
             raise RuntimeError(f"no parameters were collected in {self.steps} steps; the first come after {self.start}")
         with torch.no_grad():
             own = [read(p) for p in self.parameters]
-            for p, mean in zip(self.parameters, self.means, strict=True):
-                write(p, mean.to(p.dtype))
         try:
+            with torch.no_grad():
+                for p, mean in zip(self.parameters, self.means, strict=True):
+                    write(p, mean.to(p.dtype))
             yield
         finally:
             with torch.no_grad():
