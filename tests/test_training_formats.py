@@ -123,6 +123,10 @@ class TestS2FP8:
         assert S2FP8()(torch.tensor([1.0, math.inf])).isnan().all()
         assert S2FP8()(torch.tensor([1.0, math.nan])).isnan().all()
         assert S2FP8()(torch.randn(3).double()).dtype == torch.float64
+        with pytest.raises(ValueError, match=r"squeezes magnitudes to 2\*\*15, .* ends at 448"):
+            S2FP8(E4M3)
+        with pytest.raises(TypeError, match="format of single values .* got Block"):
+            S2FP8(BlockFloatingPoint(8))  # type: ignore[arg-type]
 
 
 class TestDynamicFixedPoint:
@@ -153,6 +157,13 @@ class TestDynamicFixedPoint:
         for value, change in ((7.0, 1), (6.0, 0), (4.0, 0), (3.0, -1), (-7.0, 1), (-100.0, 1)):
             quantize = DynamicFixedPoint(4, exponent=3, interval=1)
             quantize(torch.tensor([value]))
+            assert int(quantize.exponent) == 3 + change
+
+    def test_a_share_that_is_allowed_is_none_too_many(self) -> None:
+        """One of four reaches the largest value, and half of it: a quarter is not more than a quarter, twice."""
+        for allowed, change in ((0.25, -1), (0.24, 1)):
+            quantize = DynamicFixedPoint(4, exponent=3, max_overflow=allowed, interval=1)
+            quantize(torch.tensor([7.0, 1.0, 1.0, 1.0]))
             assert int(quantize.exponent) == 3 + change
 
     def test_evaluation_counts_nothing_and_gradients_pass(self) -> None:
@@ -206,6 +217,16 @@ class TestFlexpoint:
             exponent = math.ceil(math.log2(chi)) - bits + 1
             assert int(quantize.exponent) == exponent
         assert overflows >= 3
+
+    def test_the_largest_integer_overflows_and_its_neighbour_does_not(self) -> None:
+        """Of four bits the integers end at 7; what overflows enters the history doubled, and alone."""
+        for value, entered in ((7.0, [14.0, -1.0]), (6.0, [6.0, 3.0]), (-7.0, [14.0, -1.0]), (-8.0, [16.0, -1.0])):
+            quantize = Flexpoint(4, history=2)
+            quantize.exponent.fill_(0)
+            quantize.magnitudes[0] = 3.0
+            quantize(torch.tensor([value, 1.0]))
+            assert quantize.magnitudes.tolist() == entered
+        assert len(Flexpoint().magnitudes) == 16
 
     def test_a_steady_signal_never_overflows(self) -> None:
         quantize = Flexpoint()

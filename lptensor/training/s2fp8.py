@@ -22,7 +22,7 @@ class S2FP8:
     dtype and shape of x. Signs are kept, zeros stay zero, NaN or an infinity makes all NaN.
 
     Args:
-        format: of the squeezed values; E5M2 to nearest is the paper's.
+        format: of the squeezed values, which it has to reach; E5M2 to nearest is the paper's.
 
     >>> S2FP8()(torch.tensor([2.0**-40, -(2.0**-44), 2.0**-48]))
     tensor([ 9.0949e-13, -5.6843e-14,  3.5527e-15])
@@ -33,6 +33,10 @@ class S2FP8:
 
     def __post_init__(self) -> None:
         check_roundable(torch.empty(0, dtype=torch.float32), self.format)
+        if not hasattr(self.format, "max"):
+            raise TypeError(f"S2FP8 takes a format of single values such as E5M2, got {self.format!r}")
+        if not self.format.max >= 2.0**15:
+            raise ValueError(f"S2FP8 squeezes magnitudes to 2**15, but {self.format!r} ends at {self.format.max:g}")
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
