@@ -82,11 +82,39 @@ def test_gradients_are_those_of_the_rounded_operands_on_average_and_masked() -> 
         assert 0.05 < error < 0.4 and not torch.equal(kept[0], kept[1])
 
 
+def test_both_operands_of_a_backward_product_turn_by_the_same_fresh_signs() -> None:
+    """Turned back, an operand is itself times the signs of its block: of each product others, of each call too."""
+    h, seen = hadamard(), []
+
+    def unbiased(x: Tensor) -> Tensor:
+        seen.append(x.clone())
+        return x
+
+    layer = QuartetLinear(32, 64, bias=False, unbiased=unbiased, dtype=torch.float64)
+    x, g = torch.randn(96, 32, dtype=torch.float64), torch.randn(96, 64, dtype=torch.float64)
+    qx, qw = quest(by_blocks(x, h))[0], quest(by_blocks(layer.weight.detach(), h))[0]
+    for _ in range(2):
+        layer(x).backward(g)
+    drawn = []
+    for turned, operand in zip(seen, [g, qw.T, g.T, qx.T] * 2, strict=True):
+        signs = (by_blocks(turned, h) * operand.sign()).sign().where(operand != 0, 0)
+        assert torch.allclose(by_blocks(turned, h), operand * signs, atol=1e-12)
+        vector = signs.view(len(signs), -1, 32).sum((0, 1)).sign()
+        assert torch.equal(signs, (vector * (operand != 0).view(len(signs), -1, 32)).flatten(1))
+        drawn.append(vector.tolist())
+    assert drawn[::2] == drawn[1::2] and len({tuple(v) for v in drawn}) == 4
+    assert all({-1.0, 1.0} == set(v) for v in drawn)
+
+
 def test_special_blocks_and_odd_widths() -> None:
     x = torch.cat([torch.zeros(32), torch.full((32,), math.nan), torch.randn(32)])
     values, inside = clipped_mxfp4(x)
     assert values[:32].tolist() == [0.0] * 32 and values[32:64].isnan().all() and values[64:].isfinite().all()
     assert inside[:32].all() and not inside[32:64].any()
+    flat, within = clipped_mxfp4(torch.ones(32))  # its deviation is zero, and its scale what the authors add
+    assert flat.tolist() == [6 * 2.0 ** math.floor(math.log2(1e-8))] * 32 and not within.any()
+    edge = torch.tensor([6.0, -6.0] + 10 * [0.0] + 10 * [3.0, -3.0])  # of deviation 2.8, so of scale 1
+    assert clipped_mxfp4(edge)[1].tolist() == [False, False] + 30 * [True]  # 6 itself is out, as in the authors' code
     layer = recipes.quartet().model(nn.Sequential(nn.Linear(40, 3)))[0]
     padded = recipes.quartet().model(nn.Sequential(nn.Linear(64, 3)))[0]
     with torch.no_grad():

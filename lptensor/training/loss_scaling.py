@@ -127,7 +127,8 @@ class LossScaler:
 
     The methods are those of ``torch.amp.GradScaler``, used in the same order. Where the optimizer is
     an ``OptimLP`` its ``grad_quant`` rounds the scaled gradients, which are then divided in fp32 (an
-    LPTensor's gradient stays fp32 for this step), and not rounded again. A step with an infinite or
+    LPTensor's gradient is fp32 until ``zero_grad()`` drops it: what is zeroed in place, and added to
+    again, stays so), and not rounded again. A step with an infinite or
     NaN gradient is skipped, also under a ``Static`` scale. Backward passes that accumulate into one
     step take one scale; clip between ``unscale_`` and ``step``.
 
