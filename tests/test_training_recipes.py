@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD, Adam
 
-from lptensor import E4M3, MXFP4, DelayedScaling, OptimLP, convert, round as lp_round, training
+from lptensor import E4M3, MXFP4, DelayedScaling, OptimLP, convert, lower, round as lp_round, training
 from lptensor.hadamard import Hadamard
 from lptensor.posits import Posit
 from lptensor.training import (
@@ -345,6 +345,18 @@ def test_all_train_a_network_and_resume_bit_for_bit(name: str) -> None:
     for a, b in zip(net.parameters(), other[0].parameters(), strict=True):
         assert torch.equal(*(t.dequantize() if hasattr(t, "arithmetic") else t for t in (a.detach(), b.detach())))
     assert train(*run, 60) < 0.8 * first
+
+
+@pytest.mark.parametrize("name", ["mxfp8", "mxfp4", "nvfp4", "posit"])
+def test_what_has_an_arithmetic_comes_off_without_a_trace(name: str) -> None:
+    net = nn.Sequential(nn.Linear(32, 8), nn.ReLU(), nn.Linear(8, 2))
+    x, before = torch.randn(3, 32), [dict(vars(m)) for m in net.modules()]
+    keys, y = [(key, p.data_ptr()) for key, p in net.named_parameters()], net(x)
+    hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in net.modules()]
+    lower(RECIPES[name]().model(net), ["linear", "conv"])
+    assert torch.equal(net(x), y) and [(key, p.data_ptr()) for key, p in net.named_parameters()] == keys
+    assert [set(vars(m)) for m in net.modules()] == [set(names) for names in before]
+    assert [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in net.modules()] == hooks
 
 
 def test_skipped_layers_stay_fp32() -> None:

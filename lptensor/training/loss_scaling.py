@@ -125,7 +125,8 @@ class Seen:
 class LossScaler:
     """Multiplies the loss, and divides the gradients: after they were rounded, never before.
 
-    The methods are those of ``torch.amp.GradScaler``, used in the same order. Where the optimizer is
+    ``scale``, ``unscale_``, ``step`` and ``update`` are those of ``torch.amp.GradScaler``, used in the same
+    order; what a policy is made of is asked of the policy. Where the optimizer is
     an ``OptimLP`` its ``grad_quant`` rounds the scaled gradients, which are then divided in fp32 (an
     LPTensor's gradient is fp32 until ``zero_grad()`` drops it: what is zeroed in place, and added to
     again, stays so), and not rounded again. A step with an infinite or

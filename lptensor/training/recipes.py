@@ -56,6 +56,8 @@ class Recipe:
 
     Everything they hold is in their state_dicts. Linear and convolutional layers take part, but those
     at or below the paths in ``skip``, which stay fp32; parameters and what layers put out are plain.
+    A model takes one recipe: a second is refused or takes the place of the first if it works by the same means,
+    and if not, both round. ``lower(model, ["linear", "conv"])`` takes off what has an ``arithmetic``.
     ``recipe.arithmetic`` is for whoever wants LPTensors: ``convert(model, recipes.mxfp8().arithmetic)``.
     """
 
