@@ -259,6 +259,7 @@ def test_a_delayed_scale_follows_the_recipe(scaling: DelayedMaximum, element: Sc
     for x, wanted, scale in zip(xs, results, scales, strict=True):
         assert_same(module(x), wanted, x)
         assert module.scale.item() == scale
+    assert module.amax_history.tolist() == [x.abs().max().item() for x in reversed(xs)][: scaling.history]
 
 
 @given(exponents=st.lists(st.integers(-60, 60), min_size=1, max_size=8), history=st.integers(1, 5))

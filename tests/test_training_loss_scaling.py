@@ -91,6 +91,13 @@ def test_dynamic_scales_are_those_of_torch(seed: int) -> None:
     assert len({scale for scale, *_ in runs[1]}) >= 3
 
 
+def test_defaults_are_the_papers_and_torchs() -> None:
+    scaler = torch.amp.GradScaler("cpu")
+    torchs = (scaler.get_scale(), scaler.get_growth_factor(), scaler.get_backoff_factor(), scaler.get_growth_interval())
+    assert Dynamic() == Dynamic(*torchs)
+    assert Automatic(E4M3) == Automatic(E4M3, threshold=0.001 / 100, span=1000)  # FP8-LM: 0.001 %, 1,000 steps
+
+
 def test_the_automatic_scale_halves_at_saturation_and_else_doubles_in_its_span() -> None:
     w = nn.Parameter(torch.zeros(1000))
     optim = OptimLP(SGD([w], lr=0.0), grad_quant=E4M3_NEAREST)

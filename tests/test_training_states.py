@@ -86,6 +86,15 @@ class TestStates:
         with pytest.raises(error, match=says):
             Blockwise(**arguments)
 
+    def test_adams_moments_are_on_the_tables_of_signed_and_unsigned_values(self) -> None:
+        w = nn.Parameter(torch.randn(500))
+        w.grad = torch.randn(500)
+        optim = OptimLP(Adam([w]), momentum_quant=Blockwise.adam(block_size=500, min_size=1))
+        optim.step()
+        for key, table in (("exp_avg", DYNAMIC8), ("exp_avg_sq", UDYNAMIC8)):
+            state = optim.state[w][key]
+            assert set(state.tolist()) <= set((table.values().float() * state.abs().max()).tolist())
+
     def test_linear_second_moments_diverge_and_dynamic_ones_do_not(self) -> None:
         """Squares over four decades in one block: the linear map takes what is below 1/510 of the largest to zero."""
         linear = Codebook(torch.linspace(0, 1, 256))

@@ -47,8 +47,9 @@ BY_HAND = {"kahan": (kahan_by_hand, "weight_compensation"), "mcf": (collage_by_h
 
 @pytest.mark.parametrize("format", ORACLES, ids=repr)
 @pytest.mark.parametrize("update", BY_HAND)
-def test_compensated_steps_follow_their_formulas(update: str, format: Any) -> None:
-    """SGD's change of the weight is taken as fp32 has it; all that follows is exact."""
+@pytest.mark.parametrize("size", [0.1, 30.0])
+def test_compensated_steps_follow_their_formulas(size: float, update: str, format: Any) -> None:
+    """SGD's change of the weight, smaller or larger than that, is taken as fp32 has it; all that follows is exact."""
     step, key = BY_HAND[update]
     values = ORACLES[format]
     generator = torch.Generator().manual_seed(7)
@@ -56,7 +57,7 @@ def test_compensated_steps_follow_their_formulas(update: str, format: Any) -> No
     optim = OptimLP(SGD([w], lr=0.125), weight_quant=format, update=update)
     hand = [(Fraction(x), Fraction(0)) for x in w.tolist()]
     for _ in range(8):
-        w.grad = torch.randn(60, generator=generator) * 0.1
+        w.grad = torch.randn(60, generator=generator) * size
         moved = (w.detach() - 0.125 * w.grad) - w.detach()
         optim.step()
         hand = [step(a, b, Fraction(u), values) for (a, b), u in zip(hand, moved.tolist(), strict=True)]
