@@ -348,6 +348,12 @@ class TestFineTuning:
         assert sorted(net.state_dict()) == sorted(keys)
         assert not any((net[i].weight * 8).frac().any() for i in (0, 2))
 
+    def test_weights_round_as_they_are_told_to(self) -> None:
+        up, chance = (prepare(nn.Linear(9, 9), FixedPoint(8, 4), rounding) for rounding in ("up", "stochastic"))
+        exact = up.parametrizations.weight.original.detach()
+        assert torch.equal(up.weight, (exact * 16).ceil() / 16)
+        assert not torch.equal(chance.weight, chance.weight)
+
     def test_a_state_dict_brings_the_exact_weights_back(self) -> None:
         torch.manual_seed(0)
         one, other = (prepare(nn.Linear(3, 3), FixedPoint(4, 3)) for _ in range(2))

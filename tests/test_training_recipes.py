@@ -491,6 +491,54 @@ def test_the_optimizers_of_recipes() -> None:
     assert recipes.wang().scaler().get_scale() == 1000 and recipes.mxfp8().scaler().get_scale() == 1
 
 
+# What a kept weight below 1 is a fixed point of, how far it may be from what it stands for, and whether chance decides.
+KEPT: dict[str, tuple[Callable[[Tensor], Tensor], float, bool]] = {
+    "gupta": (lambda w: (w.double() * 2**12).round() / 2**12, 2**-12, True),
+    "wang": (one_six_nine, 2**-10, True),
+    "hfp8": (one_six_nine, 2**-10, True),
+    "wage": (lambda w: (w.double() * 2**7).round().clamp(-127, 127) / 2**7, math.inf, True),  # moves by a direction
+    "hbfp": (lambda w: bfp(w, 16, 24, 24), 2**-15, True),
+    "hbfp to nearest": (lambda w: bfp(w, 16, 24, 24), 2**-16, False),
+    "posit": (lambda w: lp_round(w, Posit(16, 1)), 2**-14, False),
+}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_weights_are_kept_in_the_papers_formats(name: str) -> None:
+    """Gradients are on gupta's grid, which rounds them too: what chance there is, is the weights'."""
+    kept, most, by_chance = KEPT[name]
+    start, g = torch.rand(48, 48) * 1.9 - 0.95, (torch.randn(48, 48) * 64).round() / 2**12
+    finals = []
+    for _ in range(2):
+        w = nn.Parameter(start.clone())
+        optim = RECIPES[name]().optimizer(SGD([w], lr=0.7))
+        w.grad = g.clone()
+        optim.step()
+        finals.append(w.detach())
+        assert torch.equal(w.double(), kept(w.detach()).double())
+        assert float((finals[-1] - (start - 0.7 * g)).abs().max()) <= most * 1.001
+    assert torch.equal(*finals) != by_chance
+
+
+def test_luqs_samples_are_of_the_weights_gradient_only() -> None:
+    x, w, g = torch.randn(16, 64), torch.randn(32, 64), torch.randn(16, 32)
+    spreads = []
+    for samples in (1, 16):
+        runs = [one_step(recipes.luq(samples), x, w, g) for _ in range(60)]
+        spreads.append([float(torch.stack([run[i] for run in runs]).var(0).mean()) for i in (1, 2)])
+    (of_x, of_w), (of_x_16, of_w_16) = spreads
+    assert of_w / of_w_16 == pytest.approx(16, rel=0.2) and of_x / of_x_16 == pytest.approx(1, rel=0.2)
+
+
+def test_defaults_are_the_papers() -> None:
+    for made, wanted in (
+        (recipes.mxfp4(), recipes.mxfp4(block=64)),
+        (recipes.luq(), recipes.luq(samples=1)),
+        (recipes.lns_madam(), recipes.lns_madam(bits=8, gamma=8)),
+    ):
+        assert made.operands == wanted.operands and made.accumulator == wanted.accumulator
+
+
 @pytest.mark.parametrize("name", ["mxfp8", "luq", "wang"])
 def test_an_lptensor_model_multiplies_as_the_changed_layers_do(name: str) -> None:
     x, w = torch.randn(9, 64), torch.randn(5, 64)
