@@ -73,6 +73,7 @@ LPT_FN bool any_below(floats x, floats end) {  // and above zero
     return _mm256_movemask_ps((x < end) & (x > spread(0.0f))) != 0;
 }
 LPT_FN bool all_zero(words64 x) { return _mm256_testz_si256((__m256i)x, (__m256i)x); }
+LPT_FN bool all_zero(words32 x) { return _mm256_testz_si256((__m256i)x, (__m256i)x); }
 LPT_FN bool all_finite(doubles x) {
     return _mm256_movemask_pd(_mm256_cmp_pd(x - x, x - x, _CMP_ORD_Q)) == 0xf;
 }

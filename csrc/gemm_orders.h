@@ -12,6 +12,89 @@ template <class T> lpt_cell<T> rounding_of(const lpt_grid &g, const lpt_accumula
     return lpt_make_cell<T>(g, rule, 0);
 }
 
+// One k more of a tile's sums, none of it random; y are the columns' operands.
+template <class SUM, class PRODUCT, class ROUND, bool FUSED> struct one_more {
+    typedef typename SUM::T T;
+    typedef typename vectors<T>::V V;
+    static LPT_STEP void take(tile<T> &s, const T *a, const V *y, const PRODUCT &product,
+                              const ROUND &round) {
+#pragma GCC unroll 4
+        for (int i = 0; i < TALL; ++i) {
+            const V x = spread(a[i]);
+#pragma GCC unroll 2
+            for (int j = 0; j < 2; ++j) {
+                V &t = s.v[i][j];
+                t = FUSED ? round(SUM::fma(x, y[j], t), nullptr)
+                          : round(SUM::add(t, product(SUM::mul(x, y[j]), nullptr)), nullptr);
+            }
+        }
+    }
+};
+
+#if !defined(__AVX512F__) || !defined(__AVX512DQ__)
+// Rounding to fp32 and then to the format, both to nearest, goes wrong only where fp32 has a number
+// half way between two of the format's and it is not there. A step with such a number, which is
+// rare, is taken again, by way of odd numbers.
+template <class PRODUCT, class ROUND, bool FUSED>
+struct one_more<odd_in_fp32, PRODUCT, ROUND, FUSED> {
+    typedef odd_in_fp32 SUM;
+    typedef vectors<float>::U U;
+    static LPT_STEP void take(tile<float> &s, const float *a, const floats *y,
+                              const PRODUCT &product, const ROUND &round) {
+        const tile<float> before = s;
+        U doubt[TALL][2], any = (U)spread(0.0f);
+        floats rest, rests = spread(0.0f);
+#pragma GCC unroll 4
+        for (int i = 0; i < TALL; ++i) {
+            const floats x = spread(a[i]);
+#pragma GCC unroll 2
+            for (int j = 0; j < 2; ++j) {
+                floats &t = s.v[i][j];
+                if (FUSED) {
+                    const floats sum = fused(x, y[j], t);
+                    any |= doubt[i][j] = round.half_way(sum);
+                    t = round(sum, nullptr);
+                } else {
+                    const floats p = x * y[j];
+                    any |= product.half_way(p) & ((U)fused(x, y[j], -p) | product.faint(p));
+                    const floats sum = SUM::two_sum(t, product(p, nullptr), rest);
+                    rests = (floats)((U)rests | (U)rest);
+                    t = round(sum, nullptr);
+                }
+            }
+        }
+        if (!all_zero(any | (U)rests << 1) && (!FUSED || wrong(doubt, before, a, y, round)))
+            again(s, before, a, y, product, round);
+    }
+    // whether a number in doubt is not half way
+    static LPT_SHARED bool wrong(const U doubt[TALL][2], const tile<float> &before, const float *a,
+                                 const floats *y, const ROUND &round) {
+        U any = (U)spread(0.0f);
+        for (int i = 0; i < TALL; ++i) {
+            const floats x = spread(a[i]);
+            for (int j = 0; j < 2; ++j) {
+                const floats c = before.v[i][j], t = fused(x, y[j], c), p = t - c;
+                const U right = (U)(fused(x, y[j], -p) == 0) & (U)(t - p == c);  // xy = p = t - c
+                any |= doubt[i][j] & (~right | round.faint(p));
+            }
+        }
+        return !all_zero(any);
+    }
+    static LPT_SHARED void again(tile<float> &s, const tile<float> &before, const float *a,
+                                 const floats *y, const PRODUCT &product, const ROUND &round) {
+        for (int i = 0; i < TALL; ++i) {
+            const floats x = spread(a[i]);
+            for (int j = 0; j < 2; ++j) {
+                const floats c = before.v[i][j];
+                s.v[i][j] =
+                    FUSED ? round(SUM::fma(x, y[j], c), nullptr)
+                          : round(SUM::add(c, product(SUM::mul(x, y[j]), nullptr)), nullptr);
+            }
+        }
+    }
+};
+#endif
+
 // One after the other, or chunk by chunk. INNER rounds sums, OUTER sums of chunks; RANDOM: they
 // take random words.
 template <class SUM, class PRODUCT, class INNER, class OUTER, bool FUSED, bool RANDOM>
@@ -36,7 +119,11 @@ struct sequential final : tile_steps<typename SUM::T> {
             if (RANDOM && (n % 4 == 0 || k == first))
                 drawn->draw(n / 4);
             const V *y = columns(b, k);
-            if (RANDOM && !FUSED) {
+            if (!RANDOM) {
+                one_more<SUM, PRODUCT, INNER, FUSED>::take(s, a + k * TALL, y, product, inner);
+                continue;
+            }
+            if (!FUSED) {
                 V p[TALL][2];
                 for (int i = 0; i < TALL; ++i)
                     for (int j = 0; j < 2; ++j)
@@ -55,10 +142,8 @@ struct sequential final : tile_steps<typename SUM::T> {
                 const V x = spread(a[k * TALL + i]);
 #pragma GCC unroll 2
                 for (int j = 0; j < 2; ++j) {
-                    const uint32_t *words = RANDOM ? &drawn->words[n % 4][i][j * LENGTH] : nullptr;
-                    V &t = s.v[i][j];
-                    t = FUSED ? inner(SUM::fma(x, y[j], t), words)
-                              : inner(SUM::add(t, product(SUM::mul(x, y[j]), words)), words);
+                    s.v[i][j] = inner(SUM::fma(x, y[j], s.v[i][j]),
+                                      &drawn->words[n % 4][i][j * LENGTH]);
                 }
             }
         }

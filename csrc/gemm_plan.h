@@ -16,6 +16,8 @@ template <class SUM> plan nearest(const lpt_accumulator &acc, const lpt_accumula
     const lpt_way product = in.has_product ? way : LPT_NO_WAY;
     if (lpt_fp32_way(in.sum) != sum || (in.has_product && way == LPT_NO_WAY))
         return {};
+    if (!SUM::fits(acc.sum) || !SUM::fits(in.sum) || (in.has_product && !SUM::fits(in.product)))
+        return {};
     typedef to_carrier<float> C;
     typedef to_wide_range W;
     typedef to_nearest<float> N;
@@ -122,8 +124,7 @@ plan chunks_of_fp32(const lpt_accumulator &acc, lpt_way sum) {
 plan exact(const lpt_accumulator &acc, const lpt_accumulator &in) {
     const int32_t mode = acc.mode;
     plan found = {};
-    if (mode == LPT_NEAREST && lpt_odd_fits(acc.sum) && lpt_odd_fits(in.sum) &&
-        (!in.has_product || lpt_odd_fits(in.product)))
+    if (mode == LPT_NEAREST)
         found = nearest<odd_in_fp32>(acc, in);
 #if defined(__AVX512F__) && defined(__AVX512DQ__)
     if (mode == LPT_TOWARD_ZERO)

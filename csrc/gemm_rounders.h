@@ -5,10 +5,12 @@
 namespace {
 
 template <class T> struct to_carrier {  // fp32 sums of fp32 numbers are rounded already
+    typedef typename vectors<T>::V V;
+    typedef typename vectors<T>::U U;
     to_carrier(const lpt_cell<T> &, int) {}
-    LPT_STEP typename vectors<T>::V operator()(typename vectors<T>::V x, const uint32_t *) const {
-        return x;
-    }
+    LPT_STEP V operator()(V x, const uint32_t *) const { return x; }
+    static LPT_STEP U half_way(V) { return (U)spread((T)0); }
+    static LPT_STEP U faint(V) { return (U)spread((T)0); }
 };
 
 // To nearest in formats that are lpt_wide_range_fits: the bits of fp32 cut short, so that
@@ -27,6 +29,12 @@ struct to_wide_range {
         const U u = (U)x;
         return (floats)((u + under_half + ((u >> drop) & 1)) & keep);
     }
+    // where x lies half way between two numbers of the format
+    LPT_STEP U half_way(floats x) const { return (U)(((U)x & ~keep) == under_half + 1); }
+    // where a product, or what is left of one, may have digits below fp32's smallest
+    static LPT_STEP U faint(floats product) {
+        return (U)((floats)((U)product & 0x7fffffffu) < spread(lpt_value<float>(27u << 23)));
+    }
 };
 
 // To nearest in formats that are lpt_added_fits: adding and taking away a number whose spacing is
@@ -34,7 +42,7 @@ struct to_wide_range {
 template <class T> struct to_nearest {
     typedef typename vectors<T>::V V;
     typedef typename vectors<T>::U U;
-    V bottom, top, up, limit, over, exponents, sign;
+    V bottom, top, up, limit, over, exponents, sign, half_digit;
     to_nearest(const lpt_cell<T> &c, int) {
         typedef lpt_carrier<T> C;
         typedef typename C::bits B;
@@ -45,6 +53,7 @@ template <class T> struct to_nearest {
         over = spread(lpt_value<T>(c.over[0]));
         exponents = spread(lpt_value<T>((B)(2 * C::bias + 1) << C::mantissa));
         sign = spread((T)-0.0);
+        half_digit = spread(lpt_value<T>((B)(C::bias - C::mantissa - 1) << C::mantissa));
     }
     LPT_STEP V operator()(V x, const uint32_t *) const {
         const U negative = (U)x & (U)sign;
@@ -53,6 +62,13 @@ template <class T> struct to_nearest {
         const V r = (size + shift) - shift;
         return (V)((U)(r > limit ? over : r) | negative);
     }
+    LPT_STEP U half_way(V x) const {
+        const V size = (V)((U)x & ~(U)sign);
+        const V binade = least(most((V)((U)x & (U)exponents), bottom), top), shift = binade * up;
+        const V rest = ((size + shift) - shift) - size;
+        return (U)((V)((U)rest & ~(U)sign) == shift * half_digit);
+    }
+    static LPT_STEP U faint(V) { return (U)spread((T)0); }  // SUM::fits: none is half way
 };
 
 // Toward zero, up or down in double, in formats that are lpt_added_fits there: the nearest multiple

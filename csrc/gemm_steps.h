@@ -2,12 +2,14 @@
 // is what it would make of the exact value.
 #pragma once
 #include "gemm_lanes.h"
+#include "gemm_ways.h"
 
 namespace {
 
 // Fused multiply-add, product and sum of fp32.
 struct in_fp32 {
     typedef float T;
+    static bool fits(const lpt_grid &) { return true; }
     static LPT_STEP floats fma(floats a, floats b, floats c) { return fused(a, b, c); }
     static LPT_STEP floats mul(floats a, floats b) { return a * b; }
     static LPT_STEP floats add(floats a, floats b) { return a + b; }
@@ -19,6 +21,7 @@ struct in_fp32 {
 // is set; where neither is, that above, so that an exact zero is +0.
 struct odd_in_fp32 {
     typedef float T;
+    static bool fits(const lpt_grid &g) { return lpt_odd_fits(g); }
     static LPT_STEP floats odd(floats below, floats above) {
         const __mmask16 set =
             _mm512_test_epi32_mask(_mm512_castps_si512(below), _mm512_set1_epi32(1));
@@ -46,6 +49,11 @@ struct odd_in_fp32 {
 struct odd_in_fp32 {
     typedef float T;
     typedef vectors<float>::U U;
+    // Of half a spacing, products must have no digits below fp32's smallest (one_more), unless they
+    // are looked at (to_wide_range).
+    static bool fits(const lpt_grid &g) {
+        return lpt_odd_fits(g) && (lpt_wide_range_fits(g) || g.emin - g.precision >= -100);
+    }
     static LPT_STEP floats odd(floats t, floats rest) {
         const U u = (U)t, inexact = (U)((rest > 0) | (rest < 0)) & 1;
         return (floats)((u - (inexact & (u ^ (U)rest) >> 31)) | inexact);

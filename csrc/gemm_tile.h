@@ -2,7 +2,6 @@
 // beforehand, and what an order keeps of a tile stays in registers or nearby while k ascends.
 #pragma once
 #include "gemm_rows.h"
-#include "gemm_ways.h"
 #include <stdlib.h>
 
 namespace {
