@@ -33,6 +33,9 @@ LPT_FN doubles down(doubles x) {
 LPT_FN doubles toward_zero(doubles x) {
     return _mm512_roundscale_pd(x, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC);
 }
+LPT_FN doubles nearest_integer(doubles x) {
+    return _mm512_roundscale_pd(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
 LPT_FN words32 loaded(const uint32_t *x) { return (words32)_mm512_loadu_si512(x); }
 LPT_FN doubles loaded(const double *x) { return _mm512_loadu_pd(x); }
 LPT_FN void stored(double *y, doubles x) { _mm512_storeu_pd(y, x); }
@@ -65,6 +68,9 @@ LPT_FN doubles most(doubles a, doubles b) { return _mm256_max_pd(a, b); }
 LPT_FN doubles down(doubles x) { return _mm256_floor_pd(x); }
 LPT_FN doubles toward_zero(doubles x) {
     return _mm256_round_pd(x, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC);
+}
+LPT_FN doubles nearest_integer(doubles x) {
+    return _mm256_round_pd(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
 LPT_FN words32 loaded(const uint32_t *x) { return (words32)_mm256_loadu_si256((const __m256i *)x); }
 LPT_FN doubles loaded(const double *x) { return _mm256_loadu_pd(x); }

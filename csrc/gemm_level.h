@@ -27,8 +27,8 @@ struct level {
 template <int W, int MODE, bool PLAIN>
 void round_all(double *x, const lpt_cell<double> &cell, const uint32_t *words) {
 #if defined(__FMA__)
-    if (W > 1 && PLAIN && MODE <= LPT_STOCHASTIC) {
-        const to_grid<MODE> rounder(cell);
+    if (W > 1 && MODE <= LPT_STOCHASTIC && to_grid<MODE>::fits(cell)) {
+        const to_grid<MODE> rounder(cell, MODE);
         for (int l = 0; l < W; l += vectors<double>::length)
             stored(x + l, rounder(loaded(x + l), words + l));
         return;

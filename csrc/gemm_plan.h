@@ -10,17 +10,38 @@ plan in_order() {
     return tiled<sequential<SUM, PRODUCT, INNER, OUTER, FUSED, DRAWS>>();
 }
 
+bool without_subnormals(const lpt_grid &g) { return g.subnormals != LPT_GRADUAL; }
+lpt_grid with_subnormals(lpt_grid g) {
+    g.subnormals = LPT_GRADUAL;
+    return g;
+}
+
 // Sums and products to nearest, in fp32 alone; where there are chunks, inside and outside one way.
 template <class SUM> plan nearest(const lpt_accumulator &acc, const lpt_accumulator &in) {
+    typedef to_carrier<float> C;
+    typedef to_wide_range W;
+    typedef to_nearest<float> N;
+    typedef to_fixed<float> F;
+    if (!SUM::fits(acc.sum) || !SUM::fits(in.sum) || (in.has_product && !SUM::fits(in.product)))
+        return {};
+    if (F::fits(acc.sum) && F::fits(in.sum) && (!in.has_product || F::fits(in.product)))
+        return in.has_product ? in_order<SUM, F, F, F, false, false>()
+                              : in_order<SUM, C, F, F, true, false>();
+    if (SUM::KNOWS_SIDES && without_subnormals(acc.sum) && without_subnormals(in.sum) &&
+        !in.has_product) {
+        const lpt_way sum = lpt_fp32_way(with_subnormals(acc.sum));
+        if (lpt_fp32_way(with_subnormals(in.sum)) != sum)
+            return {};
+        typedef no_subnormals<W> SW;
+        typedef no_subnormals<N> SN;
+        if (sum == LPT_WIDE_RANGE)
+            return in_order<SUM, C, SW, SW, true, false>();
+        return sum == LPT_ADDED ? in_order<SUM, C, SN, SN, true, false>() : plan{};
+    }
     const lpt_way sum = lpt_fp32_way(acc.sum), way = lpt_fp32_way(in.product);
     const lpt_way product = in.has_product ? way : LPT_NO_WAY;
     if (lpt_fp32_way(in.sum) != sum || (in.has_product && way == LPT_NO_WAY))
         return {};
-    if (!SUM::fits(acc.sum) || !SUM::fits(in.sum) || (in.has_product && !SUM::fits(in.product)))
-        return {};
-    typedef to_carrier<float> C;
-    typedef to_wide_range W;
-    typedef to_nearest<float> N;
     if (product == LPT_NO_WAY && sum == LPT_WIDE_RANGE)
         return in_order<SUM, C, W, W, true, false>();
     if (product == LPT_NO_WAY && sum == LPT_ADDED)
@@ -78,9 +99,14 @@ template <class SUM, class R> plan in_double(bool has_product) {
                        : in_order<SUM, to_carrier<double>, R, R, true, false>();
 }
 template <class T> bool plain(const lpt_accumulator &acc) {
-    const lpt_rule rule = {acc.mode, acc.bits, acc.beyond, 0, {0, 0}};
-    return lpt_make_cell<T>(acc.sum, rule, 0).plain &&
-           (!acc.has_product || lpt_make_cell<T>(acc.product, rule, 0).plain);
+    return rounding_of<T>(acc.sum, acc).plain &&
+           (!acc.has_product || rounding_of<T>(acc.product, acc).plain);
+}
+// what to_grid rounds, in one mode or another
+bool gridded(const lpt_accumulator &acc) {
+    typedef to_grid<ANY_MODE> R;
+    return acc.mode <= LPT_STOCHASTIC && R::fits(rounding_of<double>(acc.sum, acc)) &&
+           (!acc.has_product || R::fits(rounding_of<double>(acc.product, acc)));
 }
 
 plan stochastic(const lpt_accumulator &acc) {
@@ -91,7 +117,8 @@ plan stochastic(const lpt_accumulator &acc) {
                                : in_order<in_fp32, F, F, F, true, true>();
 #if defined(__AVX512F__) && defined(__AVX512DQ__)
     typedef to_drawn D;
-    if (!acc.fp32 && D::fits(acc.sum) && (!acc.has_product || D::fits(acc.product)))
+    if (!acc.fp32 && plain<double>(acc) && D::fits(acc.sum) &&
+        (!acc.has_product || D::fits(acc.product)))
         return acc.has_product ? in_order<cut_in_double, D, D, D, false, true>()
                                : in_order<cut_in_double, D, D, D, true, true>();
 #endif
@@ -141,7 +168,7 @@ plan exact(const lpt_accumulator &acc, const lpt_accumulator &in) {
         return in_double<odd_in_double, to_nearest<double>>(in.has_product);
     if (!found.run && fits && (mode == LPT_TOWARD_ZERO || mode == LPT_DOWN || mode == LPT_UP))
         return in_double<odd_in_double, to_side_in_double>(in.has_product);
-    if (!found.run && mode <= LPT_ODD && plain<double>(acc) && plain<double>(in))
+    if (!found.run && mode <= LPT_ODD && gridded(acc) && gridded(in))
         return in_double<odd_in_double, to_grid<ANY_MODE>>(in.has_product);
     return found;
 }
@@ -167,21 +194,41 @@ plan in_other_order(const lpt_accumulator &acc) {
         return in_fp32_alone<STEPS, in_fp32>(way);
     if (lpt_odd_fits(acc.sum))
         found = in_fp32_alone<STEPS, odd_in_fp32>(way);
-    if (found.run || acc.mode > LPT_ODD || !plain<double>(acc))
+    if (found.run || acc.mode > LPT_ODD || !gridded(acc))
         return found;
     return acc.has_product ? tiled<STEPS<odd_in_double, R, R, false>>()
                            : tiled<STEPS<odd_in_double, R, R, true>>();
 }
 
+// Sums that wrap, one after the other.
+plan wrapping(const lpt_accumulator &acc) {
+    typedef odd_in_double SUM;
+    typedef to_carrier<double> C;
+    typedef to_grid<ANY_MODE> R;
+    typedef to_grid<LPT_STOCHASTIC> S;
+    typedef to_wrapped<to_multiple> M;
+    typedef to_wrapped<R> WR;
+    typedef to_wrapped<S> WS;
+    if (acc.order != LPT_SEQUENTIAL || acc.chunk > 1 || acc.fp32 || !gridded(acc))
+        return {};
+    if (acc.mode == LPT_NEAREST && !acc.has_product)
+        return in_order<SUM, C, M, M, true, false>();
+    if (acc.mode <= LPT_ODD)
+        return acc.has_product ? in_order<SUM, R, WR, WR, false, false>()
+                               : in_order<SUM, C, WR, WR, true, false>();
+    return acc.has_product ? in_order<SUM, S, WS, WS, false, true>()
+                           : in_order<SUM, C, WS, WS, true, true>();
+}
+
 // The tiles for an accumulator, if there are any.
 plan choose_f32(const lpt_accumulator &acc) {
     if (acc.turn > 0)
-        return {};
+        return wrapping(acc);
     if (acc.order == LPT_ALIGNED)
-        return acc.mode <= LPT_ODD && plain<double>(acc) ? tiled<aligned<to_grid<ANY_MODE>>>()
+        return acc.mode <= LPT_ODD && gridded(acc) ? tiled<aligned<to_grid<ANY_MODE>>>()
                                                          : plan{};
     if (acc.order == LPT_EXACT && acc.chunk == 1 && !acc.has_product)
-        return acc.mode <= LPT_ODD && plain<double>(acc) ? tiled<exactly<to_grid<ANY_MODE>>>()
+        return acc.mode <= LPT_ODD && gridded(acc) ? tiled<exactly<to_grid<ANY_MODE>>>()
                                                          : plan{};
     if (acc.order == LPT_KAHAN && acc.chunk == 1)
         return in_other_order<kahan>(acc);
@@ -193,7 +240,7 @@ plan choose_f32(const lpt_accumulator &acc) {
     if (in.order != LPT_SEQUENTIAL || in.chunk != 1 || in.turn > 0)
         return {};
     if (acc.mode == LPT_STOCHASTIC && acc.chunk == 1)
-        return plain<double>(acc) ? stochastic(acc) : plan{};
+        return gridded(acc) ? stochastic(acc) : plan{};
     if (!in.has_product && in.mode == LPT_NEAREST && lpt_fp32_way(in.sum) == LPT_AS_CARRIER)
         return chunks_of_fp32(acc, acc.chunk == 1 ? LPT_AS_CARRIER : lpt_fp32_way(acc.sum));
     if (in.mode != acc.mode || in.fp32 != acc.fp32)
@@ -201,7 +248,7 @@ plan choose_f32(const lpt_accumulator &acc) {
     if (!acc.fp32)
         return exact(acc, in);
     const plan found = acc.mode == LPT_NEAREST ? nearest<in_fp32>(acc, in) : plan{};
-    if (found.run || acc.mode > LPT_ODD || !plain<double>(acc) || !plain<double>(in))
+    if (found.run || acc.mode > LPT_ODD || !gridded(acc) || !gridded(in))
         return found;
     return in_double<fp32_in_double, to_grid<ANY_MODE>>(in.has_product);
 }

@@ -71,6 +71,52 @@ template <class T> struct to_nearest {
     static LPT_STEP U faint(V) { return (U)spread((T)0); }  // SUM::fits: none is half way
 };
 
+// What R rounds to nearest, in a format without subnormal numbers: below the normal ones half of
+// the smallest makes that, and less than half zero; where they are flushed, all is zero.
+template <class R> struct no_subnormals : R {
+    typedef vectors<float>::U U;
+    floats bottom, enough, sign;
+    no_subnormals(const lpt_cell<float> &c, int mode) : R(c, mode) {
+        const float smallest = lpt_value<float>(c.low), never = lpt_value<float>(0x7f800000u);
+        bottom = spread(smallest);
+        enough = spread(c.subnormals == LPT_FLUSH ? never : smallest / 2);
+        sign = spread(-0.0f);
+    }
+    LPT_STEP floats operator()(floats x, const uint32_t *words) const {
+        const U minus = (U)x & (U)sign;
+        const floats size = (floats)((U)x ^ minus);
+        const floats small = size >= enough ? bottom : spread(0.0f);
+        return size < bottom ? (floats)((U)small | minus) : R::operator()(x, words);
+    }
+};
+
+// To nearest in fixed point that stops at its ends. The number that is added has the format's
+// spacing everywhere within them.
+template <class T> struct to_fixed {
+    typedef typename vectors<T>::V V;
+    typedef typename vectors<T>::U U;
+    V low, high, shift, half, sign;
+    to_fixed(const lpt_cell<T> &c, int) {
+        low = spread(-lpt_value<T>(c.limit[1]));
+        high = spread(lpt_value<T>(c.limit[0]));
+        const T digits = (T)(1ull << lpt_carrier<T>::mantissa), spacing = lpt_value<T>(c.tiny);
+        shift = spread((T)1.5 * digits * spacing);
+        half = spread(spacing / 2);
+        sign = spread((T)-0.0);
+    }
+    LPT_STEP V held(V x) const { return least(high, most(low, x)); }  // NaN too
+    LPT_STEP V operator()(V x, const uint32_t *) const { return (held(x) + shift) - shift; }
+    LPT_STEP U half_way(V x) const {
+        const V rest = ((held(x) + shift) - shift) - held(x);
+        return (U)((V)((U)rest & ~(U)sign) == half);
+    }
+    static LPT_STEP U faint(V) { return (U)spread((T)0); }  // SUM::fits: none is half way
+    static bool fits(const lpt_grid &g) {
+        return g.emin == g.emax && g.overflow == LPT_SATURATE && !g.negative_zero && g.zero &&
+               g.min < 0 && g.precision <= lpt_carrier<T>::mantissa - 2;
+    }
+};
+
 // Toward zero, up or down in double, in formats that are lpt_added_fits there: the nearest multiple
 // of the spacing, less one where it is beyond x, and one more where magnitudes grow in that
 // direction and that is not x.
@@ -167,19 +213,21 @@ template <int MODE> struct to_side : to_wide_side<MODE> {
 };
 #endif
 
-// Any mode in double, for cells that are `plain`: steps as in lptensor/reference.py, x in units of
-// the spacing 2**q, to an integer, and back. The words are 32 random bits each. ANY_MODE takes the
-// mode, one without random words, when it is made.
+// Any mode in double: steps as in lptensor/reference.py, x in units of the spacing 2**q, to an
+// integer, and back. The words are 32 random bits each. ANY_MODE takes the mode, one without random
+// words, when it is made.
 enum { ANY_MODE = -1 };
 template <int MODE> struct to_grid {
     typedef vectors<double>::U U;
     doubles bottom, top, exponents, sign, units, limit[2], over[2], inf[2];
+    doubles per_below;  // one over the spacing below the normal numbers; 0 makes them zeros
+    U tie_up;           // there, where zero is the only other number
     uint64_t negative_zero;
     // ANY_MODE: fractions above `level` go up where the sign says so, unless the integer is `never`
     // (odd); those of `level` go up where they are ties and the integer is odd or `always`.
     doubles level;
     U grow[2], never, ties, always;
-    explicit to_grid(const lpt_cell<double> &c, int mode = MODE) {
+    to_grid(const lpt_cell<double> &c, int mode) {
         bottom = spread(lpt_value<double>((uint64_t)c.emin << 52));
         top = spread(lpt_value<double>((uint64_t)c.emax << 52));
         exponents = spread(lpt_value<double>(2047ull << 52));
@@ -191,6 +239,10 @@ template <int MODE> struct to_grid {
             inf[i] = spread(lpt_value<double>(c.inf[i]));
         }
         negative_zero = c.zero_sign;
+        per_below = spread(c.subnormals == LPT_FLUSH ? 0.0 : 1 / lpt_value<double>(c.low));
+        if (c.subnormals == LPT_GRADUAL)
+            per_below *= units;
+        tie_up = all(c.subnormals == LPT_NONE);
         if (MODE != ANY_MODE)
             return;
         const bool nearest = mode == LPT_NEAREST || mode == LPT_NEAREST_AWAY;
@@ -207,7 +259,9 @@ template <int MODE> struct to_grid {
         const doubles size = (doubles)((U)x ^ minus);
         const U negative = (U)((doubles)((U)(minus >> 63)) != spread(0.0));
         const doubles binade = least(most((doubles)((U)x & (U)exponents), bottom), top);
-        const doubles per = (doubles)((2046ull << 52) - (U)binade) * units;  // one over the spacing
+        const U below = (U)(size < bottom);
+        const doubles per =  // one over the spacing
+            below ? per_below : (doubles)((2046ull << 52) - (U)binade) * units;
         const doubles n = size * per, k = down(n), part = n - k;
         const doubles half = spread(0.5), zero = spread(0.0), one = spread(1.0);
         U up = (U)(zero != zero);
@@ -216,9 +270,9 @@ template <int MODE> struct to_grid {
             const U odd = (U)(pair != down(pair));
             if (MODE == ANY_MODE)
                 up = ((U)(part > level) & (negative ? grow[1] : grow[0]) & ~(odd & never)) |
-                     ((U)(part == level) & ties & (odd | always));
+                     ((U)(part == level) & ties & (odd | always | (below & tie_up)));
             if (MODE == LPT_NEAREST)
-                up = (U)(part > half) | ((U)(part == half) & odd);
+                up = (U)(part > half) | ((U)(part == half) & (odd | (below & tie_up)));
             if (MODE == LPT_ODD)
                 up = (U)(part > zero) & ~odd;
         }
@@ -238,6 +292,33 @@ template <int MODE> struct to_grid {
         y = size == exponents ? (negative ? inf[1] : inf[0]) : y;
         const U kept = (U)(y != zero) | negative_zero;
         return (doubles)((U)y | (minus & kept));
+    }
+    static bool fits(const lpt_cell<double> &c) {
+        return c.emin >= 1 && c.is_signed && c.zero && !c.ties_to_even_code &&
+               c.beyond != LPT_BEYOND_PROBABILITY;
+    }
+};
+
+// To nearest in fixed point without ends.
+struct to_multiple {
+    doubles per, spacing;
+    to_multiple(const lpt_cell<double> &c, int) {
+        spacing = spread(lpt_value<double>(c.tiny));
+        per = 1 / spacing;
+    }
+    LPT_STEP doubles operator()(doubles x, const uint32_t *) const {
+        return nearest_integer(x * per) * spacing;
+    }
+};
+
+// What R rounds to fixed point without ends, brought into the range of a register, as lpt_wrapped.
+template <class R> struct to_wrapped : R {
+    doubles turn, per_turn;
+    to_wrapped(const lpt_cell<double> &c, int mode)
+        : R(c, mode), turn(spread(lpt_power(c.emax - 1023 + 2))), per_turn(1 / turn) {}
+    LPT_STEP doubles operator()(doubles x, const uint32_t *words) const {
+        const doubles turns = R::operator()(x, words) * per_turn, part = turns - down(turns);
+        return (part >= spread(0.5) ? part - spread(1.0) : part) * turn;
     }
 };
 

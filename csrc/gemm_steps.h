@@ -9,6 +9,7 @@ namespace {
 // Fused multiply-add, product and sum of fp32.
 struct in_fp32 {
     typedef float T;
+    enum { KNOWS_SIDES = 1 };  // a sum lies on the same side of every number of fp32
     static bool fits(const lpt_grid &) { return true; }
     static LPT_STEP floats fma(floats a, floats b, floats c) { return fused(a, b, c); }
     static LPT_STEP floats mul(floats a, floats b) { return a * b; }
@@ -21,6 +22,7 @@ struct in_fp32 {
 // is set; where neither is, that above, so that an exact zero is +0.
 struct odd_in_fp32 {
     typedef float T;
+    enum { KNOWS_SIDES = 1 };
     static bool fits(const lpt_grid &g) { return lpt_odd_fits(g); }
     static LPT_STEP floats odd(floats below, floats above) {
         const __mmask16 set =
@@ -49,6 +51,7 @@ struct odd_in_fp32 {
 struct odd_in_fp32 {
     typedef float T;
     typedef vectors<float>::U U;
+    enum { KNOWS_SIDES = 0 };  // of numbers half way between two of the format's alone (one_more)
     // Of half a spacing, products must have no digits below fp32's smallest (one_more), unless they
     // are looked at (to_wide_range).
     static bool fits(const lpt_grid &g) {

@@ -154,6 +154,8 @@ template <class T> struct tiles {
                 if (at.acc->order != LPT_EXACT)
                     at.sum.plain ? round_mode<1, true>(&s, at.sum, at.acc->mode, &chosen)
                                  : round_mode<1, false>(&s, at.sum, at.acc->mode, &chosen);
+                if (at.acc->turn > 0)
+                    s = lpt_wrapped(s, at.acc->turn);
                 ((T *)sums[row / TALL * kept].v[row % TALL])[l] = (T)s;
             }
     }
