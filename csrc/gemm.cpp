@@ -20,7 +20,7 @@ lpt_product lying(const lpt_product &p) {
 }
 
 template <class T> plan planned(const lpt_product &p, const lpt_accumulator &acc) {
-    const plan tiles = sizeof(T) == 4 && !p.running && p.n > 1 ? choose_f32(acc) : plan{};
+    const plan tiles = !p.running && p.n > 1 ? choose(acc, T()) : plan{};
     // Even where a tile has one row alone, those of fp32 are faster than what rounds in double.
     if (tiles.run && (p.m > 1 || tiles.in_fp32))
         return tiles;

@@ -11,6 +11,7 @@ namespace {
 // double.
 template <class ROUND> struct aligned final : tile_steps<double> {
     typedef double T;
+    typedef float IN;
     typedef vectors<double>::U U;
     enum { BROAD = tile<T>::BROAD };
     const int64_t chunk;
@@ -18,8 +19,9 @@ template <class ROUND> struct aligned final : tile_steps<double> {
     const doubles above, below, exponents, least;
 
     aligned(const lpt_accumulator &acc, bool)
-        : tile_steps<T>(false), chunk(acc.chunk), round(rounding_of<T>(acc.sum, acc), acc.mode),
-          above(spread(lpt_power(acc.alignment))), below(spread(lpt_power(-acc.alignment))),
+        : tile_steps<double>(false), chunk(acc.chunk),
+          round(rounding_of<T>(acc.sum, acc), acc.mode), above(spread(lpt_power(acc.alignment))),
+          below(spread(lpt_power(-acc.alignment))),
           exponents(spread(lpt_value<double>(2047ull << 52))), least(spread(lpt_power(-900))) {}
 
     LPT_STEP doubles power(doubles x) const { return (doubles)((U)x & (U)exponents); }
@@ -89,6 +91,7 @@ template <class ROUND> struct aligned final : tile_steps<double> {
 // a block adds up to goes into digits of base 2**32.
 template <class ROUND> struct exactly final : tile_steps<double> {
     typedef double T;
+    typedef float IN;
     typedef vectors<double>::U U;
     enum { LENGTH = tile<T>::LENGTH, BROAD = tile<T>::BROAD, PARTS = 3 };
     static_assert(DEEP <= 256, "the parts of a block need room");
@@ -98,8 +101,9 @@ template <class ROUND> struct exactly final : tile_steps<double> {
     doubles cut[PARTS];  // over the largest power of two of the products; parts are 2**44 apart
 
     exactly(const lpt_accumulator &acc, bool has_addend)
-        : tile_steps<T>(false), round(rounding_of<T>(acc.sum, acc), acc.mode), started(has_addend),
-          exponents(spread(lpt_value<double>(2047ull << 52))), least(spread(lpt_power(-900))) {
+        : tile_steps<double>(false), round(rounding_of<T>(acc.sum, acc), acc.mode),
+          started(has_addend), exponents(spread(lpt_value<double>(2047ull << 52))),
+          least(spread(lpt_power(-900))) {
         for (int n = 0; n < PARTS; ++n)
             cut[n] = spread(1.5 * lpt_power(10 - 44 * n));
     }

@@ -23,6 +23,7 @@ typedef __m512d doubles;
 LPT_FN floats spread(float x) { return _mm512_set1_ps(x); }
 LPT_FN doubles spread(double x) { return _mm512_set1_pd(x); }
 LPT_FN floats fused(floats a, floats b, floats c) { return _mm512_fmadd_ps(a, b, c); }
+LPT_FN doubles fused(doubles a, doubles b, doubles c) { return _mm512_fmadd_pd(a, b, c); }
 LPT_FN floats least(floats a, floats b) { return _mm512_min_ps(a, b); }
 LPT_FN floats most(floats a, floats b) { return _mm512_max_ps(a, b); }
 LPT_FN doubles least(doubles a, doubles b) { return _mm512_min_pd(a, b); }
@@ -61,6 +62,7 @@ typedef __m256d doubles;
 LPT_FN floats spread(float x) { return _mm256_set1_ps(x); }
 LPT_FN doubles spread(double x) { return _mm256_set1_pd(x); }
 LPT_FN floats fused(floats a, floats b, floats c) { return _mm256_fmadd_ps(a, b, c); }
+LPT_FN doubles fused(doubles a, doubles b, doubles c) { return _mm256_fmadd_pd(a, b, c); }
 LPT_FN floats least(floats a, floats b) { return _mm256_min_ps(a, b); }
 LPT_FN floats most(floats a, floats b) { return _mm256_max_ps(a, b); }
 LPT_FN doubles least(doubles a, doubles b) { return _mm256_min_pd(a, b); }

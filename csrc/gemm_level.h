@@ -2,7 +2,7 @@
 #pragma once
 #include "gemm_loops.h"
 #if defined(__FMA__)
-#include "gemm_rounders.h"
+#include "gemm_double_rounders.h"
 #endif
 
 namespace {

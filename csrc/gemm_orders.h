@@ -86,9 +86,9 @@ struct one_more<odd_in_fp32, PRODUCT, ROUND, FUSED> {
             const floats x = spread(a[i]);
             for (int j = 0; j < 2; ++j) {
                 const floats c = before.v[i][j];
-                s.v[i][j] =
-                    FUSED ? round(SUM::fma(x, y[j], c), nullptr)
-                          : round(SUM::add(c, product(SUM::mul(x, y[j]), nullptr)), nullptr);
+                s.v[i][j] = FUSED
+                                ? round(SUM::fma(x, y[j], c), nullptr)
+                                : round(SUM::add(c, product(SUM::mul(x, y[j]), nullptr)), nullptr);
             }
         }
     }
@@ -100,6 +100,7 @@ struct one_more<odd_in_fp32, PRODUCT, ROUND, FUSED> {
 template <class SUM, class PRODUCT, class INNER, class OUTER, bool FUSED, bool RANDOM>
 struct sequential final : tile_steps<typename SUM::T> {
     typedef typename SUM::T T;
+    typedef typename SUM::IN IN;
     typedef typename vectors<T>::V V;
     enum { LENGTH = tile<T>::LENGTH, BROAD = tile<T>::BROAD };
     const lpt_accumulator &acc, &in;
@@ -142,8 +143,8 @@ struct sequential final : tile_steps<typename SUM::T> {
                 const V x = spread(a[k * TALL + i]);
 #pragma GCC unroll 2
                 for (int j = 0; j < 2; ++j) {
-                    s.v[i][j] = inner(SUM::fma(x, y[j], s.v[i][j]),
-                                      &drawn->words[n % 4][i][j * LENGTH]);
+                    s.v[i][j] =
+                        inner(SUM::fma(x, y[j], s.v[i][j]), &drawn->words[n % 4][i][j * LENGTH]);
                 }
             }
         }
@@ -174,6 +175,7 @@ struct sequential final : tile_steps<typename SUM::T> {
 template <class SUM, class PRODUCT, class ROUND, bool FUSED>
 struct kahan final : tile_steps<typename SUM::T> {
     typedef typename SUM::T T;
+    typedef typename SUM::IN IN;
     typedef typename vectors<T>::V V;
     enum { BROAD = tile<T>::BROAD };
     const PRODUCT product;
@@ -218,6 +220,7 @@ struct kahan final : tile_steps<typename SUM::T> {
 template <class SUM, class PRODUCT, class ROUND, bool FUSED>
 struct pairwise final : tile_steps<typename SUM::T> {
     typedef typename SUM::T T;
+    typedef typename SUM::IN IN;
     typedef typename vectors<T>::V V;
     enum { BROAD = tile<T>::BROAD };
     const PRODUCT product;

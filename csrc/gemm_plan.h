@@ -200,36 +200,26 @@ plan in_other_order(const lpt_accumulator &acc) {
                            : tiled<STEPS<odd_in_double, R, R, true>>();
 }
 
-// Sums that wrap, one after the other.
-plan wrapping(const lpt_accumulator &acc) {
-    typedef odd_in_double SUM;
+// Exact products in a sum that wraps.
+template <class SUM> plan wrapping(const lpt_accumulator &acc) {
     typedef to_carrier<double> C;
-    typedef to_grid<ANY_MODE> R;
-    typedef to_grid<LPT_STOCHASTIC> S;
     typedef to_wrapped<to_multiple> M;
-    typedef to_wrapped<R> WR;
-    typedef to_wrapped<S> WS;
-    if (acc.order != LPT_SEQUENTIAL || acc.chunk > 1 || acc.fp32 || !gridded(acc))
+    typedef to_wrapped<to_grid<ANY_MODE>> R;
+    if (acc.order != LPT_SEQUENTIAL || acc.chunk > 1 || acc.fp32 || acc.has_product)
         return {};
-    if (acc.mode == LPT_NEAREST && !acc.has_product)
+    if (acc.mode == LPT_NEAREST)
         return in_order<SUM, C, M, M, true, false>();
-    if (acc.mode <= LPT_ODD)
-        return acc.has_product ? in_order<SUM, R, WR, WR, false, false>()
-                               : in_order<SUM, C, WR, WR, true, false>();
-    return acc.has_product ? in_order<SUM, S, WS, WS, false, true>()
-                           : in_order<SUM, C, WS, WS, true, true>();
+    return acc.mode <= LPT_ODD ? in_order<SUM, C, R, R, true, false>() : plan{};
 }
 
 // The tiles for an accumulator, if there are any.
 plan choose_f32(const lpt_accumulator &acc) {
     if (acc.turn > 0)
-        return wrapping(acc);
+        return wrapping<odd_in_double>(acc);
     if (acc.order == LPT_ALIGNED)
-        return acc.mode <= LPT_ODD && gridded(acc) ? tiled<aligned<to_grid<ANY_MODE>>>()
-                                                         : plan{};
+        return acc.mode <= LPT_ODD && gridded(acc) ? tiled<aligned<to_grid<ANY_MODE>>>() : plan{};
     if (acc.order == LPT_EXACT && acc.chunk == 1 && !acc.has_product)
-        return acc.mode <= LPT_ODD && gridded(acc) ? tiled<exactly<to_grid<ANY_MODE>>>()
-                                                         : plan{};
+        return acc.mode <= LPT_ODD && gridded(acc) ? tiled<exactly<to_grid<ANY_MODE>>>() : plan{};
     if (acc.order == LPT_KAHAN && acc.chunk == 1)
         return in_other_order<kahan>(acc);
     if (acc.order == LPT_PAIRWISE && acc.chunk == 1)
@@ -252,8 +242,32 @@ plan choose_f32(const lpt_accumulator &acc) {
         return found;
     return in_double<fp32_in_double, to_grid<ANY_MODE>>(in.has_product);
 }
+
+// The same of doubles.
+plan choose_f64(const lpt_accumulator &acc) {
+    typedef odd_of_doubles SUM;
+    typedef to_fixed<double> F;
+    typedef to_grid<ANY_MODE> R;
+    if (acc.turn > 0)
+        return wrapping<SUM>(acc);
+    if (acc.chunk > 1 || acc.mode > LPT_ODD || !gridded(acc))
+        return {};
+    const bool fused = !acc.has_product;
+    if (acc.order == LPT_KAHAN && fused)
+        return tiled<kahan<SUM, R, R, true>>();
+    if (acc.order == LPT_PAIRWISE && fused)
+        return tiled<pairwise<SUM, R, R, true>>();
+    if (acc.order != LPT_SEQUENTIAL)
+        return {};
+    if (acc.mode == LPT_NEAREST && fused && F::fits(acc.sum))
+        return in_order<SUM, to_carrier<double>, F, F, true, false>();
+    return in_double<SUM, R>(acc.has_product);
+}
+
+plan choose(const lpt_accumulator &acc, float) { return choose_f32(acc); }
+plan choose(const lpt_accumulator &acc, double) { return choose_f64(acc); }
 #else
-plan choose_f32(const lpt_accumulator &) { return {}; }
+plan choose(const lpt_accumulator &, double) { return {}; }
 #endif
 
 }  // namespace

@@ -8,7 +8,7 @@ namespace {
 
 // Fused multiply-add, product and sum of fp32.
 struct in_fp32 {
-    typedef float T;
+    typedef float T, IN;
     enum { KNOWS_SIDES = 1 };  // a sum lies on the same side of every number of fp32
     static bool fits(const lpt_grid &) { return true; }
     static LPT_STEP floats fma(floats a, floats b, floats c) { return fused(a, b, c); }
@@ -21,7 +21,7 @@ struct in_fp32 {
 // Of the neighbours below and above, which are one where the sum is exact, the one whose last bit
 // is set; where neither is, that above, so that an exact zero is +0.
 struct odd_in_fp32 {
-    typedef float T;
+    typedef float T, IN;
     enum { KNOWS_SIDES = 1 };
     static bool fits(const lpt_grid &g) { return lpt_odd_fits(g); }
     static LPT_STEP floats odd(floats below, floats above) {
@@ -49,7 +49,7 @@ struct odd_in_fp32 {
 // Muller, "Exact and approximated error of the FMA" (IEEE TC 60, 2011). Where a product might have
 // digits below fp32's, or none within its range, double decides.
 struct odd_in_fp32 {
-    typedef float T;
+    typedef float T, IN;
     typedef vectors<float>::U U;
     enum { KNOWS_SIDES = 0 };  // of numbers half way between two of the format's alone (one_more)
     // Of half a spacing, products must have no digits below fp32's smallest (one_more), unless they
@@ -111,7 +111,7 @@ struct odd_in_fp32 {
 // or infinity, just where F gives its largest value or what it makes of infinity. An exact zero is
 // +0 unless both terms are -0, also where rounding down would make it -0.
 template <int MODE> struct side_in_fp32 {
-    typedef float T;
+    typedef float T, IN;
     enum {
         side = (MODE == LPT_UP     ? _MM_FROUND_TO_POS_INF
                 : MODE == LPT_DOWN ? _MM_FROUND_TO_NEG_INF
@@ -136,6 +136,7 @@ template <int MODE> struct side_in_fp32 {
 // To odd in double; the product of two floats is exact there.
 struct odd_in_double {
     typedef double T;
+    typedef float IN;
     typedef vectors<double>::U U;
     static LPT_STEP doubles add(doubles a, doubles b) {
         const doubles t = a + b, back = t - a, rest = (a - (t - back)) + (b - back);
@@ -147,11 +148,58 @@ struct odd_in_double {
     static LPT_STEP doubles fma(doubles a, doubles b, doubles c) { return add(c, a * b); }
 };
 
+// The same of products of doubles, each the sum of two (lpt_times).
+struct odd_of_doubles {
+    typedef double T, IN;
+    typedef vectors<double>::U U;
+    static LPT_STEP doubles two_sum(doubles a, doubles b, doubles &rest) {
+        const doubles t = a + b, back = t - a;
+        rest = (a - (t - back)) + (b - back);
+        return t;
+    }
+    static LPT_STEP doubles times(doubles a, doubles b, doubles &rest) {
+        const doubles zero = spread(0.0), p = a * b;
+        const doubles size = (doubles)((U)p & ~(U)spread(-0.0));
+        const U none = (U)(a == zero) | (U)(b == zero);
+        const U held = (U)(size >= spread(lpt_power(-900))) & (U)(size < spread(lpt_power(900)));
+        if (!all_zero(~(none | held)))
+            return one_by_one(a, b, rest);
+        rest = none ? spread(-0.0) : fused(a, b, -p);
+        return p;
+    }
+    static LPT_SHARED doubles one_by_one(doubles a, doubles b, doubles &rest) {
+        double left;
+        for (int l = 0; l < vectors<double>::length; ++l) {
+            a[l] = lpt_times((double)a[l], (double)b[l], &left);
+            rest[l] = left;
+        }
+        return a;
+    }
+    static LPT_STEP doubles add(doubles a, doubles b) { return odd_in_double::add(a, b); }
+    static LPT_STEP doubles mul(doubles a, doubles b) {
+        doubles rest;
+        const doubles p = times(a, b, rest);
+        return rest == spread(0.0) ? p : add(p, rest);
+    }
+    static LPT_STEP doubles fma(doubles a, doubles b, doubles c) {
+        doubles low, lower_rest, upper_rest;
+        const doubles high = times(a, b, low);
+        if (all_zero((U)low << 1))  // as of integers
+            return add(c, high);
+        const doubles lower = two_sum(c, low, lower_rest);
+        const doubles upper = two_sum(high, lower, upper_rest);
+        const doubles rest = add(lower_rest, upper_rest);
+        const U some = (U)(rest < spread(0.0)) | (U)(rest > spread(0.0));
+        return some ? add(upper, rest) : upper;
+    }
+};
+
 #if defined(__AVX512F__) && defined(__AVX512DQ__)
 // Toward zero in double. Stochastic rounding cuts off what lies below 2**-32 of the spacing, so
 // that formats of at most 20 bits cannot tell it from the exact sum.
 struct cut_in_double {
     typedef double T;
+    typedef float IN;
     enum { to_zero = _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC };
     static LPT_STEP doubles add(doubles a, doubles b) { return _mm512_add_round_pd(a, b, to_zero); }
     static LPT_STEP doubles mul(doubles a, doubles b) { return a * b; }
@@ -164,6 +212,7 @@ struct cut_in_double {
 // Fused multiply-add, product and sum of fp32, for rounders that work in double.
 struct fp32_in_double {
     typedef double T;
+    typedef float IN;
     static LPT_STEP doubles single(doubles x) { return widened(narrowed(x)); }
     static LPT_STEP doubles fma(doubles a, doubles b, doubles c) {
         return widened(fused(narrowed(a), narrowed(b), narrowed(c)));

@@ -43,7 +43,8 @@ template <class T> struct tile_words {
     }
 };
 
-// An order of adding up, with all roundings (gemm_orders.h).
+// An order of adding up, with all roundings (gemm_orders.h). Each has a T and an IN, what operands
+// are.
 template <class T> struct tile_steps {
     const bool draws;  // takes random words
     explicit tile_steps(bool random) : draws(random) {}
@@ -56,7 +57,8 @@ template <class T> struct tile_steps {
     virtual void finish(tile<T> *, int64_t) const {}
 };
 
-template <class T> struct tiles {
+// IN: the operands and results.
+template <class T, class IN> struct tiles {
     enum { BROAD = tile<T>::BROAD };
 
     static LPT_SHARED void run(const lpt_product &p, const lpt_accumulator &acc, int64_t first,
@@ -93,14 +95,14 @@ template <class T> struct tiles {
                     steps.advance(sums + row / TALL * kept, a, b, k, here, &drawn);
                 }
             }
-            float *y = (float *)p.y + (batch * p.m + top) * p.n + column;
+            IN *y = (IN *)p.y + (batch * p.m + top) * p.n + column;
             for (int64_t row = 0; row < rows; ++row) {
                 tile<T> *own = sums + row / TALL * kept;
                 if (row % TALL == 0)
                     steps.finish(own, p.k);
                 const T *sum = (const T *)own->v[row % TALL];
                 for (int l = 0; l < count; ++l)
-                    y[row * p.n + l] = lpt_quiet((float)sum[l]);
+                    y[row * p.n + l] = lpt_quiet((IN)sum[l]);
             }
         }
         free(memory);
@@ -110,23 +112,24 @@ template <class T> struct tiles {
     static void pack_columns(const lpt_product &p, int64_t batch, int64_t column, int count,
                              int64_t k, int64_t depth, T *b) {
         const int64_t next = p.b_stride[1], apart = p.b_stride[2];
-        const float *from = (const float *)p.b + batch * p.b_stride[0] + k * next + column * apart;
+        const IN *from = (const IN *)p.b + batch * p.b_stride[0] + k * next + column * apart;
         if (count == BROAD && apart == 1) {
             for (int64_t i = 0; i < depth; ++i)
                 for (int l = 0; l < BROAD; ++l)
-                    b[i * BROAD + l] = (T)lpt_quiet(from[i * next + l]);
+                    b[i * BROAD + l] = (T)lpt_quiet(lpt_operand(from[i * next + l]));
             return;
         }
         for (int64_t i = 0; i < depth; ++i)
             for (int l = 0; l < BROAD; ++l)
-                b[i * BROAD + l] = l < count ? (T)lpt_quiet(from[i * next + l * apart]) : (T)0;
+                b[i * BROAD + l] =
+                    l < count ? (T)lpt_quiet(lpt_operand(from[i * next + l * apart])) : (T)0;
     }
     static void pack_rows(const lpt_product &p, int64_t batch, int64_t row, int64_t rows, int64_t k,
                           int64_t depth, T *a) {
-        const float *from =
-            (const float *)p.a + batch * p.a_stride[0] + row * p.a_stride[1] + k * p.a_stride[2];
-        const float none = 0;
-        const float *x[TALL];
+        const IN *from =
+            (const IN *)p.a + batch * p.a_stride[0] + row * p.a_stride[1] + k * p.a_stride[2];
+        const IN none = 0;
+        const IN *x[TALL];
         int64_t next[TALL];
         for (int i = 0; i < TALL; ++i) {
             x[i] = i < rows ? from + i * p.a_stride[1] : &none;
@@ -134,7 +137,7 @@ template <class T> struct tiles {
         }
         for (int64_t j = 0; j < depth; ++j)
             for (int i = 0; i < TALL; ++i)
-                a[j * TALL + i] = (T)lpt_quiet(x[i][j * next[i]]);
+                a[j * TALL + i] = (T)lpt_quiet(lpt_operand(x[i][j * next[i]]));
     }
 
     // The addend, rounded unless sums are exact, where there is one, in the first of what is kept
@@ -144,13 +147,13 @@ template <class T> struct tiles {
                       bool draws) {
         for (int64_t row = 0; p.c && row < rows; ++row)
             for (int l = 0; l < count; ++l) {
-                const float *c = (const float *)p.c + batch * p.c_stride[0] +
-                                 (top + row) * p.c_stride[1] + (column + l) * p.c_stride[2];
+                const IN *c = (const IN *)p.c + batch * p.c_stride[0] +
+                              (top + row) * p.c_stride[1] + (column + l) * p.c_stride[2];
                 const uint64_t element = (uint64_t)((batch * p.m + top + row) * p.n + column + l);
                 const uint64_t elements = (uint64_t)(p.batch * p.m * p.n);
                 const uint32_t word = draws ? lpt_event_word(0, element, elements, p.key) : 0;
                 const uint32_t chosen = word & 0xffffffffu << (32 - at.acc->bits);
-                double s = (double)*c;
+                double s = (double)lpt_operand(*c);
                 if (at.acc->order != LPT_EXACT)
                     at.sum.plain ? round_mode<1, true>(&s, at.sum, at.acc->mode, &chosen)
                                  : round_mode<1, false>(&s, at.sum, at.acc->mode, &chosen);
@@ -164,7 +167,7 @@ template <class T> struct tiles {
 template <class STEPS>
 void run_tiles(const lpt_product &p, const lpt_accumulator &acc, int64_t first, int64_t last) {
     const STEPS steps(acc, p.c != nullptr);
-    tiles<typename STEPS::T>::run(p, acc, first, last, steps);
+    tiles<typename STEPS::T, typename STEPS::IN>::run(p, acc, first, last, steps);
 }
 template <class STEPS> plan tiled() {
     return {run_tiles<STEPS>, tile<typename STEPS::T>::BROAD, BAND, sizeof(typename STEPS::T) == 4};

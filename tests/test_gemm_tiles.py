@@ -66,6 +66,24 @@ TILED = (
     Accumulator(FloatingPoint(8, 22), order="exact", rounding="up"),
     *(Accumulator(sum, rounding=mode) for sum in (BF16, FixedPoint(12, 4)) for mode in ("nearest_away", "odd")),
     Accumulator(FixedPoint(16, 6)),
+    Accumulator(FixedPoint(22, 12, symmetric=True)),  # the widest that is added in fp32
+    Accumulator(FixedPoint(23, 12)),
+    Accumulator(FixedPoint(16, 6), FixedPoint(12, 8)),
+    Accumulator(FixedPoint(14, 5), chunk=7, compute="fp32"),
+    *(Accumulator(FixedPoint(10, 4), rounding=mode, wrap=True) for mode in ("nearest", "down", "odd")),
+    *(
+        Accumulator(FloatingPoint(5, man, bias=8, subnormals=subnormals), **more)
+        for man, subnormals, more in (
+            (10, False, {}),
+            (10, "flush", {}),
+            (10, "flush", {"compute": "fp32"}),
+            (4, False, {"chunk": 5}),
+            (4, "flush", {"order": "kahan"}),
+            (4, False, {"product": E5M2}),
+            (4, "flush", {"rounding": "up"}),
+            (4, False, {"rounding": "stochastic"}),
+        )
+    ),
     Accumulator(FP16, FP16, rounding="up"),
     Accumulator(BF16, E5M2, chunk=5, rounding="down"),
     Accumulator(FP16, E5M2, rounding="nearest_away", compute="fp32"),
@@ -88,6 +106,10 @@ TILED = (
         Accumulator(BF16, order="pairwise"),
         Accumulator(BF16, rounding="up"),
         Accumulator(BF16, rounding="stochastic"),
+        Accumulator(FloatingPoint(8, 7, subnormals=False)),
+        Accumulator(FloatingPoint(8, 7, subnormals="flush")),
+        Accumulator(FloatingPoint(8, 7, subnormals="flush"), chunk=8, compute="fp32"),
+        Accumulator(FloatingPoint(5, 4, bias=110)),
     ],
     ids=repr,
 )
@@ -99,6 +121,30 @@ def test_products_at_the_ends_of_fp32_are_exact_too(acc: Accumulator, scale: int
         wanted = accumulate.gemm(x, y, acc, z, KEY)
         for build in NATIVE_BUILDS:
             assert same(product(build, x, y, acc, z), wanted), build
+
+
+@pytest.mark.parametrize("acc", [Accumulator(BF16), Accumulator(BF16, BF16), Accumulator(FP32, BF16)], ids=repr)
+def test_what_a_product_has_below_the_smallest_fp32_breaks_a_tie(acc: Accumulator) -> None:
+    # half of BF16's smallest number, and 2**-151 more or less, which fp32 takes for half
+    for factor, rounded in ((1 + 2.0**-17, 2.0**-133), (1 - 2.0**-17, 0.0), (1.0, 0.0)):
+        a, b = torch.full((1, 6, 1), factor * 2.0**-67), torch.full((1, 1, 40), 2.0**-67)
+        for build in NATIVE_BUILDS:
+            assert (product(build, a, b, acc) == rounded).all(), (build, factor)
+
+
+@pytest.mark.parametrize(
+    "sum, bound, rounded",
+    [
+        (FloatingPoint(5, 4, bias=110), 3 * 2.0**-114, 2.0**-113),  # half way between one and two spacings
+        (FloatingPoint(5, 10, bias=8, subnormals="flush"), 2.0**-7, 0.0),  # the smallest number
+        (FloatingPoint(5, 10, bias=8, subnormals=False), 2.0**-8, 0.0),  # half of it
+    ],
+)
+def test_what_is_2_to_the_minus_40_below_a_bound_is_below_it(sum: FloatingPoint, bound: float, rounded: float) -> None:
+    a, b = torch.full((1, 6, 1), bound * 2.0**57 * (1 + 2.0**-20)), torch.full((1, 1, 40), 2.0**-57 * (1 - 2.0**-20))
+    for build in NATIVE_BUILDS:
+        assert (product(build, a, b, Accumulator(sum)) == rounded).all(), build
+        assert (product(build, -a, b, Accumulator(sum)) == -rounded).all(), build
 
 
 @pytest.mark.parametrize("chunk", [4, 16])
@@ -168,6 +214,32 @@ def test_builds_have_the_bits_of_the_reference_past_the_edges_of_tiles(acc: Accu
     wanted = accumulate.gemm(a, b, acc, c, KEY)
     for build in NATIVE_BUILDS:
         assert same(product(build, a, b, acc, c), wanted), build
+
+
+@pytest.mark.parametrize(
+    "acc",
+    [
+        Accumulator(FP32),
+        Accumulator(BF16, E5M2, rounding="up"),
+        Accumulator(FloatingPoint(5, 4, bias=8, subnormals="flush"), rounding="odd"),
+        Accumulator(FP16, order="kahan"),
+        Accumulator(FP32, order="pairwise", rounding="down"),
+        Accumulator(FixedPoint(40, 20)),
+        Accumulator(FixedPoint(52, 20)),
+        *(Accumulator(FixedPoint(32, 20), rounding=mode, wrap=True) for mode in ("nearest", "toward_zero")),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("reach", [3, 25, 520])  # of the exponents; the last is beyond what products hold
+def test_builds_have_the_bits_of_the_reference_of_float64_operands(acc: Accumulator, reach: int) -> None:
+    a, b, c = (t[None] * (1 + 2.0**-50) for t in operands(9, 5, 70, 37, reach, torch.float64))
+    a[0, 0, 3], b[0, 5, 7], b[0, :, 1], a[0, 4] = torch.nan, torch.inf, 0.0, 3.0
+    a[0, 1, 5], b[0, 5, 2] = 2.0**-1060, -0.0
+    few = (x.sign() * x.abs().log2().round().clamp(-8, 8).exp2() for x in (a, b))
+    for x, y in ((a, b), few):
+        wanted = accumulate.gemm(x, y, acc, c, KEY)
+        for build in NATIVE_BUILDS:
+            assert same(product(build, x, y, acc, c), wanted), build
 
 
 @pytest.mark.parametrize("acc", TILED, ids=repr)

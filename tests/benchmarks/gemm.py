@@ -11,6 +11,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,9 +19,9 @@ from rich.console import Console
 from rich.table import Table
 
 import lptensor as lp
-from lptensor import BF16, FP16, FP32, FloatingPoint
+from lptensor import BF16, FP16, FP32, FixedPoint, FloatingPoint
 from lptensor._native import library
-from lptensor.accumulator import Accumulator, tensor_core
+from lptensor.accumulator import Accumulator, integer_accumulator, tensor_core
 from lptensor.gemm import gemm
 
 ROWS = {
@@ -42,10 +43,16 @@ ROWS = {
     },
     "FP16, products in FP16, toward zero": Accumulator(FP16, FP16, rounding="toward_zero"),
     "FP16, to odd": Accumulator(FP16, rounding="odd"),
+    "FP16, subnormals flushed": Accumulator(FloatingPoint(5, 10, subnormals="flush")),
+    "fixed(16, 8)": Accumulator(FixedPoint(16, 8)),
+    "fixed(16, 8), wraps": Accumulator(FixedPoint(16, 8), wrap=True),
     "BF16, pairwise": Accumulator(BF16, order="pairwise"),
     "BF16, Kahan": Accumulator(BF16, order="kahan"),
     "BF16, exact": Accumulator(BF16, order="exact"),
     "tensor core (Ampere)": tensor_core("ampere"),
+    "FP32 of float64": Accumulator(FP32),
+    "32-bit integers in float64, wrap": integer_accumulator(32),
+    "32-bit integers in float64, saturate": integer_accumulator(32, "saturate"),
 }
 
 
@@ -82,10 +89,11 @@ def main() -> None:
         table.add_column(column, justify="left" if column == "accumulator" else "right")
     plain = []
     for name, accumulator in ROWS.items():
-        gemm(a, b, accumulator)
-        pairs = [
-            (seconds(lambda: a @ b), seconds(lambda acc=accumulator: gemm(a, b, acc))) for _ in range(options.turns)
-        ]
+        x, y = (t.double() if "float64" in name else t for t in (a, b))
+        x, y = ((8 * t).round() if "integers" in name else t for t in (x, y))
+        work = partial(gemm, x, y, accumulator)
+        work()
+        pairs = [(seconds(lambda: a @ b), seconds(work)) for _ in range(options.turns)]
         plain += [mm for mm, _ in pairs]
         speed = operations / statistics.median(own for _, own in pairs) / 1e9
         low, share, high = statistics.quantiles([mm / own for mm, own in pairs], method="inclusive")
