@@ -68,6 +68,7 @@ TILED = (
     Accumulator(FixedPoint(16, 6)),
     Accumulator(FixedPoint(22, 12, symmetric=True)),  # the widest that is added in fp32
     Accumulator(FixedPoint(23, 12)),
+    Accumulator(FixedPoint(24, 14), compute="fp32"),
     Accumulator(FixedPoint(16, 6), FixedPoint(12, 8)),
     Accumulator(FixedPoint(14, 5), chunk=7, compute="fp32"),
     *(Accumulator(FixedPoint(10, 4), rounding=mode, wrap=True) for mode in ("nearest", "down", "odd")),
