@@ -237,7 +237,7 @@ def tensor_core(name: str = "ampere") -> Accumulator:
 def integer_accumulator(bits: int = 32, overflow: str = "wrap", fl: int = 0) -> Accumulator:
     """A two's complement register of ``bits`` bits, ``fl`` of them behind the binary point.
 
-    More than 24 bits need float64 tensors, which hold the operands of integer arithmetic as they are.
+    More than 25 bits need float64 tensors, which hold the operands of integer arithmetic as they are.
 
     Args:
         overflow: "wrap" goes on at the other end of the range, "saturate" stops at the end.

@@ -75,6 +75,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=384)
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--build", help="of the kernels: v4 (AVX-512), v3 (AVX2) or baseline")
+    parser.add_argument("--operands", help="the name of a format that operands are rounded to, such as E4M3")
     options = parser.parse_args()
     kernels: Any = library()
     if options.build and (kernels is None or kernels.lpt_choose_build(f"lpt_{options.build}".encode())):
@@ -83,6 +84,8 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     a, b = torch.randn(n, n), torch.randn(n, n)
+    if options.operands:
+        a, b = (lp.round(t, getattr(lp, options.operands)) for t in (a, b))
     operations = 2 * n**3
     table = Table(title=f"{n} x {n} x {n}, one thread, {lp.backend()}", title_justify="left")
     for column in ("accumulator", "GFLOP/s", "share of torch.mm"):
