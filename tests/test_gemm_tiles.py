@@ -111,6 +111,7 @@ TILED = (
         Accumulator(FloatingPoint(8, 7, subnormals="flush")),
         Accumulator(FloatingPoint(8, 7, subnormals="flush"), chunk=8, compute="fp32"),
         Accumulator(FloatingPoint(5, 4, bias=110)),
+        *(Accumulator(FixedPoint(8, fl), compute=compute) for fl in (-110, 140) for compute in ("exact", "fp32")),
     ],
     ids=repr,
 )
