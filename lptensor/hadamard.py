@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -58,7 +57,7 @@ class Hadamard:
         if self.signs == "none":
             return None
         if self.signs == "fixed":
-            return torch.tensor(_fixed(self.block, self.seed), dtype=like.dtype, device=like.device)
+            return _fixed(self.block, self.seed, like)
         # Halves rounded to integers: 0 and 1 are equally probable, and the key is drawn as for any rounding.
         halves = torch.full((self.block,), 0.5, dtype=like.dtype, device=like.device)
         return rounded_copy(halves, FixedPoint(4, 0), as_rounding("stochastic")) * 2 - 1
@@ -78,7 +77,10 @@ class Hadamard:
         return transformed
 
 
-@cache
-def _fixed(block: int, seed: int) -> tuple[int, ...]:
+def _fixed(block: int, seed: int, like: Tensor) -> Tensor:
+    """The bits of a number as signs, made where they are needed: a copy to a device would wait, and fail in a graph."""
     bits = random.Random(seed).getrandbits(block)
-    return tuple(1 - 2 * (bits >> i & 1) for i in range(block))
+    words = [bits >> start & 0xFFFFFFFF for start in range(0, block, 32)]
+    places = torch.arange(min(block, 32), device=like.device)
+    ones = torch.cat([torch.bitwise_right_shift(word, places) & 1 for word in words])
+    return 1 - 2 * ones.to(like.dtype)
