@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -77,10 +78,14 @@ class Hadamard:
         return transformed
 
 
+@cache
+def _words(block: int, seed: int) -> list[int]:
+    bits = random.Random(seed).getrandbits(block)
+    return [bits >> start & 0xFFFFFFFF for start in range(0, block, 32)]
+
+
 def _fixed(block: int, seed: int, like: Tensor) -> Tensor:
     """The bits of a number as signs, made where they are needed: a copy to a device would wait, and fail in a graph."""
-    bits = random.Random(seed).getrandbits(block)
-    words = [bits >> start & 0xFFFFFFFF for start in range(0, block, 32)]
     places = torch.arange(min(block, 32), device=like.device)
-    ones = torch.cat([torch.bitwise_right_shift(word, places) & 1 for word in words])
+    ones = torch.cat([torch.bitwise_right_shift(word, places) & 1 for word in _words(block, seed)])
     return 1 - 2 * ones.to(like.dtype)
