@@ -58,7 +58,8 @@ class Hadamard:
         if self.signs == "none":
             return None
         if self.signs == "fixed":
-            return _fixed(self.block, self.seed, like)
+            bits = _bits(self.block, self.seed)
+            return (_signs if like.device.type == "cpu" else _signs_there)(self.block, bits, like)
         # Halves rounded to integers: 0 and 1 are equally probable, and the key is drawn as for any rounding.
         halves = torch.full((self.block,), 0.5, dtype=like.dtype, device=like.device)
         return rounded_copy(halves, FixedPoint(4, 0), as_rounding("stochastic")) * 2 - 1
@@ -79,13 +80,17 @@ class Hadamard:
 
 
 @cache
-def _words(block: int, seed: int) -> list[int]:
-    bits = random.Random(seed).getrandbits(block)
-    return [bits >> start & 0xFFFFFFFF for start in range(0, block, 32)]
+def _bits(block: int, seed: int) -> int:
+    return random.Random(seed).getrandbits(block)
 
 
-def _fixed(block: int, seed: int, like: Tensor) -> Tensor:
-    """The bits of a number as signs, made where they are needed: a copy to a device would wait, and fail in a graph."""
+def _signs(block: int, bits: int, like: Tensor) -> Tensor:
+    """The bits of a number as signs."""
+    return torch.tensor([1 - 2 * (bits >> i & 1) for i in range(block)], dtype=like.dtype)
+
+
+def _signs_there(block: int, bits: int, like: Tensor) -> Tensor:
+    """The same, made on a device: a copy to it would wait for it, and fail where a graph is captured."""
     places = torch.arange(min(block, 32), device=like.device)
-    ones = torch.cat([torch.bitwise_right_shift(word, places) & 1 for word in _words(block, seed)])
-    return 1 - 2 * ones.to(like.dtype)
+    words = [bits >> start & 0xFFFFFFFF for start in range(0, block, 32)]
+    return 1 - 2 * torch.cat([torch.bitwise_right_shift(word, places) & 1 for word in words]).to(like.dtype)

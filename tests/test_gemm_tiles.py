@@ -237,6 +237,7 @@ def test_builds_have_the_bits_of_the_reference_of_float64_operands(acc: Accumula
     a, b, c = (t[None] * (1 + 2.0**-50) for t in operands(9, 5, 70, 37, reach, torch.float64))
     a[0, 0, 3], b[0, 5, 7], b[0, :, 1], a[0, 4] = torch.nan, torch.inf, 0.0, 3.0
     a[0, 1, 5], b[0, 5, 2] = 2.0**-1060, -0.0
+    a[0, 3], c[0, 3, 1] = -a[0, 3].abs(), -0.0  # negative zeros alone, beside sums that are inexact
     few = (x.sign() * x.abs().log2().round().clamp(-8, 8).exp2() for x in (a, b))
     for x, y in ((a, b), few):
         wanted = accumulate.gemm(x, y, acc, c, KEY)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lptensor import FP32, MXFP4, Arithmetic, round as lp_round
+from lptensor import FP32, MXFP4, Arithmetic, hadamard, round as lp_round
 from lptensor.hadamard import Hadamard
 from lptensor.operands import Gemm, Operand, Product
 
@@ -40,6 +40,14 @@ def test_a_product_keeps_its_value_whatever_the_length_of_its_contraction(k: int
         p, q = h.apply(a, drawn), h.apply(b, drawn)
         assert p.shape[-1] == -(-k // 16) * 16
         torch.testing.assert_close(p @ q.mT, a @ b.mT, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("block", [2, 16, 32, 128, 1024])
+def test_a_device_makes_the_signs_that_the_cpu_copies(block: int) -> None:
+    bits, like = hadamard._bits(block, 3), torch.zeros(1, dtype=torch.float64)
+    made = hadamard._signs_there(block, bits, like)
+    assert made.dtype == torch.float64 and made.tolist() == hadamard._signs(block, bits, like).tolist()
+    assert sum(2**i for i, sign in enumerate(made.tolist()) if sign < 0) == bits
 
 
 def test_fixed_signs_are_always_the_same_and_random_ones_come_with_the_seed() -> None:
