@@ -179,7 +179,7 @@ struct odd_of_doubles {
     static LPT_STEP doubles mul(doubles a, doubles b) {
         doubles rest;
         const doubles p = times(a, b, rest);
-        return rest == spread(0.0) ? p : add(p, rest);
+        return add(p, rest);
     }
     static LPT_STEP doubles fma(doubles a, doubles b, doubles c) {
         doubles low, lower_rest, upper_rest;

@@ -72,6 +72,7 @@ TILED = (
     Accumulator(FixedPoint(16, 6), FixedPoint(12, 8)),
     Accumulator(FixedPoint(14, 5), chunk=7, compute="fp32"),
     *(Accumulator(FixedPoint(10, 4), rounding=mode, wrap=True) for mode in ("nearest", "down", "odd")),
+    Accumulator(FixedPoint(10, 4), wrap=True, compute="fp32"),
     *(
         Accumulator(FloatingPoint(5, man, bias=8, subnormals=subnormals), **more)
         for man, subnormals, more in (
@@ -147,6 +148,16 @@ def test_what_is_2_to_the_minus_40_below_a_bound_is_below_it(sum: FloatingPoint,
     for build in NATIVE_BUILDS:
         assert (product(build, a, b, Accumulator(sum)) == rounded).all(), build
         assert (product(build, -a, b, Accumulator(sum)) == -rounded).all(), build
+
+
+@pytest.mark.parametrize("chunk", [1, 2])
+@pytest.mark.parametrize("order", ["sequential", "pairwise", "kahan"])
+def test_half_of_the_smallest_number_goes_up_where_there_are_no_subnormals(order: str, chunk: int) -> None:
+    a, b = torch.full((1, 6, 1), 2.0**-8), torch.ones(1, 1, 40)
+    for subnormals, rounded in ((False, 2.0**-7), ("flush", 0.0)):
+        format = FloatingPoint(5, 10, bias=8, subnormals=subnormals)
+        for build in NATIVE_BUILDS:
+            assert (product(build, a, b, Accumulator(format, order=order, chunk=chunk)) == rounded).all(), build
 
 
 @pytest.mark.parametrize("chunk", [4, 16])
