@@ -70,8 +70,7 @@ def test_backend_says_that_the_kernels_are_compiled() -> None:
 def test_kernels_compile_for_every_device_and_hardly_spill_registers(device: int, tmp_path: Path) -> None:
     """Loops over elements spill nothing; those over blocks a few words around a call that is hardly ever made.
 
-    In the modes that have no code of their own (``LPT_ANY``) they call for every four elements, and may spill more.
-    Products spill up to five words outside the loop over k.
+    Products with chunks spill two words outside the loop over k on the devices with the fewest registers.
     """
     for source in ("round", "codebooks", "blocks", "gemm"):
         done = subprocess.run(
@@ -85,8 +84,7 @@ def test_kernels_compile_for_every_device_and_hardly_spill_registers(device: int
         fp32 = [
             (name, int(spilled)) for name, _, spilled in found if re.search(r"lpt_(gemm_tile|\w+?I(Li\d+E)?f)", name)
         ]
-        most = {"blocks": 48, "gemm": 20}.get(source, 0)
-        assert fp32 and all(spilled <= (80 if "Lin1E" in name else most) for name, spilled in fp32), fp32
+        assert fp32 and max(spilled for _, spilled in fp32) <= {"blocks": 48, "gemm": 8}.get(source, 0), fp32
 
 
 # -- on a device -------------------------------------------------------------------------------------------
@@ -198,10 +196,6 @@ def test_a_cpu_generator_in_a_graph_is_refused() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(
-    torch.cuda.is_available() and torch.cuda.get_device_properties(0).total_memory < 20 << 30,
-    reason="two processes with a tensor of 8 GiB each need a device of 20",
-)
 @pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
 @pytest.mark.parametrize("format", [E4M3, MXFP8_E4M3, MX(E4M3, axis=0), NF4, Posit(8), BlockFloatingPoint(8)], ids=repr)
 def test_more_than_two_to_the_31_elements(format: Format, rounding: str) -> None:
