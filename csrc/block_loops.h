@@ -3,6 +3,8 @@
 #pragma once
 #include "divided.h"
 
+#include <new>
+
 namespace {
 
 // Walks elements from .. to of a unit row by row. `visit(first, count, block)` gets each stretch of
@@ -110,34 +112,47 @@ typename lpt_carrier<T>::bits finite_maximum(const T *x, int64_t first, int64_t 
     return (U)top;
 }
 
-// Calls `work` with the rounding that the scales, the mode and the format ask for.
-template <class T, class Work>
-inline void with_rule(const lpt_scales &s, const lpt_rule &rule, Work work) {
-    if (s.numbers)
-        return work(divided<T>(*s.numbers, rule, s.whole));
-    if (!lpt_make_cell<T>(s.shifts->element, rule, 0).plain)
-        return work(shifted<T, LPT_ANY>(*s.shifts, rule));
-    switch (rule.mode) {
-    case LPT_NEAREST: return work(shifted<T, LPT_NEAREST>(*s.shifts, rule));
-    case LPT_NEAREST_AWAY: return work(shifted<T, LPT_NEAREST_AWAY>(*s.shifts, rule));
-    case LPT_TOWARD_ZERO: return work(shifted<T, LPT_TOWARD_ZERO>(*s.shifts, rule));
-    case LPT_DOWN: return work(shifted<T, LPT_DOWN>(*s.shifts, rule));
-    case LPT_UP: return work(shifted<T, LPT_UP>(*s.shifts, rule));
-    case LPT_ODD: return work(shifted<T, LPT_ODD>(*s.shifts, rule));
-    case LPT_STOCHASTIC: return work(shifted<T, LPT_STOCHASTIC>(*s.shifts, rule));
-    case LPT_STOCHASTIC_HALF_OFFSET:
-        return work(shifted<T, LPT_STOCHASTIC_HALF_OFFSET>(*s.shifts, rule));
-    case LPT_STOCHASTIC_PRE_ROUNDED:
-        return work(shifted<T, LPT_STOCHASTIC_PRE_ROUNDED>(*s.shifts, rule));
-    default: return work(shifted<T, LPT_STOCHASTIC_EQUAL>(*s.shifts, rule));
+// The rounding that the scales, the mode and the format ask for.
+template <class T> class chosen {
+    typedef block_rounding<T> Rounding;
+    const lpt_blocks *shifts;
+    const lpt_rule &rule;
+    alignas(64) char room[sizeof(shifted<T, LPT_STOCHASTIC>)];
+    Rounding *const rounding;
+
+    template <int MODE> Rounding *in_mode() { return new (room) shifted<T, MODE>(*shifts, rule); }
+    Rounding *of_shifts() {
+        if (!lpt_make_cell<T>(shifts->element, rule, 0).plain)
+            return new (room) shifted_any<T>(*shifts, rule);
+        switch (rule.mode) {
+        case LPT_NEAREST: return in_mode<LPT_NEAREST>();
+        case LPT_NEAREST_AWAY: return in_mode<LPT_NEAREST_AWAY>();
+        case LPT_TOWARD_ZERO: return in_mode<LPT_TOWARD_ZERO>();
+        case LPT_DOWN: return in_mode<LPT_DOWN>();
+        case LPT_UP: return in_mode<LPT_UP>();
+        case LPT_ODD: return in_mode<LPT_ODD>();
+        case LPT_STOCHASTIC: return in_mode<LPT_STOCHASTIC>();
+        case LPT_STOCHASTIC_HALF_OFFSET: return in_mode<LPT_STOCHASTIC_HALF_OFFSET>();
+        case LPT_STOCHASTIC_PRE_ROUNDED: return in_mode<LPT_STOCHASTIC_PRE_ROUNDED>();
+        default: return in_mode<LPT_STOCHASTIC_EQUAL>();
+        }
     }
-}
+
+  public:
+    chosen(const lpt_scales &s, const lpt_rule &r)
+        : shifts(s.shifts), rule(r),
+          rounding(shifts ? of_shifts() : new (room) divided<T>(*s.numbers, r, s.whole)) {
+        static_assert(sizeof(divided<T>) <= sizeof room,
+                      "the largest is the one with random words");
+    }
+    chosen(const chosen &) = delete;
+    Rounding *operator->() const { return rounding; }
+};
 
 template <class T>
 void block_scales(const lpt_scales &scales, const lpt_rule &how, int64_t count,
                   typename lpt_carrier<T>::bits *s, typename lpt_carrier<T>::bits *t) {
-    scales.numbers ? divided<T>(*scales.numbers, how, scales.whole).scale(s, t, count)
-                   : shifted<T, LPT_ANY>(*scales.shifts, how).scale(s, t, count);
+    chosen<T>(scales, how)->scale(s, t, count);
 }
 
 template <class T>
@@ -145,13 +160,12 @@ void blocks(const T *x, T *y, const lpt_layout &l, const lpt_unit &unit, int64_t
             const typename lpt_carrier<T>::bits *s, const typename lpt_carrier<T>::bits *t,
             const lpt_scales &scales, const lpt_rule &how) {
     const bool columns = unit.axis < l.dims - 1 && l.block[l.dims - 1] == 1;
-    with_rule<T>(scales, how, [&](auto &&rule) {
-        walk(l, unit, from, to, [&](int64_t first, int64_t count, int64_t block) {
-            if (columns)
-                rule.template round<1>(x, y, first, first + count, s + block, t + block);
-            else
-                rule.template round<0>(x, y, first, first + count, s + block, t + block);
-        });
+    const chosen<T> rounding(scales, how);
+    walk(l, unit, from, to, [&](int64_t first, int64_t count, int64_t block) {
+        if (columns)
+            rounding->across(x, y, first, first + count, s + block, t + block, false);
+        else
+            rounding->within(x, y, first, first + count, s + block, t + block);
     });
 }
 
@@ -168,24 +182,23 @@ void runs(const T *x, T *y, int64_t row, int64_t wide, int64_t first, int64_t la
     const U left_out = finite ? (U)(2 * C::bias + 1) << C::mantissa : ~(U)0;
     const int64_t per_row = (row + wide - 1) / wide, fitting = ELEMENTS / wide;
     const int64_t batch = fitting < 1 ? 1 : fitting < BATCH ? fitting : (int64_t)BATCH;
-    with_rule<T>(scales, how, [&](auto &&rule) {
-        U s[BATCH], t[BATCH];
-        for (int64_t block = first; block < last;) {
-            const int64_t r = block / per_row, k = block % per_row, left = per_row - k;
-            const int64_t most = left < last - block ? left : last - block;
-            const int64_t count = most < batch ? most : batch;
-            const int64_t at = r * row + k * wide, edge = (r + 1) * row;
-            for (int64_t i = 0; i < count; ++i) {
-                const int64_t from = at + i * wide, to = from + wide < edge ? from + wide : edge;
-                s[i] = largest_of(x + from, to - from, left_out);
-            }
-            rule.scale(s, t, count);
-            const int64_t end = at + count * wide < edge ? at + count * wide : edge;
-            lpt_fetch(x + end + 2 * count * wide, count * wide);
-            rule.batch(x, y, at, end, wide, s, t);
-            block += count;
+    const chosen<T> rounding(scales, how);
+    U s[BATCH], t[BATCH];
+    for (int64_t block = first; block < last;) {
+        const int64_t r = block / per_row, k = block % per_row, left = per_row - k;
+        const int64_t most = left < last - block ? left : last - block;
+        const int64_t count = most < batch ? most : batch;
+        const int64_t at = r * row + k * wide, edge = (r + 1) * row;
+        for (int64_t i = 0; i < count; ++i) {
+            const int64_t from = at + i * wide, to = from + wide < edge ? from + wide : edge;
+            s[i] = largest_of(x + from, to - from, left_out);
         }
-    });
+        const bool usual = rounding->scale(s, t, count);
+        const int64_t end = at + count * wide < edge ? at + count * wide : edge;
+        lpt_fetch(x + end + 2 * count * wide, count * wide);
+        rounding->batch(x, y, at, end, wide, s, t, usual);
+        block += count;
+    }
 }
 
 // Blocks that are columns `wide` long, the last of `length` rows perhaps shorter: strips
@@ -198,37 +211,32 @@ void columns(const T *x, T *y, int64_t length, int64_t wide, int64_t inner, int6
     const bool finite = scales.shifts ? scales.shifts->saturate : scales.numbers->saturate;
     const U left_out = finite ? (U)(2 * C::bias + 1) << C::mantissa : ~(U)0;
     const int64_t strips = (inner + LPT_STRIP - 1) / LPT_STRIP, bands = (length + wide - 1) / wide;
-    with_rule<T>(scales, how, [&](auto &&rule) {
-        U s[LPT_STRIP], t[LPT_STRIP];
-        for (int64_t strip = first; strip < last; ++strip) {
-            const int64_t band = strip / strips, top = band / bands * length,
-                          row = band % bands * wide;
-            const int64_t rows = length - row < wide ? length - row : wide;
-            const int64_t column = strip % strips * LPT_STRIP, left = inner - column;
-            const int64_t count = left < LPT_STRIP ? left : (int64_t)LPT_STRIP;
-            const int64_t start = (top + row) * inner + column;
-            // the strip to the right, or what the next one begins with
-            const int64_t ahead = strip + 1 == last ? 0
-                                  : left > count    ? count
-                                                    : rows * inner - column;
-            memset(s, 0, count * sizeof *s);
-            raise(x + start, inner, rows, count, left_out, s);
-            rule.scale(s, t, count);
-            const bool usual = rule.usual(s, count);
-            for (int64_t r = 0; r < rows; ++r) {
-                const int64_t at = start + r * inner;
-                if (!large) {
-                    rule.template round<1>(x, y, at, at + count, s, t, usual);
-                    continue;
-                }
-                lpt_fetch(x + at + ahead, count);
-                lpt_through(y, at, at + count, [&](T *out, int64_t from, int64_t to) {
-                    rule.template round<1>(x, out, from, to, s, t, usual);
-                });
+    const chosen<T> rounding(scales, how);
+    U s[LPT_STRIP], t[LPT_STRIP];
+    for (int64_t strip = first; strip < last; ++strip) {
+        const int64_t band = strip / strips, top = band / bands * length, row = band % bands * wide;
+        const int64_t rows = length - row < wide ? length - row : wide;
+        const int64_t column = strip % strips * LPT_STRIP, left = inner - column;
+        const int64_t count = left < LPT_STRIP ? left : (int64_t)LPT_STRIP;
+        const int64_t start = (top + row) * inner + column;
+        // the strip to the right, or what the next one begins with
+        const int64_t ahead = strip + 1 == last ? 0 : left > count ? count : rows * inner - column;
+        memset(s, 0, count * sizeof *s);
+        raise(x + start, inner, rows, count, left_out, s);
+        const bool usual = rounding->scale(s, t, count);
+        for (int64_t r = 0; r < rows; ++r) {
+            const int64_t at = start + r * inner;
+            if (!large) {
+                rounding->across(x, y, at, at + count, s, t, usual);
+                continue;
             }
+            lpt_fetch(x + at + ahead, count);
+            lpt_through(y, at, at + count, [&](T *out, int64_t from, int64_t to) {
+                rounding->across(x, out, from, to, s, t, usual);
+            });
         }
-        lpt_streamed();
-    });
+    }
+    lpt_streamed();
 }
 
 }  // namespace

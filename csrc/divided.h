@@ -6,7 +6,7 @@ namespace {
 
 // Scales that are any number: the quotients, rounded by the loops of the scalar formats, times the
 // scale.
-template <class T> class divided {
+template <class T> class divided final : public block_rounding<T> {
     typedef lpt_carrier<T> C;
     typedef typename C::bits U;
     enum { PIECE = 2048 };
@@ -17,32 +17,29 @@ template <class T> class divided {
     const float whole;
 
   public:
-    divided(const lpt_scaled &blocks, const lpt_rule &r, float tensor_scale)
+    LPT_APART divided(const lpt_scaled &blocks, const lpt_rule &r, float tensor_scale)
         : b(blocks), rule(r), cell(lpt_make_cell<T>(b.element, r, 0)),
           scales(lpt_make_cell<float>(b.scale, {LPT_NEAREST, 32, 0, 0, {0, 0}}, 0)),
           whole(tensor_scale) {}
 
-    // Largest magnitudes become scales, and what multiplies in their place.
-    void scale(U *s, U *t, int64_t count) const {
+    bool scale(U *s, U *t, int64_t count) const override {
         scales.roomy ? scale_in<true>(s, t, count) : scale_in<false>(s, t, count);
+        return true;
     }
 
-    static bool usual(const U *, int64_t) { return true; }
-
-    template <int STEP>
-    void round(const T *x, T *y, int64_t first, int64_t last, const U *s, const U *t,
-               bool = false) {
-        for (int64_t at = first; at < last; at += PIECE) {
-            const int64_t end = at + PIECE < last ? at + PIECE : last, k = STEP * (at - first);
-            divide<STEP>(x + at, y + at, end - at, s + k, t + k);
-            run_cell(y, y, at, end, cell, rule);
-            multiply<STEP>(y + at, end - at, s + k);
-        }
+    void within(const T *x, T *y, int64_t first, int64_t last, const U *s, const U *t) override {
+        steps<0>(x, y, first, last, s, t);
     }
 
-    void batch(const T *x, T *y, int64_t at, int64_t end, int64_t wide, const U *s, const U *t) {
+    void across(const T *x, T *y, int64_t first, int64_t last, const U *s, const U *t,
+                bool) override {
+        steps<1>(x, y, first, last, s, t);
+    }
+
+    void batch(const T *x, T *y, int64_t at, int64_t end, int64_t wide, const U *s, const U *t,
+               bool) override {
         if (end - at > PIECE)
-            return round<0>(x, y, at, end, s, t);  // batches this long are one block
+            return steps<0>(x, y, at, end, s, t);  // batches this long are one block
         const bool sixteens = wide == 16 && (end - at) % 16 == 0;
         if (sixteens)
             divide_sixteens(x + at, y + at, (end - at) / 16, s, t);
@@ -58,6 +55,16 @@ template <class T> class divided {
     }
 
   private:
+    // Elements whose scales lie STEP apart.
+    template <int STEP>
+    void steps(const T *x, T *y, int64_t first, int64_t last, const U *s, const U *t) {
+        for (int64_t at = first; at < last; at += PIECE) {
+            const int64_t end = at + PIECE < last ? at + PIECE : last, k = STEP * (at - first);
+            divide<STEP>(x + at, y + at, end - at, s + k, t + k);
+            run_cell(y, y, at, end, cell, rule);
+            multiply<STEP>(y + at, end - at, s + k);
+        }
+    }
     template <bool ROOMY> LPT_APART void scale_in(U *s, U *t, int64_t count) const {
         const U nan = (U)(4 * C::bias + 3) << (C::mantissa - 1);
         const U inf = (U)(2 * C::bias + 1) << C::mantissa;

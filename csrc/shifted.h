@@ -29,83 +29,118 @@ class random_words {
     }
 };
 
-// A scale is the shift << mantissa, to be added to the exponents of the cell; with low bits set it
-// is one of the rare cases. ANY is for formats that are not plain.
-enum { LPT_ANY = -1 };
-
-template <class T, int MODE> class shifted {
+// How the elements of blocks are rounded: what the loops over blocks call, a stretch at a time, so
+// that they are compiled once for all modes and kinds of scales.
+template <class T> class block_rounding {
+  protected:
     typedef lpt_carrier<T> C;
     typedef typename C::bits U;
-    enum : U { POISONED = 1, OWN_CELL = 2, RARE = 3 };
+    ~block_rounding() = default;
+
+  public:
+    // Largest magnitudes become scales `s`, and what multiplies in their place `t`, where it does.
+    // Says whether all of them are usual: none asks for a loop of its own.
+    virtual bool scale(U *s, U *t, int64_t count) const = 0;
+    // Elements first .. last, which lie in one block.
+    virtual void within(const T *x, T *y, int64_t first, int64_t last, const U *s, const U *t) = 0;
+    // The same of columns, each in a block of its own. `usual` only if all their scales are.
+    virtual void across(const T *x, T *y, int64_t first, int64_t last, const U *s, const U *t,
+                        bool usual) = 0;
+    // The blocks of `wide` elements that make up at .. end, likewise.
+    virtual void batch(const T *x, T *y, int64_t at, int64_t end, int64_t wide, const U *s,
+                       const U *t, bool usual) = 0;
+};
+
+// A scale is the shift << mantissa, to be added to the exponents of the cell; with low bits set it
+// is one of the rare cases.
+template <class T> class shifts : public block_rounding<T> {
+  protected:
+    typedef lpt_carrier<T> C;
+    typedef typename C::bits U;
     const lpt_blocks b;
     const lpt_rule &rule;
     const lpt_cell<T> cell;
-    const U bump;
-    int32_t low, high;
-    random_words random;
-
-  public:
-    shifted(const lpt_blocks &blocks, const lpt_rule &r)
-        : b(blocks), rule(r), cell(lpt_make_cell<T>(b.element, r, 0)), bump(lpt_bump<T>(b)),
-          random(r) {
+    LPT_APART shifts(const lpt_blocks &blocks, const lpt_rule &r)
+        : b(blocks), rule(r), cell(lpt_make_cell<T>(b.element, r, 0)), bump(lpt_bump<T>(b)) {
         lpt_movable<T>(b.element, cell, &low, &high);
     }
+    ~shifts() = default;
 
-    // Largest magnitudes become scales.
-    LPT_APART void scale(U *s, U *, int64_t count) const {
+    // Elements whose scales are usual: in one block; in a block each; in `count` blocks of `wide`
+    // from `at` on, which is whole vectors (false where the mode has no such loop).
+    virtual void span(const T *x, T *y, int64_t first, int64_t last, const U *s) = 0;
+    virtual void spread(const T *x, T *y, int64_t first, int64_t last, const U *s) = 0;
+    virtual bool equal(const T *x, T *y, int64_t at, int64_t count, int64_t wide, const U *s) = 0;
+
+  private:
+    enum : U { POISONED = 1, OWN_CELL = 2, RARE = 3 };
+    const U bump;
+    int32_t low, high;
+
+  public:
+    LPT_APART bool scale(U *s, U *, int64_t count) const override {
         const lpt_blocks blocks = b;  // local copies: s may not alias them
         const U above = bump, inf = (U)(2 * C::bias + 1) << C::mantissa;
         const int32_t least = low, most = high;
+        U any = 0;
         LPT_INDEPENDENT
         for (int64_t i = 0; i < count; ++i) {
             const int32_t shift = lpt_shift<T>(blocks, above, s[i]);
             const U wide = (U)(typename C::sbits)shift;
-            const U usual =
+            const U one =
                 shift < least || shift > most ? wide << 2 | OWN_CELL : wide << C::mantissa;
-            s[i] = s[i] >= inf ? (U)POISONED : usual;
-        }
-    }
-
-    // Whether none of the scales is a rare case.
-    static bool usual(const U *s, int64_t count) {
-        U any = 0;
-        for (int64_t i = 0; i < count; ++i)
+            s[i] = s[i] >= inf ? (U)POISONED : one;
             any |= s[i];
+        }
         return (any & RARE) == 0;
     }
 
-    // Elements first .. last, whose scales lie STEP apart: 0 in one block, 1 where each column is
-    // one. `all_usual` only if they are.
-    template <int STEP>
-    void round(const T *x, T *y, int64_t first, int64_t last, const U *s, const U *,
-               bool all_usual = false) {
-        if (STEP == 0)
-            return *s & RARE ? rare(x, y, first, last, *s) : span<0>(x, y, first, last, s);
-        if (all_usual)
-            return span<1>(x, y, first, last, s);
+    void within(const T *x, T *y, int64_t first, int64_t last, const U *s, const U *) override {
+        *s &RARE ? rare(x, y, first, last, *s) : span(x, y, first, last, s);
+    }
+
+    void across(const T *x, T *y, int64_t first, int64_t last, const U *s, const U *,
+                bool usual) override {
+        if (usual)
+            return spread(x, y, first, last, s);
         for (int64_t i = first; i < last; ++i) {
             const int64_t from = i;
             while (i < last && !(s[i - first] & RARE))
                 ++i;
             if (i > from)
-                span<1>(x, y, from, i, s + (from - first));
+                spread(x, y, from, i, s + (from - first));
             if (i < last)
                 rare(x, y, i, i + 1, s[i - first]);
         }
     }
 
-    // The blocks of `wide` elements that make up at .. end.
-    void batch(const T *x, T *y, int64_t at, int64_t end, int64_t wide, const U *s, const U *t) {
+    void batch(const T *x, T *y, int64_t at, int64_t end, int64_t wide, const U *s, const U *t,
+               bool usual) override {
         const int64_t whole = (end - at) / wide;
-        const bool in_groups = at % wide == 0 && LPT_GROUP % wide == 0;  // each in one, of words
-        if (MODE != LPT_ANY && wide % 16 == 0 && (MODE < LPT_STOCHASTIC || in_groups) &&
-            usual(s, whole)) {
-            wide == 32 ? equal<32>(x, y, at, whole, wide, s) : equal<0>(x, y, at, whole, wide, s);
+        if (usual && wide % 16 == 0 && equal(x, y, at, whole, wide, s))
             at += whole * wide, s += whole;
-        }
         for (; at < end; at += wide)
-            round<0>(x, y, at, at + wide < end ? at + wide : end, s++, t);
+            within(x, y, at, at + wide < end ? at + wide : end, s++, t);
     }
+
+  private:
+    LPT_APART void rare(const T *x, T *y, int64_t first, int64_t last, U s) {
+        if (s != POISONED) {
+            const int32_t shift = (int32_t)((typename C::sbits)s >> 2);
+            return run_cell(x, y, first, last, lpt_make_cell<T>(b.element, rule, shift), rule);
+        }
+        for (int64_t i = first; i < last; ++i)
+            y[i] = lpt_value<T>((U)(4 * C::bias + 3) << (C::mantissa - 1));
+    }
+};
+
+// Of formats whose cells are plain.
+template <class T, int MODE> class shifted final : public shifts<T> {
+    typedef typename lpt_carrier<T>::bits U;
+    random_words random;
+
+  public:
+    shifted(const lpt_blocks &blocks, const lpt_rule &r) : shifts<T>(blocks, r), random(r) {}
 
   private:
     static U one(U u, const lpt_cell<T> &c, U moved, uint32_t word) {
@@ -116,10 +151,23 @@ template <class T, int MODE> class shifted {
         return lpt_round<T, MODE, true>(u, lpt_move<T>(c, moved), word);
     }
 
+    void span(const T *x, T *y, int64_t first, int64_t last, const U *s) override {
+        steps<0>(x, y, first, last, s);
+    }
+    void spread(const T *x, T *y, int64_t first, int64_t last, const U *s) override {
+        steps<1>(x, y, first, last, s);
+    }
+    bool equal(const T *x, T *y, int64_t at, int64_t count, int64_t wide, const U *s) override {
+        if (MODE >= LPT_STOCHASTIC && (at % wide != 0 || LPT_GROUP % wide != 0))
+            return false;  // a block lies in more than one group of words
+        wide == 32 ? widths<32>(x, y, at, count, wide, s) : widths<0>(x, y, at, count, wide, s);
+        return true;
+    }
+
     // `count` blocks of WIDE elements, or of `wide` where WIDE is 0.
     template <int WIDE>
-    LPT_APART void equal(const T *x, T *y, int64_t at, int64_t count, int64_t wide, const U *s) {
-        const lpt_cell<T> c = cell;  // a local copy: y may not alias it
+    LPT_APART void widths(const T *x, T *y, int64_t at, int64_t count, int64_t wide, const U *s) {
+        const lpt_cell<T> c = this->cell;  // a local copy: y may not alias it
         const int64_t width = WIDE ? WIDE : wide;
         for (int64_t k = 0; k < count; ++k, at += width) {
             const U only = s[k];
@@ -131,14 +179,12 @@ template <class T, int MODE> class shifted {
         }
     }
 
+    // Elements whose scales lie STEP apart.
     template <int STEP>
-    LPT_APART void span(const T *x, T *y, int64_t first, int64_t last, const U *s) {
-        const lpt_cell<T> c = cell;  // a local copy: y may not alias it
+    LPT_APART void steps(const T *x, T *y, int64_t first, int64_t last, const U *s) {
+        const lpt_cell<T> c = this->cell;  // a local copy: y may not alias it
         const U only = *s;
-        if (MODE == LPT_ANY) {
-            for (int64_t i = first; i < last; i += STEP ? 1 : last - first)
-                run_cell(x, y, i, STEP ? i + 1 : last, lpt_move<T>(c, s[STEP * (i - first)]), rule);
-        } else if (MODE < LPT_STOCHASTIC) {
+        if (MODE < LPT_STOCHASTIC) {
             LPT_INDEPENDENT
             for (int64_t i = first; i < last; ++i)
                 y[i] = lpt_value<T>(one(lpt_bits(x[i]), c, STEP ? s[i - first] : only, 0));
@@ -155,15 +201,24 @@ template <class T, int MODE> class shifted {
             }
         }
     }
+};
 
-    LPT_APART void rare(const T *x, T *y, int64_t first, int64_t last, U s) {
-        if (s != POISONED) {
-            const int32_t shift = (int32_t)((typename C::sbits)s >> 2);
-            return run_cell(x, y, first, last, lpt_make_cell<T>(b.element, rule, shift), rule);
-        }
-        for (int64_t i = first; i < last; ++i)
-            y[i] = lpt_value<T>((U)(4 * C::bias + 3) << (C::mantissa - 1));
+// Of all others, by the loops of the scalar formats.
+template <class T> class shifted_any final : public shifts<T> {
+    typedef typename lpt_carrier<T>::bits U;
+
+  public:
+    shifted_any(const lpt_blocks &blocks, const lpt_rule &r) : shifts<T>(blocks, r) {}
+
+  private:
+    void span(const T *x, T *y, int64_t first, int64_t last, const U *s) override {
+        run_cell(x, y, first, last, lpt_move<T>(this->cell, *s), this->rule);
     }
+    void spread(const T *x, T *y, int64_t first, int64_t last, const U *s) override {
+        for (int64_t i = first; i < last; ++i)
+            run_cell(x, y, i, i + 1, lpt_move<T>(this->cell, s[i - first]), this->rule);
+    }
+    bool equal(const T *, T *, int64_t, int64_t, int64_t, const U *) override { return false; }
 };
 
 }  // namespace
