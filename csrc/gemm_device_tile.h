@@ -142,8 +142,9 @@ LPT_METHOD void lpt_fetch_rows(lpt_pack<float> (*to)[LPT_SIDE / 4 + 1], const fl
     }
 }
 
+// Two thread blocks on a multiprocessor: with more in view the compiler spills to fit a third.
 template <class STEPS>
-__global__ void __launch_bounds__(LPT_THREADS)
+__global__ void __launch_bounds__(LPT_THREADS, 2)
     lpt_gemm_tile(const __grid_constant__ lpt_product p, int64_t chunk,
                   const __grid_constant__ STEPS steps) {
     __shared__ lpt_pack<float> rows[LPT_DEPTH][LPT_SIDE / 4 + 1];
@@ -170,14 +171,14 @@ __global__ void __launch_bounds__(LPT_THREADS)
                 part[i][j] = STEPS::CHUNKED ? 0 : s[i][j];
             }
         int64_t in_chunk = 0;  // terms of the chunk that is not over
-        for (int64_t first = 0; first < p.k; first += LPT_DEPTH) {
-            const int depth = p.k - first < LPT_DEPTH ? (int)(p.k - first) : (int)LPT_DEPTH;
+        for (int64_t terms = p.k; terms > 0; terms -= LPT_DEPTH) {
+            const int depth = terms < LPT_DEPTH ? (int)terms : (int)LPT_DEPTH;
             __syncthreads();  // all have read what is overwritten
-            lpt_fetch_rows(rows, a + first * p.a_stride[2], p.a_stride[1], p.a_stride[2], p.m - top,
-                           depth);
-            lpt_fetch_rows(columns, b + first * p.b_stride[1], p.b_stride[2], p.b_stride[1],
-                           p.n - left, depth);
+            lpt_fetch_rows(rows, a, p.a_stride[1], p.a_stride[2], p.m - top, depth);
+            lpt_fetch_rows(columns, b, p.b_stride[2], p.b_stride[1], p.n - left, depth);
             __syncthreads();
+            a += LPT_DEPTH * p.a_stride[2];
+            b += LPT_DEPTH * p.b_stride[1];
 #pragma unroll 4
             for (int k = 0; k < depth; ++k) {
                 const lpt_pack<float> x = rows[k][down], y = columns[k][across];
