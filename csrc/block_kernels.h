@@ -199,7 +199,8 @@ __global__ void __launch_bounds__(LPT_THREADS)
               typename lpt_carrier<T>::bits *largest, lpt_draw draw,
               const __grid_constant__ Op op) {
     typedef typename lpt_carrier<T>::bits U;
-    enum { HELD = 4, WARPS = LPT_THREADS / LPT_WARP };
+    // elements that a thread has in hand: fewer where each is a call
+    enum { HELD = Op::MODE == LPT_ANY ? 2 : 4, WARPS = LPT_THREADS / LPT_WARP };
     __shared__ U tops[WARPS];
     const int32_t lanes = boxes.lanes, member = threadIdx.x % lanes, teams = LPT_THREADS / lanes;
     const int64_t pieces = (boxes.size + boxes.piece - 1) / boxes.piece;
