@@ -94,7 +94,8 @@ def round_posit(x: Tensor, y: Tensor, posit: PositBits, rounding: Rounding, key:
 
 def round_table(x: Tensor, y: Tensor, table: Table, rounding: Rounding, key: Key) -> None:
     """``x`` rounded into ``y``, as in ``round_grid``. The first use of a table on a device copies it there."""
-    struct, _ = table_struct(table, rounding.mode, x.dtype, x.device)
+    struct, held = table_struct(table, rounding.mode, x.dtype, x.device)
+    keep_captured(held)
     _call("table_", x, y, x.numel(), ctypes.byref(struct), rounding=rounding, key=key)
 
 
@@ -104,6 +105,15 @@ def table_struct(table: Table, mode: Mode, dtype: torch.dtype, device: torch.dev
     struct, held = _native.table_struct(table, mode, dtype)
     there = tuple(tensor.to(device) for tensor in held)
     return type(struct)(*(tensor.data_ptr() for tensor in there), struct.depth, struct.last), there
+
+
+_captured: dict[int, tuple[Tensor, ...]] = {}
+
+
+def keep_captured(held: tuple[Tensor, ...]) -> None:
+    """Never free what a call points into if a graph is being captured: it reads there as often as it is replayed."""
+    if torch.cuda.is_current_stream_capturing():
+        _captured[id(held)] = held
 
 
 def round_blocks(

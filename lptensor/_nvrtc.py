@@ -180,9 +180,11 @@ def _launch(kernel: Any, blocks: int, threads: int, stream: int, *args: Any) -> 
 
 
 @functools.lru_cache(maxsize=256)
-def _work(kind: str, form: Any, dtype: torch.dtype, rounding: Rounding, device: torch.device) -> tuple[Any, Any]:
+def _work(
+    kind: str, form: Any, dtype: torch.dtype, rounding: Rounding, device: torch.device
+) -> tuple[Any, tuple[Tensor, ...]]:
     """What the kernel gets of a format, made on the device and kept here; and the tensors that it points into."""
-    held = None
+    held: tuple[Tensor, ...] = ()
     if kind == "table":
         struct, held = _cuda.table_struct(form, rounding.mode, dtype, device)
     else:
@@ -198,7 +200,8 @@ def _round(kind: str, x: Tensor, y: Tensor, form: Any, rounding: Rounding, key: 
     with torch.cuda.device(x.device):
         device, stream = _cuda.where(x)
         _check(_driver().cuCtxSetCurrent(_context(device)))  # a thread has none before torch runs a kernel of its own
-        work, _ = _work(kind, form, x.dtype, rounding, x.device)
+        work, held = _work(kind, form, x.dtype, rounding, x.device)
+        _cuda.keep_captured(held)
         _, kernel = _kernels(kind, x.dtype, rounding, device)
         tensors = (ctypes.c_void_p(x.data_ptr()), ctypes.c_void_p(y.data_ptr()), ctypes.c_int64(x.numel()))
         blocks, more = plan(x, y, rounding, key)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import importlib.util
 import itertools
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from lptensor import E4M3, MXFP8_E4M3, _cuda, _nvrtc, backend, ops
+from lptensor import E4M3, MXFP8_E4M3, NF4, _cuda, _native, _nvrtc, backend, ops
 from lptensor.rounding import Mode, Rounding, Stochastic
 
 CSRC = Path(__file__).parents[1] / "csrc"
@@ -81,6 +83,14 @@ class Driver:
         return 0
 
 
+class Library:
+    """In place of the CUDA library: every launch succeeds."""
+
+    @staticmethod
+    def lpt_cuda_round_table_f32(*args: Any) -> int:
+        return 0
+
+
 @pytest.fixture
 def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Driver]:
     driver = Driver()
@@ -88,6 +98,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Driver]:
     monkeypatch.setattr(_nvrtc, "_kernels", lambda *how: ("prepare", "loop"))
     monkeypatch.setattr(_cuda, "where", lambda x: (0, 77))
     monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: type("Stream", (), {"cuda_stream": 77}))
     for cache in (_nvrtc._work, _nvrtc._context):
         cache.cache_clear()
@@ -111,6 +122,26 @@ def test_stochastic_launches_get_the_key_or_where_it_lies(driver: Driver) -> Non
         _nvrtc.round_grid(x, x, E4M3.grid, Stochastic(8), given)
         shape = [5, 1, 1, 256, 1, 1, 0, 77]
         assert driver.launched[-1][1:] == (shape, x.data_ptr(), x.data_ptr(), 5000, (*expected, 0xFF000000))
+
+
+@pytest.mark.parametrize("capturing", [False, True])
+def test_a_table_that_a_captured_graph_reads_is_never_freed(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch, capturing: bool
+) -> None:
+    """The caches give up the tables of old codebooks; a graph would go on reading where they were."""
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+    monkeypatch.setattr(_cuda, "_captured", {})
+    monkeypatch.setattr(_cuda, "guard", contextlib.nullcontext)
+    monkeypatch.setattr(_cuda, "library", lambda: Library)
+    for round_table in (_cuda.round_table, _nvrtc.round_table):
+        round_table(torch.zeros(3), torch.zeros(3), NF4.table, Rounding(), None)
+        _, held = _cuda.table_struct(NF4.table, Mode.NEAREST, torch.float32, torch.device("cpu"))
+        alive = [weakref.ref(tensor) for tensor in held]
+        del held
+        for cache in (_cuda.table_struct, _nvrtc._work, _native.table_struct):
+            cache.cache_clear()
+        gc.collect()
+        assert [tensor() is not None for tensor in alive] == [capturing] * len(alive)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
