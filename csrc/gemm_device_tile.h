@@ -142,9 +142,9 @@ LPT_METHOD void lpt_fetch_rows(lpt_pack<float> (*to)[LPT_SIDE / 4 + 1], const fl
     }
 }
 
-// Two thread blocks on a multiprocessor: with more in view the compiler spills to fit a third.
+// So many thread blocks on a multiprocessor: with more in view the compiler spills to fit them.
 template <class STEPS>
-__global__ void __launch_bounds__(LPT_THREADS, 2)
+__global__ void __launch_bounds__(LPT_THREADS, STEPS::CHUNKED ? 2 : 3)
     lpt_gemm_tile(const __grid_constant__ lpt_product p, int64_t chunk,
                   const __grid_constant__ STEPS steps) {
     __shared__ lpt_pack<float> rows[LPT_DEPTH][LPT_SIDE / 4 + 1];

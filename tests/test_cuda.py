@@ -69,7 +69,10 @@ def test_backend_says_that_the_kernels_are_compiled() -> None:
 @pytest.mark.nvcc
 @pytest.mark.parametrize("device", [75, 80, 86, 89, 90, 100, 120])
 def test_kernels_compile_for_every_device_and_hardly_spill_registers(device: int, tmp_path: Path) -> None:
-    """Loops over elements and products spill nothing; those over blocks a few words around a call hardly ever made."""
+    """Loops over elements spill nothing; those over blocks a few words around a call that is hardly ever made.
+
+    Products spill two words at most, outside the loop over k.
+    """
     for source in ("round", "codebooks", "blocks", "gemm"):
         done = subprocess.run(
             ["nvcc", "-std=c++17", "-O3", "--fmad=false", "-Xptxas", "-v", "-cubin", f"-arch=sm_{device}"]
@@ -82,7 +85,7 @@ def test_kernels_compile_for_every_device_and_hardly_spill_registers(device: int
         fp32 = [
             (name, int(spilled)) for name, _, spilled in found if re.search(r"lpt_(gemm_tile|\w+?I(Li\d+E)?f)", name)
         ]
-        assert fp32 and max(spilled for _, spilled in fp32) <= (48 if source == "blocks" else 0), fp32
+        assert fp32 and max(spilled for _, spilled in fp32) <= {"blocks": 48, "gemm": 8}.get(source, 0), fp32
 
 
 # -- on a device -------------------------------------------------------------------------------------------
