@@ -169,6 +169,17 @@ class TestFormatTable:
         assert [(row["name"], row["bits"]) for row in rows] == [("mine", 7), ("yours", 8)]
         assert [row["name"] for row in format_table([FloatingPoint(8), Posit(8)])] == ["E5M2", "Posit(nbits=8)"]
 
+    def test_it_prints_within_a_terminal_and_names_the_columns_that_it_leaves_out(self) -> None:
+        rows = format_table()
+        lines = str(rows).splitlines()
+        assert max(map(len, lines)) <= 80
+        shown, left_out = lines[0].split(), " ".join(lines[len(rows) + 1 :])
+        assert {"name", "bits", "max"} < set(shown)
+        assert [key for key in rows[0] if key not in shown and key not in left_out] == []
+        assert str(rows.only("source", "name")).splitlines()[0].split() == ["source", "name"]
+        with pytest.raises(ValueError, match="no column 'nam'; the rows have name, kind, "):
+            rows.only("nam")
+
     def test_what_is_no_format_is_named(self) -> None:
         with pytest.raises(TypeError, match="expected a number format such as .* got 'E4M3'"):
             format_table({"E4M3": "E4M3"})  # type: ignore[dict-item]

@@ -28,6 +28,7 @@ _KINDS = {
     "LogNumber": "log",
     "Shifted": "scaled",
 }
+_MAIN = ("name", "bits", "precision", "max", "smallest_normal", "smallest_subnormal")
 
 
 def named_formats() -> dict[str, Format]:
@@ -67,7 +68,7 @@ def format_table(formats: Mapping[str, Format] | Iterable[Format] | Format | Non
     ('FP16', 11, 65504.0, True, 63487)
     """
     named = by_name(named_formats() if formats is None else formats)
-    return Rows((_row(name, format) for name, format in named.items()), plot_ranges)
+    return Rows((_row(name, format) for name, format in named.items()), plot_ranges, _MAIN)
 
 
 def by_name(formats: Mapping[str, Format] | Iterable[Format] | Format) -> Mapping[str, Format]:

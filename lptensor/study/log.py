@@ -18,6 +18,7 @@ from lptensor.study.rows import Rows
 from lptensor.study.updates import NONE, Updates
 
 _Key = tuple[str, str, int]  # role, path, id of the format
+_MAIN = ("role", "path", "format", "underflow", "subnormal", "saturated", "overflow", "nonfinite", "snr", "lost", "edq")
 
 
 class Log:
@@ -74,7 +75,7 @@ class Log:
             update = updates.row() if updates.wanted else NONE
             counted = {**census.row(), **update, "binades": census.histogram()}
             found.append({**where, "format": name_of(format), **counted})
-        return Rows(found, plot_layer_map)
+        return Rows(found, plot_layer_map, _MAIN)
 
     def histogram(self, role: str, path: str | None = None) -> Histogram:
         """The exponents of the values of one role before they were rounded, of all paths or of one.
