@@ -112,10 +112,14 @@ class Codebook(TableFormat):
     Codebook(4 values from -1 to 2)
     >>> Codebook(torch.arange(16.0)).bits
     4
+    >>> from dataclasses import replace
+    >>> replace(NF4, values=NF4.values()[7:])
+    Codebook(9 values from 0 to 1)
     """
 
-    given: tuple[float, ...] = field(metadata={"argument": "values"})
-    name: str = field(default="", compare=False)
+    # replace() passes on neither of them by itself: a list of other values has no name.
+    given: tuple[float, ...] = field(init=False, metadata={"argument": "values"})
+    name: str = field(init=False, compare=False, metadata={"argument": "name"})
 
     def __init__(self, values: Iterable[float] | Tensor, name: str = "") -> None:
         given = values.flatten().tolist() if isinstance(values, Tensor) else values

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
 from typing import Any
 
 from lptensor.base import wrong_format
 from lptensor.formats import Format
 from lptensor.scaling import Scaling, Tile
+from lptensor.text import arguments
 
 
 def describe(format: Format) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def format_from(description: Mapping[str, Any]) -> Format:
 def _described(value: Any) -> Any:
     if not isinstance(value, (Format, Scaling, Tile)):
         return value
-    given = {argument: getattr(value, name) for name, argument in _arguments(type(value)).items()}
+    given = {argument: getattr(value, name) for name, argument in arguments(type(value)).items()}
     return {"type": type(value).__name__} | {k: _described(v) for k, v in given.items()}
 
 
@@ -56,18 +56,12 @@ def _made(value: Any, kinds: list[type[Any]]) -> Any:
     if name not in known:
         raise ValueError(f"unknown format {name!r}; this version of lptensor knows {', '.join(sorted(known))}")
     inside = [*_kinds(Format), *_kinds(Scaling), Tile]
-    arguments = _arguments(known[name])  # files of earlier versions have a codebook's values under the field's name
-    given: dict[str, Any] = {arguments.get(str(k), str(k)): _made(v, inside) for k, v in value.items() if k != "type"}
+    taken = arguments(known[name])  # files of earlier versions have a codebook's values under the field's name
+    given: dict[str, Any] = {taken.get(str(k), str(k)): _made(v, inside) for k, v in value.items() if k != "type"}
     try:
         return known[name](**given)
     except TypeError as error:
         raise ValueError(f"{name} takes no such description: {error}") from error
-
-
-def _arguments(kind: type[Any]) -> dict[str, str]:
-    """The fields of a class that its constructor takes, and what it calls them."""
-    taken = [f for f in fields(kind) if f.init]
-    return {f.name: str(f.metadata.get("argument", f.name)) for f in taken}
 
 
 def _kinds(kind: type[Any]) -> Iterator[type[Any]]:

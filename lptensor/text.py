@@ -68,6 +68,12 @@ def read(text: str) -> Any:
     return _VALUES[text]
 
 
+def arguments(cls: type[Any]) -> dict[str, str]:
+    """The fields of a dataclass that its constructor takes, and what it calls them."""
+    taken = [f for f in fields(cls) if f.init or "argument" in f.metadata]
+    return {f.name: f.metadata.get("argument", f.name) for f in taken}
+
+
 def _name(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
@@ -105,8 +111,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, enum.Enum) and _known(name):
         return {"": name, "name": value.name}
     if is_dataclass(value) and _known(name):
-        given = [f for f in fields(value) if f.init]
-        return {"": name} | {f.metadata.get("argument", f.name): _plain(getattr(value, f.name)) for f in given}
+        given = arguments(type(value))
+        return {"": name} | {argument: _plain(getattr(value, field)) for field, argument in given.items()}
     raise TypeError(
         f"{value!r} cannot be written into a compiled graph: {name} is no format, rounding or plain value; "
         "say what depends on it outside of torch.compile and torch.export"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import pickle
 import random
@@ -258,6 +259,12 @@ def test_a_codebook_is_a_value() -> None:
         assert twin == a and ops.round(torch.tensor([1.6]), twin).item() == 2.0
     assert repr(a) == "Codebook(2 values from 1 to 2)" and repr(b) == "pair" and repr(NF4) == "NF4"
     assert (NF4.bits, NF4.max, NF4.min) == (4, 1.0, -1.0)
+
+
+def test_other_values_replace_those_of_a_list_and_its_name() -> None:
+    half = dataclasses.replace(NF4, values=NF4.values()[7:])
+    assert half == Codebook(NF4.values()[7:]) and repr(half) == "Codebook(9 values from 0 to 1)"
+    assert dataclasses.replace(LogNumber(8), gamma=4) == LogNumber(8, gamma=4)
 
 
 def test_tables_lie_on_the_cpu_whatever_the_default_device() -> None:
