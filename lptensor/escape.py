@@ -65,7 +65,7 @@ def leave(func: Any, result: Tensor, named: bool) -> Tensor:
         return result
     what = str(result.dtype).removeprefix("torch.") if result.layout is torch.strided else str(result.layout)
     message = f"{func} on an LPTensor gives a plain {what} tensor: it would leave low precision unnoticed. "
-    message += unasked or ("make the float64 operand float32, " if result.dtype is torch.float64 else "")
+    message += unasked or ("make float64 operands of yours float32, " if result.dtype is torch.float64 else "")
     message += 'say x.dequantize() first, or lptensor.escapes("allow").'
     if _setting == "error":
         raise RuntimeError(message)  # a TypeError within an operator would be taken for "not mine"

@@ -140,3 +140,8 @@ def test_layers_that_cannot_be_rounded_stay_as_they_are() -> None:
     with pytest.raises(TypeError, match="say gradient=lambda: ..., got Fl"):
         lptensor.training.round_layers(net, input=lambda: quantizer(BF16), gradient=BF16)  # type: ignore[arg-type]
     assert [*net.state_dict()] == ["0.weight", "0.bias"] and not net[0]._forward_hooks
+
+
+def test_a_float64_tensor_that_torch_makes_itself_is_not_called_an_operand_of_the_callers() -> None:
+    with pytest.raises(RuntimeError, match=r"make float64 operands of yours float32, say x.dequantize\(\) first"):
+        torch.linalg.matrix_rank(torch.eye(3).to_lp(BF16))  # type: ignore[attr-defined]

@@ -101,7 +101,7 @@ def test_arrays_compare_and_arrays_of_other_dtypes_act_as_such_tensors() -> None
     assert (x >= np.asarray(x)).all() and (np.asarray(x) <= x).all() and type(x == np.asarray(x)) is Tensor
     assert is_low(x * np.arange(4), E4M3) and is_low(np.array(0.3) * x, E4M3)
     for clash in (lambda: x * np.ones(4), lambda: np.ones(4) * x):
-        with pytest.raises(RuntimeError, match="make the float64 operand float32"):
+        with pytest.raises(RuntimeError, match="make float64 operands of yours float32"):
             clash()
 
 
