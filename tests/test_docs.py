@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 import lptensor
+from lptensor.study.format_table import named_formats
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -35,3 +36,7 @@ def test_named_formats_stand_on_the_page_of_formats() -> None:
     page = (DOCS / "formats.md").read_text()
     rows = {name for name, value in vars(lptensor).items() if isinstance(value, lptensor.Format)}
     assert not {name for name in rows if f"`{name}`" not in page and f"## {name}" not in page}
+
+
+def test_every_format_that_has_a_name_is_public() -> None:
+    assert {name for name in named_formats() if name not in lptensor.__all__} == set()
