@@ -137,7 +137,8 @@ def as_arithmetic(
             raise TypeError(f"{format!r} says its rounding and backward format itself; give nothing beside it")
         return format
     if not isinstance(format, Format):
-        raise TypeError(f"expected a number format such as FloatingPoint(8), or an Arithmetic, got {no_format(format)}")
+        got = "None; x.dequantize() gives the plain values" if format is None else no_format(format)
+        raise TypeError(f"expected a number format such as FloatingPoint(8), or an Arithmetic, got {got}")
     return Arithmetic(format, backward, rounding)
 
 

@@ -196,7 +196,7 @@ def _classes(layer_type: Any, layer_types: Any) -> tuple[type[nn.Module], ...]:
     return tuple(found)
 
 
-_KNOWN = f"known groups: {', '.join(GROUPS)}, or 'all'"
+_KNOWN = f"known groups: {', '.join(GROUPS)}, 'all', or a class such as nn.Linear"
 
 
 def _names(wanted: tuple[type[nn.Module], ...]) -> str:

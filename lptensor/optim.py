@@ -99,7 +99,7 @@ class OptimLP(Optimizer):
         update: str | None = None,
     ) -> None:
         if not isinstance(optim, Optimizer) or isinstance(optim, OptimLP):
-            raise TypeError(f"OptimLP wraps a torch.optim.Optimizer that is no OptimLP yet, got {optim!r}")
+            raise TypeError(f"OptimLP wraps a torch.optim.Optimizer that is no OptimLP yet, got {type(optim).__name__}")
         if isinstance(grad_scaling, bool) or not isinstance(grad_scaling, int | float):
             raise TypeError(f"grad_scaling must be a number, got {grad_scaling!r}")
         if not 0 < grad_scaling < math.inf:

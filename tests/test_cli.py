@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from typer.testing import CliRunner
 from lptensor import formats
 from lptensor.blocks import BlockFloatingPoint
 from lptensor.cli import app
-from lptensor.cli.names import parse_format, short
+from lptensor.cli.names import _SPELLINGS, parse_format, short
 from lptensor.formats import E4M3, E5M2, FP16, FixedPoint, FloatingPoint, Format
 from lptensor.posits import Posit
 from lptensor.study.format_table import named_formats
@@ -129,8 +130,12 @@ class TestNames:
 
     @pytest.mark.parametrize("text", ["", "8", "e4m", "list(3)", "fixed", "__import__('os')", "fixed(8,4).grid", "a b"])
     def test_what_names_none_is_refused_with_the_known_ones(self, text: str) -> None:
-        with pytest.raises(ValueError, match=r"unknown format .*Known: FP32, .*FixedPoint\(\.\.\.\)"):
+        with pytest.raises(ValueError, match=r"unknown format .*Known: FP32, .*; or eXmY .*MX\(E4M3, 16\)"):
             parse_format(text)
+
+    @pytest.mark.parametrize("text", re.findall(r"\w+\(.+?\)", _SPELLINGS.partition(": ")[2]))
+    def test_the_spellings_that_it_names_are_formats(self, text: str) -> None:
+        assert isinstance(parse_format(text), Format)
 
     @pytest.mark.parametrize(("text", "close"), [("e4m3n", "E4M3"), ("pf16", "FP16"), ("FixPoint(8, 4)", "FixedPoint")])
     def test_a_slip_is_met_with_a_suggestion(self, text: str, close: str) -> None:

@@ -101,6 +101,9 @@ WRONG: list[tuple[Callable[[], object], str]] = [
     (lambda: Codebook("abc"), "a codebook lists numbers, such as .* got 'abc'"),  # type: ignore[arg-type]
     (lambda: Codebook(3), "a codebook lists numbers, such as .* got 3"),  # type: ignore[arg-type]
     (lambda: Tile(128), r"widths must be a tuple such as \(1, 128\), got 128"),  # type: ignore[arg-type]
+    (lambda: X.to_lp(None), r"got None; x.dequantize\(\) gives the plain values"),  # type: ignore[attr-defined]
+    (lambda: OptimLP([W], weight_quant=BF16), "no OptimLP yet, got list"),  # type: ignore[arg-type]
+    (lambda: lower(nn.Linear(1, 1), "Linear", BF16), "'Linear'; .*, 'all', or a class such as nn.Linear"),
     (lambda: lptensor.study.flip_bits(X, BF16, bits=3), r"got 3; say bits=\[3\]"),  # type: ignore[arg-type]
     (lambda: lptensor.study.faults(0.1, bits=3), r"got 3; say bits=\[3\]"),  # type: ignore[arg-type]
     (lambda: lptensor.study.faults(0.1, model=nn.ReLU(), path="head"), "path='head' matches no module or parameter"),
