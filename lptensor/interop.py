@@ -163,7 +163,7 @@ def format_of(dtype: torch.dtype | np.dtype[Any] | type) -> ScalarFormat:
 def save_file(
     tensors: Mapping[str, Tensor],
     path: str | os.PathLike[str],
-    formats: Format | Mapping[str, Format | None],
+    formats: Format | Mapping[str, Format | None] | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write tensors as codes to a safetensors file, the formats in its metadata.
@@ -173,14 +173,25 @@ def save_file(
 
     Args:
         formats: one for all tensors, or one by name; a tensor whose format is None or missing is
-            stored as it is. Values that a format lacks are rounded to nearest.
+            stored as it is. Values that a format lacks are rounded to nearest. By default each LPTensor
+            has its own, so that the ``state_dict()`` of a converted model needs no more.
 
     Raises:
         ImportError: safetensors is not installed.
         ValueError: a format without a tensor; NaN in a format without a code for it.
+        TypeError: a format without codes of single elements, of blocks for one.
+
+    >>> import os, tempfile
+    >>> path = os.path.join(tempfile.mkdtemp(), "x.safetensors")
+    >>> save_file({"x": torch.tensor([0.1, 1.0]).to_lp(E4M3)}, path)
+    >>> load_file(path)[0]["x"], load_file(path)[1]["x"] == E4M3
+    (tensor([0.1016, 1.0000]), True)
     """
     safetensors = need("safetensors.torch")
-    by_name = dict.fromkeys(tensors, formats) if isinstance(formats, Format) else formats
+    if formats is None:
+        by_name: object = {name: getattr(x, "format", None) for name, x in tensors.items()}
+    else:
+        by_name = dict.fromkeys(tensors, formats) if isinstance(formats, Format) else formats
     if not isinstance(by_name, Mapping):
         raise wrong_format(formats)
     unknown = [name for name in by_name if name not in tensors]

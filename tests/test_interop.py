@@ -50,6 +50,7 @@ from lptensor.ops import round as round_to
 from lptensor.p3109 import P3109
 from lptensor.posits import Posit
 from lptensor.scaling import CurrentMaximum, PowerOfTwo, Tile
+from lptensor.tensor import LPTensor
 
 
 def values_of(format: ScalarFormat) -> torch.Tensor:
@@ -150,6 +151,19 @@ def test_files_give_back_values_and_formats(format: Format, tmp_path: Path) -> N
         stored = file.get_tensor("weight")
     bits = format.bits  # type: ignore[attr-defined]
     assert stored.nbytes == (-(-x.numel() * bits // 8) if bits < 8 else x.numel() * code_dtype(bits).itemsize)
+
+
+def test_a_converted_model_is_filed_in_its_own_formats(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    net = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2), torch.nn.Linear(2, 1))
+    state = convert(net, {"0": E4M3, "2": FixedPoint(6, 4)}).state_dict()
+    save_file(state, path)
+    tensors, formats = load_file(path)
+    low = {name: x for name, x in state.items() if isinstance(x, LPTensor)}
+    assert formats == {name: x.format for name, x in low.items()} and len(formats) == 4
+    assert tensors.keys() == state.keys()
+    for name, x in state.items():
+        assert torch.equal(tensors[name], low[name].dequantize() if name in low else x), name
 
 
 def test_other_readers_see_the_types_they_know(tmp_path: Path) -> None:
