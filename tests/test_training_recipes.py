@@ -36,7 +36,8 @@ from recipe_list import RECIPES
 def test_every_recipe_is_tested() -> None:
     public = {name for name, value in vars(recipes).items() if callable(value) and value.__module__ == recipes.__name__}
     assert {name.split()[0] for name in RECIPES} == {name for name in public if name[0] != "_"} - {"Recipe"}
-    assert all("(" in str(getattr(recipes, name.split()[0]).__doc__) for name in RECIPES), "each names its paper"
+    told = {name: str(getattr(recipes, name.split()[0]).__doc__) for name in RECIPES}
+    assert all("(" in text and ">>>" in text for text in told.values()), "each names its paper and has an example"
 
 
 # By hand: PyTorch's own 8-bit casts, scales by their formulas, integers by torch.round. Rows are along the last axis.

@@ -119,6 +119,11 @@ def gupta(wl: int = 16, fl: int = 12, rounding: str = "stochastic", outputs: int
     (48 bits in the paper). ``outputs`` are the fraction bits of what layers put out, by default ``fl`` or
     what leaves 6 integer bits, so that the default is (4, 12) and outputs are (6, 10): with 4
     they would end at 8, which logits pass, and training ends where they clip.
+
+    >>> import torch
+    >>> model = gupta(wl=8, fl=6).model(nn.Sequential(nn.Linear(4, 2)))  # outputs have 2 fraction bits
+    >>> model(torch.randn(3, 4)).mul(4).frac().count_nonzero().item()
+    0
     """
     number = FixedPoint(wl, fl)
     wide = FixedPoint(wl, min(fl, wl - 6) if outputs is None else outputs)
@@ -139,6 +144,10 @@ def wang(skip: Skip = ()) -> Recipe:
 
     Wang et al., Training Deep Neural Networks with 8-bit Floating Point Numbers (1812.08011). The
     paper keeps the first layer's input and the last layer wider: ``skip``.
+
+    >>> recipe = wang(skip=["0"])
+    >>> recipe.operands.forward[0].format == E5M2, recipe.accumulator.chunk, recipe.scaler().get_scale()
+    (True, 64, 1000.0)
     """
     return Recipe(_operands(E5M2, E5M2, E5M2), _IBM, skip=skip, optim=_IBM_UPDATE, scaling=Static(1000.0))
 
@@ -147,6 +156,10 @@ def hfp8(skip: Skip = ()) -> Recipe:
     """Hybrid FP8: 1-4-3 with exponent bias 4 forward, 1-5-2 for gradients, 1-6-9 weights updated stochastically.
 
     Sun et al., Hybrid 8-bit Floating Point Training and Inference (NeurIPS 2019); sums are as Wang's.
+
+    >>> forward, backward = (pair[0].format for pair in (hfp8().operands.forward, hfp8().operands.grad_input))
+    >>> forward.max, backward == E5M2
+    (3840.0, True)
     """
     forward = FloatingPoint(4, 3, bias=4, specials="none")
     return Recipe(_operands(forward, forward, E5M2), _IBM, skip=skip, optim=_IBM_UPDATE, scaling=Dynamic())
@@ -156,13 +169,26 @@ def fp8_current(skip: Skip = ()) -> Recipe:
     """E4M3 forward and E5M2 for gradients, each tensor under a scale of its own maximum.
 
     Micikevicius et al., FP8 Formats for Deep Learning (2209.05433). Weights stay fp32.
+
+    >>> import torch
+    >>> model = fp8_current().model(nn.Sequential(nn.Linear(2, 1, bias=False)))
+    >>> _ = model[0].weight.data.fill_(1.0)
+    >>> model(torch.tensor([[1e6, 1.0]])).item()  # the largest keeps its value, 1 underflows beside it
+    1000000.0
     """
     forward = _per_tensor(E4M3)
     return Recipe(_operands(forward, forward, _per_tensor(E5M2)), skip=skip)
 
 
 def fp8_delayed(history: int = 1024, margin: int = 0, amax: str = "max", skip: Skip = ()) -> Recipe:
-    """The same under scales from the maxima of earlier steps, which the model's buffers hold (2209.05433)."""
+    """The same under scales from the maxima of earlier steps, which the model's buffers hold (2209.05433).
+
+    >>> import torch
+    >>> model = fp8_delayed(history=4).model(nn.Sequential(nn.Linear(2, 1)))
+    >>> _ = model(torch.tensor([[7.0, 1.0]]))
+    >>> model[0].rounded_input.amax_history.tolist(), model[0].rounded_input.scale.item()
+    ([7.0, 0.0, 0.0, 0.0], 64.0)
+    """
     scaling = DelayedMaximum(history, margin, amax)
 
     def change(model: nn.Module) -> None:
@@ -181,6 +207,10 @@ def deepseek(promote_every: int | None = None, skip: Skip = ()) -> Recipe:
     paper's 128, so many add up as Hopper's tensor cores do it for FP8 (``tensor_core("hopper_fp8")``), and
     these sums in fp32. Hardware multiplies such a sum by its scales, here they multiply the operands: the
     same where scales are powers of two, else up to their rounding. It takes some thirty times as long.
+
+    >>> x, w = deepseek().operands.forward
+    >>> x.format.block_shape((512, 512)), w.format.block_shape((512, 512))
+    ((1, 128), (128, 128))
     """
     tile = Scaled(E4M3, CurrentMaximum(Tile((1, 128))))
     sums = None if promote_every is None else Accumulator(FP32, chunk=promote_every, inner=tensor_core("hopper_fp8"))
@@ -194,6 +224,11 @@ def hbfp(wl: int = 8, storage: int = 16, tile: int = 24, rounding: str = "stocha
     have one exponent for each index of their first axis, each tensor is rounded once for both of its
     products, weights are kept in ``storage`` bits and everything else is fp32. ``hbfp_widths``
     makes the schedule of Accuracy Booster of it.
+
+    >>> import torch
+    >>> model = hbfp(wl=4).model(nn.Sequential(nn.Linear(64, 8)))
+    >>> optim = hbfp(wl=4, storage=12).optimizer(torch.optim.SGD(model.parameters(), lr=0.1))
+    >>> model(torch.randn(2, 64)).sum().backward(); optim.step()
     """
     samples, tiles = (lambda: HBFP(wl, None, rounding)), (lambda: HBFP(wl, tile, rounding))
     return Recipe(
@@ -206,13 +241,24 @@ def mxfp8(skip: Skip = ()) -> Recipe:
     """MXFP8 E4M3 for all operands, scales rounded up so that nothing saturates.
 
     Mishra et al., Recipes for Pre-training LLMs with MXFP8 (2506.08027).
+
+    >>> import torch
+    >>> model = mxfp8(skip=["2"]).model(nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)))
+    >>> model(torch.randn(2, 64)).sum().backward()
+    >>> mxfp8().operands.forward[0].format == MX(E4M3, scale_rule="rceil")
+    True
     """
     number = MX(E4M3, scale_rule="rceil")
     return Recipe(_operands(number, number, number), skip=skip)
 
 
 def mxfp6(element: ScalarFormat = E3M2, skip: Skip = ()) -> Recipe:
-    """MXFP6 for all operands, to nearest: Rouhani et al., Microscaling Data Formats for Deep Learning (2310.10537)."""
+    """MXFP6 for all operands, to nearest: Rouhani et al., Microscaling Data Formats for Deep Learning (2310.10537).
+
+    >>> from lptensor import E2M3, MXFP6_E2M3
+    >>> mxfp6(E2M3).operands.grad_weight[0].format == MXFP6_E2M3
+    True
+    """
     number = MX(element)
     return Recipe(_operands(number, number, number), skip=skip)
 
@@ -222,6 +268,11 @@ def mxfp4(unbiased: bool = True, block: int | None = 64, skip: Skip = ()) -> Rec
 
     Tseng et al., Training LLMs with MXFP4 (2502.20586). ``unbiased=False`` is MXFP4 to nearest in all
     three products; ``block`` is the transform's width, None for no transform.
+
+    >>> mxfp4().operands.forward, mxfp4().operands.transform[1]
+    ((None, None), Hadamard(block=64, signs='random', seed=0))
+    >>> mxfp4(unbiased=False, block=None).operands.forward[0].format == MXFP4
+    True
     """
     transform = None if block is None else Hadamard(block, "random")
     if not unbiased:
@@ -235,6 +286,10 @@ def quartet(skip: Skip = ()) -> Recipe:
 
     Forward to nearest, clipped for the least square error, after a Hadamard transform; backward unbiased
     after one of random signs, and zero where the forward pass clipped. Weights stay fp32.
+
+    >>> model = quartet().model(nn.Sequential(nn.Linear(64, 8), nn.ReLU()))
+    >>> type(model[0]).__name__
+    'QuartetLinear'
     """
     return Recipe(change=lambda model: quartet_layers(model, ThreeQuarters(), skip))
 
@@ -243,13 +298,23 @@ def nvfp4(skip: Skip = ()) -> Recipe:
     """NVFP4: weights under 16 x 16 scales, stochastic gradients, a Hadamard transform before the weight's gradient.
 
     NVIDIA, Pretraining Large Language Models with NVFP4 (2509.25149); there 16 % of the layers stay wider.
+
+    >>> x, w = nvfp4().operands.forward
+    >>> x.format == NVFP4, w.format.block_shape((64, 64)), nvfp4().operands.grad_weight[0].rounding
+    (True, (16, 16), Stochastic())
     """
     w, g = TwoLevel(E2M1, block_size=(16, 16)), Operand(NVFP4, "stochastic")
     return Recipe(Gemm((NVFP4, w), (g, w), (g, NVFP4), {"grad_weight": Hadamard(16)}), skip=skip)
 
 
 def s2fp8(skip: Skip = ()) -> Recipe:
-    """Shifted and squeezed FP8 operands, fp32 weights, no loss scaling: Cambier et al. (2001.05674)."""
+    """Shifted and squeezed FP8 operands, fp32 weights, no loss scaling: Cambier et al. (2001.05674).
+
+    >>> import torch
+    >>> model = s2fp8().model(nn.Sequential(nn.Linear(8, 2)))
+    >>> model(torch.full((1, 8), 1e-20)).isfinite().all().item()
+    True
+    """
     return Recipe(change=lambda model: round_layers(model, S2FP8, S2FP8, S2FP8, skip))
 
 
@@ -259,6 +324,10 @@ def luq(samples: int = 1, forward: Operand | Format | None = None, skip: Skip = 
     ``samples`` roundings are averaged for the weight's gradient. INT4 is clipped by ``SAWB``, unless
     ``forward`` is another operand, such as INT4 under the largest magnitude:
     ``Scaled(INT4, CurrentMaximum(PER_TENSOR))``. A convolution's moments are those of its unfolded input.
+
+    >>> recipe = luq(samples=2)
+    >>> [operand.function for operand in recipe.operands.grad_weight]
+    [LUQ(bits=4, samples=2), SAWB()]
     """
     q = Technique(SAWB().format, SAWB()) if forward is None else forward
     g, averaged = (Technique(LUQ().format, LUQ(samples=n)) for n in (1, samples))
@@ -270,6 +339,10 @@ def dorefa(weight: int = 1, activation: int = 2, gradient: int = 6, skip: Skip =
 
     The inputs of layers are clipped to [0, 1], as the paper's activations are; the first and the last
     layer stay fp32 there: ``skip``.
+
+    >>> model = dorefa(weight=1).model(nn.Sequential(nn.Linear(8, 2)))
+    >>> model[0].weight.abs().unique().numel()  # a sign and one magnitude
+    1
     """
 
     def change(model: nn.Module) -> None:
@@ -291,6 +364,10 @@ def wage(weight: int = 2, activation: int = 8, gradient: int = 8, error: int = 8
     are kept on the 8-bit grid inside (-1, 1), updated stochastically. The paper has bare SGD with rates of 8, then
     1, then 1/8, which count steps of that grid, no biases, no normalisation and the sum of squares
     as the loss. With ``initialize`` weights are drawn anew, as the paper needs it.
+
+    >>> model = wage().model(nn.Sequential(nn.Linear(64, 8, bias=False)))
+    >>> model[0].weight.unique().numel()  # minus, zero and plus
+    3
     """
 
     def change(model: nn.Module) -> None:
@@ -314,7 +391,12 @@ def wage(weight: int = 2, activation: int = 8, gradient: int = 8, error: int = 8
 def lns_madam(bits: int = 8, gamma: int = 8, skip: Skip = ()) -> Recipe:
     """Logarithmic operands under each tensor's largest magnitude: Zhao et al., LNS-Madam (2106.13914).
 
-    The optimizer to go with it is ``Madam``. Weights stay fp32."""
+    The optimizer to go with it is ``Madam``. Weights stay fp32.
+
+    >>> from lptensor.training import Madam
+    >>> model = lns_madam().model(nn.Sequential(nn.Linear(8, 2)))
+    >>> optim = lns_madam().optimizer(Madam(model.parameters(), lr=0.01))
+    """
     table = LogNumber(bits, gamma, bias=2 ** (bits - 1) - 1)
     q = Technique(table, Blockwise(table, block_size=None, min_size=0))
     return Recipe(_operands(q, q, q), skip=skip)
@@ -329,6 +411,11 @@ def unit_scaling(
     draws their weights anew for it. ``lptensor.training.unit_scaling.cross_entropy`` is the loss to go with it.
     Gradients of weights are large: Adam does not mind, SGD needs other rates. In ``skip`` layers
     are scaled and not rounded.
+
+    >>> import torch
+    >>> model = unit_scaling().model(nn.Sequential(nn.Linear(64, 64, bias=False)))
+    >>> 0.9 < model(torch.randn(256, 64)).std().item() < 1.1
+    True
     """
     return Recipe(change=lambda model: unit_layers(model, forward, backward, skip, initialize))
 
@@ -337,6 +424,9 @@ def posit(skip: Skip = ()) -> Recipe:
     """Posit(8, 1) forward, Posit(8, 2) for gradients, Posit(16, 1) weights.
 
     Lu et al., Evaluations on Deep Neural Networks Training Using Posit (2020), without its shifts and warm-up.
+
+    >>> posit().operands.forward[0].format, posit().operands.grad_input[0].format
+    (Posit(nbits=8, es=1), Posit(nbits=8))
     """
     optim = {"weight_quant": Posit(16, 1), "update": "nearest"}
     return Recipe(_operands(Posit(8, 1), Posit(8, 1), Posit(8, 2)), skip=skip, optim=optim)
