@@ -21,6 +21,8 @@ from lptensor.text import constant
 class Arithmetic:
     """The number formats in which an operation's results are kept.
 
+    ``gradient_format`` and ``gradient_rounding`` are those of gradients, whether named or those of results.
+
     Args:
         forward: format of results computed in the forward direction; None keeps them in fp32.
         backward: format of gradients; None for the forward one. ``FP32`` leaves them unrounded.
