@@ -7,6 +7,7 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
@@ -153,6 +154,14 @@ def apply_below(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Non
 
     with no_dispatch():
         func(*args, **kwargs)
+
+
+def real_tensors() -> AbstractContextManager[None]:
+    """A context in which tensors are made and computed as they are, also while torch.compile traces with fake ones."""
+    from torch.utils._mode_utils import no_dispatch
+
+    made: AbstractContextManager[None] = no_dispatch()
+    return made
 
 
 def take_form(wrapper: Tensor, inner: Tensor) -> None:

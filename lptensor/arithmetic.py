@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lptensor import _compat
 from lptensor.accumulator import Accumulator
 from lptensor.base import no_format
-from lptensor.blocks import BlockFormat
-from lptensor.formats import Format
+from lptensor.blocks import BlockFloatingPoint, BlockFormat
+from lptensor.formats import FP32, FixedPoint, Format
+from lptensor.grid import Grid
 from lptensor.operands import Gemm
 from lptensor.rounding import Mode, Rounding, as_rounding, show_rounding
 from lptensor.text import constant
@@ -188,10 +191,28 @@ def _wider(a: Arithmetic, b: Arithmetic) -> Format | None:
     )
 
 
+@lru_cache(maxsize=256)
 def _contains(f: Format, g: Format) -> bool:
-    grids = [h.lowered.element if isinstance(h, BlockFormat) else h.lowered for h in (f, g)]
-    holds: bool = grids[0].contains(grids[1])
-    return holds
+    """Whether ``f``, or its element, has every finite value of ``g``, or of its element."""
+    ours, theirs = (h.lowered.element if isinstance(h, BlockFormat) else h.lowered for h in (f, g))
+    if isinstance(ours, Grid) and isinstance(theirs, Grid):
+        return ours.contains(theirs)
+    if f == FP32:
+        return True  # the carrier
+    listed: Any = f
+    single: Any = _element(g)
+    with _compat.real_tensors():
+        try:
+            return all(map(ours.has, single.values().tolist())) if isinstance(ours, Grid) else listed.contains(single)
+        except ValueError:
+            return False  # more values than can be listed, which no list has
+
+
+def _element(format: Format) -> Format:
+    if isinstance(format, BlockFloatingPoint):
+        return FixedPoint(format.wl, format.wl - 2, symmetric=True)
+    element: Format = getattr(format, "element") if isinstance(format, BlockFormat) else format  # noqa: B009
+    return element
 
 
 def _agree(a: Arithmetic, b: Arithmetic, name: str, default: Any) -> Any:

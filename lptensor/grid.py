@@ -59,6 +59,14 @@ class Grid(NamedTuple):
             return 2.0**self.emin
         return 2.0 ** self.quantum(self.emin)
 
+    def has(self, x: float) -> bool:
+        """Whether a finite number is one of this grid's."""
+        if x == 0:
+            return self.zero
+        if not self.min <= x <= self.max or abs(x) < self.smallest:
+            return False
+        return math.ldexp(x, -self.quantum(math.frexp(x)[1] - 1)).is_integer()
+
     def contains(self, other: Grid) -> bool:
         """Whether every finite value of ``other`` is one of this grid's."""
         if other.zero and not self.zero or other.max > self.max or other.min < self.min:

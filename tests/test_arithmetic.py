@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 import pickle
+from typing import Any
 
 import pytest
+import torch
 
 from lptensor import (
     BF16,
+    DYNAMIC8,
+    E2M1,
+    E3M2,
     E4M3,
     E5M2,
+    E5M2FNUZ,
     E8M0,
     FP16,
     FP32,
+    INT8,
+    MXFP4,
     MXFP8_E4M3,
+    NF4,
     NVFP4,
+    P3109,
+    TF32,
     UDYNAMIC8,
     Arithmetic,
     BlockFloatingPoint,
+    Codebook,
     FixedPoint,
+    LogNumber,
+    Posit,
     Rounding,
     Stochastic,
 )
@@ -56,6 +70,15 @@ def test_a_format_without_negatives_needs_a_backward_format(format: object) -> N
         (MXFP8_E4M3, BF16, BF16),
         (NVFP4, E4M3, E4M3),
         (None, BF16, None),
+        (Posit(8), Posit(16), Posit(16)),
+        (Posit(20), Posit(24), Posit(24)),
+        (Posit(8), FP32, FP32),
+        (E2M1, Posit(8), Posit(8)),
+        (NF4, FP32, FP32),
+        (Codebook([-0.5, 0.0, 3.0]), E4M3, E4M3),
+        (LogNumber(8), FP32, FP32),
+        (BlockFloatingPoint(3), Posit(8), Posit(8)),
+        (E2M1, Codebook(E3M2.values()), Codebook(E3M2.values())),
     ],
 )
 def test_the_wider_format_wins_in_either_order(a: object, b: object, joined: object) -> None:
@@ -71,6 +94,14 @@ def test_the_wider_format_wins_in_either_order(a: object, b: object, joined: obj
         (FixedPoint(8, 4), E4M3),
         (BlockFloatingPoint(8), BlockFloatingPoint(8, dim=0)),
         (MXFP8_E4M3, E5M2),
+        (Posit(8), FP16),
+        (Posit(8), Posit(8, 1)),
+        (Posit(20), BF16),
+        (Posit(20), TF32),
+        (NF4, DYNAMIC8),
+        (NF4, E4M3),
+        (Codebook([-0.5, 0.0, 3.0]), INT8),
+        (LogNumber(8), MXFP4),
     ],
 )
 def test_formats_of_which_neither_is_wider_are_an_error_that_names_both(a: object, b: object) -> None:
@@ -78,6 +109,24 @@ def test_formats_of_which_neither_is_wider_are_an_error_that_names_both(a: objec
         with pytest.raises(TypeError) as error:
             promote(Arithmetic(x), Arithmetic(y))  # type: ignore[arg-type]
         assert repr(a) in str(error.value) and repr(b) in str(error.value) and ".to_lp" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "f", [E4M3, E5M2FNUZ, FixedPoint(8, 4), FixedPoint(8, 4, signed=False), P3109(8, 3), E8M0], ids=repr
+)
+def test_a_grid_has_its_values_and_none_between(f: Any) -> None:
+    values = f.values()
+    between = (values[1:] + values[:-1]) / 2
+    assert all(map(f.grid.has, values.tolist()))
+    assert not any(map(f.grid.has, [*between.tolist(), 2 * f.max, f.min - 1]))
+
+
+def test_a_graph_meets_posits_and_lists_as_eager_mode_does() -> None:
+    a, b = Posit(10), Codebook([-4.0, -1.0, 0.0, 1.0, 4.0])  # of no other test, so that tracing asks first
+    x = torch.tensor([1.0, -3.0])
+    graph = torch.compile(lambda x: (x.to_lp(a) + x.to_lp(b)).dequantize(), backend="aot_eager", fullgraph=True)
+    assert graph(x).tolist() == (x.to_lp(a) + x.to_lp(b)).tolist()  # type: ignore[attr-defined]
+    torch.compiler.reset()
 
 
 def test_other_fields_agree_or_one_of_them_is_at_its_default() -> None:
