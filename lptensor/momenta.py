@@ -9,31 +9,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lptensor.observe import saying
+from lptensor.optimizer_state import known_keys
 from lptensor.parameters import read, write
 from lptensor.quantizer import Quant, Step, as_step
 
 # What torch's optimizers count and schedule with; a scalar parameter's state would else look like a momentum.
 _BOOKKEEPING = {"step", "eta", "mu", "mu_product"}
-
-_ADAM = ("exp_avg", "exp_avg_sq", "step")
-# What they may keep of a parameter, under whatever options, by their classes; others show it at their first step.
-_KEPT: dict[str, tuple[str, ...]] = {
-    "ASGD": ("ax", "eta", "mu", "step"),
-    "Adadelta": ("acc_delta", "square_avg", "step"),
-    "Adafactor": ("col_var", "row_var", "step", "variance"),
-    "Adagrad": ("step", "sum"),
-    "Adam": (*_ADAM, "max_exp_avg_sq"),
-    "AdamW": (*_ADAM, "max_exp_avg_sq"),
-    "Adamax": ("exp_avg", "exp_inf", "step"),
-    "Madam": ("largest", "square_avg", "step"),
-    "Muon": ("momentum_buffer",),
-    "NAdam": (*_ADAM, "mu_product"),
-    "RAdam": _ADAM,
-    "RMSprop": ("grad_avg", "momentum_buffer", "square_avg", "step"),
-    "Rprop": ("prev", "step", "step_size"),
-    "SGD": ("momentum_buffer",),
-    "SparseAdam": _ADAM,
-}
 
 
 @dataclass(frozen=True)
@@ -52,9 +33,7 @@ class Momenta:
         Raises:
             ValueError: such a key.
         """
-        known = {key for state in optimizer.state.values() for key in state}
-        if type(optimizer).__module__.startswith(("torch.optim", "lptensor")):
-            known.update(_KEPT.get(type(optimizer).__name__, ()))
+        known = known_keys(optimizer)
         for key in self.by_key:
             if known and key not in known:
                 raise ValueError(f"momentum_quant names {key!r}, {type(optimizer).__name__} keeps {sorted(known)}")

@@ -23,6 +23,34 @@ from lptensor.ops import round_fresh
 from lptensor.rounding import Rounding
 from lptensor.tensor import LPTensor, check_carrier, enter
 
+_ADAM = ("exp_avg", "exp_avg_sq", "step")
+# What they may keep of a parameter, under whatever options, by their classes; others show it at their first step.
+_KEPT: dict[str, tuple[str, ...]] = {
+    "ASGD": ("ax", "eta", "mu", "step"),
+    "Adadelta": ("acc_delta", "square_avg", "step"),
+    "Adafactor": ("col_var", "row_var", "step", "variance"),
+    "Adagrad": ("step", "sum"),
+    "Adam": (*_ADAM, "max_exp_avg_sq"),
+    "AdamW": (*_ADAM, "max_exp_avg_sq"),
+    "Adamax": ("exp_avg", "exp_inf", "step"),
+    "Madam": ("largest", "square_avg", "step"),
+    "Muon": ("momentum_buffer",),
+    "NAdam": (*_ADAM, "mu_product"),
+    "RAdam": _ADAM,
+    "RMSprop": ("grad_avg", "momentum_buffer", "square_avg", "step"),
+    "Rprop": ("prev", "step", "step_size"),
+    "SGD": ("momentum_buffer",),
+    "SparseAdam": _ADAM,
+}
+
+
+def known_keys(optimizer: Optimizer) -> set[str]:
+    """What ``optimizer`` keeps of a parameter, or may keep; nothing for one from elsewhere that took no step."""
+    known = {key for entries in optimizer.state.values() for key in entries}
+    if type(optimizer).__module__.startswith(("torch.optim", "lptensor")):
+        known.update(_KEPT.get(type(optimizer).__name__, ()))
+    return known
+
 
 def fit(optimizer: Optimizer, spec: Format | Arithmetic | None | Mapping[str, Format | Arithmetic | None]) -> None:
     """Give the state of ``optimizer``, present and future, formats of its own, by key or one for all."""
@@ -36,7 +64,7 @@ def fit(optimizer: Optimizer, spec: Format | Arithmetic | None | Mapping[str, Fo
             check_carrier(arithmetic)
         rules.append((pattern, arithmetic))
     optimizer = _bare(optimizer)
-    known = {key for entries in optimizer.state.values() for key in entries}
+    known = known_keys(optimizer)
     for pattern, _ in rules:
         if known and not any(fnmatchcase(key, pattern) for key in known):
             raise ValueError(

@@ -278,6 +278,14 @@ def test_bad_formats_for_state_are_named_and_change_nothing(spec: Any, error: An
     assert all(is_low(s, E4M3) for key in ADAM_KEYS for s in state_of(optimizer, key))
 
 
+def test_a_key_that_an_optimizer_of_torch_never_keeps_is_named_before_its_first_step() -> None:
+    optimizer = torch.optim.Adam([torch.nn.Parameter(torch.ones(2))])
+    with pytest.raises(ValueError, match="'exp_avg_sqr' matches nothing in the state of Adam, which is .*exp_avg_sq"):
+        convert(optimizer, {"exp_avg_sqr": FP32})
+    convert(optimizer, {"*sq": FP32})
+    convert(optimizer, FP32)
+
+
 class Foreign(torch.optim.Optimizer):
     """An optimizer from elsewhere that keeps fp32 weights on purpose."""
 
