@@ -146,8 +146,7 @@ class _Scaled(BlockFormat):
     def lowered(self) -> Blocks | ScaledBlocks:
         element, scaling = self.element, self.scaling
         if not isinstance(element, ScalarFormat):
-            got = no_format(element)
-            raise TypeError(f"the element must be a scalar format such as E4M3 or FixedPoint(8, 6), got {got}")
+            raise _no_element(element)
         grid = element.grid._replace(overflow=Overflow.SATURATE)
         if not 0 < grid.max < math.inf or not grid.zero:
             raise ValueError(f"elements of blocks need a zero and a largest value, which {element!r} lacks")
@@ -302,7 +301,7 @@ def Scaled(element: ScalarFormat, scaling: Scaling | None) -> Format:  # noqa: N
     (1, 128)
     """
     if not isinstance(element, ScalarFormat):
-        raise TypeError(f"the element must be a scalar format such as E4M3, got {no_format(element)}")
+        raise _no_element(element)
     if scaling is None:
         return element
     if isinstance(scaling, PowerOfTwo):
@@ -324,6 +323,13 @@ def _single(value: float) -> float:
     """``value``, which is below the largest fp32, rounded to fp32: a sum whose last place is fp32's."""
     magic = math.ldexp(1.5, _exponent(value) + 29)
     return (value + magic) - magic
+
+
+def _no_element(given: object) -> TypeError:
+    way = "; lptensor.training.Blockwise scales lists of values" if hasattr(given, "table") else ""
+    return TypeError(
+        f"the element must be a scalar format such as E4M3 or FixedPoint(8, 6), got {no_format(given)}{way}"
+    )
 
 
 def _bump(rule: str, element: Grid) -> float:

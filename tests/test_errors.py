@@ -15,6 +15,7 @@ from lptensor import (
     MX,
     MXFP4,
     NF4,
+    PER_TENSOR,
     Accumulator,
     Arithmetic,
     Codebook,
@@ -100,6 +101,8 @@ WRONG: list[tuple[Callable[[], object], str]] = [
     (lambda: lptensor.round(X + 1j, BF16), "got torch.complex64; round .real and .imag"),
     (lambda: Codebook("abc"), "a codebook lists numbers, such as .* got 'abc'"),  # type: ignore[arg-type]
     (lambda: Codebook(3), "a codebook lists numbers, such as .* got 3"),  # type: ignore[arg-type]
+    (lambda: Scaled(NF4, PER_TENSOR), "got NF4; lptensor.training.Blockwise scales lists of values"),  # type: ignore[arg-type]
+    (lambda: MX(NF4).lowered, "got NF4; lptensor.training.Blockwise scales lists of values"),  # type: ignore[arg-type]
     (lambda: Tile(128), r"widths must be a tuple such as \(1, 128\), got 128"),  # type: ignore[arg-type]
     (lambda: X.to_lp(None), r"got None; x.dequantize\(\) gives the plain values"),  # type: ignore[attr-defined]
     (lambda: OptimLP([W], weight_quant=BF16), "no OptimLP yet, got list"),  # type: ignore[arg-type]
