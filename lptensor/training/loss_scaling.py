@@ -142,6 +142,8 @@ class LossScaler:
     >>> scaler = LossScaler(2.0**10)
     >>> scaler.scale(w * 2.0**-12).backward(); scaler.step(optim); scaler.update(); w.item() == 1 - 2.0**-12
     True
+    >>> scaler
+    LossScaler(Static(initial=1024.0)), now at 1024
     """
 
     def __init__(self, policy: Static | Dynamic | Automatic | float | None = None) -> None:
@@ -154,6 +156,9 @@ class LossScaler:
         self._scale = float(policy.initial)
         self._count = 0
         self._seen = Seen()
+
+    def __repr__(self) -> str:
+        return f"LossScaler({self.policy!r}), now at {self._scale:g}"
 
     def get_scale(self) -> float:
         """What losses are multiplied by now."""
