@@ -190,7 +190,7 @@ struct to_drawn {
         const U kept = (U)(y != zero) | negative_zero;
         return (doubles)((U)y | (minus & kept));
     }
-    static bool fits(const lpt_grid &g) { return g.precision <= 20; }
+    static bool fits(const lpt_grid &g) { return g.precision >= 2 && g.precision <= 20; }
 };
 #endif
 

@@ -14,11 +14,12 @@ LPT_FN bool lpt_wide_range_fits(const lpt_grid &g) {
            g.max == ldexp(2.0 - ldexp(1.0, 1 - g.precision), 127);
 }
 
-// Formats with as much range to spare on the carrier as digits.
+// Formats of the carrier's normal numbers, with as much range to spare there as digits.
 template <class T> LPT_FN bool lpt_added_fits(const lpt_grid &g) {
     typedef lpt_carrier<T> C;
     const int32_t drop = C::mantissa + 1 - g.precision;
-    return drop >= 1 && g.emax + 1 + drop <= C::bias && g.max == -g.min && g.negative_zero;
+    return drop >= 1 && g.emin > -C::bias && g.emax + 1 + drop <= C::bias && g.max == -g.min &&
+           g.negative_zero;
 }
 
 LPT_FN lpt_way lpt_fp32_way(const lpt_grid &g) {
@@ -37,8 +38,9 @@ LPT_FN bool lpt_odd_fits(const lpt_grid &g) {
     return g.precision <= 22 && g.emin - g.precision + 1 >= -147;
 }
 
-// Formats of magnitudes of fp32, of which the bits that go are the same for all normal numbers.
+// Formats of magnitudes of fp32, of which the bits that go are the same for all normal numbers, and
+// leave one that tells NaN from infinity.
 LPT_FN bool lpt_side_fits(const lpt_grid &g) {
-    return g.emin < g.emax && g.emin >= -126 && g.subnormals == LPT_GRADUAL && g.zero &&
-           g.negative_zero && !g.ties_to_even_code && g.max == -g.min;
+    return g.precision >= 2 && g.emin < g.emax && g.emin >= -126 && g.subnormals == LPT_GRADUAL &&
+           g.zero && g.negative_zero && !g.ties_to_even_code && g.max == -g.min;
 }

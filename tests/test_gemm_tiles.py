@@ -7,11 +7,11 @@ import torch
 
 from lptensor import accumulate
 from lptensor.accumulator import Accumulator, tensor_core
-from lptensor.formats import BF16, E4M3, E5M2, FP16, FP32, FixedPoint, FloatingPoint, Overflow
+from lptensor.formats import BF16, E4M3, E5M2, FP16, FP32, FixedPoint, FloatingPoint, Overflow, ScalarFormat
 from lptensor.gemm import gemm
 from lptensor.rounding import Stochastic
 from rounders import NATIVE_BUILDS
-from test_gemm import IMPLEMENTATIONS, KEY, SIDES, WANG, operands, product, same
+from test_gemm import IMPLEMENTATIONS, KEY, SIDES, WANG, expected, operands, product, same
 
 TILED = (
     Accumulator(FP16),
@@ -124,6 +124,32 @@ def test_products_at_the_ends_of_fp32_are_exact_too(acc: Accumulator, scale: int
         wanted = accumulate.gemm(x, y, acc, z, KEY)
         for build in NATIVE_BUILDS:
             assert same(product(build, x, y, acc, z), wanted), build
+
+
+@pytest.mark.parametrize("subnormals", [True, False, "flush"])
+@pytest.mark.parametrize("compute", ["exact", "fp32"])
+def test_sums_in_a_format_below_the_normal_numbers_of_fp32_are_those_of_rationals(
+    compute: str, subnormals: bool | str
+) -> None:
+    low = FloatingPoint(5, 2, bias=143, subnormals=subnormals, overflow="saturate")
+    a, b, c = operands(12, 5, 6, 18, 2)
+    a, b, c = a * 2.0**-70, b * 2.0**-70, c * 2.0**-140
+    for more in ({}, {"product": low}, {"chunk": 3}, {"order": "kahan"}, {"order": "pairwise"}):
+        acc = Accumulator(low, compute=compute, **more)
+        wanted = expected(a, b, acc, c)
+        for build in NATIVE_BUILDS:
+            assert torch.equal(product(build, a[None], b[None], acc, c[None])[0], wanted), (build, acc)
+
+
+@pytest.mark.parametrize("compute", ["exact", "fp32"])
+@pytest.mark.parametrize("sum", [FloatingPoint(5, 0, specials="none"), FixedPoint(1, 0)], ids=repr)
+def test_random_sums_of_one_bit_are_those_of_rationals(sum: ScalarFormat, compute: str) -> None:
+    a, b, c = (t / 8 for t in operands(13, 5, 6, 18, 1))
+    for product_format in (None, sum):
+        acc = Accumulator(sum, product_format, rounding="stochastic", compute=compute)
+        wanted = expected(a, b, acc, c)
+        for build in NATIVE_BUILDS:
+            assert torch.equal(product(build, a[None], b[None], acc, c[None])[0], wanted), build
 
 
 @pytest.mark.parametrize("acc", [Accumulator(BF16), Accumulator(BF16, BF16), Accumulator(FP32, BF16)], ids=repr)
@@ -285,7 +311,11 @@ def test_a_machine_that_flushes_subnormals_changes_no_bit(implementation: str, a
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize(
     "acc",
-    [*TILED, Accumulator(FP16, order="kahan"), Accumulator(FP16, order="pairwise"), Accumulator(FP16, order="exact")],
+    [
+        *TILED,
+        *(Accumulator(FP16, order=order) for order in ("kahan", "pairwise", "exact")),
+        *(Accumulator(FloatingPoint(5, 0, specials="fn"), rounding=mode) for mode in (*SIDES, "stochastic")),
+    ],
     ids=repr,
 )
 def test_nan_and_infinity_follow_ieee_754(implementation: str, acc: Accumulator) -> None:
