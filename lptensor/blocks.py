@@ -9,8 +9,10 @@ from functools import cached_property
 from typing import NamedTuple
 
 from lptensor.base import no_format
+from lptensor.codebooks import single
 from lptensor.formats import (
     CARRIER_MAX,
+    CARRIER_MIN_EXPONENT,
     CARRIER_PRECISION,
     E2M1,
     E2M3,
@@ -58,7 +60,7 @@ class ScaledBlocks(NamedTuple):
     """What a kernel gets where scales are any number; ``struct lpt_scaled`` in csrc/block.h.
 
     The fields are those of ``CurrentMaximum``; ``top`` divides a block's largest magnitude and
-    ``whole`` the tensor's, 0 where the tensor has no scale of its own.
+    ``whole`` the tensor's, 0 where the tensor has no scale of its own. Numbers are fp32's.
     """
 
     element: Grid
@@ -157,11 +159,15 @@ class _Scaled(BlockFormat):
         if scaling.powers:
             bump, high = _bump(scaling.rule, grid), _exponent(scale.max)
             return Blocks(grid, emax - scaling.margin, scale.emin, high, bump, saturate)
-        ceiling = min(scale.max, CARRIER_MAX)
+        if scale.precision > CARRIER_PRECISION:
+            raise ValueError(f"{scaling.scale!r} has {scale.precision} significant bits, scales {CARRIER_PRECISION}")
         top = math.ldexp(grid.max, -scaling.margin)
-        whole = _single(top * ceiling) if scaling.tensor_scale else 0.0
-        floor = max(scaling.floor, 0.0 if scale.zero else scale.smallest)
-        return ScaledBlocks(grid, scale, top, whole, floor, ceiling, scaling.reciprocal, saturate)
+        if top > CARRIER_MAX or single(top) != top:
+            raise ValueError(f"margin={scaling.margin} makes {top:g}, no fp32 number, of {element!r}'s largest value")
+        whole = min(max(single(top * scale.max), 2.0**CARRIER_MIN_EXPONENT), CARRIER_MAX)
+        floor = max(single(scaling.floor), 0.0 if scale.zero else scale.smallest)
+        whole = whole if scaling.tensor_scale else 0.0
+        return ScaledBlocks(grid, scale, top, whole, floor, scale.max, scaling.reciprocal, saturate)
 
     def block_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         return self.scaling.tile.block_shape(shape)
@@ -317,12 +323,6 @@ def _tile(block_size: int | tuple[int, ...], axis: int) -> Tile:
 
 def _exponent(value: float) -> int:
     return math.frexp(value)[1] - 1
-
-
-def _single(value: float) -> float:
-    """``value``, which is below the largest fp32, rounded to fp32: a sum whose last place is fp32's."""
-    magic = math.ldexp(1.5, _exponent(value) + 29)
-    return (value + magic) - magic
 
 
 def _no_element(given: object) -> TypeError:

@@ -74,6 +74,7 @@ OPTIONS = [
     dict(scale=BF16, tensor_scale=False, infinite="saturate"),
     dict(scale=FP32, tensor_scale=False),
     dict(scale=FixedPoint(8, 2, signed=False)),
+    dict(scale=FP32, reciprocal=True),
 ]
 
 
@@ -108,14 +109,16 @@ def test_float64_beyond_fp32_rounds_as_the_written_arithmetic(at: int) -> None:
         check(x, TwoLevel(E2M1, 6, **options), (1, 6))
 
 
-def test_the_tensor_scale_takes_the_largest_to_the_end_of_both_levels() -> None:
+@pytest.mark.parametrize("scale", [E4M3, BF16, FP32], ids=repr)  # 6 times the largest of the last two is no fp32 number
+def test_the_tensor_scale_takes_the_largest_to_the_end_of_both_levels(scale: ScalarFormat) -> None:
     """2509.25149: the largest of the tensor becomes 6 * 448 tensor scales."""
-    x = torch.randn(64, 64)
+    x, format = torch.randn(64, 64), TwoLevel(E2M1, scale=scale)
     x[3, 5] = 11.0
+    near = 2.0 ** -(22 if scale == E4M3 else scale.grid.precision - 1)
     for rounder in ROUNDERS:
-        assert run(rounder, x, NVFP4).max() == pytest.approx(11.0, rel=2.0**-22)
-    scales = lptensor.scales(x, NVFP4)
-    assert scales.shape == (64, 4) and scales.max().item() == pytest.approx(11.0 / 6, rel=2.0**-22)
+        assert run(rounder, x, format).max() == pytest.approx(11.0, rel=near)
+    scales = lptensor.scales(x, format)
+    assert scales.shape == (64, 4) and scales.max().item() == pytest.approx(11.0 / 6, rel=near)
 
 
 def test_dividing_and_multiplying_by_the_reciprocal_differ_at_ties() -> None:
@@ -135,6 +138,8 @@ def test_the_scale_floor_decides_what_small_blocks_keep() -> None:
     for rounder in ROUNDERS:
         free, floored = (run(rounder, x, TwoLevel(E2M1, floor=floor))[1:, 0].tolist() for floor in (0.0, 2.0**-6))
         assert free == [6 * 2.0**-9, 0.0] and floored == [0.5 * 2.0**-6] * 2
+        half_way = TwoLevel(E2M1, floor=(1.3125 + 2.0**-40) * 2.0**-6)  # as an fp32 number, between two of E4M3
+        assert run(rounder, x, half_way)[2, 0] == 0.5 * 1.25 * 2.0**-6
 
 
 def test_special_blocks_keep_to_themselves() -> None:
@@ -288,6 +293,7 @@ def test_any_numbers_round_as_the_written_arithmetic(xs: list[float], options: d
         (dict(element=E2M1, floor=500.0), ValueError, "got 500.0"),
         (dict(element=E2M1, floor=float("nan")), ValueError, "got nan"),
         (dict(element=E2M1, block_size=0), ValueError, "block_size must be from 1"),
+        (dict(element=E2M1, scale=FixedPoint(30, 4)), ValueError, "29 significant bits, scales 24"),
         (dict(element=NVFP4), TypeError, "scalar format"),
     ],
     ids=str,
@@ -295,6 +301,12 @@ def test_any_numbers_round_as_the_written_arithmetic(xs: list[float], options: d
 def test_bad_parameters_are_named(arguments: dict[str, Any], error: type[Exception], named: str) -> None:
     with pytest.raises(error, match=named):
         TwoLevel(**arguments)
+
+
+@pytest.mark.parametrize(("element", "margin"), [(BF16, -1), (FloatingPoint(2, 23, bias=100), 60)], ids=repr)
+def test_a_margin_leaves_the_largest_value_an_fp32_number(element: ScalarFormat, margin: int) -> None:
+    with pytest.raises(ValueError, match=f"margin={margin} makes .*, no fp32 number"):
+        Scaled(element, CurrentMaximum(margin=margin))
 
 
 @pytest.mark.parametrize("format", [NVFP4, TwoLevel(E2M1, (16, 16), scale=UE5M3, reciprocal=True)], ids=repr)
