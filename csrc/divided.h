@@ -107,11 +107,14 @@ template <class T> class divided final : public block_rounding<T> {
             }
         }
     }
+    // Infinity times zero differs between machines: results have one NaN.
     template <int STEP> LPT_APART void multiply(T *y, int64_t count, const U *s) const {
-        const U first = *s;
+        const U first = *s, nan = (U)(4 * C::bias + 3) << (C::mantissa - 1);
         LPT_INDEPENDENT
-        for (int64_t i = 0; i < count; ++i)
-            y[i] = y[i] * lpt_value<T>(STEP ? s[i] : first);
+        for (int64_t i = 0; i < count; ++i) {
+            const T r = y[i] * lpt_value<T>(STEP ? s[i] : first);
+            y[i] = r == r ? r : lpt_value<T>(nan);
+        }
     }
     // Quotients of float64 numbers below this might vanish.
     static U kept(U u) {

@@ -68,7 +68,8 @@ def round_blocks(
     quotient = _single(dividend * reciprocal if blocks.reciprocal else dividend / scale, x.dtype)
     quotient = torch.where(scale == 0, torch.zeros_like(dividend).copysign(dividend), quotient)
     rounded = _round(quotient, blocks.element, torch.zeros_like(number), rounding, key)
-    return carried(_single(rounded * scale, x.dtype), x.dtype)
+    result = _single(rounded * scale, x.dtype)
+    return carried(torch.where(result.isnan(), torch.nan, result), x.dtype)
 
 
 def block_scales(x: Tensor, blocks: Blocks | ScaledBlocks, shape: Sequence[int]) -> Tensor:

@@ -160,6 +160,13 @@ def test_special_blocks_keep_to_themselves() -> None:
     check(-torch.zeros(2, 4), TwoLevel(E2M1, floor=0.5), (1, 16))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_scale_that_overflows_leaves_the_one_nan(dtype: torch.dtype) -> None:
+    x = torch.tensor([[2.0**127, -1.0, 0.0, -0.0]], dtype=dtype)  # over the largest value, 31/4096, beyond fp32
+    for rounder in ROUNDERS:
+        assert_same_bits(run(rounder, x, TwoLevel(FixedPoint(6, 12))), torch.full_like(x, torch.nan), rounder)
+
+
 @pytest.mark.parametrize("shape", [(70,), (1,), (5, 33), (4, 5, 6), (2, 3, 4, 5), (3, 40, 2)], ids=str)
 def test_blocks_run_along_any_axis_and_the_last_may_be_short(shape: tuple[int, ...]) -> None:
     for axis, size in itertools.product(range(-len(shape), len(shape)), (1, 3, 16)):
