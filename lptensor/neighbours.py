@@ -34,9 +34,11 @@ def next(x: Tensor, format: ScalarFormat, up: bool = True) -> Tensor:
     toward, rounding = (torch.inf, Rounding(Mode.UP)) if up else (-torch.inf, Rounding(Mode.DOWN))
     # Anything strictly between x and its neighbour in float64 rounds to the neighbour in the format.
     beside = exact(x.detach()).nextafter(torch.tensor(toward, dtype=torch.float64, device=x.device))
-    if not format.grid.signed and up:  # what lies above a negative number is the format's least value
-        beside = torch.where(beside < format.min, format.min, beside)
     grid = format.grid
+    if not grid.signed and up:  # what lies above a negative number is the format's least value
+        beside = torch.where(beside < format.min, format.min, beside)
+    if grid.signed and not grid.zero:  # nothing lies between the smallest numbers of either sign
+        beside = torch.where(beside.abs() < grid.smallest, grid.smallest if up else -grid.smallest, beside)
     if grid.subnormals is Subnormals.FLUSH:  # the same values, but none that rounding steps over
         grid = grid._replace(subnormals=Subnormals.NONE)
     return carried(reference.round_grid(beside, grid, rounding), x.dtype)

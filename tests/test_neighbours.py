@@ -36,6 +36,7 @@ FORMATS = [
     FloatingPoint(4, 3, subnormals="flush"),
     FloatingPoint(4, 3, signed=False),
     FloatingPoint(1, 4, specials="none"),
+    FloatingPoint(3, 2, subnormals=False, zero=False),
     FixedPoint(8, 4),
     FixedPoint(6, -3, symmetric=True),
     FixedPoint(6, 2, signed=False),
