@@ -113,8 +113,8 @@ template <class T> struct to_fixed {
     static LPT_STEP U faint(V) { return (U)spread((T)0); }  // SUM::fits: none is half way
     static bool fits(const lpt_grid &g) {
         typedef lpt_carrier<T> C;
-        return g.emin == g.emax && g.overflow == LPT_SATURATE && !g.negative_zero && g.zero &&
-               g.min < 0 && g.precision <= C::mantissa - 2 &&
+        return g.emin == g.emax && g.subnormals == LPT_GRADUAL && g.overflow == LPT_SATURATE &&
+               !g.negative_zero && g.zero && g.min < 0 && g.precision <= C::mantissa - 2 &&
                g.emin - g.precision + 1 + C::mantissa < C::bias;  // there is such a number
     }
 };

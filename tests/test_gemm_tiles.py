@@ -141,6 +141,16 @@ def test_sums_in_a_format_below_the_normal_numbers_of_fp32_are_those_of_rational
             assert torch.equal(product(build, a[None], b[None], acc, c[None])[0], wanted), (build, acc)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("subnormals", [True, False, "flush"])
+def test_sums_in_one_binade_are_those_of_rationals(subnormals: bool | str, dtype: torch.dtype) -> None:
+    binade = FloatingPoint(1, 3, subnormals=subnormals, specials="fnuz", overflow="saturate")
+    a, b, c = operands(14, 5, 6, 18, 0, dtype)
+    wanted = expected(a, b, Accumulator(binade), c)
+    for build in NATIVE_BUILDS:
+        assert torch.equal(product(build, a[None], b[None], Accumulator(binade), c[None])[0], wanted), build
+
+
 @pytest.mark.parametrize("compute", ["exact", "fp32"])
 @pytest.mark.parametrize("sum", [FloatingPoint(5, 0, specials="none"), FixedPoint(1, 0)], ids=repr)
 def test_random_sums_of_one_bit_are_those_of_rationals(sum: ScalarFormat, compute: str) -> None:
