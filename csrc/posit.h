@@ -55,8 +55,9 @@ LPT_FN typename lpt_carrier<T>::bits lpt_round_posit(typename lpt_carrier<T>::bi
     if (MODE == LPT_ODD)
         up = tiny || (low && !odd);
     if (MODE >= LPT_STOCHASTIC) {
-        const double next = lpt_exact((U)((tiny ? inside : floor + (S)unit) + one));
-        const double here = lpt_exact((U)(floor + one));
+        const U lower = (U)(floor + one);  // beyond maxPos what is added to it may pass the sign
+        const double next = lpt_exact(tiny ? (U)(inside + one) : lower + unit);
+        const double here = lpt_exact(lower);
         up = lpt_drawn_between<MODE, false>(lpt_exact(a), tiny ? 0.0 : here, next, tiny || low,
                                             odds, random);
     }
