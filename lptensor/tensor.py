@@ -288,15 +288,18 @@ def to_lp(
 def _operator(name: str) -> Any:
     """A binary operator that takes numpy arrays as plain tensors, where torch leaves them to numpy.
 
-    It also lets a clash of formats be heard: torch takes any TypeError for "not mine".
+    It also lets a clash of formats be heard: torch takes any TypeError for "not mine". And where Python asks the
+    class of the right operand first, it is still the left one that is divided: torch's own way takes a reciprocal.
     """
     method = getattr(Tensor, name)
+    mirrored: Any = getattr(Tensor, name.replace("__r", "__")) if name.startswith("__r") else None
 
     @_compat.run_by_python
     def run(self: LPTensor, other: Any) -> Any:
         if isinstance(other, np.ndarray):
             other = torch.as_tensor(other, device=self.device)
-        result = method(self, other)
+        turned = mirrored and isinstance(other, Tensor)
+        result = mirrored(other, self) if turned else method(self, other)
         if result is NotImplemented and isinstance(other, LPTensor):
             promote(self._arithmetic, other._arithmetic)
         return result

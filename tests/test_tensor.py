@@ -385,6 +385,23 @@ def test_formats_of_which_neither_contains_the_other_are_refused_by_name(one: An
         assert "to_lp" in str(caught.value) and "dequantize" in str(caught.value)
 
 
+OPERATORS = [operator.add, operator.sub, operator.mul, operator.truediv, operator.floordiv, operator.mod, operator.pow]
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+@pytest.mark.parametrize("left", [torch.rand(100) + 1, torch.arange(100), torch.tensor(3.0), torch.tensor(3)])
+def test_a_plain_tensor_on_the_left_of_an_operator_rounds_once(op: Callable[..., Tensor], left: Tensor) -> None:
+    x = (torch.rand(100) + 1e-3).to_lp(BF16)  # type: ignore[attr-defined]
+    want = rounded(op(left, values(x)), BF16)
+    for got in (op(left, x), op(left.numpy(), x)):
+        assert is_low(got, BF16) and torch.equal(values(got), want)
+
+
+def test_a_quotient_of_small_numbers_does_not_pass_by_infinity() -> None:
+    tiny = torch.tensor([2.0**-16])
+    assert (tiny / tiny.to_lp(FP16)).item() == (tiny.half() / tiny.half()).item() == 1
+
+
 def test_roundings_that_disagree_are_refused_and_a_default_yields() -> None:
     up, down = torch.ones(2).to_lp(BF16, "up"), torch.ones(2).to_lp(BF16, "down")
     with pytest.raises(TypeError, match="rounding"):
