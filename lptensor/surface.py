@@ -134,8 +134,8 @@ class Surface:
 
     @property
     def data(self) -> Any:
-        """The values without their history; setting them rounds into this tensor's format."""
-        return self.detach()  # type: ignore[attr-defined]
+        """The values without their history, written to behind autograd's back; setting them rounds into the format."""
+        return type(self)(self._inner.detach(), self._arithmetic, self._gradient)  # type: ignore[call-arg]
 
     @data.setter
     def data(self, value: Tensor) -> None:

@@ -228,6 +228,27 @@ def test_writes_through_data_reach_the_tensor() -> None:
     assert is_low(x, E4M3) and x[0].item() == rounded(torch.tensor(0.1), E4M3).item()
 
 
+def test_autograd_does_not_hear_of_writes_through_data() -> None:
+    def gradient(x: Tensor) -> Tensor:
+        x = x.clone().requires_grad_()
+        y = x * x
+        x.data.mul_(0.5)  # as an optimizer does that steps while the backward pass runs
+        y.sum().backward()
+        assert x._version == 0 and x.grad is not None
+        return x.grad
+
+    x = low(5)
+    assert same(gradient(x), gradient(values(x)))
+
+
+def test_another_shape_of_data_is_none_of_the_tensor() -> None:
+    x = low(2, 3)
+    before = values(x).clone()
+    x.data.t_()
+    x.data.resize_(6)
+    assert x.shape == values(x).shape == (2, 3) and same(x + 0, before)
+
+
 @pytest.mark.parametrize("bad", [torch.zeros(4), torch.zeros(5, 1), 3.0])
 def test_data_of_another_shape_is_refused_and_changes_nothing(bad: Any) -> None:
     x = low(5)
