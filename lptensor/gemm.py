@@ -109,7 +109,8 @@ def cumsum(x: Tensor, dim: int, accumulator: Accumulator, generator: torch.Gener
 
 def _run(a: Tensor, b: Tensor, acc: Accumulator, c: Tensor | None, generator: Any, running: bool = False) -> Tensor:
     """The kernel or the reference, on three axes each; ``running``: every sum, [batch, m, k, n]."""
-    a, b, c = a.detach(), b.detach(), None if c is None else c.detach()
+    # kernels read memory, which tensors such as z.conj().imag have with the other sign
+    a, b, c = a.detach().resolve_neg(), b.detach().resolve_neg(), None if c is None else c.detach().resolve_neg()
     if type(a) is Tensor and type(b) is Tensor and not _compat.traced_by_mode():
         return _added_up(a, b, acc, c, running, generator)
     if generator is not None:
@@ -163,7 +164,7 @@ def _common(shapes: list[torch.Size]) -> torch.Size:
 
 
 def _batched(t: Tensor, batch: torch.Size, rows: int, columns: int) -> Tensor:
-    wide = t.resolve_neg().expand(*batch, rows, columns)
+    wide = t.expand(*batch, rows, columns)
     return wide.reshape(math.prod(batch), rows, columns)
 
 

@@ -562,6 +562,15 @@ def test_sums_take_any_axes() -> None:
         reduce(x, 3, acc)
 
 
+def test_sums_see_the_sign_of_a_view_that_says_it_is_negative() -> None:
+    whole = torch.randint(-8, 9, (3, 4), generator=torch.Generator().manual_seed(1)).float()
+    x, acc = torch.complex(whole, -whole).conj().imag, Accumulator(FP16)
+    assert x.is_neg() and torch.equal(x, whole)
+    for dim in (None, 0, 1):
+        assert torch.equal(reduce(x, dim, acc), whole.sum() if dim is None else whole.sum(dim))
+    assert torch.equal(cumsum(x, 1, acc), whole.cumsum(1))
+
+
 @pytest.mark.parametrize("dim", [None, (), 0, -1, (0,)])
 @pytest.mark.parametrize("keepdim", [False, True])
 def test_a_tensor_without_axes_is_one_term(dim: Any, keepdim: bool) -> None:
