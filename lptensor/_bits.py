@@ -10,7 +10,7 @@ INTEGER = {torch.float32: torch.int32, torch.float64: torch.int64}
 
 def bits(x: Tensor) -> Tensor:
     """The bits of float32 or float64 values, as int64."""
-    return x.view(INTEGER[x.dtype]).long()
+    return x.resolve_neg().view(INTEGER[x.dtype]).long()
 
 
 def exact(x: Tensor) -> Tensor:

@@ -196,7 +196,7 @@ def scales(x: Tensor, format: BlockFormat) -> Tensor:
     check_roundable(x, format)
     if not isinstance(format, BlockFormat):
         raise TypeError(f"scales are those of a block format such as MXFP4, got {format!r}, which has none")
-    return reference.block_scales(x.detach(), format.lowered, format.block_shape(x.shape))
+    return reference.block_scales(x.detach().resolve_neg(), format.lowered, format.block_shape(x.shape))
 
 
 def _bits(format: Format) -> int:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from lptensor.blocks import BlockFloatingPoint
+from lptensor.blocks import MXFP4, NVFP4, BlockFloatingPoint
+from lptensor.codes import scales
 from lptensor.formats import (
     BF16,
     E2M1,
@@ -139,3 +140,12 @@ def test_bad_input_is_named() -> None:
         next(1.0, E4M3)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="expected a scalar format, got BlockFloatingPoint"):
         ulp(torch.ones(2), BlockFloatingPoint(8))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+def test_views_that_say_they_are_negative_have_neighbours_and_scales(dtype: torch.dtype) -> None:
+    x = torch.randn(4, 32, dtype=dtype).conj().imag
+    assert x.is_neg()
+    for ask, formats in ((next, (E4M3, BF16)), (ulp, (E4M3, BF16)), (scales, (MXFP4, NVFP4))):
+        for format in formats:
+            assert torch.equal(ask(x, format), ask(x.resolve_neg(), format))
