@@ -562,7 +562,7 @@ def coerce_seeds(coerce: Callable[[Any, Tensor, bool], Tensor]) -> None:
     @run_by_python
     def made(outputs: Any, grads: Any, is_grads_batched: bool) -> tuple[Tensor | None, ...]:
         seeds = make(outputs, grads, is_grads_batched)
-        pairs = zip(outputs, seeds, strict=True)
+        pairs = zip(outputs, seeds, strict=False)  # torch counts them itself, and says so
         return tuple(seed if seed is None else coerce(output, seed, is_grads_batched) for output, seed in pairs)
 
     torch.autograd._make_grads = made

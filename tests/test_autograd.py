@@ -110,6 +110,14 @@ def test_a_plain_gradient_that_the_caller_supplies_is_rounded_as_a_native_dtype_
     assert is_low(grad, E5M2) and same(grad, rounded(seed.float().flip(0), E5M2))
 
 
+def test_gradients_too_few_or_too_many_are_torchs_affair() -> None:
+    for x in (torch.ones(2, requires_grad=True), leaf(2)):
+        seed = torch.ones(2)
+        with pytest.raises(RuntimeError, match="got 2 tensors and 1 gradients"):
+            torch.autograd.grad([x * 2, x * 3], x, [seed])
+        assert torch.autograd.grad([x * 2], x, [seed, seed])[0].tolist() == [2.0, 2.0]
+
+
 def test_a_plain_gradient_may_have_a_graph_of_its_own() -> None:
     x, seed = leaf(4), torch.randn(4, requires_grad=True)
     (grad,) = torch.autograd.grad(x * 2, x, seed, create_graph=True)
