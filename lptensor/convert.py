@@ -40,7 +40,8 @@ def convert(target: Target, format: Spec | Mapping[str, Spec], buffers: bool = F
             parameter ("layers.*.norm") and holds for all below it; the first that matches counts, what
             none matches stays untouched, as an earlier call has left it. Where the rule of a module differs from
             its parent's, tensors that enter or leave it are recast (None: dequantized); arguments called
-            ``*mask`` are not. Lists, dicts and dataclasses stay the caller's own, and what a module writes to
+            ``*mask`` are not. What a ``ModuleList`` or ``ModuleDict`` holds has the module above that for its parent.
+            Lists, dicts and dataclasses stay the caller's own, and what a module writes to
             them is recast as its outputs are. To make a part plain, name it to its model, ``convert(model,
             {"head": None})``: ``convert(model.head, None)`` knows no surroundings, and a plain part computes as
             what enters it says.
@@ -230,9 +231,9 @@ def _hook(model: nn.Module, rules: PathRules, buffers: bool) -> None:
         if any(isinstance(t, LPTensor) for t in _own(module)):
             keep_formats_when_loading(module)
         _remember(module, verdict)
-        outer = model.get_submodule(path.rpartition(".")[0])
-        inside, outside = _remembered(module, verdict), _remembered(outer, rules.of_parent(path))
-        if path and inside != outside:
+        caller = _caller(model, path)
+        inside, outside = _remembered(module, verdict), _remembered(model.get_submodule(caller), rules.of(caller))
+        if path and inside != outside and not _only_holds(module):
             Boundary(inside, outside).attach(module)
             LayerProducts.stay_innermost(module)
         if isinstance(module, nn.LSTM) and inside is not None:
@@ -245,6 +246,17 @@ def _hook(model: nn.Module, rules: PathRules, buffers: bool) -> None:
         wanted = {name: v for name, v in lazy.items() if not isinstance(v, Verdict) and v is not None}
         if wanted:
             Materialize(wanted, buffers, _finish_lazy).attach(module)
+
+
+def _caller(model: nn.Module, path: str) -> str:
+    """The path of the module that calls the one at ``path``: no list of modules does, which is only looped over."""
+    above = path.rpartition(".")[0]
+    return _caller(model, above) if above and _only_holds(model.get_submodule(above)) else above
+
+
+def _only_holds(module: nn.Module) -> bool:
+    """Whether a module is never called, so that nothing enters or leaves it."""
+    return isinstance(module, nn.ModuleList | nn.ModuleDict) and type(module).forward is nn.Module.forward
 
 
 _RULE = "_lptensor_rule"  # an attribute of a module: what it was converted to, for a later call that tells of others

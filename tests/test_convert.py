@@ -217,6 +217,47 @@ def test_rules_recast_at_module_boundaries() -> None:
         assert type(p.grad) is type(q.grad) and same(p.grad, q.grad)
 
 
+class Held(nn.Module):
+    """Blocks in a list and in a dict, which are never called themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([Blocks(), nn.ModuleDict({"a": Blocks()})])
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.blocks[0](x)
+        y: Tensor = self.head(x + self.blocks[1]["a"](x))
+        return y
+
+
+@pytest.mark.parametrize(
+    ("rules", "first", "second", "head", "rest"),
+    [
+        ({"blocks": BOTH}, BOTH, BOTH, None, None),
+        ({"blocks": None, "*": BOTH}, None, None, BOTH, BOTH),
+        ({"blocks": BOTH, "head": BF16}, BOTH, BOTH, BF16, None),
+        ({"blocks.1": None, "*": BOTH}, BOTH, None, BOTH, BOTH),
+    ],
+)
+def test_a_rule_for_a_list_of_modules_holds_at_the_boundaries_of_each(
+    rules: Any, first: Any, second: Any, head: Any, rest: Any
+) -> None:
+    """As by hand, where each part is a model of its own."""
+    torch.manual_seed(0)
+    model, x = Held(), convert(torch.randn(5, 4), rest)
+    parts = copy.deepcopy(model)
+    got = convert(model, rules)(x)
+
+    def run(part: nn.Module, rule: Any, x: Tensor) -> Tensor:
+        return convert(convert(part, rule)(convert(x, rule)), rest)
+
+    x = x + run(parts.blocks[0], first, x)
+    want = run(parts.head, head, x + run(parts.blocks[1]["a"], second, x))
+    assert type(got) is type(want) and getattr(got, "format", None) == getattr(want, "format", None)
+    assert same(got, want)
+
+
 @pytest.mark.parametrize("part", [None, BF16], ids=["plain", "BF16"])
 @pytest.mark.parametrize("copied", [False, True])
 def test_a_part_converted_later_meets_its_surroundings_as_if_at_once(part: Any, copied: bool) -> None:
