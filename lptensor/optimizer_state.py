@@ -223,8 +223,8 @@ def _follow(optimizer: Optimizer, seen: _Seen | None, state: Any) -> None:
     foreign = seen is None and not type(optimizer).__module__.startswith(("torch.optim", "lptensor"))
     for p, entries in state.items():
         converted = seen is not None and getattr(p, "_converted_at", 0) > seen.conversions
-        if not isinstance(p, Tensor) or not (seen is None or loaded or converted):
-            continue
+        if not isinstance(p, Tensor) or not isinstance(entries, dict) or not (seen is None or loaded or converted):
+            continue  # what is kept for no parameter, or in a form of its own, is its optimizer's affair
         arithmetic = p._arithmetic if isinstance(p, LPTensor) else None
         fitting = {key: _cast(value, arithmetic, converted) for key, value in entries.items()}
         if not foreign:

@@ -312,6 +312,25 @@ def test_state_that_an_optimizer_from_elsewhere_makes_itself_is_pointed_out_and_
     assert all(type(m) is Tensor for m in state_of(quiet, "master"))
 
 
+class Bare(torch.optim.Optimizer):
+    """Keeps a number of steps, and one tensor for each parameter, in no dict."""
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for p in self.param_groups[0]["params"]:
+            self.state[p] = self.state[p] + 1 if p in self.state else torch.ones_like(p)
+        self.state["steps"] = 1
+
+
+@pytest.mark.parametrize("low", [False, True])
+def test_state_in_a_form_of_its_own_is_left_to_its_optimizer(low: bool) -> None:
+    p = convert(nn.Linear(2, 1), E4M3 if low else None).weight
+    optimizer = Bare([p], {})
+    optimizer.step()
+    optimizer.load_state_dict(optimizer.state_dict())
+    optimizer.step()
+    assert optimizer.state[p].tolist() == [[2.0, 2.0]]
+
+
 # -- eps that a narrow format has not --------------------------------------------------------------------
 
 DIVIDING = ["Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSprop", "Adadelta", "Adagrad", "Adafactor"]
