@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lptensor.tf32 import without_tf32
+from lptensor.full_fp32 import in_full_fp32
 
 
 def _sqrt(x: Tensor) -> Tensor:
@@ -51,9 +51,9 @@ _CORRECT: dict[Any, Callable[..., Any]] = {
 
 
 def correct(func: Any) -> Callable[..., Any]:
-    """What computes ``func`` on plain tensors: itself, or the correctly rounded version; without TF32.
+    """What computes ``func`` on plain tensors: itself, or the correctly rounded version; in full fp32.
 
     >>> correct(torch.ops.aten.exp.default) is torch.ops.aten.exp.default
     True
     """
-    return without_tf32(_CORRECT.get(func, func))
+    return in_full_fp32(_CORRECT.get(func, func))

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from lptensor.accumulator import Accumulator
+from lptensor.full_fp32 import in_full_fp32
 from lptensor.gemm import gemm
 from lptensor.hadamard import Hadamard
 from lptensor.operands import Gemm, Operand, Product
 from lptensor.sums import add
-from lptensor.tf32 import without_tf32
 
 Seen = Callable[[Tensor, Any, Any, bool], None]  # is told every rounding
 
@@ -91,7 +91,7 @@ class Multiply:
         """``a @ b`` of rounded operands; an accumulator begins its sums with ``start``."""
         a, b = self.operands(a, b)
         if self.accumulator is None:
-            product: Tensor = without_tf32(torch.matmul)(a, b)
+            product: Tensor = in_full_fp32(torch.matmul)(a, b)
             return product if start is None else product + start
         if start is not None and start.dim() < 2:  # a bias: one number for each column
             start = start.expand(1, b.shape[-1])

@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parents[1] / "lptensor"
 
 # Lowest first. A module imports from its own line and those before it; a name covers its submodules.
 LAYERS = (
-    ("_compat", "extra", "tf32"),
+    ("_compat", "extra", "full_fp32"),
     ("observe", "text", "direction"),
     ("rounding", "_bits"),
     ("grid", "layout", "base"),

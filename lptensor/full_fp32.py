@@ -1,0 +1,80 @@
+"""Keeps fp32 products in fp32, where torch may be told to take fewer bits.
+
+TensorFloat-32, which cuDNN takes unless told otherwise, has 11 bits; BF16, which oneDNN takes on CPUs that have units
+for it after ``torch.set_float32_matmul_precision("medium")``, has 8.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+_CUDNN: Any = torch.backends.cudnn
+_ONEDNN: Any = torch.backends.mkldnn
+
+
+def settings() -> tuple[Any, ...]:
+    """The settings of products that may take fewer bits, of this torch on this machine."""
+    on_gpu = (torch.backends.cuda.matmul, _CUDNN.conv, _CUDNN.rnn) if torch.backends.cuda.is_built() else ()
+    units = any("bf16" in unit and there for unit, there in torch.cpu.get_capabilities().items())
+    return (*on_gpu, *((_ONEDNN.matmul, _ONEDNN.conv, _ONEDNN.rnn) if units else ()))
+
+
+class _FullFP32:
+    """A context without TF32 and BF16. Settings are the process's: the first in turns them off, the last out on."""
+
+    def __init__(self) -> None:
+        self._settings = functools.cache(settings)
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._before: list[tuple[Any, str]] = []
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                asked = [(kind, kind.fp32_precision) for kind in self._settings()]
+                self._before = [(kind, precision) for kind, precision in asked if precision in ("tf32", "bf16")]
+                for kind, _ in self._before:
+                    kind.fp32_precision = "ieee"
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                for kind, precision in self._before:
+                    kind.fp32_precision = precision
+
+
+full_fp32 = _FullFP32()
+
+
+class _InFullFP32:
+    """An operator that computes in full fp32; in all else it is the operator."""
+
+    def __init__(self, func: Any) -> None:
+        self._func = func
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with full_fp32:
+            return self._func(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._func, name)
+
+    def __str__(self) -> str:
+        return str(self._func)
+
+
+def in_full_fp32(func: Any) -> Callable[..., Any]:
+    """``func``, an operator, computing in fp32 whatever the settings for TF32 and BF16 say.
+
+    It is ``func`` itself where that changes nothing: for pointwise ops, and where no products have fewer bits.
+    """
+    pointwise = torch.Tag.pointwise in getattr(func, "tags", ())
+    same: Callable[..., Any] = func
+    return same if pointwise or not settings() else _InFullFP32(func)
