@@ -51,7 +51,8 @@ class Accumulator:
             that adds in order and to nearest. None: as outside.
         alignment: for the order "aligned", how many binary places below the largest exponent are kept.
         wrap: what leaves a ``FixedPoint`` sum's range comes in again at the other end, as integers in
-            two's complement do, exactly while a product is below 2**52 steps of the format; an infinity becomes NaN.
+            two's complement do, exactly while a product, and in the order "exact" the sum,
+            is below 2**52 steps of the format; an infinity becomes NaN.
 
     Raises:
         TypeError, ValueError: fields that are none, or that do not go together; the message says what would.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import singledispatch
 from typing import Any
 
@@ -73,7 +74,10 @@ def _(format: Shifted, values: Tensor) -> Tensor:
 
 @decode_exact.register
 def _(format: ScalarFormat, codes: Tensor) -> Tensor:
-    return layout.decode(codes, format.grid, format.layout)
+    values = layout.decode(codes, format.grid, format.layout)
+    if isinstance(format, FixedPoint) and format.symmetric and not format.clamp:  # the grid has no limits
+        values = values.clamp(min=-math.ldexp(2 ** (format.wl - 1) - 1, -format.fl))
+    return values
 
 
 @encode_exact.register

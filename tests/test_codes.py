@@ -222,10 +222,11 @@ def test_fixed_point_is_twos_complement_or_plain_binary(signed: bool) -> None:
             assert torch.equal(encode(values, format, strict=True), codes)
 
 
-def test_the_code_that_symmetric_fixed_point_leaves_free_is_the_most_negative_value() -> None:
-    format = FixedPoint(8, 4, symmetric=True)
+@pytest.mark.parametrize("clamp", [True, False])
+def test_the_code_that_symmetric_fixed_point_leaves_free_is_the_most_negative_value(clamp: bool) -> None:
+    format = FixedPoint(8, 4, clamp=clamp, symmetric=True)
     assert decode(torch.tensor([0x80, 0x81]), format).tolist() == [-7.9375, -7.9375]
-    assert encode(torch.tensor([-8.0]), format).tolist() == [0x81]
+    assert encode(torch.tensor([-8.0 if clamp else -7.9375]), format).tolist() == [0x81]
 
 
 def test_wide_fixed_point_has_float64_values_and_int64_codes() -> None:
