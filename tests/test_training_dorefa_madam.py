@@ -30,6 +30,13 @@ class TestDoReFa:
         one = DoReFaWeight(1)(w)
         assert torch.allclose(one.abs(), w.abs().mean()) and torch.equal(one.sign(), w.sign())
 
+    def test_weights_of_one_bit_have_one_magnitude_exactly(self) -> None:
+        w = torch.randn(100, 16).requires_grad_()
+        for row in w:
+            assert torch.equal(DoReFaWeight(1)(row), row.detach().sign() * row.detach().abs().mean())
+        DoReFaWeight(1)(w).sum().backward()
+        assert torch.equal(w.grad, torch.ones(100, 16))  # type: ignore[arg-type]
+
     def test_activations_clip_and_pass_their_gradient_inside_only(self) -> None:
         a = torch.tensor([-0.5, 0.1, 0.5, 0.9, 1.5], requires_grad=True)
         out = DoReFaActivation(2)(a)

@@ -40,7 +40,7 @@ class DoReFaWeight(nn.Module):
             return w.clone()
         if self.bits == 1:
             signs = torch.where(w >= 0, 1.0, -1.0) * w.detach().abs().mean()
-            return w + (signs - w).detach()
+            return signs + (w - w.detach())  # exactly zero, with the gradient of w
         squeezed = w.tanh()
         largest = squeezed.abs().max().clamp(min=torch.finfo(w.dtype).tiny)
         return 2 * levels(squeezed / (2 * largest) + 0.5, self.bits) - 1
