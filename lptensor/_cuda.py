@@ -51,6 +51,7 @@ def load(path: str) -> Any:
 
 # The library's own copy of the CUDA runtime chooses a device, which must not outlast the call for torch's.
 guard = torch.cuda.device
+capturing = torch.cuda.is_current_stream_capturing
 
 
 def where(x: Tensor) -> tuple[int, int]:
@@ -112,7 +113,7 @@ _captured: dict[int, tuple[Tensor, ...]] = {}
 
 def keep_captured(held: tuple[Tensor, ...]) -> None:
     """Never free what a call points into if a graph is being captured: it reads there as often as it is replayed."""
-    if torch.cuda.is_current_stream_capturing():
+    if capturing():
         _captured[id(held)] = held
 
 

@@ -98,7 +98,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Driver]:
     monkeypatch.setattr(_nvrtc, "_kernels", lambda *how: ("prepare", "loop"))
     monkeypatch.setattr(_cuda, "where", lambda x: (0, 77))
     monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(_cuda, "capturing", lambda: False)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: type("Stream", (), {"cuda_stream": 77}))
     for cache in (_nvrtc._work, _nvrtc._context):
         cache.cache_clear()
@@ -129,7 +129,7 @@ def test_a_table_that_a_captured_graph_reads_is_never_freed(
     driver: Driver, monkeypatch: pytest.MonkeyPatch, capturing: bool
 ) -> None:
     """The caches give up the tables of old codebooks; a graph would go on reading where they were."""
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+    monkeypatch.setattr(_cuda, "capturing", lambda: capturing)
     monkeypatch.setattr(_cuda, "_captured", {})
     monkeypatch.setattr(_cuda, "guard", contextlib.nullcontext)
     monkeypatch.setattr(_cuda, "library", lambda: Library)

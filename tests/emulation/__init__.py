@@ -65,7 +65,12 @@ def emulated(lib: Any, blocks: int = 2**40, order: str = "forwards") -> Iterator
     What a test patches over this within, and takes back only when it ends, would install ``lib`` for all tests
     that follow: it is an error.
     """
-    stand_ins = {"library": lambda: lib, "where": lambda x: (0, 0), "guard": contextlib.nullcontext}
+    stand_ins = {
+        "library": lambda: lib,
+        "where": lambda x: (0, 0),
+        "guard": contextlib.nullcontext,
+        "capturing": lambda: False,
+    }
     lib.lpt_emulate(blocks, ("forwards", "backwards", "ahead").index(order))
     with pytest.MonkeyPatch.context() as patch:
         for name, value in stand_ins.items():
