@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from compiling import MADE_INSIDE
 from lptensor import (
     BF16,
     DYNAMIC8,
@@ -121,6 +122,7 @@ def test_a_grid_has_its_values_and_none_between(f: Any) -> None:
     assert not any(map(f.grid.has, [*between.tolist(), 2 * f.max, f.min - 1]))
 
 
+@MADE_INSIDE
 def test_a_graph_meets_posits_and_lists_as_eager_mode_does() -> None:
     a, b = Posit(10), Codebook([-4.0, -1.0, 0.0, 1.0, 4.0])  # of no other test, so that tracing asks first
     x = torch.tensor([1.0, -3.0])
