@@ -96,7 +96,7 @@ template <class T> class shifts : public block_rounding<T> {
     }
 
     void within(const T *x, T *y, int64_t first, int64_t last, const U *s, const U *) override {
-        *s &RARE ? rare(x, y, first, last, *s) : span(x, y, first, last, s);
+        (*s & RARE) ? rare(x, y, first, last, *s) : span(x, y, first, last, s);
     }
 
     void across(const T *x, T *y, int64_t first, int64_t last, const U *s, const U *,
