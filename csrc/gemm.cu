@@ -4,10 +4,14 @@
 
 namespace {
 
+// Whether an infinity follows a format's last binade, all of which it has, as in IEEE 754.
+bool ends_in_infinity(const lpt_grid &g) {
+    return g.overflow == LPT_INF && g.max == ldexp(2.0 - ldexp(1.0, 1 - g.precision), g.emax);
+}
+
 // Whether a format that has a way is that of IEEE 754 with so many digits and exponents.
 bool is_ieee(const lpt_grid &g, int32_t precision, int32_t emax) {
-    return g.precision == precision && g.emax == emax && g.emin == 1 - emax &&
-           g.overflow == LPT_INF && g.max == ldexp(2.0 - ldexp(1.0, 1 - precision), emax);
+    return g.precision == precision && g.emax == emax && g.emin == 1 - emax && ends_in_infinity(g);
 }
 
 // What the tiles can do, tried one after the other. True: `error` is what the launch returned.
@@ -52,6 +56,8 @@ struct tiles {
             return launch<SUM, O, F, O>();
         if (!in.has_product && bf16)
             return launch<SUM, O, B, O>();
+        if (!in.has_product && sum == LPT_ADDED && in.sum.emax >= 1 && ends_in_infinity(in.sum))
+            return launch<SUM, O, lpt_ieee_rounder, O>();
         if (!in.has_product)
             return sum == LPT_WIDE_RANGE ? launch<SUM, O, W, O>() : launch<SUM, O, A, O>();
         if (product == LPT_WIDE_RANGE)

@@ -46,13 +46,26 @@ struct lpt_wide_rounder {
 };
 struct lpt_added_rounder {
     float bottom, top, up, limit, over;
+    // |x| to the spacing of the format there, whatever its end: the power of two that is added is
+    // that of x times `up`, and is never rounded by itself.
+    LPT_METHOD float spaced(float x) const {
+        const float binade = lpt_value<float>(lpt_bits(x) & 0x7f800000u);
+        const float shift = fminf(fmaxf(binade, bottom), top);
+        return __fmaf_rn(-shift, up, __fmaf_rn(shift, up, fabsf(x)));
+    }
     LPT_METHOD float operator()(float x) const {
-        const uint32_t u = lpt_bits(x);
-        const float size = fabsf(x);
-        const float binade = lpt_value<float>(u & 0x7f800000u);
-        const float shift = fminf(fmaxf(binade, bottom), top) * up;
-        const float r = (size + shift) - shift;
-        return lpt_value<float>(lpt_bits(r > limit ? over : r) | (u & 0x80000000u));
+        const float r = spaced(x);
+        return lpt_value<float>(lpt_bits(r > limit ? over : r) | (lpt_bits(x) & 0x80000000u));
+    }
+};
+// The same of formats whose last binade is whole and followed by infinity: there fp32's own overflow
+// does what a comparison would, on units that have less to do.
+struct lpt_ieee_rounder {
+    lpt_added_rounder added;
+    float out, back;
+    LPT_METHOD float operator()(float x) const {
+        const float r = __fmul_rn(__fmul_rn(added.spaced(x), out), back);
+        return lpt_value<float>(lpt_bits(r) | (lpt_bits(x) & 0x80000000u));
     }
 };
 
@@ -99,6 +112,11 @@ template <class A, class B> struct lpt_same {
 template <class A> struct lpt_same<A, A> {
     enum { yes = 1 };
 };
+inline void lpt_make_rounder(const lpt_cell<float> &c, lpt_ieee_rounder *r) {
+    lpt_make_rounder(c, &r->added);
+    r->out = lpt_value<float>((uint32_t)(2 * 127 + 127 - c.emax) << 23);
+    r->back = lpt_value<float>((uint32_t)(c.emax - 127) << 23);
+}
 
 // OUTER rounds sums of chunks; without chunks there is none. Where INNER is fp32's own rounding,
 // the steps inside are fused multiply-adds of fp32, whatever SUM is outside.
@@ -130,17 +148,41 @@ template <class SUM, class PRODUCT, class INNER, class OUTER> struct lpt_steps {
     }
 };
 
-// 16 k of 64 rows: each warp reads along whichever axis has its numbers side by side.
-LPT_METHOD void lpt_fetch_rows(lpt_pack<float> (*to)[LPT_SIDE / 4 + 1], const float *from,
-                               int64_t row_step, int64_t k_step, int64_t rows, int64_t depth) {
-    const bool along_k = k_step == 1;
-#pragma unroll
-    for (int e = threadIdx.x; e < LPT_SIDE * LPT_DEPTH; e += LPT_THREADS) {
-        const int i = along_k ? e / LPT_DEPTH : e % LPT_SIDE;
-        const int k = along_k ? e % LPT_DEPTH : e / LPT_SIDE;
-        to[k][i / 4].v[i % 4] = i < rows && k < depth ? from[i * row_step + k * k_step] : 0.0f;
+// 16 k of 64 rows, and then the next: each warp reads along whichever axis has its numbers side by
+// side. What a thread reads and where it puts that are known once for all k.
+class lpt_feed {
+    enum { MINE = LPT_SIDE * LPT_DEPTH / LPT_THREADS };
+    const float *at;
+    int64_t apart, ahead, rows;
+    int32_t row, k, next_row, next_k;
+
+  public:
+    LPT_METHOD lpt_feed(const float *from, int64_t row_step, int64_t k_step, int64_t in_matrix)
+        : ahead(LPT_DEPTH * k_step), rows(in_matrix) {
+        const bool along_k = k_step == 1;
+        row = along_k ? threadIdx.x / LPT_DEPTH : threadIdx.x % LPT_SIDE;
+        k = along_k ? threadIdx.x % LPT_DEPTH : threadIdx.x / LPT_SIDE;
+        next_row = along_k ? LPT_THREADS / LPT_DEPTH : 0;
+        next_k = along_k ? 0 : LPT_THREADS / LPT_SIDE;
+        at = from + row * row_step + k * k_step;
+        apart = next_row * row_step + next_k * k_step;
     }
-}
+
+    LPT_METHOD void operator()(lpt_pack<float> (*to)[LPT_SIDE / 4 + 1], int32_t depth) {
+        float v[MINE];
+        const bool whole = rows >= LPT_SIDE && depth == LPT_DEPTH;
+#pragma unroll
+        for (int j = 0; j < MINE; ++j)
+            v[j] = whole || (row + j * next_row < rows && k + j * next_k < depth) ? at[j * apart]
+                                                                                 : 0.0f;
+#pragma unroll
+        for (int j = 0; j < MINE; ++j) {
+            const int32_t i = row + j * next_row;
+            to[k + j * next_k][i / 4].v[i % 4] = v[j];
+        }
+        at += ahead;
+    }
+};
 
 // So many thread blocks on a multiprocessor: with more in view the compiler spills to fit them.
 template <class STEPS>
@@ -154,8 +196,10 @@ __global__ void __launch_bounds__(LPT_THREADS, STEPS::CHUNKED ? 2 : 3)
     for (int64_t tile = blockIdx.x; tile < p.batch * tall * wide; tile += gridDim.x) {
         const int64_t batch = tile / wide / tall;
         const int64_t top = tile / wide % tall * LPT_SIDE, left = tile % wide * LPT_SIDE;
-        const float *a = (const float *)p.a + batch * p.a_stride[0] + top * p.a_stride[1];
-        const float *b = (const float *)p.b + batch * p.b_stride[0] + left * p.b_stride[2];
+        lpt_feed a((const float *)p.a + batch * p.a_stride[0] + top * p.a_stride[1], p.a_stride[1],
+                   p.a_stride[2], p.m - top);
+        lpt_feed b((const float *)p.b + batch * p.b_stride[0] + left * p.b_stride[2], p.b_stride[2],
+                   p.b_stride[1], p.n - left);
         float s[LPT_EACH][LPT_EACH], part[LPT_EACH][LPT_EACH];
 #pragma unroll
         for (int i = 0; i < LPT_EACH; ++i)
@@ -174,11 +218,9 @@ __global__ void __launch_bounds__(LPT_THREADS, STEPS::CHUNKED ? 2 : 3)
         for (int64_t terms = p.k; terms > 0; terms -= LPT_DEPTH) {
             const int depth = terms < LPT_DEPTH ? (int)terms : (int)LPT_DEPTH;
             __syncthreads();  // all have read what is overwritten
-            lpt_fetch_rows(rows, a, p.a_stride[1], p.a_stride[2], p.m - top, depth);
-            lpt_fetch_rows(columns, b, p.b_stride[2], p.b_stride[1], p.n - left, depth);
+            a(rows, depth);
+            b(columns, depth);
             __syncthreads();
-            a += LPT_DEPTH * p.a_stride[2];
-            b += LPT_DEPTH * p.b_stride[1];
 #pragma unroll 4
             for (int k = 0; k < depth; ++k) {
                 const lpt_pack<float> x = rows[k][down], y = columns[k][across];
