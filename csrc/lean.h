@@ -54,6 +54,56 @@ LPT_FN typename lpt_carrier<T>::bits lpt_round_roomy(typename lpt_carrier<T>::bi
     return lpt_end<T, LPT_NEAREST, ENDS>(lpt_magic<T>(a, c), u, c);
 }
 
+// Shifts in which places beyond the word's width leave zero, as a device's own do; a host asks for the
+// places within the width, and must not look at what the others give.
+#if defined(__CUDA_ARCH__)
+LPT_FN uint32_t lpt_left(uint32_t u, int32_t places) {
+    uint32_t r;
+    asm("shl.b32 %0, %1, %2;" : "=r"(r) : "r"(u), "r"(places));
+    return r;
+}
+LPT_FN uint64_t lpt_left(uint64_t u, int32_t places) {
+    uint64_t r;
+    asm("shl.b64 %0, %1, %2;" : "=l"(r) : "l"(u), "r"(places));
+    return r;
+}
+LPT_FN uint32_t lpt_right(uint32_t u, int32_t places) {
+    uint32_t r;
+    asm("shr.u32 %0, %1, %2;" : "=r"(r) : "r"(u), "r"(places));
+    return r;
+}
+LPT_FN uint64_t lpt_right(uint64_t u, int32_t places) {
+    uint64_t r;
+    asm("shr.u64 %0, %1, %2;" : "=l"(r) : "l"(u), "r"(places));
+    return r;
+}
+#else
+template <class U> LPT_FN U lpt_left(U u, int32_t places) {
+    return u << (places & (8 * (int32_t)sizeof(U) - 1));
+}
+template <class U> LPT_FN U lpt_right(U u, int32_t places) {
+    return u >> (places & (8 * (int32_t)sizeof(U) - 1));
+}
+#endif
+
+LPT_FN int32_t lpt_least(int32_t a, int32_t b) {
+#if defined(__CUDA_ARCH__)
+    return min(a, b);  // one instruction, of which nvcc makes two when it knows what is compared
+#else
+    return a < b ? a : b;
+#endif
+}
+
+// The first `places` bits of a word, as a number below 2**places.
+template <class U> LPT_FN U lpt_first(U word, int32_t places) {
+    const int32_t width = 8 * (int32_t)sizeof(U);
+#if defined(__CUDA_ARCH__)
+    return lpt_right(word, width - places);
+#else
+    return word >> 1 >> ((width - 1 - places) & (width - 1));
+#endif
+}
+
 // lpt_round in the modes up to LPT_STOCHASTIC on a cell that is `plain`. FLAT is the cell's `flat`:
 // the format has the carrier's exponents, and the same number of bits is dropped everywhere.
 template <class T, int MODE, bool FLAT, int ENDS>
@@ -72,11 +122,10 @@ LPT_FN typename lpt_carrier<T>::bits lpt_round_plain(typename lpt_carrier<T>::bi
     s = s > c.least_drop ? s : c.least_drop;
     s = FLAT ? c.drop : s;
     const bool vanishes = !FLAT && s > M;  // |x| is less than the spacing
-    const int32_t kept = s & (W - 1);
 
     // 2. what they hold, and what lies above
-    const U one = (U)1 << kept, rest = a & (one - 1), whole = a & ~(one - 1);
-    const U odd = significand >> kept & 1, lost = vanishes ? a : rest;
+    const U one = lpt_left((U)1, s), rest = a & (one - 1), whole = a & ~(one - 1);
+    const U odd = lpt_right(significand, s) & 1, lost = vanishes ? a : rest;
 
     // 3. the neighbour
     bool up = false;
@@ -94,10 +143,10 @@ LPT_FN typename lpt_carrier<T>::bits lpt_round_plain(typename lpt_carrier<T>::bi
     if (MODE == LPT_STOCHASTIC) {
         // The word moves to where the rest lies: a carry out of their sum is the way up.
         const U word = (U)random << (W - 32);
-        const U moved = (a + (word >> 1 >> (W - 1 - kept))) & ~(one - 1);
+        const U moved = (a + lpt_first(word, s)) & ~(one - 1);
         // Below the spacing, the same sum by itself; what is less than 2**-32 of it is cut off.
-        const int32_t deep = s - M - 1 < W - 1 ? s - M - 1 : W - 1;
-        const U fraction = (significand << (W - M - 1)) >> (deep & (W - 1));
+        const int32_t deep = lpt_least(s - M - 1, W - 1);
+        const U fraction = lpt_right((U)(significand << (W - M - 1)), deep);
         r = vanishes ? (fraction > ~word ? c.tiny : (U)0) : moved;
     } else {
         r += up ? (vanishes ? c.tiny : one) : (U)0;
