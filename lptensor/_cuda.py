@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lptensor import _native
+from lptensor import _compat, _native
 from lptensor.blocks import Blocks, ScaledBlocks
 from lptensor.formats import Grid
 from lptensor.posits import PositBits
@@ -49,28 +51,36 @@ def load(path: str) -> Any:
     return lib
 
 
-# The library's own copy of the CUDA runtime chooses a device, which must not outlast the call for torch's.
-guard = torch.cuda.device
+_HERE = contextlib.nullcontext()
+
+
+def guard(device: torch.device) -> AbstractContextManager[None]:
+    """Where the current device is another one, makes it the current one after the call again.
+
+    The library's own copy of the CUDA runtime chooses a device, which must not outlast the call for torch's.
+    """
+    return _HERE if device.index == torch.cuda.current_device() else torch.cuda.device(device)
+
+
 capturing = torch.cuda.is_current_stream_capturing
 
 
 def where(x: Tensor) -> tuple[int, int]:
     """The number of a tensor's device, and the handle of the stream that is current there."""
-    stream: int = torch.cuda.current_stream(x.device).cuda_stream
-    return x.device.index, stream
+    device: int = x.device.index
+    return device, _compat.current_raw_stream(device)
 
 
 def _call(kind: str, x: Tensor, y: Tensor, *form: Any, rounding: Rounding, key: Key, scratch: Any = ()) -> None:
     lib = library()
-    name = f"lpt_cuda_round_{kind}f{torch.finfo(x.dtype).bits}"
+    name = _names[kind, x.dtype]
     drawn = key if isinstance(key, Tensor) else None
-    rule = _native.rule(rounding, (0, 0) if isinstance(key, Tensor) else key)
     with guard(x.device):
         code = getattr(lib, name)(
             x.data_ptr(),
             y.data_ptr(),
             *form,
-            ctypes.byref(rule),
+            _native.rule_reference(rounding, (0, 0) if isinstance(key, Tensor) else key),
             None if drawn is None else drawn.data_ptr(),
             *scratch,
             *where(x),
@@ -79,12 +89,19 @@ def _call(kind: str, x: Tensor, y: Tensor, *form: Any, rounding: Rounding, key: 
         raise RuntimeError(f"{name} failed on {x.device} with CUDA error {code}: {lib.lpt_cuda_error(code).decode()}")
 
 
+_names = {
+    (kind, dtype): f"lpt_cuda_round_{kind}f{torch.finfo(dtype).bits}"
+    for kind in ("", "table_", "posit_", "blocks_", "scaled_")
+    for dtype in (torch.float32, torch.float64)
+}
+
+
 def round_grid(x: Tensor, y: Tensor, grid: Grid, rounding: Rounding, key: Key) -> None:
     """``x`` rounded into ``y``: CUDA tensors of one device, dtype and memory layout, without gaps; they may be one.
 
     All of these run on the stream that is current, wait for nothing and allocate through torch alone.
     """
-    _call("", x, y, x.numel(), ctypes.byref(_native.grid_struct(grid)), rounding=rounding, key=key)
+    _call("", x, y, x.numel(), _native.grid_reference(grid), rounding=rounding, key=key)
 
 
 def round_posit(x: Tensor, y: Tensor, posit: PositBits, rounding: Rounding, key: Key) -> None:

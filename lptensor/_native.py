@@ -140,7 +140,7 @@ def grid_struct(grid: Grid) -> GridStruct:
 
 
 @functools.cache
-def _grid_reference(grid: Grid) -> Any:
+def grid_reference(grid: Grid) -> Any:
     return ctypes.byref(grid_struct(grid))
 
 
@@ -172,7 +172,7 @@ def rule(rounding: Rounding, key: tuple[int, int] | None) -> Rule:
 _RULE_REFERENCES = tuple(ctypes.byref(struct) for struct in _RULES)
 
 
-def _rule_reference(rounding: Rounding, key: tuple[int, int] | None) -> Any:
+def rule_reference(rounding: Rounding, key: tuple[int, int] | None) -> Any:
     return _RULE_REFERENCES[rounding.mode] if key is None else ctypes.byref(rule(rounding, key))
 
 
@@ -194,8 +194,8 @@ def round_grid(x: Tensor, y: Tensor, grid: Grid, rounding: Rounding, key: tuple[
         x.data_ptr(),
         y.data_ptr(),
         x.numel(),
-        _grid_reference(grid),
-        _rule_reference(rounding, key),
+        grid_reference(grid),
+        rule_reference(rounding, key),
         torch.get_num_threads(),
     )
 
@@ -207,7 +207,7 @@ def round_posit(x: Tensor, y: Tensor, posit: PositBits, rounding: Rounding, key:
         y.data_ptr(),
         x.numel(),
         ctypes.byref(posit_struct(posit)),
-        _rule_reference(rounding, key),
+        rule_reference(rounding, key),
         torch.get_num_threads(),
     )
 
@@ -221,7 +221,7 @@ def round_table(x: Tensor, y: Tensor, table: Table, rounding: Rounding, key: tup
         y.data_ptr(),
         x.numel(),
         ctypes.byref(struct),
-        _rule_reference(rounding, key),
+        rule_reference(rounding, key),
         torch.get_num_threads(),
     )
 
@@ -308,7 +308,7 @@ def round_blocks(
         y.data_ptr(),
         ctypes.byref(layout_struct(tuple(x.shape) or (1,), tuple(shape) or (1,))),
         ctypes.byref(blocks_struct(blocks)),
-        _rule_reference(rounding, key),
+        rule_reference(rounding, key),
         torch.get_num_threads(),
     )
     if failed:

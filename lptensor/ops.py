@@ -231,9 +231,11 @@ def round_in_place(x: Tensor, format: Format, rounding: Rounding) -> None:
     A meta tensor, which has no values, stays as it is.
     """
     grid = format.lowered
-    special = observe.anyone or rounding.stochastic or type(grid) is not Grid or not x.is_cpu or x.is_neg()
-    if not special and x.is_contiguous() and _native.library() is not None:
+    special = observe.anyone or rounding.stochastic or type(grid) is not Grid or x.is_neg() or not x.is_contiguous()
+    if not special and x.is_cpu and _native.library() is not None:
         _native.round_grid(x, x, grid, rounding, None)
+    elif not special and x.is_cuda and x.numel() and _cuda.library() is not None:
+        _cuda.round_grid(x, x, grid, rounding, None)
     elif not x.is_meta:
         round_into(x, x, format, rounding)
 
@@ -301,6 +303,8 @@ def _dense(x: Tensor) -> bool:
 
 def _overlaps_itself(x: Tensor) -> bool:
     """Whether two elements may lie in one place, as in an expanded tensor."""
+    if x.is_contiguous():
+        return False
     reach = 0
     for stride, n in sorted((stride, n) for stride, n in zip(x.stride(), x.shape, strict=True) if n > 1):
         if stride <= reach:
@@ -311,6 +315,8 @@ def _overlaps_itself(x: Tensor) -> bool:
 
 def _span(x: Tensor) -> tuple[int, int]:
     """The addresses of the first element and of the first byte behind the last."""
+    if x.is_contiguous():
+        return x.data_ptr(), x.data_ptr() + x.nbytes
     last = sum(stride * (n - 1) for stride, n in zip(x.stride(), x.shape, strict=True))
     return x.data_ptr(), x.data_ptr() + (last + 1) * x.element_size()
 
