@@ -123,8 +123,8 @@ def difference(ours: Any, theirs: Any) -> str:
     a, b = plain(ours), plain(theirs)
     if not isinstance(a, Tensor) or not isinstance(b, Tensor):
         return "" if a == b or (a != a and b != b) else f"{a} and {b}"
-    if a.dtype != b.dtype or a.shape != b.shape:
-        return f"{a.dtype} {tuple(a.shape)} and {b.dtype} {tuple(b.shape)}"
+    if a.dtype != b.dtype or a.shape != b.shape or a.device != b.device:
+        return f"{a.dtype} {tuple(a.shape)} on {a.device} and {b.dtype} {tuple(b.shape)} on {b.device}"
     apart = bits(a) != bits(b)
     return f"{int(apart.sum())} of {apart.numel()} values differ" if apart.any() else ""
 

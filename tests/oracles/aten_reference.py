@@ -33,6 +33,7 @@ SAVED = {
     "_native_batch_norm_legit_no_training": (1, 2),
     "_batch_norm_with_update": (1, 2),
     "_batch_norm_no_update": (1, 2),
+    "cudnn_batch_norm": (1, 2),
     "_fused_rms_norm": (1,),
     "_weight_norm_interface": (1,),
     "_scaled_dot_product_flash_attention_for_cpu": (1,),
@@ -43,7 +44,7 @@ SAVED = {
 }
 
 # They write running statistics that their schemas do not mark.
-UNMARKED_WRITES = {"native_batch_norm": (3, 4)}
+UNMARKED_WRITES = {"native_batch_norm": (3, 4), "cudnn_batch_norm": (3, 4)}
 
 
 class AtenReference(TorchDispatchMode):
