@@ -1,8 +1,9 @@
-"""How long rounding takes beside a copy on a CUDA device: `make bench`, or `python tests/benchmarks/on_gpu.py`.
+"""What low precision costs on a CUDA device: `make bench`, or `python tests/benchmarks/on_gpu.py`.
 
-Each figure is the time of `y.copy_(x)` over that of rounding `x` into `y`, both measured by events on
-the stream, in turns: 1 is the speed of the device's memory. Medians and quartiles of the turns. Products
-with an accumulator are measured beside `torch.mm` in fp32.
+All is measured by events on the stream, in turns: medians and quartiles of the turns' ratios. Of rounding it is
+the time of `y.copy_(x)` over that of rounding `x` into `y`, so that 1 is the speed of the device's memory; of
+products with an accumulator that of `torch.mm` in fp32 over theirs. Of compiled code and of steps of training it
+is their time over that of the plain work.
 """
 
 from __future__ import annotations
@@ -10,8 +11,11 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import compiled
+import models
 import torch
 from measure import Figure, as_json
 from rich.console import Console
@@ -35,6 +39,7 @@ ROWS = (
     Row("MXFP8 E4M3, first axis", rounding(MX(E4M3, axis=0)), 0.7),
     Row("MXFP8 E4M3, tiles of 32 by 32", rounding(MX(E4M3, (32, 32)))),
     Row("BFP8, one exponent for the tensor", rounding(BlockFloatingPoint(8))),
+    Row("MXFP8 E4M3, tiles of 128 by 128", rounding(MX(E4M3, (128, 128)))),
     Row("NVFP4", rounding(NVFP4)),
     Row("NF4", rounding(NF4)),
     Row("Posit(8)", rounding(Posit(8))),
@@ -48,12 +53,12 @@ PRODUCTS = tuple(
 )
 
 
-def seconds(work: Work, x: Tensor, y: Tensor, repeats: int = 5) -> float:
-    """The device's time for one call."""
+def seconds(work: Callable[[], object], repeats: int = 5) -> float:
+    """The time between the beginning and the end of one call on the device's stream."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
     for _ in range(repeats):
-        work(x, y)
+        work()
     end.record()
     end.synchronize()
     return start.elapsed_time(end) / 1000 / repeats
@@ -63,11 +68,42 @@ def copy(x: Tensor, y: Tensor) -> object:
     return y.copy_(x)
 
 
+def ratio(
+    group: str, name: str, work: Callable[[], object], base: Callable[[], object], turns: int, target: float | None
+) -> Figure:
+    """Time of ``work`` over that of ``base``."""
+    for _ in range(3):
+        work(), base()  # tables and code reach the device, and memory is there
+    low, median, high = statistics.quantiles([seconds(work) / seconds(base) for _ in range(turns)], n=4)
+    return Figure(group, name, low, median, high, target)
+
+
 def figure(row: Row, x: Tensor, y: Tensor, turns: int, base: Work = copy) -> Figure:
-    row.work(x, y), base(x, y)  # tables and code reach the device
-    ratios = [seconds(base, x, y) / seconds(row.work, x, y) for _ in range(turns)]
-    low, median, high = statistics.quantiles(ratios, n=4)
-    return Figure("on a GPU", row.name, low, median, high, row.target)
+    return ratio("on a GPU", row.name, lambda: base(x, y), lambda: row.work(x, y), turns, row.target)
+
+
+def compiled_sums(elements: int, turns: int) -> Iterator[Figure]:
+    a, b = (torch.randn(elements, device="cuda") for _ in range(2))
+    for name, (format, mode) in compiled.FORMATS.items():
+        torch._dynamo.reset()
+        work = torch.compile(lambda a, b, f=format, m=mode: lp.round(a + b, f, m))
+        base = torch.compile(lambda a, b: a + b)
+        yield ratio("compiled", f"round(a + b), {name}", lambda: work(a, b), lambda: base(a, b), turns, None)  # noqa: B023
+
+
+def training(turns: int) -> Iterator[Figure]:
+    """Steps of networks that keep a device waiting, and of one that does not."""
+    with torch.device("cuda"):
+        for network in models.NETWORKS:
+            plain = models.training(network, None)
+            for name, (way, _) in models.WAYS.items():
+                yield ratio("training", f"{network.name}: {name}", models.training(network, way), plain, turns, None)
+        for name, arithmetic in compiled.MODELS.items():
+            for compiles in (False, True):
+                torch._dynamo.reset()
+                step, plain = (compiled.step(kind, compiles, 4096, 4096) for kind in (arithmetic, None))
+                how = "compiled" if compiles else "eager"
+                yield ratio("training", f"three layers, 4096 wide, batch 4096, {how}: {name}", step, plain, turns, None)
 
 
 def main() -> None:
@@ -82,18 +118,23 @@ def main() -> None:
         return
     x = torch.randn(options.elements // 4096, 4096, device="cuda")
     y = torch.empty_like(x)
-    speed = 2 * x.nbytes / min(seconds(copy, x, y) for _ in range(5)) / 1e9
+    speed = 2 * x.nbytes / min(seconds(lambda: copy(x, y)) for _ in range(5)) / 1e9
     machine = {"device": torch.cuda.get_device_name(), "copy_gb_s": round(speed), "kernels": lp.backend("cuda")}
-    title = ", ".join(
-        (f"copy / rounding, {x.numel() >> 20}M float32, and torch.mm / product", *map(str, machine.values()))
-    )
-    table = Table("work", "ratio", "target", title=title, title_justify="left")
-    figures = [figure(row, x, y, options.turns) for row in ROWS]
+    print(", ".join(map(str, machine.values())))
+    figures: list[Figure] = []
+
+    def show(title: str, rows: Iterator[Figure]) -> None:
+        table = Table("work", "ratio", "target", title=title, title_justify="left")
+        for row in rows:
+            table.add_row(row.name, str(row), f"{row.target or ''}{' missed' if row.missed else ''}")
+            figures.append(row)
+        Console(width=120).print(table)
+
+    show(f"copy / rounding, {x.numel() >> 20}M float32", (figure(row, x, y, options.turns) for row in ROWS))
     a, b = (torch.randn(options.side, options.side, device="cuda") for _ in range(2))
-    figures += [figure(row, a, b, options.turns, torch.mm) for row in PRODUCTS]
-    for row in figures:
-        table.add_row(row.name, str(row), f"{row.target or ''}{' missed' if row.missed else ''}")
-    Console(width=120).print(table)
+    show("torch.mm / product", (figure(row, a, b, options.turns, torch.mm) for row in PRODUCTS))
+    show("time / time of the plain work, compiled", compiled_sums(options.elements // 4, options.turns))
+    show("a step of training, time / time in fp32", training(options.turns))
     if options.json:
         text = json.dumps({"machine": machine, "figures": as_json(figures)}, indent=1)
         options.json.write_text(text + "\n", encoding="utf-8")
