@@ -25,6 +25,29 @@ template <class U> LPT_METHOD U lpt_largest_of_lanes(U top, int32_t lanes) {
     return top;
 }
 
+// The largest magnitude that counts of N numbers and `top`. Hardly ever is one left out.
+template <class T, int N>
+LPT_METHOD typename lpt_carrier<T>::bits
+lpt_largest(const lpt_left_out<T> &counted, const typename lpt_carrier<T>::bits (&v)[N],
+            typename lpt_carrier<T>::bits top) {
+    typedef typename lpt_carrier<T>::bits U;
+    U all = 0;
+#pragma unroll
+    for (int j = 0; j < N; ++j) {
+        const U a = v[j] & ~((U)1 << (lpt_carrier<T>::width - 1));
+        all = a > all ? a : all;
+    }
+    if (all >= counted.from) {
+        all = 0;
+#pragma unroll
+        for (int j = 0; j < N; ++j) {
+            const U a = counted(v[j]);
+            all = a > all ? a : all;
+        }
+    }
+    return all > top ? all : top;
+}
+
 template <class Op> LPT_METHOD bool lpt_draws(const Op &op) {
     return Op::MODE == LPT_STOCHASTIC || (Op::MODE == LPT_ANY && op.rule.mode >= LPT_STOCHASTIC);
 }
@@ -151,47 +174,69 @@ __global__ void __launch_bounds__(LPT_THREADS)
     }
 }
 
-// Blocks of any shape. `lanes` threads take one together, a power of two up to a warp or all of a
-// thread block; or `piece` elements of it.
+// Blocks of any shape. `lanes` threads, 2 ** log_lanes of them up to a thread block, take one
+// together, or one of its `pieces`.
 struct lpt_boxes {
     lpt_layout layout;
-    int64_t count, size, piece;
-    int32_t lanes;
+    int64_t count, piece, pieces;
+    int32_t log_lanes;
+    int32_t across;      // the axis whose rows lie side by side in a slab; or -1: a slab is one row
+    int32_t wide, lead;  // packs may be moved; elements that x lies behind a multiple of 16 bytes
 };
 
-// Where the elements of a block lie, numbered in the order of memory.
+// Where the elements of a block lie, numbered in the order of memory: in rows `stride` apart, which
+// make up slabs, the first of which begins at `origin`.
 struct lpt_box {
-    int64_t origin, size, row;  // elements of the block, and of one of its rows
-    int64_t extent[LPT_MAX_DIMS], stride[LPT_MAX_DIMS];
+    int64_t origin, size, slab, row, stride;
 };
 
-LPT_LONG void lpt_find_box(const lpt_layout &l, int64_t block, lpt_box *box) {
+LPT_METHOD lpt_box lpt_find_box(const lpt_boxes &boxes, int64_t block) {
+    const lpt_layout &l = boxes.layout;
+    lpt_box box = {0, 1, 0, 0, 0};
     int64_t stride = 1;
-    box->origin = 0, box->size = 1;
+#pragma unroll 1
+    for (int32_t d = l.dims - 1; d >= 0; --d) {
+        const int64_t wide = l.block[d];
+        int64_t band = block;
+        if (d > 0) {
+            const int64_t bands = (l.shape[d] + wide - 1) / wide;
+            block /= bands;
+            band -= block * bands;
+        }
+        const int64_t first = band * wide, left = l.shape[d] - first;
+        box.origin += first * stride;
+        box.size *= left < wide ? left : wide;
+        if (d == l.dims - 1)
+            box.row = box.slab = box.size;
+        if (d == boxes.across)
+            box.slab = box.size, box.stride = stride;
+        stride *= l.shape[d];
+    }
+    return box;
+}
+
+// How far behind the origin of a block a slab of it begins.
+LPT_LONG int64_t lpt_find_slab(const lpt_boxes &boxes, int64_t block, int64_t slab) {
+    const lpt_layout &l = boxes.layout;
+    const int32_t inner = boxes.across < 0 ? l.dims - 1 : boxes.across;
+    int64_t stride = 1, place = 0;
 #pragma unroll 1
     for (int32_t d = l.dims - 1; d >= 0; --d) {
         const int64_t wide = l.block[d], bands = (l.shape[d] + wide - 1) / wide;
-        const int64_t first = block % bands * wide, left = l.shape[d] - first;
+        const int64_t left = l.shape[d] - block % bands * wide, extent = left < wide ? left : wide;
         block /= bands;
-        box->extent[d] = left < wide ? left : wide;
-        box->stride[d] = stride;
-        box->origin += first * stride;
-        box->size *= box->extent[d];
+        if (d < inner) {
+            place += slab % extent * stride;
+            slab /= extent;
+        }
         stride *= l.shape[d];
     }
-    box->row = box->extent[l.dims - 1];
-}
-
-LPT_LONG int64_t lpt_place(const lpt_layout &l, const lpt_box &box, int64_t e) {
-    int64_t rest = e / box.row, place = box.origin + e - rest * box.row;
-#pragma unroll 1
-    for (int32_t d = l.dims - 2; d >= 0; --d)
-        if (l.block[d] > 1) {
-            place += rest % box.extent[d] * box.stride[d];
-            rest /= box.extent[d];
-        }
     return place;
 }
+
+// Elements that a thread has in hand: fewer where each is a call, or a random word.
+template <class Op>
+constexpr int32_t lpt_held = Op::MODE == LPT_NEAREST ? 16 : Op::MODE == LPT_ANY ? 4 : 8;
 
 template <class T, class Op>
 __global__ void __launch_bounds__(LPT_THREADS)
@@ -199,50 +244,104 @@ __global__ void __launch_bounds__(LPT_THREADS)
               typename lpt_carrier<T>::bits *largest, lpt_draw draw,
               const __grid_constant__ Op op) {
     typedef typename lpt_carrier<T>::bits U;
-    // elements that a thread has in hand: fewer where each is a call
-    enum { HELD = Op::MODE == LPT_ANY ? 2 : 4, WARPS = LPT_THREADS / LPT_WARP };
-    __shared__ U tops[WARPS];
-    const int32_t lanes = boxes.lanes, member = threadIdx.x % lanes, teams = LPT_THREADS / lanes;
-    const int64_t pieces = (boxes.size + boxes.piece - 1) / boxes.piece;
-    const int64_t items = boxes.count * pieces;
+    enum { HELD = lpt_held<Op>, PACK = lpt_pack<T>::size, LOG_PACK = PACK == 4 ? 2 : 1 };
+    __shared__ U tops[LPT_THREADS / LPT_WARP];
+    const int32_t lanes = 1 << boxes.log_lanes, team = threadIdx.x >> boxes.log_lanes;
+    const int32_t member = threadIdx.x & (lanes - 1), chunk = HELD << boxes.log_lanes;
+    const int32_t teams = LPT_THREADS >> boxes.log_lanes;
+    const int64_t items = boxes.count * boxes.pieces;
     const lpt_key key = lpt_key_of_draw(draw);
     const typename Op::tensor tensor = op.whole();
     for (int64_t first = (int64_t)blockIdx.x * teams; first < items;
          first += (int64_t)gridDim.x * teams) {
-        const int64_t item = first + threadIdx.x / lanes, block = item / pieces;
-        const bool active = item < items;
-        lpt_box box;
-        lpt_find_box(boxes.layout, active ? block : 0, &box);
-        const int64_t from = item % pieces * boxes.piece, left = active ? box.size - from : 0;
-        const int64_t to = from + (left < boxes.piece ? left : boxes.piece);
-        int64_t place[HELD];
+        const bool active = first + team < items;
+        const int64_t item = active ? first + team : 0;
+        const int64_t block = boxes.pieces == 1 ? item : item / boxes.pieces;
+        const lpt_box box = lpt_find_box(boxes, block);
+        // Pieces, and parts of them, begin where packs do.
+        const int32_t behind = boxes.wide ? (int32_t)((box.origin + boxes.lead) % PACK) : 0;
+        const int64_t start = (item - block * boxes.pieces) * boxes.piece - behind;
+        const int64_t from = start < 0 ? 0 : start, end = active ? start + boxes.piece : 0;
+        const int64_t to = end < box.size ? end : box.size;
+
+        // A step of the team, along a slab of rows, is so many elements in memory and along a row.
+        const int32_t step = lanes * (boxes.wide ? PACK : 1);
+        const int32_t row = (int32_t)box.row;  // read only where it fits
+        const int32_t down = boxes.across < 0 ? 0 : step / row, aside = step - down * row;
+        const int64_t ahead = down * box.stride + aside, around = box.stride - row;
+
+        // What this thread has of the part of the block that begins at e.
         U v[HELD], top = 0;
-        const auto load = [&](int64_t e) {
-#pragma unroll
-            for (int j = 0; j < HELD; ++j) {
-                const int64_t k = e + (int64_t)j * lanes;
-                place[j] = k >= to               ? (int64_t)-1
-                           : box.row == box.size ? box.origin + k
-                                                 : lpt_place(boxes.layout, box, k);
+        int64_t next, begin, places[HELD];
+        int32_t column, count;
+        bool packs;
+        const auto advance = [&](int64_t *place, int32_t *c) {
+            if (boxes.across < 0) {
+                *place += packs ? lanes * PACK : lanes;
+                return;
             }
-#pragma unroll
-            for (int j = 0; j < HELD; ++j)
-                v[j] = place[j] >= 0 ? lpt_bits(x[place[j]]) : (U)0;
+            *place += ahead, *c += aside;
+            if (*c >= row)
+                *c -= row, *place += around;
         };
-        for (int64_t e = from + member; e < to && phase != LPT_ROUND; e += (int64_t)HELD * lanes) {
-            load(e);
-#pragma unroll
-            for (int j = 0; j < HELD; ++j) {
-                const U a = op.counted(v[j]);
-                top = a > top ? a : top;
+        const auto load = [&](int64_t e) {
+            int64_t base = box.origin, inside = e, last = to;
+            if (box.slab < box.size) {
+                const int64_t slab = e / box.slab;
+                base += lpt_find_slab(boxes, block, slab);
+                inside -= slab * box.slab;
+                last = (slab + 1) * box.slab < to ? (slab + 1) * box.slab : to;
             }
+            const int32_t over =
+                boxes.wide ? (int32_t)((base + inside + boxes.lead) % PACK) : 0;
+            next = e + chunk - over < last ? e + chunk - over : last;
+            const int32_t length = (int32_t)(next - e);
+            packs = boxes.wide && over == 0 && length % PACK == 0;
+            const int32_t log_unit = packs ? LOG_PACK : 0, log_step = boxes.log_lanes + log_unit;
+            inside += member << log_unit;
+            column = 0;
+            begin = base + inside;
+            if (boxes.across >= 0) {
+                const int64_t r = inside / row;
+                column = (int32_t)(inside - r * row);
+                begin += r * around;
+            }
+            const int32_t units =
+                (length - (member << log_unit) + (1 << log_step) - 1) >> log_step;
+            count = units << log_unit;
+            int64_t place = begin;
+            int32_t c = column;
+            if (packs) {
+#pragma unroll
+                for (int k = 0; k < HELD; k += PACK, advance(&place, &c)) {
+                    lpt_pack<T> p = {};
+                    if (k < count)
+                        p = lpt_load_pack(x + place);
+#pragma unroll
+                    for (int j = 0; j < PACK; ++j)
+                        v[k + j] = lpt_bits(p.v[j]), places[k + j] = place + j;
+                }
+            } else {
+#pragma unroll
+                for (int k = 0; k < HELD; ++k, advance(&place, &c)) {
+                    v[k] = k < count ? lpt_bits(x[place]) : (U)0;
+                    places[k] = place;
+                }
+            }
+        };
+        bool held = false;
+        for (int64_t e = from; e < to && phase != LPT_ROUND; e = next) {
+            load(e);
+            held = e == from && next == to;
+            top = lpt_largest(op.counted, v, top);
         }
         if (phase != LPT_ROUND) {
             top = lpt_largest_of_lanes(top, lanes < LPT_WARP ? lanes : LPT_WARP);
             if (lanes > LPT_WARP) {
                 tops[threadIdx.x / LPT_WARP] = top;
                 __syncthreads();
-                for (int w = 0; w < WARPS; ++w)
+                const int32_t warps = lanes / LPT_WARP;
+                for (int32_t w = team * warps; w < (team + 1) * warps; ++w)
                     top = tops[w] > top ? tops[w] : top;
                 __syncthreads();
             }
@@ -253,19 +352,34 @@ __global__ void __launch_bounds__(LPT_THREADS)
             continue;
         }
         const typename Op::scale scale =
-            op.of(phase == LPT_ROUND && active ? largest[block] : top, tensor);
-        for (int64_t e = from + member; e < to; e += (int64_t)HELD * lanes) {
-            load(e);
+            op.of(phase == LPT_ROUND ? largest[block] : top, tensor);
+        for (int64_t e = from; e < to; e = next) {
+            if (!held)
+                load(e);
             uint32_t words[HELD];  // which are read only where they are drawn
             if (lpt_draws(op))
 #pragma unroll
-                for (int j = 0; j < HELD; ++j)
-                    words[j] = lpt_random(place[j], key) & draw.mask;
-            op.round(v, HELD, scale, words);
+                for (int k = 0; k < HELD; ++k)
+                    words[k] = lpt_random(places[k], key) & draw.mask;
+            op.round(v, count, scale, words);
+            int64_t place = begin;
+            int32_t c = column;
+            if (packs) {
 #pragma unroll
-            for (int j = 0; j < HELD; ++j)
-                if (place[j] >= 0)
-                    y[place[j]] = lpt_value<T>(v[j]);
+                for (int k = 0; k < HELD; k += PACK, advance(&place, &c)) {
+                    lpt_pack<T> p;
+#pragma unroll
+                    for (int j = 0; j < PACK; ++j)
+                        p.v[j] = lpt_value<T>(v[k + j]);
+                    if (k < count)
+                        lpt_store_pack(y + place, p);
+                }
+            } else {
+#pragma unroll
+                for (int k = 0; k < HELD; ++k, advance(&place, &c))
+                    if (k < count)
+                        y[place] = lpt_value<T>(v[k]);
+            }
         }
     }
 }

@@ -97,6 +97,8 @@ template <class T, int MODE_> struct lpt_shifted {
             const lpt_cell<T> c = lpt_move<T>(cell, moved);
 #pragma unroll
             for (int j = 0; j < N; ++j) {
+                if (j % 4 == 0 && j >= count)
+                    break;
                 const U r = MODE == LPT_NEAREST
                                 ? lpt_round_roomy<T, LPT_SATURATES>(v[j], c)
                                 : lpt_round_plain<T, LPT_STOCHASTIC, false, LPT_SATURATES>(

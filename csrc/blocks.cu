@@ -12,6 +12,15 @@ struct plan {
     bool shared() const { return piece < (columns ? strips.wide : size); }
 };
 
+// Elements of a large block, or of a tensor, that a thread block takes: enough for every device to
+// be busy, and not many more pieces than that.
+int64_t piece_of(int64_t elements) {
+    int64_t piece = 8192;
+    while (piece < 65536 && elements / piece > 4096)
+        piece *= 2;
+    return piece;
+}
+
 plan plan_of(const lpt_layout &l) {
     const int64_t enough = 1 << 15;  // threads that keep a device busy
     plan p = {1, 1, 1, false, {}, 0};
@@ -28,7 +37,8 @@ plan plan_of(const lpt_layout &l) {
         p.strips = {axis ? l.shape[0] : 1, l.shape[axis], l.shape[axis + 1], l.block[axis],
                     p.piece};
     } else {
-        p.piece = p.count < enough / LPT_THREADS && p.size > 8192 ? 8192 : p.size;
+        const int64_t piece = piece_of(p.elements);
+        p.piece = p.count < enough / LPT_THREADS && p.size > piece ? piece : p.size;
     }
     return p;
 }
@@ -54,22 +64,34 @@ lpt_divided<T, MODE> scales_of(const lpt_scaled &b, const lpt_rule &rule, const 
             b.whole == 0 ? nullptr : top};
 }
 
-template <class T, class Op>
-int32_t launch_boxes(const T *x, T *y, const lpt_boxes &boxes, int32_t phase,
-                     typename lpt_carrier<T>::bits *largest, lpt_draw draw, void *stream,
-                     const Op &op) {
-    const int64_t teams = boxes.count * ((boxes.size + boxes.piece - 1) / boxes.piece);
-    const int64_t chunks = (teams * boxes.lanes + LPT_THREADS - 1) / LPT_THREADS;
-    return lpt_launch(lpt_teams<T, Op>, lpt_blocks_for(chunks), stream, x, y, boxes, phase, largest,
-                      draw, op);
+template <class T>
+lpt_boxes boxes_of(const T *x, const T *y, const lpt_layout &l, const plan &p, int32_t held) {
+    const int64_t pack = lpt_pack<T>::size, last = l.dims - 1;
+    lpt_boxes boxes = {l, p.count, p.piece, 1, 0, -1, 0, (int32_t)((uintptr_t)x % 16 / sizeof(T))};
+    for (int32_t d = 0; d < last; ++d)
+        if (l.block[d] > 1 && l.block[last] <= 1 << 30)  // a place in a row has 32 bits
+            boxes.across = d;
+    boxes.wide = (uintptr_t)x % 16 == (uintptr_t)y % 16;
+    if (boxes.across >= 0 && (boxes.lead || l.shape[last] % pack || l.block[last] % pack))
+        boxes.wide = 0;
+    boxes.piece = p.shared() ? p.piece : p.size + pack - 1;  // the first one is shorter than others
+    boxes.pieces = (p.size + pack - 1 + boxes.piece - 1) / boxes.piece;
+    // Few lanes have less to do beside the elements, but should still read whole sectors of memory.
+    const auto each = [&](int32_t log) { return boxes.wide || log >= 3 ? held : (int32_t)pack; };
+    while (1 << boxes.log_lanes < LPT_THREADS &&
+           (int64_t)each(boxes.log_lanes) << boxes.log_lanes < p.size)
+        ++boxes.log_lanes;
+    return boxes;
 }
 
-lpt_boxes boxes_of(const lpt_layout &l, const plan &p) {
-    lpt_boxes boxes = {l, p.count, p.size, p.piece, LPT_THREADS};
-    if (p.size <= 1024)
-        for (boxes.lanes = LPT_WARP; boxes.lanes > 1 && boxes.lanes * 4 > p.size;)
-            boxes.lanes /= 2;
-    return boxes;
+template <class T, class Op>
+int32_t launch_boxes(const T *x, T *y, const lpt_layout &l, const plan &p, int32_t phase,
+                     typename lpt_carrier<T>::bits *largest, lpt_draw draw, void *stream,
+                     const Op &op) {
+    const lpt_boxes boxes = boxes_of(x, y, l, p, lpt_held<Op>);
+    const int64_t threads = (boxes.count * boxes.pieces) << boxes.log_lanes;
+    return lpt_launch(lpt_teams<T, Op>, lpt_blocks_for((threads + LPT_THREADS - 1) / LPT_THREADS),
+                      stream, x, y, boxes, phase, largest, draw, op);
 }
 
 template <class T, class Op>
@@ -94,7 +116,7 @@ int32_t launch_blocks(const T *x, T *y, const lpt_layout &l, const plan &p,
             error = lpt_launch(lpt_columns<T, Op>, lpt_blocks_for(chunks), stream, x, y, p.strips,
                                phase, largest, draw, op);
         } else {
-            error = launch_boxes(x, y, boxes_of(l, p), phase, largest, draw, stream, op);
+            error = launch_boxes(x, y, l, p, phase, largest, draw, stream, op);
         }
         if (error || phase != LPT_MAXIMA)
             return error;
@@ -103,18 +125,19 @@ int32_t launch_blocks(const T *x, T *y, const lpt_layout &l, const plan &p,
 
 // The largest finite magnitude of all elements, into `top`, which holds zero.
 template <class T>
-int32_t find_top(const T *x, T *y, const plan &p, typename lpt_carrier<T>::bits *top,
+int32_t find_top(const T *x, const plan &p, typename lpt_carrier<T>::bits *top,
                  const lpt_rule &rule, const lpt_scaled &b, void *stream) {
     lpt_blocks none = {b.element, 2, 0, 0, 0, 0};
-    lpt_shifted<T, LPT_ANY> op =
-        scales_of<LPT_ANY, T>(none, rule, lpt_make_cell<T>(b.element, rule, 0), nullptr);
+    constexpr int MODE = sizeof(T) == 4 ? LPT_NEAREST : LPT_ANY;  // nothing is rounded
+    lpt_shifted<T, MODE> op =
+        scales_of<MODE, T>(none, rule, lpt_make_cell<T>(b.element, rule, 0), nullptr);
     op.counted = lpt_leave_out<T>(true, true);
-    lpt_layout flat = {1, {p.elements}, {p.elements}};
-    const lpt_boxes boxes = {flat, 1, p.elements, 8192, LPT_THREADS};
-    return launch_boxes(x, y, boxes, LPT_MAXIMA, top, lpt_make_draw(rule, nullptr), stream, op);
+    const plan flat = {p.elements, 1, p.elements, false, {}, piece_of(p.elements)};
+    return launch_boxes(x, (T *)x, {1, {p.elements}, {p.elements}}, flat, LPT_MAXIMA, top,
+                        lpt_make_draw(rule, nullptr), stream, op);
 }
 template <class T>
-int32_t find_top(const T *, T *, const plan &, typename lpt_carrier<T>::bits *, const lpt_rule &,
+int32_t find_top(const T *, const plan &, typename lpt_carrier<T>::bits *, const lpt_rule &,
                  const lpt_blocks &, void *) {
     return 0;
 }
@@ -134,7 +157,7 @@ int32_t round_blocks(const T *x, T *y, const lpt_layout &l, const Format &b, con
     if (!error && (p.shared() || tensor_scale(b) != 0))
         error = lpt_clear(scratch, (1 + (p.shared() ? p.count : 0)) * sizeof *scratch, stream);
     if (!error && tensor_scale(b) != 0)
-        error = find_top(x, y, p, scratch, rule, b, stream);
+        error = find_top(x, p, scratch, rule, b, stream);
     if (error)
         return error;
     if constexpr (sizeof(T) == 4) {
