@@ -174,69 +174,66 @@ __global__ void __launch_bounds__(LPT_THREADS)
     }
 }
 
-// Blocks of any shape. `lanes` threads, 2 ** log_lanes of them up to a thread block, take one
-// together, or one of its `pieces`.
+// Blocks of any shape. A block is lines, `stride` apart: elements, or the rows that lie side by side
+// along the axis `inner`; what is tiled along more axes is many such slabs. 2 ** log_lanes threads,
+// up to a thread block, take a block together, or one of its `pieces`: `abreast` lines at once, and
+// of each as many `units`, elements or packs, as a whole row has.
 struct lpt_boxes {
     lpt_layout layout;
-    int64_t count, piece, pieces;
-    int32_t log_lanes;
-    int32_t across;      // the axis whose rows lie side by side in a slab; or -1: a slab is one row
+    int64_t bands[LPT_MAX_DIMS], steps[LPT_MAX_DIMS];  // blocks along an axis, and how far apart
+    int64_t count, piece, pieces, stride;
+    int32_t inner, log_lanes, abreast, units, share;  // a unit's share of 2**16, and 1
     int32_t wide, lead;  // packs may be moved; elements that x lies behind a multiple of 16 bytes
 };
 
-// Where the elements of a block lie, numbered in the order of memory: in rows `stride` apart, which
-// make up slabs, the first of which begins at `origin`.
+// The first element of a block, its lines, those of a slab, and the elements of a row.
 struct lpt_box {
-    int64_t origin, size, slab, row, stride;
+    int64_t origin, lines, slab, row;
 };
 
 LPT_METHOD lpt_box lpt_find_box(const lpt_boxes &boxes, int64_t block) {
     const lpt_layout &l = boxes.layout;
-    lpt_box box = {0, 1, 0, 0, 0};
-    int64_t stride = 1;
+    const int32_t last = l.dims - 1;
+    lpt_box box = {0, 1, 1, 1};
 #pragma unroll 1
-    for (int32_t d = l.dims - 1; d >= 0; --d) {
-        const int64_t wide = l.block[d];
+    for (int32_t d = last; d >= 0; --d) {
         int64_t band = block;
         if (d > 0) {
-            const int64_t bands = (l.shape[d] + wide - 1) / wide;
-            block /= bands;
-            band -= block * bands;
+            block /= boxes.bands[d];
+            band -= block * boxes.bands[d];
         }
-        const int64_t first = band * wide, left = l.shape[d] - first;
-        box.origin += first * stride;
-        box.size *= left < wide ? left : wide;
-        if (d == l.dims - 1)
-            box.row = box.slab = box.size;
-        if (d == boxes.across)
-            box.slab = box.size, box.stride = stride;
-        stride *= l.shape[d];
+        box.origin += band * boxes.steps[d];
+        if (l.block[d] > 1) {
+            const int64_t wide = l.block[d], left = l.shape[d] - band * wide;
+            const int64_t extent = left < wide ? left : wide;
+            box.row = d == last ? extent : box.row;
+            box.slab = d == boxes.inner ? extent : box.slab;
+            box.lines *= d <= boxes.inner ? extent : 1;
+        }
     }
     return box;
 }
 
-// How far behind the origin of a block a slab of it begins.
+// How far behind the first element of a block a slab of it begins.
 LPT_LONG int64_t lpt_find_slab(const lpt_boxes &boxes, int64_t block, int64_t slab) {
     const lpt_layout &l = boxes.layout;
-    const int32_t inner = boxes.across < 0 ? l.dims - 1 : boxes.across;
-    int64_t stride = 1, place = 0;
+    int64_t place = 0;
 #pragma unroll 1
     for (int32_t d = l.dims - 1; d >= 0; --d) {
-        const int64_t wide = l.block[d], bands = (l.shape[d] + wide - 1) / wide;
-        const int64_t left = l.shape[d] - block % bands * wide, extent = left < wide ? left : wide;
-        block /= bands;
-        if (d < inner) {
-            place += slab % extent * stride;
+        const int64_t wide = l.block[d], left = l.shape[d] - block % boxes.bands[d] * wide;
+        const int64_t extent = left < wide ? left : wide;
+        block /= boxes.bands[d];
+        if (d < boxes.inner) {
+            place += slab % extent * (boxes.steps[d] / wide);
             slab /= extent;
         }
-        stride *= l.shape[d];
     }
     return place;
 }
 
 // Elements that a thread has in hand: fewer where each is a call, or a random word.
 template <class Op>
-constexpr int32_t lpt_held = Op::MODE == LPT_NEAREST ? 16 : Op::MODE == LPT_ANY ? 4 : 8;
+constexpr int32_t lpt_held = Op::MODE == LPT_NEAREST ? 32 : Op::MODE == LPT_ANY ? 8 : 16;
 
 template <class T, class Op>
 __global__ void __launch_bounds__(LPT_THREADS)
@@ -247,8 +244,11 @@ __global__ void __launch_bounds__(LPT_THREADS)
     enum { HELD = lpt_held<Op>, PACK = lpt_pack<T>::size, LOG_PACK = PACK == 4 ? 2 : 1 };
     __shared__ U tops[LPT_THREADS / LPT_WARP];
     const int32_t lanes = 1 << boxes.log_lanes, team = threadIdx.x >> boxes.log_lanes;
-    const int32_t member = threadIdx.x & (lanes - 1), chunk = HELD << boxes.log_lanes;
-    const int32_t teams = LPT_THREADS >> boxes.log_lanes;
+    const int32_t member = threadIdx.x & (lanes - 1), teams = LPT_THREADS >> boxes.log_lanes;
+    // Of the lines that the team takes at once, this is the thread's, and its place there.
+    const bool rows = boxes.inner < boxes.layout.dims - 1;
+    const int32_t mine = member * boxes.share >> 16;
+    const int32_t aside = (member - mine * boxes.units) * (boxes.wide ? PACK : 1);
     const int64_t items = boxes.count * boxes.pieces;
     const lpt_key key = lpt_key_of_draw(draw);
     const typename Op::tensor tensor = op.whole();
@@ -259,74 +259,55 @@ __global__ void __launch_bounds__(LPT_THREADS)
         const int64_t block = boxes.pieces == 1 ? item : item / boxes.pieces;
         const lpt_box box = lpt_find_box(boxes, block);
         // Pieces, and parts of them, begin where packs do.
-        const int32_t behind = boxes.wide ? (int32_t)((box.origin + boxes.lead) % PACK) : 0;
+        const int32_t behind = rows || !boxes.wide ? 0 : (box.origin + boxes.lead) % PACK;
         const int64_t start = (item - block * boxes.pieces) * boxes.piece - behind;
         const int64_t from = start < 0 ? 0 : start, end = active ? start + boxes.piece : 0;
-        const int64_t to = end < box.size ? end : box.size;
+        const int64_t to = end < box.lines ? end : box.lines;
 
-        // A step of the team, along a slab of rows, is so many elements in memory and along a row.
-        const int32_t step = lanes * (boxes.wide ? PACK : 1);
-        const int32_t row = (int32_t)box.row;  // read only where it fits
-        const int32_t down = boxes.across < 0 ? 0 : step / row, aside = step - down * row;
-        const int64_t ahead = down * box.stride + aside, around = box.stride - row;
-
-        // What this thread has of the part of the block that begins at e.
+        // What the thread has of the part of the block that begins at line e: elements or packs,
+        // `ahead` apart.
         U v[HELD], top = 0;
-        int64_t next, begin, places[HELD];
-        int32_t column, count;
+        int64_t next, begin, ahead;
+        int32_t count;
         bool packs;
-        const auto advance = [&](int64_t *place, int32_t *c) {
-            if (boxes.across < 0) {
-                *place += packs ? lanes * PACK : lanes;
-                return;
-            }
-            *place += ahead, *c += aside;
-            if (*c >= row)
-                *c -= row, *place += around;
-        };
         const auto load = [&](int64_t e) {
             int64_t base = box.origin, inside = e, last = to;
-            if (box.slab < box.size) {
+            if (box.slab < box.lines) {
                 const int64_t slab = e / box.slab;
                 base += lpt_find_slab(boxes, block, slab);
                 inside -= slab * box.slab;
                 last = (slab + 1) * box.slab < to ? (slab + 1) * box.slab : to;
             }
             const int32_t over =
-                boxes.wide ? (int32_t)((base + inside + boxes.lead) % PACK) : 0;
-            next = e + chunk - over < last ? e + chunk - over : last;
-            const int32_t length = (int32_t)(next - e);
-            packs = boxes.wide && over == 0 && length % PACK == 0;
-            const int32_t log_unit = packs ? LOG_PACK : 0, log_step = boxes.log_lanes + log_unit;
-            inside += member << log_unit;
-            column = 0;
-            begin = base + inside;
-            if (boxes.across >= 0) {
-                const int64_t r = inside / row;
-                column = (int32_t)(inside - r * row);
-                begin += r * around;
-            }
-            const int32_t units =
-                (length - (member << log_unit) + (1 << log_step) - 1) >> log_step;
-            count = units << log_unit;
-            int64_t place = begin;
-            int32_t c = column;
+                rows || !boxes.wide ? 0 : (int32_t)((base + inside + boxes.lead) % PACK);
+            const int32_t most = boxes.abreast * (rows && boxes.wide ? HELD / PACK : HELD);
+            const int32_t lines = (int32_t)(last - e < most - over ? last - e : most - over);
+            next = e + lines;
+            packs = boxes.wide && (rows || (over == 0 && lines % PACK == 0));
+            const int32_t log = packs && !rows ? LOG_PACK : 0, left = (lines >> log) - mine;
+            begin = base + (inside + (mine << log)) * boxes.stride + aside;
+            ahead = (boxes.abreast << log) * boxes.stride;
+            count = packs ? HELD / PACK : HELD;
+            if (lines < most)
+                count = left <= 0 ? 0 : (left + boxes.abreast - 1) / boxes.abreast;
+            if (mine >= boxes.abreast || aside >= box.row)
+                count = 0;
+            const T *at = x + begin;
             if (packs) {
+                count *= PACK;
 #pragma unroll
-                for (int k = 0; k < HELD; k += PACK, advance(&place, &c)) {
+                for (int k = 0; k < HELD; k += PACK, at += ahead) {
                     lpt_pack<T> p = {};
                     if (k < count)
-                        p = lpt_load_pack(x + place);
+                        p = lpt_load_pack(at);
 #pragma unroll
                     for (int j = 0; j < PACK; ++j)
-                        v[k + j] = lpt_bits(p.v[j]), places[k + j] = place + j;
+                        v[k + j] = lpt_bits(p.v[j]);
                 }
             } else {
 #pragma unroll
-                for (int k = 0; k < HELD; ++k, advance(&place, &c)) {
-                    v[k] = k < count ? lpt_bits(x[place]) : (U)0;
-                    places[k] = place;
-                }
+                for (int k = 0; k < HELD; ++k, at += ahead)
+                    v[k] = k < count ? lpt_bits(*at) : (U)0;
             }
         };
         bool held = false;
@@ -341,6 +322,7 @@ __global__ void __launch_bounds__(LPT_THREADS)
                 tops[threadIdx.x / LPT_WARP] = top;
                 __syncthreads();
                 const int32_t warps = lanes / LPT_WARP;
+#pragma unroll 1
                 for (int32_t w = team * warps; w < (team + 1) * warps; ++w)
                     top = tops[w] > top ? tops[w] : top;
                 __syncthreads();
@@ -351,34 +333,35 @@ __global__ void __launch_bounds__(LPT_THREADS)
                 lpt_raise(largest + block, top);
             continue;
         }
-        const typename Op::scale scale =
-            op.of(phase == LPT_ROUND ? largest[block] : top, tensor);
+        const typename Op::scale scale = op.of(phase == LPT_ROUND ? largest[block] : top, tensor);
         for (int64_t e = from; e < to; e = next) {
             if (!held)
                 load(e);
             uint32_t words[HELD];  // which are read only where they are drawn
             if (lpt_draws(op))
 #pragma unroll
-                for (int k = 0; k < HELD; ++k)
-                    words[k] = lpt_random(places[k], key) & draw.mask;
+                for (int k = 0; k < HELD; ++k) {
+                    const int64_t i =
+                        begin + (packs ? k / PACK * ahead + k % PACK : k * ahead);
+                    words[k] = lpt_random(i, key) & draw.mask;
+                }
             op.round(v, count, scale, words);
-            int64_t place = begin;
-            int32_t c = column;
+            T *at = y + begin;
             if (packs) {
 #pragma unroll
-                for (int k = 0; k < HELD; k += PACK, advance(&place, &c)) {
+                for (int k = 0; k < HELD; k += PACK, at += ahead) {
                     lpt_pack<T> p;
 #pragma unroll
                     for (int j = 0; j < PACK; ++j)
                         p.v[j] = lpt_value<T>(v[k + j]);
                     if (k < count)
-                        lpt_store_pack(y + place, p);
+                        lpt_store_pack(at, p);
                 }
             } else {
 #pragma unroll
-                for (int k = 0; k < HELD; ++k, advance(&place, &c))
+                for (int k = 0; k < HELD; ++k, at += ahead)
                     if (k < count)
-                        y[place] = lpt_value<T>(v[k]);
+                        *at = lpt_value<T>(v[k]);
             }
         }
     }

@@ -66,21 +66,38 @@ lpt_divided<T, MODE> scales_of(const lpt_scaled &b, const lpt_rule &rule, const 
 
 template <class T>
 lpt_boxes boxes_of(const T *x, const T *y, const lpt_layout &l, const plan &p, int32_t held) {
-    const int64_t pack = lpt_pack<T>::size, last = l.dims - 1;
-    lpt_boxes boxes = {l, p.count, p.piece, 1, 0, -1, 0, (int32_t)((uintptr_t)x % 16 / sizeof(T))};
-    for (int32_t d = 0; d < last; ++d)
-        if (l.block[d] > 1 && l.block[last] <= 1 << 30)  // a place in a row has 32 bits
-            boxes.across = d;
+    const int32_t pack = lpt_pack<T>::size, last = l.dims - 1;
+    const int64_t row = l.block[last];
+    lpt_boxes boxes = {l, {}, {}, p.count, p.piece, 1, 1, last, 0, 0, 1, 0, 0, 0};
+    boxes.lead = (int32_t)((uintptr_t)x % 16 / sizeof(T));
     boxes.wide = (uintptr_t)x % 16 == (uintptr_t)y % 16;
-    if (boxes.across >= 0 && (boxes.lead || l.shape[last] % pack || l.block[last] % pack))
-        boxes.wide = 0;
-    boxes.piece = p.shared() ? p.piece : p.size + pack - 1;  // the first one is shorter than others
-    boxes.pieces = (p.size + pack - 1 + boxes.piece - 1) / boxes.piece;
+    const bool dense = boxes.wide && !boxes.lead && l.shape[last] % pack == 0 && row % pack == 0;
+    int64_t lines = p.size + pack - 1, stride = 1;  // the first piece is shorter than others
+    for (int32_t d = last; d >= 0; --d) {
+        boxes.bands[d] = (l.shape[d] + l.block[d] - 1) / l.block[d];
+        boxes.steps[d] = l.block[d] * stride;
+        if (d < last && boxes.inner == last && l.block[d] > 1 &&
+            row <= LPT_THREADS * (dense ? pack : 1)) {
+            boxes.inner = d;
+            boxes.stride = stride;
+            boxes.wide = dense;
+            boxes.units = (int32_t)(dense ? row / pack : row);
+            boxes.piece = p.piece < row ? 1 : p.piece / row;
+            lines = p.size / row;
+        }
+        stride *= l.shape[d];
+    }
+    if (!p.shared())
+        boxes.piece = lines;
+    boxes.pieces = (lines + boxes.piece - 1) / boxes.piece;
     // Few lanes have less to do beside the elements, but should still read whole sectors of memory.
-    const auto each = [&](int32_t log) { return boxes.wide || log >= 3 ? held : (int32_t)pack; };
+    const auto each = [&](int32_t log) { return boxes.wide || log >= 3 ? held : pack; };
     while (1 << boxes.log_lanes < LPT_THREADS &&
-           (int64_t)each(boxes.log_lanes) << boxes.log_lanes < p.size)
+           (1 << boxes.log_lanes < boxes.units ||
+            (int64_t)each(boxes.log_lanes) << boxes.log_lanes < p.size))
         ++boxes.log_lanes;
+    boxes.abreast = (1 << boxes.log_lanes) / boxes.units;
+    boxes.share = (1 << 16) / boxes.units + 1;
     return boxes;
 }
 
