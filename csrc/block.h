@@ -57,19 +57,21 @@ LPT_FN float lpt_tensor_scale(const lpt_scaled &b, float largest) {
     return b.whole == 0 ? 1.0f : whole > smallest ? whole : smallest;
 }
 
-// The scale t of a block, and what multiplies x where that stands for the division by t. All is
-// done in fp32, whatever the carrier, and rounded to nearest after each operation. ROOMY is that of
-// the scale's cell.
-template <bool ROOMY>
-LPT_FN float lpt_block_scale(const lpt_scaled &b, const lpt_cell<float> &scale, float largest,
-                             float whole, float *reciprocal) {
+// The scale s of a block before that of the tensor: the block's is t = s * whole. All is done in
+// fp32, whatever the carrier, and rounded to nearest after each operation. `roomy` is that of the
+// scale's cell.
+LPT_FN float lpt_block_scale(const lpt_scaled &b, const lpt_cell<float> &scale, bool roomy,
+                             float largest, float whole) {
     float s = largest / (float)b.top / whole;
     s = s<(float)b.floor ? (float)b.floor : s>(float) b.ceiling ? (float)b.ceiling : s;
-    s = lpt_value<float>(ROOMY ? lpt_round_roomy<float, LPT_ALL_ENDS>(lpt_bits(s), scale)
-                               : lpt_round<float, LPT_NEAREST, false>(lpt_bits(s), scale, 0));
+    return lpt_value<float>(roomy ? lpt_round_roomy<float, LPT_ALL_ENDS>(lpt_bits(s), scale)
+                                  : lpt_round<float, LPT_NEAREST, false>(lpt_bits(s), scale, 0));
+}
+
+// What multiplies x where that stands for the division by t.
+LPT_FN float lpt_block_reciprocal(float s, float whole) {
     const float most = lpt_value<float>(0x7f7fffffu), r = 1.0f / whole / s;
-    *reciprocal = r < most ? r : most;
-    return s * whole;
+    return r < most ? r : most;
 }
 
 // The range of shifts that may be added to the exponents of the unshifted cell: all numbers that

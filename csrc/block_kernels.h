@@ -18,9 +18,10 @@ LPT_METHOD void lpt_raise(uint64_t *to, uint64_t value) {
 
 // The largest value of `lanes` threads side by side, a power of two up to a warp.
 template <class U> LPT_METHOD U lpt_largest_of_lanes(U top, int32_t lanes) {
-    for (int32_t apart = lanes / 2; apart; apart /= 2) {
+#pragma unroll
+    for (int32_t apart = 1; apart < LPT_WARP; apart *= 2) {
         const U other = __shfl_xor_sync(0xffffffffu, top, apart);
-        top = other > top ? other : top;
+        top = apart < lanes && other > top ? other : top;
     }
     return top;
 }
@@ -236,7 +237,7 @@ template <class Op>
 constexpr int32_t lpt_held = Op::MODE == LPT_NEAREST ? 32 : Op::MODE == LPT_ANY ? 8 : 16;
 
 template <class T, class Op>
-__global__ void __launch_bounds__(LPT_THREADS)
+__global__ void __launch_bounds__(LPT_THREADS, 2)
     lpt_teams(const T *x, T *y, const __grid_constant__ lpt_boxes boxes, int32_t phase,
               typename lpt_carrier<T>::bits *largest, lpt_draw draw,
               const __grid_constant__ Op op) {

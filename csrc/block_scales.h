@@ -116,6 +116,42 @@ template <class T, int MODE_> struct lpt_shifted {
     }
 };
 
+// Elements over the scale s of a block, or times its reciprocal, rounded, and times s. Not inlined,
+// as above.
+template <class T>
+LPT_LONG void lpt_round_divided(typename lpt_carrier<T>::bits *v, int32_t count,
+                                typename lpt_carrier<T>::bits s, T reciprocal, bool multiply,
+                                const lpt_cell<T> &c, int32_t mode, const uint32_t *words) {
+    typedef lpt_carrier<T> C;
+    typedef typename C::bits U;
+    const U inf = (U)(2 * C::bias + 1) << C::mantissa, nan = inf | (U)1 << (C::mantissa - 1);
+#pragma unroll 1
+    for (int32_t i = 0; i < count; ++i) {
+        // Quotients of float64 numbers below this might vanish.
+        const U sign = v[i] & (U)1 << (C::width - 1), least = (U)(C::bias - 800) << C::mantissa;
+        const bool lifted = C::width == 64 && (v[i] ^ sign) < least && v[i] != sign;
+        const T x = lpt_value<T>(lifted ? sign | least : v[i]);
+        const U ratio = lpt_bits(multiply ? x * reciprocal : x / lpt_value<T>(s));
+        v[i] = s == 0 ? sign : s > inf ? nan : ratio;
+    }
+    lpt_round_some<T>(v, count, c, mode, words);
+#pragma unroll 1
+    for (int32_t i = 0; i < count; ++i) {
+        const U r = lpt_bits(lpt_value<T>(v[i]) * lpt_value<T>(s));
+        v[i] = (r & ~((U)1 << (C::width - 1))) > inf ? nan : r;  // NaN differs between machines
+    }
+}
+
+// x / s for any x >= 0 and r, the number nearest to 1 / s: r makes a quotient that is off by less
+// than two units in the last place, the first correction one that is next to the exact one, and
+// the second one, of a remainder that is exact, the nearest (P. Markstein, Computation of elementary
+// functions on the IBM RISC System/6000 processor, theorem 8.3). Nothing may overflow. Where the
+// remainder is below what fp32 has, x / s is off by less than half of itself.
+LPT_METHOD float lpt_quotient(float x, float s, float r) {
+    const float q = x * r, p = __fmaf_rn(__fmaf_rn(-q, s, x), r, q);
+    return __fmaf_rn(__fmaf_rn(-p, s, x), r, p);
+}
+
 // Scales that are any number.
 template <class T, int MODE_> struct lpt_divided {
     typedef lpt_carrier<T> C;
@@ -128,7 +164,9 @@ template <class T, int MODE_> struct lpt_divided {
     lpt_cell<float> scales;
     lpt_left_out<T> counted;
     const U *top;  // the largest finite magnitude of the tensor, on the device; or null
+    bool near;     // the format has numbers from 2**-16 to 2**30, and all beyond become the limits
 
+    // Made once per thread.
     struct tensor {
         float scale;
     };
@@ -137,48 +175,61 @@ template <class T, int MODE_> struct lpt_divided {
         return {lpt_tensor_scale(b, fitting(largest))};
     }
 
+    // Made once per block. Where it is `quick`, no element is infinite or NaN, and all quotients
+    // that do not vanish in the format are far from both ends of fp32.
     struct scale {
-        U s, reciprocal;
+        U s;
+        T reciprocal;
+        bool quick;
     };
     LPT_METHOD scale of(U largest, const tensor &t) const {
-        float reciprocal;
-        const float s =
-            lpt_block_scale<false>(b, scales, fitting(lpt_value<T>(largest)), t.scale, &reciprocal);
-        const U nan = (U)(4 * C::bias + 3) << (C::mantissa - 1);
-        const bool finite = largest < (U)(2 * C::bias + 1) << C::mantissa;
-        return {finite ? lpt_bits((T)s) : nan, lpt_bits((T)reciprocal)};
+        const U inf = (U)(2 * C::bias + 1) << C::mantissa, nan = inf | (U)1 << (C::mantissa - 1);
+        const float one = lpt_block_scale(b, scales, scales.roomy, fitting(lpt_value<T>(largest)),
+                                          t.scale);
+        scale made = {lpt_bits((T)(one * t.scale)), 0, false};
+        if (MODE != LPT_ANY) {
+            const U low = (U)(C::bias - 50) << C::mantissa, high = (U)(C::bias + 50) << C::mantissa;
+            made.quick = near && largest < inf && !b.saturate &&
+                         (made.s == 0 || (made.s - low < high - low &&
+                                          (int64_t)largest - made.s < (int64_t)(high - low)));
+            if (made.quick && made.s == 0)
+                return made;
+        }
+        if (b.reciprocal)
+            made.reciprocal = (T)lpt_block_reciprocal(one, t.scale);
+        else if (MODE != LPT_ANY)
+            made.reciprocal = 1 / lpt_value<T>(made.s);
+        made.s = largest < inf ? made.s : nan;
+        return made;
     }
 
     template <int N>
     LPT_METHOD void round(U (&v)[N], int32_t count, const scale &s, const uint32_t *words) const {
-        const U inf = (U)(2 * C::bias + 1) << C::mantissa, nan = inf | (U)1 << (C::mantissa - 1);
-        U q[N];
+        if constexpr (MODE != LPT_ANY) {
+            if (s.quick) {
 #pragma unroll
-        for (int j = 0; j < N; ++j) {
-            // Quotients of float64 numbers below this might vanish.
-            const U sign = v[j] & (U)1 << (C::width - 1), least = (U)(C::bias - 800) << C::mantissa;
-            const bool lifted = C::width == 64 && (v[j] ^ sign) < least && v[j] != sign;
-            const U u = lifted ? sign | least : v[j];
-            const T x = lpt_value<T>(u);
-            const U ratio = b.reciprocal ? lpt_bits(x * lpt_value<T>(s.reciprocal))
-                                         : lpt_bits(x / lpt_value<T>(s.s));
-            q[j] = s.s == 0 ? sign : s.s > inf ? nan : ratio;
+                for (int j = 0; j < N; ++j) {
+                    if (j % 4 == 0 && j >= count)
+                        break;
+                    const U sign = v[j] & (U)1 << (C::width - 1);
+                    const T x = lpt_value<T>(v[j] ^ sign), t = lpt_value<T>(s.s);
+                    const T q = b.reciprocal ? x * s.reciprocal : lpt_quotient(x, t, s.reciprocal);
+                    const U u = lpt_bits(q) | sign;
+                    const U r = MODE == LPT_NEAREST
+                                    ? lpt_round_roomy<T, LPT_SATURATES>(u, cell)
+                                    : lpt_round_plain<T, LPT_STOCHASTIC, false, LPT_SATURATES>(
+                                          u, cell, words[j]);
+                    v[j] = lpt_bits(lpt_value<T>(r) * t);
+                }
+                return;
+            }
         }
-        if (MODE != LPT_ANY) {
-#pragma unroll
-            for (int j = 0; j < N; ++j)
-                q[j] = MODE == LPT_NEAREST
-                           ? lpt_round_plain<T, LPT_NEAREST, false, LPT_ALL_ENDS>(q[j], cell, 0)
-                           : lpt_round_plain<T, LPT_STOCHASTIC, false, LPT_ALL_ENDS>(q[j], cell,
-                                                                                     words[j]);
-        } else {
-            lpt_round_some<T>(q, count, cell, rule.mode, words);
-        }
-#pragma unroll
-        for (int j = 0; j < N; ++j) {
-            const U r = lpt_bits(lpt_value<T>(q[j]) * lpt_value<T>(s.s));
-            v[j] = (r & ~((U)1 << (C::width - 1))) > inf ? nan : r;  // NaN differs between machines
-        }
+        U some[N];
+        for (int j = 0; j < N; ++j)
+            some[j] = v[j];
+        lpt_round_divided<T>(some, count, s.s, s.reciprocal, b.reciprocal, cell, rule.mode, words);
+        for (int j = 0; j < N; ++j)
+            v[j] = some[j];
     }
 
   private:

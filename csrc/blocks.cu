@@ -56,12 +56,18 @@ template <int MODE, class T>
 lpt_divided<T, MODE> scales_of(const lpt_scaled &b, const lpt_rule &rule, const lpt_cell<T> &cell,
                                const typename lpt_carrier<T>::bits *top) {
     const lpt_rule nearest = {LPT_NEAREST, 32, 0, 0, {0, 0}};
+    const auto within = [](double end) { return end <= 1 << 30; };
+    const bool near = cell.plain && cell.drop >= 1 && b.element.overflow == LPT_SATURATE &&
+                      (MODE != LPT_NEAREST || cell.roomy) &&
+                      cell.tiny >= lpt_bits((T)1 / (1 << 16)) && within(b.element.max) &&
+                      within(-b.element.min);
     return {b,
             rule,
             cell,
             lpt_make_cell<float>(b.scale, nearest, 0),
             lpt_leave_out<T>(b.saturate, false),
-            b.whole == 0 ? nullptr : top};
+            b.whole == 0 ? nullptr : top,
+            near};
 }
 
 template <class T>

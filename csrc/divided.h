@@ -75,11 +75,9 @@ template <class T> class divided final : public block_rounding<T> {
         LPT_INDEPENDENT
         for (int64_t i = 0; i < count; ++i) {
             const T largest = lpt_value<T>(s[i]), finite = largest < most ? largest : most;
-            float reciprocal;
-            const float one =
-                lpt_block_scale<ROOMY>(blocks, grid, (float)finite, tensor, &reciprocal);
-            s[i] = s[i] < inf ? lpt_bits((T)one) : nan;
-            t[i] = lpt_bits((T)reciprocal);
+            const float one = lpt_block_scale(blocks, grid, ROOMY, (float)finite, tensor);
+            s[i] = s[i] < inf ? lpt_bits((T)(one * tensor)) : nan;
+            t[i] = lpt_bits((T)lpt_block_reciprocal(one, tensor));
         }
     }
     LPT_APART void divide_sixteens(const T *x, T *y, int64_t count, const U *s, const U *t) const {
