@@ -191,7 +191,7 @@ template <class T, int MODE_> struct lpt_divided {
             const U low = (U)(C::bias - 50) << C::mantissa, high = (U)(C::bias + 50) << C::mantissa;
             made.quick = near && largest < inf && !b.saturate &&
                          (made.s == 0 || (made.s - low < high - low &&
-                                          (int64_t)largest - made.s < (int64_t)(high - low)));
+                                          largest < made.s + (high - low)));
             if (made.quick && made.s == 0)
                 return made;
         }

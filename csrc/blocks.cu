@@ -97,7 +97,7 @@ lpt_boxes boxes_of(const T *x, const T *y, const lpt_layout &l, const plan &p, i
         boxes.piece = lines;
     boxes.pieces = (lines + boxes.piece - 1) / boxes.piece;
     // Few lanes have less to do beside the elements, but should still read whole sectors of memory.
-    const auto each = [&](int32_t log) { return boxes.wide || log >= 3 ? held : pack; };
+    const auto each = [&](int32_t log) { return boxes.wide || log >= 3 ? held : 2 * pack; };
     while (1 << boxes.log_lanes < LPT_THREADS &&
            (1 << boxes.log_lanes < boxes.units ||
             (int64_t)each(boxes.log_lanes) << boxes.log_lanes < p.size))

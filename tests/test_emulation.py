@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -245,6 +246,88 @@ def test_blocks_that_begin_and_end_anywhere_in_memory(library: Any, format: Form
         x[start + size] = 1e30  # what follows is no part of the last block
         assert_same_as_cpu(library, x[start : start + size], format, "nearest")
         x[start + size] = 0.0
+
+
+# Tiles and runs that a team takes: held by its threads or read twice, rows of whole packs and not, more or fewer than
+# its lanes, blocks that several teams share, and slabs of rows.
+TILES: list[tuple[BlockFormat, tuple[int, ...]]] = [
+    (MX(E4M3, (32, 32)), (70, 104)),
+    (MX(E2M1, (8, 8)), (33, 52)),
+    (MX(E4M3, (24, 20)), (50, 72)),
+    (MX(E2M1, (4, 6)), (50, 33)),
+    (MX(E2M1, (3, 260)), (7, 600)),
+    (MX(E2M1, (3, 1100)), (7, 2300)),
+    (MX(E2M1, (2, 3, 4)), (5, 7, 18)),
+    (MX(E2M1, (2, 30, 44)), (3, 64, 90)),
+    (Scaled(E4M3, CurrentMaximum(Tile((128, 128)))), (200, 260)),
+    (Scaled(E4M3, CurrentMaximum(Tile((1, 128)))), (5, 300)),
+    (TwoLevel(E2M1, (16, 16)), (40, 72)),
+    (NVFP4, (3, 1001)),
+    (MX(E4M3, 100), (1501,)),
+    (BlockFloatingPoint(8), (3, 13_001)),
+    (BlockFloatingPoint(8, dim=0), (3, 9000)),
+    (BlockFloatingPoint(8, dim=1), (40, 3, 260)),
+    (BlockFloatingPoint(8, dim=1), (2, 3, 9000)),
+]
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "up", "stochastic"])
+@pytest.mark.parametrize(("format", "shape"), TILES, ids=str)
+def test_tiles_and_runs_from_any_place_to_any_other(
+    library: Any, format: BlockFormat, shape: tuple[int, ...], rounding: str
+) -> None:
+    rule = as_rounding(rounding)
+    key = KEY if rule.stochastic else None
+    x = numbers((math.prod(shape) + 4,), torch.float32, -8, 8)
+    for (start, to), order in zip(
+        itertools.product(range(4), (0, 3)), itertools.cycle(["forwards", "backwards", "ahead"])
+    ):
+        for place in {start, to}:
+            here, y = x[start : start + math.prod(shape)].view(shape), torch.full((x.numel() + 4,), 7.0)
+            expected, there = torch.empty_like(here), y[place : place + here.numel()]
+            call(_native, here, expected, format, rule, key)
+            with emulated(library, order=order, blocks=5 if to else 2**40):
+                call(_cuda, here, there.view(shape), format, rule, key)
+            assert_same_bits(there.view(shape), expected, f"from {start} to {place}")
+            assert (y[:place] == 7).all() and (y[place + here.numel() :] == 7).all()
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+@pytest.mark.parametrize(("format", "shape"), TILES, ids=str)
+def test_tiles_and_runs_in_place(library: Any, format: BlockFormat, shape: tuple[int, ...], rounding: str) -> None:
+    rule = as_rounding(rounding)
+    key = KEY if rule.stochastic else None
+    x = numbers(shape, torch.float32, -8, 8)
+    x.view(-1)[::97], x.view(-1)[5::1013] = 0.0, torch.nan
+    expected = torch.empty_like(x)
+    call(_native, x, expected, format, rule, key)
+    with emulated(library, order="ahead"):
+        call(_cuda, x, x, format, rule, key)
+    assert_same_bits(x, expected)
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+@pytest.mark.parametrize(
+    "format",
+    [
+        NVFP4,
+        TwoLevel(E2M1, (4, 8)),
+        TwoLevel(E2M1, axis=0, floor=2.0**-6),
+        TwoLevel(E2M1, reciprocal=True),
+        TwoLevel(E2M1, infinite="saturate"),
+        Scaled(E4M3, CurrentMaximum(Tile((1, 32)))),
+        Scaled(E5M2, CurrentMaximum(Tile((4, 32)))),
+        Scaled(FloatingPoint(8, 7), CurrentMaximum(Tile((1, 32)))),
+    ],
+    ids=repr,
+)
+def test_quotients_of_all_magnitudes_are_those_of_the_cpu(library: Any, format: BlockFormat, rounding: str) -> None:
+    """Around both ends of fp32, and where a shorter division takes the place of the machine's."""
+    for power in (*range(-149, -120, 5), *range(-60, 61, 6), *range(115, 127, 2)):
+        x = torch.randn(32, 64, generator=torch.Generator().manual_seed(power + 200)) * 2.0**power
+        x[:, 20:32] *= torch.exp2(-torch.arange(32.0))[:, None]
+        x[4:8], x[9, 40], x[10, 41] = 0.0, -0.0, torch.inf
+        assert_same_as_cpu(library, x, format, rounding)
 
 
 # -- the way there -----------------------------------------------------------------------------------
