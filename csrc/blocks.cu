@@ -113,8 +113,9 @@ int32_t launch_boxes(const T *x, T *y, const lpt_layout &l, const plan &p, int32
                      const Op &op) {
     const lpt_boxes boxes = boxes_of(x, y, l, p, lpt_held<Op>);
     const int64_t threads = (boxes.count * boxes.pieces) << boxes.log_lanes;
-    return lpt_launch(lpt_teams<T, Op>, lpt_blocks_for((threads + LPT_THREADS - 1) / LPT_THREADS),
-                      stream, x, y, boxes, phase, largest, draw, op);
+    return lpt_launch(LPT_KERNEL(lpt_teams, T, Op),
+                      lpt_blocks_for((threads + LPT_THREADS - 1) / LPT_THREADS), stream, x, y,
+                      boxes, phase, largest, draw, op);
 }
 
 template <class T, class Op>
@@ -128,16 +129,17 @@ int32_t launch_blocks(const T *x, T *y, const lpt_layout &l, const plan &p,
         const bool dense = l.dims == 1 && p.elements % p.size == 0;
         if (dense && aligned && lanes * lpt_pack<T>::size == p.size && lanes >= 1 &&
             lanes <= LPT_WARP && (lanes & (lanes - 1)) == 0)
-            return lpt_launch(lpt_packed<T, Op>, lpt_blocks_for((p.elements + chunk - 1) / chunk),
-                              stream, x, y, p.elements, (int32_t)lanes, draw, op);
+            return lpt_launch(LPT_KERNEL(lpt_packed, T, Op),
+                              lpt_blocks_for((p.elements + chunk - 1) / chunk), stream, x, y,
+                              p.elements, (int32_t)lanes, draw, op);
     }
     for (int32_t phase = p.shared() ? LPT_MAXIMA : LPT_ALL;; phase = LPT_ROUND) {
         int32_t error;
         if (p.columns) {
             const int64_t pieces = (p.strips.wide + p.piece - 1) / p.piece;
             const int64_t chunks = (p.count * pieces + LPT_THREADS - 1) / LPT_THREADS;
-            error = lpt_launch(lpt_columns<T, Op>, lpt_blocks_for(chunks), stream, x, y, p.strips,
-                               phase, largest, draw, op);
+            error = lpt_launch(LPT_KERNEL(lpt_columns, T, Op), lpt_blocks_for(chunks), stream, x, y,
+                               p.strips, phase, largest, draw, op);
         } else {
             error = launch_boxes(x, y, l, p, phase, largest, draw, stream, op);
         }

@@ -22,6 +22,11 @@ enum { LPT_THREADS = 256, LPT_WARP = 32 };  // threads of a thread block, and of
 #define LPT_ALIGNED(address)  // the emulation looks
 #endif
 
+// A kernel with its template's arguments, as the first argument of lpt_launch.
+#ifndef LPT_KERNEL
+#define LPT_KERNEL(kernel, ...) kernel<__VA_ARGS__>
+#endif
+
 template <class T> struct alignas(16) lpt_pack {
     enum { size = 16 / sizeof(T) };
     T v[size];

@@ -117,16 +117,16 @@ int32_t lpt_launch_map(const T *x, T *y, int64_t n, const lpt_draw &draw, void *
     if constexpr (MODE >= LPT_STOCHASTIC) {
         enum { GROUPS = COMMON ? 2 : 1 };
         const int64_t chunk = LPT_THREADS * GROUPS * 4, blocks = (n + chunk - 1) / chunk;
-        return lpt_launch(lpt_map_drawn<GROUPS, T, F>, lpt_blocks_for(blocks), stream, x, y, n,
-                          draw, f);
+        return lpt_launch(LPT_KERNEL(lpt_map_drawn, GROUPS, T, F), lpt_blocks_for(blocks), stream,
+                          x, y, n, draw, f);
     } else {
         enum { HELD = COMMON ? 32 : 16 };
         const uintptr_t from = (uintptr_t)x % 16, to = (uintptr_t)y % 16;
         const int32_t lead = (int32_t)(from / sizeof(T)), wide = from == to;
         const int64_t chunk = LPT_THREADS * HELD / sizeof(T),
                       blocks = (n + lead + chunk - 1) / chunk;
-        return lpt_launch(lpt_map<HELD, T, F>, lpt_blocks_for(blocks), stream, x, y, n, lead, wide,
-                          f);
+        return lpt_launch(LPT_KERNEL(lpt_map, HELD, T, F), lpt_blocks_for(blocks), stream, x, y, n,
+                          lead, wide, f);
     }
 }
 

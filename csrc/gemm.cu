@@ -23,15 +23,16 @@ struct tiles {
 
     template <class SUM, class PRODUCT, class INNER, class OUTER> bool launch() {
         const lpt_rule rule = {LPT_NEAREST, 32, 0, 0, {0, 0}};
-        lpt_steps<SUM, PRODUCT, INNER, OUTER> steps;
+        typedef lpt_steps<SUM, PRODUCT, INNER, OUTER> S;
+        S steps;
         lpt_make_rounder(lpt_make_cell<float>(in.has_product ? in.product : in.sum, rule, 0),
                          &steps.product);
         lpt_make_rounder(lpt_make_cell<float>(in.sum, rule, 0), &steps.inner);
         lpt_make_rounder(lpt_make_cell<float>(acc.sum, rule, 0), &steps.outer);
         const int64_t side = LPT_SIDE, wide = (p.n + side - 1) / side,
                       tall = (p.m + side - 1) / side;
-        error = lpt_launch(lpt_gemm_tile<lpt_steps<SUM, PRODUCT, INNER, OUTER>>,
-                           lpt_blocks_for(p.batch * wide * tall), stream, p, acc.chunk, steps);
+        error = lpt_launch(LPT_KERNEL(lpt_gemm_tile, S), lpt_blocks_for(p.batch * wide * tall),
+                           stream, p, acc.chunk, steps);
         return true;
     }
 
@@ -132,10 +133,10 @@ int32_t gemm(const lpt_product &p, const lpt_accumulator &acc, const lpt_key *dr
     }
     const lpt_levels levels = {{level_of(acc), level_of(in)}};
     const int64_t blocks = (p.batch * p.m * p.n + LPT_THREADS - 1) / LPT_THREADS;
-    return acc.inner ? lpt_launch(lpt_gemm_elements<T, 2>, lpt_blocks_for(blocks), stream, p,
-                                  levels, drawn)
-                     : lpt_launch(lpt_gemm_elements<T, 1>, lpt_blocks_for(blocks), stream, p,
-                                  levels, drawn);
+    return acc.inner ? lpt_launch(LPT_KERNEL(lpt_gemm_elements, T, 2), lpt_blocks_for(blocks),
+                                  stream, p, levels, drawn)
+                     : lpt_launch(LPT_KERNEL(lpt_gemm_elements, T, 1), lpt_blocks_for(blocks),
+                                  stream, p, levels, drawn);
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-"""The CUDA library, called through ctypes; absent where the package was installed without nvcc."""
+"""The CUDA library, called through ctypes: its kernels were compiled by nvcc at install, or are by NVRTC when used."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lptensor import _compat, _native
+from lptensor import _compat, _native, _nvrtc
 from lptensor.blocks import Blocks, ScaledBlocks
 from lptensor.formats import Grid
 from lptensor.posits import PositBits
@@ -28,8 +28,13 @@ Key = tuple[int, int] | Tensor | None
 @functools.cache
 def library() -> Any:
     """The loaded library, or None. It loads without a driver or a device; a call then raises."""
-    path = _native.find("lptensor_cuda")
-    return None if path is None else load(str(path))
+    if (path := _native.find("lptensor_cuda")) is not None:
+        return load(str(path))
+    if (path := _native.find("lptensor_launch")) is None or _nvrtc.library() is None:
+        return None
+    lib = load(str(path))
+    _nvrtc.start(lib)
+    return lib
 
 
 def load(path: str) -> Any:
@@ -85,8 +90,16 @@ def _call(kind: str, x: Tensor, y: Tensor, *form: Any, rounding: Rounding, key: 
             *scratch,
             *where(x),
         )
+    check(code, name, x.device)
+
+
+def check(code: int, name: str, device: torch.device) -> None:
+    """Raise what made a function of the library fail."""
+    if code == _nvrtc.FAILED:
+        raise _nvrtc.failure()
     if code:
-        raise RuntimeError(f"{name} failed on {x.device} with CUDA error {code}: {lib.lpt_cuda_error(code).decode()}")
+        text = library().lpt_cuda_error(code).decode()
+        raise RuntimeError(f"{name} failed on {device} with CUDA error {code}: {text}")
 
 
 _names = {

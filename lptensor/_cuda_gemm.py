@@ -24,17 +24,15 @@ def fits(acc: Accumulator) -> bool:
 
 def gemm(a: Tensor, b: Tensor, y: Tensor, acc: Accumulator, c: Tensor | None, key: _cuda.Key, running: bool) -> None:
     """``_native_gemm.gemm`` for tensors of one CUDA device, on the stream that is current there; nothing waits."""
-    lib = _cuda.library()
     name = f"lpt_cuda_gemm_f{torch.finfo(a.dtype).bits}"
     drawn = key if isinstance(key, Tensor) else None
     product = _native_gemm.product_struct(a, b, y, c, None if isinstance(key, Tensor) else key, running)
     form: Any = _native_gemm.accumulator_struct(acc)
     with _cuda.guard(a.device):
-        code = getattr(lib, name)(
+        code = getattr(_cuda.library(), name)(
             ctypes.byref(product),
             ctypes.byref(form),
             None if drawn is None else drawn.data_ptr(),
             *_cuda.where(a),
         )
-    if code:
-        raise RuntimeError(f"{name} failed on {a.device} with CUDA error {code}: {lib.lpt_cuda_error(code).decode()}")
+    _cuda.check(code, name, a.device)

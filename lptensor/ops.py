@@ -75,14 +75,13 @@ def backend(device: torch.device | str = "cpu") -> str:
     """
     kind = torch.device(device).type
     if kind == "cuda":
-        if _cuda.library() is not None:
+        lib = _cuda.library()
+        if lib is not None and not _nvrtc.launches(lib):
             return "cuda: the kernels that nvcc compiled when lptensor was installed"
-        if _nvrtc.library() is not None:
-            return (
-                "nvrtc: installed without nvcc; torch's NVRTC compiles the kernels at their first use, "
-                "and block formats take reference.py"
-            )
-        return "torch: installed without nvcc, and torch brings no NVRTC; reference.py rounds, slowly, to the same bits"
+        if lib is not None:
+            return "nvrtc: installed without nvcc; torch's NVRTC compiles each kernel at its first use"
+        missing = "torch brings no NVRTC" if _nvrtc.library() is None else "without a C++ compiler"
+        return f"torch: installed without nvcc, and {missing}; reference.py rounds, slowly, to the same bits"
     if kind != "cpu":
         return f"torch: there are no kernels for {kind} tensors; reference.py rounds, slowly, to the same bits"
     lib = _native.library()
@@ -175,15 +174,11 @@ def call_key(x: Tensor, generator: torch.Generator | None) -> _cuda.Key:
     return torch.empty(2, dtype=torch.int64, device=x.device).random_(generator=generator)
 
 
-def _kernels(device: torch.device, format: Format) -> Any:
-    """The module whose compiled kernels round the tensors of a device to a format, or None."""
+def _kernels(device: torch.device) -> Any:
+    """The module whose compiled kernels round the tensors of a device, or None."""
     if device.type == "cpu":
         return _native if _native.library() is not None else None
-    if device.type != "cuda":
-        return None
-    if _cuda.library() is not None:
-        return _cuda
-    return _nvrtc if _nvrtc.library() is not None and not isinstance(format, BlockFormat) else None
+    return _cuda if device.type == "cuda" and _cuda.library() is not None else None
 
 
 def round_fresh(x: Tensor, format: Format, rounding: Rounding, generator: Any = None) -> Tensor:
@@ -245,7 +240,7 @@ def _round_into(x: Tensor, y: Tensor, format: Format, rounding: Rounding, genera
         return y
     key = call_key(x, generator) if rounding.stochastic else None
     lowered = format.lowered
-    kernels = _kernels(x.device, format)
+    kernels = _kernels(x.device)
     if kernels is None:
         if x.device.type == "cpu":
             _native.warn_missing()

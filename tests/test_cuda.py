@@ -55,7 +55,7 @@ def test_without_a_device_the_library_loads_and_a_call_says_why_it_fails(
     monkeypatch.setattr(_cuda, "where", lambda x: (0, 0))
     monkeypatch.setattr(_cuda, "guard", contextlib.nullcontext)
     monkeypatch.setattr(_cuda, "capturing", lambda: False)
-    monkeypatch.setattr("lptensor.ops._kernels", lambda device, format: _cuda)
+    monkeypatch.setattr("lptensor.ops._kernels", lambda device: _cuda)
     x = torch.ones(32, 32)
     with pytest.raises(RuntimeError, match=r"lpt_cuda_round\w*_f32 failed on cpu with CUDA error \d+: .+"):
         lp_round(x, format)

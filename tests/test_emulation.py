@@ -380,7 +380,7 @@ def test_round_draws_and_arranges_for_the_cuda_library_as_for_the_cpus(
 ) -> None:
     x = torch.randn(30, 40).t()
     expected = ops.round(x, format, rounding, generator=torch.Generator().manual_seed(1))
-    monkeypatch.setattr(ops, "_kernels", lambda device, format: _cuda)
+    monkeypatch.setattr(ops, "_kernels", lambda device: _cuda)
     with emulated(library):
         assert_same_bits(ops.round(x, format, rounding, generator=torch.Generator().manual_seed(1)), expected)
         ops.round(x, format, rounding, generator=torch.Generator().manual_seed(1), out=x)
@@ -405,7 +405,7 @@ def test_while_a_graph_is_captured_keys_are_drawn_on_the_device(monkeypatch: pyt
     with pytest.raises(RuntimeError, match="cannot draw from a CPU generator"):
         ops.call_key(there, torch.Generator())
     monkeypatch.setattr(ops, "call_key", lambda x, generator: key)
-    monkeypatch.setattr(ops, "_kernels", lambda device, format: None)
+    monkeypatch.setattr(ops, "_kernels", lambda device: None)
     with pytest.raises(RuntimeError, match="needs lptensor's CUDA library"), pytest.MonkeyPatch.context() as patch:
         patch.setattr(_native, "warn_missing", lambda: None)
         ops.round(torch.ones(3), E4M3, "stochastic")

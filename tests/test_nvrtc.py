@@ -7,19 +7,31 @@ import ctypes
 import gc
 import importlib.util
 import itertools
+import shutil
 import weakref
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from lptensor import E4M3, MXFP8_E4M3, NF4, _cuda, _native, _nvrtc, backend, ops
+from emulation import build, built, emulated
+from lptensor import E4M3, MX, MXFP8_E4M3, NF4, NVFP4, Format, _cuda, _cuda_gemm, _native, _nvrtc, backend, ops
+from lptensor.accumulator import Accumulator
+from lptensor.formats import BF16
 from lptensor.rounding import Mode, Rounding, Stochastic
+from rounders import assert_same_bits
+from test_emulation import BLOCKS, DTYPES, FORMATS, KEY, call, numbers
+from test_emulation_gemm import IN_TILES, OTHERS
+from test_gemm import operands
+
+pytestmark = pytest.mark.native  # a compiler
 
 CSRC = Path(__file__).parents[1] / "csrc"
-DTYPES = [torch.float32, torch.float64]
 
 
 def nvrtc_files() -> list[Path]:
@@ -34,129 +46,250 @@ def texts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_nvrtc, "headers", lambda: {path.name: path.read_text() for path in CSRC.glob("*.h")})
 
 
+@pytest.fixture(scope="session")
+def emulation(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return built(tmp_path_factory)
+
+
 @pytest.mark.gpu  # no device, but NVRTC, which comes with a torch for one
-def test_nvrtc_compiles_the_same_texts(monkeypatch: pytest.MonkeyPatch, texts: None) -> None:
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("capability", [(7, 5), (9, 0), (12, 0)], ids=str)
+def test_nvrtc_compiles_every_kernel(
+    monkeypatch: pytest.MonkeyPatch, texts: None, emulation: Any, capability: tuple[int, int]
+) -> None:
     nvrtc = _nvrtc.load(nvrtc_files()[-1])
     monkeypatch.setattr(_nvrtc, "library", lambda: nvrtc)
-    for kind, dtype, rounding in itertools.product(
-        _nvrtc._KINDS, DTYPES, [Rounding(), Rounding(Mode.UP), Stochastic()]
-    ):
-        code, name = _nvrtc.compile(*_nvrtc.program(kind, dtype, rounding), _nvrtc.architecture(9, 0))
-        assert code.startswith(b"\x7fELF") and name in code and b"prepare" in code
-    with pytest.raises(RuntimeError, match="could not compile missing"):
-        _nvrtc.compile("", "missing", "sm_90")
+    kernels = emulation.lpt_emulate_kernels().decode().split()
+    assert len(kernels) > 100
+    for kernel in kernels:
+        code, name = _nvrtc.compile.__wrapped__(kernel, _nvrtc.architecture(*capability))
+        assert code.startswith(b"\x7fELF") and name in code
+    with pytest.raises(RuntimeError, match="could not compile missing for sm_90:\n.*error"):
+        _nvrtc.compile("missing", "sm_90")
 
 
-TENSORS = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
-# What the parameters of a kernel are, by their number.
-PARAMETERS = {3: (), 5: (*TENSORS, _nvrtc._Draw), 6: (*TENSORS, ctypes.c_int32, ctypes.c_int32)}
+Launch = ctypes.CFUNCTYPE(
+    ctypes.c_int32, ctypes.c_void_p, *(ctypes.c_uint,) * 7, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p
+)
+Fill = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_uint64, ctypes.c_ubyte, ctypes.c_size_t, ctypes.c_void_p)
+Number = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.POINTER(ctypes.c_int32), ctypes.c_int32)
+Retain = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.POINTER(ctypes.c_void_p), ctypes.c_int32)
+Enter = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p)
+Text = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_int32, ctypes.POINTER(ctypes.c_char_p))
 
 
 class Driver:
-    """A driver that notes what it is told to launch, and launches nothing, without a context not even that."""
+    """CUDA's driver, whose kernels the emulation has; it counts what it is asked for, and fails where it is told to."""
 
-    def __init__(self) -> None:
-        self.launched: list[tuple[Any, ...]] = []
-        self.current: int | None = None
+    def __init__(self, emulation: Any) -> None:
+        self.emulation = emulation
+        self.asked: Counter[Any] = Counter()
+        self.fails: dict[str, int] = {}
+        self.context: int | None = None
+        self.streams: list[int | None] = []
+        self.cuDeviceGet = Number(self._number)
+        self.cuDevicePrimaryCtxRetain = Retain(self._retain)
+        self.cuCtxSetCurrent = Enter(self._enter)
+        self.cuLaunchKernel = Launch(self._launch)
+        self.cuMemsetD8Async = Fill(self._fill)
+        self.cuGetErrorString = Text(self._text)
 
-    def cuDeviceGet(self, number: Any, ordinal: Any) -> int:  # noqa: N802
-        number._obj.value = ordinal.value
+    def load(self, kernel: str, device: int) -> int | None:
+        """In place of NVRTC."""
+        self.asked[kernel, device] += 1
+        assert self.context == 1000 + device
+        found = ctypes.c_void_p()
+        assert self.emulation.lpt_emulate_compile(kernel.encode(), device, ctypes.byref(found)) == 0, kernel
+        return found.value
+
+    def _number(self, number: Any, ordinal: int) -> int:
+        number[0] = ordinal
+        return self._done("cuDeviceGet")
+
+    def _retain(self, context: Any, number: int) -> int:
+        context[0] = 1000 + number
+        return self._done("cuDevicePrimaryCtxRetain")
+
+    def _enter(self, context: int | None) -> int:
+        self.context = context
+        return self._done("cuCtxSetCurrent")
+
+    def _launch(self, kernel: int, *how: Any) -> int:
+        blocks, *others, stream, args, extra = how
+        assert others == [1, 1, 256, 1, 1, 0] and extra is None
+        self.streams.append(stream)
+        done: int = self.emulation.lpt_emulate_launch(
+            ctypes.c_void_p(kernel), blocks, *others, ctypes.c_void_p(stream), ctypes.c_void_p(args), None
+        )
+        return self._done("cuLaunchKernel") or done
+
+    def _fill(self, memory: int, byte: int, count: int, stream: int | None) -> int:
+        ctypes.memset(memory, byte, count)
+        self.streams.append(stream)
+        return self._done("cuMemsetD8Async")
+
+    def _text(self, code: int, text: Any) -> int:
+        text[0] = b"an illegal memory access was encountered"
         return 0
 
-    def cuDevicePrimaryCtxRetain(self, context: Any, number: Any) -> int:  # noqa: N802
-        context._obj.value = 1000 + number.value
-        return 0
-
-    def cuCtxSetCurrent(self, context: Any) -> int:  # noqa: N802
-        self.current = context.value
-        return 0
-
-    def cuLaunchKernel(self, kernel: Any, *rest: Any) -> int:  # noqa: N802
-        assert self.current == 1000
-        *shape, values, _ = (getattr(arg, "value", arg) for arg in rest)
-        found = [kind.from_address(at) for kind, at in zip(PARAMETERS[len(values)], values, strict=False)]
-        read = [
-            tuple(getattr(arg, name) for name, *_ in arg._fields_) if isinstance(arg, ctypes.Structure) else arg.value
-            for arg in found
-        ]
-        self.launched.append((kernel, shape, *read))
-        return 0
+    def _done(self, name: str) -> int:
+        self.asked[name] += 1
+        return self.fails.get(name, 0)
 
 
-class Library:
-    """In place of the CUDA library: every launch succeeds."""
+@pytest.fixture(scope="session")
+def launching(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(CSRC / "launch.cpp", tmp_path_factory)
 
-    @staticmethod
-    def lpt_cuda_round_table_f32(*args: Any) -> int:
-        return 0
+
+@contextlib.contextmanager
+def calls_reach(launching: Path, driver: Driver | None, emulation: Any, folder: Path) -> Iterator[None]:
+    """Calls of the CUDA library reach one that launches by a driver, and has launched nothing yet."""
+    library = _cuda.load(str(shutil.copy(launching, folder / "launching.so")))
+    with emulated(emulation), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_cuda, "library", lambda: library)
+        patch.setattr(_nvrtc, "_driver", lambda: driver)
+        _nvrtc.start(library)
+        yield
 
 
 @pytest.fixture
-def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Driver]:
-    driver = Driver()
-    monkeypatch.setattr(_nvrtc, "_driver", lambda: driver)
-    monkeypatch.setattr(_nvrtc, "_kernels", lambda *how: ("prepare", "loop"))
-    monkeypatch.setattr(_cuda, "where", lambda x: (0, 77))
-    monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
-    monkeypatch.setattr(_cuda, "capturing", lambda: False)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: type("Stream", (), {"cuda_stream": 77}))
-    for cache in (_nvrtc._work, _nvrtc._context):
-        cache.cache_clear()
-    yield driver
-    for cache in (_nvrtc._work, _nvrtc._context):
-        cache.cache_clear()
+def driver(emulation: Any, launching: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Driver]:
+    driver = Driver(emulation)
+    monkeypatch.setattr(_nvrtc, "_loaded", driver.load)
+    emulation.lpt_emulate_launched()
+    with calls_reach(launching, driver, emulation, tmp_path):
+        yield driver
 
 
-def test_a_launch_gets_the_tensors_and_their_place(driver: Driver) -> None:
-    x, y = torch.zeros(5001)[1:], torch.zeros(5000)
+def assert_same_launches(driver: Driver, work: Callable[[], Tensor]) -> None:
+    """The kernels, thread blocks and bits of the library that nvcc compiles."""
+    results, launches = [], []
+    with pytest.MonkeyPatch.context() as patch:
+        for _ in range(2):
+            results.append(work())
+            launches.append(driver.emulation.lpt_emulate_launched())
+            patch.setattr(_cuda, "library", lambda: driver.emulation)
+    assert launches[0] == launches[1] != b""
+    assert_same_bits(*results)
+
+
+def rounded(x: Tensor, format: Format, rule: Rounding) -> Tensor:
+    y = torch.full_like(x, 7.0)
+    call(_cuda, x, y, format, rule, KEY if rule.stochastic else None)
+    return y
+
+
+@pytest.mark.parametrize("rule", [*map(Rounding, Mode), Stochastic(5, "pre_rounded")], ids=repr)
+@pytest.mark.parametrize("format", [*FORMATS, *BLOCKS], ids=repr)
+def test_launches_are_those_of_nvccs_library(driver: Driver, format: Format, rule: Rounding) -> None:
+    for dtype, shape in itertools.product(DTYPES, [(5001,), (3, 40, 33), (64, 256)]):
+        x = numbers(shape, dtype)
+        assert_same_launches(driver, lambda x=x: rounded(x, format, rule))
+        x = numbers((5002,), dtype)[1:]
+        assert_same_launches(driver, lambda x=x: rounded(x, format, rule))
+
+
+@pytest.mark.parametrize("format", [MXFP8_E4M3, NVFP4, MX(E4M3, 1 << 16), MX(E4M3, axis=0)], ids=repr)
+def test_launches_of_few_large_blocks_are_those_of_nvccs_library(driver: Driver, format: Format) -> None:
+    for shape in ((1 << 17,), (300, 70)):
+        for rule in (Rounding(), Stochastic()):
+            assert_same_launches(
+                driver, lambda shape=shape, rule=rule: rounded(numbers(shape, DTYPES[0]), format, rule)
+            )
+
+
+@pytest.mark.parametrize("acc", [*IN_TILES, *OTHERS], ids=repr)
+def test_launches_of_products_are_those_of_nvccs_library(driver: Driver, acc: Accumulator) -> None:
+    def product(dtype: torch.dtype) -> Tensor:
+        a, b, c = (t[None] for t in operands(1, 70, 9, 66, 4, dtype))
+        y = torch.full((1, 70, 66), 7.0, dtype=dtype)
+        _cuda_gemm.gemm(a, b, y, acc, c, KEY, False)
+        return y
+
+    for dtype in DTYPES if acc.compute == acc.inside.compute == "exact" else DTYPES[:1]:
+        assert_same_launches(driver, lambda dtype=dtype: product(dtype))
+
+
+UP = "lpt_map<16,float,lpt_to_grid<float, 4, 0>>"
+
+
+def round_up(x: Tensor, device: int = 0, stream: int = 77) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_cuda, "where", lambda x: (device, stream))
+        _cuda.round_grid(x, x, E4M3.grid, Rounding(Mode.UP), None)
+
+
+def test_a_kernel_is_compiled_once_for_each_device(driver: Driver) -> None:
+    for device in (0, 0, 1, 1, 0):
+        round_up(torch.zeros(3), device)
+    assert driver.asked[UP, 0] == driver.asked[UP, 1] == 1
+    assert driver.asked["cuDevicePrimaryCtxRetain"] == 2 and driver.asked["cuCtxSetCurrent"] == 5
+    assert driver.streams == [77] * 5
+
+
+def test_memory_is_cleared_on_the_stream_of_the_kernels(driver: Driver) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_cuda, "where", lambda x: (0, 77))
+        rounded(numbers((1 << 17,), torch.float32), NVFP4, Rounding())
+    assert driver.asked["cuMemsetD8Async"] == 1 and driver.streams == [77] * 3
+
+
+@pytest.mark.parametrize("name", ["cuDeviceGet", "cuDevicePrimaryCtxRetain", "cuCtxSetCurrent", "cuLaunchKernel"])
+def test_a_failure_of_the_driver_raises_and_passes(driver: Driver, name: str) -> None:
+    driver.fails = {name: 700}
+    message = "lpt_cuda_round_f32 failed on cpu with CUDA error 700: an illegal memory access"
     for _ in range(2):
-        _nvrtc.round_grid(x, y, E4M3.grid, Rounding(), None)
-    assert [launch[0] for launch in driver.launched] == ["prepare", "loop", "loop"]  # prepared once
-    shape = [5, 1, 1, 256, 1, 1, 0, 77]  # 5000 elements and one before them, 1024 a block; the stream
-    assert driver.launched[1][1:] == (shape, x.data_ptr(), y.data_ptr(), 5000, 1, 0)
+        with pytest.raises(RuntimeError, match=message):
+            round_up(torch.zeros(3))
+    driver.fails = {}
+    round_up(torch.zeros(3))
 
 
-def test_stochastic_launches_get_the_key_or_where_it_lies(driver: Driver) -> None:
-    x, key = torch.zeros(5000), torch.tensor([1, 2])
-    for given, expected in (((3, 4), (3, 4, None)), (key, (0, 0, key.data_ptr()))):
-        _nvrtc.round_grid(x, x, E4M3.grid, Stochastic(8), given)
-        shape = [5, 1, 1, 256, 1, 1, 0, 77]
-        assert driver.launched[-1][1:] == (shape, x.data_ptr(), x.data_ptr(), 5000, (*expected, 0xFF000000))
+def test_scratch_memory_that_cannot_be_cleared_raises(driver: Driver) -> None:
+    driver.fails = {"cuMemsetD8Async": 1}
+    with pytest.raises(RuntimeError, match="lpt_cuda_round_scaled_f32 failed on cpu with CUDA error 1"):
+        rounded(numbers((1 << 17,), torch.float32), NVFP4, Rounding())
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, OSError, KeyboardInterrupt])
+def test_what_stops_a_compilation_is_raised_by_the_call(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch, kind: type[BaseException]
+) -> None:
+    def stop(kernel: str, device: int) -> int:
+        raise kind(f"{kernel} on {device}")
+
+    monkeypatch.setattr(_nvrtc, "_loaded", stop)
+    for _ in range(2):
+        with pytest.raises(kind, match="^lpt_map<.* on 0$"):
+            round_up(torch.zeros(3))
+    x = torch.zeros(1, 20, 20)
+    with pytest.raises(kind, match="^lpt_gemm_tile<.* on 0$"):
+        _cuda_gemm.gemm(x, x, x.clone(), Accumulator(BF16), None, None, False)
+    monkeypatch.setattr(_nvrtc, "_loaded", driver.load)
+    round_up(torch.zeros(3))
+
+
+def test_without_a_driver_a_call_says_so(launching: Path, emulation: Any, tmp_path: Path) -> None:
+    message = "lpt_cuda_round_f32 failed on cpu with CUDA error 35: there is no CUDA driver"
+    with calls_reach(launching, None, emulation, tmp_path), pytest.raises(RuntimeError, match=message):
+        round_up(torch.zeros(3))
 
 
 @pytest.mark.parametrize("capturing", [False, True])
-def test_a_table_that_a_captured_graph_reads_is_never_freed(
-    driver: Driver, monkeypatch: pytest.MonkeyPatch, capturing: bool
-) -> None:
+def test_a_table_that_a_captured_graph_reads_is_never_freed(driver: Driver, capturing: bool) -> None:
     """The caches give up the tables of old codebooks; a graph would go on reading where they were."""
-    monkeypatch.setattr(_cuda, "capturing", lambda: capturing)
-    monkeypatch.setattr(_cuda, "_captured", {})
-    monkeypatch.setattr(_cuda, "guard", contextlib.nullcontext)
-    monkeypatch.setattr(_cuda, "library", lambda: Library)
-    for round_table in (_cuda.round_table, _nvrtc.round_table):
-        round_table(torch.zeros(3), torch.zeros(3), NF4.table, Rounding(), None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_cuda, "capturing", lambda: capturing)
+        patch.setattr(_cuda, "_captured", {})
+        rounded(torch.zeros(3), NF4, Rounding())
         _, held = _cuda.table_struct(NF4.table, Mode.NEAREST, torch.float32, torch.device("cpu"))
         alive = [weakref.ref(tensor) for tensor in held]
         del held
-        for cache in (_cuda.table_struct, _nvrtc._work, _native.table_struct):
+        for cache in (_cuda.table_struct, _native.table_struct):
             cache.cache_clear()
         gc.collect()
         assert [tensor() is not None for tensor in alive] == [capturing] * len(alive)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_a_failed_launch_raises(driver: Driver, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
-    class Broken(Driver):
-        def cuLaunchKernel(self, *args: Any) -> int:  # noqa: N802
-            return 700
-
-        def cuGetErrorString(self, code: int, text: Any) -> int:  # noqa: N802
-            text._obj.value = b"an illegal memory access was encountered"
-            return 0
-
-    monkeypatch.setattr(_nvrtc, "_driver", Broken)
-    with pytest.raises(RuntimeError, match="CUDA error 700: an illegal memory access"):
-        _nvrtc.round_grid(torch.zeros(3, dtype=dtype), torch.zeros(3, dtype=dtype), E4M3.grid, Rounding(), None)
 
 
 def test_a_device_younger_than_nvrtc_gets_code_that_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,14 +308,26 @@ def test_a_device_younger_than_nvrtc_gets_code_that_it_runs(monkeypatch: pytest.
 
 
 def test_nvrtc_stands_in_where_nvcc_was_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    choose: Any = _cuda.library
+    started: list[Any] = []
+    monkeypatch.setattr(_nvrtc, "start", started.append)
+    nvccs, launching = object(), SimpleNamespace(lpt_launch_by=None)
     device = torch.device("cuda", 0)
-    for compiled, nvrtc in itertools.product([None, object()], repeat=2):
-        monkeypatch.setattr(_cuda, "library", lambda compiled=compiled: compiled)
-        monkeypatch.setattr(_nvrtc, "library", lambda nvrtc=nvrtc: nvrtc)
-        expected = _cuda if compiled else _nvrtc if nvrtc else None
-        assert ops._kernels(device, E4M3) is expected
-        assert ops._kernels(device, MXFP8_E4M3) is (_cuda if compiled else None)
-        assert backend(device).split(":")[0] == ("cuda" if compiled else "nvrtc" if nvrtc else "torch")
+    for compiled, launches, nvrtc in itertools.product([False, True], repeat=3):
+        found = {"lptensor_cuda": nvccs if compiled else None, "lptensor_launch": launching if launches else None}
+        monkeypatch.setattr(_native, "find", lambda name, found=found: name if found[name] else None)
+        monkeypatch.setattr(_cuda, "load", lambda path, found=found: found[path])
+        monkeypatch.setattr(_nvrtc, "library", lambda nvrtc=nvrtc: object() if nvrtc else None)
+        started.clear()
+        library = choose.__wrapped__()
+        assert library is (nvccs if compiled else launching if launches and nvrtc else None)
+        assert started == ([launching] if library is launching else [])
+        monkeypatch.setattr(_cuda, "library", lambda library=library: library)
+        assert ops._kernels(device) is (None if library is None else _cuda)
+        assert backend(device).split(":")[0] == ("cuda" if compiled else "nvrtc" if library else "torch")
+        assert ("no NVRTC" in backend(device), "C++ compiler" in backend(device)) == (
+            (not nvrtc, nvrtc) if library is None else (False, False)
+        )
 
 
 def test_a_torch_without_cuda_brings_no_nvrtc(monkeypatch: pytest.MonkeyPatch, texts: None) -> None:

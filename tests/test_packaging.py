@@ -25,6 +25,7 @@ else:
 ROOT = Path(__file__).parents[1]
 LIBRARY = {"win32": "liblptensor.dll", "darwin": "liblptensor.dylib"}.get(sys.platform, "liblptensor.so")
 CUDA_LIBRARY = LIBRARY.replace("lptensor", "lptensor_cuda")
+LAUNCH_LIBRARY = LIBRARY.replace("lptensor", "lptensor_launch")
 WITHOUT_CUDA = ("--config-settings", "cmake.define.LPT_CUDA=OFF")  # half a minute less
 EXTRAS = ("sklearn", "scipy", "matplotlib", "pytest", "hypothesis", "ml_dtypes", "gfloat")
 
@@ -166,7 +167,7 @@ def test_wheel_holds_the_package_its_libraries_and_the_kernels_texts(wheel: Path
         names = {name for name in packed.namelist() if ".dist-info/" not in name}
         entry = next(name for name in packed.namelist() if name.endswith("entry_points.txt"))
         assert "lptensor = lptensor.cli:main" in packed.read(entry).decode()
-    built = {LIBRARY, CUDA_LIBRARY} if shutil.which("nvcc") else {LIBRARY}
+    built = {LIBRARY, CUDA_LIBRARY if shutil.which("nvcc") else LAUNCH_LIBRARY}
     headers = {f"lptensor/{name}" for name in sources("csrc/*.h")}
     assert names == sources("lptensor/**/*.py", "lptensor/py.typed") | headers | {f"lptensor/{name}" for name in built}
 

@@ -33,26 +33,30 @@ def compiler() -> str | None:
     return next((path for name in names if name and (path := shutil.which(name))), None)
 
 
-def build(folder: Path) -> Any:
-    """The emulated library. Processes that share the folder share what one of them has built."""
+DEVICE = Path(__file__).parent / "device.cpp"
+
+
+def build(source: Path, factory: pytest.TempPathFactory) -> Path:
+    """A library made of a source, once in this run of the tests."""
     with_what = compiler()
     assert with_what is not None, "a C++ compiler built the kernels to compare with: set CXX to it"
-    built = folder / "emulation.so"
+    own = factory.getbasetemp()
+    folder = own.parent if own.name.startswith("popen-") else own  # pytest-xdist's processes share the parent
+    built = folder / f"{source.stem}.so"
     if not built.exists():
-        new = folder / f"emulation-{os.getpid()}.so"
-        source = Path(__file__).parent / "device.cpp"
+        new = folder / f"{source.stem}-{os.getpid()}.so"
         done = subprocess.run([with_what, *FLAGS, "-o", str(new), str(source)], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         new.replace(built)
-    lib = _cuda.load(str(built))
-    lib.lpt_emulate.argtypes, lib.lpt_emulate.restype = (ctypes.c_int64, ctypes.c_int32), None
-    return lib
+    return built
 
 
 def built(factory: pytest.TempPathFactory) -> Any:
     """The emulated library of this run of the tests."""
-    own = factory.getbasetemp()
-    return build(own.parent if own.name.startswith("popen-") else own)  # pytest-xdist's processes share the parent
+    lib = _cuda.load(str(build(DEVICE, factory)))
+    lib.lpt_emulate.argtypes, lib.lpt_emulate.restype = (ctypes.c_int64, ctypes.c_int32), None
+    lib.lpt_emulate_kernels.restype = lib.lpt_emulate_launched.restype = ctypes.c_char_p
+    return lib
 
 
 @contextlib.contextmanager

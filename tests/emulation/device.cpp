@@ -10,16 +10,19 @@
 
 static void look(const void *address);
 #define LPT_ALIGNED(address) look(address)
+#define LPT_KERNEL(kernel, ...) lister<kernel<__VA_ARGS__>>::entry
 
 #include "../../csrc/device.h"
 #include <algorithm>
 #include <fenv.h>
 #include <functional>
+#include <map>
 #include <math.h>
 #include <memory>
 #include <setjmp.h>
-#include <tuple>
+#include <string>
 #include <ucontext.h>
+#include <utility>
 
 struct place {
     unsigned x;
@@ -119,15 +122,65 @@ void run_block() {
     }
 }
 
-template <class... P, class... A>
-int32_t lpt_launch(void (*kernel)(P...), int64_t blocks, void *, A... args) {
-    const std::tuple<P...> values(args...);
+// A kernel, and how it is called with pointers to its arguments.
+struct listing {
+    std::string name;  // without spaces
+    void (*call)(void **args);
+};
+std::map<std::string, const listing *> &kernels() {
+    static std::map<std::string, const listing *> all;
+    return all;
+}
+
+template <auto KERNEL>
+std::string name_of() {  // "... [with auto KERNEL = name]", "[KERNEL = name]"
+    std::string name = __PRETTY_FUNCTION__;
+    name.erase(0, name.find("KERNEL = ") + 9);
+    name.erase(name.find_first_of(";]"));
+    name.erase(0, name[0] == '&');
+    name.erase(std::remove(name.begin(), name.end(), ' '), name.end());
+    return name;
+}
+
+// Kernels are listed when the library is loaded, whether they are launched or not.
+template <class... P> struct listed {
+    const listing *kernel;
+};
+template <auto KERNEL> struct lister;
+template <class... P, void (*KERNEL)(P...)> struct lister<KERNEL> {
+    template <size_t... I> static void unpack(void **args, std::index_sequence<I...>) {
+        KERNEL(*(P *)args[I]...);
+    }
+    static void call(void **args) { unpack(args, std::index_sequence_for<P...>()); }
+    static listed<P...> enter() {
+        const listing *const kernel = new listing{name_of<KERNEL>(), call};
+        kernels()[kernel->name] = kernel;
+        return {kernel};
+    }
+    static const listed<P...> entry;
+};
+template <class... P, void (*KERNEL)(P...)>
+const listed<P...> lister<KERNEL>::entry = lister<KERNEL>::enter();
+
+std::string launched;  // names and numbers of thread blocks, since it was last asked for
+
+int32_t start(const listing *kernel, unsigned blocks, void **args) {
+    launched += kernel->name + " " + std::to_string(blocks) + "\n";
     misaligned = false;
-    body = [&] { std::apply(kernel, values); };
-    gridDim.x = (unsigned)(blocks < most_blocks ? blocks : most_blocks);
+    body = [&] { kernel->call(args); };
+    gridDim.x = blocks < most_blocks ? blocks : (unsigned)most_blocks;
     for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x)
         run_block();
     return misaligned ? 716 : 0;  // cudaErrorMisalignedAddress
+}
+
+template <class... P, class... A>
+int32_t lpt_launch(listed<P...> entry, int64_t blocks, void *, A... args) {
+    const auto run = [&](P... values) {
+        void *each[] = {(void *)&values...};
+        return start(entry.kernel, (unsigned)blocks, each);
+    };
+    return run(args...);
 }
 
 int32_t lpt_on_device(int32_t) { return 0; }
@@ -205,6 +258,41 @@ static void look(const void *address) { misaligned = misaligned || (uintptr_t)ad
 #include "../../csrc/codebooks.cu"
 #include "../../csrc/gemm.cu"
 #include "../../csrc/round.cu"
+
+// What launch.cpp asks of CUDA's driver, and of NVRTC.
+LPT_API int32_t lpt_emulate_compile(const char *name, int32_t, void **kernel) {
+    std::string wanted = name;
+    wanted.erase(std::remove(wanted.begin(), wanted.end(), ' '), wanted.end());
+    const auto found = kernels().find(wanted);
+    if (found == kernels().end())
+        return 500;  // CUDA_ERROR_NOT_FOUND
+    *kernel = (void *)found->second;
+    return 0;
+}
+LPT_API int32_t lpt_emulate_launch(void *kernel, unsigned blocks, unsigned, unsigned,
+                                   unsigned threads, unsigned, unsigned, unsigned, void *,
+                                   void **args, void **) {
+    return threads == LPT_THREADS ? start((const listing *)kernel, blocks, args) : 1;
+}
+LPT_API int32_t lpt_emulate_fill(uint64_t memory, unsigned char byte, size_t bytes, void *) {
+    memset((void *)(uintptr_t)memory, byte, bytes);
+    return 0;
+}
+
+// The names of all kernels, a line each; and what was launched since this was last asked.
+LPT_API const char *lpt_emulate_kernels() {
+    static std::string names;
+    names.clear();
+    for (const auto &kernel : kernels())
+        names += kernel.first + "\n";
+    return names.c_str();
+}
+LPT_API const char *lpt_emulate_launched() {
+    static std::string told;
+    told.clear();
+    std::swap(told, launched);
+    return told.c_str();
+}
 
 LPT_API void lpt_emulate(int64_t blocks, int32_t in_order) {
     most_blocks = blocks;
