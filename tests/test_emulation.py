@@ -369,8 +369,8 @@ def test_a_library_of_another_version_is_refused(library: Any, monkeypatch: pyte
 
 def test_tensors_on_a_gpu_get_the_cuda_library_and_others_do_not(library: Any) -> None:
     with emulated(library):
-        assert ops._kernels(torch.device("cuda", 0), MXFP8_E4M3) is _cuda and backend("cuda:0").startswith("cuda: ")
-        assert ops._kernels(torch.device("cpu"), E4M3) is _native and ops._kernels(torch.device("meta"), E4M3) is None
+        assert ops._kernels(torch.device("cuda", 0)) is _cuda and backend("cuda:0").startswith("cuda: ")
+        assert ops._kernels(torch.device("cpu")) is _native and ops._kernels(torch.device("meta")) is None
 
 
 @pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
