@@ -32,7 +32,7 @@ struct tiles {
         const int64_t side = LPT_SIDE, wide = (p.n + side - 1) / side,
                       tall = (p.m + side - 1) / side;
         error = lpt_launch(LPT_KERNEL(lpt_gemm_tile, S), lpt_blocks_for(p.batch * wide * tall),
-                           stream, p, acc.chunk, steps);
+                           stream, p, (int32_t)acc.chunk, steps);
         return true;
     }
 
@@ -80,7 +80,8 @@ struct tiles {
         const bool few = p.m < LPT_DEPTH || p.n < LPT_DEPTH;  // a tile would be mostly empty
         if (few || p.running || sum == LPT_NO_WAY || within == LPT_NO_WAY || acc.turn > 0 ||
             in.turn > 0 || acc.order != LPT_SEQUENTIAL || in.order != LPT_SEQUENTIAL ||
-            in.chunk > 1 || acc.mode != LPT_NEAREST || in.mode != LPT_NEAREST)
+            acc.chunk > INT32_MAX || in.chunk > 1 || acc.mode != LPT_NEAREST ||
+            in.mode != LPT_NEAREST)
             return false;
         if (in.has_product && (product == LPT_NO_WAY || product == LPT_AS_CARRIER))
             return false;

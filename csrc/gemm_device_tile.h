@@ -58,8 +58,8 @@ struct lpt_added_rounder {
         return lpt_value<float>(lpt_bits(r > limit ? over : r) | (lpt_bits(x) & 0x80000000u));
     }
 };
-// The same of formats whose last binade is whole and followed by infinity: there fp32's own overflow
-// does what a comparison would, on units that have less to do.
+// The same of formats whose last binade is whole and followed by infinity: there fp32's own
+// overflow does what a comparison would, on units that have less to do.
 struct lpt_ieee_rounder {
     lpt_added_rounder added;
     float out, back;
@@ -149,45 +149,48 @@ template <class SUM, class PRODUCT, class INNER, class OUTER> struct lpt_steps {
 };
 
 // 16 k of 64 rows, and then the next: each warp reads along whichever axis has its numbers side by
-// side. What a thread reads and where it puts that are known once for all k.
+// side. The addresses a thread reads are made once; its places are found again, which is quicker
+// than keeping them in registers.
 class lpt_feed {
     enum { MINE = LPT_SIDE * LPT_DEPTH / LPT_THREADS };
     const float *at;
-    int64_t apart, ahead, rows;
-    int32_t row, k, next_row, next_k;
+    int64_t apart;
+    int32_t rows;
+    bool along_k;
+
+    LPT_METHOD int32_t row(int32_t j) const {
+        return along_k ? threadIdx.x / LPT_DEPTH + j * (LPT_THREADS / LPT_DEPTH)
+                       : threadIdx.x % LPT_SIDE;
+    }
+    LPT_METHOD int32_t k(int32_t j) const {
+        return along_k ? threadIdx.x % LPT_DEPTH
+                       : threadIdx.x / LPT_SIDE + j * (LPT_THREADS / LPT_SIDE);
+    }
 
   public:
     LPT_METHOD lpt_feed(const float *from, int64_t row_step, int64_t k_step, int64_t in_matrix)
-        : ahead(LPT_DEPTH * k_step), rows(in_matrix) {
-        const bool along_k = k_step == 1;
-        row = along_k ? threadIdx.x / LPT_DEPTH : threadIdx.x % LPT_SIDE;
-        k = along_k ? threadIdx.x % LPT_DEPTH : threadIdx.x / LPT_SIDE;
-        next_row = along_k ? LPT_THREADS / LPT_DEPTH : 0;
-        next_k = along_k ? 0 : LPT_THREADS / LPT_SIDE;
-        at = from + row * row_step + k * k_step;
-        apart = next_row * row_step + next_k * k_step;
+        : rows(in_matrix < LPT_SIDE ? (int32_t)in_matrix : LPT_SIDE), along_k(k_step == 1) {
+        at = from + row(0) * row_step + k(0) * k_step;
+        apart = along_k ? LPT_THREADS / LPT_DEPTH * row_step : LPT_THREADS / LPT_SIDE * k_step;
     }
 
     LPT_METHOD void operator()(lpt_pack<float> (*to)[LPT_SIDE / 4 + 1], int32_t depth) {
         float v[MINE];
-        const bool whole = rows >= LPT_SIDE && depth == LPT_DEPTH;
+        const bool whole = rows == LPT_SIDE && depth == LPT_DEPTH;
 #pragma unroll
         for (int j = 0; j < MINE; ++j)
-            v[j] = whole || (row + j * next_row < rows && k + j * next_k < depth) ? at[j * apart]
-                                                                                 : 0.0f;
+            v[j] = whole || (row(j) < rows && k(j) < depth) ? at[j * apart] : 0.0f;
 #pragma unroll
-        for (int j = 0; j < MINE; ++j) {
-            const int32_t i = row + j * next_row;
-            to[k + j * next_k][i / 4].v[i % 4] = v[j];
-        }
-        at += ahead;
+        for (int j = 0; j < MINE; ++j)
+            to[k(j)][row(j) / 4].v[row(j) % 4] = v[j];
+        at += along_k ? (int64_t)LPT_DEPTH : MINE * apart;
     }
 };
 
 // So many thread blocks on a multiprocessor: with more in view the compiler spills to fit them.
 template <class STEPS>
 __global__ void __launch_bounds__(LPT_THREADS, STEPS::CHUNKED ? 2 : 3)
-    lpt_gemm_tile(const __grid_constant__ lpt_product p, int64_t chunk,
+    lpt_gemm_tile(const __grid_constant__ lpt_product p, int32_t chunk,
                   const __grid_constant__ STEPS steps) {
     __shared__ lpt_pack<float> rows[LPT_DEPTH][LPT_SIDE / 4 + 1];
     __shared__ lpt_pack<float> columns[LPT_DEPTH][LPT_SIDE / 4 + 1];
@@ -214,17 +217,18 @@ __global__ void __launch_bounds__(LPT_THREADS, STEPS::CHUNKED ? 2 : 3)
                                              column * p.c_stride[2]]);
                 part[i][j] = STEPS::CHUNKED ? 0 : s[i][j];
             }
-        int64_t in_chunk = 0;  // terms of the chunk that is not over
+        int32_t to_come = chunk;  // terms that the chunk still takes
         for (int64_t terms = p.k; terms > 0; terms -= LPT_DEPTH) {
             const int depth = terms < LPT_DEPTH ? (int)terms : (int)LPT_DEPTH;
             __syncthreads();  // all have read what is overwritten
             a(rows, depth);
             b(columns, depth);
             __syncthreads();
-#pragma unroll 4
+            // Two where chunks are added up: with four, some devices spill.
+#pragma unroll(STEPS::CHUNKED ? 2 : 4)
             for (int k = 0; k < depth; ++k) {
                 const lpt_pack<float> x = rows[k][down], y = columns[k][across];
-                const bool over = STEPS::CHUNKED && ++in_chunk == chunk;
+                const bool over = STEPS::CHUNKED && --to_come == 0;
 #pragma unroll
                 for (int i = 0; i < LPT_EACH; ++i)
 #pragma unroll
@@ -232,7 +236,7 @@ __global__ void __launch_bounds__(LPT_THREADS, STEPS::CHUNKED ? 2 : 3)
                         part[i][j] = steps.step(x.v[i], y.v[j], part[i][j]);
                 if (!over)
                     continue;
-                in_chunk = 0;
+                to_come = chunk;
 #pragma unroll
                 for (int i = 0; i < LPT_EACH; ++i)
 #pragma unroll
@@ -242,7 +246,7 @@ __global__ void __launch_bounds__(LPT_THREADS, STEPS::CHUNKED ? 2 : 3)
                     }
             }
         }
-        const bool rest = !STEPS::CHUNKED || in_chunk > 0;
+        const bool rest = !STEPS::CHUNKED || to_come < chunk;
 #pragma unroll
         for (int i = 0; i < LPT_EACH; ++i)
 #pragma unroll

@@ -54,8 +54,8 @@ LPT_FN typename lpt_carrier<T>::bits lpt_round_roomy(typename lpt_carrier<T>::bi
     return lpt_end<T, LPT_NEAREST, ENDS>(lpt_magic<T>(a, c), u, c);
 }
 
-// Shifts in which places beyond the word's width leave zero, as a device's own do; a host asks for the
-// places within the width, and must not look at what the others give.
+// Shifts in which places beyond the word's width leave zero, as a device's own do; a host asks for
+// the places within the width, and must not look at what the others give.
 #if defined(__CUDA_ARCH__)
 LPT_FN uint32_t lpt_left(uint32_t u, int32_t places) {
     uint32_t r;
