@@ -187,6 +187,8 @@ def test_editable_install_finds_its_library_and_follows_the_sources(unpacked: Pa
     environment = Environment(tmp_path / "venv")
     environment.install(*WITHOUT_CUDA, "--editable", checkout)
     assert environment.run(ROUND_TWICE) == ["[]", "native", "True True"]
+    libraries = "from lptensor import _native; print(*(_native.find(f'lptensor_{end}') for end in ('launch', 'cuda')))"
+    assert [Path(path).name for path in environment.run(libraries)[0].split()] == [LAUNCH_LIBRARY, "None"]
     with (checkout / "lptensor" / "rounding.py").open("a", encoding="utf-8") as file:
         file.write("EDITED = 'yes'\n")
     assert environment.run("from lptensor.rounding import EDITED; print(EDITED)") == ["yes"]
