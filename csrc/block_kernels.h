@@ -175,10 +175,10 @@ __global__ void __launch_bounds__(LPT_THREADS)
     }
 }
 
-// Blocks of any shape. A block is lines, `stride` apart: elements, or the rows that lie side by side
-// along the axis `inner`; what is tiled along more axes is many such slabs. 2 ** log_lanes threads,
-// up to a thread block, take a block together, or one of its `pieces`: `abreast` lines at once, and
-// of each as many `units`, elements or packs, as a whole row has.
+// Blocks of any shape. A block is lines, `stride` apart: elements, or the rows that lie side by
+// side along the axis `inner`; what is tiled along more axes is many such slabs. 2 ** log_lanes
+// threads, up to a thread block, take a block together, or one of its `pieces`: `abreast` lines at
+// once, and of each as many `units`, elements or packs, as a whole row has.
 struct lpt_boxes {
     lpt_layout layout;
     int64_t bands[LPT_MAX_DIMS], steps[LPT_MAX_DIMS];  // blocks along an axis, and how far apart

@@ -144,9 +144,9 @@ LPT_LONG void lpt_round_divided(typename lpt_carrier<T>::bits *v, int32_t count,
 
 // x / s for any x >= 0 and r, the number nearest to 1 / s: r makes a quotient that is off by less
 // than two units in the last place, the first correction one that is next to the exact one, and
-// the second one, of a remainder that is exact, the nearest (P. Markstein, Computation of elementary
-// functions on the IBM RISC System/6000 processor, theorem 8.3). Nothing may overflow. Where the
-// remainder is below what fp32 has, x / s is off by less than half of itself.
+// the second one, of a remainder that is exact, the nearest (P. Markstein, Computation of
+// elementary functions on the IBM RISC System/6000 processor, 1990). Nothing may overflow. Where
+// the remainder is below what fp32 has, x / s is off by less than half of itself.
 LPT_METHOD float lpt_quotient(float x, float s, float r) {
     const float q = x * r, p = __fmaf_rn(__fmaf_rn(-q, s, x), r, q);
     return __fmaf_rn(__fmaf_rn(-p, s, x), r, p);

@@ -1,5 +1,6 @@
 // What the kernels share: threads, 16-byte accesses, random words, and how they are launched.
-// tests/emulation/ has the same names for the host and runs the same kernels there.
+// tests/emulation/ has the same names for the host and runs the same kernels there; launch.cpp has
+// them where there is no nvcc.
 #pragma once
 #include "chance.h"
 #include "philox.h"
