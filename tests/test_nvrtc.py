@@ -29,8 +29,6 @@ from test_emulation import BLOCKS, DTYPES, FORMATS, KEY, call, numbers
 from test_emulation_gemm import IN_TILES, OTHERS
 from test_gemm import operands
 
-pytestmark = pytest.mark.native  # a compiler
-
 CSRC = Path(__file__).parents[1] / "csrc"
 
 
@@ -51,6 +49,7 @@ def emulation(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return built(tmp_path_factory)
 
 
+@pytest.mark.native
 @pytest.mark.gpu  # no device, but NVRTC, which comes with a torch for one
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("capability", [(7, 5), (9, 0), (12, 0)], ids=str)
@@ -180,6 +179,7 @@ def rounded(x: Tensor, format: Format, rule: Rounding) -> Tensor:
     return y
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("rule", [*map(Rounding, Mode), Stochastic(5, "pre_rounded")], ids=repr)
 @pytest.mark.parametrize("format", [*FORMATS, *BLOCKS], ids=repr)
 def test_launches_are_those_of_nvccs_library(driver: Driver, format: Format, rule: Rounding) -> None:
@@ -190,6 +190,7 @@ def test_launches_are_those_of_nvccs_library(driver: Driver, format: Format, rul
         assert_same_launches(driver, lambda x=x: rounded(x, format, rule))
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("format", [MXFP8_E4M3, NVFP4, MX(E4M3, 1 << 16), MX(E4M3, axis=0)], ids=repr)
 def test_launches_of_few_large_blocks_are_those_of_nvccs_library(driver: Driver, format: Format) -> None:
     for shape in ((1 << 17,), (300, 70)):
@@ -199,6 +200,7 @@ def test_launches_of_few_large_blocks_are_those_of_nvccs_library(driver: Driver,
             )
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("acc", [*IN_TILES, *OTHERS], ids=repr)
 def test_launches_of_products_are_those_of_nvccs_library(driver: Driver, acc: Accumulator) -> None:
     def product(dtype: torch.dtype) -> Tensor:
@@ -220,6 +222,7 @@ def round_up(x: Tensor, device: int = 0, stream: int = 77) -> None:
         _cuda.round_grid(x, x, E4M3.grid, Rounding(Mode.UP), None)
 
 
+@pytest.mark.native
 def test_a_kernel_is_compiled_once_for_each_device(driver: Driver) -> None:
     for device in (0, 0, 1, 1, 0):
         round_up(torch.zeros(3), device)
@@ -228,6 +231,7 @@ def test_a_kernel_is_compiled_once_for_each_device(driver: Driver) -> None:
     assert driver.streams == [77] * 5
 
 
+@pytest.mark.native
 def test_memory_is_cleared_on_the_stream_of_the_kernels(driver: Driver) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_cuda, "where", lambda x: (0, 77))
@@ -235,6 +239,7 @@ def test_memory_is_cleared_on_the_stream_of_the_kernels(driver: Driver) -> None:
     assert driver.asked["cuMemsetD8Async"] == 1 and driver.streams == [77] * 3
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("name", ["cuDeviceGet", "cuDevicePrimaryCtxRetain", "cuCtxSetCurrent", "cuLaunchKernel"])
 def test_a_failure_of_the_driver_raises_and_passes(driver: Driver, name: str) -> None:
     driver.fails = {name: 700}
@@ -246,12 +251,14 @@ def test_a_failure_of_the_driver_raises_and_passes(driver: Driver, name: str) ->
     round_up(torch.zeros(3))
 
 
+@pytest.mark.native
 def test_scratch_memory_that_cannot_be_cleared_raises(driver: Driver) -> None:
     driver.fails = {"cuMemsetD8Async": 1}
     with pytest.raises(RuntimeError, match="lpt_cuda_round_scaled_f32 failed on cpu with CUDA error 1"):
         rounded(numbers((1 << 17,), torch.float32), NVFP4, Rounding())
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("kind", [RuntimeError, OSError, KeyboardInterrupt])
 def test_what_stops_a_compilation_is_raised_by_the_call(
     driver: Driver, monkeypatch: pytest.MonkeyPatch, kind: type[BaseException]
@@ -270,12 +277,14 @@ def test_what_stops_a_compilation_is_raised_by_the_call(
     round_up(torch.zeros(3))
 
 
+@pytest.mark.native
 def test_without_a_driver_a_call_says_so(launching: Path, emulation: Any, tmp_path: Path) -> None:
     message = "lpt_cuda_round_f32 failed on cpu with CUDA error 35: there is no CUDA driver"
     with calls_reach(launching, None, emulation, tmp_path), pytest.raises(RuntimeError, match=message):
         round_up(torch.zeros(3))
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("capturing", [False, True])
 def test_a_table_that_a_captured_graph_reads_is_never_freed(driver: Driver, capturing: bool) -> None:
     """The caches give up the tables of old codebooks; a graph would go on reading where they were."""
