@@ -28,9 +28,9 @@ template <class U> LPT_METHOD U lpt_largest_of_lanes(U top, int32_t lanes) {
 
 // The largest magnitude that counts of N numbers and `top`. Hardly ever is one left out.
 template <class T, int N>
-LPT_METHOD typename lpt_carrier<T>::bits
-lpt_largest(const lpt_left_out<T> &counted, const typename lpt_carrier<T>::bits (&v)[N],
-            typename lpt_carrier<T>::bits top) {
+LPT_METHOD typename lpt_carrier<T>::bits lpt_largest(const lpt_left_out<T> &counted,
+                                                     const typename lpt_carrier<T>::bits (&v)[N],
+                                                     typename lpt_carrier<T>::bits top) {
     typedef typename lpt_carrier<T>::bits U;
     U all = 0;
 #pragma unroll
@@ -234,7 +234,9 @@ LPT_LONG int64_t lpt_find_slab(const lpt_boxes &boxes, int64_t block, int64_t sl
 
 // Elements that a thread has in hand: fewer where each is a call, or a random word.
 template <class Op>
-constexpr int32_t lpt_held = Op::MODE == LPT_NEAREST ? 32 : Op::MODE == LPT_ANY ? 8 : 16;
+constexpr int32_t lpt_held = Op::MODE == LPT_NEAREST ? 32
+                             : Op::MODE == LPT_ANY   ? 8
+                                                     : 16;
 
 template <class T, class Op>
 __global__ void __launch_bounds__(LPT_THREADS, 2)
@@ -342,8 +344,7 @@ __global__ void __launch_bounds__(LPT_THREADS, 2)
             if (lpt_draws(op))
 #pragma unroll
                 for (int k = 0; k < HELD; ++k) {
-                    const int64_t i =
-                        begin + (packs ? k / PACK * ahead + k % PACK : k * ahead);
+                    const int64_t i = begin + (packs ? k / PACK * ahead + k % PACK : k * ahead);
                     words[k] = lpt_random(i, key) & draw.mask;
                 }
             op.round(v, count, scale, words);

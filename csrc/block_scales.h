@@ -184,14 +184,14 @@ template <class T, int MODE_> struct lpt_divided {
     };
     LPT_METHOD scale of(U largest, const tensor &t) const {
         const U inf = (U)(2 * C::bias + 1) << C::mantissa, nan = inf | (U)1 << (C::mantissa - 1);
-        const float one = lpt_block_scale(b, scales, scales.roomy, fitting(lpt_value<T>(largest)),
-                                          t.scale);
+        const float one =
+            lpt_block_scale(b, scales, scales.roomy, fitting(lpt_value<T>(largest)), t.scale);
         scale made = {lpt_bits((T)(one * t.scale)), 0, false};
         if (MODE != LPT_ANY) {
             const U low = (U)(C::bias - 50) << C::mantissa, high = (U)(C::bias + 50) << C::mantissa;
-            made.quick = near && largest < inf && !b.saturate &&
-                         (made.s == 0 || (made.s - low < high - low &&
-                                          largest < made.s + (high - low)));
+            made.quick =
+                near && largest < inf && !b.saturate &&
+                (made.s == 0 || (made.s - low < high - low && largest < made.s + (high - low)));
             if (made.quick && made.s == 0)
                 return made;
         }
