@@ -18,10 +18,9 @@ LPT_METHOD void lpt_raise(uint64_t *to, uint64_t value) {
 
 // The largest value of `lanes` threads side by side, a power of two up to a warp.
 template <class U> LPT_METHOD U lpt_largest_of_lanes(U top, int32_t lanes) {
-#pragma unroll
-    for (int32_t apart = 1; apart < LPT_WARP; apart *= 2) {
+    for (int32_t apart = lanes / 2; apart; apart /= 2) {
         const U other = __shfl_xor_sync(0xffffffffu, top, apart);
-        top = apart < lanes && other > top ? other : top;
+        top = other > top ? other : top;
     }
     return top;
 }
