@@ -141,6 +141,7 @@ def grid_struct(grid: Grid) -> GridStruct:
 
 @functools.cache
 def grid_reference(grid: Grid) -> Any:
+    """A pointer to the C struct of a grid, kept for each grid."""
     return ctypes.byref(grid_struct(grid))
 
 
@@ -173,6 +174,7 @@ _RULE_REFERENCES = tuple(ctypes.byref(struct) for struct in _RULES)
 
 
 def rule_reference(rounding: Rounding, key: tuple[int, int] | None) -> Any:
+    """A pointer to the C struct of a rounding."""
     return _RULE_REFERENCES[rounding.mode] if key is None else ctypes.byref(rule(rounding, key))
 
 
