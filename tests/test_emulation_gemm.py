@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
+import lptensor
 from emulation import built, emulated
 from lptensor import _cuda, _cuda_gemm, _native, _native_gemm, gemm as gemm_module
 from lptensor.accumulator import Accumulator, integer_accumulator, tensor_core
@@ -105,6 +106,22 @@ def test_sums_near_the_ends_of_fp32_have_the_bits_of_the_cpu(library: Any, acc: 
     a, b, c = (t[None] for t in operands(1, 20, 33, 18, 0))
     for low, high in ((2.0**-80, 2.0**-69), (2.0**62, 2.0**66), (2.0**-8, 2.0**-8)):
         assert_same_as_cpu(library, a * low, b * high, c * (low * high), acc)
+
+
+@pytest.mark.parametrize("chunk", [1, 5])
+@pytest.mark.parametrize("compute", ["exact", "fp32"])
+@pytest.mark.parametrize("sum", [E5M2, FloatingPoint(6, 3), FP16, BF16, E4M3, FloatingPoint(4, 3)], ids=repr)
+def test_sums_that_overflow_have_the_bits_of_the_cpu(
+    library: Any, sum: FloatingPoint, compute: str, chunk: int
+) -> None:
+    """Formats like IEEE 754's leave it to fp32's own overflow; others compare."""
+    acc = Accumulator(sum, compute=compute, chunk=chunk)
+    most = math.frexp(lptensor.finfo(sum).max)[1]
+    a, b, c = (t[None] for t in operands(3, 35, 40, 70, 3))
+    for exponent in range(most - 12, most, 2):  # of few sums, and of nearly all
+        low, high = 2.0 ** (exponent // 2), 2.0 ** (exponent - exponent // 2)
+        assert_same_as_cpu(library, a * low, b * high, c * 2.0**exponent, acc)
+        assert_same_as_cpu(library, with_specials(a * low), b * high, with_specials(c * 2.0**exponent), acc)
 
 
 @settings(max_examples=120, deadline=None)
