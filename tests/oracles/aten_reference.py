@@ -37,6 +37,7 @@ SAVED = {
     "_fused_rms_norm": (1,),
     "_weight_norm_interface": (1,),
     "_scaled_dot_product_flash_attention_for_cpu": (1,),
+    "_scaled_dot_product_efficient_attention": (1,),
     "log_sigmoid_forward": (1,),
     "nll_loss_forward": (1,),
     "nll_loss2d_forward": (1,),
@@ -66,7 +67,7 @@ class AtenReference(TorchDispatchMode):
         assert self._round is self.forward
         fresh = self.forward(x.detach().clone(memory_format=torch.preserve_format))
         if fresh.stride() != x.stride():
-            fresh = torch.empty_strided(x.shape, x.stride()).copy_(fresh)
+            fresh = torch.empty_strided(x.shape, x.stride(), device=x.device).copy_(fresh)
         self._add(fresh)
         return fresh
 
