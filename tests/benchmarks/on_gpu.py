@@ -91,13 +91,33 @@ def compiled_sums(elements: int, turns: int) -> Iterator[Figure]:
         yield ratio("compiled", f"round(a + b), {name}", lambda: work(a, b), lambda: base(a, b), turns, None)  # noqa: B023
 
 
+def captured(step: Callable[[], object]) -> Callable[[], object]:
+    """The same step as a CUDA graph, of which the processor knows nothing but that it runs."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):  # what is made once (momenta, tables) is there before
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+
+    def replay(_kept: Callable[[], object] = step) -> None:  # the graph reads what the step holds
+        graph.replay()
+
+    return replay
+
+
 def training(turns: int) -> Iterator[Figure]:
-    """Steps of networks that keep a device waiting, and of one that does not."""
+    """Steps of networks that keep a device waiting unless they are captured, and of one that does not."""
     with torch.device("cuda"):
         for network in models.NETWORKS:
-            plain = models.training(network, None)
-            for name, (way, _) in models.WAYS.items():
-                yield ratio("training", f"{network.name}: {name}", models.training(network, way), plain, turns, None)
+            for how, taken in (("", lambda step: step), (", captured", captured)):
+                plain = taken(models.training(network, None))
+                for name, (way, _) in models.WAYS.items():
+                    step = taken(models.training(network, way))
+                    yield ratio("training", f"{network.name}{how}: {name}", step, plain, turns, None)
         for name, arithmetic in compiled.MODELS.items():
             for compiles in (False, True):
                 torch._dynamo.reset()
@@ -125,10 +145,12 @@ def main() -> None:
 
     def show(title: str, rows: Iterator[Figure]) -> None:
         table = Table("work", "ratio", "target", title=title, title_justify="left")
-        for row in rows:
-            table.add_row(row.name, str(row), f"{row.target or ''}{' missed' if row.missed else ''}")
-            figures.append(row)
-        Console(width=120).print(table)
+        try:
+            for row in rows:
+                table.add_row(row.name, str(row), f"{row.target or ''}{' missed' if row.missed else ''}")
+                figures.append(row)
+        finally:  # what a device took minutes for is seen even where the next row fails
+            Console(width=120).print(table)
 
     show(f"copy / rounding, {x.numel() >> 20}M float32", (figure(row, x, y, options.turns) for row in ROWS))
     a, b = (torch.randn(options.side, options.side, device="cuda") for _ in range(2))
