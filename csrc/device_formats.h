@@ -20,22 +20,35 @@ template <class T, int MODE, int KIND> struct lpt_to_grid {
     }
 };
 
-// Where no element of a warp reaches an end of the format, none asks what becomes of it there.
+template <int ENDS, class T, int MODE>
+LPT_METHOD void lpt_apply_plain(const lpt_cell<T> &cell, typename lpt_carrier<T>::bits (&v)[4],
+                                const uint32_t (&random)[4]) {
+#pragma unroll
+    for (int w = 0; w < 4; ++w)
+        v[w] = lpt_round_plain<T, MODE, false, ENDS>(v[w], cell, random[w]);
+}
+
+// Where no element of a warp vanishes or lies beyond the limits of the format, none asks what
+// becomes of it there. A zero does not vanish, if its sign is kept.
 template <class T, int MODE>
 LPT_METHOD void lpt_apply(const lpt_to_grid<T, MODE, LPT_PLAIN> &f,
                           typename lpt_carrier<T>::bits (&v)[4], const uint32_t (&random)[4]) {
     typedef typename lpt_carrier<T>::bits U;
-    U top = 0;
+    const U magnitude = ~((U)1 << (lpt_carrier<T>::width - 1)), one = f.cell.no_value == ~(U)0;
+    U top = 0, low = ~(U)0;
 #pragma unroll
     for (int w = 0; w < 4; ++w) {
-        const U a = v[w] & ~((U)1 << (lpt_carrier<T>::width - 1));
+        const U a = v[w] & magnitude;
         top = a > top ? a : top;
+        low = a - one < low ? a - one : low;  // of zero, all ones
     }
-    const bool all = __any_sync(0xffffffffu, top > f.cell.inside);
-#pragma unroll
-    for (int w = 0; w < 4; ++w)
-        v[w] = all ? lpt_round_plain<T, MODE, false, LPT_ALL_ENDS>(v[w], f.cell, random[w])
-                   : lpt_round_plain<T, MODE, false, LPT_INSIDE>(v[w], f.cell, random[w]);
+    const bool beyond = top > f.cell.inside;
+    if (!__any_sync(0xffffffffu, beyond || low < f.cell.tiny - one))
+        lpt_apply_plain<LPT_AMONG, T, MODE>(f.cell, v, random);
+    else if (!__any_sync(0xffffffffu, beyond))
+        lpt_apply_plain<LPT_INSIDE, T, MODE>(f.cell, v, random);
+    else
+        lpt_apply_plain<LPT_ALL_ENDS, T, MODE>(f.cell, v, random);
 }
 
 template <class T, int MODE> struct lpt_to_table {

@@ -4,8 +4,9 @@
 #include "grid.h"
 
 // What is known of the numbers and the ends of the format: nothing; that no number is NaN and all
-// beyond the limits becomes the limits; that |x| is not beyond them (c.inside).
-enum lpt_ends { LPT_ALL_ENDS, LPT_SATURATES, LPT_INSIDE };
+// beyond the limits becomes the limits; that |x| is not beyond them (c.inside); that it is not
+// below the smallest value either (c.tiny), unless it is a zero of a format with two.
+enum lpt_ends { LPT_ALL_ENDS, LPT_SATURATES, LPT_INSIDE, LPT_AMONG };
 
 // The result, given the magnitude r that |x| = a has been rounded to.
 template <class T, int MODE, int ENDS>
@@ -15,6 +16,8 @@ lpt_end(typename lpt_carrier<T>::bits r, typename lpt_carrier<T>::bits u, const 
     typedef typename C::bits U;
     const U inf = (U)(2 * C::bias + 1) << C::mantissa, nan = inf | (U)1 << (C::mantissa - 1);
     const U sign = u & (U)1 << (C::width - 1), a = u ^ sign;
+    if (ENDS == LPT_AMONG)
+        return r | sign;
     const U limit = sign ? c.limit[1] : c.limit[0];
     U y = (ENDS == LPT_SATURATES && r > limit ? limit : r) | sign;
     y = y == c.no_value ? (U)0 : y;
@@ -56,7 +59,14 @@ LPT_FN typename lpt_carrier<T>::bits lpt_round_roomy(typename lpt_carrier<T>::bi
 
 // Shifts in which places beyond the word's width leave zero, as a device's own do; a host asks for
 // the places within the width, and must not look at what the others give.
-#if defined(__CUDA_ARCH__)
+#if defined(LPT_EMULATED)
+template <class U> LPT_FN U lpt_left(U u, int32_t places) {
+    return (uint32_t)places < 8 * sizeof(U) ? u << places : 0;
+}
+template <class U> LPT_FN U lpt_right(U u, int32_t places) {
+    return (uint32_t)places < 8 * sizeof(U) ? u >> places : 0;
+}
+#elif defined(__CUDA_ARCH__)
 LPT_FN uint32_t lpt_left(uint32_t u, int32_t places) {
     uint32_t r;
     asm("shl.b32 %0, %1, %2;" : "=r"(r) : "r"(u), "r"(places));
@@ -121,7 +131,7 @@ LPT_FN typename lpt_carrier<T>::bits lpt_round_plain(typename lpt_carrier<T>::bi
     int32_t s = c.emin + c.drop - e;
     s = s > c.least_drop ? s : c.least_drop;
     s = FLAT ? c.drop : s;
-    const bool vanishes = !FLAT && s > M;  // |x| is less than the spacing
+    const bool vanishes = !FLAT && ENDS != LPT_AMONG && s > M;  // |x| is less than the spacing
 
     // 2. what they hold, and what lies above
     const U one = lpt_left((U)1, s), rest = a & (one - 1), whole = a & ~(one - 1);

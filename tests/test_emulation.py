@@ -18,6 +18,7 @@ from lptensor import (
     E4M3,
     E5M2,
     E8M0,
+    FP16,
     MX,
     MXFP8_E4M3,
     MXINT8,
@@ -34,6 +35,7 @@ from lptensor import (
     _native,
     _nvrtc,
     backend,
+    finfo,
     ops,
 )
 from lptensor.blocks import BlockFormat, Scaled
@@ -142,6 +144,41 @@ def test_few_random_bits_decide_as_on_the_cpu(library: Any, format: Format, beyo
     x = numbers((64, 320), torch.float32, -8, 24)
     for variant in ("plain", "half_offset", "pre_rounded"):
         assert_same_as_cpu(library, x, format, Stochastic(bits, variant, beyond))
+
+
+@pytest.mark.parametrize("bits", [3, 32])
+@pytest.mark.parametrize(
+    "format",
+    [E4M3, E5M2, BF16, FP16, FixedPoint(8, 4), FloatingPoint(4, 3, specials="fnuz"), FloatingPoint(2, 1, bias=-30)],
+    ids=repr,
+)
+def test_warps_without_and_with_an_odd_one_draw_as_on_the_cpu(library: Any, format: Format, bits: int) -> None:
+    """128 numbers from the smallest value to the largest, then some with a zero, a smaller or a larger one."""
+    info = finfo(format)
+    least, most = float(info.smallest_subnormal), float(info.max)
+    g = torch.Generator().manual_seed(5)
+    x = torch.exp2(torch.empty(400, 128).uniform_(math.log2(least), math.log2(most), generator=g))
+    x = x.clamp(least, most) * torch.randint(0, 2, x.shape, generator=g).mul(2).sub(1)
+    beyond = min(1.5 * most, torch.finfo().max)
+    ends = [least, most, -least, -most]
+    odd = [
+        0.0,
+        -0.0,
+        least * (1 - 2.0**-24),
+        least * 0.75,
+        -least * 2.0**-6,
+        beyond / 1.4,
+        -beyond,
+        math.inf,
+        -math.inf,
+        math.nan,
+    ]
+    for k, value in enumerate([*ends, *odd]):
+        rows = range(16 + 8 * k, 24 + 8 * k)
+        for row in rows:
+            x[row, (37 * row + 11) % 128] = value
+    x[300:310, ::2], x[310:320, ::2] = 0.0, -0.0
+    assert_same_as_cpu(library, x.view(-1)[:-5], format, Stochastic(bits))
 
 
 @pytest.mark.parametrize("rounding", ["nearest", "up", "stochastic"])
