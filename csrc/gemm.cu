@@ -59,6 +59,8 @@ struct tiles {
             return launch<SUM, O, B, O>();
         if (!in.has_product && sum == LPT_ADDED && in.sum.emax >= 1 && ends_in_infinity(in.sum))
             return launch<SUM, O, lpt_ieee_rounder, O>();
+        if (!in.has_product && sum == LPT_ADDED && in.sum.overflow == LPT_SATURATE)
+            return launch<SUM, O, lpt_saturating_rounder, O>();
         if (!in.has_product)
             return sum == LPT_WIDE_RANGE ? launch<SUM, O, W, O>() : launch<SUM, O, A, O>();
         if (product == LPT_WIDE_RANGE)

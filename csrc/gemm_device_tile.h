@@ -20,7 +20,16 @@ struct lpt_in_fp32 {
 // lpt_odd_fits.
 struct lpt_odd_in_fp32 {
     static LPT_METHOD float odd(float below, float above) {
+#if defined(__CUDA_ARCH__)
+        float r;  // with the test that the logical operation makes by itself, not one more
+        asm("{.reg .pred odd; .reg .b32 last; and.b32 last, %1, 1; setp.ne.u32 odd, last, 0;"
+            " selp.f32 %0, %1, %2, odd;}"
+            : "=f"(r)
+            : "f"(below), "f"(above));
+        return r;
+#else
         return lpt_bits(below) & 1 ? below : above;
+#endif
     }
     static LPT_METHOD float fma(float a, float b, float c) {
         return odd(__fmaf_rd(a, b, c), __fmaf_ru(a, b, c));
@@ -28,6 +37,30 @@ struct lpt_odd_in_fp32 {
     static LPT_METHOD float mul(float a, float b) { return odd(__fmul_rd(a, b), __fmul_ru(a, b)); }
     static LPT_METHOD float add(float a, float b) { return odd(__fadd_rd(a, b), __fadd_ru(a, b)); }
 };
+
+// A magnitude with the sign of x.
+LPT_METHOD float lpt_signed_as(float magnitude, float x) {
+#if defined(__CUDA_ARCH__)
+    uint32_t r;  // one operation, of which nvcc makes two where registers are short
+    asm("lop3.b32 %0, %1, 0x80000000, %2, 0xf8;"
+        : "=r"(r)
+        : "r"(lpt_bits(x)), "r"(lpt_bits(magnitude)));
+    return lpt_value<float>(r);
+#else
+    return lpt_value<float>(lpt_bits(magnitude) | (lpt_bits(x) & 0x80000000u));
+#endif
+}
+
+// The lesser of two numbers, or NaN if one is NaN.
+LPT_METHOD float lpt_lesser(float a, float b) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    float r;
+    asm("min.NaN.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b));
+    return r;
+#else
+    return a > b ? b : a;
+#endif
+}
 
 // Rounders to nearest, one for each lpt_way.
 struct lpt_none {};  // there is no such step
@@ -55,7 +88,7 @@ struct lpt_added_rounder {
     }
     LPT_METHOD float operator()(float x) const {
         const float r = spaced(x);
-        return lpt_value<float>(lpt_bits(r > limit ? over : r) | (lpt_bits(x) & 0x80000000u));
+        return lpt_signed_as(r > limit ? over : r, x);
     }
 };
 // The same of formats whose last binade is whole and followed by infinity: there fp32's own
@@ -64,8 +97,15 @@ struct lpt_ieee_rounder {
     lpt_added_rounder added;
     float out, back;
     LPT_METHOD float operator()(float x) const {
-        const float r = __fmul_rn(__fmul_rn(added.spaced(x), out), back);
-        return lpt_value<float>(lpt_bits(r) | (lpt_bits(x) & 0x80000000u));
+        return lpt_signed_as(__fmul_rn(__fmul_rn(added.spaced(x), out), back), x);
+    }
+};
+
+// The same of formats in which all that is larger becomes the largest number.
+struct lpt_saturating_rounder {
+    lpt_added_rounder added;
+    LPT_METHOD float operator()(float x) const {
+        return lpt_signed_as(lpt_lesser(added.spaced(x), added.limit), x);
     }
 };
 
@@ -116,6 +156,9 @@ inline void lpt_make_rounder(const lpt_cell<float> &c, lpt_ieee_rounder *r) {
     lpt_make_rounder(c, &r->added);
     r->out = lpt_value<float>((uint32_t)(2 * 127 + 127 - c.emax) << 23);
     r->back = lpt_value<float>((uint32_t)(c.emax - 127) << 23);
+}
+inline void lpt_make_rounder(const lpt_cell<float> &c, lpt_saturating_rounder *r) {
+    lpt_make_rounder(c, &r->added);
 }
 
 // OUTER rounds sums of chunks; without chunks there is none. Where INNER is fp32's own rounding,

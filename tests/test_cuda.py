@@ -233,6 +233,8 @@ ACCUMULATORS = [
     Accumulator(E5M2),
     Accumulator(E5M2, compute="fp32"),
     Accumulator(E4M3),
+    Accumulator(E4M3, compute="fp32"),
+    Accumulator(FloatingPoint(4, 3)),
     Accumulator(FloatingPoint(6, 3)),
     Accumulator(FP16, E5M2),
     Accumulator(BF16, chunk=32),
@@ -257,7 +259,12 @@ def test_accumulators_on_a_device_have_the_bits_of_the_cpu(acc: Accumulator, dty
     for m, k, n in ((200, 150, 130), (16, 1000, 65), (3, 40, 500), (300, 40, 1), (5, 0, 7)):
         a, b, c = (torch.randn(2, *shape, dtype=dtype, generator=seeded()) for shape in ((m, k), (k, n), (m, n)))
         a.view(-1)[::997], b.view(-1)[::991] = float("nan"), float("inf")
-        for x, y in ((a, b), (a.mT.contiguous().mT, b * 2.0**-70), (a * 2.0**-70, b.mT.contiguous().mT)):
+        for x, y in (
+            (a, b),
+            (a * 64, b * 64),  # which is beyond the narrow formats
+            (a.mT.contiguous().mT, b * 2.0**-70),
+            (a * 2.0**-70, b.mT.contiguous().mT),
+        ):
             expected = gemm(x, y, acc, c, seeded())
             assert_same_bits(gemm(x.cuda(), y.cuda(), acc, c.cuda(), seeded()).cpu(), expected, f"{m} {k} {n}")
 

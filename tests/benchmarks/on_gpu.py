@@ -47,7 +47,7 @@ ROWS = (
 PRODUCTS = tuple(
     Row(f"product in {acc!r}", lambda x, y, acc=acc: gemm(x, y, acc), 0.1)
     for acc in (
-        *(Accumulator(sum, compute=compute) for sum in (FP16, BF16, E5M2) for compute in ("fp32", "exact")),
+        *(Accumulator(sum, compute=compute) for sum in (FP16, BF16, E5M2, E4M3) for compute in ("fp32", "exact")),
         Accumulator(BF16, chunk=32),
     )
 )
