@@ -10,7 +10,8 @@ template <int MODE> struct launch_table {
                        void *stream) {
         // The mode is in the steps of the table, save where a word decides.
         enum { KIND = MODE < LPT_STOCHASTIC ? (int)LPT_NEAREST : MODE };
-        return lpt_launch_map<KIND, false>(x, y, n, draw, stream, lpt_to_table<T, KIND>{t, odds});
+        return lpt_launch_map<KIND, false>(lpt_one<T>{x, y, n}, draw, stream,
+                                           lpt_to_table<T, KIND>{t, odds});
     }
 };
 
@@ -18,7 +19,8 @@ template <int MODE> struct launch_posit {
     template <class T>
     static int32_t run(const T *x, T *y, int64_t n, lpt_posit p, lpt_odds odds, lpt_draw draw,
                        void *stream) {
-        return lpt_launch_map<MODE, false>(x, y, n, draw, stream, lpt_to_posit<T, MODE>{p, odds});
+        return lpt_launch_map<MODE, false>(lpt_one<T>{x, y, n}, draw, stream,
+                                           lpt_to_posit<T, MODE>{p, odds});
     }
 };
 

@@ -2,19 +2,38 @@
 #pragma once
 #include "device.h"
 
-// y[i] = f(bits of x[i], no random word); x and y may be one. `lead` elements before x, not of it,
-// make the chunks of the work begin at multiples of 16 bytes; where y does not lie on such a
-// multiple with x, `wide` is false and elements are moved one by one.
+// Elements of a tensor. `lead` of them before x, not of it, make the chunks of the work begin at
+// multiples of 16 bytes; where y does not lie on such a multiple with x, `wide` is false and
+// elements are moved one by one. x and y may be one.
+template <class T> struct lpt_span {
+    const T *x;
+    T *y;
+    int64_t n;
+    int32_t lead, wide;
+};
+
+template <class T> LPT_FN lpt_span<T> lpt_make_span(const T *x, T *y, int64_t n) {
+    const uintptr_t from = (uintptr_t)x % 16, to = (uintptr_t)y % 16;
+    return {x, y, n, (int32_t)(from / sizeof(T)), from == to};
+}
+
+// Thread blocks, each of which has a chunk in hand.
+template <class T> LPT_FN int64_t lpt_chunks(const lpt_span<T> &s, int64_t chunk) {
+    return (s.n + s.lead + chunk - 1) / chunk;
+}
+
+// y[i] = f(bits of x[i], no random word): what thread block `block` of `blocks` does of it.
 template <int HELD, class T, class F>
-__global__ void __launch_bounds__(LPT_THREADS)
-    lpt_map(const T *x, T *y, int64_t n, int32_t lead, int32_t wide, F f) {
+LPT_METHOD void lpt_map_span(const lpt_span<T> &s, int64_t block, int64_t blocks, const F &f) {
     typedef typename lpt_carrier<T>::bits U;
     typedef lpt_pack<T> pack;
     enum { EACH = HELD / sizeof(T), PACK = pack::size, CHUNK = EACH * LPT_THREADS };
-    const int64_t chunks = (n + lead + CHUNK - 1) / CHUNK;
-    for (int64_t chunk = blockIdx.x; chunk < chunks; chunk += gridDim.x) {
-        const int64_t start = chunk * CHUNK - lead;
-        const bool whole = wide && start >= 0 && start + CHUNK <= n;
+    const T *const x = s.x;
+    T *const y = s.y;
+    const int64_t n = s.n, chunks = lpt_chunks(s, CHUNK);
+    for (int64_t chunk = block; chunk < chunks; chunk += blocks) {
+        const int64_t start = chunk * CHUNK - s.lead;
+        const bool whole = s.wide && start >= 0 && start + CHUNK <= n;
         U v[EACH];
         if (whole) {
 #pragma unroll
@@ -52,6 +71,34 @@ __global__ void __launch_bounds__(LPT_THREADS)
             }
         }
     }
+}
+
+template <int HELD, class T, class F>
+__global__ void __launch_bounds__(LPT_THREADS) lpt_map(lpt_span<T> span, F f) {
+    lpt_map_span<HELD>(span, blockIdx.x, gridDim.x, f);
+}
+
+// Tensors that one launch rounds, each where it lies: thread blocks first[k] .. first[k + 1] - 1
+// have tensor k.
+enum { LPT_MANY = 120 };
+template <class T> struct lpt_spans {
+    T *at[LPT_MANY];
+    int64_t n[LPT_MANY];
+    int32_t first[LPT_MANY + 1], count;
+};
+
+template <int HELD, class T, class F>
+__global__ void __launch_bounds__(LPT_THREADS)
+    lpt_map_many(const __grid_constant__ lpt_spans<T> spans, F f) {
+    const int32_t block = (int32_t)blockIdx.x;
+    int32_t low = 0, high = spans.count;  // first[low] <= block < first[high]
+    while (high - low > 1) {
+        const int32_t middle = (low + high) / 2;
+        (spans.first[middle] <= block ? low : high) = middle;
+    }
+    T *const at = spans.at[low];
+    lpt_map_span<HELD>(lpt_make_span<T>(at, at, spans.n[low]), block - spans.first[low],
+                       spans.first[low + 1] - spans.first[low], f);
 }
 
 // f of four elements with their random words. A format may have a way of its own to do it.
@@ -109,25 +156,67 @@ __global__ void __launch_bounds__(LPT_THREADS)
 }
 
 #ifndef __CUDACC_RTC__
+// Work for lpt_launch_map: a tensor into another, or any number of them where they lie, which takes
+// no random words.
+template <class T> struct lpt_one {
+    const T *x;
+    T *y;
+    int64_t n;
+};
+template <class T> struct lpt_some {
+    T *const *at;
+    const int64_t *n;
+    int64_t count;
+};
+
+template <int HELD, class T, class F>
+int32_t lpt_launch_held(const lpt_one<T> &work, void *stream, const F &f) {
+    const lpt_span<T> span = lpt_make_span(work.x, work.y, work.n);
+    const int64_t blocks = lpt_chunks(span, LPT_THREADS * HELD / sizeof(T));
+    return lpt_launch(LPT_KERNEL(lpt_map, HELD, T, F), lpt_blocks_for(blocks), stream, span, f);
+}
+
+template <int HELD, class T, class F>
+int32_t lpt_launch_held(const lpt_some<T> &work, void *stream, const F &f) {
+    enum { MOST = 1 << 16 };  // thread blocks of one tensor, which then has enough for any device
+    for (int64_t k = 0; k < work.count;) {
+        lpt_spans<T> spans = {};
+        for (; spans.count < LPT_MANY && k < work.count; ++k, ++spans.count) {
+            const int32_t at = spans.count;
+            spans.at[at] = work.at[k];
+            spans.n[at] = work.n[k];
+            const int64_t blocks = lpt_chunks(lpt_make_span<T>(work.at[k], work.at[k], work.n[k]),
+                                              LPT_THREADS * HELD / sizeof(T));
+            spans.first[at + 1] = spans.first[at] + (int32_t)(blocks < MOST ? blocks : MOST);
+        }
+        const int64_t blocks = spans.first[spans.count];
+        const int32_t error =
+            blocks ? lpt_launch(LPT_KERNEL(lpt_map_many, HELD, T, F), blocks, stream, spans, f) : 0;
+        if (error)
+            return error;
+    }
+    return 0;
+}
+
+template <int GROUPS, class T, class F>
+int32_t lpt_launch_drawn(const lpt_one<T> &work, const lpt_draw &draw, void *stream, const F &f) {
+    const int64_t chunk = LPT_THREADS * GROUPS * 4, blocks = (work.n + chunk - 1) / chunk;
+    return lpt_launch(LPT_KERNEL(lpt_map_drawn, GROUPS, T, F), lpt_blocks_for(blocks), stream,
+                      work.x, work.y, work.n, draw, f);
+}
+template <int GROUPS, class T, class F>
+int32_t lpt_launch_drawn(const lpt_some<T> &, const lpt_draw &, void *, const F &) {
+    return 1;  // CUDA's invalid value: each tensor would want a key of its own
+}
+
 // Launches the loop that the mode asks for. A thread holds 32 bytes of the tensor at a time where
 // the work is COMMON, 16 where it is not: half the code to compile, and still near the memory.
-template <int MODE, bool COMMON, class T, class F>
-int32_t lpt_launch_map(const T *x, T *y, int64_t n, const lpt_draw &draw, void *stream,
-                       const F &f) {
-    if constexpr (MODE >= LPT_STOCHASTIC) {
-        enum { GROUPS = COMMON ? 2 : 1 };
-        const int64_t chunk = LPT_THREADS * GROUPS * 4, blocks = (n + chunk - 1) / chunk;
-        return lpt_launch(LPT_KERNEL(lpt_map_drawn, GROUPS, T, F), lpt_blocks_for(blocks), stream,
-                          x, y, n, draw, f);
-    } else {
-        enum { HELD = COMMON ? 32 : 16 };
-        const uintptr_t from = (uintptr_t)x % 16, to = (uintptr_t)y % 16;
-        const int32_t lead = (int32_t)(from / sizeof(T)), wide = from == to;
-        const int64_t chunk = LPT_THREADS * HELD / sizeof(T),
-                      blocks = (n + lead + chunk - 1) / chunk;
-        return lpt_launch(LPT_KERNEL(lpt_map, HELD, T, F), lpt_blocks_for(blocks), stream, x, y, n,
-                          lead, wide, f);
-    }
+template <int MODE, bool COMMON, template <class> class Work, class T, class F>
+int32_t lpt_launch_map(const Work<T> &work, const lpt_draw &draw, void *stream, const F &f) {
+    if constexpr (MODE < LPT_STOCHASTIC)
+        return lpt_launch_held<COMMON ? 32 : 16>(work, stream, f);
+    else
+        return lpt_launch_drawn<COMMON ? 2 : 1>(work, draw, stream, f);
 }
 
 // Launch<MODE>::run for a mode known only now.

@@ -22,6 +22,7 @@ struct lpt_place {
 extern const lpt_place threadIdx, blockIdx, gridDim;
 void __syncwarp();
 void __syncthreads();
+bool __any_sync(unsigned, bool);
 template <class U> void atomicMax(U *, U);
 float __fmaf_rn(float, float, float), __fmul_rn(float, float), __fadd_rn(float, float);
 float __fmaf_rd(float, float, float), __fmul_rd(float, float), __fadd_rd(float, float);

@@ -8,29 +8,28 @@ template <int MODE> struct launch {
     // Code without the arms for rare formats is compiled only where people are waiting for it.
     enum { COMMON = MODE == LPT_NEAREST || MODE == LPT_TOWARD_ZERO || MODE == LPT_STOCHASTIC };
 
-    template <class T>
-    static int32_t run(const T *x, T *y, int64_t n, lpt_cell<T> c, lpt_draw draw, void *stream) {
+    template <template <class> class Work, class T>
+    static int32_t run(Work<T> work, lpt_cell<T> c, lpt_draw draw, void *stream) {
         if constexpr (COMMON && sizeof(T) == 4) {
             if constexpr (MODE == LPT_NEAREST) {
                 if (c.roomy)
-                    return lpt_launch_map<MODE, true>(x, y, n, draw, stream,
+                    return lpt_launch_map<MODE, true>(work, draw, stream,
                                                       lpt_to_grid<T, MODE, LPT_ROOMY>{c});
             }
             if (c.plain)
-                return lpt_launch_map<MODE, true>(x, y, n, draw, stream,
+                return lpt_launch_map<MODE, true>(work, draw, stream,
                                                   lpt_to_grid<T, MODE, LPT_PLAIN>{c});
         }
-        return lpt_launch_map<MODE, false>(x, y, n, draw, stream,
-                                           lpt_to_grid<T, MODE, LPT_RARE>{c});
+        return lpt_launch_map<MODE, false>(work, draw, stream, lpt_to_grid<T, MODE, LPT_RARE>{c});
     }
 };
 
-template <class T>
-int32_t round_grid(const T *x, T *y, int64_t n, const lpt_grid *g, const lpt_rule *rule,
-                   const lpt_key *drawn, int32_t device, void *stream) {
+template <template <class> class Work, class T>
+int32_t round_grid(Work<T> work, const lpt_grid *g, const lpt_rule *rule, const lpt_key *drawn,
+                   int32_t device, void *stream) {
     const int32_t error = lpt_on_device(device);
     return error ? error
-                 : lpt_with_mode<launch>(rule->mode, x, y, n, lpt_make_cell<T>(*g, *rule, 0),
+                 : lpt_with_mode<launch>(rule->mode, work, lpt_make_cell<T>(*g, *rule, 0),
                                          lpt_make_draw(*rule, drawn), stream);
 }
 
@@ -39,14 +38,21 @@ int32_t round_grid(const T *x, T *y, int64_t n, const lpt_grid *g, const lpt_rul
 LPT_API int32_t lpt_cuda_round_f32(const float *x, float *y, int64_t n, const lpt_grid *g,
                                    const lpt_rule *rule, const lpt_key *drawn, int32_t device,
                                    void *stream) {
-    return round_grid(x, y, n, g, rule, drawn, device, stream);
+    return round_grid(lpt_one<float>{x, y, n}, g, rule, drawn, device, stream);
 }
 LPT_API int32_t lpt_cuda_round_f64(const double *x, double *y, int64_t n, const lpt_grid *g,
                                    const lpt_rule *rule, const lpt_key *drawn, int32_t device,
                                    void *stream) {
-    return round_grid(x, y, n, g, rule, drawn, device, stream);
+    return round_grid(lpt_one<double>{x, y, n}, g, rule, drawn, device, stream);
 }
 
-LPT_API int32_t lpt_cuda_abi_version() { return 2; }
+// Tensors where they lie, by a launch for each LPT_MANY of them; in no stochastic mode.
+LPT_API int32_t lpt_cuda_round_many_f32(float *const *at, const int64_t *n, int64_t count,
+                                        const lpt_grid *g, const lpt_rule *rule, int32_t device,
+                                        void *stream) {
+    return round_grid(lpt_some<float>{at, n, count}, g, rule, nullptr, device, stream);
+}
+
+LPT_API int32_t lpt_cuda_abi_version() { return 3; }
 
 LPT_API const char *lpt_cuda_error(int32_t code) { return lpt_error_text(code); }

@@ -19,7 +19,7 @@ from lptensor.posits import PositBits
 from lptensor.rounding import Mode, Rounding
 from lptensor.tables import Table
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 
 # Seed and offset of a call's random words; under graph capture a tensor on the device that holds them.
 Key = tuple[int, int] | Tensor | None
@@ -45,6 +45,7 @@ def load(path: str) -> Any:
     pointer, integer = ctypes.c_void_p, ctypes.c_int32
     lib.lpt_cuda_error.argtypes, lib.lpt_cuda_error.restype = (integer,), ctypes.c_char_p
     lib.lpt_cuda_scratch.argtypes, lib.lpt_cuda_scratch.restype = (pointer,), ctypes.c_int64
+    lib.lpt_cuda_round_many_f32.argtypes = (pointer, pointer, ctypes.c_int64, *(pointer,) * 2, integer, pointer)
     for suffix in ("f32", "f64"):
         for kind in ("", "table_", "posit_"):
             kernel = getattr(lib, f"lpt_cuda_round_{kind}{suffix}")
@@ -115,6 +116,18 @@ def round_grid(x: Tensor, y: Tensor, grid: Grid, rounding: Rounding, key: Key) -
     All of these run on the stream that is current, wait for nothing and allocate through torch alone.
     """
     _call("", x, y, x.numel(), _native.grid_reference(grid), rounding=rounding, key=key)
+
+
+def round_grids(xs: Sequence[Tensor], grid: Grid, rounding: Rounding) -> None:
+    """Each of ``xs`` rounded where it lies, in a deterministic mode: float32 tensors of one device, without gaps."""
+    addresses = (ctypes.c_void_p * len(xs))(*[x.data_ptr() for x in xs])
+    sizes = (ctypes.c_int64 * len(xs))(*[x.numel() for x in xs])
+    device = xs[0].device
+    name = "lpt_cuda_round_many_f32"
+    with guard(device):
+        rule = _native.rule_reference(rounding, None)
+        code = getattr(library(), name)(addresses, sizes, len(xs), _native.grid_reference(grid), rule, *where(xs[0]))
+    check(code, name, device)
 
 
 def round_posit(x: Tensor, y: Tensor, posit: PositBits, rounding: Rounding, key: Key) -> None:

@@ -6,7 +6,7 @@ Every function here gets the tensor class as an argument; lptensor/tensor.py han
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, Protocol
 
 import torch
@@ -21,7 +21,7 @@ from lptensor.escape import leave
 from lptensor.exact_ops import correct
 from lptensor.library import traced_round
 from lptensor.limits import within_limits
-from lptensor.ops import round_in_place
+from lptensor.ops import round_all_in_place, round_in_place
 from lptensor.rules import Kind, Rule, argument, rule_for
 from lptensor.running_product import TURNS, turn
 
@@ -98,6 +98,34 @@ def round_(inner: Tensor, arithmetic: Arithmetic, gradient: bool) -> Tensor:
     if eyes is not None:
         eyes.rounded(inner, format, rounding, gradient)
     return inner
+
+
+def _round_all(inners: Sequence[Tensor], arithmetic: Arithmetic, gradient: bool) -> None:
+    """``round_`` of each where it lies: plain tensors that no tracer watches."""
+    format, rounding = arithmetic.forward, arithmetic.rounding
+    if gradient:
+        format, rounding = arithmetic.gradient_format, arithmetic.gradient_rounding
+    if format is None:
+        return
+    round_all_in_place(inners, format, rounding)
+    eyes = watcher
+    if eyes is not None:
+        for inner in inners:
+            eyes.rounded(inner, format, rounding, gradient)
+
+
+def _alike(grids: Sequence[Grid | None], inners: Sequence[Any]) -> bool:
+    """Whether plain tensors all round to one side of one arithmetic."""
+    first = grids[0] if len(grids) > 1 else None
+    return first is not None and all(
+        grid is not None
+        and grid[0] is first[0]
+        and grid[1] == first[1]
+        and type(inner) is Tensor
+        and _stays(inner)
+        and not _compat.is_zero_tensor(inner)
+        for grid, inner in zip(grids, inners, strict=True)
+    )
 
 
 def _seen(inner: Tensor, format: Any, rounding: Any, gradient: bool) -> None:
@@ -230,9 +258,10 @@ def _mutate(func: Any, rule: Rule, cls: Any) -> Runner:
             rounds = False
         for place in rule.writes:
             written = argument(place, args, kwargs)
-            for target in written if isinstance(written, (list, tuple)) else (written,):
-                if type(target) is cls:
-                    _written(target, rounds)
+            if type(written) is cls:
+                _written(written, rounds)
+            elif isinstance(written, (list, tuple)):
+                _all_written([target for target in written if type(target) is cls], rounds)
         if not rule.returns:
             return out
         outs = out if len(rule.returns) > 1 else (out,)
@@ -257,6 +286,15 @@ def _written(target: Any, rounds: bool) -> None:
             target._inner.copy_(rounded)
     if target._inner.shape != target.shape:  # out= grew an empty tensor
         _compat.take_form(target, target._inner)
+
+
+def _all_written(targets: Sequence[Any], rounds: bool) -> None:
+    inners = [target._inner for target in targets]
+    if rounds and _alike([(target._arithmetic, target._gradient) for target in targets], inners):
+        _round_all(inners, targets[0]._arithmetic, targets[0]._gradient)
+        rounds = False
+    for target in targets:
+        _written(target, rounds)
 
 
 def _reshape(func: Any, rule: Rule, cls: Any) -> Runner:
@@ -287,12 +325,17 @@ def _foreach(func: Any, rule: Rule, cls: Any) -> Runner:
         values = (*args, *kwargs.values())
         shared = [v for v in values if type(v) is cls]
         lists = [v for v in values if isinstance(v, (list, tuple)) and len(v) == len(outs)]
-        results = []
-        for i, out in enumerate(outs):
+        grids: list[Grid | None] = []
+        for i in range(len(outs)):
             operands = [v[i] for v in lists if type(v[i]) is cls] + shared
-            grid = (join(operands), backward) if operands else None
-            results.append(_fresh(func, rule, cls, out, grid, True, False) if grid else out)
-        return results
+            grids.append((join(operands), backward) if operands else None)
+        together = _alike(grids, outs)
+        if together and grids[0] is not None:
+            _round_all(outs, *grids[0])
+        return [
+            _fresh(func, rule, cls, out, grid, not together, False) if grid else out
+            for out, grid in zip(outs, grids, strict=True)
+        ]
 
     return run
 

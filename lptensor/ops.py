@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -233,6 +234,18 @@ def round_in_place(x: Tensor, format: Format, rounding: Rounding) -> None:
         _cuda.round_grid(x, x, grid, rounding, None)
     elif not x.is_meta:
         round_into(x, x, format, rounding)
+
+
+def round_all_in_place(xs: Sequence[Tensor], format: Format, rounding: Rounding) -> None:
+    """``round_in_place`` of each: those on a GPU by one launch, where nothing is special."""
+    grid = format.lowered
+    if len(xs) > 1 and xs[0].is_cuda and not (observe.anyone or rounding.stochastic or type(grid) is not Grid):
+        device = xs[0].device
+        alike = all(x.device == device and x.is_contiguous() and not x.is_neg() for x in xs)
+        if alike and _cuda.library() is not None:
+            return _cuda.round_grids(xs, grid, rounding)
+    for x in xs:
+        round_in_place(x, format, rounding)
 
 
 def _round_into(x: Tensor, y: Tensor, format: Format, rounding: Rounding, generator: Any) -> Tensor:

@@ -31,7 +31,9 @@ from lptensor import (
     LPTensor,
     OptimLP,
     lower,
+    ops,
 )
+from lptensor.rounding import as_rounding
 from rounders import assert_same_bits
 
 pytestmark = [
@@ -185,6 +187,29 @@ def test_a_step_gives_the_bits_of_the_cpu(optimizer: str, foreach: bool) -> None
 
     for here, there in zip(step("cpu"), step(DEVICE), strict=True):
         assert_same_bits(there, here)
+
+
+@pytest.mark.parametrize("format", [E4M3, BF16, NF4, MXFP8_E4M3], ids=repr)
+def test_lists_of_tensors_round_to_the_bits_of_the_cpu(format: Format) -> None:
+    generator = torch.Generator().manual_seed(4)
+    shapes = [(3,), (0,), (), (64, 33), (1 << 19,), (5, 7, 32)] * 25
+    xs = [torch.randn(shape, generator=generator) for shape in shapes]
+
+    def step(device: str) -> list[Tensor]:
+        lows = [x.to(device).to_lp(format) for x in xs]  # type: ignore[attr-defined]
+        lows[3], lows[5] = lows[3].t(), lows[5][:, 1:]
+        torch._foreach_mul_(lows, 1.3)
+        return [values(t) for t in (*lows, *torch._foreach_add(lows, 0.7))]
+
+    for here, there in zip(step("cpu"), step(DEVICE), strict=True):
+        assert_same_bits(there, here)
+
+
+def test_of_a_list_a_tensor_of_more_chunks_than_thread_blocks_is_rounded_whole() -> None:
+    xs = [torch.randn(n, device=DEVICE) for n in (100, 2**27 + 2**21 + 3, 5000)]
+    alone = [lp.round(x, E4M3) for x in xs]
+    ops.round_all_in_place(xs, E4M3, as_rounding("nearest"))
+    assert all(torch.equal(x, y) for x, y in zip(xs, alone, strict=True))
 
 
 @pytest.mark.parametrize("rounding", ["nearest", "stochastic"])

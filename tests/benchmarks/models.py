@@ -99,7 +99,7 @@ WAYS: dict[str, tuple[Any, float | None]] = {
 TIME, MEMORY, MOST = "time", "memory", 1.1
 
 
-def training(network: Network, way: Any) -> Step:
+def training(network: Network, way: Any, foreach: bool | None = None) -> Step:
     """Makes steps of SGD: on the plain network for None, on a lowered or else a converted one."""
     torch.manual_seed(0)
     model, x, labels = network.make(), torch.randn(network.shape), torch.randint(0, 10, network.shape[:1])
@@ -107,7 +107,7 @@ def training(network: Network, way: Any) -> Step:
         lp.lower(model, way.layers, E4M3, E5M2, way.rounding, way.rounding)
     elif way is not None:
         model, x = lp.convert(model, way), x.to_lp(way)  # type: ignore[attr-defined]
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, foreach=foreach)
 
     def run() -> None:
         optimizer.zero_grad()

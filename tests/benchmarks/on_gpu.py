@@ -116,7 +116,8 @@ def training(turns: int) -> Iterator[Figure]:
             for how, taken in (("", lambda step: step), (", captured", captured)):
                 plain = taken(models.training(network, None))
                 for name, (way, _) in models.WAYS.items():
-                    step = taken(models.training(network, way))
+                    # What torch chooses by itself for plain parameters of a GPU.
+                    step = taken(models.training(network, way, foreach=True))
                     yield ratio("training", f"{network.name}{how}: {name}", step, plain, turns, None)
         for name, arithmetic in compiled.MODELS.items():
             for compiles in (False, True):
