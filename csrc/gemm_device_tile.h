@@ -41,10 +41,10 @@ struct lpt_odd_in_fp32 {
 // A magnitude with the sign of x.
 LPT_METHOD float lpt_signed_as(float magnitude, float x) {
 #if defined(__CUDA_ARCH__)
-    uint32_t r;  // one operation, of which nvcc makes two where registers are short
-    asm("lop3.b32 %0, %1, 0x80000000, %2, 0xf8;"
+    uint32_t r;  // a | b & c, one operation, of which nvcc makes two where registers are short
+    asm("lop3.b32 %0, %1, %2, 0x80000000, 0xf8;"
         : "=r"(r)
-        : "r"(lpt_bits(x)), "r"(lpt_bits(magnitude)));
+        : "r"(lpt_bits(magnitude)), "r"(lpt_bits(x)));
     return lpt_value<float>(r);
 #else
     return lpt_value<float>(lpt_bits(magnitude) | (lpt_bits(x) & 0x80000000u));
@@ -77,27 +77,31 @@ struct lpt_wide_rounder {
         return x == x ? r : x;
     }
 };
+// |x| to the spacing that a format has there, whatever its end: the power of two that is added is
+// that of x times `up`, and is never rounded by itself.
+LPT_METHOD float lpt_spaced(float x, float shift, float up) {
+    return __fmaf_rn(-shift, up, __fmaf_rn(shift, up, fabsf(x)));
+}
+LPT_METHOD float lpt_binade(float x) { return lpt_value<float>(lpt_bits(x) & 0x7f800000u); }
+
 struct lpt_added_rounder {
     float bottom, top, up, limit, over;
-    // |x| to the spacing of the format there, whatever its end: the power of two that is added is
-    // that of x times `up`, and is never rounded by itself.
     LPT_METHOD float spaced(float x) const {
-        const float binade = lpt_value<float>(lpt_bits(x) & 0x7f800000u);
-        const float shift = fminf(fmaxf(binade, bottom), top);
-        return __fmaf_rn(-shift, up, __fmaf_rn(shift, up, fabsf(x)));
+        return lpt_spaced(x, fminf(fmaxf(lpt_binade(x), bottom), top), up);
     }
     LPT_METHOD float operator()(float x) const {
         const float r = spaced(x);
         return lpt_signed_as(r > limit ? over : r, x);
     }
 };
-// The same of formats whose last binade is whole and followed by infinity: there fp32's own
-// overflow does what a comparison would, on units that have less to do.
+// The same of formats that end in infinity, and above 2. What is spaced is not below itself or, of
+// an infinity, NaN; and what is too large becomes infinity when it is multiplied, but a NaN stays
+// one.
 struct lpt_ieee_rounder {
-    lpt_added_rounder added;
-    float out, back;
+    float bottom, up, limit;
     LPT_METHOD float operator()(float x) const {
-        return lpt_signed_as(__fmul_rn(__fmul_rn(added.spaced(x), out), back), x);
+        const float r = lpt_spaced(x, fmaxf(lpt_binade(x), bottom), up);
+        return lpt_signed_as(r <= limit ? r : __fmul_rn(fabsf(x), 0x1p127f), x);
     }
 };
 
@@ -153,9 +157,9 @@ template <class A> struct lpt_same<A, A> {
     enum { yes = 1 };
 };
 inline void lpt_make_rounder(const lpt_cell<float> &c, lpt_ieee_rounder *r) {
-    lpt_make_rounder(c, &r->added);
-    r->out = lpt_value<float>((uint32_t)(2 * 127 + 127 - c.emax) << 23);
-    r->back = lpt_value<float>((uint32_t)(c.emax - 127) << 23);
+    lpt_added_rounder added;
+    lpt_make_rounder(c, &added);
+    *r = {added.bottom, added.up, added.limit};
 }
 inline void lpt_make_rounder(const lpt_cell<float> &c, lpt_saturating_rounder *r) {
     lpt_make_rounder(c, &r->added);
