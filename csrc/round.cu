@@ -46,11 +46,13 @@ LPT_API int32_t lpt_cuda_round_f64(const double *x, double *y, int64_t n, const 
     return round_grid(lpt_one<double>{x, y, n}, g, rule, drawn, device, stream);
 }
 
-// Tensors where they lie, by a launch for each LPT_MANY of them; in no stochastic mode.
+// Tensors where they lie, by a launch for each LPT_MANY of them. In a stochastic mode each has a
+// key of its own: `keys` on the host, or `drawn` on the device.
 LPT_API int32_t lpt_cuda_round_many_f32(float *const *at, const int64_t *n, int64_t count,
-                                        const lpt_grid *g, const lpt_rule *rule, int32_t device,
+                                        const lpt_grid *g, const lpt_rule *rule,
+                                        const lpt_key *keys, const lpt_key *drawn, int32_t device,
                                         void *stream) {
-    return round_grid(lpt_some<float>{at, n, count}, g, rule, nullptr, device, stream);
+    return round_grid(lpt_some<float>{at, n, count, keys, drawn}, g, rule, nullptr, device, stream);
 }
 
 LPT_API int32_t lpt_cuda_abi_version() { return 3; }

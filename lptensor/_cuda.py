@@ -45,7 +45,7 @@ def load(path: str) -> Any:
     pointer, integer = ctypes.c_void_p, ctypes.c_int32
     lib.lpt_cuda_error.argtypes, lib.lpt_cuda_error.restype = (integer,), ctypes.c_char_p
     lib.lpt_cuda_scratch.argtypes, lib.lpt_cuda_scratch.restype = (pointer,), ctypes.c_int64
-    lib.lpt_cuda_round_many_f32.argtypes = (pointer, pointer, ctypes.c_int64, *(pointer,) * 2, integer, pointer)
+    lib.lpt_cuda_round_many_f32.argtypes = (pointer, pointer, ctypes.c_int64, *(pointer,) * 4, integer, pointer)
     for suffix in ("f32", "f64"):
         for kind in ("", "table_", "posit_"):
             kernel = getattr(lib, f"lpt_cuda_round_{kind}{suffix}")
@@ -118,15 +118,27 @@ def round_grid(x: Tensor, y: Tensor, grid: Grid, rounding: Rounding, key: Key) -
     _call("", x, y, x.numel(), _native.grid_reference(grid), rounding=rounding, key=key)
 
 
-def round_grids(xs: Sequence[Tensor], grid: Grid, rounding: Rounding) -> None:
-    """Each of ``xs`` rounded where it lies, in a deterministic mode: float32 tensors of one device, without gaps."""
+def round_grids(xs: Sequence[Tensor], grid: Grid, rounding: Rounding, keys: Sequence[int] | Tensor | None) -> None:
+    """Each of ``xs`` rounded where it lies: float32 tensors of one device, without gaps.
+
+    ``keys`` are two words for each in a stochastic mode, in turn; under graph capture a tensor on the device.
+    """
     addresses = (ctypes.c_void_p * len(xs))(*[x.data_ptr() for x in xs])
     sizes = (ctypes.c_int64 * len(xs))(*[x.numel() for x in xs])
-    device = xs[0].device
-    name = "lpt_cuda_round_many_f32"
+    drawn = keys if isinstance(keys, Tensor) else None
+    words = None if keys is None or drawn is not None else (ctypes.c_uint64 * len(keys))(*keys)
+    device, name = xs[0].device, "lpt_cuda_round_many_f32"
     with guard(device):
-        rule = _native.rule_reference(rounding, None)
-        code = getattr(library(), name)(addresses, sizes, len(xs), _native.grid_reference(grid), rule, *where(xs[0]))
+        code = getattr(library(), name)(
+            addresses,
+            sizes,
+            len(xs),
+            _native.grid_reference(grid),
+            _native.rule_reference(rounding, None if keys is None else (0, 0)),
+            words,
+            None if drawn is None else drawn.data_ptr(),
+            *where(xs[0]),
+        )
     check(code, name, device)
 
 

@@ -175,6 +175,13 @@ def call_key(x: Tensor, generator: torch.Generator | None) -> _cuda.Key:
     return torch.empty(2, dtype=torch.int64, device=x.device).random_(generator=generator)
 
 
+def call_keys(xs: Sequence[Tensor]) -> list[int] | Tensor:
+    """The keys that roundings of ``xs`` in turn would have, of tensors on one GPU."""
+    if torch.cuda.is_current_stream_capturing():
+        return torch.empty(2 * len(xs), dtype=torch.int64, device=xs[0].device).random_()
+    return [word for _ in xs for word in draw_key(None)]
+
+
 def _kernels(device: torch.device) -> Any:
     """The module whose compiled kernels round the tensors of a device, or None."""
     if device.type == "cpu":
@@ -239,11 +246,13 @@ def round_in_place(x: Tensor, format: Format, rounding: Rounding) -> None:
 def round_all_in_place(xs: Sequence[Tensor], format: Format, rounding: Rounding) -> None:
     """``round_in_place`` of each: those on a GPU by one launch, where nothing is special."""
     grid = format.lowered
-    if len(xs) > 1 and xs[0].is_cuda and not (observe.anyone or rounding.stochastic or type(grid) is not Grid):
+    if len(xs) > 1 and xs[0].is_cuda and type(grid) is Grid and not observe.anyone and _cuda.library() is not None:
         device = xs[0].device
-        alike = all(x.device == device and x.is_contiguous() and not x.is_neg() for x in xs)
-        if alike and _cuda.library() is not None:
-            return _cuda.round_grids(xs, grid, rounding)
+        if all(x.device == device and x.is_contiguous() and not x.is_neg() for x in xs):
+            some = [x for x in xs if x.numel()]  # no key is drawn for none
+            if some:
+                _cuda.round_grids(some, grid, rounding, call_keys(some) if rounding.stochastic else None)
+            return
     for x in xs:
         round_in_place(x, format, rounding)
 

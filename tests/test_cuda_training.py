@@ -189,14 +189,16 @@ def test_a_step_gives_the_bits_of_the_cpu(optimizer: str, foreach: bool) -> None
         assert_same_bits(there, here)
 
 
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
 @pytest.mark.parametrize("format", [E4M3, BF16, NF4, MXFP8_E4M3], ids=repr)
-def test_lists_of_tensors_round_to_the_bits_of_the_cpu(format: Format) -> None:
+def test_lists_of_tensors_round_to_the_bits_of_the_cpu(format: Format, rounding: str) -> None:
     generator = torch.Generator().manual_seed(4)
     shapes = [(3,), (0,), (), (64, 33), (1 << 19,), (5, 7, 32)] * 25
     xs = [torch.randn(shape, generator=generator) for shape in shapes]
 
     def step(device: str) -> list[Tensor]:
-        lows = [x.to(device).to_lp(format) for x in xs]  # type: ignore[attr-defined]
+        torch.manual_seed(8)
+        lows = [x.to(device).to_lp(Arithmetic(format, rounding=rounding)) for x in xs]  # type: ignore[attr-defined]
         lows[3], lows[5] = lows[3].t(), lows[5][:, 1:]
         torch._foreach_mul_(lows, 1.3)
         return [values(t) for t in (*lows, *torch._foreach_add(lows, 0.7))]
@@ -307,6 +309,26 @@ def test_a_step_of_training_is_captured_in_a_graph(arithmetic: Arithmetic) -> No
         graph.replay()
     for a, b in zip(eager.parameters(), captured.parameters(), strict=True):
         assert_same_bits(values(b), values(a))
+
+
+def test_every_replay_draws_anew_for_each_tensor_of_a_list() -> None:
+    xs = [torch.full((n,), 1 / 3, device=DEVICE) for n in (1000, 1000, 70_000)]
+    ys = [x.clone() for x in xs]
+    ops.round_all_in_place(ys, E4M3, as_rounding("stochastic"))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        torch._foreach_copy_(ys, xs)
+        ops.round_all_in_place(ys, E4M3, as_rounding("stochastic"))
+    runs = []
+    for seed in (1, None, 1):
+        if seed is not None:
+            torch.cuda.manual_seed(seed)
+        graph.replay()
+        runs.append([y.cpu() for y in ys])
+    for a, b, again in zip(*runs, strict=True):
+        assert torch.equal(a, again) and not torch.equal(a, b)
+        assert set(a.tolist()) == {0.3125, 0.34375}
+    assert not torch.equal(runs[0][0], runs[0][1])
 
 
 def test_a_gradient_scaler_skips_an_overflow() -> None:

@@ -203,10 +203,11 @@ def values_size(dtype: torch.dtype) -> int:
     return torch.finfo(dtype).bits // 8
 
 
-@pytest.mark.parametrize("mode", [mode for mode in Mode if not Rounding(mode).stochastic], ids=lambda mode: mode.name)
+@pytest.mark.parametrize("mode", Mode, ids=lambda mode: mode.name.lower())
 @pytest.mark.parametrize("format", [E4M3, BF16, FloatingPoint(4, 3, subnormals=False)], ids=repr)
 def test_many_tensors_round_where_they_lie(library: Any, format: Format, mode: Mode) -> None:
     """More of them than a launch takes, with none, one and many chunks of elements, from every place of a pack."""
+    rule = Rounding(mode)
     memory, at = random_bits(500_000, torch.float32), 0
     sizes = [0, 1, 2, 3, 5, 1023, 1024, 1025, 4, 2047, 2048, 2049, 4100, 0]
     spans = []
@@ -214,13 +215,17 @@ def test_many_tensors_round_where_they_lie(library: Any, format: Format, mode: M
         spans.append(slice(at, at + sizes[k % len(sizes)]))
         at = spans[-1].stop + k % 5
     assert at < memory.numel()
+    keys = [(3 * k + 2**40, 7 * k) for k in range(len(spans))] if rule.stochastic else [None] * len(spans)
     expected = memory.clone()
-    for span in spans:
-        call(_native, expected[span], expected[span], format, Rounding(mode), None)
-    with emulated(library):
-        _cuda.round_grids([memory[span] for span in spans], format.lowered, Rounding(mode))
-        _cuda.round_grids([memory[:0]], format.lowered, Rounding(mode))
-    assert_same_bits(memory, expected)
+    for span, key in zip(spans, keys, strict=True):
+        call(_native, expected[span], expected[span], format, rule, key)
+    words = [word for key in keys if key for word in key]
+    for given in (words, torch.tensor(words)) if rule.stochastic else (None,):
+        there = memory.clone()
+        with emulated(library):
+            _cuda.round_grids([there[span] for span in spans], format.lowered, rule, given)
+            _cuda.round_grids([there[:0]], format.lowered, rule, given)
+        assert_same_bits(there, expected)
 
 
 @pytest.mark.parametrize("format", [E4M3, NF4, Posit(8), *BLOCKS], ids=repr)
