@@ -71,7 +71,10 @@ def test_three_steps_stay_on_the_grid(kind: Any, foreach: bool) -> None:
     assert not all(same(p, b) for p, b in zip(model.parameters(), before, strict=True))
 
 
-SAME_FORMULA = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop, torch.optim.Adadelta)
+SAME_FORMULA = (
+    *(torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop),
+    *(torch.optim.Adadelta, torch.optim.Adamax, torch.optim.Rprop, torch.optim.ASGD),
+)
 
 
 @pytest.mark.parametrize("kind", SAME_FORMULA, ids=lambda k: k.__name__)
