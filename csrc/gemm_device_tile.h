@@ -105,11 +105,13 @@ struct lpt_ieee_rounder {
     }
 };
 
-// The same of formats in which all that is larger becomes the largest number.
+// The same of formats in which all that is larger becomes the largest number, to which it is cut
+// first: rounding leaves that where it is.
 struct lpt_saturating_rounder {
-    lpt_added_rounder added;
+    float bottom, up, limit;
     LPT_METHOD float operator()(float x) const {
-        return lpt_signed_as(lpt_lesser(added.spaced(x), added.limit), x);
+        const float inside = lpt_lesser(fabsf(x), limit);
+        return lpt_signed_as(lpt_spaced(inside, fmaxf(lpt_binade(inside), bottom), up), x);
     }
 };
 
@@ -156,13 +158,16 @@ template <class A, class B> struct lpt_same {
 template <class A> struct lpt_same<A, A> {
     enum { yes = 1 };
 };
-inline void lpt_make_rounder(const lpt_cell<float> &c, lpt_ieee_rounder *r) {
+template <class R> void lpt_make_open_ended(const lpt_cell<float> &c, R *r) {
     lpt_added_rounder added;
     lpt_make_rounder(c, &added);
     *r = {added.bottom, added.up, added.limit};
 }
+inline void lpt_make_rounder(const lpt_cell<float> &c, lpt_ieee_rounder *r) {
+    lpt_make_open_ended(c, r);
+}
 inline void lpt_make_rounder(const lpt_cell<float> &c, lpt_saturating_rounder *r) {
-    lpt_make_rounder(c, &r->added);
+    lpt_make_open_ended(c, r);
 }
 
 // OUTER rounds sums of chunks; without chunks there is none. Where INNER is fp32's own rounding,
