@@ -49,8 +49,8 @@ def convert(target: Target, format: Spec | Mapping[str, Spec], buffers: bool = F
             ``*mask`` apart.
 
     Raises:
-        ValueError: a pattern that matches nothing, a parameter tied across two rules, a format that
-            fp32 cannot carry.
+        ValueError: a pattern that matches nothing, one that comes after those that decide all it matches
+            otherwise, a parameter tied across two rules, a format that fp32 cannot carry.
         TypeError: a target or format that is none, a layer that ``lower`` has given
             operands or an accumulator. Nothing is converted in either case.
 

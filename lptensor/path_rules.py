@@ -49,12 +49,23 @@ class PathRules:
         return self.of(path.rpartition(".")[0])
 
     def check_paths(self, paths: Sequence[str]) -> None:
-        """Refuse patterns that match nothing: they are typing errors."""
-        for pattern, _ in self._rules:
-            if not self._uniform and not any(matches(pattern, path) for path in paths):
+        """Refuse patterns that match nothing, which are typing errors, and those that come too late to matter."""
+        if self._uniform:
+            return
+        deciders = [next((rule for rule in self._rules if matches(rule[0], path)), None) for path in paths]
+        for pattern, arithmetic in self._rules:
+            found = [(path, rule) for path, rule in zip(paths, deciders, strict=True) if matches(pattern, path)]
+            if not found:
                 plain = [path for path in dict.fromkeys(map(plain_path, paths)) if path]
                 known = ", ".join(map(repr, plain[:6])) + (", ..." if len(plain) > 6 else "") or "no parts"
                 raise ValueError(f"the path rule {pattern!r} matches no module or parameter; the model has {known}")
+            others = [(path, rule) for path, rule in found if rule and rule[0] != pattern]
+            path, rule = next(((p, r) for p, r in others if r[1] != arithmetic), ("", None))
+            if rule and len(others) == len(found):
+                raise ValueError(
+                    f"the path rule {pattern!r} comes after {rule[0]!r}, which decides {path!r} and all else that it "
+                    "matches, as the first rule that matches does; say the more special rule first"
+                )
 
 
 def listed(name: str, patterns: Iterable[str]) -> tuple[str, ...]:

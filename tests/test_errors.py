@@ -12,6 +12,7 @@ from torch import nn
 import lptensor
 from lptensor import (
     BF16,
+    E4M3,
     MX,
     MXFP4,
     NF4,
@@ -88,6 +89,18 @@ def test_a_study_of_formats_takes_one_format_alone() -> None:
 def test_a_pattern_for_a_layer_alone_is_told_that_it_has_no_parts() -> None:
     with pytest.raises(ValueError, match="'head' matches no module or parameter; the model has no parts"):
         lower(nn.Linear(1, 1), "linear", BF16, exempt=["head"])
+
+
+def test_a_path_rule_that_comes_too_late_is_named() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    late = r"the path rule '1' comes after '\*', which decides '1' and all else .* say the more special rule first"
+    with pytest.raises(ValueError, match=late):
+        lptensor.convert(model, {"*": BF16, "1": E4M3})
+    with pytest.raises(ValueError, match="the path rule '0.weight' comes after '0', which decides '0.weight'"):
+        lptensor.convert(model, {"0": None, "0.weight": E4M3, "*": BF16})
+    assert type(model[0].weight) is nn.Parameter
+    lptensor.convert(model, {"*.weight": E4M3, "1": BF16, "*": BF16, "0.bias": BF16})  # says the same twice
+    assert [p.arithmetic.forward for p in model.parameters()] == [E4M3, BF16, E4M3, BF16]
 
 
 WRONG: list[tuple[Callable[[], object], str]] = [
