@@ -176,8 +176,8 @@ def call_key(x: Tensor, generator: torch.Generator | None) -> _cuda.Key:
 
 
 def call_keys(xs: Sequence[Tensor]) -> list[int] | Tensor:
-    """The keys that roundings of ``xs`` in turn would have, of tensors on one GPU."""
-    if torch.cuda.is_current_stream_capturing():
+    """The keys that roundings of ``xs`` in turn would have, tensors of one device."""
+    if xs[0].is_cuda and torch.cuda.is_current_stream_capturing():
         return torch.empty(2 * len(xs), dtype=torch.int64, device=xs[0].device).random_()
     return [word for _ in xs for word in draw_key(None)]
 
@@ -246,7 +246,7 @@ def round_in_place(x: Tensor, format: Format, rounding: Rounding) -> None:
 def round_all_in_place(xs: Sequence[Tensor], format: Format, rounding: Rounding) -> None:
     """``round_in_place`` of each: those on a GPU by one launch, where nothing is special."""
     grid = format.lowered
-    if len(xs) > 1 and xs[0].is_cuda and type(grid) is Grid and not observe.anyone and _cuda.library() is not None:
+    if len(xs) > 1 and type(grid) is Grid and not observe.anyone and _kernels(xs[0].device) is _cuda:
         device = xs[0].device
         if all(x.device == device and x.is_contiguous() and not x.is_neg() for x in xs):
             some = [x for x in xs if x.numel()]  # no key is drawn for none

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from backends import flushed_denormals, random_bits
 from emulation import built, emulated
@@ -25,6 +27,7 @@ from lptensor import (
     NF4,
     NVFP4,
     P3109,
+    Arithmetic,
     BlockFloatingPoint,
     FixedPoint,
     FloatingPoint,
@@ -35,6 +38,7 @@ from lptensor import (
     _native,
     _nvrtc,
     backend,
+    convert,
     finfo,
     ops,
 )
@@ -447,6 +451,37 @@ def test_round_draws_and_arranges_for_the_cuda_library_as_for_the_cpus(
         assert_same_bits(ops.round(x, format, rounding, generator=torch.Generator().manual_seed(1)), expected)
         ops.round(x, format, rounding, generator=torch.Generator().manual_seed(1), out=x)
     assert_same_bits(x, expected)
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+@pytest.mark.parametrize("format", [BF16, E4M3, NF4], ids=repr)
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, partial(torch.optim.AdamW, eps=0.25)], ids=["SGD", "AdamW"])
+def test_lists_of_an_optimizer_round_as_on_the_cpu(
+    library: Any, monkeypatch: pytest.MonkeyPatch, optimizer: Any, format: Format, rounding: str
+) -> None:
+    by_list: list[int] = []
+
+    def steps() -> list[torch.Tensor]:
+        torch.manual_seed(2)
+        net = nn.Sequential(nn.Linear(8, 16), nn.LayerNorm(16), nn.Linear(16, 4))
+        net.register_parameter("empty", nn.Parameter(torch.empty(0, 3)))
+        net = convert(net, Arithmetic(format, backward=E5M2, rounding=rounding))
+        optim = optimizer(net.parameters(), lr=0.125, foreach=True, weight_decay=0.25)
+        for p in net.parameters():
+            p.grad = p.detach() * 3
+        for _ in range(3):
+            optim.step()
+        return [p._inner for p in net.parameters()]
+
+    expected = steps()
+    round_grids = _cuda.round_grids
+    monkeypatch.setattr(ops, "_kernels", lambda device: _cuda)
+    monkeypatch.setattr(_cuda, "round_grids", lambda xs, *rest: (by_list.append(len(xs)), round_grids(xs, *rest)))
+    with emulated(library):
+        ours = steps()
+    assert set(by_list) == (set() if format is NF4 else {6})  # of seven tensors one is empty
+    for a, b in zip(ours, expected, strict=True):
+        assert_same_bits(a, b)
 
 
 def test_backend_says_what_rounds_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
