@@ -86,17 +86,14 @@ LPT_METHOD float lpt_binade(float x) { return lpt_value<float>(lpt_bits(x) & 0x7
 
 struct lpt_added_rounder {
     float bottom, top, up, limit, over;
-    LPT_METHOD float spaced(float x) const {
-        return lpt_spaced(x, fminf(fmaxf(lpt_binade(x), bottom), top), up);
-    }
     LPT_METHOD float operator()(float x) const {
-        const float r = spaced(x);
+        const float r = lpt_spaced(x, fminf(fmaxf(lpt_binade(x), bottom), top), up);
         return lpt_signed_as(r > limit ? over : r, x);
     }
 };
-// The same of formats that end in infinity, and above 2. What is spaced is not below itself or, of
-// an infinity, NaN; and what is too large becomes infinity when it is multiplied, but a NaN stays
-// one.
+// The same of formats whose last binade is whole and followed by infinity, and holds 2 or more. Of
+// an infinity, which no `top` keeps from the sum, r is NaN. So what is not in the format is too
+// large, infinite or NaN, and becomes infinity, or stays NaN, when it is multiplied.
 struct lpt_ieee_rounder {
     float bottom, up, limit;
     LPT_METHOD float operator()(float x) const {
