@@ -11,6 +11,7 @@
 #include <immintrin.h>
 
 #define LPT_STEP inline __attribute__((always_inline))
+#define LPT_OFTEN(condition) __builtin_expect(condition, 1)
 
 namespace {
 
@@ -45,6 +46,15 @@ LPT_FN bool any_below(floats x, floats end) {  // and above zero
             _mm512_cmp_ps_mask(x, spread(0.0f), _CMP_GT_OQ)) != 0;
 }
 LPT_FN bool all_zero(words64 x) { return _mm512_test_epi64_mask((__m512i)x, (__m512i)x) == 0; }
+LPT_FN words32 every(uint32_t x) { return (words32)_mm512_set1_epi32((int)x); }
+LPT_FN bool all_less(words32 x, words32 end) {
+    return _mm512_cmplt_epu32_mask((__m512i)x, (__m512i)end) == 0xffff;
+}
+// and each y has one of these digits
+LPT_FN bool all_less_with(words32 x, words32 end, words32 y, words32 digits) {
+    const __mmask16 less = _mm512_cmplt_epu32_mask((__m512i)x, (__m512i)end);
+    return _mm512_mask_test_epi32_mask(less, (__m512i)y, (__m512i)digits) == 0xffff;
+}
 LPT_FN bool all_finite(doubles x) { return _mm512_cmp_pd_mask(x - x, x - x, _CMP_ORD_Q) == 0xff; }
 // 32-bit integers as doubles
 LPT_FN doubles widened(const uint32_t *x) {
@@ -82,6 +92,18 @@ LPT_FN bool any_below(floats x, floats end) {  // and above zero
 }
 LPT_FN bool all_zero(words64 x) { return _mm256_testz_si256((__m256i)x, (__m256i)x); }
 LPT_FN bool all_zero(words32 x) { return _mm256_testz_si256((__m256i)x, (__m256i)x); }
+LPT_FN words32 every(uint32_t x) { return (words32)_mm256_set1_epi32((int)x); }
+LPT_FN __m256i not_less(words32 x, words32 end) {
+    return _mm256_cmpeq_epi32(_mm256_max_epu32((__m256i)x, (__m256i)end), (__m256i)x);
+}
+LPT_FN bool all_less(words32 x, words32 end) {
+    return _mm256_testz_si256(not_less(x, end), not_less(x, end));
+}
+// and each y is above 1, below 2**31
+LPT_FN bool all_less_above_one(words32 x, words32 end, words32 y) {
+    const __m256i above = _mm256_cmpgt_epi32((__m256i)y, _mm256_set1_epi32(1));
+    return _mm256_testc_si256(_mm256_andnot_si256(not_less(x, end), above), _mm256_set1_epi32(-1));
+}
 LPT_FN bool all_finite(doubles x) {
     return _mm256_movemask_pd(_mm256_cmp_pd(x - x, x - x, _CMP_ORD_Q)) == 0xf;
 }

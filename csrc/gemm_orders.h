@@ -1,6 +1,6 @@
 // The orders in which tiles add up: what is kept of a tile's sums, and what one more k makes of it.
-// SUM forms sums (gemm_steps.h), PRODUCT and the others round (gemm_rounders.h); FUSED: products
-// have no format of their own.
+// SUM forms sums (gemm_steps.h), PRODUCT and the others round (gemm_rounders.h), none of them
+// stochastically (gemm_drawn.h); FUSED: products have no format of their own.
 #pragma once
 #include "gemm_tile.h"
 
@@ -12,7 +12,7 @@ template <class T> lpt_cell<T> rounding_of(const lpt_grid &g, const lpt_accumula
     return lpt_make_cell<T>(g, rule, 0);
 }
 
-// One k more of a tile's sums, none of it random; y are the columns' operands.
+// One k more of a tile's sums; y are the columns' operands.
 template <class SUM, class PRODUCT, class ROUND, bool FUSED> struct one_more {
     typedef typename SUM::T T;
     typedef typename vectors<T>::V V;
@@ -95,73 +95,37 @@ struct one_more<odd_in_fp32, PRODUCT, ROUND, FUSED> {
 };
 #endif
 
-// One after the other, or chunk by chunk. INNER rounds sums, OUTER sums of chunks; RANDOM: they
-// take random words.
-template <class SUM, class PRODUCT, class INNER, class OUTER, bool FUSED, bool RANDOM>
+// One after the other, or chunk by chunk. INNER rounds sums, OUTER sums of chunks.
+template <class SUM, class PRODUCT, class INNER, class OUTER, bool FUSED>
 struct sequential final : tile_steps<typename SUM::T> {
     typedef typename SUM::T T;
     typedef typename SUM::IN IN;
-    typedef typename vectors<T>::V V;
-    enum { LENGTH = tile<T>::LENGTH, BROAD = tile<T>::BROAD };
     const lpt_accumulator &acc, &in;
     const PRODUCT product;
     const INNER inner;
     const OUTER outer;
 
     sequential(const lpt_accumulator &a, bool)
-        : tile_steps<T>(RANDOM), acc(a), in(a.chunk > 1 ? *a.inner : a),
+        : tile_steps<T>(false), acc(a), in(a.chunk > 1 ? *a.inner : a),
           product(rounding_of<T>(in.has_product ? in.product : in.sum, a), a.mode),
           inner(rounding_of<T>(in.sum, a), a.mode), outer(rounding_of<T>(a.sum, a), a.mode) {}
 
-    LPT_STEP void steps(tile<T> &s, const T *a, const T *b, int64_t first, int64_t last,
-                        tile_words<T> *drawn, uint64_t event) const {
-        for (int64_t k = first; k < last; ++k) {
-            const uint64_t n = event + k * (FUSED ? 1 : 2);
-            if (RANDOM && (n % 4 == 0 || k == first))
-                drawn->draw(n / 4);
-            const V *y = columns(b, k);
-            if (!RANDOM) {
-                one_more<SUM, PRODUCT, INNER, FUSED>::take(s, a + k * TALL, y, product, inner);
-                continue;
-            }
-            if (!FUSED) {
-                V p[TALL][2];
-                for (int i = 0; i < TALL; ++i)
-                    for (int j = 0; j < 2; ++j)
-                        p[i][j] = product(SUM::mul(spread(a[k * TALL + i]), y[j]),
-                                          &drawn->words[n % 4][i][j * LENGTH]);
-                if (n % 4 == 3)
-                    drawn->draw(n / 4 + 1);
-                for (int i = 0; i < TALL; ++i)
-                    for (int j = 0; j < 2; ++j)
-                        s.v[i][j] = inner(SUM::add(s.v[i][j], p[i][j]),
-                                          &drawn->words[(n + 1) % 4][i][j * LENGTH]);
-                continue;
-            }
-#pragma GCC unroll 4
-            for (int i = 0; i < TALL; ++i) {
-                const V x = spread(a[k * TALL + i]);
-#pragma GCC unroll 2
-                for (int j = 0; j < 2; ++j) {
-                    s.v[i][j] =
-                        inner(SUM::fma(x, y[j], s.v[i][j]), &drawn->words[n % 4][i][j * LENGTH]);
-                }
-            }
-        }
+    LPT_STEP void steps(tile<T> &s, const T *a, const T *b, int64_t first, int64_t last) const {
+        for (int64_t k = first; k < last; ++k)
+            one_more<SUM, PRODUCT, INNER, FUSED>::take(s, a + k * TALL, columns(b, k), product,
+                                                       inner);
     }
 
     // k .. k + depth of one tile
-    void advance(tile<T> *kept, const T *a, const T *b, int64_t k, int64_t depth,
-                 tile_words<T> *drawn) const override {
-        const uint64_t event = 1 + (uint64_t)k * (FUSED ? 1 : 2);
+    void advance(tile<T> *kept, const T *a, const T *b, int64_t, int64_t depth,
+                 tile_words<T> *) const override {
         tile<T> s = *kept;
         if (acc.chunk == 1) {
-            steps(s, a, b, 0, depth, drawn, event);
+            steps(s, a, b, 0, depth);
         } else {
             for (int64_t at = 0; at < depth; at += acc.chunk) {
                 tile<T> part = {};
-                steps(part, a, b, at, at + acc.chunk < depth ? at + acc.chunk : depth, drawn,
-                      event);
+                steps(part, a, b, at, at + acc.chunk < depth ? at + acc.chunk : depth);
                 for (int i = 0; i < TALL; ++i)
                     for (int j = 0; j < 2; ++j)
                         s.v[i][j] = outer(SUM::add(s.v[i][j], part.v[i][j]), nullptr);

@@ -1,13 +1,13 @@
 // Which tiles form the sums of an accumulator, if any do.
 #pragma once
+#include "gemm_drawn.h"
 #include "gemm_fixed.h"
 
 namespace {
 
 #if defined(__FMA__)
-template <class SUM, class PRODUCT, class INNER, class OUTER, bool FUSED, bool DRAWS>
-plan in_order() {
-    return tiled<sequential<SUM, PRODUCT, INNER, OUTER, FUSED, DRAWS>>();
+template <class SUM, class PRODUCT, class INNER, class OUTER, bool FUSED> plan in_order() {
+    return tiled<sequential<SUM, PRODUCT, INNER, OUTER, FUSED>>();
 }
 
 bool without_subnormals(const lpt_grid &g) { return g.subnormals != LPT_GRADUAL; }
@@ -25,8 +25,7 @@ template <class SUM> plan nearest(const lpt_accumulator &acc, const lpt_accumula
     if (!SUM::fits(acc.sum) || !SUM::fits(in.sum) || (in.has_product && !SUM::fits(in.product)))
         return {};
     if (F::fits(acc.sum) && F::fits(in.sum) && (!in.has_product || F::fits(in.product)))
-        return in.has_product ? in_order<SUM, F, F, F, false, false>()
-                              : in_order<SUM, C, F, F, true, false>();
+        return in.has_product ? in_order<SUM, F, F, F, false>() : in_order<SUM, C, F, F, true>();
     if (SUM::KNOWS_SIDES && without_subnormals(acc.sum) && without_subnormals(in.sum) &&
         !in.has_product) {
         const lpt_way sum = lpt_fp32_way(with_subnormals(acc.sum));
@@ -35,25 +34,25 @@ template <class SUM> plan nearest(const lpt_accumulator &acc, const lpt_accumula
         typedef no_subnormals<W> SW;
         typedef no_subnormals<N> SN;
         if (sum == LPT_WIDE_RANGE)
-            return in_order<SUM, C, SW, SW, true, false>();
-        return sum == LPT_ADDED ? in_order<SUM, C, SN, SN, true, false>() : plan{};
+            return in_order<SUM, C, SW, SW, true>();
+        return sum == LPT_ADDED ? in_order<SUM, C, SN, SN, true>() : plan{};
     }
     const lpt_way sum = lpt_fp32_way(acc.sum), way = lpt_fp32_way(in.product);
     const lpt_way product = in.has_product ? way : LPT_NO_WAY;
     if (lpt_fp32_way(in.sum) != sum || (in.has_product && way == LPT_NO_WAY))
         return {};
     if (product == LPT_NO_WAY && sum == LPT_WIDE_RANGE)
-        return in_order<SUM, C, W, W, true, false>();
+        return in_order<SUM, C, W, W, true>();
     if (product == LPT_NO_WAY && sum == LPT_ADDED)
-        return in_order<SUM, C, N, N, true, false>();
+        return in_order<SUM, C, N, N, true>();
     if (product == LPT_WIDE_RANGE && sum == LPT_WIDE_RANGE)
-        return in_order<SUM, W, W, W, false, false>();
+        return in_order<SUM, W, W, W, false>();
     if (product == LPT_ADDED && sum == LPT_ADDED)
-        return in_order<SUM, N, N, N, false, false>();
+        return in_order<SUM, N, N, N, false>();
     if (product == LPT_WIDE_RANGE && sum == LPT_ADDED)
-        return in_order<SUM, W, N, N, false, false>();
+        return in_order<SUM, W, N, N, false>();
     if (product == LPT_ADDED && sum == LPT_WIDE_RANGE)
-        return in_order<SUM, N, W, W, false, false>();
+        return in_order<SUM, N, W, W, false>();
     return {};
 }
 
@@ -64,9 +63,9 @@ template <class SUM> struct outside : SUM {
 template <class SUM, class WIDE, class OTHER> plan fp32_inside(lpt_way sum) {
     typedef to_carrier<float> C;
     if (sum == LPT_WIDE_RANGE)
-        return in_order<outside<SUM>, C, C, WIDE, true, false>();
+        return in_order<outside<SUM>, C, C, WIDE, true>();
     if (sum == LPT_ADDED)
-        return in_order<outside<SUM>, C, C, OTHER, true, false>();
+        return in_order<outside<SUM>, C, C, OTHER, true>();
     return {};
 }
 
@@ -81,22 +80,22 @@ template <int MODE> plan to_one_side(const lpt_accumulator &acc, const lpt_accum
     const lpt_way way = lpt_fp32_way(sum);
     if (in.has_product)
         return lpt_side_fits(sum) && lpt_side_fits(within) && lpt_side_fits(in.product)
-                   ? in_order<S, N, N, N, false, false>()
+                   ? in_order<S, N, N, N, false>()
                    : plan{};
     if (way == LPT_AS_CARRIER && lpt_fp32_way(within) == way)
-        return in_order<S, C, C, C, true, false>();
+        return in_order<S, C, C, C, true>();
     if (way == LPT_WIDE_RANGE && lpt_fp32_way(within) == way)
-        return in_order<S, C, W, W, true, false>();
+        return in_order<S, C, W, W, true>();
     if (lpt_side_fits(sum) && lpt_side_fits(within))
-        return in_order<S, C, N, N, true, false>();
+        return in_order<S, C, N, N, true>();
     return {};
 }
 #endif
 
 // Each sum as it is rounded by R, in double; products in a format of their own, or exact.
 template <class SUM, class R> plan in_double(bool has_product) {
-    return has_product ? in_order<SUM, R, R, R, false, false>()
-                       : in_order<SUM, to_carrier<double>, R, R, true, false>();
+    return has_product ? in_order<SUM, R, R, R, false>()
+                       : in_order<SUM, to_carrier<double>, R, R, true>();
 }
 template <class T> bool plain(const lpt_accumulator &acc) {
     return rounding_of<T>(acc.sum, acc).plain &&
@@ -109,32 +108,34 @@ bool gridded(const lpt_accumulator &acc) {
            (!acc.has_product || R::fits(rounding_of<double>(acc.product, acc)));
 }
 
+template <class WAY> plan drawn_on_tiles(const lpt_accumulator &acc) {
+    return acc.has_product ? tiled<drawn<WAY, false>>() : tiled<drawn<WAY, true>>();
+}
+template <class WAY> bool fits(const lpt_accumulator &acc) {
+    return WAY::fits(acc.sum) && (!acc.has_product || WAY::fits(acc.product));
+}
+
 plan stochastic(const lpt_accumulator &acc) {
-    typedef to_drawn_in_fp32 F;
-    if (acc.fp32 && F::fits(acc.sum) && (!acc.has_product || F::fits(acc.product)) &&
-        plain<float>(acc))
-        return acc.has_product ? in_order<in_fp32, F, F, F, false, true>()
-                               : in_order<in_fp32, F, F, F, true, true>();
-#if defined(__AVX512F__) && defined(__AVX512DQ__)
-    typedef to_drawn D;
-    if (!acc.fp32 && plain<double>(acc) && D::fits(acc.sum) &&
-        (!acc.has_product || D::fits(acc.product)))
-        return acc.has_product ? in_order<cut_in_double, D, D, D, false, true>()
-                               : in_order<cut_in_double, D, D, D, true, true>();
-#endif
-    typedef to_grid<LPT_STOCHASTIC> S;
+    typedef drawn_in_fp32<drawn_as_it_is> rounded_first;
+    typedef drawn_in_fp32<drawn_exactly> exact;
+    if (acc.fp32 && fits<rounded_first>(acc) && plain<float>(acc))
+        return drawn_on_tiles<rounded_first>(acc);
     if (acc.fp32)
-        return acc.has_product ? in_order<fp32_in_double, S, S, S, false, true>()
-                               : in_order<fp32_in_double, S, S, S, true, true>();
-    return acc.has_product ? in_order<odd_in_double, S, S, S, false, true>()
-                           : in_order<odd_in_double, S, S, S, true, true>();
+        return drawn_on_tiles<drawn_by<fp32_in_double, to_grid<LPT_STOCHASTIC>>>(acc);
+    if (fits<exact>(acc) && plain<float>(acc))
+        return drawn_on_tiles<exact>(acc);
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
+    if (fits<to_drawn>(acc) && plain<double>(acc))
+        return drawn_on_tiles<drawn_in_double>(acc);
+#endif
+    return drawn_on_tiles<drawn_by<odd_in_double, to_grid<LPT_STOCHASTIC>>>(acc);
 }
 
 // Chunks of fused multiply-adds of fp32, which are rounded once, to nearest.
 plan chunks_of_fp32(const lpt_accumulator &acc, lpt_way sum) {
     typedef to_carrier<float> C;
     if (acc.mode == LPT_NEAREST && sum == LPT_AS_CARRIER)
-        return in_order<in_fp32, C, C, C, true, false>();
+        return in_order<in_fp32, C, C, C, true>();
     if (acc.mode == LPT_NEAREST && acc.fp32)
         return fp32_inside<in_fp32, to_wide_range, to_nearest<float>>(sum);
     if (acc.mode == LPT_NEAREST && lpt_odd_fits(acc.sum))
@@ -208,8 +209,8 @@ template <class SUM> plan wrapping(const lpt_accumulator &acc) {
     if (acc.order != LPT_SEQUENTIAL || acc.chunk > 1 || acc.fp32 || acc.has_product)
         return {};
     if (acc.mode == LPT_NEAREST)
-        return in_order<SUM, C, M, M, true, false>();
-    return acc.mode <= LPT_ODD ? in_order<SUM, C, R, R, true, false>() : plan{};
+        return in_order<SUM, C, M, M, true>();
+    return acc.mode <= LPT_ODD ? in_order<SUM, C, R, R, true>() : plan{};
 }
 
 // The tiles for an accumulator, if there are any.
@@ -260,7 +261,7 @@ plan choose_f64(const lpt_accumulator &acc) {
     if (acc.order != LPT_SEQUENTIAL)
         return {};
     if (acc.mode == LPT_NEAREST && fused && F::fits(acc.sum))
-        return in_order<SUM, to_carrier<double>, F, F, true, false>();
+        return in_order<SUM, to_carrier<double>, F, F, true>();
     return in_double<SUM, R>(acc.has_product);
 }
 

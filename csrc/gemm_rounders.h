@@ -180,45 +180,4 @@ template <int MODE> struct to_side : to_wide_side<MODE> {
 };
 #endif
 
-// Stochastic rounding of fp32 numbers, for cells that are `plain` (lean.h): the word is added where
-// the digits lie that go, and a carry out of them is the way up. Numbers below the normal ones of
-// the format, which lose more digits, are rare in sums, and go one by one.
-struct to_drawn_in_fp32 {
-    typedef vectors<float>::U U;
-    enum { LENGTH = vectors<float>::length };
-    lpt_cell<float> cell;
-    floats bottom, endless, limit[2], over[2], inf[2];
-    U sign, keep, zero_sign;
-    to_drawn_in_fp32(const lpt_cell<float> &c, int) : cell(c) {
-        bottom = spread(c.flat ? 0.0f : lpt_value<float>((uint32_t)c.emin << 23));
-        endless = spread(lpt_value<float>(0x7f800000u));
-        for (int i = 0; i < 2; ++i) {
-            limit[i] = spread(lpt_value<float>(c.limit[i]));
-            over[i] = spread(lpt_value<float>(c.over[i]));
-            inf[i] = spread(lpt_value<float>(c.inf[i]));
-        }
-        sign = (U)spread(-0.0f);
-        keep = (U)spread(lpt_value<float>(~((1u << c.drop) - 1)));
-        zero_sign = (U)spread(lpt_value<float>(c.zero_sign));
-    }
-    LPT_SHARED floats one_by_one(floats x, const uint32_t *words) const {
-        for (int l = 0; l < LENGTH; ++l)
-            x[l] = lpt_value<float>(
-                lpt_round<float, LPT_STOCHASTIC, true>(lpt_bits((float)x[l]), cell, words[l]));
-        return x;
-    }
-    LPT_STEP floats operator()(floats x, const uint32_t *words) const {
-        const U minus = (U)x & sign, negative = (U)((U)x >= sign);
-        const floats size = (floats)((U)x ^ minus);
-        if (any_below(size, bottom))
-            return one_by_one(x, words);
-        const floats r = (floats)(((U)size + (loaded(words) >> (32 - cell.drop))) & keep);
-        floats y = r > (negative ? limit[1] : limit[0]) ? (negative ? over[1] : over[0]) : r;
-        y = size == endless ? (negative ? inf[1] : inf[0]) : y;
-        const U kept = (U)(y != spread(0.0f)) | zero_sign;
-        return (floats)((U)y | (minus & kept));
-    }
-    static bool fits(const lpt_grid &g) { return g.precision >= 2 && g.precision <= 23; }
-};
-
 }  // namespace

@@ -108,7 +108,8 @@ template <class T, class IN> struct tiles {
         free(memory);
     }
 
-    // k .. k + depth of b's columns, and of TALL of a's rows; what is missing of them is zero.
+    // k .. k + depth of b's columns, and of TALL of a's rows; the first stands for what is missing
+    // of them, so that nothing there needs more care than the rest.
     static void pack_columns(const lpt_product &p, int64_t batch, int64_t column, int count,
                              int64_t k, int64_t depth, T *b) {
         const int64_t next = p.b_stride[1], apart = p.b_stride[2];
@@ -122,22 +123,18 @@ template <class T, class IN> struct tiles {
         for (int64_t i = 0; i < depth; ++i)
             for (int l = 0; l < BROAD; ++l)
                 b[i * BROAD + l] =
-                    l < count ? (T)lpt_quiet(lpt_operand(from[i * next + l * apart])) : (T)0;
+                    (T)lpt_quiet(lpt_operand(from[i * next + (l < count ? l : 0) * apart]));
     }
     static void pack_rows(const lpt_product &p, int64_t batch, int64_t row, int64_t rows, int64_t k,
                           int64_t depth, T *a) {
         const IN *from =
             (const IN *)p.a + batch * p.a_stride[0] + row * p.a_stride[1] + k * p.a_stride[2];
-        const IN none = 0;
         const IN *x[TALL];
-        int64_t next[TALL];
-        for (int i = 0; i < TALL; ++i) {
-            x[i] = i < rows ? from + i * p.a_stride[1] : &none;
-            next[i] = i < rows ? p.a_stride[2] : 0;
-        }
+        for (int i = 0; i < TALL; ++i)
+            x[i] = i < rows ? from + i * p.a_stride[1] : from;
         for (int64_t j = 0; j < depth; ++j)
             for (int i = 0; i < TALL; ++i)
-                a[j * TALL + i] = (T)lpt_quiet(lpt_operand(x[i][j * next[i]]));
+                a[j * TALL + i] = (T)lpt_quiet(lpt_operand(x[i][j * p.a_stride[2]]));
     }
 
     // The addend, rounded unless sums are exact, where there is one, in the first of what is kept

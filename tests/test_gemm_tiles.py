@@ -7,6 +7,7 @@ import torch
 
 from lptensor import accumulate
 from lptensor.accumulator import Accumulator, tensor_core
+from lptensor.finfo import finfo
 from lptensor.formats import BF16, E4M3, E5M2, FP16, FP32, FixedPoint, FloatingPoint, Overflow, ScalarFormat
 from lptensor.gemm import gemm
 from lptensor.rounding import Stochastic
@@ -33,6 +34,12 @@ TILED = (
     Accumulator(BF16, E5M2, rounding="stochastic"),
     Accumulator(FP16, rounding="stochastic", compute="fp32"),
     Accumulator(FloatingPoint(4, 3), rounding="stochastic"),
+    Accumulator(FloatingPoint(8, 15), rounding="stochastic"),  # where it takes double to decide is no longer rare
+    Accumulator(FloatingPoint(5, 14), FloatingPoint(6, 15), rounding="stochastic"),
+    Accumulator(FloatingPoint(5, 14, bias=3), rounding=Stochastic(20)),
+    Accumulator(FloatingPoint(7, 2, bias=124), rounding="stochastic"),
+    Accumulator(E4M3, rounding="stochastic"),
+    Accumulator(FloatingPoint(4, 3, specials="fnuz"), rounding="stochastic"),
     Accumulator(FloatingPoint(8, 19), rounding="stochastic"),
     Accumulator(FloatingPoint(8, 20), rounding="stochastic"),
     *(Accumulator(sum, rounding=mode) for sum in (FP32, BF16, FP16) for mode in SIDES),
@@ -108,6 +115,9 @@ TILED = (
         Accumulator(BF16, order="pairwise"),
         Accumulator(BF16, rounding="up"),
         Accumulator(BF16, rounding="stochastic"),
+        Accumulator(FloatingPoint(7, 7, bias=127, specials="fnuz"), BF16, rounding="stochastic"),
+        Accumulator(FloatingPoint(7, 7, bias=124), rounding="stochastic"),
+        Accumulator(FloatingPoint(7, 7, bias=124), rounding="stochastic", compute="fp32"),
         Accumulator(FloatingPoint(8, 7, subnormals=False)),
         Accumulator(FloatingPoint(8, 7, subnormals="flush")),
         Accumulator(FloatingPoint(8, 7, subnormals="flush"), chunk=8, compute="fp32"),
@@ -240,12 +250,73 @@ def test_exact_sums_lose_no_bit_of_many_large_products_and_round_their_addend_wi
 
 
 @pytest.mark.parametrize("compute", ["exact", "fp32"])
-def test_a_format_without_negative_zero_has_none_where_its_sums_vanish(compute: str) -> None:
-    acc = Accumulator(FixedPoint(12, 6), rounding="stochastic", compute=compute)
-    a, b = torch.full((1, 5, 1), -(2.0**-60)), torch.rand(1, 1, 40)
+@pytest.mark.parametrize(
+    "format",
+    [
+        FixedPoint(12, 6),
+        FloatingPoint(4, 3, specials="fnuz"),
+        FloatingPoint(7, 7, bias=127, specials="fnuz"),  # its smallest normal number is that of fp32
+    ],
+    ids=repr,
+)
+def test_a_format_without_negative_zero_has_none_where_its_sums_vanish(format: ScalarFormat, compute: str) -> None:
+    acc = Accumulator(format, rounding="stochastic", compute=compute)
+    for size in (2.0**-60, 2.0**-71, 2.0**-80):  # of which squares are numbers of fp32, subnormal ones, and none
+        a, b = torch.full((1, 5, 1), -size), torch.rand(1, 1, 40) * size
+        wanted = accumulate.gemm(a, b, acc, None, KEY)
+        for build in NATIVE_BUILDS:
+            got = product(build, a, b, acc)
+            assert same(got, wanted) and not got[got == 0].signbit().any()
+
+
+@pytest.mark.parametrize("compute", ["exact", "fp32"])
+@pytest.mark.parametrize("format", [E4M3, FP16, FloatingPoint(4, 3, specials="none")], ids=repr)
+def test_sums_about_the_smallest_normal_number_and_the_largest_are_drawn_from_the_grid(
+    format: FloatingPoint, compute: str
+) -> None:
+    acc, info = Accumulator(format, rounding="stochastic", compute=compute), finfo(format)
+    for least, most in ((info.smallest_normal / 2, info.smallest_normal * 2), (info.max / 2, info.max * 1.01)):
+        b = torch.linspace(least, most, 4096)[torch.randperm(4096, generator=torch.Generator().manual_seed(1))]
+        for low, high in ((least, info.max), (0, most)):  # all of one kind, so that whole vectors are
+            a, few = torch.ones(1, 5, 1), b[(b >= low) & (b <= high)][None, None]
+            wanted = accumulate.gemm(a, few, acc, None, KEY)
+            for build in NATIVE_BUILDS:
+                assert same(product(build, a, few, acc), wanted), build
+
+
+def test_a_product_below_fp32_is_drawn_where_the_format_has_spacings_near_it() -> None:
+    """2**-150 is 2**-12 of the smallest number."""
+    acc = Accumulator(FloatingPoint(7, 15, bias=124), rounding="stochastic")
+    a, b = torch.full((1, 1, 1), 2.0**-75), torch.full((1, 1, 1 << 15), 2.0**-75)
+    wanted = accumulate.gemm(a, b, acc, None, KEY)
+    assert wanted.unique().tolist() == [0.0, 2.0**-138]
     for build in NATIVE_BUILDS:
-        got = product(build, a, b, acc)
-        assert (got == 0).all() and not got.signbit().any(), build
+        assert same(product(build, a, b, acc), wanted), build
+
+
+@pytest.mark.parametrize("compute", ["exact", "fp32"])
+def test_rows_of_zeros_and_sums_at_the_largest_value_draw_as_others_do(compute: str) -> None:
+    for format in (E4M3, FloatingPoint(4, 7, specials="fnuz", overflow="saturate")):
+        acc = Accumulator(format, rounding="stochastic", compute=compute)
+        a, b, c = (t[None] for t in operands(15, 6, 40, 45, 1))
+        a[0, :3], a[0, 1], c[0, :2] = 0.0, -0.0, 0.0
+        a[0, 3], b = a[0, 3].abs() * 1e3, b.abs()
+        wanted = accumulate.gemm(a, b, acc, c, KEY)
+        for build in NATIVE_BUILDS:
+            assert same(product(build, a, b, acc, c), wanted), (build, format)
+
+
+def test_what_fp32_has_no_digits_for_decides_a_draw() -> None:
+    """One of 256 words, and a part of the spacing, are together one step of fp32 from a carry."""
+    n, fine = 1 << 13, FloatingPoint(8, 15)
+    acc, spacing = Accumulator(fine, rounding="stochastic"), 2.0**-15
+    for part in (2.0**-9, 255 * 2.0**-8, 2.0**-8 - 2.0**-20, 1 - 2.0**-20):
+        a, b = torch.ones(1, 1, 2), torch.ones(1, 2, n)
+        a[0, 0, 1], b[0, 1] = spacing, part
+        wanted = accumulate.gemm(a, b, acc, None, KEY)
+        assert set(wanted.unique().tolist()) <= {1.0, 1.0 + spacing}
+        for build in NATIVE_BUILDS:
+            assert same(product(build, a, b, acc), wanted), (build, part)
 
 
 # What tiles must leave to others: chunks in chunks, and chunks that are rounded in another mode than their sums.
