@@ -1,4 +1,4 @@
-// Sums on tiles that are rounded stochastically, one after the other.
+// Sums on tiles that are rounded stochastically, one after the other or chunk by chunk.
 #pragma once
 #include "gemm_orders.h"
 
@@ -55,6 +55,7 @@ struct to_drawn {
 template <class SUM, class ROUND> struct drawn_by {
     typedef typename SUM::T T;
     typedef typename SUM::IN IN;
+    enum { DRAWS = 1 };
     typedef typename vectors<T>::V V;
     const ROUND round;
     drawn_by(const lpt_grid &g, const lpt_accumulator &acc)
@@ -103,6 +104,7 @@ struct drawn_exactly : in_fp32 {
 // go, and a carry out of them is the way up. Double does the rest. SUM is one of the above.
 template <class SUM> struct drawn_in_fp32 {
     typedef float T, IN;
+    enum { DRAWS = 1 };
     typedef vectors<float>::U U;
     const drawn_in_double wide;
     U sign, keep, shift, low, span;
@@ -198,54 +200,91 @@ template <class SUM> struct drawn_in_fp32 {
     }
 };
 
-// WAY forms and rounds sums and products; FUSED: products have no format of their own.
-template <class WAY, bool FUSED> struct drawn final : tile_steps<typename WAY::T> {
-    typedef typename WAY::T T;
-    typedef typename WAY::IN IN;
+// fp32 to nearest, in which nothing is drawn.
+struct in_carrier {
+    typedef float T, IN;
+    enum { DRAWS = 0 };
+    in_carrier(const lpt_grid &, const lpt_accumulator &) {}
+    LPT_STEP floats fma(floats a, floats b, floats c, const uint32_t *) const {
+        return fused(a, b, c);
+    }
+    LPT_STEP floats mul(floats a, floats b, const uint32_t *) const { return a * b; }
+    LPT_STEP floats add(floats a, floats b, const uint32_t *) const { return a + b; }
+};
+
+// One after the other, or chunk by chunk. INNER forms and rounds products and sums, OUTER sums of
+// chunks; FUSED: products have no format of their own. Four roundings of an output share a counter,
+// and all count, drawn or not.
+template <class INNER, class OUTER, bool FUSED> struct drawn final : tile_steps<typename OUTER::T> {
+    typedef typename OUTER::T T;
+    typedef typename OUTER::IN IN;
     typedef typename vectors<T>::V V;
     enum { LENGTH = tile<T>::LENGTH, EVENTS = FUSED ? 1 : 2 };  // roundings of one k
-    const WAY product, sum;
+    const int64_t chunk;
+    const INNER product, inner;
+    const OUTER outer;
 
-    drawn(const lpt_accumulator &acc, bool)
-        : tile_steps<T>(true), product(acc.has_product ? acc.product : acc.sum, acc),
-          sum(acc.sum, acc) {}
+    drawn(const lpt_accumulator &acc, bool) : drawn(acc, acc.chunk > 1 ? *acc.inner : acc) {}
 
     void advance(tile<T> *kept, const T *a, const T *b, int64_t k, int64_t depth,
-                 tile_words<T> *drawn) const override {
+                 tile_words<T> *words) const override {
         tile<T> s = *kept;
-        uint64_t n = 1 + (uint64_t)k * EVENTS;
-        for (int64_t here = 0; here < depth; ++here, a += TALL) {
-            const V *y = columns(b, here);
+        words->forget();
+        const uint64_t n = 1 + (uint64_t)k * EVENTS;
+        if (chunk == 1) {
+            steps(s, a, b, 0, depth, n, words);
+        } else {
+            uint64_t event = n + (uint64_t)(k / chunk);
+            for (int64_t first = 0; first < depth; first += chunk) {
+                const int64_t last = first + chunk < depth ? first + chunk : depth;
+                tile<T> part = {};
+                steps(part, a, b, first, last, event, words);
+                event += (uint64_t)(last - first) * EVENTS;
+                words->need(event);
+                for (int i = 0; i < TALL; ++i)
+                    for (int j = 0; j < 2; ++j)
+                        s.v[i][j] =
+                            outer.add(s.v[i][j], part.v[i][j], words->of(event, i, j * LENGTH));
+                ++event;
+            }
+        }
+        *kept = s;
+    }
+
+  private:
+    drawn(const lpt_accumulator &acc, const lpt_accumulator &in)
+        : tile_steps<T>(true), chunk(acc.chunk), product(in.has_product ? in.product : in.sum, acc),
+          inner(in.sum, acc), outer(acc.sum, acc) {}
+
+    LPT_STEP void steps(tile<T> &s, const T *a, const T *b, int64_t first, int64_t last, uint64_t n,
+                        tile_words<T> *words) const {
+        for (int64_t k = first; k < last; ++k) {
+            const T *x = a + k * TALL;
+            const V *y = columns(b, k);
+            if (INNER::DRAWS)
+                words->need(n);
             if (FUSED) {
-                words(drawn, n, here == 0);
 #pragma GCC unroll 4
                 for (int i = 0; i < TALL; ++i)
 #pragma GCC unroll 2
                     for (int j = 0; j < 2; ++j)
-                        s.v[i][j] = sum.fma(spread(a[i]), y[j], s.v[i][j], at(drawn, n, i, j));
+                        s.v[i][j] =
+                            inner.fma(spread(x[i]), y[j], s.v[i][j], words->of(n, i, j * LENGTH));
                 ++n;
                 continue;
             }
             V p[TALL][2];
-            words(drawn, n, here == 0);
             for (int i = 0; i < TALL; ++i)
                 for (int j = 0; j < 2; ++j)
-                    p[i][j] = product.mul(spread(a[i]), y[j], at(drawn, n, i, j));
-            words(drawn, ++n, false);
+                    p[i][j] = product.mul(spread(x[i]), y[j], words->of(n, i, j * LENGTH));
+            ++n;
+            if (INNER::DRAWS)
+                words->need(n);
             for (int i = 0; i < TALL; ++i)
                 for (int j = 0; j < 2; ++j)
-                    s.v[i][j] = sum.add(s.v[i][j], p[i][j], at(drawn, n, i, j));
+                    s.v[i][j] = inner.add(s.v[i][j], p[i][j], words->of(n, i, j * LENGTH));
             ++n;
         }
-        *kept = s;
-    }
-    // Has those of the n-th rounding drawn; four roundings share a counter.
-    static LPT_STEP void words(tile_words<T> *drawn, uint64_t n, bool first) {
-        if (n % 4 == 0 || first)
-            drawn->draw(n / 4);
-    }
-    static LPT_STEP const uint32_t *at(const tile_words<T> *drawn, uint64_t n, int i, int j) {
-        return &drawn->words[n % 4][i][j * LENGTH];
     }
 };
 #endif

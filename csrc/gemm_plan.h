@@ -108,27 +108,45 @@ bool gridded(const lpt_accumulator &acc) {
            (!acc.has_product || R::fits(rounding_of<double>(acc.product, acc)));
 }
 
-template <class WAY> plan drawn_on_tiles(const lpt_accumulator &acc) {
-    return acc.has_product ? tiled<drawn<WAY, false>>() : tiled<drawn<WAY, true>>();
-}
-template <class WAY> bool fits(const lpt_accumulator &acc) {
-    return WAY::fits(acc.sum) && (!acc.has_product || WAY::fits(acc.product));
+// fp32 to nearest, which compute="fp32" rounds to once.
+bool in_fp32_to_nearest(const lpt_accumulator &acc) {
+    return !acc.has_product && acc.mode == LPT_NEAREST && lpt_fp32_way(acc.sum) == LPT_AS_CARRIER;
 }
 
-plan stochastic(const lpt_accumulator &acc) {
+// Stochastic sums, of chunks that are drawn with as many bits or are fp32's.
+template <class WAY> plan drawn_on_tiles(const lpt_accumulator &in) {
+    return in.has_product ? tiled<drawn<WAY, WAY, false>>() : tiled<drawn<WAY, WAY, true>>();
+}
+template <class WAY> bool fits(const lpt_accumulator &acc, const lpt_accumulator &in) {
+    return WAY::fits(acc.sum) && WAY::fits(in.sum) && (!in.has_product || WAY::fits(in.product));
+}
+
+plan stochastic(const lpt_accumulator &acc, const lpt_accumulator &in) {
     typedef drawn_in_fp32<drawn_as_it_is> rounded_first;
     typedef drawn_in_fp32<drawn_exactly> exact;
-    if (acc.fp32 && fits<rounded_first>(acc) && plain<float>(acc))
-        return drawn_on_tiles<rounded_first>(acc);
+    if (in_fp32_to_nearest(in) && acc.chunk > 1) {
+        if (!plain<float>(acc))
+            return {};
+        if (acc.fp32)
+            return rounded_first::fits(acc.sum) ? tiled<drawn<in_carrier, rounded_first, true>>()
+                                                : plan{};
+        return exact::fits(acc.sum) ? tiled<drawn<in_carrier, exact, true>>() : plan{};
+    }
+    if (in.mode != LPT_STOCHASTIC || in.bits != acc.bits || in.fp32 != acc.fp32 || !gridded(acc) ||
+        !gridded(in))
+        return {};
+    const bool plain_in_fp32 = plain<float>(acc) && plain<float>(in);
+    if (acc.fp32 && fits<rounded_first>(acc, in) && plain_in_fp32)
+        return drawn_on_tiles<rounded_first>(in);
     if (acc.fp32)
-        return drawn_on_tiles<drawn_by<fp32_in_double, to_grid<LPT_STOCHASTIC>>>(acc);
-    if (fits<exact>(acc) && plain<float>(acc))
-        return drawn_on_tiles<exact>(acc);
+        return drawn_on_tiles<drawn_by<fp32_in_double, to_grid<LPT_STOCHASTIC>>>(in);
+    if (fits<exact>(acc, in) && plain_in_fp32)
+        return drawn_on_tiles<exact>(in);
 #if defined(__AVX512F__) && defined(__AVX512DQ__)
-    if (fits<to_drawn>(acc) && plain<double>(acc))
-        return drawn_on_tiles<drawn_in_double>(acc);
+    if (fits<to_drawn>(acc, in) && plain<double>(acc) && plain<double>(in))
+        return drawn_on_tiles<drawn_in_double>(in);
 #endif
-    return drawn_on_tiles<drawn_by<odd_in_double, to_grid<LPT_STOCHASTIC>>>(acc);
+    return drawn_on_tiles<drawn_by<odd_in_double, to_grid<LPT_STOCHASTIC>>>(in);
 }
 
 // Chunks of fused multiply-adds of fp32, which are rounded once, to nearest.
@@ -230,9 +248,9 @@ plan choose_f32(const lpt_accumulator &acc) {
     const lpt_accumulator &in = acc.chunk > 1 ? *acc.inner : acc;
     if (in.order != LPT_SEQUENTIAL || in.chunk != 1 || in.turn > 0)
         return {};
-    if (acc.mode == LPT_STOCHASTIC && acc.chunk == 1)
-        return gridded(acc) ? stochastic(acc) : plan{};
-    if (!in.has_product && in.mode == LPT_NEAREST && lpt_fp32_way(in.sum) == LPT_AS_CARRIER)
+    if (acc.mode == LPT_STOCHASTIC)
+        return stochastic(acc, in);
+    if (in_fp32_to_nearest(in))
         return chunks_of_fp32(acc, acc.chunk == 1 ? LPT_AS_CARRIER : lpt_fp32_way(acc.sum));
     if (in.mode != acc.mode || in.fp32 != acc.fp32)
         return {};

@@ -28,16 +28,23 @@ template <class T> LPT_STEP const typename vectors<T>::V *columns(const T *b, in
     return (const typename vectors<T>::V *)(b + k * tile<T>::BROAD);
 }
 
-// The random words of a tile's outputs.
+// The random words of a tile's outputs, for four roundings of each at a time.
 template <class T> struct tile_words {
     enum { BROAD = tile<T>::BROAD };
     uint32_t words[4][TALL][BROAD];
-    uint64_t element, row, elements;
+    uint64_t element, row, elements, group;
     lpt_key key;
     uint32_t mask;
-    LPT_SHARED void draw(uint64_t group) {
+    void forget() { group = ~(uint64_t)0; }
+    // has the words of the n-th rounding drawn
+    LPT_STEP void need(uint64_t n) {
+        if (n / 4 != group)
+            draw(group = n / 4);
+    }
+    LPT_STEP const uint32_t *of(uint64_t n, int i, int l) const { return &words[n % 4][i][l]; }
+    LPT_SHARED void draw(uint64_t of) {
         enum { PAIRS = BROAD / LPT_PAIR };  // of a row
-        const uint64_t first = group * elements + element, next = row;
+        const uint64_t first = of * elements + element, next = row;
         lpt_words_of_pairs([=](int q) { return first + q / PAIRS * next + q % PAIRS * LPT_PAIR; },
                            TALL * PAIRS, key, mask, TALL * BROAD, words[0][0]);
     }

@@ -39,6 +39,12 @@ TILED = (
     Accumulator(FloatingPoint(5, 14, bias=3), rounding=Stochastic(20)),
     Accumulator(FloatingPoint(7, 2, bias=124), rounding="stochastic"),
     Accumulator(E4M3, rounding="stochastic"),
+    Accumulator(BF16, chunk=7, rounding="stochastic"),
+    Accumulator(FP16, E5M2, chunk=64, rounding="stochastic"),
+    Accumulator(FloatingPoint(8, 19), chunk=300, rounding="stochastic"),
+    Accumulator(FloatingPoint(5, 10, subnormals="flush"), BF16, chunk=6, rounding="stochastic", compute="fp32"),
+    *(Accumulator(FP16, chunk=30, inner=FP32, rounding="stochastic", compute=compute) for compute in ("exact", "fp32")),
+    Accumulator(FP16, chunk=5, rounding="stochastic", inner=Accumulator(BF16, rounding="stochastic")),
     Accumulator(FloatingPoint(4, 3, specials="fnuz"), rounding="stochastic"),
     Accumulator(FloatingPoint(8, 19), rounding="stochastic"),
     Accumulator(FloatingPoint(8, 20), rounding="stochastic"),
@@ -324,6 +330,9 @@ NESTED = (
     Accumulator(BF16, chunk=6, inner=Accumulator(BF16, chunk=2)),
     Accumulator(BF16, chunk=4, inner=Accumulator(BF16, rounding="toward_zero")),
     Accumulator(BF16, chunk=4, rounding="up", inner=BF16),
+    Accumulator(BF16, chunk=4, rounding="stochastic", inner=Accumulator(BF16, rounding=Stochastic(9))),
+    Accumulator(BF16, chunk=4, rounding="stochastic", inner=FP16),
+    Accumulator(FixedPoint(12, 6), chunk=4, rounding="stochastic", inner=FP32),
     Accumulator(FP16, FixedPoint(12, 6), rounding="up"),
 )
 

@@ -36,6 +36,8 @@ ROWS = {
     "FP16, stochastic, fp32 steps": Accumulator(FP16, rounding="stochastic", compute="fp32"),
     "BF16, stochastic": Accumulator(BF16, rounding="stochastic"),
     "FP16, stochastic": Accumulator(FP16, rounding="stochastic"),
+    "FP16, stochastic, chunks of 32 in FP32": Accumulator(FP16, chunk=32, inner=FP32, rounding="stochastic"),
+    "FP16, stochastic, chunks of 64": Accumulator(FP16, chunk=64, rounding="stochastic"),
     **{
         f"{name}, {mode.replace('_', ' ')}": Accumulator(sum, rounding=mode)
         for name, sum in (("FP32", FP32), ("BF16", BF16), ("FP16", FP16))
