@@ -108,7 +108,7 @@ template <class SUM> struct drawn_in_fp32 {
     typedef vectors<float>::U U;
     const drawn_in_double wide;
     U sign, keep, shift, low, span;
-    U zero;  // a zero is taken for a number of this size
+    U zero;  // a zero is taken for a number of this size: what fp32 takes for zero is drawn as one
     drawn_in_fp32(const lpt_grid &g, const lpt_accumulator &acc) : wide(g, acc) {
         const lpt_cell<float> c = rounding_of<float>(g, acc);
         const uint32_t spacing = 1u << c.drop, least = c.zero_sign ? 0 : spacing;

@@ -14,16 +14,16 @@ from lptensor.path_rules import listed, matches
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-def layers_of(model: nn.Module, skip: Iterable[str], layers: tuple[type[nn.Module], ...]) -> dict[str, nn.Module]:
-    """The layers of these classes by their paths, without those at or below what the patterns in ``skip`` match."""
+def layers_of(model: nn.Module, exempt: Iterable[str], layers: tuple[type[nn.Module], ...]) -> dict[str, nn.Module]:
+    """The layers of these classes by their paths, without those at or below what the patterns in ``exempt`` match."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"layers are changed of a torch.nn.Module, got {type(model).__name__}")
-    skip = listed("skip", skip)
+    exempt = listed("exempt", exempt)
     check_classes(layers)
     found = {path: module for path, module in model.named_modules() if isinstance(module, layers)}
-    if unknown := [pattern for pattern in skip if not any(matches(pattern, path) for path in found)]:
-        raise ValueError(f"skip names {unknown[0]!r}, which is none of the layers {', '.join(found) or '(none)'}")
-    chosen = {path: module for path, module in found.items() if not any(matches(pattern, path) for pattern in skip)}
+    if unknown := [pattern for pattern in exempt if not any(matches(pattern, path) for path in found)]:
+        raise ValueError(f"exempt names {unknown[0]!r}, which is none of the layers {', '.join(found) or '(none)'}")
+    chosen = {path: module for path, module in found.items() if not any(matches(pattern, path) for pattern in exempt)}
     if not chosen:
         raise ValueError(f"{type(model).__name__} has no layer left to round among {', '.join(found) or '(none)'}")
     return chosen

@@ -131,7 +131,7 @@ def test_special_blocks_and_odd_widths() -> None:
 def test_it_is_the_layer_that_it_was() -> None:
     plain = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 2))
     keys = list(plain.state_dict())
-    net = recipes.quartet(skip=("2",)).model(plain)
+    net = recipes.quartet(exempt=("2",)).model(plain)
     assert net is plain and list(net.state_dict()) == keys and type(net[2]) is nn.Linear
     x = torch.randn(3, 32)
     for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
@@ -139,8 +139,8 @@ def test_it_is_the_layer_that_it_was() -> None:
     with pytest.raises(ValueError, match="'0' is a QuartetLinear"):
         recipes.quartet().model(net)
     assert type(net[2]) is nn.Linear, "nothing was changed"
-    with pytest.raises(ValueError, match="skip names '7'"):
-        recipes.quartet(skip=("7",)).model(nn.Sequential(nn.Linear(2, 2)))
+    with pytest.raises(ValueError, match="exempt names '7'"):
+        recipes.quartet(exempt=("7",)).model(nn.Sequential(nn.Linear(2, 2)))
 
 
 def test_a_layer_may_be_made_by_hand() -> None:
@@ -156,7 +156,7 @@ def test_a_layer_may_be_made_by_hand() -> None:
 def test_torchs_fused_paths_do_not_pass_it_by() -> None:
     """In evaluation without gradients a TransformerEncoderLayer would read the weights itself."""
     net = nn.TransformerEncoderLayer(32, 2, 64, dropout=0.0, batch_first=True).eval()
-    recipes.quartet(skip=("self_attn.out_proj",)).model(net)
+    recipes.quartet(exempt=("self_attn.out_proj",)).model(net)
     x = torch.randn(2, 5, 32)
     with torch.no_grad():
         fused = net(x)

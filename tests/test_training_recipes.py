@@ -361,7 +361,7 @@ def test_what_has_an_arithmetic_comes_off_without_a_trace(name: str) -> None:
 
 
 def test_skipped_layers_stay_fp32() -> None:
-    for recipe in (recipes.mxfp8(skip=("0",)), recipes.s2fp8(skip=("0",))):
+    for recipe in (recipes.mxfp8(exempt=("0",)), recipes.s2fp8(exempt=("0",))):
         torch.manual_seed(0)
         net = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3))
         first = copy.deepcopy(net[0])
@@ -407,7 +407,7 @@ class TestRoundLayers:
         assert torch.equal(layer.parametrizations.weight.original.grad, torch.full((1, 2), 0.25))
 
     def test_a_conversion_leaves_a_plain_layer_what_rounds_its_operands(self) -> None:
-        net = round_layers(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), input=LUQ, skip=("1",))
+        net = round_layers(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), input=LUQ, exempt=("1",))
         hooks = dict(net[0]._forward_pre_hooks)
         convert(net, {"0": None, "1": E4M3})
         assert hooks and hooks.items() <= net[0]._forward_pre_hooks.items()
@@ -425,10 +425,10 @@ class TestRoundLayers:
 
     def test_bad_input_is_named(self) -> None:
         net = nn.Sequential(nn.Linear(2, 2))
-        with pytest.raises(ValueError, match="skip names '1', which is none of the layers 0"):
-            round_layers(net, input=LUQ, skip=("1",))
+        with pytest.raises(ValueError, match="exempt names '1', which is none of the layers 0"):
+            round_layers(net, input=LUQ, exempt=("1",))
         with pytest.raises(ValueError, match="no layer left"):
-            round_layers(net, input=LUQ, skip=("0",))
+            round_layers(net, input=LUQ, exempt=("0",))
         round_layers(net, input=lambda: DelayedScaling(E4M3))
         with pytest.raises(ValueError, match="rounded already"):
             round_layers(net, weight=LUQ)
@@ -563,18 +563,18 @@ def test_the_api_lists_every_technique() -> None:
 
 
 class TestSkip:
-    """``skip`` means the same in every recipe: path patterns, and what lies below."""
+    """``exempt`` means the same in every recipe: path patterns, and what lies below."""
 
     SKIPPING = (recipes.mxfp8, recipes.hbfp, recipes.s2fp8, recipes.fp8_delayed, recipes.quartet, recipes.unit_scaling)
 
     @pytest.mark.parametrize("recipe", SKIPPING[:-1])
-    @pytest.mark.parametrize("skip", [("head",), ("h*d",), ["head.0"]])
-    def test_it_names_parts_by_patterns_of_their_paths(self, recipe: Any, skip: Any) -> None:
+    @pytest.mark.parametrize("exempt", [("head",), ("h*d",), ["head.0"]])
+    def test_it_names_parts_by_patterns_of_their_paths(self, recipe: Any, exempt: Any) -> None:
         torch.manual_seed(0)
         head = nn.Linear(32, 32)
         net = nn.Sequential(OrderedDict(body=nn.Linear(32, 32), head=nn.Sequential(head)))
         x, inputs = torch.randn(4, 32), []
-        recipe(skip=skip).model(net)
+        recipe(exempt=exempt).model(net)
         head.register_forward_hook(lambda _, args, output: inputs.append((args[0], output)))
         net(x)
         ((into, out),) = inputs
@@ -584,4 +584,4 @@ class TestSkip:
     def test_a_string_is_no_list_of_one_letter_paths(self, recipe: Any) -> None:
         net = nn.Sequential(*(nn.Linear(32, 32) for _ in range(11)))
         with pytest.raises(TypeError, match="takes a list of path patterns, got '10'; say .*=\\['10'\\]"):
-            recipe(skip="10").model(net)
+            recipe(exempt="10").model(net)

@@ -127,7 +127,7 @@ def test_the_loss_is_the_mean_and_its_gradient_of_variance_one() -> None:
 def test_it_is_the_model_that_it_was() -> None:
     plain = nn.Sequential(nn.Linear(6, 6), nn.GELU(), nn.Linear(6, 2))
     before = copy.deepcopy(plain.state_dict())
-    net = recipes.unit_scaling(skip=("2",), initialize=False).model(plain)
+    net = recipes.unit_scaling(exempt=("2",), initialize=False).model(plain)
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items()) and list(before) == list(
         net.state_dict()
     )

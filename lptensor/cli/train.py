@@ -186,7 +186,7 @@ def _paper_table() -> Table:
     for title in ("recipe", "paper", "layers in fp32"):
         table.add_column(title)
     for recipe in PAPERS:
-        table.add_row(recipe.name, recipe.how, ", ".join(recipe.skip) or "-")
+        table.add_row(recipe.name, recipe.how, ", ".join(recipe.exempt) or "-")
     return table
 
 

@@ -87,7 +87,7 @@ def _rounded(
 
     number, gradient, sums = recipe.number, recipe.gradient or recipe.number, recipe.accumulator
     layers, rounding = ["conv", "activation", "linear"], recipe.rounding
-    model = lower(model, layers, number, gradient, rounding, rounding, exempt=recipe.skip)
+    model = lower(model, layers, number, gradient, rounding, rounding, exempt=recipe.exempt)
     optimizer = OptimLP(
         make_optimizer(model.parameters()),
         weight_quant=quant(number),
@@ -115,7 +115,7 @@ _FP32, _WAGE = RECIPES[0], next(row for row in PAPERS if row.name == "wage")
 # The first row of a task is what the others are compared with.
 EXPERIMENTS = (
     replace(_FP32, name="fp32-vgg", task=VGG),
-    Recipe("lp_train", "QPyTorch", _BFP8, Stochastic(), _in_one_number, accumulator=_BFP8, skip=("head",), task=VGG),
+    Recipe("lp_train", "QPyTorch", _BFP8, Stochastic(), _in_one_number, accumulator=_BFP8, exempt=("head",), task=VGG),
     replace(_FP32, name="fp32-swa", task=AVERAGED),
     Recipe(
         "swalp",
@@ -124,7 +124,7 @@ EXPERIMENTS = (
         Stochastic(),
         _in_one_number,
         accumulator=BlockFloatingPoint(8, dim=0),
-        skip=("head",),
+        exempt=("head",),
         task=AVERAGED,
     ),
     replace(_FP32, name="fp32-bare-vgg", task=BARE),
@@ -137,7 +137,7 @@ EXPERIMENTS = (
         Rounding(),
         _ibm8,
         accumulator=_FP16,
-        skip=("head",),
+        exempt=("head",),
         scaler=lambda: LossScaler(1000.0),
         task=PRERESNET,
     ),

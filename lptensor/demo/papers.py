@@ -19,24 +19,26 @@ class _Apply:
     """Makes a recipe of a paper, and applies it."""
 
     make: Callable[..., recipes.Recipe]
-    takes_skip: bool = True
+    takes_exempt: bool = True
     optimizer: MakeOptimizer | None = None
 
     def __call__(self, row: Recipe, model: nn.Module, make_optimizer: MakeOptimizer) -> tuple[nn.Module, Optimizer]:
-        skip = tuple(path for path in row.skip if path in dict(model.named_modules()))
-        recipe = self.make(skip=skip) if self.takes_skip else self.make()
+        exempt = tuple(path for path in row.exempt if path in dict(model.named_modules()))
+        recipe = self.make(exempt=exempt) if self.takes_exempt else self.make()
         model = recipe.model(model)
         return model, recipe.optimizer((self.optimizer or make_optimizer)(model.parameters()))
 
 
-def _row(name: str, how: str, apply: _Apply, skip: tuple[str, ...] = ("head",)) -> Recipe:
-    return Recipe(name, how, None, Rounding(), apply, accumulator=None, skip=skip, scaler=lambda: apply.make().scaler())
+def _row(name: str, how: str, apply: _Apply, exempt: tuple[str, ...] = ("head",)) -> Recipe:
+    return Recipe(
+        name, how, None, Rounding(), apply, accumulator=None, exempt=exempt, scaler=lambda: apply.make().scaler()
+    )
 
 
-# skip: the last layer of the text's network stays fp32; DoReFa keeps the first and the last of both.
+# exempt: the last layer of the text's network stays fp32; DoReFa keeps the first and the last of both.
 PAPERS = (
-    _row("gupta", "1502.02551", _Apply(recipes.gupta, takes_skip=False)),
-    _row("dorefa", "1606.06160", _Apply(lambda skip=(): recipes.dorefa(4, 8, 8, skip)), ("0", "7", "head")),
+    _row("gupta", "1502.02551", _Apply(recipes.gupta, takes_exempt=False)),
+    _row("dorefa", "1606.06160", _Apply(lambda exempt=(): recipes.dorefa(4, 8, 8, exempt)), ("0", "7", "head")),
     _row("hbfp", "1804.01526", _Apply(recipes.hbfp)),
     _row("wang", "1812.08011", _Apply(recipes.wang)),
     _row("hfp8", "NeurIPS 2019", _Apply(recipes.hfp8)),
@@ -51,7 +53,7 @@ PAPERS = (
     _row("mxfp6", "2310.10537", _Apply(recipes.mxfp6)),
     _row("deepseek", "2412.19437", _Apply(recipes.deepseek)),
     _row("mxfp4", "2502.20586", _Apply(recipes.mxfp4)),
-    _row("mxfp4-nearest", "2310.10537", _Apply(lambda skip=(): recipes.mxfp4(False, None, skip))),
+    _row("mxfp4-nearest", "2310.10537", _Apply(lambda exempt=(): recipes.mxfp4(False, None, exempt))),
     _row("quartet", "2505.14669", _Apply(recipes.quartet)),
     _row("mxfp8", "2506.08027", _Apply(recipes.mxfp8)),
     _row("nvfp4", "2509.25149", _Apply(recipes.nvfp4)),

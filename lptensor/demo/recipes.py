@@ -25,7 +25,7 @@ class Recipe:
     """How a float32 model, its optimizer and its inputs become low precision.
 
     ``number`` is the format of activations and weights; ``gradient`` that of gradients, if another;
-    ``accumulator`` that in which the optimizer adds up the weights, None being float32. ``skip`` names
+    ``accumulator`` that in which the optimizer adds up the weights, None being float32. ``exempt`` names
     layers that stay float32, ``scaler`` makes what scales the loss, and ``task`` is what is learned.
     """
 
@@ -37,7 +37,7 @@ class Recipe:
     inputs: Callable[[Recipe, Tensor], Tensor] = lambda recipe, images: images
     gradient: Format | None = None
     accumulator: Format | None = FP16
-    skip: tuple[str, ...] = ()
+    exempt: tuple[str, ...] = ()
     scaler: Callable[[], LossScaler] | None = None
     task: Task = DIGITS
 

@@ -108,11 +108,11 @@ class QuartetLinear(nn.Linear):
         return y if self.bias is None else y + self.bias
 
 
-def quartet_layers(model: nn.Module, unbiased: Round, skip: Sequence[str] = ()) -> None:
+def quartet_layers(model: nn.Module, unbiased: Round, exempt: Sequence[str] = ()) -> None:
     """Let every ``nn.Linear`` multiply as a ``QuartetLinear``."""
-    chosen = layers_of(model, skip, (nn.Linear,))
+    chosen = layers_of(model, exempt, (nn.Linear,))
     for path, module in chosen.items():
         if type(module) is not nn.Linear:
-            raise ValueError(f"{path!r} is a {type(module).__name__}, not a plain nn.Linear; name it in skip")
+            raise ValueError(f"{path!r} is a {type(module).__name__}, not a plain nn.Linear; name it in exempt")
     for module in chosen.values():
         become(module, QuartetLinear, unbiased=unbiased)

@@ -39,7 +39,7 @@ from lptensor.training.wage import WageActivation, WageError, WageGradient, Wage
 from lptensor.weighted_layers import LAYERS, layers_of
 
 Model = TypeVar("Model", bound=nn.Module)
-Skip = Sequence[str]
+Exempt = Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Recipe:
     >>> optim, scaler = recipe.optimizer(Adam(model.parameters())), recipe.scaler()
 
     Everything they hold is in their state_dicts. Linear and convolutional layers take part, but those
-    at or below the paths in ``skip``, which stay fp32; parameters and what layers put out are plain.
+    at or below the paths in ``exempt``, which stay fp32; parameters and what layers put out are plain.
     A model takes one recipe: a second is refused or takes the place of the first if it works by the same means,
     and if not, both round. ``lower(model, ["linear", "conv"])`` takes off what has an ``arithmetic``.
     ``recipe.arithmetic`` is for whoever wants LPTensors: ``convert(model, recipes.mxfp8().arithmetic)``.
@@ -64,7 +64,7 @@ class Recipe:
     operands: Gemm | None = None
     accumulator: Accumulator | None = None
     change: Callable[[nn.Module], Any] | None = None
-    skip: Skip = ()
+    exempt: Exempt = ()
     optim: Mapping[str, Any] = field(default_factory=dict)
     scaling: Static | Dynamic | Automatic = Static(1.0)
 
@@ -74,7 +74,7 @@ class Recipe:
             self.change(model)
         if self.operands is not None:
             kinds = ["linear", "conv"]
-            lower(model, kinds, operands=self.operands, accumulator=self.accumulator, exempt=self.skip)
+            lower(model, kinds, operands=self.operands, accumulator=self.accumulator, exempt=self.exempt)
         return model
 
     @property
@@ -139,20 +139,20 @@ def gupta(wl: int = 16, fl: int = 12, rounding: str = "stochastic", outputs: int
     )
 
 
-def wang(skip: Skip = ()) -> Recipe:
+def wang(exempt: Exempt = ()) -> Recipe:
     """FP8 1-5-2 operands, sums in 1-6-9 by chunks of 64, 1-6-9 weights updated stochastically, losses times 1000.
 
     Wang et al., Training Deep Neural Networks with 8-bit Floating Point Numbers (1812.08011). The
-    paper keeps the first layer's input and the last layer wider: ``skip``.
+    paper keeps the first layer's input and the last layer wider: ``exempt``.
 
-    >>> recipe = wang(skip=["0"])
+    >>> recipe = wang(exempt=["0"])
     >>> recipe.operands.forward[0].format == E5M2, recipe.accumulator.chunk, recipe.scaler().get_scale()
     (True, 64, 1000.0)
     """
-    return Recipe(_operands(E5M2, E5M2, E5M2), _IBM, skip=skip, optim=_IBM_UPDATE, scaling=Static(1000.0))
+    return Recipe(_operands(E5M2, E5M2, E5M2), _IBM, exempt=exempt, optim=_IBM_UPDATE, scaling=Static(1000.0))
 
 
-def hfp8(skip: Skip = ()) -> Recipe:
+def hfp8(exempt: Exempt = ()) -> Recipe:
     """Hybrid FP8: 1-4-3 with exponent bias 4 forward, 1-5-2 for gradients, 1-6-9 weights updated stochastically.
 
     Sun et al., Hybrid 8-bit Floating Point Training and Inference (NeurIPS 2019); sums are as Wang's.
@@ -162,10 +162,10 @@ def hfp8(skip: Skip = ()) -> Recipe:
     (3840.0, True)
     """
     forward = FloatingPoint(4, 3, bias=4, specials="none")
-    return Recipe(_operands(forward, forward, E5M2), _IBM, skip=skip, optim=_IBM_UPDATE, scaling=Dynamic())
+    return Recipe(_operands(forward, forward, E5M2), _IBM, exempt=exempt, optim=_IBM_UPDATE, scaling=Dynamic())
 
 
-def fp8_current(skip: Skip = ()) -> Recipe:
+def fp8_current(exempt: Exempt = ()) -> Recipe:
     """E4M3 forward and E5M2 for gradients, each tensor under a scale of its own maximum.
 
     Micikevicius et al., FP8 Formats for Deep Learning (2209.05433). Weights stay fp32.
@@ -177,10 +177,10 @@ def fp8_current(skip: Skip = ()) -> Recipe:
     1000000.0
     """
     forward = _per_tensor(E4M3)
-    return Recipe(_operands(forward, forward, _per_tensor(E5M2)), skip=skip)
+    return Recipe(_operands(forward, forward, _per_tensor(E5M2)), exempt=exempt)
 
 
-def fp8_delayed(history: int = 1024, margin: int = 0, amax: str = "max", skip: Skip = ()) -> Recipe:
+def fp8_delayed(history: int = 1024, margin: int = 0, amax: str = "max", exempt: Exempt = ()) -> Recipe:
     """The same under scales from the maxima of earlier steps, which the model's buffers hold (2209.05433).
 
     >>> import torch
@@ -195,12 +195,12 @@ def fp8_delayed(history: int = 1024, margin: int = 0, amax: str = "max", skip: S
         def forward() -> DelayedScaling:
             return DelayedScaling(E4M3, scaling)
 
-        round_layers(model, forward, forward, lambda: DelayedScaling(E5M2, scaling), skip)
+        round_layers(model, forward, forward, lambda: DelayedScaling(E5M2, scaling), exempt)
 
     return Recipe(change=change)
 
 
-def deepseek(promote_every: int | None = None, skip: Skip = ()) -> Recipe:
+def deepseek(promote_every: int | None = None, exempt: Exempt = ()) -> Recipe:
     """E4M3 for all: tiles of 1 x 128 of activations and gradients, blocks of 128 x 128 of weights, fp32 scales.
 
     DeepSeek-V3 (2412.19437, section 3.3). Products add up in fp32 throughout; with ``promote_every``, the
@@ -214,10 +214,10 @@ def deepseek(promote_every: int | None = None, skip: Skip = ()) -> Recipe:
     """
     tile = Scaled(E4M3, CurrentMaximum(Tile((1, 128))))
     sums = None if promote_every is None else Accumulator(FP32, chunk=promote_every, inner=tensor_core("hopper_fp8"))
-    return Recipe(_operands(tile, Scaled(E4M3, CurrentMaximum(Tile((128, 128)))), tile), sums, skip=skip)
+    return Recipe(_operands(tile, Scaled(E4M3, CurrentMaximum(Tile((128, 128)))), tile), sums, exempt=exempt)
 
 
-def hbfp(wl: int = 8, storage: int = 16, tile: int = 24, rounding: str = "stochastic", skip: Skip = ()) -> Recipe:
+def hbfp(wl: int = 8, storage: int = 16, tile: int = 24, rounding: str = "stochastic", exempt: Exempt = ()) -> Recipe:
     """Block floating point for products: an exponent for each sample, or for each tile of a weight; wide weights.
 
     Drumond et al., Training DNNs with Hybrid Block Floating Point (1804.01526). Activations and gradients
@@ -232,27 +232,27 @@ def hbfp(wl: int = 8, storage: int = 16, tile: int = 24, rounding: str = "stocha
     """
     samples, tiles = (lambda: HBFP(wl, None, rounding)), (lambda: HBFP(wl, tile, rounding))
     return Recipe(
-        change=lambda model: round_layers(model, samples, tiles, samples, skip),
+        change=lambda model: round_layers(model, samples, tiles, samples, exempt),
         optim={"weight_quant": HBFP(storage, tile, rounding)},
     )
 
 
-def mxfp8(skip: Skip = ()) -> Recipe:
+def mxfp8(exempt: Exempt = ()) -> Recipe:
     """MXFP8 E4M3 for all operands, scales rounded up so that nothing saturates.
 
     Mishra et al., Recipes for Pre-training LLMs with MXFP8 (2506.08027).
 
     >>> import torch
-    >>> model = mxfp8(skip=["2"]).model(nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)))
+    >>> model = mxfp8(exempt=["2"]).model(nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)))
     >>> model(torch.randn(2, 64)).sum().backward()
     >>> mxfp8().operands.forward[0].format == MX(E4M3, scale_rule="rceil")
     True
     """
     number = MX(E4M3, scale_rule="rceil")
-    return Recipe(_operands(number, number, number), skip=skip)
+    return Recipe(_operands(number, number, number), exempt=exempt)
 
 
-def mxfp6(element: ScalarFormat = E3M2, skip: Skip = ()) -> Recipe:
+def mxfp6(element: ScalarFormat = E3M2, exempt: Exempt = ()) -> Recipe:
     """MXFP6 for all operands, to nearest: Rouhani et al., Microscaling Data Formats for Deep Learning (2310.10537).
 
     >>> from lptensor import E2M3, MXFP6_E2M3
@@ -260,10 +260,10 @@ def mxfp6(element: ScalarFormat = E3M2, skip: Skip = ()) -> Recipe:
     True
     """
     number = MX(element)
-    return Recipe(_operands(number, number, number), skip=skip)
+    return Recipe(_operands(number, number, number), exempt=exempt)
 
 
-def mxfp4(unbiased: bool = True, block: int | None = 64, skip: Skip = ()) -> Recipe:
+def mxfp4(unbiased: bool = True, block: int | None = 64, exempt: Exempt = ()) -> Recipe:
     """MXFP4 in the two backward products, unbiased, after random Hadamard transforms; the forward one is fp32.
 
     Tseng et al., Training LLMs with MXFP4 (2502.20586). ``unbiased=False`` is MXFP4 to nearest in all
@@ -276,12 +276,12 @@ def mxfp4(unbiased: bool = True, block: int | None = 64, skip: Skip = ()) -> Rec
     """
     transform = None if block is None else Hadamard(block, "random")
     if not unbiased:
-        return Recipe(_operands(MXFP4, MXFP4, MXFP4, transform), skip=skip)
+        return Recipe(_operands(MXFP4, MXFP4, MXFP4, transform), exempt=exempt)
     q, backward = Technique(MXFP4, ThreeQuarters()), {"grad_input": transform, "grad_weight": transform}
-    return Recipe(Gemm(None, (q, q), (q, q), backward), skip=skip)
+    return Recipe(Gemm(None, (q, q), (q, q), backward), exempt=exempt)
 
 
-def quartet(skip: Skip = ()) -> Recipe:
+def quartet(exempt: Exempt = ()) -> Recipe:
     """MXFP4 in all three products of ``nn.Linear``: Castro et al., Quartet (2505.14669).
 
     Forward to nearest, clipped for the least square error, after a Hadamard transform; backward unbiased
@@ -291,10 +291,10 @@ def quartet(skip: Skip = ()) -> Recipe:
     >>> type(model[0]).__name__
     'QuartetLinear'
     """
-    return Recipe(change=lambda model: quartet_layers(model, ThreeQuarters(), skip))
+    return Recipe(change=lambda model: quartet_layers(model, ThreeQuarters(), exempt))
 
 
-def nvfp4(skip: Skip = ()) -> Recipe:
+def nvfp4(exempt: Exempt = ()) -> Recipe:
     """NVFP4: weights under 16 x 16 scales, stochastic gradients, a Hadamard transform before the weight's gradient.
 
     NVIDIA, Pretraining Large Language Models with NVFP4 (2509.25149); there 16 % of the layers stay wider.
@@ -304,10 +304,10 @@ def nvfp4(skip: Skip = ()) -> Recipe:
     (True, (16, 16), Stochastic())
     """
     w, g = TwoLevel(E2M1, block_size=(16, 16)), Operand(NVFP4, "stochastic")
-    return Recipe(Gemm((NVFP4, w), (g, w), (g, NVFP4), {"grad_weight": Hadamard(16)}), skip=skip)
+    return Recipe(Gemm((NVFP4, w), (g, w), (g, NVFP4), {"grad_weight": Hadamard(16)}), exempt=exempt)
 
 
-def s2fp8(skip: Skip = ()) -> Recipe:
+def s2fp8(exempt: Exempt = ()) -> Recipe:
     """Shifted and squeezed FP8 operands, fp32 weights, no loss scaling: Cambier et al. (2001.05674).
 
     >>> import torch
@@ -315,10 +315,10 @@ def s2fp8(skip: Skip = ()) -> Recipe:
     >>> model(torch.full((1, 8), 1e-20)).isfinite().all().item()
     True
     """
-    return Recipe(change=lambda model: round_layers(model, S2FP8, S2FP8, S2FP8, skip))
+    return Recipe(change=lambda model: round_layers(model, S2FP8, S2FP8, S2FP8, exempt))
 
 
-def luq(samples: int = 1, forward: Operand | Format | None = None, skip: Skip = ()) -> Recipe:
+def luq(samples: int = 1, forward: Operand | Format | None = None, exempt: Exempt = ()) -> Recipe:
     """INT4 forward, to nearest; gradients on a 4-bit logarithmic grid, unbiased (Chmiel et al., 2112.10769).
 
     ``samples`` roundings are averaged for the weight's gradient. INT4 is clipped by ``SAWB``, unless
@@ -331,14 +331,14 @@ def luq(samples: int = 1, forward: Operand | Format | None = None, skip: Skip = 
     """
     q = Technique(SAWB().format, SAWB()) if forward is None else forward
     g, averaged = (Technique(LUQ().format, LUQ(samples=n)) for n in (1, samples))
-    return Recipe(Gemm((q, q), (g, q), (averaged, q)), skip=skip)
+    return Recipe(Gemm((q, q), (g, q), (averaged, q)), exempt=exempt)
 
 
-def dorefa(weight: int = 1, activation: int = 2, gradient: int = 6, skip: Skip = ()) -> Recipe:
+def dorefa(weight: int = 1, activation: int = 2, gradient: int = 6, exempt: Exempt = ()) -> Recipe:
     """Weights, activations and gradients of so many bits: Zhou et al., DoReFa-Net (1606.06160).
 
     The inputs of layers are clipped to [0, 1], as the paper's activations are; the first and the last
-    layer stay fp32 there: ``skip``.
+    layer stay fp32 there: ``exempt``.
 
     >>> model = dorefa(weight=1).model(nn.Sequential(nn.Linear(8, 2)))
     >>> model[0].weight.abs().unique().numel()  # a sign and one magnitude
@@ -351,7 +351,7 @@ def dorefa(weight: int = 1, activation: int = 2, gradient: int = 6, skip: Skip =
             lambda: DoReFaActivation(activation),
             lambda: DoReFaWeight(weight),
             lambda: DoReFaGradient(gradient),
-            skip,
+            exempt,
         )
 
     return Recipe(change=change)
@@ -378,9 +378,9 @@ def wage(weight: int = 2, activation: int = 8, gradient: int = 8, error: int = 8
         *others, last = layers
         inputs, rounded = (lambda: WageActivation(activation, error)), (lambda: WageWeight(weight))
         # Errors are rounded where they leave a layer's input; the first one enters the last layer's output.
-        round_layers(model, inputs, rounded, lambda: WageError(error), skip=tuple(others))
+        round_layers(model, inputs, rounded, lambda: WageError(error), exempt=tuple(others))
         if others:
-            round_layers(model, inputs, rounded, skip=(last,))
+            round_layers(model, inputs, rounded, exempt=(last,))
         for w in weights if initialize else ():
             draw_weight(w, WageWeight(weight), gradient)
 
@@ -388,7 +388,7 @@ def wage(weight: int = 2, activation: int = 8, gradient: int = 8, error: int = 8
     return Recipe(change=change, optim=optim)
 
 
-def lns_madam(bits: int = 8, gamma: int = 8, skip: Skip = ()) -> Recipe:
+def lns_madam(bits: int = 8, gamma: int = 8, exempt: Exempt = ()) -> Recipe:
     """Logarithmic operands under each tensor's largest magnitude: Zhao et al., LNS-Madam (2106.13914).
 
     The optimizer to go with it is ``Madam``. Weights stay fp32.
@@ -399,17 +399,17 @@ def lns_madam(bits: int = 8, gamma: int = 8, skip: Skip = ()) -> Recipe:
     """
     table = LogNumber(bits, gamma, bias=2 ** (bits - 1) - 1)
     q = Technique(table, Blockwise(table, block_size=None, min_size=0))
-    return Recipe(_operands(q, q, q), skip=skip)
+    return Recipe(_operands(q, q, q), exempt=exempt)
 
 
 def unit_scaling(
-    forward: Format | None = E4M3, backward: Format | None = E5M2, skip: Skip = (), initialize: bool = True
+    forward: Format | None = E4M3, backward: Format | None = E5M2, exempt: Exempt = (), initialize: bool = True
 ) -> Recipe:
     """E4M3 operands and E5M2 gradients under scales that are constants: Blake et al., Unit Scaling (2303.11257).
 
     Linear layers, embeddings and activations begin with unit variance, forward and backward; ``initialize``
     draws their weights anew for it. ``lptensor.training.unit_scaling.cross_entropy`` is the loss to go with it.
-    Gradients of weights are large: Adam does not mind, SGD needs other rates. In ``skip`` layers
+    Gradients of weights are large: Adam does not mind, SGD needs other rates. In ``exempt`` layers
     are scaled and not rounded.
 
     >>> import torch
@@ -417,10 +417,10 @@ def unit_scaling(
     >>> 0.9 < model(torch.randn(256, 64)).std().item() < 1.1
     True
     """
-    return Recipe(change=lambda model: unit_layers(model, forward, backward, skip, initialize))
+    return Recipe(change=lambda model: unit_layers(model, forward, backward, exempt, initialize))
 
 
-def posit(skip: Skip = ()) -> Recipe:
+def posit(exempt: Exempt = ()) -> Recipe:
     """Posit(8, 1) forward, Posit(8, 2) for gradients, Posit(16, 1) weights.
 
     Lu et al., Evaluations on Deep Neural Networks Training Using Posit (2020), without its shifts and warm-up.
@@ -429,4 +429,4 @@ def posit(skip: Skip = ()) -> Recipe:
     (Posit(nbits=8, es=1), Posit(nbits=8))
     """
     optim = {"weight_quant": Posit(16, 1), "update": "nearest"}
-    return Recipe(_operands(Posit(8, 1), Posit(8, 1), Posit(8, 2)), skip=skip, optim=optim)
+    return Recipe(_operands(Posit(8, 1), Posit(8, 1), Posit(8, 2)), exempt=exempt, optim=optim)

@@ -24,7 +24,7 @@ def round_layers(
     input: Make | None = None,
     weight: Make | None = None,
     gradient: Make | None = None,
-    skip: Sequence[str] = (),
+    exempt: Sequence[str] = (),
     layers: tuple[type[nn.Module], ...] = LAYERS,
 ) -> Model:
     """Give each chosen layer something that rounds its input, its weight, and the gradient of its output.
@@ -41,12 +41,12 @@ def round_layers(
     ``nn.MultiheadAttention`` are no layers that are called, and left alone.
 
     Args:
-        skip: path patterns of what to leave alone, as ``exempt`` of ``lower``.
+        exempt: path patterns of what to leave alone, as ``exempt`` of ``lower``.
         layers: the classes to change.
 
     Raises:
         TypeError: an argument that cannot be called.
-        ValueError: no such layer, a pattern in ``skip`` that matches none, or layers that are changed already or
+        ValueError: no such layer, a pattern in ``exempt`` that matches none, or layers that are changed already or
             lazy. Whatever is raised, by the arguments too, the model is unchanged.
 
     >>> from lptensor import E4M3, DelayedScaling
@@ -57,7 +57,7 @@ def round_layers(
     for name, make in (("input", input), ("weight", weight), ("gradient", gradient)):
         if make is not None and not callable(make):
             raise TypeError(f"{name} makes what rounds, once for each layer: say {name}=lambda: ..., got {make!r}")
-    chosen = [m for m in layers_of(model, skip, layers).values() if type(m) is not NonDynamicallyQuantizableLinear]
+    chosen = [m for m in layers_of(model, exempt, layers).values() if type(m) is not NonDynamicallyQuantizableLinear]
     check_made(chosen)
     for module in chosen:
         if hasattr(module, _INPUT) or hasattr(module, _GRADIENT) or parametrize.is_parametrized(module, "weight"):

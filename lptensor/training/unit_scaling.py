@@ -136,11 +136,11 @@ def activation_scale(activation: nn.Module) -> float:
 
 
 def unit_layers(
-    model: nn.Module, forward: Format | None, backward: Format | None, skip: Sequence[str], initialize: bool
+    model: nn.Module, forward: Format | None, backward: Format | None, exempt: Sequence[str], initialize: bool
 ) -> None:
     """Scale every nn.Linear, nn.Embedding and elementwise activation; round the operands of the linear ones."""
     quantizer(forward, backward)  # refuses what is no format
-    rounded = layers_of(model, skip, (nn.Linear,))
+    rounded = layers_of(model, exempt, (nn.Linear,))
     scaled = {path: m for path, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Embedding))}
     for path, module in scaled.items():
         if type(module) not in (nn.Linear, nn.Embedding):
