@@ -70,19 +70,20 @@ def each(values: Any) -> Iterator[Any]:
             yield value
 
 
-def common_grid(rule: Rule, args: Any, kwargs: Any, cls: Any, found: list[Any]) -> Grid | None:
+def common_grid(rule: Rule, args: Any, kwargs: Any, cls: Any) -> Grid | None:
     """The one grid that all values are on that an op selects from, if there is one and no number joins them."""
-    grid = found[0]._arithmetic, found[0]._gradient
-    for operand in found:
-        if operand._gradient != grid[1] or operand._arithmetic != grid[0]:
-            return None
     if rule.scalars and any(argument(place, args, kwargs) for place in rule.scalars):
         return None
+    grid: Grid | None = None
     for place in rule.values:
-        value = argument(place, args, kwargs)
-        # integers and bools are values as well, and no format has all of them
-        if type(value) is not cls and any(type(x) is not cls and isinstance(x, Tensor) for x in each(value)):
-            return None
+        for value in each(argument(place, args, kwargs)):
+            if type(value) is cls:
+                if grid is None:
+                    grid = value._arithmetic, value._gradient
+                elif value._gradient != grid[1] or value._arithmetic != grid[0]:
+                    return None
+            elif isinstance(value, Tensor):  # integers and bools are values as well, and no format has all of them
+                return None
     return grid
 
 

@@ -193,7 +193,7 @@ def _keep(func: Any, rule: Rule, cls: Any) -> Runner:
         found: list[Any] = []
         plain = unwrap(args, cls, found)
         named = dict(zip(kwargs, unwrap(tuple(kwargs.values()), cls, found), strict=True)) if kwargs else kwargs
-        kept = common_grid(rule, args, kwargs, cls, found)
+        kept = common_grid(rule, args, kwargs, cls)
         grid: Grid = (joined(found), in_backward()) if kept is None else (kept[0], side_of_copy(kept[1]))
         if grid == kept or direct(found):
             out = fast(*plain, **named)
@@ -247,7 +247,7 @@ def _mutate(func: Any, rule: Rule, cls: Any) -> Runner:
         found: list[Any] = []
         plain = unwrap(args, cls, found)
         named = dict(zip(kwargs, unwrap(tuple(kwargs.values()), cls, found), strict=True)) if kwargs else kwargs
-        rounds = not (rule.selects and common_grid(rule, args, kwargs, cls, found))
+        rounds = not (rule.selects and common_grid(rule, args, kwargs, cls))
         arithmetic = None if rule.foreach or not any(r is None for r in rule.returns) else join(found)
         backward = in_backward()
         if direct(found):

@@ -173,6 +173,9 @@ def rule_for(func: Any) -> Rule:
     if any(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns):
         return Rule(Kind.VIEW, **common)
     if torch.Tag.view_copy in func.tags or _overload(func) in _KEEP:
+        if name.endswith("_backward"):  # what the op was given, and its bounds, say which gradients are kept
+            gradients = (p for p, a in zip(arguments, schema.arguments, strict=True) if a.name.startswith("grad"))
+            common |= {"values": tuple(gradients), "scalars": ()}
         return Rule(Kind.KEEP, **common)
     return Rule(Kind.ROUND, **common)
 

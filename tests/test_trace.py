@@ -138,6 +138,19 @@ def test_gradients_are_backward_rows_in_the_backward_format() -> None:
     assert t.count(backward=False).total() + t.count(backward=True).total() == t.count().total() == 6
 
 
+def test_a_gradient_that_a_function_lets_through_is_not_rounded_again() -> None:
+    x = (16 * torch.rand(40) - 8).to_lp(E4M3, grad=E5M2).requires_grad_()
+    for function in (F.relu, F.relu6, F.hardtanh, F.softshrink, F.hardshrink, lambda x: F.threshold(x, 1.0, 2.0)):
+        seed = torch.rand(40).to_lp(E5M2).dequantize()
+        y = function(x)
+        with lptensor.trace() as t:
+            (grad,) = torch.autograd.grad(y, x, seed)
+        assert [row.kind for row in t if row.op.endswith("_backward")] == ["kept"], t
+        inner = x.detach().dequantize().requires_grad_()
+        (expected,) = torch.autograd.grad(function(inner), inner, seed)
+        assert same(grad, expected) and grad.format == E5M2
+
+
 def test_the_boundaries_are_listed() -> None:
     x = torch.ones(2, requires_grad=True)
     with trace() as t:
