@@ -64,8 +64,9 @@ LPT_FN float lpt_block_scale(const lpt_scaled &b, const lpt_cell<float> &scale, 
                              float largest, float whole) {
     float s = largest / (float)b.top / whole;
     s = s<(float)b.floor ? (float)b.floor : s>(float) b.ceiling ? (float)b.ceiling : s;
-    return lpt_value<float>(roomy ? lpt_round_roomy<float, LPT_ALL_ENDS>(lpt_bits(s), scale)
-                                  : lpt_round<float, LPT_NEAREST, false>(lpt_bits(s), scale, 0));
+    return lpt_value<float>(
+        roomy ? lpt_round_roomy<float, LPT_NEAREST, LPT_ALL_ENDS>(lpt_bits(s), scale, 0)
+              : lpt_round<float, LPT_NEAREST, false>(lpt_bits(s), scale, 0));
 }
 
 // What multiplies x where that stands for the division by t.
@@ -86,7 +87,7 @@ LPT_FN void lpt_movable(const lpt_grid &g, const lpt_cell<T> &c, int32_t *low, i
     const int32_t end = first > second ? first : second;
     const bool normal = smallest >= 1 && first >= 1 && second >= 1 && end <= 2 * C::bias;
     const bool movable = normal && g.overflow == LPT_SATURATE && c.drop >= 1;
-    *low = movable ? 2 - smallest : 1;
+    *low = movable ? LPT_ROOM - smallest : 1;
     *high = movable ? 2 * C::bias - (end > magic ? end : magic) : 0;
 }
 

@@ -100,7 +100,7 @@ template <class T, int MODE_> struct lpt_shifted {
                 if (j % 4 == 0 && j >= count)
                     break;
                 const U r = MODE == LPT_NEAREST
-                                ? lpt_round_roomy<T, LPT_SATURATES>(v[j], c)
+                                ? lpt_round_roomy<T, LPT_NEAREST, LPT_SATURATES>(v[j], c, 0)
                                 : lpt_round_plain<T, LPT_STOCHASTIC, false, LPT_SATURATES>(
                                       v[j], c, words[j]);
                 v[j] = s.poisoned ? nan : r;
@@ -216,7 +216,7 @@ template <class T, int MODE_> struct lpt_divided {
                     const T q = b.reciprocal ? x * s.reciprocal : lpt_quotient(x, t, s.reciprocal);
                     const U u = lpt_bits(q) | sign;
                     const U r = MODE == LPT_NEAREST
-                                    ? lpt_round_roomy<T, LPT_SATURATES>(u, cell)
+                                    ? lpt_round_roomy<T, LPT_NEAREST, LPT_SATURATES>(u, cell, 0)
                                     : lpt_round_plain<T, LPT_STOCHASTIC, false, LPT_SATURATES>(
                                           u, cell, words[j]);
                     v[j] = lpt_bits(lpt_value<T>(r) * t);

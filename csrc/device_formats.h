@@ -13,7 +13,7 @@ template <class T, int MODE, int KIND> struct lpt_to_grid {
     lpt_cell<T> cell;
     LPT_METHOD U operator()(U u, uint32_t random) const {
         if (KIND == LPT_ROOMY)
-            return lpt_round_roomy<T, LPT_ALL_ENDS>(u, cell);
+            return lpt_round_roomy<T, LPT_NEAREST, LPT_ALL_ENDS>(u, cell, 0);
         if (KIND == LPT_PLAIN)
             return lpt_round_plain<T, MODE, false, LPT_ALL_ENDS>(u, cell, random);
         return lpt_round<T, MODE, false>(u, cell, random);

@@ -51,16 +51,24 @@ struct lpt_grid {
     double max, min;
 };
 
+// Exponents are as wide as the numbers on a host, whose vectors have lanes of one width.
+#if defined(__CUDACC__)
+typedef int32_t lpt_wide_exponent;
+#else
+typedef int64_t lpt_wide_exponent;
+#endif
+
 // The two carriers: their bits, and how many random or fraction bits a decision sees.
 template <class T> struct lpt_carrier;
 template <> struct lpt_carrier<float> {
     typedef uint32_t bits;
-    typedef int32_t sbits;
+    typedef int32_t sbits, exponent;
     enum { width = 32, mantissa = 23, bias = 127 };
 };
 template <> struct lpt_carrier<double> {
     typedef uint64_t bits;
     typedef int64_t sbits;
+    typedef lpt_wide_exponent exponent;
     enum { width = 64, mantissa = 52, bias = 1023 };
 };
 
@@ -121,9 +129,9 @@ LPT_FN bool lpt_drawn(uint32_t head, bool more, bool inexact, const lpt_odds &o,
     if (MODE == LPT_STOCHASTIC_HALF_OFFSET)
         return head > ~(random | o.half_bit);
     if (MODE == LPT_STOCHASTIC_PRE_ROUNDED) {
-        const uint32_t f = head | (more && o.half_bit > 1 ? 1u : 0u);
-        const uint32_t sum = f + o.under_half + (f & o.odd_bit ? 1u : 0u);
-        return sum < f || (sum & ~(o.last_bit - 1)) > ~random;
+        const uint32_t f = head | (uint32_t)(more & (o.half_bit > 1));
+        const uint32_t sum = f + o.under_half + (uint32_t)((f & o.odd_bit) != 0);
+        return (sum < f) | ((sum & ~(o.last_bit - 1)) > ~random);
     }
     if (MODE == LPT_STOCHASTIC_EQUAL)
         return ((uint32_t)inexact & random >> 31) != 0;  // not &&: a branch would keep loops scalar
@@ -147,12 +155,23 @@ template <class T> struct lpt_cell {
     int32_t subnormals, zero, ties_to_even_code, is_signed;
     lpt_odds odds;
     int32_t beyond;
-    U no_value;  // the bits of -0 where the format has none, else bits that no rounding makes
-    U inside;    // no magnitude up to here reaches an end of the format
-    bool plain;  // signed, with zero and gradual underflow, and not below the carrier's normals
-    bool roomy;  // plain, and away from the carrier's ends: see lpt_magic
-    bool flat;   // plain, with the carrier's exponents
+    // What is rare of a format, as bits, so that no loop over elements has a branch for it.
+    U by_value;    // all ones where ties go to even multiples of the spacing, not to even codes
+    U tie_below;   // 1 where ties below emin go up
+    U kept_below;  // what is kept of the magnitudes below emin, all ones or none
+    U least;       // the smallest magnitude, 0 where there is a zero, and what becomes of 0
+    U of_zero;
+    U no_bound;   // all ones but where odds count to the bound above the largest value
+    U with_sign;  // all ones where there are negative values
+    U no_value;   // the bits of -0 where the format has none, else bits that no rounding makes
+    U inside;     // no magnitude up to here reaches an end of the format
+    bool plain;   // signed, with zero and gradual underflow, and not below the carrier's normals
+    bool roomy;   // plain, and away from the carrier's ends: see lpt_round_roomy
+    bool flat;    // plain, with the carrier's exponents
 };
+
+// The least exponent, biased, of a spacing whose inverse times 2**32 is a normal number too.
+enum { LPT_ROOM = 33 };
 
 template <class T>
 LPT_FN lpt_cell<T> lpt_make_cell(const lpt_grid &g, const lpt_rule &rule, int32_t shift) {
@@ -185,6 +204,13 @@ LPT_FN lpt_cell<T> lpt_make_cell(const lpt_grid &g, const lpt_rule &rule, int32_
                     rule.beyond == LPT_BEYOND_SATURATE;
         c.over[negative] = back ? c.limit[negative] : beyond;
     }
+    c.by_value = g.ties_to_even_code ? (U)0 : ~(U)0;
+    c.tie_below = g.subnormals == LPT_NONE;
+    c.kept_below = g.subnormals == LPT_FLUSH ? (U)0 : ~(U)0;
+    c.least = g.zero ? (U)0 : c.tiny;
+    c.of_zero = g.zero ? (U)0 : nan;
+    c.no_bound = rule.beyond == LPT_BEYOND_PROBABILITY ? (U)0 : ~(U)0;
+    c.with_sign = g.min < 0 ? ~(U)0 : (U)0;
     c.negative = g.overflow != LPT_SATURATE ? nan : g.zero ? (U)0 : c.tiny;
     c.subnormals = g.subnormals;
     c.zero = g.zero;
@@ -196,54 +222,54 @@ LPT_FN lpt_cell<T> lpt_make_cell(const lpt_grid &g, const lpt_rule &rule, int32_
     c.plain = c.emin >= 1 && g.subnormals == LPT_GRADUAL && g.zero && !g.ties_to_even_code &&
               c.is_signed && c.beyond != LPT_BEYOND_PROBABILITY;
     c.no_value = g.negative_zero ? ~(U)0 : (U)1 << (C::width - 1);
-    const U least = c.limit[0] < c.limit[1] ? c.limit[0] : c.limit[1];
-    c.inside = least < inf ? least : inf - 1;
+    const U smaller = c.limit[0] < c.limit[1] ? c.limit[0] : c.limit[1];
+    c.inside = smaller < inf ? smaller : inf - 1;
     c.flat = c.plain && c.emin == 1 && g.emin < g.emax;
-    c.roomy = c.plain && c.drop >= 1 && c.emin - (g.precision - 1) >= 2 &&
+    c.roomy = c.plain && c.drop >= 1 && c.emin - (g.precision - 1) >= LPT_ROOM &&
               c.emax + c.drop <= 2 * C::bias && c.limit[0] < inf && c.limit[1] < inf;
     return c;
 }
 
 // `random` is uniform on 0 .. 2**32 - 1; the deterministic modes ignore it. PLAIN is the cell's
-// `plain`, known outside the loop: the code for rare formats then falls away, and what is left has
-// no branches, so that compilers turn a loop of it into vector instructions.
+// `plain`, known outside the loop: the code for rare formats then falls away. There are no
+// branches, so that compilers turn a loop of it into vector instructions; && and || would be some.
 template <class T, int MODE, bool PLAIN>
 LPT_FN typename lpt_carrier<T>::bits lpt_round(typename lpt_carrier<T>::bits u,
                                                const lpt_cell<T> &c, uint32_t random) {
     typedef lpt_carrier<T> C;
     typedef typename C::bits U;
+    typedef typename C::exponent E;
     const int32_t M = C::mantissa, W = C::width;
     const U inf = (U)(2 * C::bias + 1) << M, nan = inf | (U)1 << (M - 1);
 
     // 1. sign, exponent, significand: |x| = significand * 2**(unit - bias - M)
     const U sign = u & (U)1 << (W - 1), a = u ^ sign;
-    const int32_t field = (int32_t)(a >> M), unit = field > 1 ? field : 1;
+    const E field = (E)(a >> M), unit = field > 1 ? field : 1;
     const U significand = (a & (((U)1 << M) - 1)) | (field > 0 ? (U)1 << M : (U)0);
-    int32_t e = unit;
-    if (!PLAIN && field == 0)  // an integer converts exactly and brings its exponent along
-        e = (int32_t)(lpt_bits((T)(typename C::sbits)significand) >> M) - C::bias - M + 1;
+    // an integer converts exactly and brings its exponent along
+    const E counted = (E)(lpt_bits((T)(typename C::sbits)significand) >> M) - C::bias - M + 1;
+    const E e = !PLAIN && field == 0 ? counted : unit;
 
     // 2. how many low bits lie below the spacing of the grid here
     const bool below = e < c.emin;
-    const int32_t above = e > c.emax ? e - c.emax : 0;
-    int32_t s = below ? c.drop_below + c.emin - unit : c.drop + (e - unit) - above;
+    const U below_emin = (U)(typename C::sbits)((e - c.emin) >> (8 * (int32_t)sizeof(E) - 1));
+    const E above = e > c.emax ? e - c.emax : 0;
+    E s = below ? c.drop_below + c.emin - unit : c.drop + (e - unit) - above;
     s = s < 0 ? 0 : s > 2 * W - 1 ? 2 * W - 1 : s;
     const bool vanishes = s > M;  // |x| is less than the spacing
-    const int32_t kept = s & (W - 1);
+    const E kept = s & (W - 1);
 
     // 3. those bits as a fraction of the spacing, in units of 2**-W, and the last bit kept
     const U high = (significand << 1) << ((W - 1 - s) & (W - 1)), low = significand >> kept;
     const U fraction = s < W ? high : low;
     const U lost = vanishes ? significand : fraction;
     U odd = vanishes ? (U)0 : low & 1;
-    if (!PLAIN && c.ties_to_even_code && odd)
-        odd = (U)(e - c.emin + 1) & 1;
+    if (!PLAIN)
+        odd &= (U)(e - c.emin + 1) | c.by_value;
 
     // 4. up, in magnitude, or not
     const U half = (U)1 << (W - 1), negative = (U)0 - (sign >> (W - 1));  // all ones or none
-    U tie = odd;
-    if (!PLAIN && below && c.subnormals == LPT_NONE)
-        tie = 1;
+    const U tie = PLAIN ? odd : odd | (c.tie_below & below_emin);
     bool up = false;
     if (MODE == LPT_NEAREST)
         up = (fraction | tie) > half;
@@ -258,26 +284,24 @@ LPT_FN typename lpt_carrier<T>::bits lpt_round(typename lpt_carrier<T>::bits u,
     if (MODE >= LPT_STOCHASTIC) {
         // Between the largest value and the bound half a spacing above, the odds count to the
         // bound.
-        const U below_x = vanishes ? (U)0 : a & ~(((U)1 << kept) - 1);
-        const bool last = !PLAIN && c.beyond == LPT_BEYOND_PROBABILITY &&
-                          below_x == (sign ? c.limit[1] : c.limit[0]);
+        const U below_x = vanishes ? (U)0 : a >> kept << kept;
+        const bool last = !PLAIN && below_x == ((sign ? c.limit[1] : c.limit[0]) | c.no_bound);
         const U part = last ? fraction << 1 : fraction;
         // What the 32 bits that a word sees have no room for only tells a tie from what is above.
-        const bool cut = s >= W && (U)(low << kept) != significand;
-        const bool more = cut || (W > 32 && (U)(part << (32 % W)) != 0);
+        const bool cut = (s >= W) & ((U)(low << kept) != significand);
+        const bool more = cut | ((W > 32) & ((U)(part << (32 % W)) != 0));
         up = lpt_drawn<MODE>((uint32_t)(part >> (W - 32)), more, lost != 0, c.odds, random);
-        up = up || (last && fraction >= half);
+        up |= last & (fraction >= half);
     }
 
     // 5. the multiple of the spacing, as bits: a carry moves on to the next binade by itself
-    const U one = vanishes ? c.tiny : (U)1 << kept;
-    const U whole = vanishes ? (U)0 : a & ~(((U)1 << kept) - 1);
-    U r = whole + (up ? one : (U)0);
+    const U units = a >> kept;
+    const U whole = vanishes ? (U)0 : units << kept;
+    const U next = vanishes ? c.tiny : (units + 1) << kept;
+    U r = up ? next : whole;
     if (!PLAIN) {
-        if (below && c.subnormals == LPT_FLUSH)
-            r = 0;
-        if (!c.zero)
-            r = r == 0 ? c.tiny : r;
+        r &= c.kept_below | ~below_emin;
+        r = r == 0 ? c.least : r;
     }
 
     // 6. the ends of the format
@@ -286,12 +310,13 @@ LPT_FN typename lpt_carrier<T>::bits lpt_round(typename lpt_carrier<T>::bits u,
     r = r > limit ? over : r;
     r = a == inf ? infinite : r;
     r = a > inf ? nan : r;
-    if (!PLAIN && !c.zero && a == 0)
-        r = nan;
+    if (!PLAIN)
+        r = a == 0 ? c.of_zero : r;
 
     // 7. the sign
-    if (!PLAIN && !c.is_signed)
-        return sign && a != 0 && a <= inf ? c.negative : r;
     const U signless = r == 0 ? c.zero_sign : r > inf ? (U)0 : ~(U)0;
-    return r | (sign & signless);
+    if (PLAIN)
+        return r | (sign & signless);
+    const U without_sign = (negative & (a - 1)) < (negative & inf) ? c.negative : r;
+    return ((r | (sign & signless)) & c.with_sign) | (without_sign & ~c.with_sign);
 }

@@ -24,37 +24,55 @@ lpt_end(typename lpt_carrier<T>::bits r, typename lpt_carrier<T>::bits u, const 
     if (ENDS != LPT_ALL_ENDS)
         return y;
     U beyond = sign ? c.over[1] : c.over[0];
+    const U infinite = sign ? c.inf[1] : c.inf[0];
     if (MODE != LPT_NEAREST)
-        beyond = a == inf ? (sign ? c.inf[1] : c.inf[0]) : beyond;
+        beyond = a == inf ? infinite : beyond;
     beyond = beyond > inf ? nan : beyond | sign;
     beyond = a > inf ? nan : beyond;
-    return r > limit || a >= inf ? beyond : y;
+    return (r > limit) | (a >= inf) ? beyond : y;
 }
 
-// A magnitude rounded to nearest where the grid has room in the carrier: one addition and one
-// subtraction of a power of two whose last place is the spacing of the grid at x. No result is
-// subnormal and a subnormal x is less than half the smallest value, so that a machine may take them
-// for zero.
-template <class T>
-LPT_FN typename lpt_carrier<T>::bits lpt_magic(typename lpt_carrier<T>::bits a,
-                                               const lpt_cell<T> &c) {
+// lpt_round in the modes up to LPT_STOCHASTIC on a cell that is `roomy`: adding and subtracting a
+// power of two whose last place is the spacing of the grid at x rounds |x| to nearest, and the
+// other modes take the neighbour where they want it. No result is subnormal and a subnormal x has
+// less than 2**-32 of the spacing, so that a machine may take those for zero.
+template <class T, int MODE, int ENDS>
+LPT_FN typename lpt_carrier<T>::bits lpt_round_roomy(typename lpt_carrier<T>::bits u,
+                                                     const lpt_cell<T> &c, uint32_t random) {
     typedef lpt_carrier<T> C;
     typedef typename C::bits U;
+    typedef typename C::sbits S;
+    const U sign = u & (U)1 << (C::width - 1), a = u ^ sign;
     U e = a & (U)(2 * C::bias + 1) << C::mantissa;
     e = e < c.low ? c.low : e;
     e = e > c.high ? c.high : e;
-    const T magic = lpt_value<T>(e + ((U)c.drop << C::mantissa));
-    return lpt_bits((lpt_value<T>(a) + magic) - magic);
-}
-
-// lpt_round to nearest on a cell that is `roomy`.
-template <class T, int ENDS>
-LPT_FN typename lpt_carrier<T>::bits lpt_round_roomy(typename lpt_carrier<T>::bits u,
-                                                     const lpt_cell<T> &c) {
-    typedef lpt_carrier<T> C;
-    typedef typename C::bits U;
-    const U a = u & ~((U)1 << (C::width - 1));
-    return lpt_end<T, LPT_NEAREST, ENDS>(lpt_magic<T>(a, c), u, c);
+    const U power = e + ((U)c.drop << C::mantissa);
+    const T magic = lpt_value<T>(power), sum = lpt_value<T>(a) + magic;
+    const T spacing = lpt_value<T>(power - ((U)C::mantissa << C::mantissa));
+    T r = sum - magic;
+    if (MODE == LPT_NEAREST_AWAY)
+        r = lpt_value<T>(a) - r == spacing / 2 ? r + spacing : r;
+    if (MODE == LPT_UP || MODE == LPT_DOWN) {
+        const U negative = (U)((S)u >> (C::width - 1));  // all ones or none
+        const U inward = MODE == LPT_UP ? negative : ~negative;
+        const T step = lpt_value<T>(lpt_bits(spacing) | (inward & (U)1 << (C::width - 1)));
+        r = (S)(lpt_bits(r) ^ inward) < (S)(a ^ inward) ? r + step : r;
+    }
+    if (MODE == LPT_ODD) {  // the last place of the sum is that of r
+        const U odd = lpt_bits(sum) & 1, still = lpt_bits(r) == a ? (U)1 : odd;
+        const T other = lpt_bits(r) < a ? r + spacing : r - spacing;
+        r = still ? r : other;
+    }
+    if (MODE == LPT_TOWARD_ZERO || MODE == LPT_STOCHASTIC)
+        r = lpt_bits(r) > a ? r - spacing : r;
+    if (MODE == LPT_STOCHASTIC) {
+        const U inverse = ((U)(2 * C::bias + 32 + C::mantissa) << C::mantissa) - power;
+        const T most = (T)4294967040.0f, part = (lpt_value<T>(a) - r) * lpt_value<T>(inverse);
+        // What overflows, or is NaN, may lie any way beyond the largest value, but is no integer.
+        const U fraction = (U)(ENDS == LPT_INSIDE || part < most ? part : most);
+        r = fraction > (U)(uint32_t)~random ? r + spacing : r;
+    }
+    return lpt_end<T, MODE, ENDS>(lpt_bits(r), u, c);
 }
 
 // Shifts in which places beyond the word's width leave zero, as a device's own do; a host asks for
@@ -148,7 +166,7 @@ LPT_FN typename lpt_carrier<T>::bits lpt_round_plain(typename lpt_carrier<T>::bi
     if (MODE == LPT_DOWN)
         up = negative && lost != 0;
     if (MODE == LPT_ODD)
-        up = lost != 0 && (vanishes || !odd);
+        up = (lost & ((vanishes ? (U)0 : odd) - 1)) != 0;
     U r = vanishes ? (U)0 : whole;
     if (MODE == LPT_STOCHASTIC) {
         // The word moves to where the rest lies: a carry out of their sum is the way up.

@@ -20,6 +20,7 @@ LPT_FN typename lpt_carrier<T>::bits lpt_round_posit(typename lpt_carrier<T>::bi
     typedef lpt_carrier<T> C;
     typedef typename C::bits U;
     typedef typename C::sbits S;
+    typedef typename C::exponent E;
     const int32_t M = C::mantissa;
     const S one = (S)C::bias << M;
     const U inf = (U)(2 * C::bias + 1) << M, nan = inf | (U)1 << (M - 1);
@@ -31,16 +32,18 @@ LPT_FN typename lpt_carrier<T>::bits lpt_round_posit(typename lpt_carrier<T>::bi
 
     // 2. how many low bits have no room beside the regime
     const S inside = x < -top ? -top : x;
-    const int32_t k = (int32_t)(inside >> (p.es + M));
-    const int32_t room = p.nbits - 1 - (k >= 0 ? k + 2 : 1 - k);
-    const int32_t all = p.es + M, d = room < 0 ? all : room > all ? 0 : all - room;
+    const E k = (E)(inside >> (p.es + M));
+    const E room = p.nbits - 1 - (k >= 0 ? k + 2 : 1 - k);
+    const E all = p.es + M, d = room < 0 ? all : room > all ? 0 : all - room;
 
     // 3. those bits, and whether the code that remains is odd
-    const U unit = (U)1 << d, low = (U)inside & (unit - 1);
-    const S floor = inside - (S)low;
+    const U kept = (U)(inside >> d), whole = kept << d;
+    const U unit = ((kept + 1) << d) - whole, low = (U)inside - whole;
+    const S floor = (S)whole;
     const U bare = k < 0;  // a regime alone ends in 0, a negative one in 1
-    const U odd = room > 0 ? (U)(floor >> d) & 1 : bare;
+    const U odd = room > 0 ? kept & 1 : bare;
     const bool tiny = x < -top;  // below minPos; the next lower value is zero
+    const U lost = tiny ? (U)1 : low, negative = (U)((S)u >> (C::width - 1));  // all ones or none
 
     // 4. up, in magnitude, or not; to nearest nothing but zero becomes zero
     bool up = false;
@@ -49,17 +52,17 @@ LPT_FN typename lpt_carrier<T>::bits lpt_round_posit(typename lpt_carrier<T>::bi
     if (MODE == LPT_NEAREST_AWAY)
         up = tiny || low << 1 >= unit;
     if (MODE == LPT_UP)
-        up = !sign && (tiny || low);
+        up = (lost & ~negative) != 0;
     if (MODE == LPT_DOWN)
-        up = sign && (tiny || low);
+        up = (lost & negative) != 0;
     if (MODE == LPT_ODD)
-        up = tiny || (low && !odd);
+        up = tiny | ((low & (odd - 1)) != 0);
     if (MODE >= LPT_STOCHASTIC) {
         const U lower = (U)(floor + one);  // beyond maxPos what is added to it may pass the sign
-        const double next = lpt_exact(tiny ? (U)(inside + one) : lower + unit);
+        const double above = lpt_exact(tiny ? (U)(inside + one) : lower + unit);
         const double here = lpt_exact(lower);
-        up = lpt_drawn_between<MODE, false>(lpt_exact(a), tiny ? 0.0 : here, next, tiny || low,
-                                            odds, random);
+        up = lpt_drawn_between<MODE, false>(lpt_exact(a), tiny ? 0.0 : here, above, lost != 0, odds,
+                                            random);
     }
 
     // 5. the posit, zero, the ends

@@ -24,12 +24,16 @@ template <class T, int MODE, bool PLAIN>
 void run(const T *x, T *y, int64_t first, int64_t last, const lpt_cell<T> &c,
          const lpt_rule &rule) {
     typedef typename lpt_carrier<T>::bits U;
-    if (PLAIN && MODE == LPT_NEAREST && c.roomy)
+    if (PLAIN && MODE <= LPT_STOCHASTIC && c.roomy)
         lpt_each_inside<MODE>(
             x, y, first, last, rule, c.inside,
-            [=](U u, uint32_t) { return lpt_round_roomy<T, LPT_INSIDE>(u, c); },
-            [=](U u, uint32_t) { return lpt_round_roomy<T, LPT_ALL_ENDS>(u, c); });
-    else if (PLAIN && MODE <= LPT_STOCHASTIC)
+            [=](U u, uint32_t random) {
+                return lpt_round_roomy<T, MODE, LPT_INSIDE>(u, c, random);
+            },
+            [=](U u, uint32_t random) {
+                return lpt_round_roomy<T, MODE, LPT_ALL_ENDS>(u, c, random);
+            });
+    else if (PLAIN && MODE <= LPT_STOCHASTIC && lpt_carrier<T>::width == 32)
         c.flat ? run_plain<T, MODE, true>(x, y, first, last, c, rule)
                : run_plain<T, MODE, false>(x, y, first, last, c, rule);
     else

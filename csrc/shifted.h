@@ -144,10 +144,8 @@ template <class T, int MODE> class shifted final : public shifts<T> {
 
   private:
     static U one(U u, const lpt_cell<T> &c, U moved, uint32_t word) {
-        if (MODE == LPT_NEAREST)
-            return lpt_round_roomy<T, LPT_SATURATES>(u, lpt_move<T>(c, moved));
         if (MODE <= LPT_STOCHASTIC)
-            return lpt_round_plain<T, MODE, false, LPT_SATURATES>(u, lpt_move<T>(c, moved), word);
+            return lpt_round_roomy<T, MODE, LPT_SATURATES>(u, lpt_move<T>(c, moved), word);
         return lpt_round<T, MODE, true>(u, lpt_move<T>(c, moved), word);
     }
 

@@ -40,6 +40,9 @@ GRIDS: dict[str, Format] = {
     "fixed, all below one": FixedPoint(8, 20),
     "fixed, all of fp32": FixedPoint(24, 12),
     "fixed, at the bottom of fp32": FixedPoint(8, 140),
+    "fixed, as low as 2**32 of its spacings have an inverse": FixedPoint(8, 94),
+    "fixed, lower than that": FixedPoint(8, 95),
+    "fixed, near the bottom of fp32": FixedPoint(8, 122),
 }
 
 

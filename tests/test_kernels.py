@@ -23,6 +23,7 @@ from lptensor.formats import (
     FP16,
     FP32,
     TF32,
+    FixedPoint,
     FloatingPoint,
     Format,
 )
@@ -114,10 +115,11 @@ def test_subnormal_inputs_and_results_survive_a_machine_that_flushes_them(
 ) -> None:
     bits = torch.arange(1, 2**23, 40009, dtype=torch.int32)
     x = torch.cat([bits, bits - 2**31, torch.arange(1, 24, dtype=torch.int32)]).view(torch.float32)
-    for format in (FP32, TF32, BF16, FloatingPoint(4, 3, bias=140), FloatingPoint(8, 3, subnormals="flush"), E8M0):
+    subnormal = (FP32, TF32, BF16, FloatingPoint(4, 3, bias=140), FloatingPoint(8, 3, subnormals="flush"), E8M0)
+    for format in (*subnormal, E4M3, FixedPoint(8, 94), FixedPoint(8, 122)):
         y = run(rounder, x, format, mode)
         torch.set_flush_denormal(False)
-        values = exact.Float(**vars(judge(format)))
+        values = judge(format)
         as_integers = x.view(torch.int32).numpy().view(np.float32).astype(np.float64)
         expected = np.array([exact.rounded(values, float(v), mode) for v in as_integers], np.float64)
         assert_same(y.numpy().astype(np.float64), expected, as_integers, (format, mode))
