@@ -2,6 +2,7 @@
 // block's scale, then the elements.
 #pragma once
 #include "divided.h"
+#include "maxima.h"
 
 #include <new>
 
@@ -189,12 +190,13 @@ void runs(const T *x, T *y, int64_t row, int64_t wide, int64_t first, int64_t la
         const int64_t most = left < last - block ? left : last - block;
         const int64_t count = most < batch ? most : batch;
         const int64_t at = r * row + k * wide, edge = (r + 1) * row;
-        for (int64_t i = 0; i < count; ++i) {
+        const int64_t end = at + count * wide < edge ? at + count * wide : edge;
+        int64_t i = lpt_maxima_of_runs(x + at, wide, (end - at) / wide, left_out, s);
+        for (; i < count; ++i) {
             const int64_t from = at + i * wide, to = from + wide < edge ? from + wide : edge;
             s[i] = largest_of(x + from, to - from, left_out);
         }
         const bool usual = rounding->scale(s, t, count);
-        const int64_t end = at + count * wide < edge ? at + count * wide : edge;
         lpt_fetch(x + end + 2 * count * wide, count * wide);
         rounding->batch(x, y, at, end, wide, s, t, usual);
         block += count;

@@ -22,6 +22,7 @@ from lptensor.posits import Posit
 from lptensor.quantizer import _Rounded
 from lptensor.rounding import Mode, Rounding, Stochastic, as_rounding
 from oracles.exact import MODES
+from oracles.philox import word_of_element
 from oracles.table import table_of
 from rounders import NATIVE_BUILDS, assert_same, assert_same_bits, judge, run
 from test_kernels import NARROW, WIDE
@@ -108,6 +109,44 @@ def test_one_number_beyond_the_limits_changes_no_other(format: Format, special: 
             expected = plain.clone()
             expected[at] = reference.round_grid(z, format.grid, as_rounding(mode), key)[at]
             assert_same_bits(run(rounder, z, format, mode, key), expected)
+
+
+# An element whose word is all ones, which takes up whatever is 2**-32 of the way and more: one in 2**32 is.
+ONES, AT = (0, 1030746), 5810
+
+
+@pytest.mark.parametrize(
+    ("format", "smallest"),
+    [
+        (E4M3, 2.0**-9),
+        (FP16, 2.0**-24),
+        (FixedPoint(8, 4), 2.0**-4),
+        (FixedPoint(8, 4, clamp=False), 2.0**-4),
+        (MX(E4M3), 2.0**-17),
+    ],
+    ids=str,
+)
+def test_the_largest_word_moves_no_number_that_is_a_value(format: Format, smallest: float, rounder: str) -> None:
+    assert word_of_element(AT, *ONES) == 2**32 - 1
+    for dtype in (torch.float32, torch.float64):
+        x = torch.zeros(AT + 22, dtype=dtype)
+        x[AT - 18] = 1.0  # of the same block
+        moves = {1 / 16: 1 / 16, 3 / 16: 3 / 16, 0.0: 0.0, smallest * 2.0**-32: smallest, smallest * 2.0**-33: 0.0}
+        for number, value in moves.items():
+            for sign in (1, -1):
+                x[AT] = sign * number
+                assert run(rounder, x, format, Mode.STOCHASTIC, ONES)[AT] == sign * value
+
+
+@pytest.mark.parametrize("mode", [*MODES, "stochastic"])
+@pytest.mark.parametrize("format", [MX(E4M3), MX(E2M1), BlockFloatingPoint(8, dim=-1, block_size=32)], ids=repr)
+def test_blocks_of_every_magnitude_give_the_bits_of_the_reference(format: Any, mode: str, rounder: str) -> None:
+    """Down to where the spacings of their grids have no inverse."""
+    exponents = torch.arange(-140, 120, 2).repeat_interleave(32).view(-1, 32)
+    x = (torch.randn(exponents.shape).double() * 2.0 ** exponents.double()).float()
+    key = (1, 2) if mode == "stochastic" else None
+    expected = reference.round_blocks(x, format.lowered, format.block_shape(x.shape), as_rounding(mode), key)
+    assert_same_bits(run(rounder, x, format, mode, key), expected)
 
 
 @pytest.mark.parametrize("mode", [Mode.NEAREST, Mode.DOWN, Mode.STOCHASTIC])
