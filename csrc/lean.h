@@ -114,11 +114,12 @@ template <class U> LPT_FN U lpt_right(U u, int32_t places) {
 }
 #endif
 
-LPT_FN int32_t lpt_least(int32_t a, int32_t b) {
+// The same where places beyond the width leave zero everywhere.
+template <class U> LPT_FN U lpt_right_far(U u, int32_t places) {
 #if defined(__CUDA_ARCH__)
-    return min(a, b);  // one instruction, of which nvcc makes two when it knows what is compared
+    return lpt_right(u, places);
 #else
-    return a < b ? a : b;
+    return (uint32_t)places < 8 * sizeof(U) ? lpt_right(u, places) : (U)0;
 #endif
 }
 
@@ -173,8 +174,7 @@ LPT_FN typename lpt_carrier<T>::bits lpt_round_plain(typename lpt_carrier<T>::bi
         const U word = (U)random << (W - 32);
         const U moved = (a + lpt_first(word, s)) & ~(one - 1);
         // Below the spacing, the same sum by itself; what is less than 2**-32 of it is cut off.
-        const int32_t deep = lpt_least(s - M - 1, W - 1);
-        const U fraction = lpt_right((U)(significand << (W - M - 1)), deep);
+        const U fraction = lpt_right_far((U)(significand << (W - M - 1)), s - M - 1);
         r = vanishes ? (fraction > ~word ? c.tiny : (U)0) : moved;
     } else {
         r += up ? (vanishes ? c.tiny : one) : (U)0;
