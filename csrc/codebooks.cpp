@@ -9,6 +9,8 @@ template <class T, int DEPTH, int MODE>
 void table_loop(const T *x, T *y, int64_t first, int64_t last, const lpt_table<T> &table,
                 const lpt_rule &rule) {
     typedef typename lpt_carrier<T>::bits U;
+    if (MODE >= LPT_STOCHASTIC && lpt_search_drawn<MODE>(x, y, first, last, table, rule))
+        return;
     const lpt_table<T> t = table;  // local copies: y may not alias them
     const lpt_odds odds = lpt_make_odds(rule.bits);
     lpt_each<MODE>(x, y, first, last, rule, [&](U u, uint32_t random) {

@@ -1,6 +1,7 @@
 // Tables of up to 256 fp32 values in the registers of AVX-512: a search of sixteen numbers at once
 // without touching memory, several times as fast as looking up one by one.
 #pragma once
+#include "loop.h"
 #include "table.h"
 
 #ifdef __AVX512F__
@@ -68,78 +69,163 @@ static inline bool lpt_mirrored(const lpt_table<float> &t) {
     return same;
 }
 
-// MIRRORED: magnitudes alone are searched, and results take the sign of what they are rounded from.
-template <int LEVELS, bool MIRRORED>
-static inline void lpt_search_levels(const float *x, float *y, int64_t first, int64_t last,
-                                     const lpt_table<float> &t) {
-    const int32_t least = MIRRORED ? t.last / 2 : 0, most = t.last - least;
-    // The children of node n are 2 n and 2 n + 1; absent steps are beyond every key.
-    alignas(64) int32_t tree[1 << LEVELS], value[1 << LEVELS];
-    tree[0] = 0;
-    for (int32_t level = 0; level < LEVELS; ++level)
-        for (int32_t b = 0; b < 1 << level; ++b) {
-            const int32_t i = ((2 * b + 1) << (LEVELS - 1 - level)) - 1;
-            tree[(1 << level) + b] = i < most ? t.step[least + i] : INT32_MAX;
-        }
-    for (int32_t i = 0; i < 1 << LEVELS; ++i)
-        value[i] = (int32_t)t.value[least + (i < most ? i : most)];
+// The steps as a tree, and for each number of a value that value and the next one. MIRRORED:
+// magnitudes alone are searched, and results take the sign of what they are rounded from.
+template <int LEVELS, bool MIRRORED> class lpt_tree {
+    alignas(64) int32_t tree[1 << LEVELS], value[1 << LEVELS], next[1 << LEVELS];
 
-    const __m512i magnitude = _mm512_set1_epi32(0x7fffffff), inf = _mm512_set1_epi32(0x7f800000);
-    const __m512i nan = _mm512_set1_epi32(0x7fc00000);
-    auto round = [&](auto &u) {
-        enum { N = sizeof u / sizeof *u };
-        __m512i key[N], node[N];
+    static inline __m512i magnitude_of(__m512i u) {
+        return _mm512_and_si512(u, _mm512_set1_epi32(0x7fffffff));
+    }
+
+    // The nodes below the last level at which the searches of N vectors end.
+    template <int N> inline void find(const __m512i (&u)[N], __m512i (&node)[N]) const {
+        __m512i key[N];
         for (int k = 0; k < N; ++k) {
-            const __m512i a = _mm512_and_si512(u[k], magnitude);
-            const __m512i negative = _mm512_srai_epi32(u[k], 31);
+            const __m512i a = magnitude_of(u[k]), negative = _mm512_srai_epi32(u[k], 31);
             key[k] = MIRRORED ? a : _mm512_sub_epi32(_mm512_xor_si512(a, negative), negative);
         }
         lpt_descend<LEVELS>::to(tree, key, node);
-        for (int k = 0; k < N; ++k) {
-            const __m512i a = _mm512_and_si512(u[k], magnitude);
-            __m512i r = lpt_look<LEVELS>::up(value, node[k]);
-            if (MIRRORED)  // zero has no sign
-                r = _mm512_mask_or_epi32(r, _mm512_test_epi32_mask(r, r), r,
-                                         _mm512_andnot_si512(magnitude, u[k]));
-            u[k] = _mm512_mask_blend_epi32(_mm512_cmpgt_epi32_mask(a, inf), r, nan);
+    }
+
+    // work(u, first of them, those of the last vector that there are) for vectors side by side.
+    template <class Work>
+    static inline void each(const float *x, int64_t first, int64_t last, Work work) {
+        int64_t i = first;
+        for (; i + 16 * LPT_ABREAST <= last; i += 16 * LPT_ABREAST) {
+            __m512i u[LPT_ABREAST];
+            for (int k = 0; k < LPT_ABREAST; ++k)
+                u[k] = _mm512_loadu_si512(x + i + 16 * k);
+            work(u, i, (__mmask16)0xffff);
         }
-    };
-    int64_t i = first;
-    for (; i + 16 * LPT_ABREAST <= last; i += 16 * LPT_ABREAST) {
-        __m512i u[LPT_ABREAST];
-        for (int k = 0; k < LPT_ABREAST; ++k)
-            u[k] = _mm512_loadu_si512(x + i + 16 * k);
-        round(u);
-        for (int k = 0; k < LPT_ABREAST; ++k)
-            _mm512_storeu_si512(y + i + 16 * k, u[k]);
+        for (; i < last; i += 16) {
+            const __mmask16 rest = (__mmask16)(last - i < 16 ? (1 << (last - i)) - 1 : 0xffff);
+            __m512i u[1] = {_mm512_maskz_loadu_epi32(rest, x + i)};
+            work(u, i, rest);
+        }
     }
-    for (; i < last; i += 16) {
-        const __mmask16 rest = (__mmask16)(last - i < 16 ? (1 << (last - i)) - 1 : 0xffff);
-        __m512i u[1] = {_mm512_maskz_loadu_epi32(rest, x + i)};
-        round(u);
-        _mm512_mask_storeu_epi32(y + i, rest, u[0]);
+
+  public:
+    explicit lpt_tree(const lpt_table<float> &t) {
+        const int32_t least = MIRRORED ? t.last / 2 : 0, most = t.last - least;
+        // The children of node n are 2 n and 2 n + 1; absent steps are beyond every key.
+        tree[0] = 0;
+        for (int32_t level = 0; level < LEVELS; ++level)
+            for (int32_t b = 0; b < 1 << level; ++b) {
+                const int32_t i = ((2 * b + 1) << (LEVELS - 1 - level)) - 1;
+                tree[(1 << level) + b] = i < most ? t.step[least + i] : INT32_MAX;
+            }
+        for (int32_t i = 0; i < 1 << LEVELS; ++i) {
+            value[i] = (int32_t)t.value[least + (i < most ? i : most)];
+            next[i] = (int32_t)t.value[least + (i < most ? i + 1 : most)];
+        }
     }
+
+    void round(const float *x, float *y, int64_t first, int64_t last) const {
+        const __m512i inf = _mm512_set1_epi32(0x7f800000), nan = _mm512_set1_epi32(0x7fc00000);
+        each(x, first, last, [&](const auto &u, int64_t i, __mmask16 there) {
+            enum { N = sizeof u / sizeof *u };
+            __m512i node[N];
+            find(u, node);
+            for (int k = 0; k < N; ++k) {
+                const __m512i a = magnitude_of(u[k]);
+                __m512i r = lpt_look<LEVELS>::up(value, node[k]);
+                if (MIRRORED)  // zero has no sign
+                    r = _mm512_mask_or_epi32(r, _mm512_test_epi32_mask(r, r), r,
+                                             _mm512_xor_si512(a, u[k]));
+                r = _mm512_mask_blend_epi32(_mm512_cmpgt_epi32_mask(a, inf), r, nan);
+                _mm512_mask_storeu_epi32(y + i + 16 * k, k + 1 < N ? (__mmask16)0xffff : there, r);
+            }
+        });
+    }
+
+    // The values that x[0] .. x[count - 1] lie between, or twice the last one.
+    void between(const float *x, int64_t count, uint32_t *low, uint32_t *high) const {
+        each(x, 0, count, [&](const auto &u, int64_t i, __mmask16 there) {
+            enum { N = sizeof u / sizeof *u };
+            __m512i node[N];
+            find(u, node);
+            for (int k = 0; k < N; ++k) {
+                const __mmask16 mask = k + 1 < N ? (__mmask16)0xffff : there;
+                const __m512i here = lpt_look<LEVELS>::up(value, node[k]);
+                _mm512_mask_storeu_epi32(low + i + 16 * k, mask, here);
+                _mm512_mask_storeu_epi32(high + i + 16 * k, mask,
+                                         lpt_look<LEVELS>::up(next, node[k]));
+            }
+        });
+    }
+};
+
+// work(the tree) if the table is small enough. Steps of stochastic rounding mirror nothing.
+template <bool MIRRORED, class Work>
+static inline bool lpt_with_tree(const lpt_table<float> &t, Work work) {
+    if (t.last < 16)
+        work(lpt_tree<4, false>(t));
+    else if (t.last < 64)
+        work(lpt_tree<6, false>(t));
+    else if (MIRRORED && t.last < 256 && lpt_mirrored(t))
+        work(lpt_tree<7, MIRRORED>(t));
+    else if (t.last < 256)
+        work(lpt_tree<8, false>(t));
+    return t.last < 256;
 }
 
 // Whether the table is small enough; then it is done.
 static inline bool lpt_search(const float *x, float *y, int64_t first, int64_t last,
                               const lpt_table<float> &t) {
-    if (t.last < 16)
-        lpt_search_levels<4, false>(x, y, first, last, t);
-    else if (t.last < 64)
-        lpt_search_levels<6, false>(x, y, first, last, t);
-    else if (t.last < 256 && lpt_mirrored(t))
-        lpt_search_levels<7, true>(x, y, first, last, t);
-    else if (t.last < 256)
-        lpt_search_levels<8, false>(x, y, first, last, t);
-    return t.last < 256;
+    return lpt_with_tree<true>(t, [=](const auto &tree) { tree.round(x, y, first, last); });
+}
+
+// A number between two values goes to one of them.
+template <int MODE>
+static inline uint32_t lpt_round_between(uint32_t u, uint32_t low, uint32_t high,
+                                         const lpt_odds &odds, uint32_t random) {
+    const uint32_t inf = 0x7f800000u, nan = 0x7fc00000u, minus = 0x80000000u;
+    const auto exact = [=](uint32_t v) {
+        const uint64_t sign = (uint64_t)(v & minus) << 32;
+        return lpt_value<double>(lpt_bits(lpt_exact(v & ~minus)) | sign);
+    };
+    const uint32_t above = lpt_key_of<float>(u) > lpt_key_of<float>(low) ? ~0u : 0u;
+    const bool drawn =
+        lpt_drawn_between<MODE, false>(exact(u), exact(low), exact(high), above != 0, odds, random);
+    const uint32_t r = drawn ? (high & above) | (low & ~above) : low;
+    return (u & ~minus) > inf ? nan : r;
+}
+
+// The same of a stochastic mode: numbers between two values are drawn when these are known.
+template <int MODE>
+static inline bool lpt_search_drawn(const float *x, float *y, int64_t first, int64_t last,
+                                    const lpt_table<float> &t, const lpt_rule &rule) {
+    const lpt_odds odds = lpt_make_odds(rule.bits);
+    return lpt_with_tree<false>(t, [&](const auto &tree) {
+        lpt_each_group(first, last, rule, [&](int64_t from, int64_t to, const uint32_t *words) {
+            uint32_t low[LPT_GROUP], high[LPT_GROUP];
+            tree.between(x + from, to - from, low, high);
+            LPT_INDEPENDENT
+            for (int64_t i = from; i < to; ++i) {
+                const uint32_t u = lpt_bits(x[i]);
+                y[i] = lpt_value<float>(lpt_round_between<MODE>(u, low[i - from], high[i - from],
+                                                                odds, words[i - from]));
+            }
+        });
+    });
 }
 #else
 static inline bool lpt_search(const float *, float *, int64_t, int64_t, const lpt_table<float> &) {
     return false;
 }
+template <int MODE>
+static inline bool lpt_search_drawn(const float *, float *, int64_t, int64_t,
+                                    const lpt_table<float> &, const lpt_rule &) {
+    return false;
+}
 #endif
 static inline bool lpt_search(const double *, double *, int64_t, int64_t,
                               const lpt_table<double> &) {
+    return false;
+}
+template <int MODE>
+static inline bool lpt_search_drawn(const double *, double *, int64_t, int64_t,
+                                    const lpt_table<double> &, const lpt_rule &) {
     return false;
 }

@@ -139,12 +139,13 @@ def test_tables_and_tensors_of_any_size(n: int) -> None:
     for dtype in DTYPES:
         for length in (1, 7, 15, 16, 17, 31, 48, 1001):
             x = torch.cat([values.repeat(length)[: length // 2], torch.randn(length - length // 2)]).to(dtype)
-            expected = run("reference", x, format, "nearest")
+            expected, drawn = (run("reference", x, format, rule, seed=3) for rule in ("nearest", "stochastic"))
             for backend in BUILDS:
                 padded = torch.full((length + 32,), 7.0, dtype=dtype)
                 inside = padded[16 : length + 16]
                 inside.copy_(x)
                 assert same_bits(run(backend, inside, format, "nearest"), expected)
+                assert same_bits(run(backend, inside, format, "stochastic", seed=3), drawn)
                 with chosen(backend):
                     ops.round(inside, format, out=inside)
                 assert same_bits(inside, expected)
