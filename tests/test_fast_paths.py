@@ -149,6 +149,19 @@ def test_blocks_of_every_magnitude_give_the_bits_of_the_reference(format: Any, m
     assert_same_bits(run(rounder, x, format, mode, key), expected)
 
 
+@pytest.mark.parametrize("width", [8, 16, 24, 32, 64])
+@pytest.mark.parametrize("infinite", ["nan", "saturate"])
+def test_infinities_and_nan_count_in_their_own_blocks_alone(infinite: str, width: int, rounder: str) -> None:
+    """Anywhere in any of a batch of blocks, which share vectors where their maxima are found."""
+    format = MX(E4M3, block_size=width, infinite=infinite)
+    x = torch.randn(width * 40, width) * 2.0 ** torch.randint(-9, 9, (width * 40, 1))
+    at = torch.arange(width * 40)
+    x[at, at % width] = torch.tensor([torch.inf, 1.0, torch.nan, -torch.inf, 0.0, -300.0, 2.0])[at % 7]
+    x = x.view(8, -1)
+    expected = reference.round_blocks(x, format.lowered, format.block_shape(x.shape), Rounding(), None)
+    assert_same_bits(run(rounder, x, format), expected)
+
+
 @pytest.mark.parametrize("mode", [Mode.NEAREST, Mode.DOWN, Mode.STOCHASTIC])
 @pytest.mark.parametrize("format", [E4M3, BF16, FP16, E2M1, MX(E4M3), MX(E4M3, axis=0)], ids=repr)
 def test_in_place_gives_the_same_bits(format: Format, mode: Mode) -> None:
