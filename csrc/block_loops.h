@@ -118,7 +118,8 @@ template <class T> class chosen {
     typedef block_rounding<T> Rounding;
     const lpt_blocks *shifts;
     const lpt_rule &rule;
-    alignas(64) char room[sizeof(shifted<T, LPT_STOCHASTIC>)];
+    enum { ONE = sizeof(shifted<T, LPT_STOCHASTIC>), OTHER = sizeof(divided<T>) };
+    alignas(64) char room[ONE > OTHER ? ONE : OTHER];
     Rounding *const rounding;
 
     template <int MODE> Rounding *in_mode() { return new (room) shifted<T, MODE>(*shifts, rule); }
@@ -142,10 +143,7 @@ template <class T> class chosen {
   public:
     chosen(const lpt_scales &s, const lpt_rule &r)
         : shifts(s.shifts), rule(r),
-          rounding(shifts ? of_shifts() : new (room) divided<T>(*s.numbers, r, s.whole)) {
-        static_assert(sizeof(divided<T>) <= sizeof room,
-                      "the largest is the one with random words");
-    }
+          rounding(shifts ? of_shifts() : new (room) divided<T>(*s.numbers, r, s.whole)) {}
     chosen(const chosen &) = delete;
     Rounding *operator->() const { return rounding; }
 };

@@ -15,16 +15,21 @@ template <class T> class divided final : public block_rounding<T> {
     const lpt_cell<T> cell;
     const lpt_cell<float> scales;
     const float whole;
+    // Whether quotients are rounded as they are made, where scales are usual.
+    const bool at_once;
+    random_words random;
 
   public:
     LPT_APART divided(const lpt_scaled &blocks, const lpt_rule &r, float tensor_scale)
         : b(blocks), rule(r), cell(lpt_make_cell<T>(b.element, r, 0)),
           scales(lpt_make_cell<float>(b.scale, {LPT_NEAREST, 32, 0, 0, {0, 0}}, 0)),
-          whole(tensor_scale) {}
+          whole(tensor_scale),
+          at_once(C::width == 32 && cell.roomy && b.element.overflow == LPT_SATURATE &&
+                  (r.mode == LPT_NEAREST || r.mode == LPT_STOCHASTIC)),
+          random(r) {}
 
     bool scale(U *s, U *t, int64_t count) const override {
-        scales.roomy ? scale_in<true>(s, t, count) : scale_in<false>(s, t, count);
-        return true;
+        return scales.roomy ? scale_in<true>(s, t, count) : scale_in<false>(s, t, count);
     }
 
     void within(const T *x, T *y, int64_t first, int64_t last, const U *s, const U *t) override {
@@ -37,7 +42,10 @@ template <class T> class divided final : public block_rounding<T> {
     }
 
     void batch(const T *x, T *y, int64_t at, int64_t end, int64_t wide, const U *s, const U *t,
-               bool) override {
+               bool usual) override {
+        if (usual && at_once)
+            return rule.mode == LPT_NEAREST ? rounded<LPT_NEAREST>(x, y, at, end, wide, s, t)
+                                            : rounded<LPT_STOCHASTIC>(x, y, at, end, wide, s, t);
         if (end - at > PIECE)
             return steps<0>(x, y, at, end, s, t);  // batches this long are one block
         const bool sixteens = wide == 16 && (end - at) % 16 == 0;
@@ -55,6 +63,35 @@ template <class T> class divided final : public block_rounding<T> {
     }
 
   private:
+    // The blocks of at .. end whose scales are usual.
+    template <int MODE>
+    LPT_APART void rounded(const T *x, T *y, int64_t at, int64_t end, int64_t wide, const U *s,
+                           const U *t) {
+        const lpt_cell<T> c = cell;  // a local copy: y may not alias it
+        const bool multiply = b.reciprocal != 0;
+        const T endless = lpt_value<T>((U)(2 * C::bias + 1) << C::mantissa);
+        for (; at < end; at += wide, ++s, ++t) {
+            const T scale = lpt_value<T>(*s);  // under zero all is zero
+            const T by = *s ? scale : endless, times = *s ? lpt_value<T>(*t) : (T)0;
+            const int64_t stop = at + wide < end ? at + wide : end;
+            for (int64_t from = at; from < stop;) {
+                const int64_t group = (from / LPT_GROUP + 1) * LPT_GROUP;
+                const int64_t to = MODE < LPT_STOCHASTIC || stop < group ? stop : group;
+                const uint32_t *words = MODE < LPT_STOCHASTIC ? nullptr : random.from(from);
+                const auto some = [=](int64_t count) {
+                    LPT_INDEPENDENT
+                    for (int64_t i = 0; i < count; ++i) {
+                        const T q = multiply ? x[from + i] * times : x[from + i] / by;
+                        const U r = lpt_round_roomy<T, MODE, LPT_SATURATES>(
+                            lpt_bits(q), c, MODE < LPT_STOCHASTIC ? 0 : words[i]);
+                        y[from + i] = lpt_value<T>(r) * scale;
+                    }
+                };
+                to - from == 16 ? some(16) : some(to - from);
+                from = to;
+            }
+        }
+    }
     // Elements whose scales lie STEP apart.
     template <int STEP>
     void steps(const T *x, T *y, int64_t first, int64_t last, const U *s, const U *t) {
@@ -65,20 +102,25 @@ template <class T> class divided final : public block_rounding<T> {
             multiply<STEP>(y + at, end - at, s + k);
         }
     }
-    template <bool ROOMY> LPT_APART void scale_in(U *s, U *t, int64_t count) const {
+    // Whether all are finite, and none is zero where there may be an infinity.
+    template <bool ROOMY> LPT_APART bool scale_in(U *s, U *t, int64_t count) const {
         const U nan = (U)(4 * C::bias + 3) << (C::mantissa - 1);
         const U inf = (U)(2 * C::bias + 1) << C::mantissa;
         const T most = (T)lpt_value<float>(0x7f7fffffu);
         const lpt_scaled blocks = b;  // local copies: s and t may not alias them
         const lpt_cell<float> grid = scales;
         const float tensor = whole;
+        const U zero = b.saturate ? (U)0 : nan;
+        U any = 0;
         LPT_INDEPENDENT
         for (int64_t i = 0; i < count; ++i) {
             const T largest = lpt_value<T>(s[i]), finite = largest < most ? largest : most;
             const float one = lpt_block_scale(blocks, grid, ROOMY, (float)finite, tensor);
             s[i] = s[i] < inf ? lpt_bits((T)(one * tensor)) : nan;
             t[i] = lpt_bits((T)lpt_block_reciprocal(one, tensor));
+            any |= s[i] == zero || s[i] >= inf ? (U)1 : (U)0;
         }
+        return any == 0;
     }
     LPT_APART void divide_sixteens(const T *x, T *y, int64_t count, const U *s, const U *t) const {
         for (int64_t k = 0; k < count; ++k)
