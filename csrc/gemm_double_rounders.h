@@ -4,41 +4,6 @@
 
 namespace {
 
-// Toward zero, up or down in double, in formats that are lpt_added_fits there: the nearest multiple
-// of the spacing, less one where it is beyond x, and one more where magnitudes grow in that
-// direction and that is not x.
-struct to_side_in_double {
-    typedef vectors<double>::U U;
-    doubles bottom, top, up, step, limit, over[2], inf[2], exponents, sign;
-    U grow[2];
-    to_side_in_double(const lpt_cell<double> &c, int mode) {
-        bottom = spread(lpt_value<double>((uint64_t)c.emin << 52));
-        top = spread(lpt_value<double>((uint64_t)(c.emax + 1) << 52));
-        up = spread(lpt_value<double>((uint64_t)(1023 + c.drop) << 52));
-        step = spread(lpt_value<double>((uint64_t)(1023 + c.drop - 52) << 52));
-        limit = spread(lpt_value<double>(c.limit[0]));
-        for (int i = 0; i < 2; ++i) {
-            over[i] = spread(lpt_value<double>(c.over[i]));
-            inf[i] = spread(lpt_value<double>(c.inf[i]));
-            grow[i] = (U)spread(0.0) - (uint64_t)(mode == (i ? LPT_DOWN : LPT_UP));
-        }
-        exponents = spread(lpt_value<double>(2047ull << 52));
-        sign = spread(-0.0);
-    }
-    LPT_STEP doubles operator()(doubles x, const uint32_t *) const {
-        const U minus = (U)x & (U)sign, negative = (U)(minus != 0);
-        const doubles size = (doubles)((U)x ^ minus);
-        const doubles binade = least(most((doubles)((U)x & (U)exponents), bottom), top);
-        const doubles shift = binade * up, spacing = binade * step;
-        doubles r = (size + shift) - shift;
-        r = r > size ? r - spacing : r;
-        r = r < size ? r + (doubles)((U)spacing & (negative ? grow[1] : grow[0])) : r;
-        r = r > limit ? (negative ? over[1] : over[0]) : r;
-        r = size == exponents ? (negative ? inf[1] : inf[0]) : r;
-        return (doubles)((U)r | minus);
-    }
-};
-
 // Any mode in double: steps as in lptensor/reference.py, x in units of the spacing 2**q, to an
 // integer, and back. The words are 32 random bits each. ANY_MODE takes the mode, one without random
 // words, when it is made.

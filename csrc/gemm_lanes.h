@@ -41,10 +41,6 @@ LPT_FN doubles nearest_integer(doubles x) {
 LPT_FN words32 loaded(const uint32_t *x) { return (words32)_mm512_loadu_si512(x); }
 LPT_FN doubles loaded(const double *x) { return _mm512_loadu_pd(x); }
 LPT_FN void stored(double *y, doubles x) { _mm512_storeu_pd(y, x); }
-LPT_FN bool any_below(floats x, floats end) {  // and above zero
-    return (_mm512_cmp_ps_mask(x, end, _CMP_LT_OQ) &
-            _mm512_cmp_ps_mask(x, spread(0.0f), _CMP_GT_OQ)) != 0;
-}
 LPT_FN bool all_zero(words64 x) { return _mm512_test_epi64_mask((__m512i)x, (__m512i)x) == 0; }
 LPT_FN words32 every(uint32_t x) { return (words32)_mm512_set1_epi32((int)x); }
 LPT_FN bool all_less(words32 x, words32 end) {
@@ -87,9 +83,6 @@ LPT_FN doubles nearest_integer(doubles x) {
 LPT_FN words32 loaded(const uint32_t *x) { return (words32)_mm256_loadu_si256((const __m256i *)x); }
 LPT_FN doubles loaded(const double *x) { return _mm256_loadu_pd(x); }
 LPT_FN void stored(double *y, doubles x) { _mm256_storeu_pd(y, x); }
-LPT_FN bool any_below(floats x, floats end) {  // and above zero
-    return _mm256_movemask_ps((x < end) & (x > spread(0.0f))) != 0;
-}
 LPT_FN bool all_zero(words64 x) { return _mm256_testz_si256((__m256i)x, (__m256i)x); }
 LPT_FN bool all_zero(words32 x) { return _mm256_testz_si256((__m256i)x, (__m256i)x); }
 LPT_FN words32 every(uint32_t x) { return (words32)_mm256_set1_epi32((int)x); }

@@ -32,12 +32,13 @@ template <class SUM, class PRODUCT, class ROUND, bool FUSED> struct one_more {
 };
 
 #if !defined(__AVX512F__) || !defined(__AVX512DQ__)
-// Rounding to fp32 and then to the format, both to nearest, goes wrong only where fp32 has a number
-// half way between two of the format's and it is not there. A step with such a number, which is
+// Rounding to fp32, to nearest, and then to the format, goes wrong only where fp32 has a number
+// half way between two of the format's and the sum is not there; in directions and to odd, where
+// fp32 has a number of the format and the sum is beside it. A step with such a number, which is
 // rare, is taken again, by way of odd numbers.
-template <class PRODUCT, class ROUND, bool FUSED>
-struct one_more<odd_in_fp32, PRODUCT, ROUND, FUSED> {
-    typedef odd_in_fp32 SUM;
+template <bool ENDS, class PRODUCT, class ROUND, bool FUSED>
+struct one_more<odd_by_terms<ENDS>, PRODUCT, ROUND, FUSED> {
+    typedef odd_by_terms<ENDS> SUM;
     typedef vectors<float>::U U;
     static LPT_STEP void take(tile<float> &s, const float *a, const floats *y,
                               const PRODUCT &product, const ROUND &round) {
@@ -52,11 +53,12 @@ struct one_more<odd_in_fp32, PRODUCT, ROUND, FUSED> {
                 floats &t = s.v[i][j];
                 if (FUSED) {
                     const floats sum = fused(x, y[j], t);
-                    any |= doubt[i][j] = round.half_way(sum);
+                    any |= doubt[i][j] = round.doubtful(sum);
                     t = round(sum, nullptr);
                 } else {
                     const floats p = x * y[j];
-                    any |= product.half_way(p) & ((U)fused(x, y[j], -p) | product.faint(p));
+                    any |=
+                        product.doubtful(p) & ((U)fused(x, y[j], -p) | product.faint(p, x, y[j]));
                     const floats sum = SUM::two_sum(t, product(p, nullptr), rest);
                     rests = (floats)((U)rests | (U)rest);
                     t = round(sum, nullptr);
@@ -66,7 +68,7 @@ struct one_more<odd_in_fp32, PRODUCT, ROUND, FUSED> {
         if (!all_zero(any | (U)rests << 1) && (!FUSED || wrong(doubt, before, a, y, round)))
             again(s, before, a, y, product, round);
     }
-    // whether a number in doubt is not half way
+    // whether a number in doubt is not exact
     static LPT_SHARED bool wrong(const U doubt[TALL][2], const tile<float> &before, const float *a,
                                  const floats *y, const ROUND &round) {
         U any = (U)spread(0.0f);
@@ -75,7 +77,7 @@ struct one_more<odd_in_fp32, PRODUCT, ROUND, FUSED> {
             for (int j = 0; j < 2; ++j) {
                 const floats c = before.v[i][j], t = fused(x, y[j], c), p = t - c;
                 const U right = (U)(fused(x, y[j], -p) == 0) & (U)(t - p == c);  // xy = p = t - c
-                any |= doubt[i][j] & (~right | round.faint(p));
+                any |= doubt[i][j] & (~right | round.faint(p, x, y[j]));
             }
         }
         return !all_zero(any);

@@ -16,7 +16,48 @@ lpt_grid with_subnormals(lpt_grid g) {
     return g;
 }
 
-// Sums and products to nearest, in fp32 alone; where there are chunks, inside and outside one way.
+// Sums and products in fp32 alone, of formats with fp32's range by W and of others by N; where
+// there are chunks, inside and outside one way.
+template <class SUM, class W, class N>
+plan by_way(const lpt_accumulator &acc, const lpt_accumulator &in) {
+    typedef to_carrier<float> C;
+    const lpt_way sum = lpt_fp32_way(acc.sum), way = lpt_fp32_way(in.product);
+    const lpt_way product = in.has_product ? way : LPT_NO_WAY;
+    if (!SUM::fits(acc.sum) || !SUM::fits(in.sum) || (in.has_product && !SUM::fits(in.product)))
+        return {};
+    if (lpt_fp32_way(in.sum) != sum || (in.has_product && way == LPT_NO_WAY))
+        return {};
+    if (product == LPT_NO_WAY && sum == LPT_WIDE_RANGE)
+        return in_order<SUM, C, W, W, true>();
+    if (product == LPT_NO_WAY && sum == LPT_ADDED)
+        return in_order<SUM, C, N, N, true>();
+    if (product == LPT_WIDE_RANGE && sum == LPT_WIDE_RANGE)
+        return in_order<SUM, W, W, W, false>();
+    if (product == LPT_ADDED && sum == LPT_ADDED)
+        return in_order<SUM, N, N, N, false>();
+    if (product == LPT_WIDE_RANGE && sum == LPT_ADDED)
+        return in_order<SUM, W, N, N, false>();
+    if (product == LPT_ADDED && sum == LPT_WIDE_RANGE)
+        return in_order<SUM, N, W, W, false>();
+    return {};
+}
+template <class SUM, int MODE>
+plan by_way_in(const lpt_accumulator &acc, const lpt_accumulator &in) {
+    return by_way<SUM, to_wide_range_by<MODE>, to_multiple_by<float, MODE>>(acc, in);
+}
+// In any mode but nearest.
+template <class SUM> plan in_mode(const lpt_accumulator &acc, const lpt_accumulator &in) {
+    switch (acc.mode) {
+    case LPT_NEAREST_AWAY: return by_way_in<SUM, LPT_NEAREST_AWAY>(acc, in);
+    case LPT_TOWARD_ZERO: return by_way_in<SUM, LPT_TOWARD_ZERO>(acc, in);
+    case LPT_DOWN: return by_way_in<SUM, LPT_DOWN>(acc, in);
+    case LPT_UP: return by_way_in<SUM, LPT_UP>(acc, in);
+    case LPT_ODD: return by_way_in<SUM, LPT_ODD>(acc, in);
+    default: return {};
+    }
+}
+
+// The same to nearest, and in fixed point or without subnormal numbers.
 template <class SUM> plan nearest(const lpt_accumulator &acc, const lpt_accumulator &in) {
     typedef to_carrier<float> C;
     typedef to_wide_range W;
@@ -37,23 +78,7 @@ template <class SUM> plan nearest(const lpt_accumulator &acc, const lpt_accumula
             return in_order<SUM, C, SW, SW, true>();
         return sum == LPT_ADDED ? in_order<SUM, C, SN, SN, true>() : plan{};
     }
-    const lpt_way sum = lpt_fp32_way(acc.sum), way = lpt_fp32_way(in.product);
-    const lpt_way product = in.has_product ? way : LPT_NO_WAY;
-    if (lpt_fp32_way(in.sum) != sum || (in.has_product && way == LPT_NO_WAY))
-        return {};
-    if (product == LPT_NO_WAY && sum == LPT_WIDE_RANGE)
-        return in_order<SUM, C, W, W, true>();
-    if (product == LPT_NO_WAY && sum == LPT_ADDED)
-        return in_order<SUM, C, N, N, true>();
-    if (product == LPT_WIDE_RANGE && sum == LPT_WIDE_RANGE)
-        return in_order<SUM, W, W, W, false>();
-    if (product == LPT_ADDED && sum == LPT_ADDED)
-        return in_order<SUM, N, N, N, false>();
-    if (product == LPT_WIDE_RANGE && sum == LPT_ADDED)
-        return in_order<SUM, W, N, N, false>();
-    if (product == LPT_ADDED && sum == LPT_WIDE_RANGE)
-        return in_order<SUM, N, W, W, false>();
-    return {};
+    return by_way<SUM, W, N>(acc, in);
 }
 
 // fp32 to nearest inside the chunks; WIDE and OTHER round their sums.
@@ -158,10 +183,13 @@ plan chunks_of_fp32(const lpt_accumulator &acc, lpt_way sum) {
         return fp32_inside<in_fp32, to_wide_range, to_nearest<float>>(sum);
     if (acc.mode == LPT_NEAREST && lpt_odd_fits(acc.sum))
         return fp32_inside<odd_in_fp32, to_wide_range, to_nearest<float>>(sum);
-#if defined(__AVX512F__) && defined(__AVX512DQ__)
     enum { CUT = LPT_TOWARD_ZERO };
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
     if (acc.mode == CUT && !acc.fp32)
         return fp32_inside<side_in_fp32<CUT>, to_wide_side<CUT>, to_side<CUT>>(sum);
+#else
+    if (acc.mode == CUT && !acc.fp32 && odd_to_the_ends::fits(acc.sum))
+        return fp32_inside<odd_to_the_ends, to_wide_range_by<CUT>, to_multiple_by<float, CUT>>(sum);
 #endif
     return {};
 }
@@ -180,13 +208,19 @@ plan exact(const lpt_accumulator &acc, const lpt_accumulator &in) {
     if (mode == LPT_UP)
         found = to_one_side<LPT_UP>(acc, in);
 #endif
+    if (!found.run && mode != LPT_NEAREST)
+        found = in_mode<odd_to_the_ends>(acc, in);
     const bool fits = plain<double>(acc) && plain<double>(in) && lpt_added_fits<double>(acc.sum) &&
                       lpt_added_fits<double>(in.sum) &&
                       (!in.has_product || lpt_added_fits<double>(in.product));
     if (!found.run && fits && mode == LPT_NEAREST)
         return in_double<odd_in_double, to_nearest<double>>(in.has_product);
-    if (!found.run && fits && (mode == LPT_TOWARD_ZERO || mode == LPT_DOWN || mode == LPT_UP))
-        return in_double<odd_in_double, to_side_in_double>(in.has_product);
+    if (!found.run && fits && mode == LPT_TOWARD_ZERO)
+        return in_double<odd_in_double, to_multiple_by<double, LPT_TOWARD_ZERO>>(in.has_product);
+    if (!found.run && fits && mode == LPT_DOWN)
+        return in_double<odd_in_double, to_multiple_by<double, LPT_DOWN>>(in.has_product);
+    if (!found.run && fits && mode == LPT_UP)
+        return in_double<odd_in_double, to_multiple_by<double, LPT_UP>>(in.has_product);
     if (!found.run && mode <= LPT_ODD && gridded(acc) && gridded(in))
         return in_double<odd_in_double, to_grid<ANY_MODE>>(in.has_product);
     return found;
@@ -256,7 +290,8 @@ plan choose_f32(const lpt_accumulator &acc) {
         return {};
     if (!acc.fp32)
         return exact(acc, in);
-    const plan found = acc.mode == LPT_NEAREST ? nearest<in_fp32>(acc, in) : plan{};
+    const plan found =
+        acc.mode == LPT_NEAREST ? nearest<in_fp32>(acc, in) : in_mode<in_fp32>(acc, in);
     if (found.run || acc.mode > LPT_ODD || !gridded(acc) || !gridded(in))
         return found;
     return in_double<fp32_in_double, to_grid<ANY_MODE>>(in.has_product);

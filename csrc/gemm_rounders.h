@@ -9,8 +9,8 @@ template <class T> struct to_carrier {  // fp32 sums of fp32 numbers are rounded
     typedef typename vectors<T>::U U;
     to_carrier(const lpt_cell<T> &, int) {}
     LPT_STEP V operator()(V x, const uint32_t *) const { return x; }
-    static LPT_STEP U half_way(V) { return (U)spread((T)0); }
-    static LPT_STEP U faint(V) { return (U)spread((T)0); }
+    static LPT_STEP U doubtful(V) { return (U)spread((T)0); }
+    static LPT_STEP U faint(V, V, V) { return (U)spread((T)0); }
 };
 
 // To nearest in formats that are lpt_wide_range_fits: the bits of fp32 cut short, so that
@@ -29,11 +29,37 @@ struct to_wide_range {
         const U u = (U)x;
         return (floats)((u + under_half + ((u >> drop) & 1)) & keep);
     }
-    // where x lies half way between two numbers of the format
-    LPT_STEP U half_way(floats x) const { return (U)(((U)x & ~keep) == under_half + 1); }
-    // where a product, or what is left of one, may have digits below fp32's smallest
-    static LPT_STEP U faint(floats product) {
-        return (U)((floats)((U)product & 0x7fffffffu) < spread(lpt_value<float>(27u << 23)));
+    // where x does not tell how what it was rounded from is rounded (one_more): here half way
+    LPT_STEP U doubtful(floats x) const { return (U)(((U)x & ~keep) == under_half + 1); }
+    static LPT_STEP U faint(floats p, floats x, floats y) { return faint_product(p, x, y); }
+};
+
+// The same in the other modes.
+template <int MODE> struct to_wide_range_by {
+    typedef vectors<float>::U U;
+    U below, keep, half;
+    to_wide_range_by(const lpt_cell<float> &c, int) {
+        for (int l = 0; l < vectors<float>::length; ++l) {
+            below[l] = (1u << c.drop) - 1;
+            keep[l] = ~((1u << c.drop) - 1);
+            half[l] = 1u << (c.drop - 1);
+        }
+    }
+    LPT_STEP floats operator()(floats x, const uint32_t *) const {
+        const U u = (U)x, negative = 0 - (u >> 31);  // all ones or none
+        if (MODE == LPT_NEAREST_AWAY)
+            return (floats)((u + half) & keep);
+        if (MODE == LPT_ODD)
+            return (floats)((u & keep) | ((U)((u & below) != 0) & (below + 1)));
+        const U more = MODE == LPT_UP ? below & ~negative : below & negative;
+        return (floats)((MODE == LPT_TOWARD_ZERO ? u : u + more) & keep);
+    }
+    LPT_STEP U doubtful(floats x) const {
+        const U rest = (U)x & below;
+        return MODE == LPT_NEAREST_AWAY ? (U)(rest == half) : (U)(rest == 0);
+    }
+    static LPT_STEP U faint(floats p, floats x, floats y) {
+        return MODE == LPT_NEAREST_AWAY ? faint_product(p, x, y) : faint_unless_zero(p, x, y);
     }
 };
 
@@ -62,13 +88,68 @@ template <class T> struct to_nearest {
         const V r = (size + shift) - shift;
         return (V)((U)(r > limit ? over : r) | negative);
     }
-    LPT_STEP U half_way(V x) const {
+    LPT_STEP U doubtful(V x) const {
         const V size = (V)((U)x & ~(U)sign);
         const V binade = least(most((V)((U)x & (U)exponents), bottom), top), shift = binade * up;
         const V rest = ((size + shift) - shift) - size;
         return (U)((V)((U)rest & ~(U)sign) == shift * half_digit);
     }
-    static LPT_STEP U faint(V) { return (U)spread((T)0); }  // SUM::fits: none is half way
+    static LPT_STEP U faint(V, V, V) { return (U)spread((T)0); }  // SUM::fits: none is half way
+};
+
+// The same in the other modes: the nearest multiple of the spacing, or the one beside it.
+template <class T, int MODE> struct to_multiple_by {
+    typedef typename vectors<T>::V V;
+    typedef typename vectors<T>::U U;
+    V bottom, top, up, step, limit, over[2], inf[2], exponents, sign;
+    to_multiple_by(const lpt_cell<T> &c, int) {
+        typedef lpt_carrier<T> C;
+        typedef typename C::bits B;
+        bottom = spread(lpt_value<T>((B)c.emin << C::mantissa));
+        top = spread(lpt_value<T>((B)(c.emax + 1) << C::mantissa));
+        up = spread(lpt_value<T>((B)(C::bias + c.drop) << C::mantissa));
+        step = spread(lpt_value<T>((B)(C::bias + c.drop - C::mantissa) << C::mantissa));
+        limit = spread(lpt_value<T>(c.limit[0]));
+        for (int i = 0; i < 2; ++i) {
+            over[i] = spread(lpt_value<T>(c.over[i]));
+            inf[i] = spread(lpt_value<T>(c.inf[i]));
+        }
+        exponents = spread(lpt_value<T>((B)(2 * C::bias + 1) << C::mantissa));
+        sign = spread((T)-0.0);
+    }
+    LPT_STEP V operator()(V x, const uint32_t *) const {
+        const U minus = (U)x & (U)sign, negative = (U)(minus != 0);
+        const V size = (V)((U)x ^ minus);
+        const V binade = least(most((V)((U)x & (U)exponents), bottom), top);
+        const V shift = binade * up, spacing = binade * step, sum = size + shift;
+        V r = sum - shift;
+        if (MODE == LPT_NEAREST_AWAY)
+            r = size - r == spacing * (T)0.5 ? r + spacing : r;
+        if (MODE == LPT_ODD) {  // the last place of the sum is that of r
+            const U even = ((U)sum & 1) - 1, inexact = (U)(r != size);
+            const V other = r < size ? spacing : -spacing;
+            r = r + (V)((U)other & even & inexact);
+        }
+        if (MODE == LPT_TOWARD_ZERO || MODE == LPT_UP || MODE == LPT_DOWN)
+            r = r > size ? r - spacing : r;
+        if (MODE == LPT_UP || MODE == LPT_DOWN) {
+            const U grow = MODE == LPT_UP ? ~negative : negative;
+            r = r < size ? r + (V)((U)spacing & grow) : r;
+        }
+        r = r > limit ? (negative ? over[1] : over[0]) : r;
+        r = size == exponents ? (negative ? inf[1] : inf[0]) : r;
+        return (V)((U)r | minus);
+    }
+    LPT_STEP U doubtful(V x) const {
+        const V size = (V)((U)x & ~(U)sign);
+        const V binade = least(most((V)((U)x & (U)exponents), bottom), top), shift = binade * up;
+        const V r = (size + shift) - shift;
+        const V rest = MODE == LPT_NEAREST_AWAY ? (V)((U)(r - size) & ~(U)sign) : r;
+        return MODE == LPT_NEAREST_AWAY ? (U)(rest == binade * step * (T)0.5) : (U)(rest == size);
+    }
+    static LPT_STEP U faint(V p, V x, V y) {
+        return MODE == LPT_NEAREST_AWAY ? (U)spread((T)0) : faint_unless_zero(p, x, y);
+    }
 };
 
 // What R rounds to nearest, in a format without subnormal numbers: below the normal ones half of
@@ -106,11 +187,11 @@ template <class T> struct to_fixed {
     }
     LPT_STEP V held(V x) const { return least(high, most(low, x)); }  // NaN too
     LPT_STEP V operator()(V x, const uint32_t *) const { return (held(x) + shift) - shift; }
-    LPT_STEP U half_way(V x) const {
+    LPT_STEP U doubtful(V x) const {
         const V rest = ((held(x) + shift) - shift) - held(x);
         return (U)((V)((U)rest & ~(U)sign) == half);
     }
-    static LPT_STEP U faint(V) { return (U)spread((T)0); }  // SUM::fits: none is half way
+    static LPT_STEP U faint(V, V, V) { return (U)spread((T)0); }  // SUM::fits: none is half way
     static bool fits(const lpt_grid &g) {
         typedef lpt_carrier<T> C;
         return g.emin == g.emax && g.subnormals == LPT_GRADUAL && g.overflow == LPT_SATURATE &&

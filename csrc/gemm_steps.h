@@ -6,6 +6,16 @@
 
 namespace {
 
+// Where a product of x and y, or what is left of one, may have digits below fp32's smallest.
+LPT_STEP words32 faint_product(floats product, floats, floats) {
+    const floats size = (floats)((words32)product & 0x7fffffffu);
+    return (words32)(size < spread(lpt_value<float>(27u << 23)));
+}
+LPT_STEP words32 faint_unless_zero(floats product, floats x, floats y) {
+    const words32 none = ((words32)x << 1 == 0) | ((words32)y << 1 == 0);
+    return faint_product(product, x, y) & ~none;
+}
+
 // Fused multiply-add, product and sum of fp32.
 struct in_fp32 {
     typedef float T, IN;
@@ -44,14 +54,16 @@ struct odd_in_fp32 {
         return odd(_mm512_add_round_ps(a, b, downward), _mm512_add_round_ps(a, b, upward));
     }
 };
+typedef odd_in_fp32 odd_to_the_ends;
 #else
 // The nearest number and the sign of what it leaves: for a product and a sum together by Boldo and
 // Muller, "Exact and approximated error of the FMA" (IEEE TC 60, 2011). Where a product might have
 // digits below fp32's, or none within its range, double decides.
-struct odd_in_fp32 {
+// ENDS: also where the sum is below or beyond fp32, of which rounding to nearest cannot tell.
+template <bool ENDS> struct odd_by_terms {
     typedef float T, IN;
     typedef vectors<float>::U U;
-    enum { KNOWS_SIDES = 0 };  // of numbers half way between two of the format's alone (one_more)
+    enum { KNOWS_SIDES = 0 };  // of numbers in doubt alone (one_more)
     // Of half a spacing, products must have no digits below fp32's smallest (one_more), unless they
     // are looked at (to_wide_range).
     static bool fits(const lpt_grid &g) {
@@ -66,10 +78,20 @@ struct odd_in_fp32 {
         rest = (a - (t - back)) + (b - back);
         return t;
     }
-    static LPT_STEP bool loses(floats product) {
-        const floats size = (floats)((U)product & 0x7fffffffu);
-        return any_below(size, spread(lpt_value<float>((127u - 100) << 23))) ||
-               any_below(spread(lpt_value<float>((127u + 126) << 23)), size);
+    // of a and b: below fp32's smallest digits, or out of its range
+    static LPT_STEP bool loses(floats product, floats a, floats b) {
+        const floats size = (floats)((U)product & every(0x7fffffffu));
+        const U large = (U)(size > spread(lpt_value<float>((127u + 126) << 23)));
+        const U small = ENDS ? faint_unless_zero(product, a, b)
+                             : faint_product(product, a, b) & (U)(size > spread(0.0f));
+        return !all_zero(small | large);
+    }
+    // What becomes infinite of finite terms is the largest number, whose last bit is set.
+    static LPT_STEP floats finite(floats t, floats a, floats b) {
+        const U inf = every(0x7f800000u), size = every(0x7fffffffu);
+        const U past =
+            (U)(((U)t & size) == inf) & (U)(((U)a & size) < inf) & (U)(((U)b & size) < inf);
+        return (floats)((U)t - (past & 1));
     }
     static float single(double x) {
         const float t = (float)x;
@@ -85,22 +107,25 @@ struct odd_in_fp32 {
     static LPT_STEP floats add(floats a, floats b) {
         floats rest;
         const floats t = two_sum(a, b, rest);
-        return odd(t, rest);
+        return ENDS ? finite(odd(t, rest), a, b) : odd(t, rest);
     }
     static LPT_STEP floats mul(floats a, floats b) {
         const floats t = a * b;
-        return loses(t) ? in_double(a, b, spread(-0.0f)) : odd(t, fused(a, b, -t));
+        return loses(t, a, b) ? in_double(a, b, spread(-0.0f)) : odd(t, fused(a, b, -t));
     }
     static LPT_STEP floats fma(floats a, floats b, floats c) {
         const floats p = a * b;
-        if (loses(p))
+        if (loses(p, a, b))
             return in_double(a, b, c);
         floats lower, upper;
         const floats t = fused(a, b, c), low = two_sum(c, fused(a, b, -p), lower);
         const floats high = two_sum(p, low, upper);
-        return odd(t, ((high - t) + upper) + lower);
+        const floats sum = odd(t, ((high - t) + upper) + lower);
+        return ENDS ? finite(sum, p, c) : sum;
     }
 };
+typedef odd_by_terms<false> odd_in_fp32;
+typedef odd_by_terms<true> odd_to_the_ends;
 #endif
 
 #if defined(__AVX512F__) && defined(__AVX512DQ__)
