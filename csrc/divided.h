@@ -23,9 +23,8 @@ template <class T> class divided final : public block_rounding<T> {
     LPT_APART divided(const lpt_scaled &blocks, const lpt_rule &r, float tensor_scale)
         : b(blocks), rule(r), cell(lpt_make_cell<T>(b.element, r, 0)),
           scales(lpt_make_cell<float>(b.scale, {LPT_NEAREST, 32, 0, 0, {0, 0}}, 0)),
-          whole(tensor_scale),
-          at_once(C::width == 32 && cell.roomy && b.element.overflow == LPT_SATURATE &&
-                  (r.mode == LPT_NEAREST || r.mode == LPT_STOCHASTIC)),
+          whole(tensor_scale), at_once(C::width == 32 && cell.roomy &&
+                                       (r.mode == LPT_NEAREST || r.mode == LPT_STOCHASTIC)),
           random(r) {}
 
     bool scale(U *s, U *t, int64_t count) const override {

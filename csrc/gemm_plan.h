@@ -67,16 +67,16 @@ template <class SUM> plan nearest(const lpt_accumulator &acc, const lpt_accumula
         return {};
     if (F::fits(acc.sum) && F::fits(in.sum) && (!in.has_product || F::fits(in.product)))
         return in.has_product ? in_order<SUM, F, F, F, false>() : in_order<SUM, C, F, F, true>();
-    if (SUM::KNOWS_SIDES && without_subnormals(acc.sum) && without_subnormals(in.sum) &&
-        !in.has_product) {
+    if (without_subnormals(acc.sum) && without_subnormals(in.sum) && !in.has_product) {
+        typedef typename SUM::to_the_ends S;
         const lpt_way sum = lpt_fp32_way(with_subnormals(acc.sum));
         if (lpt_fp32_way(with_subnormals(in.sum)) != sum)
             return {};
         typedef no_subnormals<W> SW;
         typedef no_subnormals<N> SN;
         if (sum == LPT_WIDE_RANGE)
-            return in_order<SUM, C, SW, SW, true>();
-        return sum == LPT_ADDED ? in_order<SUM, C, SN, SN, true>() : plan{};
+            return in_order<S, C, SW, SW, true>();
+        return sum == LPT_ADDED ? in_order<S, C, SN, SN, true>() : plan{};
     }
     return by_way<SUM, W, N>(acc, in);
 }
@@ -188,8 +188,9 @@ plan chunks_of_fp32(const lpt_accumulator &acc, lpt_way sum) {
     if (acc.mode == CUT && !acc.fp32)
         return fp32_inside<side_in_fp32<CUT>, to_wide_side<CUT>, to_side<CUT>>(sum);
 #else
-    if (acc.mode == CUT && !acc.fp32 && odd_to_the_ends::fits(acc.sum))
-        return fp32_inside<odd_to_the_ends, to_wide_range_by<CUT>, to_multiple_by<float, CUT>>(sum);
+    if (acc.mode == CUT && !acc.fp32 && odd_in_fp32::fits(acc.sum))
+        return fp32_inside<odd_in_fp32::to_the_ends, to_wide_range_by<CUT>,
+                           to_multiple_by<float, CUT>>(sum);
 #endif
     return {};
 }
@@ -209,7 +210,7 @@ plan exact(const lpt_accumulator &acc, const lpt_accumulator &in) {
         found = to_one_side<LPT_UP>(acc, in);
 #endif
     if (!found.run && mode != LPT_NEAREST)
-        found = in_mode<odd_to_the_ends>(acc, in);
+        found = in_mode<odd_in_fp32::to_the_ends>(acc, in);
     const bool fits = plain<double>(acc) && plain<double>(in) && lpt_added_fits<double>(acc.sum) &&
                       lpt_added_fits<double>(in.sum) &&
                       (!in.has_product || lpt_added_fits<double>(in.product));

@@ -156,11 +156,12 @@ template <class T, int MODE> struct to_multiple_by {
 // the smallest makes that, and less than half zero; where they are flushed, all is zero.
 template <class R> struct no_subnormals : R {
     typedef vectors<float>::U U;
-    floats bottom, enough, sign;
+    floats bottom, enough, least, sign;  // what is least of those that become no zero
     no_subnormals(const lpt_cell<float> &c, int mode) : R(c, mode) {
         const float smallest = lpt_value<float>(c.low), never = lpt_value<float>(0x7f800000u);
         bottom = spread(smallest);
         enough = spread(c.subnormals == LPT_FLUSH ? never : smallest / 2);
+        least = c.subnormals == LPT_FLUSH ? bottom : enough;
         sign = spread(-0.0f);
     }
     LPT_STEP floats operator()(floats x, const uint32_t *words) const {
@@ -169,6 +170,11 @@ template <class R> struct no_subnormals : R {
         const floats small = size >= enough ? bottom : spread(0.0f);
         return size < bottom ? (floats)((U)small | minus) : R::operator()(x, words);
     }
+    LPT_STEP U doubtful(floats x) const {
+        const floats size = (floats)((U)x & ~(U)sign);
+        return R::doubtful(x) | (U)(size == least);
+    }
+    static LPT_STEP U faint(floats p, floats x, floats y) { return faint_unless_zero(p, x, y); }
 };
 
 // To nearest in fixed point that stops at its ends. The number that is added has the format's

@@ -19,7 +19,7 @@ LPT_STEP words32 faint_unless_zero(floats product, floats x, floats y) {
 // Fused multiply-add, product and sum of fp32.
 struct in_fp32 {
     typedef float T, IN;
-    enum { KNOWS_SIDES = 1 };  // a sum lies on the same side of every number of fp32
+    typedef in_fp32 to_the_ends;
     static bool fits(const lpt_grid &) { return true; }
     static LPT_STEP floats fma(floats a, floats b, floats c) { return fused(a, b, c); }
     static LPT_STEP floats mul(floats a, floats b) { return a * b; }
@@ -32,7 +32,7 @@ struct in_fp32 {
 // is set; where neither is, that above, so that an exact zero is +0.
 struct odd_in_fp32 {
     typedef float T, IN;
-    enum { KNOWS_SIDES = 1 };
+    typedef odd_in_fp32 to_the_ends;
     static bool fits(const lpt_grid &g) { return lpt_odd_fits(g); }
     static LPT_STEP floats odd(floats below, floats above) {
         const __mmask16 set =
@@ -54,7 +54,6 @@ struct odd_in_fp32 {
         return odd(_mm512_add_round_ps(a, b, downward), _mm512_add_round_ps(a, b, upward));
     }
 };
-typedef odd_in_fp32 odd_to_the_ends;
 #else
 // The nearest number and the sign of what it leaves: for a product and a sum together by Boldo and
 // Muller, "Exact and approximated error of the FMA" (IEEE TC 60, 2011). Where a product might have
@@ -63,7 +62,7 @@ typedef odd_in_fp32 odd_to_the_ends;
 template <bool ENDS> struct odd_by_terms {
     typedef float T, IN;
     typedef vectors<float>::U U;
-    enum { KNOWS_SIDES = 0 };  // of numbers in doubt alone (one_more)
+    typedef odd_by_terms<true> to_the_ends;
     // Of half a spacing, products must have no digits below fp32's smallest (one_more), unless they
     // are looked at (to_wide_range).
     static bool fits(const lpt_grid &g) {
@@ -125,7 +124,6 @@ template <bool ENDS> struct odd_by_terms {
     }
 };
 typedef odd_by_terms<false> odd_in_fp32;
-typedef odd_by_terms<true> odd_to_the_ends;
 #endif
 
 #if defined(__AVX512F__) && defined(__AVX512DQ__)
