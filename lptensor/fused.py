@@ -117,7 +117,9 @@ def rounded(u: Any, grid: Grid, rounding: Rounding, carrier: Carrier, ops: Algeb
     # 4. the multiple of the spacing, as bits: a carry moves on to the next binade by itself
     smallest = carrier.bits(2.0 ** (grid.quantum(grid.emin - 1) if grid.zero else grid.emin))
     r = (k << s) + base
-    if not (emin == 1 and gradual):
+    if emin > 1 and gradual and rounding.mode in (Mode.NEAREST, Mode.NEAREST_AWAY, Mode.TOWARD_ZERO):
+        r = ops.where(number(0) < k, r, number(0))  # s = mantissa + 1 leads from base to one spacing
+    elif not (emin == 1 and gradual):
         r = ops.where(number(mantissa) < s, ops.where(number(0) < k, number(smallest), number(0)), r)
     if grid.subnormals is Subnormals.FLUSH:
         r = ops.where(below, number(0), r)
