@@ -54,6 +54,7 @@ def test_what_lies_close_beside_a_border_is_rounded_from_there(sum: FloatingPoin
         row = torch.full((1, 1), a)
         wanted = expected(row, b, acc, c)
         for build in NATIVE_BUILDS:
-            for k in range(len(cases)):  # each by itself: one in doubt makes a kernel look at all beside it
-                got = product(build, row[None], b[None, :, k : k + 1], acc, c[None, :, k : k + 1])
-                assert torch.equal(got[0], wanted[:, k : k + 1]), (build, c[0, k], b[0, k], got, wanted[0, k])
+            for k in range(len(cases)):  # tiles of each alone: one in doubt makes a kernel look at all of a tile
+                alone, begun = b[None, :, k : k + 1].expand(1, 1, 32), c[None, :, k : k + 1].expand(1, 8, 32)
+                got = product(build, row[None].expand(1, 8, 1), alone, acc, begun)
+                assert (got == wanted[0, k]).all(), (build, c[0, k], b[0, k], got, wanted[0, k])
