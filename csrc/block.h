@@ -91,7 +91,8 @@ LPT_FN void lpt_movable(const lpt_grid &g, const lpt_cell<T> &c, int32_t *low, i
     *high = movable ? 2 * C::bias - (end > magic ? end : magic) : 0;
 }
 
-// The cell of a grid moved by a shift within that range, given as shift << mantissa.
+// The cell of a grid, which has a zero, moved by a shift within that range, given as
+// shift << mantissa.
 template <class T> LPT_FN lpt_cell<T> lpt_move(lpt_cell<T> c, typename lpt_carrier<T>::bits moved) {
     const int32_t shift =
         (int32_t)((typename lpt_carrier<T>::sbits)moved >> lpt_carrier<T>::mantissa);
@@ -100,6 +101,7 @@ template <class T> LPT_FN lpt_cell<T> lpt_move(lpt_cell<T> c, typename lpt_carri
     c.low += moved;
     c.high += moved;
     c.tiny += moved;
+    c.inside += moved;
     c.half_tiny = c.tiny - ((typename lpt_carrier<T>::bits)1 << lpt_carrier<T>::mantissa);
     c.limit[0] = c.over[0] = c.inf[0] = c.limit[0] + moved;
     c.limit[1] = c.over[1] = c.inf[1] = c.limit[1] + moved;

@@ -102,7 +102,7 @@ template <class T> class divided final : public block_rounding<T> {
             multiply<STEP>(y + at, end - at, s + k);
         }
     }
-    // Whether all are finite.
+    // Whether all are finite, and none is zero where there may be an infinity.
     template <bool ROOMY> LPT_APART bool scale_in(U *s, U *t, int64_t count) const {
         const U nan = (U)(4 * C::bias + 3) << (C::mantissa - 1);
         const U inf = (U)(2 * C::bias + 1) << C::mantissa;
@@ -110,6 +110,7 @@ template <class T> class divided final : public block_rounding<T> {
         const lpt_scaled blocks = b;  // local copies: s and t may not alias them
         const lpt_cell<float> grid = scales;
         const float tensor = whole;
+        const U zero = b.saturate ? (U)0 : nan;
         U any = 0;
         LPT_INDEPENDENT
         for (int64_t i = 0; i < count; ++i) {
@@ -117,7 +118,7 @@ template <class T> class divided final : public block_rounding<T> {
             const float one = lpt_block_scale(blocks, grid, ROOMY, (float)finite, tensor);
             s[i] = s[i] < inf ? lpt_bits((T)(one * tensor)) : nan;
             t[i] = lpt_bits((T)lpt_block_reciprocal(one, tensor));
-            any |= s[i] >= inf ? (U)1 : (U)0;
+            any |= s[i] == zero || s[i] >= inf ? (U)1 : (U)0;
         }
         return any == 0;
     }

@@ -167,6 +167,7 @@ template <class T> struct lpt_cell {
     U inside;     // no magnitude up to here reaches an end of the format
     bool plain;   // signed, with zero and gradual underflow, and not below the carrier's normals
     bool roomy;   // plain, and away from the carrier's ends: see lpt_round_roomy
+    bool gapped;  // roomy, but for the subnormal numbers, which it has not
     bool flat;    // plain, with the carrier's exponents
 };
 
@@ -219,14 +220,18 @@ LPT_FN lpt_cell<T> lpt_make_cell(const lpt_grid &g, const lpt_rule &rule, int32_
     c.is_signed = g.min < 0;
     c.odds = lpt_make_odds(rule.bits);
     c.beyond = rule.beyond;
-    c.plain = c.emin >= 1 && g.subnormals == LPT_GRADUAL && g.zero && !g.ties_to_even_code &&
-              c.is_signed && c.beyond != LPT_BEYOND_PROBABILITY;
+    const bool usual = c.emin >= 1 && g.zero && !g.ties_to_even_code && c.is_signed &&
+                       c.beyond != LPT_BEYOND_PROBABILITY;
+    c.plain = usual && g.subnormals == LPT_GRADUAL;
     c.no_value = g.negative_zero ? ~(U)0 : (U)1 << (C::width - 1);
     const U smaller = c.limit[0] < c.limit[1] ? c.limit[0] : c.limit[1];
     c.inside = smaller < inf ? smaller : inf - 1;
     c.flat = c.plain && c.emin == 1 && g.emin < g.emax;
-    c.roomy = c.plain && c.drop >= 1 && c.emin - (g.precision - 1) >= LPT_ROOM &&
-              c.emax + c.drop <= 2 * C::bias && c.limit[0] < inf && c.limit[1] < inf;
+    const bool room = c.drop >= 1 && c.emin - (g.precision - 1) >= LPT_ROOM &&
+                      c.emin + C::mantissa <= 2 * C::bias && c.emax + c.drop <= 2 * C::bias &&
+                      c.limit[0] < inf && c.limit[1] < inf;
+    c.roomy = c.plain && room;
+    c.gapped = usual && room && g.subnormals != LPT_GRADUAL;
     return c;
 }
 

@@ -20,19 +20,26 @@ void run_plain(const T *x, T *y, int64_t first, int64_t last, const lpt_cell<T> 
         });
 }
 
+template <class T, int MODE, bool GAPPED>
+void run_roomy(const T *x, T *y, int64_t first, int64_t last, const lpt_cell<T> &c,
+               const lpt_rule &rule) {
+    typedef typename lpt_carrier<T>::bits U;
+    lpt_each_inside<MODE>(
+        x, y, first, last, rule, c.inside,
+        [=](U u, uint32_t random) {
+            return lpt_round_roomy<T, MODE, LPT_INSIDE, GAPPED>(u, c, random);
+        },
+        [=](U u, uint32_t random) {
+            return lpt_round_roomy<T, MODE, LPT_ALL_ENDS, GAPPED>(u, c, random);
+        });
+}
+
 template <class T, int MODE, bool PLAIN>
 void run(const T *x, T *y, int64_t first, int64_t last, const lpt_cell<T> &c,
          const lpt_rule &rule) {
     typedef typename lpt_carrier<T>::bits U;
-    if (PLAIN && MODE <= LPT_STOCHASTIC && c.roomy)
-        lpt_each_inside<MODE>(
-            x, y, first, last, rule, c.inside,
-            [=](U u, uint32_t random) {
-                return lpt_round_roomy<T, MODE, LPT_INSIDE>(u, c, random);
-            },
-            [=](U u, uint32_t random) {
-                return lpt_round_roomy<T, MODE, LPT_ALL_ENDS>(u, c, random);
-            });
+    if (MODE <= LPT_STOCHASTIC && (PLAIN ? c.roomy : c.gapped))
+        run_roomy<T, MODE, !PLAIN>(x, y, first, last, c, rule);
     else if (PLAIN && MODE <= LPT_STOCHASTIC && lpt_carrier<T>::width == 32)
         c.flat ? run_plain<T, MODE, true>(x, y, first, last, c, rule)
                : run_plain<T, MODE, false>(x, y, first, last, c, rule);

@@ -139,7 +139,16 @@ def test_the_largest_word_moves_no_number_that_is_a_value(format: Format, smalle
 
 
 @pytest.mark.parametrize("mode", [*MODES, "stochastic"])
-@pytest.mark.parametrize("format", [MX(E4M3), MX(E2M1), BlockFloatingPoint(8, dim=-1, block_size=32)], ids=repr)
+@pytest.mark.parametrize(
+    "format",
+    [
+        MX(E4M3),
+        MX(E2M1),
+        BlockFloatingPoint(8, dim=-1, block_size=32),
+        *(MX(FloatingPoint(2, 1, specials="none", subnormals=subnormals)) for subnormals in (False, "flush")),
+    ],
+    ids=repr,
+)
 def test_blocks_of_every_magnitude_give_the_bits_of_the_reference(format: Any, mode: str, rounder: str) -> None:
     """Down to where the spacings of their grids have no inverse."""
     exponents = torch.arange(-140, 120, 2).repeat_interleave(32).view(-1, 32)
