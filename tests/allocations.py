@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import tempfile
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 def allocations(work: Callable[[], object]) -> list[int]:
     """Bytes of each allocation, negative for what is given back, in order; the result of ``work`` is kept meanwhile."""
+    gc.collect()  # what was left before would be given back meanwhile
     with tempfile.TemporaryDirectory() as folder:
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as seen:
             result = work()
