@@ -55,7 +55,7 @@ template <class Op> LPT_METHOD bool lpt_draws(const Op &op) {
 // Blocks that follow each other without gaps, of `lanes` packs of 16 bytes each, a power of two up
 // to a warp: n elements from a multiple of 16 bytes.
 template <class T, class Op>
-__global__ void __launch_bounds__(LPT_THREADS)
+__global__ void __launch_bounds__(LPT_THREADS, LPT_AT_ONCE)
     lpt_packed(const T *x, T *y, int64_t n, int32_t lanes, lpt_draw draw,
                const __grid_constant__ Op op) {
     typedef typename lpt_carrier<T>::bits U;

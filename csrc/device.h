@@ -18,6 +18,12 @@
 #endif
 
 enum { LPT_THREADS = 256, LPT_WARP = 32 };  // threads of a thread block, and of a warp
+// Thread blocks that a multiprocessor is to have room for, of kernels that wait for memory.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+enum { LPT_AT_ONCE = 4 };  // all that it takes
+#else
+enum { LPT_AT_ONCE = 5 };
+#endif
 
 #ifndef LPT_EMULATED
 #define LPT_ALIGNED(address)  // the emulation looks

@@ -35,9 +35,10 @@ void round_all(double *x, const lpt_cell<double> &cell, const uint32_t *words) {
     }
 #endif
     const lpt_cell<double> c = cell;
+    const lpt_rare<double> rare = lpt_make_rare(c);
     for (int l = 0; l < W; ++l)
         x[l] = lpt_value<double>(lpt_round<double, MODE, PLAIN>(
-            lpt_bits(x[l]), c, MODE < LPT_STOCHASTIC ? 0 : words[l]));
+            lpt_bits(x[l]), c, rare, MODE < LPT_STOCHASTIC ? 0 : words[l]));
 }
 
 template <int W, bool PLAIN>

@@ -155,14 +155,6 @@ template <class T> struct lpt_cell {
     int32_t subnormals, zero, ties_to_even_code, is_signed;
     lpt_odds odds;
     int32_t beyond;
-    // What is rare of a format, as bits, so that no loop over elements has a branch for it.
-    U by_value;    // all ones where ties go to even multiples of the spacing, not to even codes
-    U tie_below;   // 1 where ties below emin go up
-    U kept_below;  // what is kept of the magnitudes below emin, all ones or none
-    U least;       // the smallest magnitude, 0 where there is a zero, and what becomes of 0
-    U of_zero;
-    U no_bound;   // all ones but where odds count to the bound above the largest value
-    U with_sign;  // all ones where there are negative values
     U no_value;   // the bits of -0 where the format has none, else bits that no rounding makes
     U inside;     // no magnitude up to here reaches an end of the format
     bool plain;   // signed, with zero and gradual underflow, and not below the carrier's normals
@@ -205,13 +197,6 @@ LPT_FN lpt_cell<T> lpt_make_cell(const lpt_grid &g, const lpt_rule &rule, int32_
                     rule.beyond == LPT_BEYOND_SATURATE;
         c.over[negative] = back ? c.limit[negative] : beyond;
     }
-    c.by_value = g.ties_to_even_code ? (U)0 : ~(U)0;
-    c.tie_below = g.subnormals == LPT_NONE;
-    c.kept_below = g.subnormals == LPT_FLUSH ? (U)0 : ~(U)0;
-    c.least = g.zero ? (U)0 : c.tiny;
-    c.of_zero = g.zero ? (U)0 : nan;
-    c.no_bound = rule.beyond == LPT_BEYOND_PROBABILITY ? (U)0 : ~(U)0;
-    c.with_sign = g.min < 0 ? ~(U)0 : (U)0;
     c.negative = g.overflow != LPT_SATURATE ? nan : g.zero ? (U)0 : c.tiny;
     c.subnormals = g.subnormals;
     c.zero = g.zero;
@@ -235,12 +220,39 @@ LPT_FN lpt_cell<T> lpt_make_cell(const lpt_grid &g, const lpt_rule &rule, int32_
     return c;
 }
 
+// What is rare of a format, as bits, so that no loop over elements has a branch for it.
+template <class T> struct lpt_rare {
+    typedef lpt_carrier<T> C;
+    typedef typename C::bits U;
+    U by_value;    // all ones where ties go to even multiples of the spacing, not to even codes
+    U tie_below;   // 1 where ties below emin go up
+    U kept_below;  // what is kept of the magnitudes below emin, all ones or none
+    U least;       // the smallest magnitude, 0 where there is a zero
+    U of_zero;     // what becomes of 0
+    U no_bound;    // all ones but where odds count to the bound above the largest value
+    U with_sign;   // all ones where there are negative values
+};
+
+template <class T> LPT_FN lpt_rare<T> lpt_make_rare(const lpt_cell<T> &c) {
+    typedef typename lpt_carrier<T>::bits U;
+    const U all = ~(U)0, none = 0,
+            nan = (U)(4 * lpt_carrier<T>::bias + 3) << (lpt_carrier<T>::mantissa - 1);
+    return {c.ties_to_even_code ? none : all,
+            c.subnormals == LPT_NONE ? (U)1 : none,
+            c.subnormals == LPT_FLUSH ? none : all,
+            c.zero ? none : c.tiny,
+            c.zero ? none : nan,
+            c.beyond == LPT_BEYOND_PROBABILITY ? none : all,
+            c.is_signed ? all : none};
+}
+
 // `random` is uniform on 0 .. 2**32 - 1; the deterministic modes ignore it. PLAIN is the cell's
 // `plain`, known outside the loop: the code for rare formats then falls away. There are no
 // branches, so that compilers turn a loop of it into vector instructions; && and || would be some.
 template <class T, int MODE, bool PLAIN>
 LPT_FN typename lpt_carrier<T>::bits lpt_round(typename lpt_carrier<T>::bits u,
-                                               const lpt_cell<T> &c, uint32_t random) {
+                                               const lpt_cell<T> &c, const lpt_rare<T> &rare,
+                                               uint32_t random) {
     typedef lpt_carrier<T> C;
     typedef typename C::bits U;
     typedef typename C::exponent E;
@@ -270,11 +282,11 @@ LPT_FN typename lpt_carrier<T>::bits lpt_round(typename lpt_carrier<T>::bits u,
     const U lost = vanishes ? significand : fraction;
     U odd = vanishes ? (U)0 : low & 1;
     if (!PLAIN)
-        odd &= (U)(e - c.emin + 1) | c.by_value;
+        odd &= (U)(e - c.emin + 1) | rare.by_value;
 
     // 4. up, in magnitude, or not
     const U half = (U)1 << (W - 1), negative = (U)0 - (sign >> (W - 1));  // all ones or none
-    const U tie = PLAIN ? odd : odd | (c.tie_below & below_emin);
+    const U tie = PLAIN ? odd : odd | (rare.tie_below & below_emin);
     bool up = false;
     if (MODE == LPT_NEAREST)
         up = (fraction | tie) > half;
@@ -290,7 +302,7 @@ LPT_FN typename lpt_carrier<T>::bits lpt_round(typename lpt_carrier<T>::bits u,
         // Between the largest value and the bound half a spacing above, the odds count to the
         // bound.
         const U below_x = vanishes ? (U)0 : a >> kept << kept;
-        const bool last = !PLAIN && below_x == ((sign ? c.limit[1] : c.limit[0]) | c.no_bound);
+        const bool last = !PLAIN && below_x == ((sign ? c.limit[1] : c.limit[0]) | rare.no_bound);
         const U part = last ? fraction << 1 : fraction;
         // What the 32 bits that a word sees have no room for only tells a tie from what is above.
         const bool cut = (s >= W) & ((U)(low << kept) != significand);
@@ -305,8 +317,8 @@ LPT_FN typename lpt_carrier<T>::bits lpt_round(typename lpt_carrier<T>::bits u,
     const U next = vanishes ? c.tiny : (units + 1) << kept;
     U r = up ? next : whole;
     if (!PLAIN) {
-        r &= c.kept_below | ~below_emin;
-        r = r == 0 ? c.least : r;
+        r &= rare.kept_below | ~below_emin;
+        r = r == 0 ? rare.least : r;
     }
 
     // 6. the ends of the format
@@ -316,12 +328,17 @@ LPT_FN typename lpt_carrier<T>::bits lpt_round(typename lpt_carrier<T>::bits u,
     r = a == inf ? infinite : r;
     r = a > inf ? nan : r;
     if (!PLAIN)
-        r = a == 0 ? c.of_zero : r;
+        r = a == 0 ? rare.of_zero : r;
 
     // 7. the sign
     const U signless = r == 0 ? c.zero_sign : r > inf ? (U)0 : ~(U)0;
     if (PLAIN)
         return r | (sign & signless);
     const U without_sign = (negative & (a - 1)) < (negative & inf) ? c.negative : r;
-    return ((r | (sign & signless)) & c.with_sign) | (without_sign & ~c.with_sign);
+    return ((r | (sign & signless)) & rare.with_sign) | (without_sign & ~rare.with_sign);
+}
+template <class T, int MODE, bool PLAIN>
+LPT_FN typename lpt_carrier<T>::bits lpt_round(typename lpt_carrier<T>::bits u,
+                                               const lpt_cell<T> &c, uint32_t random) {
+    return lpt_round<T, MODE, PLAIN>(u, c, lpt_make_rare(c), random);
 }

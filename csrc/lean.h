@@ -36,7 +36,7 @@ lpt_end(typename lpt_carrier<T>::bits r, typename lpt_carrier<T>::bits u, const 
 // subtracting a power of two whose last place is the spacing of the grid at x rounds |x| to
 // nearest, and the other modes take the neighbour where they want it. No result is subnormal and a
 // subnormal x has less than 2**-32 of the spacing, so that a machine may take those for zero.
-template <class T, int MODE, int ENDS, bool GAPPED = false>
+template <class T, int MODE, int ENDS, int SUBNORMALS = LPT_GRADUAL>
 LPT_FN typename lpt_carrier<T>::bits lpt_round_roomy(typename lpt_carrier<T>::bits u,
                                                      const lpt_cell<T> &c, uint32_t random) {
     typedef lpt_carrier<T> C;
@@ -46,13 +46,14 @@ LPT_FN typename lpt_carrier<T>::bits lpt_round_roomy(typename lpt_carrier<T>::bi
     U e = a & (U)(2 * C::bias + 1) << C::mantissa;
     e = e < c.low ? c.low : e;
     e = e > c.high ? c.high : e;
-    const U below = GAPPED && a < c.low ? ~(U)0 : (U)0;
-    const U drop = GAPPED && a < c.low ? (U)C::mantissa : (U)c.drop;
+    const bool gapped = SUBNORMALS != LPT_GRADUAL;
+    const U below = gapped && a < c.low ? ~(U)0 : (U)0;
+    const U drop = gapped && a < c.low ? (U)C::mantissa : (U)c.drop;
     const U power = e + (drop << C::mantissa);
     const T magic = lpt_value<T>(power), sum = lpt_value<T>(a) + magic;
     const T spacing = lpt_value<T>(power - ((U)C::mantissa << C::mantissa));
     T r = sum - magic;
-    if (MODE == LPT_NEAREST_AWAY || (GAPPED && MODE == LPT_NEAREST)) {
+    if (MODE == LPT_NEAREST_AWAY || (gapped && MODE == LPT_NEAREST)) {
         const T half = spacing / 2;  // a tie in the gap goes up in any case
         const U tie = lpt_value<T>(a) - r == half ? ~(U)0 : (U)0;
         r = tie & (MODE == LPT_NEAREST ? below : ~(U)0) ? r + spacing : r;
@@ -77,8 +78,8 @@ LPT_FN typename lpt_carrier<T>::bits lpt_round_roomy(typename lpt_carrier<T>::bi
         const U fraction = (U)(ENDS == LPT_INSIDE || part < most ? part : most);
         r = fraction > (U)(uint32_t)~random ? r + spacing : r;
     }
-    const U kept = GAPPED ? c.kept_below | ~below : ~(U)0;
-    return lpt_end<T, MODE, ENDS>(lpt_bits(r) & kept, u, c);
+    const U kept = SUBNORMALS == LPT_FLUSH ? lpt_bits(r) & ~below : lpt_bits(r);
+    return lpt_end<T, MODE, ENDS>(kept, u, c);
 }
 
 // Shifts in which places beyond the word's width leave zero, as a device's own do; a host asks for

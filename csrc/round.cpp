@@ -20,17 +20,17 @@ void run_plain(const T *x, T *y, int64_t first, int64_t last, const lpt_cell<T> 
         });
 }
 
-template <class T, int MODE, bool GAPPED>
+template <class T, int MODE, int SUBNORMALS>
 void run_roomy(const T *x, T *y, int64_t first, int64_t last, const lpt_cell<T> &c,
                const lpt_rule &rule) {
     typedef typename lpt_carrier<T>::bits U;
     lpt_each_inside<MODE>(
         x, y, first, last, rule, c.inside,
         [=](U u, uint32_t random) {
-            return lpt_round_roomy<T, MODE, LPT_INSIDE, GAPPED>(u, c, random);
+            return lpt_round_roomy<T, MODE, LPT_INSIDE, SUBNORMALS>(u, c, random);
         },
         [=](U u, uint32_t random) {
-            return lpt_round_roomy<T, MODE, LPT_ALL_ENDS, GAPPED>(u, c, random);
+            return lpt_round_roomy<T, MODE, LPT_ALL_ENDS, SUBNORMALS>(u, c, random);
         });
 }
 
@@ -38,15 +38,20 @@ template <class T, int MODE, bool PLAIN>
 void run(const T *x, T *y, int64_t first, int64_t last, const lpt_cell<T> &c,
          const lpt_rule &rule) {
     typedef typename lpt_carrier<T>::bits U;
-    if (MODE <= LPT_STOCHASTIC && (PLAIN ? c.roomy : c.gapped))
-        run_roomy<T, MODE, !PLAIN>(x, y, first, last, c, rule);
+    if (PLAIN && MODE <= LPT_STOCHASTIC && c.roomy)
+        run_roomy<T, MODE, LPT_GRADUAL>(x, y, first, last, c, rule);
+    else if (!PLAIN && MODE <= LPT_STOCHASTIC && c.gapped)
+        c.subnormals == LPT_NONE ? run_roomy<T, MODE, LPT_NONE>(x, y, first, last, c, rule)
+                                 : run_roomy<T, MODE, LPT_FLUSH>(x, y, first, last, c, rule);
     else if (PLAIN && MODE <= LPT_STOCHASTIC && lpt_carrier<T>::width == 32)
         c.flat ? run_plain<T, MODE, true>(x, y, first, last, c, rule)
                : run_plain<T, MODE, false>(x, y, first, last, c, rule);
-    else
+    else {
+        const lpt_rare<T> rare = lpt_make_rare(c);
         lpt_each<MODE>(x, y, first, last, rule, [=](U u, uint32_t random) {
-            return lpt_round<T, MODE, PLAIN>(u, c, random);
+            return lpt_round<T, MODE, PLAIN>(u, c, rare, random);
         });
+    }
 }
 
 template <class T, bool PLAIN>
