@@ -62,7 +62,7 @@ template <class T> class divided final : public block_rounding<T> {
     }
 
   private:
-    // The blocks of at .. end whose scales are usual.
+    // The blocks of at .. end, whose scales are usual.
     template <int MODE>
     LPT_APART void rounded(const T *x, T *y, int64_t at, int64_t end, int64_t wide, const U *s,
                            const U *t) {
@@ -71,8 +71,7 @@ template <class T> class divided final : public block_rounding<T> {
         const T endless = lpt_value<T>((U)(2 * C::bias + 1) << C::mantissa);
         for (; at < end; at += wide, ++s, ++t) {
             const T scale = lpt_value<T>(*s), times = lpt_value<T>(*t);
-            const T by =
-                *s ? scale : endless;  // whatever a number over zero is, zero times it is 0
+            const T by = *s ? scale : endless;  // under a scale of zero all is zero
             const int64_t stop = at + wide < end ? at + wide : end;
             for (int64_t from = at; from < stop;) {
                 const int64_t group = (from / LPT_GROUP + 1) * LPT_GROUP;

@@ -43,7 +43,7 @@ plan by_way(const lpt_accumulator &acc, const lpt_accumulator &in) {
 }
 template <class SUM, int MODE>
 plan by_way_in(const lpt_accumulator &acc, const lpt_accumulator &in) {
-    return by_way<SUM, to_wide_range_by<MODE>, to_multiple_by<float, MODE>>(acc, in);
+    return by_way<SUM, to_wide_range_by<MODE>, to_added_by<float, MODE>>(acc, in);
 }
 // In any mode but nearest.
 template <class SUM> plan in_mode(const lpt_accumulator &acc, const lpt_accumulator &in) {
@@ -190,7 +190,7 @@ plan chunks_of_fp32(const lpt_accumulator &acc, lpt_way sum) {
 #else
     if (acc.mode == CUT && !acc.fp32 && odd_in_fp32::fits(acc.sum))
         return fp32_inside<odd_in_fp32::to_the_ends, to_wide_range_by<CUT>,
-                           to_multiple_by<float, CUT>>(sum);
+                           to_added_by<float, CUT>>(sum);
 #endif
     return {};
 }
@@ -217,11 +217,11 @@ plan exact(const lpt_accumulator &acc, const lpt_accumulator &in) {
     if (!found.run && fits && mode == LPT_NEAREST)
         return in_double<odd_in_double, to_nearest<double>>(in.has_product);
     if (!found.run && fits && mode == LPT_TOWARD_ZERO)
-        return in_double<odd_in_double, to_multiple_by<double, LPT_TOWARD_ZERO>>(in.has_product);
+        return in_double<odd_in_double, to_added_by<double, LPT_TOWARD_ZERO>>(in.has_product);
     if (!found.run && fits && mode == LPT_DOWN)
-        return in_double<odd_in_double, to_multiple_by<double, LPT_DOWN>>(in.has_product);
+        return in_double<odd_in_double, to_added_by<double, LPT_DOWN>>(in.has_product);
     if (!found.run && fits && mode == LPT_UP)
-        return in_double<odd_in_double, to_multiple_by<double, LPT_UP>>(in.has_product);
+        return in_double<odd_in_double, to_added_by<double, LPT_UP>>(in.has_product);
     if (!found.run && mode <= LPT_ODD && gridded(acc) && gridded(in))
         return in_double<odd_in_double, to_grid<ANY_MODE>>(in.has_product);
     return found;

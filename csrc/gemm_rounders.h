@@ -98,11 +98,11 @@ template <class T> struct to_nearest {
 };
 
 // The same in the other modes: the nearest multiple of the spacing, or the one beside it.
-template <class T, int MODE> struct to_multiple_by {
+template <class T, int MODE> struct to_added_by {
     typedef typename vectors<T>::V V;
     typedef typename vectors<T>::U U;
     V bottom, top, up, step, limit, over[2], inf[2], exponents, sign;
-    to_multiple_by(const lpt_cell<T> &c, int) {
+    to_added_by(const lpt_cell<T> &c, int) {
         typedef lpt_carrier<T> C;
         typedef typename C::bits B;
         bottom = spread(lpt_value<T>((B)c.emin << C::mantissa));

@@ -337,6 +337,8 @@ LPT_FN typename lpt_carrier<T>::bits lpt_round(typename lpt_carrier<T>::bits u,
     const U without_sign = (negative & (a - 1)) < (negative & inf) ? c.negative : r;
     return ((r | (sign & signless)) & rare.with_sign) | (without_sign & ~rare.with_sign);
 }
+
+// The same of one number.
 template <class T, int MODE, bool PLAIN>
 LPT_FN typename lpt_carrier<T>::bits lpt_round(typename lpt_carrier<T>::bits u,
                                                const lpt_cell<T> &c, uint32_t random) {
