@@ -117,6 +117,16 @@ template <int MODE> plan to_one_side(const lpt_accumulator &acc, const lpt_accum
 }
 #endif
 
+#if !defined(__AVX512F__) || !defined(__AVX512DQ__)
+// Sums of fp32 toward zero, up or down.
+template <int MODE> plan to_one_side(const lpt_accumulator &acc, const lpt_accumulator &in) {
+    typedef to_carrier<float> C;
+    const bool fits = lpt_fp32_way(acc.sum) == LPT_AS_CARRIER &&
+                      lpt_fp32_way(in.sum) == LPT_AS_CARRIER && !in.has_product;
+    return fits ? in_order<side_by_terms<MODE>, C, C, C, true>() : plan{};
+}
+#endif
+
 // Each sum as it is rounded by R, in double; products in a format of their own, or exact.
 template <class SUM, class R> plan in_double(bool has_product) {
     return has_product ? in_order<SUM, R, R, R, false>()
@@ -201,14 +211,12 @@ plan exact(const lpt_accumulator &acc, const lpt_accumulator &in) {
     plan found = {};
     if (mode == LPT_NEAREST)
         found = nearest<odd_in_fp32>(acc, in);
-#if defined(__AVX512F__) && defined(__AVX512DQ__)
     if (mode == LPT_TOWARD_ZERO)
         found = to_one_side<LPT_TOWARD_ZERO>(acc, in);
     if (mode == LPT_DOWN)
         found = to_one_side<LPT_DOWN>(acc, in);
     if (mode == LPT_UP)
         found = to_one_side<LPT_UP>(acc, in);
-#endif
     if (!found.run && mode != LPT_NEAREST)
         found = in_mode<odd_in_fp32::to_the_ends>(acc, in);
     const bool fits = plain<double>(acc) && plain<double>(in) && lpt_added_fits<double>(acc.sum) &&

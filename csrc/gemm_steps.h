@@ -112,18 +112,76 @@ template <bool ENDS> struct odd_by_terms {
         const floats t = a * b;
         return loses(t, a, b) ? in_double(a, b, spread(-0.0f)) : odd(t, fused(a, b, -t));
     }
+    // the nearest number to ab + c, and what it leaves but for its last digits; p = ab
+    static LPT_STEP floats sum_of(floats p, floats a, floats b, floats c, floats &rest) {
+        floats lower, upper;
+        const floats t = fused(a, b, c), low = two_sum(c, fused(a, b, -p), lower);
+        const floats high = two_sum(p, low, upper);
+        rest = ((high - t) + upper) + lower;
+        return t;
+    }
     static LPT_STEP floats fma(floats a, floats b, floats c) {
         const floats p = a * b;
         if (loses(p, a, b))
             return in_double(a, b, c);
-        floats lower, upper;
-        const floats t = fused(a, b, c), low = two_sum(c, fused(a, b, -p), lower);
-        const floats high = two_sum(p, low, upper);
-        const floats sum = odd(t, ((high - t) + upper) + lower);
+        floats rest;
+        const floats t = sum_of(p, a, b, c, rest), sum = odd(t, rest);
         return ENDS ? finite(sum, p, c) : sum;
     }
 };
 typedef odd_by_terms<false> odd_in_fp32;
+
+// Toward zero, up or down in fp32: the nearest number, or the one beside it on the side of what it
+// leaves.
+template <int MODE> struct side_by_terms {
+    typedef float T, IN;
+    typedef vectors<float>::U U;
+    typedef odd_by_terms<true> terms;
+    // where t lies above the sum, and where it lies below it
+    static LPT_STEP floats moved(floats t, U above, U below) {
+        const U u = (U)t, negative = 0 - (u >> 31);                 // all ones or none
+        const U larger = (above & ~negative) | (below & negative);  // than the sum, in magnitude
+        const U smaller = (above & negative) | (below & ~negative);
+        if (MODE == LPT_TOWARD_ZERO)
+            return (floats)(u - (larger & 1));
+        const U outward = MODE == LPT_UP ? ~negative : negative;
+        return (floats)(u + (smaller & outward & 1) - (larger & ~outward & 1));
+    }
+    static LPT_STEP floats side(floats t, floats rest) {
+        return moved(t, (U)(rest < 0), (U)(rest > 0));
+    }
+    static LPT_SHARED floats in_double(floats a, floats b, floats c) {
+        floats t, above = spread(0.0f), below = above;
+        for (int l = 0; l < vectors<float>::length; ++l) {
+            const double x = lpt_odd_sum((double)c[l], (double)a[l] * (double)b[l]);
+            t[l] = (float)x;
+            above[l] = (double)t[l] > x ? 1.0f : 0.0f;
+            below[l] = (double)t[l] < x ? 1.0f : 0.0f;
+        }
+        return moved(t, (U)(above > 0), (U)(below > 0));
+    }
+    // whether a sum with this term, or the way back from it, might go beyond fp32's largest number
+    static LPT_STEP bool huge(floats x) {
+        const floats size = (floats)((U)x & every(0x7fffffffu));
+        return !all_zero((U)(size > spread(lpt_value<float>((127u + 126) << 23))));
+    }
+    static LPT_STEP floats add(floats a, floats b) {
+        if (huge(a) || huge(b))
+            return in_double(a, spread(1.0f), b);
+        floats rest;
+        const floats t = terms::two_sum(a, b, rest);
+        return side(t, rest);
+    }
+    static LPT_STEP floats mul(floats a, floats b) { return fma(a, b, spread(-0.0f)); }
+    static LPT_STEP floats fma(floats a, floats b, floats c) {
+        const floats p = a * b;
+        if (terms::loses(p, a, b) || huge(c))
+            return in_double(a, b, c);
+        floats rest;
+        const floats t = terms::sum_of(p, a, b, c, rest);
+        return side(t, rest);
+    }
+};
 #endif
 
 #if defined(__AVX512F__) && defined(__AVX512DQ__)

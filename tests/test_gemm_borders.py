@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lptensor.accumulator import Accumulator
-from lptensor.formats import BF16, E4M3, FP16, FixedPoint, FloatingPoint, ScalarFormat
+from lptensor.formats import BF16, E4M3, FP16, FP32, FixedPoint, FloatingPoint, ScalarFormat
 from oracles.exact import MODES
 from oracles.philox import philox
 from rounders import NATIVE_BUILDS
@@ -32,7 +32,12 @@ def test_the_largest_word_lifts_no_sum_that_is_a_value(sum: ScalarFormat) -> Non
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(
     "sum",
-    [FP16, BF16, *(FloatingPoint(e, 7, subnormals=subnormals) for e in (5, 8) for subnormals in (False, "flush"))],
+    [
+        FP32,
+        FP16,
+        BF16,
+        *(FloatingPoint(e, 7, subnormals=subnormals) for e in (5, 8) for subnormals in (False, "flush")),
+    ],
     ids=repr,
 )
 def test_what_lies_close_beside_a_border_is_rounded_from_there(sum: FloatingPoint, mode: str) -> None:
