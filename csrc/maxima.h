@@ -2,14 +2,7 @@
 // is stored number by number and soon read as a vector would keep the processor waiting.
 #pragma once
 #include "grid.h"
-
-#if defined(__AVX512F__) || defined(__AVX2__)
-#pragma GCC diagnostic push  // gcc 12 warns of its own header (gcc bug 105593)
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#include <immintrin.h>
-#pragma GCC diagnostic pop
-#endif
+#include "intrinsics.h"
 
 #if defined(__AVX512F__)
 #define LPT_MAGNITUDES

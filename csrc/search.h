@@ -1,16 +1,11 @@
 // Tables of up to 256 fp32 values in the registers of AVX-512: a search of sixteen numbers at once
 // without touching memory, several times as fast as looking up one by one.
 #pragma once
+#include "intrinsics.h"
 #include "loop.h"
 #include "table.h"
 
 #ifdef __AVX512F__
-#pragma GCC diagnostic push  // gcc 12 warns of its own header (gcc bug 105593)
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#include <immintrin.h>
-#pragma GCC diagnostic pop
-
 // a[i mod 2**BITS] of each lane.
 template <int BITS> struct lpt_look {
     static inline __m512i up(const int32_t *a, __m512i i) {

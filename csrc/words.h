@@ -4,15 +4,8 @@
 // multiplication leaves above them is never looked at. Vectors of even and of odd counters
 // alternate, so that at the end two of them fit into one another without a permutation.
 #pragma once
+#include "intrinsics.h"
 #include "philox.h"
-
-#if defined(__AVX512F__) || defined(__AVX2__)
-#pragma GCC diagnostic push  // gcc 12 warns of its own header (gcc bug 105593)
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#include <immintrin.h>
-#pragma GCC diagnostic pop
-#endif
 
 #if defined(__AVX512F__)
 #define LPT_VECTORS
