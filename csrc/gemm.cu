@@ -14,6 +14,12 @@ bool is_ieee(const lpt_grid &g, int32_t precision, int32_t emax) {
     return g.precision == precision && g.emax == emax && g.emin == 1 - emax && ends_in_infinity(g);
 }
 
+// OCP's E4M3, in which all that is larger becomes the largest number.
+bool is_e4m3(const lpt_grid &g) {
+    return g.precision == 4 && g.emax == 8 && g.emin == -6 && g.overflow == LPT_SATURATE &&
+           g.max == 448;
+}
+
 // What the tiles can do, tried one after the other. True: `error` is what the launch returned.
 struct tiles {
     const lpt_product &p;
@@ -57,6 +63,10 @@ struct tiles {
             return launch<SUM, O, F, O>();
         if (!in.has_product && bf16)
             return launch<SUM, O, B, O>();
+        if (!in.has_product && is_ieee(in.sum, 3, 15))
+            return launch<SUM, O, lpt_e5m2_rounder, O>();
+        if (!in.has_product && is_e4m3(in.sum))
+            return launch<SUM, O, lpt_e4m3_rounder, O>();
         if (!in.has_product && sum == LPT_ADDED && in.sum.emax >= 1 && ends_in_infinity(in.sum))
             return launch<SUM, O, lpt_ieee_rounder, O>();
         if (!in.has_product && sum == LPT_ADDED && in.sum.overflow == LPT_SATURATE)

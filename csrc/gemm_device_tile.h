@@ -112,33 +112,90 @@ struct lpt_saturating_rounder {
     }
 };
 
-// FP16 and BF16, which devices round to themselves.
+// Formats that devices round to themselves, most of them two numbers at a time.
 #ifndef LPT_EMULATED
-LPT_METHOD float lpt_through_fp16(float x) {
-    float r;
-    asm("{.reg .b16 half; cvt.rn.f16.f32 half, %1; cvt.f32.f16 %0, half;}" : "=f"(r) : "f"(x));
-    return r;
-}
-LPT_METHOD float lpt_through_bf16(float x) {
 #if __CUDA_ARCH__ >= 800
+LPT_METHOD float lpt_through_bf16(float x) {
     uint32_t u;  // two of them, the lower one zero
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(u) : "f"(x), "f"(0.0f));
     return lpt_value<float>(u);
+}
+LPT_METHOD void lpt_through_fp16(float &x, float &y) {
+    asm("{.reg .b16 low, high; .reg .b32 two; cvt.rn.f16x2.f32 two, %1, %0;"
+        " mov.b32 {low, high}, two; cvt.f32.f16 %0, low; cvt.f32.f16 %1, high;}"
+        : "+f"(x), "+f"(y));
+}
 #else
-    return lpt_wide_rounder{16, 0x7fffu, 0xffff0000u}(x);
-#endif
+LPT_METHOD float lpt_through_bf16(float x) { return lpt_wide_rounder{16, 0x7fffu, 0xffff0000u}(x); }
+LPT_METHOD void lpt_through_fp16(float &x, float &y) {
+    asm("{.reg .b16 low, high; cvt.rn.f16.f32 low, %0; cvt.rn.f16.f32 high, %1;"
+        " cvt.f32.f16 %0, low; cvt.f32.f16 %1, high;}"
+        : "+f"(x), "+f"(y));
 }
 #endif
-struct lpt_fp16_rounder {
-    LPT_METHOD float operator()(float x) const { return lpt_through_fp16(x); }
-};
+#if __CUDA_ARCH__ >= 890
+// Where these end, what is larger becomes the largest number.
+LPT_METHOD void lpt_through_e4m3(float &x, float &y) {
+    asm("{.reg .b16 codes, low, high; .reg .b32 two; cvt.rn.satfinite.e4m3x2.f32 codes, %1, %0;"
+        " cvt.rn.f16x2.e4m3x2 two, codes;"
+        " mov.b32 {low, high}, two; cvt.f32.f16 %0, low; cvt.f32.f16 %1, high;}"
+        : "+f"(x), "+f"(y));
+}
+LPT_METHOD void lpt_through_e5m2(float &x, float &y) {
+    asm("{.reg .b16 codes, low, high; .reg .b32 two; cvt.rn.satfinite.e5m2x2.f32 codes, %1, %0;"
+        " cvt.rn.f16x2.e5m2x2 two, codes;"
+        " mov.b32 {low, high}, two; cvt.f32.f16 %0, low; cvt.f32.f16 %1, high;}"
+        : "+f"(x), "+f"(y));
+}
+#else
+LPT_METHOD void lpt_through_e4m3(float &x, float &y) {
+    const lpt_saturating_rounder r = {0x1p-6f, 0x1p20f, 448.0f};
+    x = r(x), y = r(y);
+}
+#endif
+#endif
 struct lpt_bf16_rounder {
     LPT_METHOD float operator()(float x) const { return lpt_through_bf16(x); }
 };
+template <class R> struct lpt_pairs {  // R::both rounds two numbers
+    LPT_METHOD float operator()(float x) const {
+        float none = 0;
+        R::both(x, none);
+        return x;
+    }
+};
+struct lpt_fp16_rounder : lpt_pairs<lpt_fp16_rounder> {
+    static LPT_METHOD void both(float &x, float &y) { lpt_through_fp16(x, y); }
+};
+struct lpt_e4m3_rounder : lpt_pairs<lpt_e4m3_rounder> {
+    static LPT_METHOD void both(float &x, float &y) { lpt_through_e4m3(x, y); }
+};
+// With infinities: from half way to the next number, which the format has not, on.
+struct lpt_e5m2_rounder : lpt_pairs<lpt_e5m2_rounder> {
+    static LPT_METHOD void both(float &x, float &y) {
+#if defined(LPT_EMULATED) || __CUDA_ARCH__ >= 890
+        const float a = x, b = y;
+        lpt_through_e5m2(x, y);
+        x = fabsf(a) < 61440.0f ? x : __fmul_rn(a, 0x1p127f);
+        y = fabsf(b) < 61440.0f ? y : __fmul_rn(b, 0x1p127f);
+#else
+        const lpt_ieee_rounder r = {0x1p-14f, 0x1p21f, 57344.0f};
+        x = r(x), y = r(y);
+#endif
+    }
+};
+template <class R> LPT_METHOD void lpt_round_both(const R &r, float &x, float &y) {
+    if constexpr (__is_base_of(lpt_pairs<R>, R))
+        R::both(x, y);
+    else
+        x = r(x), y = r(y);
+}
 
 inline void lpt_make_rounder(const lpt_cell<float> &, lpt_none *) {}
 inline void lpt_make_rounder(const lpt_cell<float> &, lpt_fp16_rounder *) {}
 inline void lpt_make_rounder(const lpt_cell<float> &, lpt_bf16_rounder *) {}
+inline void lpt_make_rounder(const lpt_cell<float> &, lpt_e4m3_rounder *) {}
+inline void lpt_make_rounder(const lpt_cell<float> &, lpt_e5m2_rounder *) {}
 inline void lpt_make_rounder(const lpt_cell<float> &, lpt_carrier_rounder *) {}
 inline void lpt_make_rounder(const lpt_cell<float> &c, lpt_wide_rounder *r) {
     *r = {(uint32_t)c.drop, (1u << (c.drop - 1)) - 1, ~((1u << c.drop) - 1)};
@@ -175,13 +232,20 @@ template <class SUM, class PRODUCT, class INNER, class OUTER> struct lpt_steps {
     INNER inner;
     OUTER outer;
 
-    LPT_METHOD float step(float a, float b, float s) const {
-        if constexpr (lpt_same<INNER, lpt_carrier_rounder>::yes)
-            return lpt_in_fp32::fma(a, b, s);
-        else if constexpr (FUSED)
-            return inner(SUM::fma(a, b, s));
-        else
-            return inner(SUM::add(s, product(SUM::mul(a, b))));
+    // The next term of two sums.
+    LPT_METHOD void step(float a, float b0, float b1, float &s0, float &s1) const {
+        if constexpr (lpt_same<INNER, lpt_carrier_rounder>::yes) {
+            s0 = lpt_in_fp32::fma(a, b0, s0), s1 = lpt_in_fp32::fma(a, b1, s1);
+        } else {
+            if constexpr (FUSED) {
+                s0 = SUM::fma(a, b0, s0), s1 = SUM::fma(a, b1, s1);
+            } else {
+                float p0 = SUM::mul(a, b0), p1 = SUM::mul(a, b1);
+                lpt_round_both(product, p0, p1);
+                s0 = SUM::add(s0, p0), s1 = SUM::add(s1, p1);
+            }
+            lpt_round_both(inner, s0, s1);
+        }
     }
     LPT_METHOD float fold(float s, float part) const {
         if constexpr (CHUNKED)
@@ -281,8 +345,8 @@ __global__ void __launch_bounds__(LPT_THREADS, STEPS::CHUNKED ? 2 : 3)
 #pragma unroll
                 for (int i = 0; i < LPT_EACH; ++i)
 #pragma unroll
-                    for (int j = 0; j < LPT_EACH; ++j)
-                        part[i][j] = steps.step(x.v[i], y.v[j], part[i][j]);
+                    for (int j = 0; j < LPT_EACH; j += 2)
+                        steps.step(x.v[i], y.v[j], y.v[j + 1], part[i][j], part[i][j + 1]);
                 if (!over)
                     continue;
                 to_come = chunk;

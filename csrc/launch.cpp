@@ -27,7 +27,9 @@ template <class U> void atomicMax(U *, U);
 float __fmaf_rn(float, float, float), __fmul_rn(float, float), __fadd_rn(float, float);
 float __fmaf_rd(float, float, float), __fmul_rd(float, float), __fadd_rd(float, float);
 float __fmaf_ru(float, float, float), __fmul_ru(float, float), __fadd_ru(float, float);
-float lpt_through_fp16(float), lpt_through_bf16(float);
+float lpt_through_bf16(float);
+void lpt_through_fp16(float &, float &), lpt_through_e4m3(float &, float &);
+void lpt_through_e5m2(float &, float &);
 
 // lptensor/_nvrtc.py: Driver. Functions of CUDA's driver, and one that compiles a kernel for a
 // device.

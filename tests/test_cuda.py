@@ -35,7 +35,8 @@ from lptensor import (
 from lptensor.accumulator import Accumulator, integer_accumulator, tensor_core
 from lptensor.gemm import cumsum, gemm, reduce
 from lptensor.rounding import Mode, Stochastic
-from rounders import assert_same_bits
+from oracles.table import table_of
+from rounders import assert_same, assert_same_bits, judge
 
 CSRC = Path(__file__).parents[1] / "csrc"
 SCALARS = [E4M3, E5M2, FixedPoint(8, 4), NF4, Posit(8)]
@@ -267,6 +268,20 @@ def test_accumulators_on_a_device_have_the_bits_of_the_cpu(acc: Accumulator, dty
         ):
             expected = gemm(x, y, acc, c, seeded())
             assert_same_bits(gemm(x.cuda(), y.cuda(), acc, c.cuda(), seeded()).cpu(), expected, f"{m} {k} {n}")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compute", ["exact", "fp32"])
+@pytest.mark.parametrize("sum", [FP16, BF16, E4M3, E5M2, FloatingPoint(5, 2, overflow="saturate")], ids=repr)
+def test_a_device_rounds_sums_at_every_border_as_exact_rationals(sum: FloatingPoint, compute: str) -> None:
+    """Some formats by instructions of its own, two numbers at a time."""
+    table = table_of(judge(sum))
+    x, ones = torch.from_numpy(table.points()), torch.ones(1, 17)
+    begun = torch.full((len(x), 17), -0.0)
+    y = gemm(x[:, None].cuda(), ones.cuda(), Accumulator(sum, compute=compute), begun.cuda()).cpu()
+    expected = table.round(x.double().numpy(), "nearest")
+    for column in y.T:
+        assert_same(column, expected, x)
 
 
 @pytest.mark.gpu

@@ -17,11 +17,15 @@ from lptensor.accumulator import Accumulator, integer_accumulator, tensor_core
 from lptensor.formats import BF16, E4M3, E5M2, FP16, FP32, FixedPoint, FloatingPoint
 from lptensor.gemm import cumsum, gemm, reduce
 from lptensor.rounding import Mode, Stochastic
-from rounders import assert_same_bits
+from oracles.table import table_of
+from rounders import assert_same, assert_same_bits, judge
 from test_gemm import KEY, accumulators, operands
 from test_gemm_tiles import TILED
 
 pytestmark = pytest.mark.native  # to compare with
+
+# Devices round to two of these themselves; the others are their neighbours.
+EIGHT_BITS = (E4M3, E5M2, FloatingPoint(4, 3), FloatingPoint(5, 2, overflow="saturate"), FloatingPoint(4, 2))
 
 # Outputs in order that fp32 alone can form, on tiles: every way to round, with products, chunks and fp32 inside.
 IN_TILES = (
@@ -39,10 +43,10 @@ IN_TILES = (
         for inner in (None, FP32)
         for compute in ("exact", "fp32")
     ),
-    # neighbours of the formats that devices round to themselves
+    # formats that devices round to themselves, and their neighbours
     *(
         Accumulator(sum, compute=compute)
-        for sum in (FloatingPoint(5, 10, overflow="saturate"), FloatingPoint(8, 6))
+        for sum in (FloatingPoint(5, 10, overflow="saturate"), FloatingPoint(8, 6), *EIGHT_BITS)
         for compute in ("exact", "fp32")
     ),
 )
@@ -122,6 +126,19 @@ def test_sums_that_overflow_have_the_bits_of_the_cpu(
         low, high = 2.0 ** (exponent // 2), 2.0 ** (exponent - exponent // 2)
         assert_same_as_cpu(library, a * low, b * high, c * 2.0**exponent, acc)
         assert_same_as_cpu(library, with_specials(a * low), b * high, with_specials(c * 2.0**exponent), acc)
+
+
+@pytest.mark.parametrize("compute", ["exact", "fp32"])
+@pytest.mark.parametrize("sum", EIGHT_BITS, ids=repr)
+def test_every_value_and_midpoint_is_summed_as_exact_rationals(library: Any, sum: FloatingPoint, compute: str) -> None:
+    table = table_of(judge(sum))
+    x = torch.from_numpy(table.points())
+    y = torch.empty(1, len(x), 17)
+    with emulated(library):
+        acc = Accumulator(sum, compute=compute)
+        _cuda_gemm.gemm(x[None, :, None], torch.ones(1, 1, 17), y, acc, torch.full_like(y, -0.0), KEY, False)
+    for column in y[0].T:
+        assert_same(column, table.round(x.double().numpy(), "nearest"), x)
 
 
 @settings(max_examples=120, deadline=None)

@@ -240,8 +240,17 @@ float through(const lpt_grid &format, float x) {
     const lpt_cell<float> cell = lpt_make_cell<float>(format, nearest, 0);
     return lpt_value<float>(lpt_round<float, LPT_NEAREST, false>(lpt_bits(x), cell, 0));
 }
-float lpt_through_fp16(float x) {
-    return through({11, -14, 15, LPT_INF, LPT_GRADUAL, 1, 1, 0, 65504, -65504}, x);
+void through(const lpt_grid &format, float &x, float &y) {
+    x = through(format, x), y = through(format, y);
+}
+void lpt_through_fp16(float &x, float &y) {
+    through({11, -14, 15, LPT_INF, LPT_GRADUAL, 1, 1, 0, 65504, -65504}, x, y);
+}
+void lpt_through_e4m3(float &x, float &y) {
+    through({4, -6, 8, LPT_SATURATE, LPT_GRADUAL, 1, 1, 0, 448, -448}, x, y);
+}
+void lpt_through_e5m2(float &x, float &y) {
+    through({3, -14, 15, LPT_SATURATE, LPT_GRADUAL, 1, 1, 0, 57344, -57344}, x, y);
 }
 float lpt_through_bf16(float x) {
     const double max = ldexp(255, 120);
