@@ -32,6 +32,30 @@ LPT_LONG void lpt_round_some(typename lpt_carrier<T>::bits *v, int32_t count, co
     }
 }
 
+// Stochastically, in a format where all that is beyond the limits becomes the limits. Of four that
+// do not vanish, as hardly any do, none asks what becomes of it there.
+template <class T, int N>
+LPT_METHOD void lpt_draw_some(typename lpt_carrier<T>::bits (&v)[N], int32_t from,
+                              const lpt_cell<T> &c, const uint32_t *words) {
+    typedef typename lpt_carrier<T>::bits U;
+    const U magnitude = ~((U)1 << (lpt_carrier<T>::width - 1)), one = c.no_value == ~(U)0;
+    U low = ~(U)0;
+#pragma unroll
+    for (int j = from; j < from + 4; ++j) {
+        const U a = (v[j] & magnitude) - one;  // of zero, all ones
+        low = a < low ? a : low;
+    }
+    if (low >= c.tiny - one) {
+#pragma unroll
+        for (int j = from; j < from + 4; ++j)
+            v[j] = lpt_round_plain<T, LPT_STOCHASTIC, false, LPT_ABOVE>(v[j], c, words[j]);
+    } else {
+#pragma unroll
+        for (int j = from; j < from + 4; ++j)
+            v[j] = lpt_round_plain<T, LPT_STOCHASTIC, false, LPT_SATURATES>(v[j], c, words[j]);
+    }
+}
+
 // The same on the grid of a block: the unshifted cell moved, or one made for it.
 template <class T>
 LPT_LONG void lpt_round_shifted(typename lpt_carrier<T>::bits *v, int32_t count,
@@ -99,12 +123,14 @@ template <class T, int MODE_> struct lpt_shifted {
             for (int j = 0; j < N; ++j) {
                 if (j % 4 == 0 && j >= count)
                     break;
-                const U r = MODE == LPT_NEAREST
-                                ? lpt_round_roomy<T, LPT_NEAREST, LPT_SATURATES>(v[j], c, 0)
-                                : lpt_round_plain<T, LPT_STOCHASTIC, false, LPT_SATURATES>(
-                                      v[j], c, words[j]);
-                v[j] = s.poisoned ? nan : r;
+                if (MODE == LPT_NEAREST)
+                    v[j] = lpt_round_roomy<T, LPT_NEAREST, LPT_SATURATES>(v[j], c, 0);
+                else if (j % 4 == 0)
+                    lpt_draw_some<T>(v, j, c, words);
             }
+#pragma unroll
+            for (int j = 0; j < N; ++j)
+                v[j] = s.poisoned ? nan : v[j];
             return;
         }
         U some[N];

@@ -4,9 +4,10 @@
 #include "grid.h"
 
 // What is known of the numbers and the ends of the format: nothing; that no number is NaN and all
-// beyond the limits becomes the limits; that |x| is not beyond them (c.inside); that it is not
-// below the smallest value either (c.tiny), unless it is a zero of a format with two.
-enum lpt_ends { LPT_ALL_ENDS, LPT_SATURATES, LPT_INSIDE, LPT_AMONG };
+// beyond the limits becomes the limits; the same, and that |x| is not below the smallest value
+// (c.tiny), unless it is a zero of a format with two; that |x| is not beyond the limits (c.inside);
+// that it is not below the smallest value either.
+enum lpt_ends { LPT_ALL_ENDS, LPT_SATURATES, LPT_ABOVE, LPT_INSIDE, LPT_AMONG };
 
 // The result, given the magnitude r that |x| = a has been rounded to.
 template <class T, int MODE, int ENDS>
@@ -19,7 +20,9 @@ lpt_end(typename lpt_carrier<T>::bits r, typename lpt_carrier<T>::bits u, const 
     if (ENDS == LPT_AMONG)
         return r | sign;
     const U limit = sign ? c.limit[1] : c.limit[0];
-    U y = (ENDS == LPT_SATURATES && r > limit ? limit : r) | sign;
+    U y = ((ENDS == LPT_SATURATES || ENDS == LPT_ABOVE) && r > limit ? limit : r) | sign;
+    if (ENDS == LPT_ABOVE)
+        return y;
     y = y == c.no_value ? (U)0 : y;
     if (ENDS != LPT_ALL_ENDS)
         return y;
@@ -157,7 +160,8 @@ LPT_FN typename lpt_carrier<T>::bits lpt_round_plain(typename lpt_carrier<T>::bi
     int32_t s = c.emin + c.drop - e;
     s = s > c.least_drop ? s : c.least_drop;
     s = FLAT ? c.drop : s;
-    const bool vanishes = !FLAT && ENDS != LPT_AMONG && s > M;  // |x| is less than the spacing
+    const bool vanishes =
+        !FLAT && ENDS != LPT_AMONG && ENDS != LPT_ABOVE && s > M;  // |x| is less than the spacing
 
     // 2. what they hold, and what lies above
     const U one = lpt_left((U)1, s), rest = a & (one - 1), whole = a & ~(one - 1);

@@ -21,6 +21,7 @@ from lptensor import (
     E5M2,
     E8M0,
     FP16,
+    INT8,
     MX,
     MXFP8_E4M3,
     MXINT8,
@@ -303,6 +304,17 @@ def test_blocks_with_nans_infinities_and_zeros(library: Any, format: Format, dty
 @pytest.mark.parametrize("format", [MXFP8_E4M3, MX(E4M3, axis=0), NVFP4, BlockFloatingPoint(8, dim=0)], ids=repr)
 def test_blocks_in_every_mode(library: Any, format: Format, mode: Mode) -> None:
     assert_same_as_cpu(library, numbers((128, 1024), torch.float32), format, mode)
+
+
+@pytest.mark.parametrize("format", [MX(element) for element in (E4M3, E5M2, E2M1, INT8)], ids=repr)
+def test_what_lies_around_the_smallest_value_of_a_block_draws_as_on_the_cpu(library: Any, format: MX) -> None:
+    """Four elements none of which lies below it take a shorter way."""
+    grid, top = format.element.grid, torch.tensor(format.element.grid.max)
+    smallest = torch.tensor(2.0 ** (grid.emin - grid.precision + 1)).view(torch.int32)
+    beside = (smallest + torch.arange(-3, 4).repeat_interleave(4)).int().view(torch.float32)
+    block = torch.cat([top[None], beside, -beside[9:11], torch.zeros(1)])
+    rows = block * 2.0 ** torch.arange(-9, 9).repeat(256)[:, None]
+    assert_same_as_cpu(library, torch.cat([rows, -rows]), format, "stochastic")
 
 
 @pytest.mark.parametrize("format", [MXFP8_E4M3, NVFP4, BlockFloatingPoint(8)], ids=repr)
