@@ -275,6 +275,14 @@ def run_innermost(module: torch.nn.Module, key: int) -> None:
         end.move_to_end(key, last=False)
 
 
+def runs_one_hook(module: torch.nn.Module) -> bool:
+    """Whether a forward hook that runs is the only one.
+
+    Without it another hook could keep, or replace, the output that ours is about to round where it lies.
+    """
+    return len(module._forward_hooks) == 1 and not torch.nn.modules.module._global_forward_hooks
+
+
 def run_by_python(function: Function) -> Function:
     """Keep Dynamo from compiling ``function``, and what it calls, where they run next to a compiled graph.
 

@@ -20,8 +20,9 @@ from lptensor.formats import Format
 from lptensor.layer_products import LayerProducts, check_plain
 from lptensor.nests import is_container, remade
 from lptensor.operands import Gemm
+from lptensor.outputs import round_output
 from lptensor.path_rules import PathRules, listed
-from lptensor.quantizer import quantizer
+from lptensor.quantizer import Quantize, quantizer
 from lptensor.rounding import Mode, Rounding
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -139,7 +140,7 @@ def _chosen(model: nn.Module, wanted: tuple[type[nn.Module], ...], exempt: Itera
     ]
 
 
-def rounded_output(quantize: Callable[[Tensor], Tensor]) -> Callable[[nn.Module, Any, Any], Any]:
+def rounded_output(quantize: Quantize) -> Callable[[nn.Module, Any, Any], Any]:
     """A forward hook that rounds the tensors in an output, whatever containers hold them."""
     return _RoundOutput(quantize)
 
@@ -148,9 +149,13 @@ def rounded_output(quantize: Callable[[Tensor], Tensor]) -> Callable[[nn.Module,
 class _RoundOutput:
     """A forward hook that rounds the tensors in an output."""
 
-    quantize: Callable[[Tensor], Tensor]
+    quantize: Quantize
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+        if type(output) is Tensor and not torch.compiler.is_dynamo_compiling():
+            if output.is_floating_point() and not output.is_nested:
+                return round_output(module, args, output, self.quantize)
+
         def rounded(part: Any) -> Any:
             if isinstance(part, PackedSequence):
                 return part._replace(data=self.quantize(part.data))

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 
 from lptensor import _compat, ops
 from lptensor.base import no_format
@@ -26,7 +27,7 @@ def quantizer(
     backward_rounding: Rounding | Mode | str = "stochastic",
     clamping_grad_zero: bool = False,
     backward_hooks: Iterable[Callable[[Tensor], Tensor]] = (),
-) -> Callable[[Tensor], Tensor]:
+) -> Quantize:
     """A function ``x -> x rounded to forward_number``, whose gradient is rounded to ``backward_number``.
 
     Tensors keep shape, dtype (float32 or float64) and device. NaN, infinities, -0 and overflow are
@@ -49,7 +50,7 @@ def quantizer(
     >>> quantizer(FloatingPoint(8), forward_rounding="nearest")(torch.tensor([0.3, 1e9]))
     tensor([0.3125,    inf])
     """
-    return _Quantize(
+    return Quantize(
         _format("forward_number", forward_number),
         _format("backward_number", backward_number),
         as_rounding(forward_rounding),
@@ -129,7 +130,7 @@ def as_step(name: str, quant: object) -> Step | None:
 
 
 @dataclass(frozen=True, repr=False)
-class _Quantize:
+class Quantize:
     """What ``quantizer`` returns."""
 
     forward_number: Format | None
@@ -171,6 +172,14 @@ class _Quantize:
             return torch.empty_like(x).copy_(self.forward(x.dequantize().detach()))
         return ops.round(x, self.forward_number, self.forward_rounding)
 
+    def in_place(self, x: Tensor) -> None:
+        """Round a plain tensor where it lies. Autograd only learns that it was written to."""
+        if self.forward_number is not None:
+            ops.check_roundable(x, self.forward_number)
+            ops.round_in_place(x.detach(), self.forward_number, self.forward_rounding)
+            if not x.is_inference():
+                increment_version(x)
+
     def backward(self, grad: Tensor) -> Tensor:
         for hook in self.backward_hooks:
             grad = hook(grad)
@@ -194,7 +203,7 @@ class _Quantize:
         return (free > limits.max) | (free < limits.min)
 
     def __repr__(self) -> str:
-        default = _Quantize(None, None, as_rounding("stochastic"), as_rounding("stochastic"), False, ())
+        default = Quantize(None, None, as_rounding("stochastic"), as_rounding("stochastic"), False, ())
         given = [(f.name, getattr(self, f.name)) for f in fields(self)]
         shown = [f"{name}={value!r}" for name, value in given if value != getattr(default, name)]
         return f"quantizer({', '.join(shown)})"
@@ -207,14 +216,14 @@ class _Rounded(torch.autograd.Function):
 
     @staticmethod
     @_compat.known_signature
-    def forward(x: Tensor, rule: _Quantize) -> tuple[Tensor, Tensor | None]:
+    def forward(x: Tensor, rule: Quantize) -> tuple[Tensor, Tensor | None]:
         clamped = rule.clamped(x)
         # A copy where nothing is rounded: torch forbids in-place ops on a view that a Function returned,
         # and a layer that works in place may well come next.
         return x.clone() if rule.forward_number is None else rule.forward(x), clamped
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, _Quantize], output: tuple[Tensor, Tensor | None]) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Quantize], output: tuple[Tensor, Tensor | None]) -> None:
         ctx.rule, clamped = inputs[1], output[1]
         if clamped is not None:
             ctx.mark_non_differentiable(clamped)

@@ -46,6 +46,7 @@ LAYERS = (
         "convert",
         "layer_products",
         "lower",
+        "outputs",
         "quantizer",
         "weighted_layers",
     ),

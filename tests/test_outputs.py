@@ -1,0 +1,251 @@
+"""Outputs that lower rounds where they lie, or need not round: the bits, gradients and random words of copies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from allocations import peak
+from lptensor import (
+    E4M3,
+    E5M2,
+    FP16,
+    MX,
+    Accumulator,
+    FixedPoint,
+    FloatingPoint,
+    Format,
+    lower,
+    matmul,
+    round as lp_round,
+)
+from lptensor.lower import rounded_output
+from lptensor.quantizer import quantizer
+
+NO_ZERO = FloatingPoint(4, 3, specials="fn", subnormals=False, zero=False)  # what ReLU makes zero becomes NaN
+
+
+class Aside(nn.Module):
+    """Adds what a layer makes of its input to that, so that both ways bring a gradient."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = x * 0.75 + self.layer(x)
+        return result
+
+
+def images() -> nn.Sequential:
+    around = [nn.ReflectionPad2d(1), nn.ReplicationPad2d(1), nn.ZeroPad2d(1)]
+    return nn.Sequential(
+        *(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2), *around),
+        *(nn.ConvTranspose2d(8, 4, 3), nn.GroupNorm(2, 4), nn.ReLU(True), nn.Conv2d(4, 4, 1), nn.Dropout(0.3)),
+        *(Aside(nn.Dropout(0.0)), Aside(nn.ReLU()), Aside(nn.Dropout(0.5)), nn.Flatten(), nn.Linear(784, 5)),
+    )
+
+
+def words() -> nn.Sequential:
+    layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True, norm_first=True)
+    return nn.Sequential(nn.Embedding(11, 16), nn.LayerNorm(16), nn.Dropout(0.0), layer, nn.Linear(16, 5))
+
+
+def volumes() -> nn.Sequential:
+    return nn.Sequential(nn.Conv3d(1, 2, 2), nn.BatchNorm3d(2), nn.MaxPool3d(2), nn.ConvTranspose3d(2, 1, 2), nn.ReLU())
+
+
+def lines() -> nn.Sequential:
+    return nn.Sequential(nn.Conv1d(2, 4, 3), nn.BatchNorm1d(4), nn.ReLU(), nn.MaxPool1d(2), nn.ConvTranspose1d(4, 2, 3))
+
+
+NETS: dict[str, tuple[Callable[[], nn.Sequential], Callable[[], Tensor]]] = {
+    "images": (images, lambda: torch.randn(2, 3, 14, 14)),
+    "words": (words, lambda: torch.randint(0, 11, (3, 7))),
+    "volumes": (volumes, lambda: torch.randn(2, 1, 7, 7, 7)),
+    "lines": (lines, lambda: torch.randn(2, 2, 20)),
+}
+
+
+def watched(net: nn.Sequential) -> nn.Sequential:
+    """The same network, of which all outputs are rounded as copies, because another hook sees them."""
+    for module in net.modules():
+        module.register_forward_hook(lambda module, args, output: None)
+    return net
+
+
+def trained(net: nn.Module, x: Tensor) -> list[Tensor]:
+    torch.manual_seed(1)
+    y = net(x)
+    (y * torch.linspace(-1, 2, y.numel()).view_as(y)).sum().backward()
+    return [y.detach(), torch.rand(3), *(p.grad for p in net.parameters() if p.grad is not None)]
+
+
+def lowered(make: Callable[[], nn.Sequential], *how: object, layers: str = "all") -> nn.Sequential:
+    torch.manual_seed(0)
+    return lower(make(), layers, *how)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+@pytest.mark.parametrize("format", [E4M3, FixedPoint(8, 5), MX(E4M3), NO_ZERO, None], ids=repr)
+@pytest.mark.parametrize("name", NETS)
+def test_a_step_has_the_bits_and_random_words_of_copies(name: str, format: Format | None, rounding: str) -> None:
+    make, inputs = NETS[name]
+    how = (format, E5M2, rounding, rounding)
+    x = inputs()
+    pairs = zip(trained(lowered(make, *how), x), trained(watched(lowered(make, *how)), x), strict=True)
+    for got, wanted in pairs:
+        torch.testing.assert_close(got, wanted, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("format", [E4M3, MX(E4M3)], ids=repr)
+def test_channels_last_has_the_bits_of_copies(format: Format) -> None:
+    x, how = torch.randn(2, 3, 14, 14).to(memory_format=torch.channels_last), (format, E5M2)
+    for got, wanted in zip(trained(lowered(images, *how), x), trained(watched(lowered(images, *how)), x), strict=True):
+        assert torch.equal(got, wanted)
+
+
+def test_layers_of_a_chain_are_rounded_without_a_copy() -> None:
+    """Of norm and ReLU the outputs are saved for the backward pass, once each, as in the plain network."""
+
+    def chain() -> nn.Sequential:
+        return nn.Sequential(
+            *(m for _ in range(4) for m in (nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()))
+        )
+
+    x = torch.randn(4, 8, 32, 32)
+    plain, low = (peak(lambda net=net: net(x)) for net in (chain(), lowered(chain, E4M3, E5M2)))
+    assert low < plain * 1.01
+
+
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_outputs_lie_in_the_format_in_every_mode(mode: Callable[[], torch.no_grad]) -> None:
+    x = torch.randn(2, 3, 14, 14)
+    with mode():
+        for layer in lowered(images, E4M3, E5M2, "nearest"):
+            x = layer(x)
+            assert isinstance(layer, Aside | nn.Flatten) or torch.equal(x, lp_round(x, E4M3))
+
+
+def test_what_a_person_changes_between_two_layers_is_rounded_again() -> None:
+    norm, bend = nn.BatchNorm1d(6), nn.ReLU()
+    lower(nn.Sequential(norm, bend), "all", E4M3, E5M2, "nearest", "nearest")
+    x = norm(torch.randn(9, 6))
+    assert torch.equal(bend(x), lp_round(x, E4M3).relu())
+    x = norm(torch.randn(9, 6))
+    with torch.no_grad():
+        x.mul_(1.03)
+    y = bend(x)
+    assert torch.equal(y, lp_round(x.relu(), E4M3)) and not torch.equal(y, x.relu())
+
+
+def test_layers_of_two_formats_do_not_take_each_others_values_for_theirs() -> None:
+    net = nn.Sequential(nn.LayerNorm(32), nn.ReLU())
+    lower(net, "normalization", E5M2, None, "nearest"), lower(net, "activation", FixedPoint(4, 3), None, "nearest")
+    y = net(torch.randn(8, 32))
+    assert torch.equal(y, lp_round(y, FixedPoint(4, 3))) and y.max() > 0
+
+
+def test_outputs_that_someone_else_has_stay_what_they_were() -> None:
+    kept: list[Tensor] = []
+
+    def keep(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        kept.append(nn.functional.linear(x, weight, bias))
+        return kept[-1]
+
+    x = torch.randn(5, 4)
+    for how in ("hook", "global hook", "forward of the layer", "forward of the class"):
+        layer = nn.Linear(4, 4)
+        exact = layer(x)
+        undo: Callable[[], object] = lambda: None  # noqa: E731
+        if how == "hook":
+            layer.register_forward_hook(lambda module, args, output: kept.append(output))
+        elif how == "global hook":
+            undo = nn.modules.module.register_module_forward_hook(
+                lambda module, args, output: kept.append(output)
+            ).remove
+        elif how == "forward of the layer":
+            layer.forward = lambda x, layer=layer: keep(x, layer.weight, layer.bias)  # type: ignore[method-assign]
+        else:
+            before, nn.Linear.forward = nn.Linear.forward, lambda self, x: keep(x, self.weight, self.bias)
+            undo = partial(setattr, nn.Linear, "forward", before)
+        try:
+            y = lower(layer, "linear", E4M3, E5M2, "nearest")(x)
+        finally:
+            undo()
+        assert torch.equal(kept[-1], exact) and torch.equal(y, lp_round(exact, E4M3)), how
+
+
+def test_autograd_learns_that_an_output_was_written_to() -> None:
+    layer = nn.Linear(4, 4)
+    assert layer(torch.randn(2, 4))._version == 0 < lower(layer, "linear", E4M3)(torch.randn(2, 4))._version
+
+
+def test_a_gradient_that_counts_limits_needs_a_copy() -> None:
+    layer, x = nn.Linear(4, 4), torch.randn(9, 4) * 500
+    quantize = quantizer(E4M3, None, "nearest", clamping_grad_zero=True)
+    expected = torch.autograd.grad(quantize(layer(x)).sum(), layer.bias)[0]
+    layer.register_forward_hook(rounded_output(quantize))
+    assert torch.equal(torch.autograd.grad(layer(x).sum(), layer.bias)[0], expected) and (expected < 9).any()
+
+
+def test_hooks_on_an_output_see_its_gradient_before_it_is_rounded() -> None:
+    seen: list[Tensor] = []
+    for watch in (lambda net: net, watched):
+        net = watch(lowered(lambda: nn.Sequential(nn.Linear(4, 4)), None, E5M2, "nearest", "nearest"))
+        y = net(torch.randn(3, 4, generator=torch.Generator().manual_seed(1)))
+        y.retain_grad()
+        y.register_hook(seen.append)
+        grad = torch.linspace(0.1, 1.3, 12).view(3, 4)
+        y.backward(grad)
+        assert torch.equal(y.grad, grad) and torch.equal(seen[-1], grad)
+        assert torch.equal(net[0].bias.grad, lp_round(grad, E5M2).sum(0))
+
+
+def test_a_checkpoint_that_begins_between_two_layers_draws_the_same_words_again() -> None:
+    x, grads = torch.randn(6, 5), []
+    for through in (lambda net, x: net(x), partial(checkpoint, use_reentrant=False)):
+        net = lowered(lambda: nn.Sequential(nn.LayerNorm(5), nn.ReLU(), nn.Linear(5, 5), nn.LayerNorm(5)), E4M3, E5M2)
+        torch.manual_seed(3)
+        y = through(net[1:], net[0](x))
+        torch.manual_seed(4)
+        grads.append(torch.autograd.grad(y.pow(2).sum(), net.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+def test_transformations_of_torch_func_go_by_copies() -> None:
+    net, x = (
+        lowered(lambda: nn.Sequential(nn.Linear(4, 4), nn.ReLU()), E4M3, E5M2, "nearest", "nearest"),
+        torch.randn(3, 4),
+    )
+    assert torch.equal(torch.func.vmap(net)(x), net(x))
+    tangent = torch.randn(3, 4)
+    y, moved = torch.func.jvp(net, (x,), (tangent,))
+    assert torch.equal(y, net(x)) and torch.equal(moved, (tangent @ net[0].weight.mT) * (net[0](x) > 0))
+    expected = torch.autograd.grad(net(x.requires_grad_()).sum(), x)[0]
+    assert torch.equal(torch.func.grad(lambda x: net(x).sum())(x.detach()), expected)
+
+
+def test_second_derivatives_are_those_of_copies() -> None:
+    results = []
+    for watch in (lambda net: net, watched):
+        net = watch(lowered(lambda: nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 1)), E4M3, E5M2, "nearest"))
+        x = torch.linspace(-1, 1, 12).view(3, 4).requires_grad_()
+        torch.manual_seed(5)
+        (first,) = torch.autograd.grad(net(x).pow(2).sum(), x, create_graph=True)
+        results.append(torch.autograd.grad(first.pow(2).sum(), net[0].weight)[0])
+    assert torch.equal(*results) and results[0].abs().sum() > 0
+
+
+def test_sums_in_a_format_of_their_own_are_rounded_too() -> None:
+    net = nn.Sequential(nn.Linear(8, 4, bias=False), nn.ReLU())
+    lower(net, "all", E4M3, E5M2, "nearest", "nearest", accumulator=Accumulator(FP16))
+    x = torch.randn(3, 8)
+    products = matmul(x, net[0].weight.mT, accumulator=Accumulator(FP16))
+    assert torch.equal(net(x), lp_round(products, E4M3).relu())
