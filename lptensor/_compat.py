@@ -451,6 +451,11 @@ def traced_by_mode() -> bool:
     return any(torch._C._get_dispatch_mode(key) is not None for key in (modes.PROXY, modes.FUNCTIONAL, modes.FAKE))
 
 
+def traced() -> bool:
+    """The same, or whether ``torch.jit.trace`` looks on."""
+    return traced_by_mode() or torch._C._get_tracing_state() is not None
+
+
 def graph_node(function: Callable[..., Any]) -> Callable[..., Any]:
     """``function`` of a tensor, as code that Dynamo traces shall call it.
 

@@ -6,10 +6,9 @@ import threading
 import weakref
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from lptensor import _compat, ops
+from lptensor import _compat, observe, ops
 from lptensor.base import ScalarFormat
 from lptensor.quantizer import Quantize
 
@@ -41,8 +40,8 @@ _last = _Last()
 
 def round_output(module: nn.Module, args: tuple[Any, ...], output: Tensor, quantize: Quantize) -> Tensor:
     """The output of a layer as ``quantize`` rounds it, with its gradient: a copy only where there has to be one."""
-    if _compat.transforming() or _compat.traced_by_mode() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
-        return quantize(output)
+    if observe.anyone or _compat.transforming() or _compat.traced():
+        return quantize(output)  # whoever looks on sees every rounding
     simple = _is_torchs(module) and not quantize.clamping_grad_zero
     if simple and isinstance(module, _NEW):
         quantize.in_place(output)

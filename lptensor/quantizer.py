@@ -9,7 +9,6 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import increment_version
 
 from lptensor import _compat, ops
 from lptensor.base import no_format
@@ -173,12 +172,10 @@ class Quantize:
         return ops.round(x, self.forward_number, self.forward_rounding)
 
     def in_place(self, x: Tensor) -> None:
-        """Round a plain tensor where it lies. Autograd only learns that it was written to."""
+        """Round a plain tensor where it lies, which nothing else may have kept: autograd does not learn of it."""
         if self.forward_number is not None:
             ops.check_roundable(x, self.forward_number)
             ops.round_in_place(x.detach(), self.forward_number, self.forward_rounding)
-            if not x.is_inference():
-                increment_version(x)
 
     def backward(self, grad: Tensor) -> Tensor:
         for hook in self.backward_hooks:

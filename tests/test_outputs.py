@@ -25,6 +25,7 @@ from lptensor import (
     round as lp_round,
 )
 from lptensor.lower import rounded_output
+from lptensor.observe import Observer, observing
 from lptensor.quantizer import quantizer
 
 NO_ZERO = FloatingPoint(4, 3, specials="fn", subnormals=False, zero=False)  # what ReLU makes zero becomes NaN
@@ -70,6 +71,14 @@ NETS: dict[str, tuple[Callable[[], nn.Sequential], Callable[[], Tensor]]] = {
     "volumes": (volumes, lambda: torch.randn(2, 1, 7, 7, 7)),
     "lines": (lines, lambda: torch.randn(2, 2, 20)),
 }
+
+
+class Counting(Observer):
+    active = True
+    roundings = 0
+
+    def rounded(self, *_: object) -> None:
+        self.roundings += 1
 
 
 def watched(net: nn.Sequential) -> nn.Sequential:
@@ -181,9 +190,31 @@ def test_outputs_that_someone_else_has_stay_what_they_were() -> None:
         assert torch.equal(kept[-1], exact) and torch.equal(y, lp_round(exact, E4M3)), how
 
 
-def test_autograd_learns_that_an_output_was_written_to() -> None:
+def test_the_graph_of_a_layer_whose_output_is_a_view_stays_what_it_is() -> None:
+    """Of rows of rows a linear layer returns a view: one that autograd thinks written to costs its backward a copy."""
     layer = nn.Linear(4, 4)
-    assert layer(torch.randn(2, 4))._version == 0 < lower(layer, "linear", E4M3)(torch.randn(2, 4))._version
+    x = torch.randn(2, 3, 4)
+    node = layer(x).grad_fn
+    assert type(lower(layer, "linear", E4M3, E5M2)(x).grad_fn) is type(node)
+
+
+def test_whoever_looks_on_sees_every_rounding() -> None:
+    counts = []
+    for watch in (lambda net: net, watched):
+        net = watch(lowered(lines, E4M3, E5M2, "nearest", "nearest"))
+        seen = Counting()
+        with observing(seen):
+            net(torch.randn(2, 2, 20)).sum().backward()
+        counts.append(seen.roundings)
+    assert counts[0] == counts[1] == 2 * len(net)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace", "ignore::torch.jit.TracerWarning")
+def test_a_graph_that_torch_traces_holds_the_roundings() -> None:
+    net = lowered(lines, E4M3, E5M2, "nearest")
+    rows = torch.randn(3, 2, 20)
+    graph = torch.jit.trace(net, rows, check_trace=False).inlined_graph
+    assert str(graph).count("_Rounded") == len(net)
 
 
 def test_a_gradient_that_counts_limits_needs_a_copy() -> None:
