@@ -9,8 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from lptensor import _compat, observe, ops
-from lptensor.base import ScalarFormat
+from lptensor.base import Format, ScalarFormat
 from lptensor.quantizer import Quantize
+from lptensor.rounding import Rounding
 
 # What these return is a new tensor, which their backward pass does not read.
 _NEW = (
@@ -27,15 +28,35 @@ _CHOOSING = (
 _FORWARDS: dict[type[nn.Module], Any] = {cls: cls.forward for cls in (*_NEW, *_CHOOSING, nn.Dropout)}
 
 
+# Of these the same holds for the gradients that they hand on.
+_CHOOSING_BACK = (nn.ReLU, nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.Dropout)
+
+
 class _Last(threading.local):
-    """What was rounded last, its version then, and to which format: of one layer, and the input of the next."""
+    """The tensor that came to lie in a format last: what one layer hands to the next."""
 
-    output: Any = None
+    tensor: Any = None
     version = -1
-    format: ScalarFormat | None = None
+    format: Format | None = None
+
+    def note(self, x: Tensor, format: Format | None) -> None:
+        if isinstance(format, ScalarFormat) and not x.is_inference():
+            self.tensor, self.version, self.format = weakref.ref(x), x._version, format
+
+    def lies_in(self, x: object, format: Format | None) -> bool:
+        """Whether ``x`` is that tensor, not changed since, and zeros would lie in its format too."""
+        return (
+            isinstance(format, ScalarFormat)
+            and self.tensor is not None
+            and self.tensor() is x
+            and isinstance(x, Tensor)
+            and x._version == self.version
+            and self.format == format
+            and format.grid.zero
+        )
 
 
-_last = _Last()
+_output, _gradient = _Last(), _Last()
 
 
 def round_output(module: nn.Module, args: tuple[Any, ...], output: Tensor, quantize: Quantize) -> Tensor:
@@ -45,15 +66,15 @@ def round_output(module: nn.Module, args: tuple[Any, ...], output: Tensor, quant
     simple = _is_torchs(module) and not quantize.clamping_grad_zero
     if simple and isinstance(module, _NEW):
         quantize.in_place(output)
-        rounded = _with_rounded_gradient(output, quantize)
-    elif simple and _chooses(module) and _lies_in_format(args, quantize):
-        if quantize.forward_rounding.stochastic:
-            ops.call_key(output, None)  # what is rounded later draws the words that it would have drawn
+        rounded = _with_rounded_gradient(module, output, quantize)
+    elif simple and _chooses(module) and len(args) == 1 and _output.lies_in(args[0], quantize.forward_number):
+        _draw(output, quantize.forward_rounding)
         # Where nothing is dropped, the output is the input, but has a gradient of its own.
-        rounded = _with_rounded_gradient(output.view_as(output) if output is args[0] else output, quantize)
+        same = output.view_as(output) if output is args[0] else output
+        rounded = _with_rounded_gradient(module, same, quantize)
     else:
         rounded = quantize(output)
-    _note(rounded, quantize)
+    _output.note(rounded, quantize.forward_number)
     return rounded
 
 
@@ -72,33 +93,31 @@ def _chooses(module: nn.Module) -> bool:
     return not isinstance(module, nn.Dropout) or not module.training or module.p == 0
 
 
-def _lies_in_format(args: tuple[Any, ...], quantize: Quantize) -> bool:
-    """Whether the only argument of a layer has been rounded to this format, which has a zero, and not changed since."""
-    format = quantize.forward_number
-    return (
-        len(args) == 1
-        and _last.output is not None
-        and _last.output() is args[0]
-        and args[0]._version == _last.version
-        and _last.format == format
-        and isinstance(format, ScalarFormat)
-        and format.grid.zero
-    )
+def _draw(x: Tensor, rounding: Rounding) -> None:
+    """Draw for a rounding that is left out, so that those that follow draw the words that they would have drawn."""
+    if rounding.stochastic:
+        ops.call_key(x, None)
 
 
-def _note(output: Tensor, quantize: Quantize) -> None:
-    if isinstance(quantize.forward_number, ScalarFormat) and not output.is_inference():
-        _last.output, _last.version, _last.format = weakref.ref(output), output._version, quantize.forward_number
-
-
-def _with_rounded_gradient(output: Tensor, quantize: Quantize) -> Tensor:
+def _with_rounded_gradient(module: nn.Module, output: Tensor, quantize: Quantize) -> Tensor:
     """The output, whose gradient is rounded before it goes on; hooks on the output see it before."""
     node, place = output.grad_fn, output.output_nr
 
     def rounded(grads: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
         grad = grads[place]
-        return grads if grad is None else (*grads[:place], quantize.backward(grad), *grads[place + 1 :])
+        if grad is None:
+            return grads
+        if not quantize.backward_hooks and not observe.anyone and _gradient.lies_in(grad, quantize.backward_number):
+            _draw(grad, quantize.backward_rounding)
+            return grads
+        return *grads[:place], quantize.backward(grad), *grads[place + 1 :]
+
+    def noted(grads: tuple[Tensor | None, ...], _: object) -> None:
+        if grads[0] is not None:
+            _gradient.note(grads[0], quantize.backward_number)
 
     if node is not None and (quantize.backward_number is not None or quantize.backward_hooks):
         node.register_prehook(rounded)
+        if isinstance(module, _CHOOSING_BACK):
+            node.register_hook(noted)
     return output

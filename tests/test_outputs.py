@@ -46,7 +46,7 @@ class Aside(nn.Module):
 def images() -> nn.Sequential:
     around = [nn.ReflectionPad2d(1), nn.ReplicationPad2d(1), nn.ZeroPad2d(1)]
     return nn.Sequential(
-        *(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2), *around),
+        *(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(3, 2, 1), *around),
         *(nn.ConvTranspose2d(8, 4, 3), nn.GroupNorm(2, 4), nn.ReLU(True), nn.Conv2d(4, 4, 1), nn.Dropout(0.3)),
         *(Aside(nn.Dropout(0.0)), Aside(nn.ReLU()), Aside(nn.Dropout(0.5)), nn.Flatten(), nn.Linear(784, 5)),
     )
@@ -57,17 +57,37 @@ def words() -> nn.Sequential:
     return nn.Sequential(nn.Embedding(11, 16), nn.LayerNorm(16), nn.Dropout(0.0), layer, nn.Linear(16, 5))
 
 
+class Fork(nn.Module):
+    """A norm whose output goes two ways, of which one is a ReLU: its gradients add up, in either order."""
+
+    def __init__(self, first: bool) -> None:
+        super().__init__()
+        self.norm, self.bend, self.first = nn.LayerNorm(6), nn.ReLU(), first
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        parts = (self.bend(y), y * 0.7) if self.first else (y * 0.7, self.bend(y))
+        return parts[0] - parts[1]
+
+
+def forks() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(5, 6), *(Fork(first) for first in (True, False)), nn.LayerNorm(6), nn.ReLU())
+
+
 def volumes() -> nn.Sequential:
     return nn.Sequential(nn.Conv3d(1, 2, 2), nn.BatchNorm3d(2), nn.MaxPool3d(2), nn.ConvTranspose3d(2, 1, 2), nn.ReLU())
 
 
 def lines() -> nn.Sequential:
-    return nn.Sequential(nn.Conv1d(2, 4, 3), nn.BatchNorm1d(4), nn.ReLU(), nn.MaxPool1d(2), nn.ConvTranspose1d(4, 2, 3))
+    return nn.Sequential(
+        nn.Conv1d(2, 4, 3), nn.BatchNorm1d(4), nn.ReLU(), nn.MaxPool1d(3, 2), nn.ConvTranspose1d(4, 2, 3)
+    )
 
 
 NETS: dict[str, tuple[Callable[[], nn.Sequential], Callable[[], Tensor]]] = {
     "images": (images, lambda: torch.randn(2, 3, 14, 14)),
     "words": (words, lambda: torch.randint(0, 11, (3, 7))),
+    "forks": (forks, lambda: torch.randn(7, 5)),
     "volumes": (volumes, lambda: torch.randn(2, 1, 7, 7, 7)),
     "lines": (lines, lambda: torch.randn(2, 2, 20)),
 }
@@ -202,11 +222,14 @@ def test_whoever_looks_on_sees_every_rounding() -> None:
     counts = []
     for watch in (lambda net: net, watched):
         net = watch(lowered(lines, E4M3, E5M2, "nearest", "nearest"))
-        seen = Counting()
+        seen, later = Counting(), Counting()
         with observing(seen):
             net(torch.randn(2, 2, 20)).sum().backward()
-        counts.append(seen.roundings)
-    assert counts[0] == counts[1] == 2 * len(net)
+        y = net(torch.randn(2, 2, 20)).sum()
+        with observing(later):
+            y.backward()
+        counts += [seen.roundings, 2 * later.roundings]
+    assert counts == [2 * len(net)] * 4
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.trace", "ignore::torch.jit.TracerWarning")
@@ -223,6 +246,16 @@ def test_a_gradient_that_counts_limits_needs_a_copy() -> None:
     expected = torch.autograd.grad(quantize(layer(x)).sum(), layer.bias)[0]
     layer.register_forward_hook(rounded_output(quantize))
     assert torch.equal(torch.autograd.grad(layer(x).sum(), layer.bias)[0], expected) and (expected < 9).any()
+
+
+def test_functions_of_gradients_are_called_for_every_layer() -> None:
+    seen: list[Tensor] = []
+    quantize = quantizer(E4M3, E5M2, "nearest", "nearest", backward_hooks=[lambda grad: seen.append(grad) or grad * 3])
+    net = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    for layer in net:
+        layer.register_forward_hook(rounded_output(quantize))
+    net(torch.randn(3, 4)).sum().backward()
+    assert [grad.max().item() for grad in seen] == [1.0, 3.0]
 
 
 def test_hooks_on_an_output_see_its_gradient_before_it_is_rounded() -> None:
