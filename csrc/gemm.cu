@@ -27,14 +27,17 @@ struct tiles {
     void *stream;
     int32_t error;
 
+    template <class R> static void make(const lpt_grid &g, int32_t mode, R *rounder) {
+        const lpt_rule rule = {mode, 32, 0, 0, {0, 0}};
+        lpt_make_rounder(lpt_make_cell<float>(g, rule, 0), mode, rounder);
+    }
+
     template <class SUM, class PRODUCT, class INNER, class OUTER> bool launch() {
-        const lpt_rule rule = {LPT_NEAREST, 32, 0, 0, {0, 0}};
         typedef lpt_steps<SUM, PRODUCT, INNER, OUTER> S;
         S steps;
-        lpt_make_rounder(lpt_make_cell<float>(in.has_product ? in.product : in.sum, rule, 0),
-                         &steps.product);
-        lpt_make_rounder(lpt_make_cell<float>(in.sum, rule, 0), &steps.inner);
-        lpt_make_rounder(lpt_make_cell<float>(acc.sum, rule, 0), &steps.outer);
+        make(in.has_product ? in.product : in.sum, in.mode, &steps.product);
+        make(in.sum, in.mode, &steps.inner);
+        make(acc.sum, acc.mode, &steps.outer);
         const int64_t side = LPT_SIDE, wide = (p.n + side - 1) / side,
                       tall = (p.m + side - 1) / side;
         error = lpt_launch(LPT_KERNEL(lpt_gemm_tile, S), lpt_blocks_for(p.batch * wide * tall),
@@ -78,6 +81,22 @@ struct tiles {
         return sum == LPT_WIDE_RANGE ? launch<SUM, A, W, O>() : launch<SUM, A, A, O>();
     }
 
+    // Sums in the modes that are neither to nearest even nor stochastic.
+    template <class SUM> bool by_mode(lpt_way sum) {
+        const auto known = [sum](int32_t mode) {
+            return mode != LPT_NEAREST && mode < LPT_STOCHASTIC &&
+                   (mode != LPT_NEAREST_AWAY || sum == LPT_WIDE_RANGE);
+        };
+        if (!known(acc.mode) || !known(in.mode))
+            return false;
+        typedef lpt_none O;
+        typedef lpt_wide_rounder_by W;
+        typedef lpt_added_rounder_by A;
+        if (acc.chunk > 1)
+            return sum == LPT_WIDE_RANGE ? launch<SUM, O, W, W>() : launch<SUM, O, A, A>();
+        return sum == LPT_WIDE_RANGE ? launch<SUM, O, W, O>() : launch<SUM, O, A, O>();
+    }
+
     // fp32 inside the chunks
     template <class SUM> bool fp32_inside(lpt_way sum) {
         typedef lpt_carrier_rounder C;
@@ -92,9 +111,16 @@ struct tiles {
         const bool few = p.m < LPT_DEPTH || p.n < LPT_DEPTH;  // a tile would be mostly empty
         if (few || p.running || sum == LPT_NO_WAY || within == LPT_NO_WAY || acc.turn > 0 ||
             in.turn > 0 || acc.order != LPT_SEQUENTIAL || in.order != LPT_SEQUENTIAL ||
-            acc.chunk > INT32_MAX || in.chunk > 1 || acc.mode != LPT_NEAREST ||
-            in.mode != LPT_NEAREST)
+            acc.chunk > INT32_MAX || in.chunk > 1)
             return false;
+        const bool exact = !acc.fp32 && !in.fp32 && lpt_odd_fits(acc.sum) && lpt_odd_fits(in.sum);
+        if (acc.mode != LPT_NEAREST || in.mode != LPT_NEAREST) {
+            if (in.has_product || within != sum || sum == LPT_AS_CARRIER)
+                return false;
+            if (acc.fp32 && in.fp32)
+                return by_mode<lpt_in_fp32>(sum);
+            return exact && by_mode<lpt_odd_in_fp32>(sum);
+        }
         if (in.has_product && (product == LPT_NO_WAY || product == LPT_AS_CARRIER))
             return false;
         if (!in.has_product && within == LPT_AS_CARRIER) {
@@ -110,8 +136,7 @@ struct tiles {
             return false;
         if (acc.fp32)
             return in_order<lpt_in_fp32>(product, sum);
-        return lpt_odd_fits(acc.sum) && lpt_odd_fits(in.sum) &&
-               (!in.has_product || lpt_odd_fits(in.product)) &&
+        return exact && (!in.has_product || lpt_odd_fits(in.product)) &&
                in_order<lpt_odd_in_fp32>(product, sum);
     }
 };

@@ -112,6 +112,37 @@ struct lpt_saturating_rounder {
     }
 };
 
+// The modes in which the sign, or the last place, tells which of two neighbours it is: it is not
+// the one away from zero where this is not zero.
+struct lpt_inward {
+    uint32_t even, sign,
+        always;  // the last place; the sign bit, where it matters; and what flips it
+    LPT_METHOD uint32_t operator()(uint32_t last, float x) const {
+        return (last & even) | ((lpt_bits(x) & sign) ^ always);
+    }
+};
+struct lpt_wide_rounder_by {
+    lpt_inward inward;
+    uint32_t more, keep;  // adding `more` carries into what is kept
+    LPT_METHOD float operator()(float x) const {
+        const uint32_t u = lpt_bits(x);
+        const float r = lpt_value<float>((inward(u, x) ? u : u + more) & keep);
+        return x == x ? r : x;
+    }
+};
+struct lpt_added_rounder_by {
+    lpt_inward inward;
+    float bottom, top, up, limit, over[2], infinite;
+    LPT_METHOD float operator()(float x) const {
+        const float shift = fminf(fmaxf(lpt_binade(x), bottom), top), a = fabsf(x);
+        const float below = __fmaf_rz(shift, up, a), above = __fmaf_ru(shift, up, a);
+        const float r = __fmaf_rn(-shift, up, inward(lpt_bits(below), x) ? below : above);
+        const float beyond = lpt_bits(x) >> 31 ? over[1] : over[0];
+        const float most = a == lpt_value<float>(0x7f800000u) ? infinite : beyond;
+        return lpt_signed_as(r > limit ? most : r, x);
+    }
+};
+
 // Formats that devices round to themselves, most of them two numbers at a time.
 #ifndef LPT_EMULATED
 #if __CUDA_ARCH__ >= 800
@@ -206,6 +237,32 @@ inline void lpt_make_rounder(const lpt_cell<float> &c, lpt_added_rounder *r) {
           lpt_value<float>(c.over[0])};
 }
 
+inline lpt_inward lpt_make_inward(int32_t mode, uint32_t one) {
+    const uint32_t sign = 0x80000000u;
+    switch (mode) {
+    case LPT_UP: return {0, sign, 0};
+    case LPT_DOWN: return {0, sign, sign};
+    case LPT_ODD: return {one, 0, 0};
+    case LPT_NEAREST_AWAY: return {0, 0, 0};
+    default: return {0, 0, 1};  // toward zero
+    }
+}
+inline void lpt_make_rounder(const lpt_cell<float> &c, int32_t mode, lpt_wide_rounder_by *r) {
+    const uint32_t one = 1u << c.drop;
+    *r = {lpt_make_inward(mode, one), mode == LPT_NEAREST_AWAY ? one / 2 : one - 1, ~(one - 1)};
+}
+inline void lpt_make_rounder(const lpt_cell<float> &c, int32_t mode, lpt_added_rounder_by *r) {
+    lpt_added_rounder to_nearest;
+    lpt_make_rounder(c, &to_nearest);
+    *r = {lpt_make_inward(mode, 1),
+          to_nearest.bottom,
+          to_nearest.top,
+          to_nearest.up,
+          to_nearest.limit,
+          {lpt_value<float>(c.over[0]), lpt_value<float>(c.over[1])},
+          lpt_value<float>(c.inf[0])};
+}
+
 template <class A, class B> struct lpt_same {
     enum { yes = 0 };
 };
@@ -216,6 +273,10 @@ template <class R> void lpt_make_open_ended(const lpt_cell<float> &c, R *r) {
     lpt_added_rounder added;
     lpt_make_rounder(c, &added);
     *r = {added.bottom, added.up, added.limit};
+}
+// Rounders that need not know the mode.
+template <class R> void lpt_make_rounder(const lpt_cell<float> &c, int32_t, R *r) {
+    lpt_make_rounder(c, r);
 }
 inline void lpt_make_rounder(const lpt_cell<float> &c, lpt_ieee_rounder *r) {
     lpt_make_open_ended(c, r);

@@ -17,6 +17,7 @@ from lptensor.accumulator import Accumulator, integer_accumulator, tensor_core
 from lptensor.formats import BF16, E4M3, E5M2, FP16, FP32, FixedPoint, FloatingPoint
 from lptensor.gemm import cumsum, gemm, reduce
 from lptensor.rounding import Mode, Stochastic
+from oracles.exact import MODES
 from oracles.table import table_of
 from rounders import assert_same, assert_same_bits, judge
 from test_gemm import KEY, accumulators, operands
@@ -43,6 +44,10 @@ IN_TILES = (
         for inner in (None, FP32)
         for compute in ("exact", "fp32")
     ),
+    # an inner mode of its own
+    Accumulator(FP16, chunk=5, rounding="up", inner=Accumulator(FP16, rounding="toward_zero")),
+    Accumulator(BF16, chunk=5, rounding="odd", inner=Accumulator(BF16, rounding="down", compute="fp32")),
+    Accumulator(BF16, chunk=5, rounding="down", inner=Accumulator(BF16)),
     # formats that devices round to themselves, and their neighbours
     *(
         Accumulator(sum, compute=compute)
@@ -112,14 +117,15 @@ def test_sums_near_the_ends_of_fp32_have_the_bits_of_the_cpu(library: Any, acc: 
         assert_same_as_cpu(library, a * low, b * high, c * (low * high), acc)
 
 
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("chunk", [1, 5])
 @pytest.mark.parametrize("compute", ["exact", "fp32"])
 @pytest.mark.parametrize("sum", [E5M2, FloatingPoint(6, 3), FP16, BF16, E4M3, FloatingPoint(4, 3)], ids=repr)
 def test_sums_that_overflow_have_the_bits_of_the_cpu(
-    library: Any, sum: FloatingPoint, compute: str, chunk: int
+    library: Any, sum: FloatingPoint, compute: str, chunk: int, mode: str
 ) -> None:
     """Formats like IEEE 754's leave it to fp32's own overflow; others compare."""
-    acc = Accumulator(sum, compute=compute, chunk=chunk)
+    acc = Accumulator(sum, compute=compute, chunk=chunk, rounding=mode)
     most = math.frexp(lptensor.finfo(sum).max)[1]
     a, b, c = (t[None] for t in operands(3, 35, 40, 70, 3))
     for exponent in range(most - 12, most, 4):  # of few sums, and of nearly all
@@ -128,17 +134,23 @@ def test_sums_that_overflow_have_the_bits_of_the_cpu(
         assert_same_as_cpu(library, with_specials(a * low), b * high, with_specials(c * 2.0**exponent), acc)
 
 
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("compute", ["exact", "fp32"])
-@pytest.mark.parametrize("sum", EIGHT_BITS, ids=repr)
-def test_every_value_and_midpoint_is_summed_as_exact_rationals(library: Any, sum: FloatingPoint, compute: str) -> None:
+@pytest.mark.parametrize("sum", [*EIGHT_BITS, FloatingPoint(4, 3, specials="fn"), FloatingPoint(8, 3)], ids=repr)
+def test_every_value_and_midpoint_is_summed_as_exact_rationals(
+    library: Any, sum: FloatingPoint, compute: str, mode: str
+) -> None:
     table = table_of(judge(sum))
     x = torch.from_numpy(table.points())
     y = torch.empty(1, len(x), 17)
     with emulated(library):
-        acc = Accumulator(sum, compute=compute)
+        acc = Accumulator(sum, compute=compute, rounding=mode)
+        library.lpt_emulate_launched()
         _cuda_gemm.gemm(x[None, :, None], torch.ones(1, 1, 17), y, acc, torch.full_like(y, -0.0), KEY, False)
+        tiled = mode != "nearest_away" or sum.exp == 8
+        assert tiled == (b"lpt_gemm_tile" in library.lpt_emulate_launched())
     for column in y[0].T:
-        assert_same(column, table.round(x.double().numpy(), "nearest"), x)
+        assert_same(column, table.round(x.double().numpy(), mode), x)
 
 
 @settings(max_examples=120, deadline=None)

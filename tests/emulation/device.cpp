@@ -233,6 +233,7 @@ template <class Work> float with_rounding(int direction, Work work) {
 LPT_OPERATIONS(rn, FE_TONEAREST)
 LPT_OPERATIONS(rd, FE_DOWNWARD)
 LPT_OPERATIONS(ru, FE_UPWARD)
+LPT_OPERATIONS(rz, FE_TOWARDZERO)
 
 // Results of these have the bits of the device's, but for NaNs.
 float through(const lpt_grid &format, float x) {
