@@ -115,8 +115,9 @@ struct lpt_saturating_rounder {
 // The modes in which the sign, or the last place, tells which of two neighbours it is: it is not
 // the one away from zero where this is not zero.
 struct lpt_inward {
-    uint32_t even, sign,
-        always;  // the last place; the sign bit, where it matters; and what flips it
+    uint32_t even;    // the last place, where it must be even
+    uint32_t sign;    // the sign bit, where it matters
+    uint32_t always;  // and what it is compared with
     LPT_METHOD uint32_t operator()(uint32_t last, float x) const {
         return (last & even) | ((lpt_bits(x) & sign) ^ always);
     }

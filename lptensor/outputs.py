@@ -101,23 +101,25 @@ def _draw(x: Tensor, rounding: Rounding) -> None:
 
 def _with_rounded_gradient(module: nn.Module, output: Tensor, quantize: Quantize) -> Tensor:
     """The output, whose gradient is rounded before it goes on; hooks on the output see it before."""
-    node, place = output.grad_fn, output.output_nr
+    node, place, number = output.grad_fn, output.output_nr, quantize.backward_number
 
     def rounded(grads: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
         grad = grads[place]
         if grad is None:
             return grads
-        if not quantize.backward_hooks and not observe.anyone and _gradient.lies_in(grad, quantize.backward_number):
+        if _gradient.lies_in(grad, number) and not quantize.backward_hooks and not observe.anyone:
             _draw(grad, quantize.backward_rounding)
             return grads
-        return *grads[:place], quantize.backward(grad), *grads[place + 1 :]
+        grad = quantize.backward(grad)
+        _gradient.note(grad, number)
+        return *grads[:place], grad, *grads[place + 1 :]
 
-    def noted(grads: tuple[Tensor | None, ...], _: object) -> None:
-        if grads[0] is not None:
-            _gradient.note(grads[0], quantize.backward_number)
+    def handed_on(grads: tuple[Tensor | None, ...], came: tuple[Tensor | None, ...]) -> None:
+        if grads[0] is not None and _gradient.lies_in(came[place], number):
+            _gradient.note(grads[0], number)
 
-    if node is not None and (quantize.backward_number is not None or quantize.backward_hooks):
+    if node is not None and (number is not None or quantize.backward_hooks):
         node.register_prehook(rounded)
         if isinstance(module, _CHOOSING_BACK):
-            node.register_hook(noted)
+            node.register_hook(handed_on)
     return output

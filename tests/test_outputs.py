@@ -258,6 +258,18 @@ def test_functions_of_gradients_are_called_for_every_layer() -> None:
     assert [grad.max().item() for grad in seen] == [1.0, 3.0]
 
 
+def test_what_a_node_of_the_graph_is_made_to_hand_on_is_rounded() -> None:
+    """A person's own hook on the node of a ReLU changes the gradient after it was rounded."""
+    net = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    lower(net, "all", E4M3, E5M2, "nearest", "nearest")
+    x, grad = torch.randn(3, 4), torch.linspace(0.1, 1.3, 12).view(3, 4)
+    y = net(x)
+    y.grad_fn.register_prehook(lambda grads: (grads[0] * 1.1,))
+    y.backward(grad)
+    expected = lp_round(lp_round(grad, E5M2) * 1.1 * (y > 0), E5M2).sum(0)
+    assert torch.equal(net[0].bias.grad, expected)
+
+
 def test_hooks_on_an_output_see_its_gradient_before_it_is_rounded() -> None:
     seen: list[Tensor] = []
     for watch in (lambda net: net, watched):
