@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lptensor import _compat, direction, dispatch
 from lptensor.base import Format
+from lptensor.names import name_of
 from lptensor.rounding import Rounding, show_rounding
 from lptensor.rules import Kind
 
@@ -40,7 +41,7 @@ class Rounded:
 
     def __str__(self) -> str:
         how = "" if self.rounding == Rounding() else f" {show_rounding(self.rounding)}"
-        return f"{self.format!r}{how}"
+        return f"{name_of(self.format)}{how}"
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from lptensor.blocks import BlockFloatingPoint
 from lptensor.cli import app
 from lptensor.cli.names import _SPELLINGS, parse_format, short
 from lptensor.formats import E4M3, E5M2, FP16, FixedPoint, FloatingPoint, Format
+from lptensor.names import named_formats
 from lptensor.posits import Posit
-from lptensor.study.format_table import named_formats
 
 # Rows with a type of the same name, overflow included; E4M3 is apart, since the row saturates.
 ORACLES: dict[str, type] = {

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 import lptensor
-from lptensor.study.format_table import named_formats
+from lptensor.names import named_formats
 
 DOCS = Path(__file__).parents[1] / "docs"
 

@@ -29,7 +29,7 @@ LAYERS = (
     ("accumulate", "_native_gemm", "_cuda_gemm"),
     ("ops",),
     ("gemm",),
-    ("codes", "delayed", "describe", "finfo", "neighbours", "packing", "interop"),
+    ("codes", "delayed", "describe", "finfo", "names", "neighbours", "packing", "interop"),
     ("rounded_copy", "hadamard", "operands", "odd_sums"),
     ("arithmetic", "rules", "escape", "exact_ops", "limits", "composites"),
     ("running_product", "sums", "multiply", "unfolded", "attention", "products", "computing"),

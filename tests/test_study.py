@@ -41,6 +41,7 @@ from lptensor.formats import (
     Format,
     ScalarFormat,
 )
+from lptensor.names import named_formats
 from lptensor.p3109 import P3109
 from lptensor.posits import Posit
 from lptensor.study import (
@@ -52,7 +53,7 @@ from lptensor.study import (
     plot_number_line,
     relative_error,
 )
-from lptensor.study.format_table import count_values, element_of, named_formats
+from lptensor.study.format_table import count_values, element_of
 from lptensor.study.formats_page import page
 from oracles import posit
 

@@ -158,8 +158,8 @@ def test_the_boundaries_are_listed() -> None:
         y.dequantize().sum().backward()
     rows = [row for row in t if row.rounded]
     assert [(row.op, row.backward, str(row.rounded[0])) for row in rows] == [
-        ("to_lp", False, f"{BF16!r} {Stochastic(8)!r}"),
-        ("dequantize", True, f"{E5M2!r} {Stochastic(8)!r}"),
+        ("to_lp", False, f"BF16 {Stochastic(8)!r}"),
+        ("dequantize", True, f"E5M2 {Stochastic(8)!r}"),
     ]
 
 
@@ -340,7 +340,7 @@ def test_it_prints_as_a_table() -> None:
     head, add, transpose, total = str(t).splitlines()
     assert head.split() == ["op", "kind", "pass", "shape", "rounded", "to", "where", "module"]
     assert add.split()[:4] == ["add.Tensor", "rounded", "forward", "2x3"]
-    assert repr(E5M2) in add and "test_trace.py:" in add
+    assert add.split()[4] == "E5M2" and "test_trace.py:" in add
     assert transpose.split()[:4] == ["t", "viewed", "forward", "3x2"]
     assert total == "1 rounding in 2 ops"
     assert t.rows[0].rounded[0].rounding == Rounding()

@@ -9,7 +9,7 @@ import re
 import lptensor
 from lptensor.blocks import BlockFloatingPoint
 from lptensor.formats import FixedPoint, FloatingPoint, Format
-from lptensor.study.format_table import name_of, named_formats
+from lptensor.names import name_of, named_formats
 
 _SHORT: dict[str, type[Format]] = {"fixed": FixedPoint, "float": FloatingPoint, "bfp": BlockFloatingPoint}
 _SPELLINGS = "eXmY (e5m10), or a constructor: fixed(8, 4), FloatingPoint(5, 2, bias=16), Posit(8) or MX(E4M3, 16)"

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from lptensor.base import no_scalar
 from lptensor.formats import ScalarFormat
+from lptensor.names import name_of
 from lptensor.ops import round as round_to
 from lptensor.rounding import Mode, Rounding, as_rounding
 from lptensor.study import rationals
-from lptensor.study.format_table import name_of
 from lptensor.study.rationals import OPS, Carrier
 
 _EXHAUSTIVE_BITS = 8

@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 
-from lptensor import blocks, codebooks, formats as scalars, p3109, posits
+from lptensor import codebooks, posits
 from lptensor.base import wrong_format
 from lptensor.blocks import BlockFloatingPoint, BlockFormat
 from lptensor.codebooks import TableFormat
 from lptensor.finfo import finfo
 from lptensor.formats import FloatingPoint, Format, ScalarFormat
 from lptensor.grid import Subnormals
+from lptensor.names import name_of, named_formats
 from lptensor.study.ranges import plot_ranges
 from lptensor.study.rows import Rows
 from lptensor.study.sources import source_of
@@ -29,21 +30,6 @@ _KINDS = {
     "Shifted": "scaled",
 }
 _MAIN = ("name", "bits", "precision", "max", "smallest_normal", "smallest_subnormal")
-
-
-def named_formats() -> dict[str, Format]:
-    """Every format that the package has a name for, in the order in which they are written down.
-
-    >>> named_formats()["FP16"]
-    FloatingPoint(exp=5, man=10)
-    """
-    homes = (scalars, p3109, posits, codebooks, blocks)
-    return {
-        name: row
-        for home in homes
-        for name, row in vars(home).items()
-        if name.isupper() and not name.startswith("_") and isinstance(row, Format)
-    }
 
 
 def format_table(formats: Mapping[str, Format] | Iterable[Format] | Format | None = None) -> Rows:
@@ -63,7 +49,8 @@ def format_table(formats: Mapping[str, Format] | Iterable[Format] | Format | Non
     Raises:
         TypeError: something that is no format.
 
-    >>> (row,) = format_table([scalars.FP16])
+    >>> from lptensor import FP16
+    >>> (row,) = format_table([FP16])
     >>> row["name"], row["precision"], row["max"], row["smallest_subnormal"] == 2.0**-24, row["values"]
     ('FP16', 11, 65504.0, True, 63487)
     """
@@ -77,7 +64,8 @@ def by_name(formats: Mapping[str, Format] | Iterable[Format] | Format) -> Mappin
     Raises:
         TypeError: something that is no format.
 
-    >>> list(by_name(scalars.FP16)), list(by_name({"half": scalars.FP16}))
+    >>> from lptensor import FP16
+    >>> list(by_name(FP16)), list(by_name({"half": FP16}))
     (['FP16'], ['half'])
     """
     given = [formats] if isinstance(formats, (Format, str)) else formats
@@ -88,19 +76,10 @@ def by_name(formats: Mapping[str, Format] | Iterable[Format] | Format) -> Mappin
     return named
 
 
-def name_of(format: Format) -> str:
-    """The name of the row that equals the format; else its repr().
-
-    >>> name_of(scalars.FloatingPoint(8)), name_of(posits.Posit(8))
-    ('E5M2', 'Posit(nbits=8)')
-    """
-    return next((name for name, row in named_formats().items() if row == format), repr(format))
-
-
 def element_of(format: Format) -> Format:
     """What a format's single numbers are: the elements of a block format before they are scaled.
 
-    >>> element_of(blocks.BlockFloatingPoint(8)).max
+    >>> element_of(BlockFloatingPoint(8)).max
     1.984375
     """
     if isinstance(format, BlockFloatingPoint):  # sign and magnitude, up to (2 - 2**(2 - wl)) * 2**E
@@ -194,7 +173,8 @@ def _smallest_and_eps(format: Any) -> tuple[float | None, float | None]:
 def smallest_magnitude(format: Format) -> float:
     """The smallest |value| that is not zero, infinite if there is none.
 
-    >>> smallest_magnitude(scalars.E4M3) == 2.0**-9, smallest_magnitude(codebooks.Codebook([-1.0, -0.5]))
+    >>> from lptensor import E4M3
+    >>> smallest_magnitude(E4M3) == 2.0**-9, smallest_magnitude(codebooks.Codebook([-1.0, -0.5]))
     (True, 0.5)
     """
     (row,) = format_table([format])
@@ -207,7 +187,8 @@ def smallest_magnitude(format: Format) -> float:
 def count_values(format: ScalarFormat) -> int:
     """How many finite values there are, zero once: counted in the codes, not listed.
 
-    >>> count_values(scalars.E4M3), count_values(scalars.E8M0)
+    >>> from lptensor import E4M3, E8M0
+    >>> count_values(E4M3), count_values(E8M0)
     (253, 255)
     """
     grid, layout = format.grid, format.layout

@@ -15,10 +15,11 @@ from typing import Any
 from lptensor.blocks import BlockFloatingPoint, BlockFormat
 from lptensor.codebooks import LogNumber
 from lptensor.formats import FixedPoint, Format
+from lptensor.names import name_of, named_formats
 from lptensor.p3109 import P3109
 from lptensor.posits import Posit
 from lptensor.study.format_picture import save_picture
-from lptensor.study.format_table import format_table, name_of, named_formats, shown
+from lptensor.study.format_table import format_table, shown
 from lptensor.study.formats_words import HEAD, KINDS, NUMBERS, WORDS
 
 # Formats without a name of their own, one or a few for each kind that a constructor makes.

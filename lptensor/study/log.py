@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lptensor.formats import Format
+from lptensor.names import name_of
 from lptensor.study.census import Census
-from lptensor.study.format_table import name_of
 from lptensor.study.histogram import Histogram
 from lptensor.study.layer_map import plot_layer_map
 from lptensor.study.places import ROLES

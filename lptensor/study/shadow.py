@@ -12,10 +12,10 @@ from torch import Tensor
 
 from lptensor import _compat, direction, observe
 from lptensor.formats import ScalarFormat
+from lptensor.names import name_of
 from lptensor.neighbours import ulp
 from lptensor.rules import rule_for
 from lptensor.study.errors import plot_errors
-from lptensor.study.format_table import name_of
 from lptensor.study.rows import Rows
 from lptensor.tensor import LPTensor
 from lptensor.trace import Origins
