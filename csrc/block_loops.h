@@ -173,7 +173,7 @@ void blocks(const T *x, T *y, const lpt_layout &l, const lpt_unit &unit, int64_t
 // in cache.
 template <class T>
 void runs(const T *x, T *y, int64_t row, int64_t wide, int64_t first, int64_t last,
-          const lpt_scales &scales, const lpt_rule &how) {
+          const lpt_scales &scales, const lpt_rule &how, bool large) {
     typedef lpt_carrier<T> C;
     typedef typename C::bits U;
     enum { BATCH = 64, ELEMENTS = 512 };
@@ -196,9 +196,10 @@ void runs(const T *x, T *y, int64_t row, int64_t wide, int64_t first, int64_t la
         }
         const bool usual = rounding->scale(s, t, count);
         lpt_fetch(x + end + 2 * count * wide, count * wide);
-        rounding->batch(x, y, at, end, wide, s, t, usual);
+        rounding->batch(x, y, at, end, wide, s, t, usual, large);
         block += count;
     }
+    lpt_streamed();
 }
 
 // Blocks that are columns `wide` long, the last of `length` rows perhaps shorter: strips

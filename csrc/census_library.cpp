@@ -120,7 +120,7 @@ template <class T, class Round> lpt_rounder<T> rounder(const Round &round) {
 template <class T, class Use>
 void with(const build &b, const lpt_grid &g, const lpt_rule &rule, Use use) {
     const auto round = [&, f = loops(b, T()).grid](const T *x, T *y, int64_t first, int64_t last) {
-        f(x, y, first, last, g, rule);
+        f(x, y, first, last, g, rule, false);
     };
     use(rounder<T>(round));
 }

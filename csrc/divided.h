@@ -41,7 +41,7 @@ template <class T> class divided final : public block_rounding<T> {
     }
 
     void batch(const T *x, T *y, int64_t at, int64_t end, int64_t wide, const U *s, const U *t,
-               bool usual) override {
+               bool usual, bool) override {
         if (usual && at_once)
             return rule.mode == LPT_NEAREST ? rounded<LPT_NEAREST>(x, y, at, end, wide, s, t)
                                             : rounded<LPT_STOCHASTIC>(x, y, at, end, wide, s, t);
@@ -53,7 +53,7 @@ template <class T> class divided final : public block_rounding<T> {
         else
             for (int64_t i = at, k = 0; i < end; i += wide, ++k)
                 divide<0>(x + i, y + i, i + wide < end ? wide : end - i, s + k, t + k);
-        run_cell(y, y, at, end, cell, rule);
+        run_cell(y, y, at, end, cell, rule, false);
         if (sixteens)
             multiply_sixteens(y + at, (end - at) / 16, s);
         else
@@ -97,7 +97,7 @@ template <class T> class divided final : public block_rounding<T> {
         for (int64_t at = first; at < last; at += PIECE) {
             const int64_t end = at + PIECE < last ? at + PIECE : last, k = STEP * (at - first);
             divide<STEP>(x + at, y + at, end - at, s + k, t + k);
-            run_cell(y, y, at, end, cell, rule);
+            run_cell(y, y, at, end, cell, rule, false);
             multiply<STEP>(y + at, end - at, s + k);
         }
     }

@@ -26,8 +26,9 @@ enum { LPT_STRIP = 512 };
 template <class T> struct lpt_loops {
     typedef typename lpt_carrier<T>::bits U;
     // elements first .. last of x into y; `first` is a multiple of LPT_GROUP where mode is
-    // stochastic
-    void (*grid)(const T *x, T *y, int64_t first, int64_t last, const lpt_grid &, const lpt_rule &);
+    // stochastic. `large`: y is another tensor than x, and more than the cache holds.
+    void (*grid)(const T *x, T *y, int64_t first, int64_t last, const lpt_grid &, const lpt_rule &,
+                 bool large);
     // raises `largest`, one for each block of a unit, to the magnitudes of elements from .. to
     void (*maxima)(const T *x, const lpt_layout &, const lpt_unit &, int64_t from, int64_t to,
                    bool finite, U *largest);
@@ -37,12 +38,12 @@ template <class T> struct lpt_loops {
     // elements from .. to of a unit rounded, given its scales
     void (*blocks)(const T *x, T *y, const lpt_layout &, const lpt_unit &, int64_t from, int64_t to,
                    const U *first, const U *second, const lpt_scales &, const lpt_rule &);
-    // blocks first .. last rounded, which are runs of `wide` elements in rows of `row`
+    // blocks first .. last rounded, which are runs of `wide` elements in rows of `row`. `large` as
+    // above.
     void (*runs)(const T *x, T *y, int64_t row, int64_t wide, int64_t first, int64_t last,
-                 const lpt_scales &, const lpt_rule &);
+                 const lpt_scales &, const lpt_rule &, bool large);
     // strips first .. last of LPT_STRIP columns rounded, whose blocks are `wide` rows of one column
-    // each, in tensors of `length` rows of `inner` columns, one behind the other.
-    // `large`: y is another tensor than x, and more than the cache holds.
+    // each, in tensors of `length` rows of `inner` columns, one behind the other. `large` as above.
     void (*columns)(const T *x, T *y, int64_t length, int64_t wide, int64_t inner, int64_t first,
                     int64_t last, const lpt_scales &, const lpt_rule &, bool large);
 };

@@ -34,12 +34,13 @@ const lpt_codebook_loops<double> &codebooks(double) { return chosen->codebooks->
 
 // A thread is worth starting for this many elements.
 const int64_t GRAIN = 32768;
-// Bytes that are unlikely to be found in the cache again.
-const int64_t LARGE = 16 << 20;
+// Bytes that are unlikely to be found in the cache again; and those of them that go past it already
+// where rows far apart are written at once.
+const int64_t LARGE = 32 << 20, LARGE_IN_COLUMNS = 16 << 20;
 
-// Whether y is another tensor than x and more than the cache holds.
-template <class T> bool large(const T *x, const T *y, int64_t n) {
-    return x != y && n * (int64_t)sizeof(T) >= LARGE;
+// Whether y is another tensor than x and has at least so many bytes.
+template <class T> bool large(const T *x, const T *y, int64_t n, int64_t bytes = LARGE) {
+    return x != y && n * (int64_t)sizeof(T) >= bytes;
 }
 
 // loop(first, last) for the parts of n elements, cut between groups; each part on a thread.
@@ -90,7 +91,7 @@ void round_grid(const T *x, T *y, int64_t n, const lpt_grid &g, const lpt_rule &
     const lpt_loops<T> &f = loops(T());
     split(n, threads, [&](int64_t first, int64_t last) {
         const plain_arithmetic guard;
-        f.grid(x, y, first, last, g, rule);
+        f.grid(x, y, first, last, g, rule, large(x, y, n));
     });
 }
 
@@ -182,7 +183,7 @@ int round_blocks(const T *x, T *y, const lpt_layout &l, lpt_scales scales, const
         for (int part = 0; part < parts; ++part) {
             const plain_arithmetic guard;
             f.runs(x, y, length, wide, units * part / parts, units * (part + 1) / parts, scales,
-                   rule);
+                   rule, large(x, y, elements));
         }
         return 0;
     }
@@ -192,7 +193,7 @@ int round_blocks(const T *x, T *y, const lpt_layout &l, lpt_scales scales, const
         for (int part = 0; part < parts; ++part) {
             const plain_arithmetic guard;
             f.columns(x, y, length, wide, inner, strips * part / parts, strips * (part + 1) / parts,
-                      scales, rule, large(x, y, elements));
+                      scales, rule, large(x, y, elements, LARGE_IN_COLUMNS));
         }
         return 0;
     }

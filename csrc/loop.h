@@ -4,15 +4,6 @@
 #include "stream.h"
 #include "words.h"
 
-// Input and output are one tensor or two that do not overlap: no element depends on another.
-#if defined(__clang__)
-#define LPT_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
-#elif defined(__GNUC__)
-#define LPT_INDEPENDENT _Pragma("GCC ivdep")
-#else
-#define LPT_INDEPENDENT
-#endif
-
 // y[i] = f(bits of x[i], random word of i) for first .. last, some of which a group has; x and y
 // may be one.
 template <class T, class F>
@@ -75,11 +66,11 @@ static inline bool lpt_all_inside(const T *x, int64_t first, int64_t last,
 }
 
 // The same, with `inside` where all of a piece of the elements are at most `limit`, which is
-// cheaper, and `any` elsewhere.
+// cheaper, and `any` elsewhere. `large`: y is another tensor than x, and more than the cache holds.
 template <int MODE, class T, class Inside, class Any>
 static inline void lpt_each_inside(const T *x, T *y, int64_t first, int64_t last,
                                    const lpt_rule &rule, typename lpt_carrier<T>::bits limit,
-                                   Inside inside, Any any) {
+                                   bool large, Inside inside, Any any) {
     if (MODE >= LPT_STOCHASTIC)
         return lpt_each_group(first, last, rule,
                               [&](int64_t from, int64_t to, const uint32_t *words) {
@@ -92,9 +83,13 @@ static inline void lpt_each_inside(const T *x, T *y, int64_t first, int64_t last
     for (int64_t from = first; from < last; from += PIECE) {
         const int64_t to = from + PIECE < last ? from + PIECE : last;
         lpt_fetch(x + to + PIECE, PIECE);
-        if (lpt_all_inside(x, from, to, limit))
-            lpt_each_plain(x, y, from, to, inside);
-        else
+        if (!lpt_all_inside(x, from, to, limit))
             lpt_each_plain(x, y, from, to, any);
+        else if (large)
+            lpt_fill_past(y, from, to,
+                          [=](int64_t i) { return lpt_value<T>(inside(lpt_bits(x[i]), 0u)); });
+        else
+            lpt_each_plain(x, y, from, to, inside);
     }
+    lpt_streamed();
 }

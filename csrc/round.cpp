@@ -8,10 +8,10 @@ namespace {
 
 template <class T, int MODE, bool FLAT>
 void run_plain(const T *x, T *y, int64_t first, int64_t last, const lpt_cell<T> &c,
-               const lpt_rule &rule) {
+               const lpt_rule &rule, bool large) {
     typedef typename lpt_carrier<T>::bits U;
     lpt_each_inside<MODE>(
-        x, y, first, last, rule, c.inside,
+        x, y, first, last, rule, c.inside, large,
         [=](U u, uint32_t random) {
             return lpt_round_plain<T, MODE, FLAT, LPT_INSIDE>(u, c, random);
         },
@@ -22,10 +22,10 @@ void run_plain(const T *x, T *y, int64_t first, int64_t last, const lpt_cell<T> 
 
 template <class T, int MODE, int SUBNORMALS>
 void run_roomy(const T *x, T *y, int64_t first, int64_t last, const lpt_cell<T> &c,
-               const lpt_rule &rule) {
+               const lpt_rule &rule, bool large) {
     typedef typename lpt_carrier<T>::bits U;
     lpt_each_inside<MODE>(
-        x, y, first, last, rule, c.inside,
+        x, y, first, last, rule, c.inside, large,
         [=](U u, uint32_t random) {
             return lpt_round_roomy<T, MODE, LPT_INSIDE, SUBNORMALS>(u, c, random);
         },
@@ -35,17 +35,17 @@ void run_roomy(const T *x, T *y, int64_t first, int64_t last, const lpt_cell<T> 
 }
 
 template <class T, int MODE, bool PLAIN>
-void run(const T *x, T *y, int64_t first, int64_t last, const lpt_cell<T> &c,
-         const lpt_rule &rule) {
+void run(const T *x, T *y, int64_t first, int64_t last, const lpt_cell<T> &c, const lpt_rule &rule,
+         bool large) {
     typedef typename lpt_carrier<T>::bits U;
     if (PLAIN && MODE <= LPT_STOCHASTIC && c.roomy)
-        run_roomy<T, MODE, LPT_GRADUAL>(x, y, first, last, c, rule);
+        run_roomy<T, MODE, LPT_GRADUAL>(x, y, first, last, c, rule, large);
     else if (!PLAIN && MODE <= LPT_STOCHASTIC && c.gapped)
-        c.subnormals == LPT_NONE ? run_roomy<T, MODE, LPT_NONE>(x, y, first, last, c, rule)
-                                 : run_roomy<T, MODE, LPT_FLUSH>(x, y, first, last, c, rule);
+        c.subnormals == LPT_NONE ? run_roomy<T, MODE, LPT_NONE>(x, y, first, last, c, rule, large)
+                                 : run_roomy<T, MODE, LPT_FLUSH>(x, y, first, last, c, rule, large);
     else if (PLAIN && MODE <= LPT_STOCHASTIC && lpt_carrier<T>::width == 32)
-        c.flat ? run_plain<T, MODE, true>(x, y, first, last, c, rule)
-               : run_plain<T, MODE, false>(x, y, first, last, c, rule);
+        c.flat ? run_plain<T, MODE, true>(x, y, first, last, c, rule, large)
+               : run_plain<T, MODE, false>(x, y, first, last, c, rule, large);
     else {
         const lpt_rare<T> rare = lpt_make_rare(c);
         lpt_each<MODE>(x, y, first, last, rule, [=](U u, uint32_t random) {
@@ -56,35 +56,37 @@ void run(const T *x, T *y, int64_t first, int64_t last, const lpt_cell<T> &c,
 
 template <class T, bool PLAIN>
 void run_mode(const T *x, T *y, int64_t first, int64_t last, const lpt_cell<T> &c,
-              const lpt_rule &rule) {
+              const lpt_rule &rule, bool large) {
     switch (rule.mode) {
-    case LPT_NEAREST: return run<T, LPT_NEAREST, PLAIN>(x, y, first, last, c, rule);
-    case LPT_NEAREST_AWAY: return run<T, LPT_NEAREST_AWAY, PLAIN>(x, y, first, last, c, rule);
-    case LPT_TOWARD_ZERO: return run<T, LPT_TOWARD_ZERO, PLAIN>(x, y, first, last, c, rule);
-    case LPT_DOWN: return run<T, LPT_DOWN, PLAIN>(x, y, first, last, c, rule);
-    case LPT_UP: return run<T, LPT_UP, PLAIN>(x, y, first, last, c, rule);
-    case LPT_ODD: return run<T, LPT_ODD, PLAIN>(x, y, first, last, c, rule);
-    case LPT_STOCHASTIC: return run<T, LPT_STOCHASTIC, PLAIN>(x, y, first, last, c, rule);
+    case LPT_NEAREST: return run<T, LPT_NEAREST, PLAIN>(x, y, first, last, c, rule, large);
+    case LPT_NEAREST_AWAY:
+        return run<T, LPT_NEAREST_AWAY, PLAIN>(x, y, first, last, c, rule, large);
+    case LPT_TOWARD_ZERO: return run<T, LPT_TOWARD_ZERO, PLAIN>(x, y, first, last, c, rule, large);
+    case LPT_DOWN: return run<T, LPT_DOWN, PLAIN>(x, y, first, last, c, rule, large);
+    case LPT_UP: return run<T, LPT_UP, PLAIN>(x, y, first, last, c, rule, large);
+    case LPT_ODD: return run<T, LPT_ODD, PLAIN>(x, y, first, last, c, rule, large);
+    case LPT_STOCHASTIC: return run<T, LPT_STOCHASTIC, PLAIN>(x, y, first, last, c, rule, large);
     case LPT_STOCHASTIC_HALF_OFFSET:
-        return run<T, LPT_STOCHASTIC_HALF_OFFSET, PLAIN>(x, y, first, last, c, rule);
+        return run<T, LPT_STOCHASTIC_HALF_OFFSET, PLAIN>(x, y, first, last, c, rule, large);
     case LPT_STOCHASTIC_PRE_ROUNDED:
-        return run<T, LPT_STOCHASTIC_PRE_ROUNDED, PLAIN>(x, y, first, last, c, rule);
-    default: return run<T, LPT_STOCHASTIC_EQUAL, PLAIN>(x, y, first, last, c, rule);
+        return run<T, LPT_STOCHASTIC_PRE_ROUNDED, PLAIN>(x, y, first, last, c, rule, large);
+    default: return run<T, LPT_STOCHASTIC_EQUAL, PLAIN>(x, y, first, last, c, rule, large);
     }
 }
 
 template <class T>
 void run_cell(const T *x, T *y, int64_t first, int64_t last, const lpt_cell<T> &c,
-              const lpt_rule &rule) {
+              const lpt_rule &rule, bool large) {
     if (c.plain)
-        run_mode<T, true>(x, y, first, last, c, rule);
+        run_mode<T, true>(x, y, first, last, c, rule, large);
     else
-        run_mode<T, false>(x, y, first, last, c, rule);
+        run_mode<T, false>(x, y, first, last, c, rule, large);
 }
 
 template <class T>
-void grid(const T *x, T *y, int64_t first, int64_t last, const lpt_grid &g, const lpt_rule &rule) {
-    run_cell(x, y, first, last, lpt_make_cell<T>(g, rule, 0), rule);
+void grid(const T *x, T *y, int64_t first, int64_t last, const lpt_grid &g, const lpt_rule &rule,
+          bool large) {
+    run_cell(x, y, first, last, lpt_make_cell<T>(g, rule, 0), rule, large);
 }
 
 }  // namespace

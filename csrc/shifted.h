@@ -46,9 +46,10 @@ template <class T> class block_rounding {
     // The same of columns, each in a block of its own. `usual` only if all their scales are.
     virtual void across(const T *x, T *y, int64_t first, int64_t last, const U *s, const U *t,
                         bool usual) = 0;
-    // The blocks of `wide` elements that make up at .. end, likewise.
+    // The blocks of `wide` elements that make up at .. end, likewise. `large`: y is another tensor
+    // than x, and more than the cache holds.
     virtual void batch(const T *x, T *y, int64_t at, int64_t end, int64_t wide, const U *s,
-                       const U *t, bool usual) = 0;
+                       const U *t, bool usual, bool large) = 0;
 };
 
 // A scale is the shift << mantissa, to be added to the exponents of the cell; with low bits set it
@@ -70,7 +71,8 @@ template <class T> class shifts : public block_rounding<T> {
     // from `at` on, which is whole vectors (false where the mode has no such loop).
     virtual void span(const T *x, T *y, int64_t first, int64_t last, const U *s) = 0;
     virtual void spread(const T *x, T *y, int64_t first, int64_t last, const U *s) = 0;
-    virtual bool equal(const T *x, T *y, int64_t at, int64_t count, int64_t wide, const U *s) = 0;
+    virtual bool equal(const T *x, T *y, int64_t at, int64_t count, int64_t wide, const U *s,
+                       bool large) = 0;
 
   private:
     enum : U { POISONED = 1, OWN_CELL = 2, RARE = 3 };
@@ -115,9 +117,9 @@ template <class T> class shifts : public block_rounding<T> {
     }
 
     void batch(const T *x, T *y, int64_t at, int64_t end, int64_t wide, const U *s, const U *t,
-               bool usual) override {
+               bool usual, bool large) override {
         const int64_t whole = (end - at) / wide;
-        if (usual && wide % 16 == 0 && equal(x, y, at, whole, wide, s))
+        if (usual && wide % 16 == 0 && equal(x, y, at, whole, wide, s, large))
             at += whole * wide, s += whole;
         for (; at < end; at += wide)
             within(x, y, at, at + wide < end ? at + wide : end, s++, t);
@@ -127,7 +129,8 @@ template <class T> class shifts : public block_rounding<T> {
     LPT_APART void rare(const T *x, T *y, int64_t first, int64_t last, U s) {
         if (s != POISONED) {
             const int32_t shift = (int32_t)((typename C::sbits)s >> 2);
-            return run_cell(x, y, first, last, lpt_make_cell<T>(b.element, rule, shift), rule);
+            return run_cell(x, y, first, last, lpt_make_cell<T>(b.element, rule, shift), rule,
+                            false);
         }
         for (int64_t i = first; i < last; ++i)
             y[i] = lpt_value<T>((U)(4 * C::bias + 3) << (C::mantissa - 1));
@@ -155,10 +158,16 @@ template <class T, int MODE> class shifted final : public shifts<T> {
     void spread(const T *x, T *y, int64_t first, int64_t last, const U *s) override {
         steps<1>(x, y, first, last, s);
     }
-    bool equal(const T *x, T *y, int64_t at, int64_t count, int64_t wide, const U *s) override {
+    bool equal(const T *x, T *y, int64_t at, int64_t count, int64_t wide, const U *s,
+               bool large) override {
         if (MODE >= LPT_STOCHASTIC && (at % wide != 0 || LPT_GROUP % wide != 0))
             return false;  // a block lies in more than one group of words
-        wide == 32 ? widths<32>(x, y, at, count, wide, s) : widths<0>(x, y, at, count, wide, s);
+        if (large && MODE < LPT_STOCHASTIC && lpt_whole_lines(y + at, wide))
+            wide == 32 ? past<32>(x, y, at, count, wide, s) : past<0>(x, y, at, count, wide, s);
+        else if (wide == 32)
+            widths<32>(x, y, at, count, wide, s);
+        else
+            widths<0>(x, y, at, count, wide, s);
         return true;
     }
 
@@ -174,6 +183,19 @@ template <class T, int MODE> class shifted final : public shifts<T> {
             for (int64_t i = 0; i < width; ++i)
                 y[at + i] = lpt_value<T>(
                     one(lpt_bits(x[at + i]), c, only, MODE < LPT_STOCHASTIC ? 0 : words[i]));
+        }
+    }
+
+    // The same, of blocks that are whole lines and not to be read soon.
+    template <int WIDE>
+    LPT_APART void past(const T *x, T *y, int64_t at, int64_t count, int64_t wide, const U *s) {
+        const lpt_cell<T> c = this->cell;  // a local copy: y may not alias it
+        const int64_t width = WIDE ? WIDE : wide;
+        for (int64_t k = 0; k < count; ++k, at += width) {
+            const U only = s[k];
+            lpt_fill_lines(y, at, at + width, [=](int64_t i) {
+                return lpt_value<T>(one(lpt_bits(x[i]), c, only, 0));
+            });
         }
     }
 
@@ -210,13 +232,15 @@ template <class T> class shifted_any final : public shifts<T> {
 
   private:
     void span(const T *x, T *y, int64_t first, int64_t last, const U *s) override {
-        run_cell(x, y, first, last, lpt_move<T>(this->cell, *s), this->rule);
+        run_cell(x, y, first, last, lpt_move<T>(this->cell, *s), this->rule, false);
     }
     void spread(const T *x, T *y, int64_t first, int64_t last, const U *s) override {
         for (int64_t i = first; i < last; ++i)
-            run_cell(x, y, i, i + 1, lpt_move<T>(this->cell, s[i - first]), this->rule);
+            run_cell(x, y, i, i + 1, lpt_move<T>(this->cell, s[i - first]), this->rule, false);
     }
-    bool equal(const T *, T *, int64_t, int64_t, int64_t, const U *) override { return false; }
+    bool equal(const T *, T *, int64_t, int64_t, int64_t, const U *, bool) override {
+        return false;
+    }
 };
 
 }  // namespace

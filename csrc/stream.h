@@ -3,11 +3,77 @@
 #pragma once
 #include "grid.h"
 
-#if defined(__SSE2__)
+// Input and output are one tensor or two that do not overlap: no element depends on another.
+#if defined(__clang__)
+#define LPT_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
+#elif defined(__GNUC__)
+#define LPT_INDEPENDENT _Pragma("GCC ivdep")
+#else
+#define LPT_INDEPENDENT
+#endif
+
+#if defined(__AVX__)
+#include <immintrin.h>
+#elif defined(__SSE2__)
 #include <emmintrin.h>
 #endif
 
 enum { LPT_STREAMED = 2048 };  // elements, a multiple of LPT_GROUP
+enum { LPT_LINE = 64 };        // bytes of a line of the cache
+
+// Compilers would take this loop, of a line's elements, apart before they make vectors of it.
+#if defined(__GNUC__) && !defined(__clang__)
+#define LPT_OF_A_LINE _Pragma("GCC unroll 1") LPT_INDEPENDENT
+#else
+#define LPT_OF_A_LINE LPT_INDEPENDENT
+#endif
+
+// A line, aligned both here and there, goes past the cache.
+static inline void lpt_stream_line(void *to, const void *from) {
+#if defined(__AVX512F__)
+    _mm512_stream_si512((__m512i *)to, _mm512_load_si512(from));
+#elif defined(__AVX__)
+    for (int i = 0; i < 2; ++i)
+        _mm256_stream_si256((__m256i *)to + i, _mm256_load_si256((const __m256i *)from + i));
+#elif defined(__SSE2__)
+    for (int i = 0; i < 4; ++i)
+        _mm_stream_si128((__m128i *)to + i, _mm_load_si128((const __m128i *)from + i));
+#else
+    memcpy(to, from, LPT_LINE);
+#endif
+}
+
+// Whether `count` elements from `to` on are whole lines.
+template <class T> static inline bool lpt_whole_lines(const T *to, int64_t count) {
+    return (((uintptr_t)to | count * sizeof(T)) & (LPT_LINE - 1)) == 0;
+}
+
+// y[i] = one(i) for first .. last, whole lines that are not to be read soon.
+template <class T, class One>
+static inline void lpt_fill_lines(T *y, int64_t first, int64_t last, One one) {
+    enum { LINE = LPT_LINE / sizeof(T) };
+    for (int64_t i = first; i < last; i += LINE) {
+        alignas(LPT_LINE) T line[LINE];
+        LPT_OF_A_LINE
+        for (int j = 0; j < LINE; ++j)
+            line[j] = one(i + j);
+        lpt_stream_line(y + i, line);
+    }
+}
+
+// The same, of which the first and the last may be parts of lines.
+template <class T, class One>
+static inline void lpt_fill_past(T *y, int64_t first, int64_t last, One one) {
+    enum { LINE = LPT_LINE / sizeof(T) };
+    const int64_t lead = (int64_t)(-(uintptr_t)(y + first) & (LPT_LINE - 1)) / (int64_t)sizeof(T);
+    const int64_t start = lead < last - first ? first + lead : last;
+    const int64_t end = start + (last - start) / LINE * LINE;
+    for (int64_t i = first; i < start; ++i)
+        y[i] = one(i);
+    lpt_fill_lines(y, start, end, one);
+    for (int64_t i = end; i < last; ++i)
+        y[i] = one(i);
+}
 
 // to[0 .. count) = from[0 .. count), not to be read soon.
 template <class T> static inline void lpt_stream(T *to, const T *from, int64_t count) {

@@ -24,7 +24,7 @@ from lptensor.rounding import Mode, Rounding, Stochastic, as_rounding
 from oracles.exact import MODES
 from oracles.philox import word_of_element
 from oracles.table import table_of
-from rounders import NATIVE_BUILDS, assert_same, assert_same_bits, judge, run
+from rounders import NATIVE_BUILDS, assert_same, assert_same_bits, choose_build, chosen_build, judge, run
 from test_kernels import NARROW, WIDE
 
 GRIDS: dict[str, Format] = {
@@ -243,6 +243,47 @@ def test_blocks_of_columns_too_large_for_the_cache_round_as_in_place(shape: tupl
                 some, format.lowered, format.block_shape(some.shape), as_rounding(mode), None
             )
             assert_same_bits(here[..., 580:620].contiguous(), alone)
+
+
+LARGE = 2**23  # float32 numbers, too many for the cache
+BESIDE: dict[str, Format] = {
+    "roomy": E4M3,
+    "flat": BF16,
+    "gapped": FloatingPoint(4, 3, subnormals=False),
+    "plain": FixedPoint(8, 140),
+    "MX": MX(E4M3),
+    "MX, blocks of a line": MX(E4M3, block_size=16),
+    "BFP, half a line": BlockFloatingPoint(8, block_size=8),
+    "MX, doubles": MX(E4M3),
+    "doubles": E5M2,
+}
+
+
+@pytest.mark.parametrize("build", NATIVE_BUILDS)
+@pytest.mark.parametrize("name", BESIDE)
+def test_outputs_too_large_for_the_cache_round_as_in_place(name: str, build: str) -> None:
+    """Whole lines of them go past it: any alignment, numbers beyond the limits, rows that end amid a line, threads."""
+    format, dtype = BESIDE[name], torch.float64 if "doubles" in name else torch.float32
+    width = 1040 if "MX" in name else 1027  # where lines are to be whole
+    x = torch.randn(LARGE // 1024, width, dtype=dtype) * (2.0**-138 if name == "plain" else 1)
+    x[5, 7], x[11, 1026], x[17, 3], x[-1, -1] = torch.nan, -torch.inf, 1e30, 500.0
+    before, threads = chosen_build(), torch.get_num_threads()
+    try:
+        assert choose_build(build)
+        for mode in sorted(Mode)[: Mode.STOCHASTIC]:
+            here = x.clone()
+            round_into(here, here, format, Rounding(mode))
+            for start in (0, 3):
+                torch.set_num_threads(1 + mode % 2)
+                memory = torch.full((x.numel() + 2 * 16,), 7.0, dtype=dtype)
+                out = memory[start : start + x.numel()].view(x.shape)
+                round_into(x, out, format, Rounding(mode))
+                assert_same_bits(out, here, f"{mode} at {start}")
+                memory[start : start + x.numel()] = 7
+                assert (memory == 7).all(), "what lies beside is left alone"
+    finally:
+        torch.set_num_threads(threads)
+        choose_build(before)
 
 
 @pytest.mark.parametrize("kind", [tensor._Enter, tensor._Leave, tensor._EnterGradient, _Rounded, ops._StraightThrough])
