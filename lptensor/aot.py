@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -12,7 +10,7 @@ from torch import Tensor
 from lptensor import _compat
 from lptensor.arithmetic import Arithmetic
 from lptensor.dispatch import round_
-from lptensor.text import write
+from lptensor.text import code, write
 
 
 class Traceable:
@@ -40,7 +38,7 @@ class Traceable:
         """What a graph that was traced with this tensor depends on: the same in any process, for the same code."""
         inner = self._inner
         shape = [str(n) for n in (*inner.shape, *inner.stride())]
-        about = write((self._arithmetic, self._gradient)), shape, inner.dtype, inner.device, _code()
+        about = write((self._arithmetic, self._gradient)), shape, inner.dtype, inner.device, code()
         flags = self.requires_grad, inner.requires_grad, inner.is_conj(), inner.is_neg(), inner.layout  # type: ignore[attr-defined]
         return hashlib.blake2b(repr((about, flags)).encode(), digest_size=16).hexdigest()
 
@@ -61,10 +59,3 @@ def accept_plain_gradients(cls: Any) -> None:
         return _as_gradient(cls, self, grid) if expected is cls else None
 
     _compat.set_plain_tangent(coerce)
-
-
-@lru_cache(maxsize=1)
-def _code() -> str:
-    """A name for the code of this package; what an older one compiled may differ."""
-    files = sorted(Path(__file__).parent.glob("*.py"))
-    return hashlib.blake2b(b"".join(file.read_bytes() for file in files), digest_size=16).hexdigest()

@@ -1,8 +1,9 @@
-"""Rounding to a grid as a chain of integer operations, which a compiler fuses into its neighbours.
+"""Rounding to a grid as a chain of operations on bits, which a compiler fuses into its neighbours.
 
-The same steps as csrc/grid.h, for the deterministic modes. The formula is written once, over an algebra
-of integer operations: torch's own give it tensors, inductor's give it the code of a loop. What depends
-on the grid alone is worked out here, so that a graph holds only the steps that its format needs.
+The same steps as csrc/grid.h, and as csrc/lean.h where a format is away from the carrier's ends, for the
+deterministic modes. The formula is written once, over an algebra of operations: torch's own give it
+tensors, inductor's give it the code of a loop. What depends on the grid alone is worked out here, so that
+a graph holds only the steps that its format needs.
 """
 
 from __future__ import annotations
@@ -31,6 +32,11 @@ class Algebra(Protocol):
 
     def converted(self, a: Any) -> Any:
         """The bits of the float that has the integer a for its value."""
+
+    def plus(self, a: Any, b: Any) -> Any:
+        """The bits of the sum of the floats that have the bits a and b."""
+
+    def minus(self, a: Any, b: Any) -> Any: ...
 
 
 class Carrier(NamedTuple):
@@ -61,15 +67,90 @@ def fusible(format: Format, rounding: Rounding) -> bool:
 
 def rounded(u: Any, grid: Grid, rounding: Rounding, carrier: Carrier, ops: Algebra) -> Any:
     """The bits of values rounded to a grid, from the bits of the values; ``lpt_round`` in csrc/grid.h."""
-    mantissa, number = carrier.mantissa, ops.number
+    number = ops.number
     infinity, sign = carrier.bits(float("inf")), number(-(2 ** (carrier.width - 1)))
-    nan = number(infinity | 1 << mantissa - 1)
-    emin, drop = grid.emin + carrier.bias, mantissa + 1 - grid.precision
-
-    # 1. sign, exponent, significand: |x| = significand * 2**(unit - bias - mantissa); nan passes for infinity
+    nan = number(infinity | 1 << carrier.mantissa - 1)
     negative = u < number(0)
     magnitude = u & number(2 ** (carrier.width - 1) - 1)
-    a = ops.least(magnitude, number(infinity))
+
+    # the ends of the format: what is cut off at its largest values before it is rounded needs no more; nan follows
+    pairs = [_ends(side, grid, rounding, carrier) for side in (False, True)]
+    limit, over, infinite = (
+        number(p) if p == n else ops.where(negative, number(n), number(p)) for p, n in zip(*pairs, strict=True)
+    )
+    cut = all(side[0] == side[1] == side[2] for side in pairs)
+    a = ops.least(magnitude, limit if cut else number(infinity))
+    r = (_added if _adds(grid, carrier) else _shifted)(a, negative, grid, rounding.mode, carrier, ops)
+    if not cut:
+        r = ops.where(limit < r, over, r)
+    if any(side[1] != side[2] for side in pairs):
+        r = ops.where(a < number(infinity), r, infinite)
+    if not grid.zero:
+        r = ops.where(magnitude < number(1), nan, r)
+
+    # the sign, and nan, which has none
+    if grid.signed:
+        signed = r | (u & sign)
+        if not grid.negative_zero:
+            signed = ops.where(r < number(1), r, signed)
+        if grid.overflow is Overflow.NAN or not grid.zero:
+            signed = ops.where(number(infinity) < r, r, signed)
+    else:
+        smallest = number(0 if grid.zero else _smallest(grid, carrier))
+        lost = smallest if grid.overflow is Overflow.SATURATE else nan
+        signed = ops.where(negative & (number(0) < magnitude), lost, r)
+    return ops.where(number(infinity) < magnitude, nan, signed)
+
+
+def _adds(grid: Grid, carrier: Carrier) -> bool:
+    """Whether the carrier's ends are so far away that ``_added`` rounds: a cell that is ``roomy`` in csrc/grid.h."""
+    emin, emax, drop = grid.emin + carrier.bias, grid.emax + carrier.bias, carrier.mantissa + 1 - grid.precision
+    usual = grid.signed and grid.zero and grid.subnormals is Subnormals.GRADUAL and not grid.ties_to_even_code
+    low = drop >= 1 and emin - (grid.precision - 1) >= 33
+    high = emin + carrier.mantissa <= 2 * carrier.bias and emax + drop <= 2 * carrier.bias
+    return usual and low and high and max(grid.max, -grid.min) < float("inf")
+
+
+def _added(a: Any, negative: Any, grid: Grid, mode: Mode, carrier: Carrier, ops: Algebra) -> Any:
+    """Magnitudes rounded by adding and taking away a power of two whose last place is the spacing there.
+
+    That rounds to nearest, and the other modes take the neighbour where they want it; ``lpt_round_roomy``
+    in csrc/lean.h. No result is subnormal and a subnormal a has next to nothing of the spacing, so that a
+    machine may take those for zero.
+    """
+    number, place = ops.number, carrier.mantissa
+    low, high, drop = grid.emin + carrier.bias, grid.emax + carrier.bias, carrier.mantissa + 1 - grid.precision
+    if low == high:
+        power = number(low + drop << place)
+    else:
+        e = ops.greatest(a & number(2 * carrier.bias + 1 << place), number(low << place))
+        power = ops.least(e, number(high << place)) + number(drop << place)
+    total = ops.plus(a, power)
+    r = ops.minus(total, power)
+    if mode is Mode.NEAREST:
+        return r
+    spacing = power - number(place << place)
+    up, down = ops.plus(r, spacing), ops.minus(r, spacing)
+    if mode is Mode.NEAREST_AWAY:
+        return ops.where(ops.minus(a, r) < spacing - number(1 << place), r, up)  # half of the spacing: a tie
+    inward, outward = ops.where(a < r, down, r), ops.where(r < a, up, r)
+    if mode is Mode.ODD:  # the last place of the sum is that of r
+        return ops.where(total & number(1) < number(1), ops.where(r < a, up, inward), r)
+    if mode is Mode.TOWARD_ZERO:
+        return inward
+    return ops.where(negative, *((inward, outward) if mode is Mode.UP else (outward, inward)))
+
+
+def _smallest(grid: Grid, carrier: Carrier) -> int:
+    return carrier.bits(2.0 ** (grid.quantum(grid.emin - 1) if grid.zero else grid.emin))
+
+
+def _shifted(a: Any, negative: Any, grid: Grid, mode: Mode, carrier: Carrier, ops: Algebra) -> Any:
+    """Magnitudes rounded by moving what lies below the spacing out of them, in any grid."""
+    mantissa, number = carrier.mantissa, ops.number
+    emin, drop = grid.emin + carrier.bias, mantissa + 1 - grid.precision
+
+    # 1. exponent and significand: a = significand * 2**(unit - bias - mantissa)
     unit = ops.greatest(ops.right(a, number(mantissa)), number(1))
     base = (unit - number(1)) << number(mantissa)
     significand = a - base
@@ -100,57 +181,30 @@ def rounded(u: Any, grid: Grid, rounding: Rounding, carrier: Carrier, ops: Algeb
     odd = ops.right(significand, s) & number(1)
     if grid.ties_to_even_code:
         odd = odd & (e - number(emin - 1))
-    if rounding.mode is Mode.NEAREST:
+    if mode is Mode.NEAREST:
         tie = odd if simple and drop else odd & ops.least(s, number(1))
         if grid.subnormals is Subnormals.NONE:
             tie = ops.where(below, number(1), tie)
         more = ops.right(mask, number(1)) + tie
-    elif rounding.mode is Mode.NEAREST_AWAY:
+    elif mode is Mode.NEAREST_AWAY:
         more = ops.right(mask + number(1), number(1))
-    elif rounding.mode is Mode.ODD:
+    elif mode is Mode.ODD:
         more = ops.where(odd < number(1), mask, number(0))
     else:
-        up = {Mode.UP: (mask, number(0)), Mode.DOWN: (number(0), mask)}.get(rounding.mode)
+        up = {Mode.UP: (mask, number(0)), Mode.DOWN: (number(0), mask)}.get(mode)
         more = number(0) if up is None else ops.where(negative, up[1], up[0])
     k = ops.right(significand + more, s)
 
     # 4. the multiple of the spacing, as bits: a carry moves on to the next binade by itself
-    smallest = carrier.bits(2.0 ** (grid.quantum(grid.emin - 1) if grid.zero else grid.emin))
+    smallest = _smallest(grid, carrier)
     r = (k << s) + base
-    if emin > 1 and gradual and rounding.mode in (Mode.NEAREST, Mode.NEAREST_AWAY, Mode.TOWARD_ZERO):
+    if emin > 1 and gradual and mode in (Mode.NEAREST, Mode.NEAREST_AWAY, Mode.TOWARD_ZERO):
         r = ops.where(number(0) < k, r, number(0))  # s = mantissa + 1 leads from base to one spacing
     elif not (emin == 1 and gradual):
         r = ops.where(number(mantissa) < s, ops.where(number(0) < k, number(smallest), number(0)), r)
     if grid.subnormals is Subnormals.FLUSH:
         r = ops.where(below, number(0), r)
-    if not grid.zero:
-        r = ops.where(r < number(1), number(smallest), r)
-
-    # 5. the ends of the format
-    pairs = [_ends(side, grid, rounding, carrier) for side in (False, True)]
-    limit, over, infinite = (
-        number(p) if p == n else ops.where(negative, number(n), number(p)) for p, n in zip(*pairs, strict=True)
-    )
-    if all(side[0] == side[1] for side in pairs):
-        r = ops.least(r, limit)
-    else:
-        r = ops.where(limit < r, over, r)
-    if any(side[1] != side[2] for side in pairs):
-        r = ops.where(a < number(infinity), r, infinite)
-    if not grid.zero:
-        r = ops.where(a < number(1), nan, r)
-
-    # 6. the sign, and nan, which has none
-    if grid.signed:
-        signed = r | (u & sign)
-        if not grid.negative_zero:
-            signed = ops.where(r < number(1), r, signed)
-        if grid.overflow is Overflow.NAN or not grid.zero:
-            signed = ops.where(number(infinity) < r, r, signed)
-    else:
-        lost = number(0 if grid.zero else smallest) if grid.overflow is Overflow.SATURATE else nan
-        signed = ops.where(negative & (number(0) < a), lost, r)
-    return ops.where(number(infinity) < magnitude, nan, signed)
+    return r if grid.zero else ops.where(r < number(1), number(smallest), r)
 
 
 def _ends(negative: bool, grid: Grid, rounding: Rounding, carrier: Carrier) -> tuple[int, int, int]:
@@ -188,6 +242,12 @@ class _Tensors:
 
     def converted(self, a: Tensor) -> Tensor:
         return a.to(self.carrier.dtype).view(self.carrier.integer)
+
+    def plus(self, a: Tensor, b: Tensor) -> Tensor:
+        return (a.view(self.carrier.dtype) + b.view(self.carrier.dtype)).view(self.carrier.integer)
+
+    def minus(self, a: Tensor, b: Tensor) -> Tensor:
+        return (a.view(self.carrier.dtype) - b.view(self.carrier.dtype)).view(self.carrier.integer)
 
 
 def round_tensor(x: Tensor, grid: Grid, rounding: Rounding) -> Tensor:

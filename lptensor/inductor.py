@@ -36,6 +36,12 @@ class _Steps:
     def converted(self, a: Any) -> Any:
         return self.bits(self.ops.to_dtype(a, self.carrier.dtype, src_dtype=self.carrier.integer))
 
+    def plus(self, a: Any, b: Any) -> Any:
+        return self.bits(self.ops.add(self.value(a), self.value(b)))
+
+    def minus(self, a: Any, b: Any) -> Any:
+        return self.bits(self.ops.sub(self.value(a), self.value(b)))
+
     def bits(self, x: Any) -> Any:
         return self.ops.to_dtype_bitcast(x, self.carrier.integer, self.carrier.dtype)
 
@@ -45,7 +51,7 @@ class _Steps:
 
 def element_function(rule: str, dtype: torch.dtype) -> Callable[[Any], Any] | None:
     """What happens to one element of a loop, or None where the kernel is to be called."""
-    format, rounding = read(rule)
+    format, rounding, *_ = read(rule)
     if not fusible(format, rounding):
         return None
     carrier = CARRIERS[dtype]

@@ -16,7 +16,7 @@ from lptensor import _compat
 from lptensor.formats import Format
 from lptensor.inductor import element_function
 from lptensor.rounding import Rounding
-from lptensor.text import read, write
+from lptensor.text import code, read, write
 
 _LIBRARY = torch.library.Library("lptensor", "DEF")
 _LIBRARY.define("round(Tensor x, str rule) -> Tensor")
@@ -51,6 +51,11 @@ for _kind in ("round", "round_stochastic"):
     )
 
 
+def _rule(text: str) -> tuple[Format, Rounding]:
+    format, rounding, *_ = read(text)  # programs that were saved before texts named the code have but these
+    return format, rounding
+
+
 Kernel: TypeAlias = "Callable[[Tensor, Format, Rounding], Tensor]"
 
 
@@ -58,7 +63,7 @@ def implement(kernel: Kernel) -> Kernel:
     """Let the ops do to plain tensors what ``kernel`` does: make a rounded copy."""
 
     def run(x: Tensor, rule: str, draw: int = 0) -> Tensor:
-        return kernel(x, *read(rule))
+        return kernel(x, *_rule(rule))
 
     for kind in ("round", "round_stochastic"):
         _LIBRARY.impl(kind, run, "CompositeExplicitAutograd")
@@ -67,7 +72,7 @@ def implement(kernel: Kernel) -> Kernel:
 
 def traced_round(x: Tensor, format: Format, rounding: Rounding) -> Tensor:
     """A rounded copy of a tensor that a tracer watches."""
-    rule = write((format, rounding))
+    rule = write((format, rounding, code()))  # compiled loops hold the steps of fused.py, and are kept on disk
     rounded: Tensor = (
         torch.ops.lptensor.round_stochastic(x, rule, next(_DRAWS))
         if rounding.stochastic

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import enum
+import functools
+import hashlib
 import json
 import sys
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -66,6 +69,13 @@ def read(text: str) -> Any:
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(f"{text!r} is the text of no format or rounding known here ({error!r})") from error
     return _VALUES[text]
+
+
+@functools.cache
+def code() -> str:
+    """A name for the code of this package. What an older one compiled, and torch kept on disk, may differ."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.blake2b(b"".join(file.read_bytes() for file in files), digest_size=8).hexdigest()
 
 
 def arguments(cls: type[Any]) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 
-from lptensor import BF16, E4M3, E5M2, Arithmetic, Rounding
-from lptensor.text import write
+import lptensor as lp
+from lptensor import BF16, E4M3, E5M2, Arithmetic, Rounding, text
+from lptensor.text import code, read, write
 
 ROOT = Path(__file__).parents[1]
 NAME = "import torch, lptensor as lp; x = torch.ones(2, 3).to_lp(lp.Arithmetic(lp.E4M3, backward=lp.E5M2))\n"
@@ -105,3 +108,16 @@ def test_a_model_that_is_lowered_does_not_run_what_was_compiled_of_a_plain_one(o
         "x = torch.randn(2, 4)\n"
     )
     python(prepare + "\n".join(steps[step] for step in order.split()))
+
+
+def test_a_rule_in_a_graph_names_the_code_that_compiles_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch keeps compiled loops on disk by their graph, and would take those of an older formula for this one's."""
+    graph = make_fx(lambda x: lp.round(x, BF16))(torch.ones(3)).graph
+    (rule,) = (node.args[1] for node in graph.nodes if node.target is torch.ops.lptensor.round.default)
+    assert read(rule) == (BF16, Rounding(), code())
+    shutil.copytree(ROOT / "lptensor", tmp_path, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
+    monkeypatch.setattr(text, "__file__", str(tmp_path / "text.py"))
+    assert code.__wrapped__() == code()
+    with (tmp_path / "fused.py").open("a") as file:
+        file.write("# another formula\n")
+    assert code.__wrapped__() != code()
