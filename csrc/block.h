@@ -57,9 +57,8 @@ LPT_FN float lpt_tensor_scale(const lpt_scaled &b, float largest) {
     return b.whole == 0 ? 1.0f : whole > smallest ? whole : smallest;
 }
 
-// The scale s of a block before that of the tensor: the block's is t = s * whole. All is done in
-// fp32, whatever the carrier, and rounded to nearest after each operation. `roomy` is that of the
-// scale's cell.
+// The scale s of a block before that of the tensor. All is done in fp32, whatever the carrier, and
+// rounded to nearest after each operation. `roomy` is that of the scale's cell.
 LPT_FN float lpt_block_scale(const lpt_scaled &b, const lpt_cell<float> &scale, bool roomy,
                              float largest, float whole) {
     float s = largest / (float)b.top / whole;
@@ -67,6 +66,12 @@ LPT_FN float lpt_block_scale(const lpt_scaled &b, const lpt_cell<float> &scale, 
     return lpt_value<float>(
         roomy ? lpt_round_roomy<float, LPT_NEAREST, LPT_ALL_ENDS>(lpt_bits(s), scale, 0)
               : lpt_round<float, LPT_NEAREST, false>(lpt_bits(s), scale, 0));
+}
+
+// The scale t of a block, held to what fp32 has.
+LPT_FN float lpt_scale_under(float s, float whole) {
+    const float most = lpt_value<float>(0x7f7fffffu), t = s * whole;
+    return t > most ? most : t;
 }
 
 // What multiplies x where that stands for the division by t.
@@ -81,7 +86,9 @@ LPT_FN float lpt_block_reciprocal(float s, float whole) {
 template <class T>
 LPT_FN void lpt_movable(const lpt_grid &g, const lpt_cell<T> &c, int32_t *low, int32_t *high) {
     typedef lpt_carrier<T> C;
-    const int32_t smallest = c.emin - (g.precision - 1), magic = c.emax + c.drop;
+    const int32_t smallest = c.emin - (g.precision - 1), above = c.emax + c.drop;
+    const int32_t below = g.subnormals == LPT_GRADUAL ? above : c.emin + C::mantissa;
+    const int32_t magic = above > below ? above : below;  // what is added, where the grid is widest
     const int32_t first = (int32_t)(c.limit[0] >> C::mantissa);
     const int32_t second = c.is_signed ? (int32_t)(c.limit[1] >> C::mantissa) : first;
     const int32_t end = first > second ? first : second;

@@ -212,7 +212,7 @@ template <class T, int MODE_> struct lpt_divided {
         const U inf = (U)(2 * C::bias + 1) << C::mantissa, nan = inf | (U)1 << (C::mantissa - 1);
         const float one =
             lpt_block_scale(b, scales, scales.roomy, fitting(lpt_value<T>(largest)), t.scale);
-        scale made = {lpt_bits((T)(one * t.scale)), 0, false};
+        scale made = {lpt_bits((T)lpt_scale_under(one, t.scale)), 0, false};
         if (MODE != LPT_ANY) {
             const U low = (U)(C::bias - 50) << C::mantissa, high = (U)(C::bias + 50) << C::mantissa;
             made.quick =

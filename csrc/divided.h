@@ -70,7 +70,7 @@ template <class T> class divided final : public block_rounding<T> {
         const bool multiply = b.reciprocal != 0;
         const T endless = lpt_value<T>((U)(2 * C::bias + 1) << C::mantissa);
         for (; at < end; at += wide, ++s, ++t) {
-            const T scale = lpt_value<T>(*s), times = lpt_value<T>(*t);
+            const T scale = lpt_value<T>(*s), times = *s ? lpt_value<T>(*t) : (T)0;
             const T by = *s ? scale : endless;  // under a scale of zero all is zero
             const int64_t stop = at + wide < end ? at + wide : end;
             for (int64_t from = at; from < stop;) {
@@ -115,7 +115,7 @@ template <class T> class divided final : public block_rounding<T> {
         for (int64_t i = 0; i < count; ++i) {
             const T largest = lpt_value<T>(s[i]), finite = largest < most ? largest : most;
             const float one = lpt_block_scale(blocks, grid, ROOMY, (float)finite, tensor);
-            s[i] = s[i] < inf ? lpt_bits((T)(one * tensor)) : nan;
+            s[i] = s[i] < inf ? lpt_bits((T)lpt_scale_under(one, tensor)) : nan;
             t[i] = lpt_bits((T)lpt_block_reciprocal(one, tensor));
             any |= s[i] == zero || s[i] >= inf ? (U)1 : (U)0;
         }

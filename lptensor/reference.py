@@ -127,7 +127,7 @@ def _scales(x: Tensor, largest: Tensor, lost: Tensor, blocks: ScaledBlocks) -> t
         s.clamp(blocks.floor, blocks.ceiling), blocks.scale, torch.zeros_like(lost, dtype=torch.int64), Rounding(), None
     )
     reciprocal = _single(_single(1.0 / whole) / s).clamp(max=most)
-    return torch.where(lost, torch.nan, _single(s * whole)), reciprocal
+    return torch.where(lost, torch.nan, _single(s * whole).clamp(max=most)), reciprocal
 
 
 def _single(x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

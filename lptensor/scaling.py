@@ -114,7 +114,7 @@ class CurrentMaximum(Scaling):
     g = m_tensor / (max * scale.max) if ``tensor_scale`` (at least 2**-149; that product is held to
     the largest fp32), else 1;
     s = R_scale(clamp(m_tile / max / g, floor, scale.max)); t = s * g; and x becomes t * R(x / t),
-    or, with ``reciprocal``, t * R(x * (1 / g / s)), the reciprocal held to the largest fp32. The
+    or, with ``reciprocal``, t * R(x * (1 / g / s)); t and the reciprocal held to the largest fp32. The
     quotient and the products of elements are taken in the dtype of x; the maximum of a float64
     tensor is rounded to fp32, and a float64 quotient too small to hold still is no zero. m_tensor
     passes over NaN and infinities. Where a scale underflows to zero, so do its values.

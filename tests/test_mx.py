@@ -280,6 +280,26 @@ def test_both_ends_of_the_scale_round_as_exact_rationals(element: ScalarFormat, 
         check(x, MX(element, 3, scale_rule=rule), mode)
 
 
+GAPPED = [
+    FloatingPoint(2, 3, specials="none", subnormals=False),
+    FloatingPoint(2, 7, specials="fnuz", subnormals=False),
+    FloatingPoint(2, 10, specials="none", subnormals="flush"),
+]
+
+
+@pytest.mark.parametrize("element", GAPPED, ids=repr)
+@pytest.mark.parametrize(("dtype", "top"), [(torch.float32, 127), (torch.float64, 130)], ids=str)
+def test_elements_without_subnormal_numbers_reach_up_to_the_top(
+    element: ScalarFormat, dtype: torch.dtype, top: int
+) -> None:
+    """What lies below the smallest normal number is rounded by a power of two far above it."""
+    for at in range(top - 34, top - 10):
+        x = spread((4, 9), dtype, binades=1, at=at)
+        x[:, 1:] *= torch.tensor([1, 2.0**-4, 2.0**-14, -(2.0**-14), 2.0**-60, 0.0, 1.3, 0.26], dtype=dtype)
+        for mode in MODES:
+            check(x, MX(element, 9), mode)
+
+
 @pytest.mark.parametrize("at", [-1040, -600, -127, 127, 600, 1012])
 def test_float64_beyond_the_range_of_e8m0_is_held_by_the_scale(at: int) -> None:
     x = spread((4, 8), torch.float64, binades=3, at=at)

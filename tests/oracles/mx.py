@@ -144,7 +144,7 @@ def scaled_block(
         s = held(float(largest)) / np.float32(float(top) / 2.0**margin) / whole
         s = np.float32(min(max(float(s), floor), float(ceiling)))
         s = np.float32(exact.rounded(scale_format, float(s), "nearest"))
-        t = np.float32(s * whole)
+        t = np.minimum(np.float32(s * whole), MOST)
         inverse = np.minimum(np.float32(1) / whole / s, MOST)
         results = []
         for x in xs:
