@@ -28,9 +28,8 @@ def forward(
     """The output, and the logsumexp of the scores that the backward pass asks for."""
     _check(multiply, query, key, dropout_p)
     scores = _scores(multiply, query, key, is_causal, attn_mask, scale)
-    most = scores.amax(-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).min)
-    logsumexp = (multiply.sum((scores - most).exp(), -1, True).log() + most).squeeze(-1)
-    return multiply.of(Product.FORWARD).matmul(_weights(scores, logsumexp), value), logsumexp
+    weights, logsumexp = _softmax(multiply, scores)
+    return multiply.of(Product.FORWARD).matmul(weights, value), logsumexp
 
 
 def backward(
@@ -49,7 +48,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of query, key and value."""
     scores = _scores(multiply, query, key, is_causal, attn_mask, scale)
-    weights = _weights(scores, logsumexp.to(scores.dtype))
+    weights, _ = _softmax(multiply, scores)  # of the logsumexp, where scores are large, they would lose digits
     of_value = multiply.of(Product.GRAD_WEIGHT, 1).matmul(weights.mT, grad)
     of_weights = multiply.of(Product.GRAD_INPUT, 0).matmul(grad, value.mT)
     of_scores = weights * (of_weights - multiply.sum(weights * of_weights, -1, True)) * _scale(query, scale)
@@ -73,10 +72,12 @@ def _scores(
     return scores
 
 
-def _weights(scores: Tensor, logsumexp: Tensor) -> Tensor:
-    """The softmax; a row in which nothing is seen is zero."""
-    logsumexp = logsumexp.unsqueeze(-1)
-    return (scores - logsumexp).exp().masked_fill(logsumexp == -math.inf, 0.0)
+def _softmax(multiply: Multiply, scores: Tensor) -> tuple[Tensor, Tensor]:
+    """The weights and the logsumexp of each row; one in which nothing is seen has no weight."""
+    most = scores.amax(-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).min)
+    each = (scores - most).exp()
+    total = multiply.sum(each, -1, True)
+    return (each / total).masked_fill(total == 0, 0.0), (total.log() + most).squeeze(-1)
 
 
 def _check(multiply: Multiply, query: Tensor, key: Tensor, dropout_p: float) -> None:

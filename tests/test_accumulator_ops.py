@@ -567,6 +567,17 @@ def test_attention_adds_up_what_its_mask_lets_it_see(boolean: bool) -> None:
         assert torch.equal(mine[:, :, :6], true) and not mine[:, :, 6:].any()
 
 
+def test_weights_of_large_equal_scores_add_up_to_one() -> None:
+    q, k, v = torch.full((1, 1, 2, 4), 1000.0), torch.full((1, 1, 3, 4), 1000.0), torch.eye(4)[None, None, :3]
+    low = Arithmetic(None, accumulator=Accumulator(FP32))
+    operands = [x.to_lp(low).requires_grad_() for x in (q, k, v)]  # type: ignore[attr-defined]
+    out = F.scaled_dot_product_attention(*operands)
+    out.sum().backward()
+    third = torch.tensor(1.0) / 3
+    assert out.dequantize()[0, 0].tolist() == [[third, third, third, 0.0]] * 2  # type: ignore[attr-defined]
+    assert operands[2].grad.dequantize()[0, 0].tolist() == [[2 * third] * 4] * 3
+
+
 def test_attention_that_would_draw_twice_says_what_to_do() -> None:
     drawn = Arithmetic(None, accumulator=Accumulator(NARROW, rounding="stochastic"))
     inside = Arithmetic(None, accumulator=Accumulator(NARROW, chunk=4, inner=Accumulator(FP16, rounding="stochastic")))
