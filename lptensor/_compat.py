@@ -73,7 +73,7 @@ def recomputing() -> bool:
 
     Without it the gradients of torch.func and of create_graph=True would round as forward values.
     """
-    if _called_by_autograd():  # also in a pass that a recomputed function runs, or if its results are saved otherwise
+    if called_by_autograd():  # also in a pass that a recomputed function runs, or if its results are saved otherwise
         return False
     if torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:  # those that catch what it recomputes
         return True
@@ -480,11 +480,14 @@ def running_formula() -> Any:
     recomputation of a checkpoint, which runs within a node too, looks the same.
     """
     node = torch._C._current_autograd_node()
-    return node if node is not None and _called_by_autograd() else None
+    return node if node is not None and called_by_autograd() else None
 
 
-def _called_by_autograd() -> bool:
-    """Whether no Python code stands between autograd and the running op, but ours."""
+def called_by_autograd() -> bool:
+    """Whether no Python code stands between autograd and the running op, but ours.
+
+    Without it a copy of a forward value in a backward pass would be rounded as a gradient.
+    """
     frame = sys._getframe(1)
     while frame is not None and frame.f_code.co_filename.startswith(_HERE):
         frame = frame.f_back  # type: ignore[assignment]
@@ -590,6 +593,53 @@ def coerce_seeds(coerce: Callable[[Any, Tensor, bool], Tensor]) -> None:
         return tuple(seed if seed is None else coerce(output, seed, is_grads_batched) for output, seed in pairs)
 
     torch.autograd._make_grads = made
+
+
+def refuse_linearize(kind: type) -> None:
+    """Let torch.func.linearize say that it cannot take an LPTensor, which it traces as a constant.
+
+    Without it the linear function is one too, of memory that nobody has written.
+    """
+    from torch.utils import _pytree
+
+    linearize = torch.func.linearize
+
+    @functools.wraps(linearize)
+    def checked(func: Callable[..., Any], *primals: Any) -> Any:
+        if any(isinstance(leaf, kind) for leaf in _pytree.tree_leaves(primals)):
+            raise NotImplementedError(
+                "torch.func.linearize takes an LPTensor for a constant: use torch.func.jvp, or give it plain tensors "
+                "and say to_lp() inside"
+            )
+        return linearize(func, *primals)
+
+    torch.func.linearize = checked
+
+
+def keep_what_hangs_on_tensors(leaves: Callable[[Tensor, Tensor], bool], contents: Collection[str]) -> None:
+    """Let two tensors that swap what they are keep their attributes and hooks, where ``leaves`` says so.
+
+    ``contents`` are the attributes that are a part of what they are. Without it a parameter that is converted, or whose
+    module moves to another device, forgets its hooks, and takes no new ones: swap_tensors exchanges the attributes
+    of the objects, but neither finds the hooks of the one nor tells autograd of them.
+    """
+    swap: Callable[[Tensor, Tensor], None] = torch.utils.swap_tensors
+    hooks = ("_backward_hooks", "_post_accumulate_grad_hooks")
+
+    @functools.wraps(swap)
+    def swapped(t1: Tensor, t2: Tensor) -> None:
+        if not leaves(t1, t2):
+            return swap(t1, t2)
+        kept = [{name: value for name, value in vars(t).items() if name not in contents} for t in (t1, t2)]
+        swap(t1, t2)
+        for t, own in zip((t1, t2), kept, strict=True):
+            for name in [name for name in vars(t) if name not in contents]:
+                del vars(t)[name]
+            vars(t).update(own)
+            for name in hooks:
+                setattr(t, name, getattr(t, name))
+
+    torch.utils.swap_tensors = swapped
 
 
 def local_part(p: Tensor) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -84,8 +85,12 @@ def _convert_tensor(x: Tensor, arithmetic: Arithmetic | None) -> Tensor:
 
 
 def _convert_module(model: nn.Module, format: Any, buffers: bool) -> None:
+    if isinstance(format, Mapping) and not format:
+        raise ValueError('path rules name nothing to convert, got {}; say a format, or rules such as {"*": E4M3}')
     rules = PathRules(format)
-    rules.check_paths([*dict(model.named_modules()), *dict(model.named_parameters(remove_duplicate=False))])
+    modules = dict(model.named_modules(remove_duplicate=False))
+    rules.check_paths([*modules, *dict(model.named_parameters(remove_duplicate=False))])
+    _refuse_shared(modules, rules)
     plan = _plan(model, rules, buffers)
     _refuse_lowered(model, plan)
     _compat.disable_fused_attention()
@@ -123,6 +128,18 @@ def _plan(model: nn.Module, rules: PathRules, buffers: bool) -> Plan:
         if tensor.grad is not None:
             plan[id(tensor.grad)] = tensor.grad, verdict, True
     return plan
+
+
+def _refuse_shared(modules: dict[str, nn.Module], rules: PathRules) -> None:
+    """Refuse to make two things of one module that stands at two paths."""
+    first: dict[nn.Module, str] = {}
+    for path, module in modules.items():
+        other = first.setdefault(module, path)
+        if rules.of(other) != rules.of(path):
+            raise ValueError(
+                f"{other!r} and {path!r} are one module, but the rules give them {rules.of(other)!r} and "
+                f"{rules.of(path)!r}; give it one rule, or each path a module of its own"
+            )
 
 
 def _refuse_lowered(model: nn.Module, plan: Plan) -> None:
@@ -173,7 +190,7 @@ def _carry_out(model: nn.Module, plan: Plan) -> None:
             _undo(touched[: i + 1], before, {id(new): plan[old][0] for old, new in after.items()})
             raise RuntimeError(
                 "a parameter is in use by a computation graph or a weak reference and cannot be converted now: "
-                "let go of losses and outputs (del loss) and convert again; the model is unchanged"
+                f"let go of losses and outputs (del loss) and convert again; the model is unchanged (torch: {error})"
             ) from error
 
 
@@ -213,12 +230,24 @@ def _own(module: nn.Module) -> list[Tensor]:
 class _swapping:
     """Let modules replace a parameter's contents and keep the object, also on the way back to plain."""
 
+    here = threading.local()
+
     def __enter__(self) -> None:
         self._before = torch.__future__.get_swap_module_params_on_conversion()
         torch.__future__.set_swap_module_params_on_conversion(True)
+        self.here.swaps = True
 
     def __exit__(self, *_: Any) -> None:
+        self.here.swaps = False
         torch.__future__.set_swap_module_params_on_conversion(self._before)
+
+
+def _changes_form(a: Tensor, b: Tensor) -> bool:
+    """Whether a parameter gets new contents in low precision, or those of a conversion: all else stays with it."""
+    return type(a) is LPTensor or type(b) is LPTensor or getattr(_swapping.here, "swaps", False)
+
+
+_compat.keep_what_hangs_on_tensors(_changes_form, ("_inner", "_arithmetic", "_gradient", "_is_param"))
 
 
 def _hook(model: nn.Module, rules: PathRules, buffers: bool) -> None:

@@ -394,7 +394,7 @@ def test_the_default_dtype_has_no_say_in_what_is_carried(dtype: torch.dtype) -> 
         with pytest.raises(ValueError, match="24"):
             convert(model, FixedPoint(32, 16))
         assert is_low(convert(model, BF16).weight, BF16)
-        optimizer = convert(torch.optim.Adam(model.parameters()), {"exp_avg_sq": FP16})
+        optimizer = convert(torch.optim.Adam(model.parameters(), eps=0.01), {"exp_avg_sq": FP16})
         model(torch.ones(1, 3, dtype=torch.float32)).sum().backward()
         optimizer.step()
         assert is_low(optimizer.state[model.weight]["exp_avg_sq"], FP16)
@@ -477,3 +477,59 @@ def test_lazy_parameters_convert_when_they_are_materialised() -> None:
     assert all(is_low(p, E4M3) for p in model.parameters()) and len(list(model.parameters())) == 6
     model(torch.randn(5, 3).to_lp(BOTH)).sum().backward()
     assert all(is_low(p.grad, E5M2) for p in model.parameters())
+
+
+# -- what hangs on a parameter ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("move", [lambda m: m, lambda m: m.to("cpu"), lambda m: m.float(), lambda m: m.share_memory()])
+@pytest.mark.parametrize("rules", [E4M3, {"1": None, "*": E4M3}, {"1": BF16}], ids=str)
+def test_hooks_and_attributes_of_parameters_survive(rules: Any, move: Callable[[nn.Module], nn.Module]) -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    calls: list[str] = []
+    for name, p in model.named_parameters():
+        p.register_hook(lambda g, name=name: calls.append(f"before {name}"))
+        p.register_post_accumulate_grad_hook(lambda p, name=name: calls.append(f"after {name}"))
+        p.no_decay = True
+    names = [name for name, _ in model.named_parameters()]
+    removed = model[1].bias.register_hook(lambda g: calls.append("removed"))
+    for target in (rules, rules, None):
+        move(convert(model, target))
+        assert all(p.no_decay for p in model.parameters())
+        calls.clear()
+        model(torch.ones(2, 3)).sum().backward()
+        assert sorted(set(calls) - {"removed"}) == sorted(f"{when} {n}" for when in ("before", "after") for n in names)
+        assert ("removed" in calls) == (removed is not None)
+        if removed is not None:
+            removed.remove()
+            removed = None
+    convert(model, rules)
+    model[0].weight.register_hook(lambda g: g * 0)
+    model.zero_grad()
+    model(torch.ones(2, 3)).sum().backward()
+    assert not values(model[0].weight.grad).any() and values(model[1].weight.grad).any()
+
+
+def test_a_module_at_two_paths_gets_one_rule() -> None:
+    act = nn.GELU()
+    model = nn.ModuleDict({"a": nn.Sequential(nn.Linear(2, 2), act), "b": nn.Sequential(nn.Linear(2, 2), act)})
+    for rules in ({"a.1": None, "*": E4M3}, {"b.1": None, "*": E4M3}):
+        with pytest.raises(ValueError, match=r"'a\.1' and 'b\.1' are one module.*give it one rule"):
+            convert(model, rules)
+    assert not any(isinstance(p, LPTensor) for p in model.parameters())
+    convert(model, {"*.1": None, "*": E4M3})
+
+
+def test_rules_that_name_nothing_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"name nothing to convert, got \{\}.*\"\*\": E4M3"):
+        convert(nn.Linear(2, 2), {})
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # of torch itself
+def test_linearize_says_that_it_cannot_take_an_lptensor() -> None:
+    """It would make a graph with the values of this call in it."""
+    x = torch.tensor([0.3, 0.7]).to_lp(E4M3)  # type: ignore[attr-defined]
+    with pytest.raises(NotImplementedError, match=r"takes an LPTensor for a constant: use torch\.func\.jvp"):
+        torch.func.linearize(lambda x: x * 1.1, x)
+    y, tangent = torch.func.linearize(lambda x: x * 2, torch.ones(2))
+    assert y.tolist() == [2, 2] and tangent(torch.ones(2)).tolist() == [2, 2]
