@@ -9,12 +9,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lptensor.observe import saying
-from lptensor.optimizer_state import known_keys
+from lptensor.optimizer_state import BOOKKEEPING, known_keys
 from lptensor.parameters import read, write
 from lptensor.quantizer import Quant, Step, as_step
-
-# What torch's optimizers count and schedule with; a scalar parameter's state would else look like a momentum.
-_BOOKKEEPING = {"step", "eta", "mu", "mu_product"}
 
 
 @dataclass(frozen=True)
@@ -48,7 +45,7 @@ class Momenta:
             for key, value in optimizer.state.get(p, {}).items():
                 if key in self.by_key:
                     rule, tensors = self.by_key[key], value if isinstance(value, list) else [value]
-                elif isinstance(value, Tensor) and value.shape == p.shape and key not in _BOOKKEEPING:
+                elif isinstance(value, Tensor) and value.shape == p.shape and key not in BOOKKEEPING:
                     rule, tensors = self.every, [value]
                 else:
                     continue

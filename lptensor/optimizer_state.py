@@ -8,12 +8,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from lptensor.arithmetic import Arithmetic, as_arithmetic
 from lptensor.base import ScalarFormat
@@ -42,6 +42,11 @@ _KEPT: dict[str, tuple[str, ...]] = {
     "SGD": ("momentum_buffer",),
     "SparseAdam": _ADAM,
 }
+
+
+# What optimizers count, schedule and bound with, in tensors of no dimension, as all state of a scalar parameter is.
+BOOKKEEPING = frozenset({"step", "eta", "mu", "mu_product", "largest"})
+_MOMENTS = frozenset(key for keys in _KEPT.values() for key in keys) - BOOKKEEPING
 
 
 def known_keys(optimizer: Optimizer) -> set[str]:
@@ -93,7 +98,7 @@ class Own:
     def cast(self, key: str, value: Any) -> Any:
         for pattern, arithmetic in self.rules:
             if fnmatchcase(key, pattern):
-                return _cast(value, arithmetic)
+                return _cast(value, arithmetic, scalars=key in _MOMENTS or key == pattern and key not in BOOKKEEPING)
         return value
 
 
@@ -131,6 +136,7 @@ def _install(optimizer: Optimizer, own: Own) -> None:
         held.update(entries)
     optimizer.state = state
     _seen[optimizer] = _Seen(_conversions, state, own)
+    _unwarned.add(optimizer)
 
 
 def _bare(optimizer: Optimizer) -> Optimizer:
@@ -140,14 +146,15 @@ def _bare(optimizer: Optimizer) -> Optimizer:
     return optimizer
 
 
-def _cast(value: Any, arithmetic: Arithmetic | None, recast: bool = True) -> Any:
-    """State in an arithmetic, None for plain fp32. Counters (0-dim) and what is no tensor stay as they are.
+def _cast(value: Any, arithmetic: Arithmetic | None, recast: bool = True, scalars: bool = False) -> Any:
+    """State in an arithmetic, None for plain fp32. What is no tensor stays as it is.
 
-    Without ``recast``, what is low precision already stays so too.
+    Without ``recast``, what is low precision already stays so too; without ``scalars`` what has no dimension, as
+    counters have none.
     """
 
     def cast(x: Tensor) -> Tensor:
-        if not x.dim() or x.layout is not torch.strided:
+        if not (x.dim() or scalars) or x.layout is not torch.strided or not x.is_floating_point():
             return x
         if arithmetic is None:
             return x.dequantize() if isinstance(x, LPTensor) else x
@@ -174,6 +181,7 @@ class _Seen:
 
 _conversions = 0
 _seen: WeakKeyDictionary[Optimizer, _Seen] = WeakKeyDictionary()
+_unwarned: WeakSet[Optimizer] = WeakSet()  # those that have been given formats and took no step since
 
 
 def _before_step(optimizer: Optimizer, *_: Any) -> None:
@@ -187,9 +195,12 @@ def _before_step(optimizer: Optimizer, *_: Any) -> None:
     if state is None:
         return
     if seen is not None and seen.state is state and seen.conversions == _conversions:
-        if seen.size != len(state):  # the last step has made some
+        if seen.size != len(state):  # a step that raised has made some
             seen.size = len(state)
-            _keep_plain(optimizer, seen)
+            _fit_new(optimizer, seen)
+        if optimizer in _unwarned:
+            _unwarned.discard(optimizer)
+            _warn_of_no_eps(optimizer, seen.own)
         return
     own = seen.own if seen is not None else getattr(state, "default_factory", None)
     if isinstance(own, Own):  # the state was loaded, or the optimizer copied
@@ -197,10 +208,21 @@ def _before_step(optimizer: Optimizer, *_: Any) -> None:
     else:
         _follow(optimizer, seen, state)
         _seen[optimizer] = _Seen(_conversions, state, None)
+    _unwarned.discard(optimizer)
     _warn_of_no_eps(optimizer, own if isinstance(own, Own) else None)
 
 
+def _after_step(optimizer: Optimizer, *_: Any) -> None:
+    if torch.compiler.is_dynamo_compiling():
+        return
+    seen, state = _seen.get(optimizer), vars(optimizer).get("state")
+    if seen is not None and state is not None and seen.state is state and seen.size != len(state):
+        seen.size = len(state)
+        _fit_new(optimizer, seen)
+
+
 register_optimizer_step_pre_hook(_before_step)
+register_optimizer_step_post_hook(_after_step)
 
 
 def fit_gradient(p: Tensor) -> None:
@@ -226,7 +248,11 @@ def _follow(optimizer: Optimizer, seen: _Seen | None, state: Any) -> None:
         if not isinstance(p, Tensor) or not isinstance(entries, dict) or not (seen is None or loaded or converted):
             continue  # what is kept for no parameter, or in a form of its own, is its optimizer's affair
         arithmetic = p._arithmetic if isinstance(p, LPTensor) else None
-        fitting = {key: _cast(value, arithmetic, converted) for key, value in entries.items()}
+        scalar = not p.dim()
+        fitting = {
+            key: _cast(value, arithmetic, converted, scalar and key not in BOOKKEEPING)
+            for key, value in entries.items()
+        }
         if not foreign:
             entries.update(fitting)
         elif any(fitting[key] is not entries[key] for key in entries if isinstance(entries[key], Tensor)):
@@ -240,14 +266,20 @@ def _follow(optimizer: Optimizer, seen: _Seen | None, state: Any) -> None:
             return
 
 
-def _keep_plain(optimizer: Optimizer, seen: _Seen) -> None:
-    """Take state of plain parameters out of low precision, if it was made of gradients that are LPTensors."""
+def _fit_new(optimizer: Optimizer, seen: _Seen) -> None:
+    """Give state that was made as a copy of a gradient the form of its parameter.
+
+    Plain parameters may have gradients that are LPTensors, and those of low ones have no format where a
+    loss scale was divided out of them.
+    """
     if seen.own is not None or not type(optimizer).__module__.startswith("torch.optim"):
         return
     for p, entries in seen.state.items():
-        for key, value in entries.items() if not isinstance(p, LPTensor) else ():
+        low = isinstance(p, LPTensor)
+        for key, value in entries.items():
             if isinstance(value, LPTensor) and value.shape == p.shape:
-                entries[key] = _cast(value, None)
+                if not low or _forward(value) is None is not _forward(p):
+                    entries[key] = _cast(value, p._arithmetic if low else None, scalars=True)
 
 
 # Where optimizers keep squares of gradients whose root they divide by: a key, and a pattern for all such. Adamax

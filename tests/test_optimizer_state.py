@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from low import is_low, rounded, same, values
 from lptensor import BF16, E4M3, E5M2, FP16, FP32, Arithmetic, FixedPoint, LPTensor, OptimLP, convert
+from lptensor.training import LossScaler
 
 BOTH = Arithmetic(BF16, backward=E5M2)
 ADAM_KEYS = ("exp_avg", "exp_avg_sq")
@@ -398,3 +399,73 @@ def test_where_eps_is_representable_or_not_rounded_nothing_is_said(format: Any, 
     model = convert(net(), format)
     step(model, torch.optim.Adam(model.parameters(), **options), 2)
     assert all(is_low(p, format) for p in model.parameters()) if format != FP32 else True
+
+
+@pytest.mark.parametrize("move", [lambda m: m.to("cpu"), lambda m: m.float()])
+def test_state_follows_a_model_that_was_moved_after_it_was_converted(move: Callable[[nn.Module], nn.Module]) -> None:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), momentum=0.9)
+    step(model, optimizer)
+    move(convert(model, E4M3))
+    step(model, optimizer)
+    assert all(is_low(s, E4M3) for s in state_of(optimizer, "momentum_buffer"))
+
+
+@pytest.mark.parametrize("when", ["before a step", "after it"])
+def test_state_of_a_scalar_parameter_has_formats_too_and_its_counter_none(when: str) -> None:
+    scale = nn.Parameter(torch.tensor(0.5).to_lp(E5M2))  # type: ignore[attr-defined]
+    optimizer = torch.optim.Adam([scale], lr=0.01, eps=0.01)
+    if when == "before a step":
+        convert(optimizer, {"exp_avg_sq": FP32, "*": BF16})
+    for _ in range(2):
+        optimizer.zero_grad()
+        (scale * 2**-10).backward()
+        optimizer.step()
+    if when == "after it":
+        convert(optimizer, {"exp_avg_sq": FP32, "*": BF16})
+    entries = optimizer.state[scale]
+    assert entries["exp_avg_sq"].format == FP32 and is_low(entries["exp_avg"], BF16)
+    assert type(entries["step"]) is Tensor and entries["step"] == 2
+    assert scale.isfinite()
+
+
+def test_state_of_a_scalar_parameter_follows_its_conversion() -> None:
+    holder = nn.ParameterDict({"scale": nn.Parameter(torch.tensor(0.5))})
+    optimizer = torch.optim.Adam(holder.parameters(), lr=0.01, eps=0.01)
+    (holder["scale"] * 2).backward()
+    optimizer.step()
+    convert(holder, E4M3)
+    (holder["scale"] * 2).backward()
+    optimizer.step()
+    entries = optimizer.state[holder["scale"]]
+    assert is_low(entries["exp_avg"], E4M3) and type(entries["step"]) is Tensor and entries["step"] == 2
+
+
+@pytest.mark.parametrize("spec", [{"exp_avg": FP32}, E5M2])
+@pytest.mark.parametrize("steps", [0, 1])
+def test_formats_for_state_do_not_silence_the_warning_of_an_eps_that_underflows(spec: Any, steps: int) -> None:
+    p = nn.Parameter(torch.ones(2).to_lp(E5M2))  # type: ignore[attr-defined]
+    optimizer = torch.optim.Adam([p])
+    p.grad = torch.full((2,), 0.5).to_lp(E5M2)  # type: ignore[attr-defined]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(steps):
+            optimizer.step()
+    convert(optimizer, spec)
+    with pytest.warns(RuntimeWarning, match="where squares of gradients underflow, the step divides by zero"):
+        optimizer.step()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.step()
+
+
+@pytest.mark.parametrize("options", [{}, {"foreach": True}, {"nesterov": True}, {"weight_decay": 0.1}], ids=str)
+def test_momentum_made_of_unscaled_gradients_is_in_the_format_of_its_parameter(options: Any) -> None:
+    model = convert(net(), BOTH)
+    optimizer, scaler = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, **options), LossScaler(64.0)
+    for _ in range(2):
+        optimizer.zero_grad()
+        scaler.scale(model(torch.ones(2, 6)).square().mean()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        assert all(is_low(s, BF16) for s in state_of(optimizer, "momentum_buffer"))
