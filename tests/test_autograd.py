@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -374,3 +375,51 @@ def test_anomaly_mode_runs() -> None:
     with torch.autograd.detect_anomaly():
         x.exp().sum().backward()
     assert is_low(x.grad, E5M2)
+
+
+# -- forward values within a backward pass ---------------------------------------------------------------
+
+
+def test_values_saved_for_the_backward_pass_come_back_as_they_were_from_elsewhere() -> None:
+    """As from another device, where offloading has put them: a copy there is the value."""
+    both = Arithmetic(E4M3, backward=E5M2)
+    x, layer = torch.randn(8, 16).to_lp(both), convert(nn.Linear(16, 4, bias=False), both)  # type: ignore[attr-defined]
+    gradients = []
+    for unpack in (lambda t: t, lambda t: t.to("cpu", copy=True), lambda t: t.clone()):
+        layer.zero_grad()
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t, unpack):
+            layer(x).exp().sum().backward()
+        gradients.append(layer.weight.grad.dequantize())
+    assert torch.equal(gradients[0], gradients[1]) and torch.equal(gradients[0], gradients[2])
+
+
+@pytest.mark.parametrize("copy", [torch.clone, lambda x: x.t().contiguous().t(), lambda x: x[[0, 1]]])
+def test_a_backward_of_ones_own_copies_forward_values_without_rounding(copy: Callable[[Tensor], Tensor]) -> None:
+    both = Arithmetic(E4M3, backward=E5M2, backward_rounding="stochastic")
+    seen: list[Any] = []
+
+    class Function(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            ctx.save_for_backward(x)
+            return x * 1
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+            before = torch.get_rng_state()
+            seen.append(copy(ctx.saved_tensors[0]))
+            assert torch.equal(torch.get_rng_state(), before)
+            return grad
+
+    x = torch.full((2, 2), 0.6875).to_lp(both).requires_grad_()  # type: ignore[attr-defined]
+    Function.apply(x).sum().backward()
+    assert seen[0].format == E4M3 and seen[0].dequantize().tolist() == [[0.6875] * 2] * 2
+    assert x.grad.format == E5M2
+
+
+@pytest.mark.parametrize("last", [torch.relu, lambda x: x, torch.t, lambda x: x.masked_fill(x < 0, 0.0), torch.flip])
+def test_a_gradient_that_is_all_one_has_the_backward_format(last: Callable[..., Tensor]) -> None:
+    x = torch.ones(2, 2).to_lp(Arithmetic(E4M3, backward=E5M2)).requires_grad_()  # type: ignore[attr-defined]
+    y = last(x, (0,)) if last is torch.flip else last(x)
+    y.sum().backward()
+    assert x.grad.format == E5M2 and (x.grad == 1).all()
