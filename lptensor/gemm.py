@@ -111,7 +111,7 @@ def _run(a: Tensor, b: Tensor, acc: Accumulator, c: Tensor | None, generator: An
     """The kernel or the reference, on three axes each; ``running``: every sum, [batch, m, k, n]."""
     # kernels read memory, which tensors such as z.conj().imag have with the other sign
     a, b, c = a.detach().resolve_neg(), b.detach().resolve_neg(), None if c is None else c.detach().resolve_neg()
-    if type(a) is Tensor and type(b) is Tensor and not _compat.traced_by_mode():
+    if type(a) is Tensor and type(b) is Tensor and not _compat.traced():
         return _added_up(a, b, acc, c, running, generator)
     if generator is not None:
         raise ValueError(

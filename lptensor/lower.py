@@ -20,6 +20,7 @@ from lptensor.formats import Format
 from lptensor.layer_products import LayerProducts, check_plain
 from lptensor.nests import is_container, remade
 from lptensor.operands import Gemm
+from lptensor.ops import check_roundable
 from lptensor.outputs import round_output
 from lptensor.path_rules import PathRules, listed
 from lptensor.quantizer import Quantize, quantizer
@@ -104,12 +105,18 @@ def lower(
         raise TypeError(f"lower takes a torch.nn.Module, got {model!r}")
     wanted = _classes(layer_type, layer_types)
     quantize = quantizer(forward_number, backward_number, forward_rounding, backward_rounding)
+    if all(p.dtype == torch.float32 for p in model.parameters()):
+        for number in (forward_number, backward_number):
+            if number is not None:
+                check_roundable(torch.empty(0, dtype=torch.float32), number)
     products = None
     if operands is not None or accumulator is not None:
         products = Arithmetic(None, operands=operands, accumulator=accumulator)
     layers = _chosen(model, wanted, exempt)
     if not layers:
         present = sorted({type(module).__name__ for module in model.modules()})
+        if _chosen(model, wanted, ()):
+            raise ValueError(f"exempt={listed('exempt', exempt)} leaves no layer of {_names(wanted)}; name fewer paths")
         raise ValueError(f"{type(model).__name__} has no layer of {_names(wanted)}; it is made of {', '.join(present)}")
     if products is not None:
         for layer in layers:

@@ -192,7 +192,7 @@ def _kernels(device: torch.device) -> Any:
 def round_fresh(x: Tensor, format: Format, rounding: Rounding, generator: Any = None) -> Tensor:
     """A rounded copy of a plain tensor, without autograd."""
     x = x.detach()
-    if type(x) is not Tensor or _compat.traced_by_mode():
+    if type(x) is not Tensor or _compat.traced():
         if generator is not None:
             raise ValueError(
                 "a graph cannot draw from a generator of its own: in torch.compile and torch.export leave generator= "

@@ -136,7 +136,8 @@ class OptimLP(Optimizer):
             self.round_gradients()
         weights = self._load_accumulators()
         try:
-            loss = self.optim.step(None if closure is None else self._at_rounded_weights(closure, weights))
+            step = self.optim.step  # of which some take no closure
+            loss = step() if closure is None else step(self._at_rounded_weights(closure, weights))
             self._round_weights(weights)
         except BaseException:
             for p, weight in weights.items():

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
+import lptensor
 from lptensor.convert import convert
 from lptensor.formats import BF16, E4M3, E5M2, FixedPoint, FloatingPoint
 from lptensor.lower import GROUPS, lower
@@ -329,3 +330,23 @@ def test_layer_types_is_the_same_as_layer_type():
     x = torch.randn(2, 1, 6, 6)
     net = lower(small_net(), layer_types=["linear"], forward_number=E5M2, forward_rounding="nearest")
     assert on_grid(net(x))
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("grad", [False, True])
+def test_rounding_is_a_part_of_what_jit_traces(grad: bool) -> None:
+    net = lower(nn.Sequential(nn.Linear(3, 3), nn.ReLU()), ["linear", "activation"], E4M3, forward_rounding="nearest")
+    x = torch.randn(5, 3)
+    for function in (net, lambda x: lptensor.round(x, E4M3)):
+        with torch.set_grad_enabled(grad):
+            traced = torch.jit.trace(function, torch.randn(5, 3), check_trace=False)
+            assert torch.equal(traced(x), function(x))
+
+
+def test_a_format_that_the_outputs_cannot_have_is_refused_at_once() -> None:
+    net = nn.Sequential(nn.Linear(3, 3))
+    for numbers in ((FixedPoint(32, 10), None), (None, FixedPoint(32, 10))):
+        with pytest.raises(ValueError, match=r"FixedPoint\(wl=32, fl=10\) needs more than the 24 bits of float32"):
+            lower(net, ["linear"], *numbers)
+    lower(net.double(), ["linear"], FixedPoint(32, 10))
+    assert net(torch.ones(1, 3, dtype=torch.float64)).dtype == torch.float64

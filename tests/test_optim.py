@@ -5,6 +5,7 @@ import inspect
 import io
 import pickle
 import types
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim import SGD
 
+import lptensor
 from lptensor.arithmetic import Arithmetic
 from lptensor.convert import convert
 from lptensor.formats import BF16, E4M3, E5M2, FP16, FixedPoint, FloatingPoint
@@ -803,3 +805,18 @@ def test_lp_parameters_come_back_from_a_step_that_fails():
     with pytest.raises(ZeroDivisionError):
         optim.step(lambda: 1 / 0)
     assert all(p.arithmetic == Arithmetic(E5M2, BF16) for p in task.params)
+
+
+def test_an_optimizer_whose_step_takes_no_closure_can_be_wrapped() -> None:
+    class Plain(torch.optim.Optimizer):
+        def __init__(self, params: Any) -> None:
+            super().__init__(params, {})
+
+        def step(self) -> None:  # type: ignore[override]
+            for p in self.param_groups[0]["params"]:
+                p.data.sub_(p.grad, alpha=0.3)
+
+    w = nn.Parameter(torch.ones(2))
+    w.grad = torch.ones(2)
+    OptimLP(Plain([w]), weight_quant=lambda x: lptensor.round(x, E4M3)).step()
+    assert w.tolist() == [0.6875] * 2
