@@ -131,9 +131,21 @@ if _typing.TYPE_CHECKING:
     from lptensor import study as study, training as training
 
 
+_OF_QPYTORCH = {
+    "float_quantize": "lptensor.round(x, FloatingPoint(exp, man), rounding)",
+    "fixed_point_quantize": "lptensor.round(x, FixedPoint(wl, fl, clamp, symmetric), rounding)",
+    "block_quantize": "lptensor.round(x, BlockFloatingPoint(wl, dim), rounding)",
+    "sequential_lower": "lptensor.lower(model, layer_types, ...), which takes any model",
+}
+
+
 def __getattr__(name: str) -> object:  # most programs need neither, and both have many files
     if name in ("study", "training"):
         return _importlib.import_module(f"lptensor.{name}")
+    if name == "__version__":
+        return _importlib.import_module("importlib.metadata").version("lptensor")
+    if name in _OF_QPYTORCH:
+        raise AttributeError(f"lptensor has no {name!r} of QPyTorch's: say {_OF_QPYTORCH[name]}")
     raise AttributeError(f"module 'lptensor' has no attribute {name!r}")
 
 

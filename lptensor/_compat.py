@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
-from types import CodeType, FunctionType
+from types import CodeType, FrameType, FunctionType
 from typing import Any, TypeVar
 
 import torch
@@ -484,15 +484,31 @@ def running_formula() -> Any:
 
 
 def called_by_autograd() -> bool:
-    """Whether no Python code stands between autograd and the running op, but ours.
-
-    Without it a copy of a forward value in a backward pass would be rounded as a gradient.
-    """
-    frame = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename.startswith(_HERE):
-        frame = frame.f_back  # type: ignore[assignment]
+    """Whether no Python code stands between autograd and the running op, but ours."""
+    frame = _caller()
     # The threads that autograd computes on have no Python frames but ours.
     return frame is None or frame.f_code.co_name == "_engine_run_backward"
+
+
+def called_by_torch() -> bool:
+    """The same, or whether a function of torch's own runs the op, but what brings saved tensors back.
+
+    Without it a forward value that was saved on another device for the backward pass would come back rounded as a
+    gradient.
+    """
+    frame = _caller()
+    file = "" if frame is None else frame.f_code.co_filename
+    return (
+        frame is None or file.startswith(_TORCH) and file != _SAVING or frame.f_code.co_name == "_engine_run_backward"
+    )
+
+
+def _caller() -> FrameType | None:
+    """The code that called an op, past ours."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and frame.f_code.co_filename.startswith(_HERE):
+        frame = frame.f_back
+    return frame
 
 
 def known_signature(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -521,6 +537,8 @@ def stepping(optimizers: Collection[int]) -> set[int]:
 _STEP = next((c for c in torch.optim.Optimizer.profile_hook_step.__code__.co_consts if isinstance(c, CodeType)), None)
 
 _HERE = str(Path(__file__).parent)
+_TORCH = str(Path(torch.__file__).parent)
+_SAVING = torch.autograd.graph.save_on_cpu.__init__.__code__.co_filename
 
 
 def evaluation() -> tuple[int, int]:

@@ -152,7 +152,10 @@ class Accumulator:
         for name in ("sum", "product"):
             format = getattr(self, name)
             if format is not None and dtype == torch.float32 and format.carrier == torch.float64:
-                raise ValueError(f"{name}={format!r} needs more than float32's 24 bits; use float64 tensors")
+                raise ValueError(
+                    f"{name}={format!r} needs more than float32's 24 bits; use float64 tensors, or in an Arithmetic "
+                    "compute=torch.float64"
+                )
         if dtype == torch.float64 and self.compute == "fp32":
             raise ValueError('compute="fp32" is for float32 tensors, got float64; leave compute out')
         if self.inner is not None:
@@ -241,6 +244,8 @@ def integer_accumulator(bits: int = 32, overflow: str = "wrap", fl: int = 0) -> 
     More than 25 bits need float64 tensors, which hold the operands of integer arithmetic as they are.
 
     Args:
+        bits: 2 to 52, the sign among them.
+        fl: how many of them are behind the binary point.
         overflow: "wrap" goes on at the other end of the range, "saturate" stops at the end.
 
     >>> integer_accumulator(16, "saturate")

@@ -84,7 +84,7 @@ def common_grid(rule: Rule, args: Any, kwargs: Any, cls: Any) -> Grid | None:
                     return None
             elif isinstance(value, Tensor):  # integers and bools are values as well, and no format has all of them
                 return None
-    return grid
+    return grid if grid is None or grid[0].has_zero else None  # what is filled up is so with zeros
 
 
 def caller_named(rule: Rule, args: Any, kwargs: Any) -> bool:

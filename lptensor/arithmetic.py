@@ -60,6 +60,7 @@ class Arithmetic:
         gradient_format: Format | None = field(init=False)  # what gradients are kept in
         gradient_rounding: Rounding = field(init=False)
         direct: bool = field(init=False)  # whether ops run on fp32 as they are, and only round
+        has_zero: bool = field(init=False)  # whether all formats have, so that it need not be rounded
 
     def __init__(
         self,
@@ -101,6 +102,7 @@ class Arithmetic:
         object.__setattr__(self, "gradient_format", forward if backward is None else backward)
         object.__setattr__(self, "gradient_rounding", values["backward_rounding"] or values["rounding"])
         object.__setattr__(self, "direct", operands is None and accumulator is None and compute is torch.float32)
+        object.__setattr__(self, "has_zero", all(map(_has_zero, (forward, backward))))
         object.__setattr__(self, "_hash", hash(tuple(values.values())))
 
     def __hash__(self) -> int:
@@ -124,6 +126,13 @@ class Arithmetic:
         if self.compute is not torch.float32:
             shown.append(f"compute={self.compute}")
         return f"Arithmetic({', '.join(shown)})"
+
+
+def _has_zero(format: Format | None) -> bool:
+    """Whether zero is a value; it is of blocks, whatever their elements."""
+    lowered = None if format is None else format.lowered
+    values = getattr(lowered, "values", None)
+    return getattr(lowered, "zero", True) if values is None else 0.0 in values
 
 
 def as_arithmetic(

@@ -88,7 +88,7 @@ class ScalarFormat(Format):
 
     @property
     def carrier(self) -> torch.dtype:
-        """The dtype that holds every value: float64 for fixed point of more than 24 bits."""
+        """The dtype that holds every value: float64 for fixed point of more than 25 bits, 24 if unsigned."""
         return torch.float32 if self.grid.precision <= CARRIER_PRECISION else torch.float64
 
     def values(self) -> Tensor:

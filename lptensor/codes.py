@@ -33,7 +33,7 @@ def code_dtype(bits: int) -> torch.dtype:
 
 def _no_codes(format: Format) -> TypeError:
     way = "values divided by their lptensor.scales(x, format)"
-    return TypeError(f"{format!r} has no codes of single elements; its element has, for {way}")
+    return TypeError(f"{format!r} has no codes of single elements, but a scalar format has: encode {way}")
 
 
 @singledispatch

@@ -70,6 +70,7 @@ class DelayedScaling(nn.Module):
 
     @_compat.break_graph
     def forward(self, x: Tensor) -> Tensor:
+        """``x``, float32 or float64 of any shape, rounded under the scale; in training its maximum is remembered."""
         check_roundable(x, self.format)
         again = self.training and recomputed()
         scale = self._latest if again and self._latest is not None else self.scale.clone()

@@ -54,7 +54,8 @@ def _made(value: Any, kinds: list[type[Any]]) -> Any:
     known = {kind.__name__: kind for kind in kinds}
     name = value["type"]
     if name not in known:
-        raise ValueError(f"unknown format {name!r}; this version of lptensor knows {', '.join(sorted(known))}")
+        public = ", ".join(sorted(kind for kind in known if not kind.startswith("_")))
+        raise ValueError(f"unknown format {name!r}; this version of lptensor knows {public}")
     inside = [*_kinds(Format), *_kinds(Scaling), Tile]
     taken = arguments(known[name])  # files of earlier versions have a codebook's values under the field's name
     given: dict[str, Any] = {taken.get(str(k), str(k)): _made(v, inside) for k, v in value.items() if k != "type"}

@@ -65,9 +65,9 @@ def recomputed() -> bool:
 def side_of_copy(gradient: bool) -> bool:
     """The side of a copy: what autograd copies becomes a gradient, what an optimizer copies does not.
 
-    Python code within a backward pass, a hook's or a function's of one's own, copies forward values as what they
-    are: those that were saved for that pass and come back from another device, for one.
+    Users' code within a backward pass, of a hook or a function, copies forward values as what they are; so do
+    those come back that were saved for that pass on another device.
     """
     if gradient:
         return not in_step(_compat.graph_task())
-    return in_backward() and _compat.called_by_autograd()
+    return in_backward() and _compat.called_by_torch()

@@ -93,8 +93,8 @@ class FloatingPoint(ScalarFormat):
         allowed = {"ieee": ("inf", "saturate", "nan"), "none": ("saturate",)}.get(specials, ("nan", "saturate"))
         if overflow not in allowed:
             raise ValueError(f"overflow with specials={specials!r} must be {' or '.join(allowed)}, got {overflow!r}")
-        check_int("exp", exp, 1, 8)
-        check_int("man", man, 0, 23)
+        check_int("exp", exp, 1, 8, ", as float32 carries the values")
+        check_int("man", man, 0, 23, ", as float32 carries the values")
         if specials == "ieee" and (exp == 1 or man == 0):
             lost = "exp=1 leaves no normal numbers" if exp == 1 else "man=0 leaves no NaN"
             raise ValueError(f'{lost} under specials="ieee"; use specials="fn", "fnuz" or "none"')
@@ -193,7 +193,9 @@ def _size(size: tuple[int, ...], bit: int | None, exp: int | None, man: int | No
         if isinstance(bit, bool) or not isinstance(bit, int):
             raise TypeError(f"a width must be an integer, one of {sorted(_WIDTHS)}, got {bit!r}")
         if bit not in _WIDTHS:
-            raise ValueError(f"a width of {bit!r} bits is not settled; known: {sorted(_WIDTHS)}; give exp= and man=")
+            raise ValueError(
+                f"a width of {bit!r} bits is not settled; known: {sorted(_WIDTHS)}; give exp= (to 8) and man= (to 23)"
+            )
         return _WIDTHS[bit]
     if exp is None or man is None:
         raise TypeError("FloatingPoint needs a width, or both exp and man")
@@ -210,7 +212,7 @@ class FixedPoint(ScalarFormat):
     of 2**-fl, x is unchanged. NaN propagates.
 
     Args:
-        wl: word length, 1 to 24 bits on an fp32 carrier, to 53 on float64 tensors.
+        wl: word length, 1 to 25 bits (24 if unsigned) on float32 tensors, to 54 (53) on float64 ones.
         clamp: hold results in range.
         symmetric: drop the most negative value, so that -max is the smallest.
         signed: False for 0 <= k < 2**wl; negatives then become zero, or NaN if nothing clamps.

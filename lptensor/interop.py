@@ -153,10 +153,13 @@ def format_of(dtype: torch.dtype | np.dtype[Any] | type) -> ScalarFormat:
         found = {known: format for format, known in _TORCH.items()}.get(dtype)
         names = [str(known) for known in _TORCH.values()]
     else:
-        found = {known: format for format, known in _NUMPY.items()}.get(np.dtype(dtype).name)
         names = list(_NUMPY.values())
+        try:
+            found = {known: format for format, known in _NUMPY.items()}.get(np.dtype(dtype).name)
+        except TypeError:
+            found = None
     if found is None:
-        raise ValueError(f"{dtype} has no format; known: {', '.join(names)}")
+        raise ValueError(f"{dtype!r} has no format; known: {', '.join(names)}")
     return found
 
 

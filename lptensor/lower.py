@@ -74,6 +74,10 @@ def lower(
     floating-point tensor in a layer's output is rounded, wherever it stands in tuples, lists, dicts,
     dataclasses and packed sequences; integers, plain numbers and None pass. Special values are the format's affair.
 
+    What a ReLU, a pool of maxima, a pad or an idle dropout makes of values that were just rounded to the same
+    format is not rounded again, unless they were written to; writes through ``.data``, which hides them from
+    autograd, are not seen.
+
     A later call replaces what an earlier one said about a layer; with neither numbers nor products
     it takes everything away. Subclasses count as what they extend. Only modules that are called can be rounded:
     functional code is left alone, as are the projections inside ``nn.MultiheadAttention``, whose

@@ -34,7 +34,7 @@ def round(
     Args:
         x: float32 or float64, any shape and layout. float64 is rounded once, never through fp32.
         rounding: a name ("nearest", "nearest_away", "toward_zero", "down", "up", "odd",
-            "stochastic"), a ``Mode`` or a ``Rounding``.
+            "stochastic", "stochastic_equal"), a ``Mode`` or a ``Rounding``, such as ``Stochastic(8)``.
         generator: where stochastic rounding draws its key; torch's CPU generator by default, so
             that ``torch.manual_seed`` repeats it, on any device and number of threads.
         out: a tensor like ``x`` to write into, ``x`` itself included; it takes no part in autograd.
@@ -138,6 +138,8 @@ def check_roundable(x: Any, format: Any) -> None:
         raise TypeError(f"expected a tensor, got {type(x).__name__}; make one with torch.tensor(...)")
     if x.dtype not in (torch.float32, torch.float64):
         way = "round .real and .imag" if x.is_complex() else "convert with .float() first"
+        if not x.is_complex() and torch.is_autocast_enabled(x.device.type):
+            way += ", or turn torch.autocast off, which has made it"
         raise TypeError(f"only float32 and float64 tensors are rounded, got {x.dtype}; {way}")
     if x.layout is not torch.strided:
         raise TypeError(f"only dense tensors are rounded, got {x.layout}; round its .values(), or call .to_dense()")

@@ -27,7 +27,8 @@ _KEYS = {_ACCUMULATOR: "an acc_quant", **{KEPT[update]: f"update={update!r}" for
 
 def _of_the_wrapped(name: str) -> Any:
     """An attribute that is the wrapped optimizer's."""
-    return property(lambda self: getattr(self.optim, name), lambda self, value: setattr(self.optim, name, value))
+    get, put = (lambda self: getattr(self.optim, name)), (lambda self, value: setattr(self.optim, name, value))
+    return property(get, put, doc=f"The {name.replace('_', ' ')} of the wrapped optimizer.")
 
 
 class _Held(NamedTuple):

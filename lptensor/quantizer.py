@@ -83,6 +83,7 @@ class Quantizer(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """``x``, of any shape, float32, float64 or an LPTensor, rounded; so is its gradient on the way back."""
         return self.quantize(x)
 
     def extra_repr(self) -> str:
@@ -125,7 +126,11 @@ def as_step(name: str, quant: object) -> Step | None:
         return Step(name, quantizer(quant), quant)
     if callable(quant) and not isinstance(quant, type):
         return Step(name, quant, None)
-    raise TypeError(f"{name} must be a number format such as FloatingPoint(8), or a function, got {no_format(quant)}")
+    hint = "; say arguments by name, QPyTorch's come in another order" if isinstance(quant, (int, float)) else ""
+    raise TypeError(
+        f"{name} must be a number format such as FloatingPoint(8), or a function such as quantizer(...) makes, "
+        f"got {no_format(quant)}{hint}"
+    )
 
 
 @dataclass(frozen=True, repr=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 from lptensor import _compat
 from lptensor.text import constant, learn
@@ -11,10 +12,21 @@ from lptensor.text import constant, learn
 
 @learn
 class Mode(enum.IntEnum):
-    """The rounding directions; the numbers are those of ``enum lpt_mode`` in csrc/grid.h.
+    """How a value between two neighbours of a format is rounded; each mode's name in lower case stands for it too.
 
-    >>> Mode["NEAREST"].name.lower()
-    'nearest'
+    - NEAREST: to the nearer one, ties to the even code (IEEE 754-2019 4.3.1, roundTiesToEven).
+    - NEAREST_AWAY: to the nearer one, ties away from zero (roundTiesToAway).
+    - TOWARD_ZERO, DOWN, UP: toward zero, minus infinity, plus infinity (4.3.2).
+    - ODD: to the one whose code is odd (Boldo and Melquiond 2008).
+    - STOCHASTIC: up with the probability of the fraction; STOCHASTIC_HALF_OFFSET and STOCHASTIC_PRE_ROUNDED are
+      its variants for few random bits (``Stochastic``).
+    - STOCHASTIC_EQUAL: up or down with probability 1/2.
+
+    The numbers are those of ``enum lpt_mode`` in csrc/grid.h.
+
+    >>> import torch, lptensor
+    >>> lptensor.round(torch.tensor([0.1]), lptensor.FloatingPoint(8), Mode.UP)
+    tensor([0.1094])
     """
 
     NEAREST = 0  # IEEE 754-2019 4.3.1 roundTiesToEven
@@ -31,7 +43,17 @@ class Mode(enum.IntEnum):
 
 @learn
 class Beyond(enum.IntEnum):
-    """What stochastic rounding does past the largest value; the numbers are those of csrc/grid.h."""
+    """What stochastic rounding does with finite values past the largest one, M; ``Stochastic`` takes the names.
+
+    - OVERFLOW: rounds as if the exponent had no bound, then the format's overflow takes what is larger than M.
+    - SATURATE: M.
+    - PROBABILITY: from M to half a spacing above it, overflow grows from never to certain.
+
+    The numbers are those of csrc/grid.h.
+
+    >>> Stochastic(beyond=Beyond.SATURATE)
+    Stochastic(beyond='saturate')
+    """
 
     OVERFLOW = 0  # rounds as if the exponent had no bound, then the format's overflow takes the result
     SATURATE = 1  # finite values stop at the largest
@@ -79,7 +101,7 @@ class Rounding:
                 if type(value := getattr(self, name)) is int:
                     object.__setattr__(self, name, kind(value))
         if not isinstance(self.mode, Mode):
-            raise TypeError(f"mode must be a Mode, got {self.mode!r}; as_rounding() takes names")
+            raise TypeError(f"mode must be a Mode such as Mode.NEAREST, got {self.mode!r}; rounding= takes names")
         if not isinstance(self.beyond, Beyond):
             raise TypeError(f"beyond must be a Beyond, got {self.beyond!r}; Stochastic() takes names")
         if isinstance(self.bits, bool) or not isinstance(self.bits, int) or not 1 <= self.bits <= 32:
@@ -101,6 +123,7 @@ class Rounding:
 
     @property
     def name(self) -> str:
+        """The mode's name in lower case, as ``lptensor.round`` takes it."""
         return self.mode.name.lower()
 
     def __repr__(self) -> str:
@@ -165,9 +188,12 @@ def as_rounding(rounding: Rounding | Mode | str) -> Rounding:
     if isinstance(rounding, Mode):
         return Rounding(rounding)
     if not isinstance(rounding, str):
-        raise TypeError(f"rounding must be a name, a Mode or a Rounding, got {rounding!r}")
+        raise TypeError(f"rounding must be a name ({', '.join(_BY_NAME)}), a Mode or a Rounding, got {rounding!r}")
     if rounding not in _BY_NAME:
-        raise ValueError(f"unknown rounding {rounding!r}; known: {', '.join(_BY_NAME)}; or Stochastic(bits, variant)")
+        close = get_close_matches(rounding.lower(), _BY_NAME, n=1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        known = f"known: {', '.join(_BY_NAME)}; or Stochastic(bits, variant)"
+        raise ValueError(f"unknown rounding {rounding!r}{hint}; {known}")
     return _BY_NAME[rounding]
 
 

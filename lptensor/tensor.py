@@ -39,6 +39,8 @@ class LPTensor(Traceable, Sharded, Surface, Tensor):  # type: ignore[misc]
     (weight decay, Nesterov's momentum) is rounded to its format: dequantize before the plain part, as
     the rules of ``lptensor.convert`` do, where that is not meant.
 
+    ``LPTensor(x, arithmetic)`` itself rounds nothing: it is for values that lie on the format already.
+
     >>> from lptensor import FloatingPoint
     >>> torch.tensor([0.1, 0.2]).to_lp(FloatingPoint(8)) * 3
     LPTensor([0.2500, 0.5000], format=FloatingPoint(exp=5, man=2), rounding='nearest')
@@ -52,7 +54,9 @@ class LPTensor(Traceable, Sharded, Surface, Tensor):  # type: ignore[misc]
     @_compat.run_by_python
     def __new__(cls, inner: Tensor, arithmetic: Arithmetic, gradient: bool = False) -> LPTensor:
         if type(arithmetic) is not Arithmetic:
-            raise TypeError(f"an LPTensor carries an Arithmetic, got {arithmetic!r}; x.to_lp(format) makes one")
+            raise TypeError(
+                f"an LPTensor is made by x.to_lp(format), which rounds; its own arithmetic is no {arithmetic!r}"
+            )
         self: LPTensor = _compat.make_wrapper(cls, inner)
         self._inner, self._arithmetic, self._gradient = inner, arithmetic, gradient
         return self

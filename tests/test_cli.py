@@ -213,7 +213,10 @@ class TestRound:
             (("1e400", "--format", "e4m3"), "'1e400' is beyond the largest float64"),
             (("1", "--format", "e4m33x"), "unknown format 'e4m33x'. Did you mean E4M3?"),
             (("1", "--format", "fixed(80,4)"), "wl must be from 1 to 53"),
-            (("1", "--format", "e4m3", "--rounding", "nearst"), "unknown rounding 'nearst'; known: nearest,"),
+            (
+                ("1", "--format", "e4m3", "--rounding", "nearst"),
+                "rounding 'nearst' (did you mean 'nearest'?); known:",
+            ),
             (("1", "--format", "e4m3", "--bits=3"), "'--bits=3' is no option"),
             (("1", "--format", "e4m3", "--seed", "x"), "expected a whole number from 0 to 9223372036854775807, got x"),
         ],

@@ -7,7 +7,9 @@ import dataclasses
 import math
 import pickle
 import random
+from collections.abc import Callable
 from fractions import Fraction
+from typing import Any
 
 import mpmath
 import pytest
@@ -26,7 +28,7 @@ from backends import (
     threads,
     with_neighbours,
 )
-from lptensor import ops
+from lptensor import E8M0, FP32, Arithmetic, ops
 from lptensor.codebooks import DYNAMIC8, FP4_RADIX4, NF4, UDYNAMIC8, Codebook, LogNumber, TableFormat
 from lptensor.formats import CARRIER_MAX
 from lptensor.posits import Posit
@@ -391,3 +393,23 @@ def test_log_number_parameters_have_bounds() -> None:
     assert repr(LogNumber(8)) == "LogNumber(bits=8)"
     assert repr(LogNumber(8, bias=0, zero=False)) == "LogNumber(bits=8, bias=0, zero=False)"
     assert LogNumber(8, bias=64) == LogNumber(8) and LogNumber(16, gamma=512).bits == 16
+
+
+FILLS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "relu": torch.relu,
+    "zeros_like": torch.zeros_like,
+    "diag_embed": torch.diag_embed,
+    "pad": lambda x: torch.nn.functional.pad(x, (1, 2)),
+    "masked_fill": lambda x: x.masked_fill(x != x.max(), 0),
+    "zero_": lambda x: x.clone().zero_(),
+    "masked_fill_": lambda x: x.clone().masked_fill_(x != x.max(), 0),
+}
+
+
+@pytest.mark.parametrize("fill", FILLS)
+@pytest.mark.parametrize("format", [Codebook([-1.0, 1.0]), Codebook([-3.0, 0.5, 1.0]), E8M0], ids=repr)
+def test_tensors_of_formats_without_zero_are_filled_up_with_their_values(format: Any, fill: str) -> None:
+    x = torch.tensor([1.0, 0.5, 1.0]).to_lp(Arithmetic(format, backward=FP32))  # type: ignore[attr-defined]
+    y = FILLS[fill](x).dequantize()  # type: ignore[attr-defined]
+    assert not (y == 0).any() and torch.allclose(y, ops.round(y, format), rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(x.clone().dequantize(), x.dequantize())  # type: ignore[attr-defined]

@@ -73,13 +73,13 @@ def test_a_size_said_wrongly_is_refused(arguments: tuple[Any, ...], keywords: di
 @pytest.mark.parametrize(
     ("keywords", "named"),
     [
-        (dict(exp=0, man=3), "exp must be from 1 to 8, got 0"),
-        (dict(exp=9, man=3), "exp must be from 1 to 8, got 9"),
-        (dict(exp=4, man=-1), "man must be from 0 to 23, got -1"),
-        (dict(exp=4, man=24), "man must be from 0 to 23, got 24"),
+        (dict(exp=0, man=3), "exp must be from 1 to 8, as float32 carries the values, got 0"),
+        (dict(exp=9, man=3), "exp must be from 1 to 8, as float32 carries the values, got 9"),
+        (dict(exp=4, man=-1), "man must be from 0 to 23, as float32 carries the values, got -1"),
+        (dict(exp=4, man=24), "man must be from 0 to 23, as float32 carries the values, got 24"),
         (dict(exp=4, man=3, bias=-128), "bias must be from -127 to 255, got -128"),
         (dict(exp=4, man=3, bias=256), "got 256"),
-        (dict(bit=7), r"width of 7 .*known: \[4, 6, 8, 16, 32\]; give exp= and man="),
+        (dict(bit=7), r"width of 7 .*known: \[4, 6, 8, 16, 32\]; give exp= \(to 8\) and man= \(to 23\)"),
         (dict(exp=4, man=3, specials="ocp"), "ieee, fn, fnuz, none, got 'ocp'"),
         (dict(exp=4, man=3, overflow="clip"), "inf or saturate or nan, got 'clip'"),
         (dict(exp=4, man=3, specials="fn", overflow="inf"), "nan or saturate, got 'inf'"),

@@ -235,8 +235,11 @@ def test_what_has_no_counterpart_is_named() -> None:
         to_numpy(x, P3109(8, 3))
     with pytest.raises(ValueError, match="torch.complex64 has no format; known: torch.float32"):
         from_torch(x.to(torch.complex64))
-    with pytest.raises(ValueError, match="int64 has no format; known: float32"):
+    with pytest.raises(ValueError, match=r"dtype\('int64'\) has no format; known: float32"):
         from_numpy(np.zeros(2, np.int64))
+    for name in ("bf16", "no such type"):
+        with pytest.raises(ValueError, match=f"'{name}' has no format; known: float32"):
+            format_of(name)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"formats are given for \['y'\], the tensors are \['x'\]"):
         save_file({"x": x}, "unused", {"y": E4M3})
     with pytest.raises(TypeError, match="expected a tensor, got ndarray; from_numpy"):

@@ -55,13 +55,13 @@ def test_random_bits_for_a_mode_without_any_are_refused() -> None:
 
 @pytest.mark.parametrize("name", ["Nearest", "", "rne", "STOCHASTIC"])
 def test_unknown_names_are_refused(name: str) -> None:
-    with pytest.raises(ValueError, match=f"unknown rounding '{name}'; known: nearest, .*stochastic"):
+    with pytest.raises(ValueError, match=f"unknown rounding '{name}'.*; known: nearest, .*stochastic"):
         as_rounding(name)
 
 
 @pytest.mark.parametrize("wrong", [None, 0, 1.0, Mode])
 def test_what_names_no_rounding_is_refused(wrong: Any) -> None:
-    with pytest.raises(TypeError, match="name, a Mode or a Rounding"):
+    with pytest.raises(TypeError, match=r"name \(nearest, .*stochastic_equal\), a Mode or a Rounding"):
         as_rounding(wrong)
     with pytest.raises(TypeError, match="must be a Mode"):
         Rounding("nearest")  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ from typing import Any
 
 import typer
 
+import lptensor
 from lptensor.cli.formats import formats
 from lptensor.cli.round import round
 from lptensor.cli.train import train
@@ -18,6 +19,21 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"lptensor {lptensor.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(False, "--version", callback=_print_version, is_eager=True, help="Print it and exit."),
+) -> None:
+    pass
+
+
 app.command()(formats)
 # Values may be negative: what looks like an unknown option is left to the parser of values.
 app.command(context_settings={"ignore_unknown_options": True})(round)
