@@ -2,6 +2,7 @@
 // first. They are made in a small buffer, which stays in cache, and leave it in one go.
 #pragma once
 #include "grid.h"
+#include "intrinsics.h"
 
 // Input and output are one tensor or two that do not overlap: no element depends on another.
 #if defined(__clang__)
@@ -12,9 +13,7 @@
 #define LPT_INDEPENDENT
 #endif
 
-#if defined(__AVX__)
-#include <immintrin.h>
-#elif defined(__SSE2__)
+#if defined(__SSE2__)
 #include <emmintrin.h>
 #endif
 
@@ -32,7 +31,7 @@ enum { LPT_LINE = 64 };        // bytes of a line of the cache
 static inline void lpt_stream_line(void *to, const void *from) {
 #if defined(__AVX512F__)
     _mm512_stream_si512((__m512i *)to, _mm512_load_si512(from));
-#elif defined(__AVX__)
+#elif defined(__AVX2__)
     for (int i = 0; i < 2; ++i)
         _mm256_stream_si256((__m256i *)to + i, _mm256_load_si256((const __m256i *)from + i));
 #elif defined(__SSE2__)
