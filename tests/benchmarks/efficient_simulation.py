@@ -35,7 +35,7 @@ Work = Callable[[], Any]
 ELEMENT, STEP = "round(a + b), per element", "a training step, width 512"
 MANY = {
     "many kernels: torch operations in float64 (reference.py)": reference.round_grid,
-    "many kernels: torch operations on integers": fused.round_tensor,
+    "many kernels: torch operations on bits": fused.round_tensor,
 }
 TWO, ONE, PLAIN = "two kernels: the op, then lptensor's", "one kernel: compiled, fused", "no rounding, compiled"
 COLORS = ("#9bbfdb", "#9bbfdb", "#1f5a8a", "#14324d", "#aaaaaa")
