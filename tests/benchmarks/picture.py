@@ -16,7 +16,7 @@ matplotlib.rcParams["svg.hashsalt"] = "lptensor"  # the same figures make the sa
 def save(figures: list[Figure], machine: dict[str, str], path: Path) -> None:
     groups = list(dict.fromkeys(figure.group for figure in figures))
     panels = {
-        "copy / work: 1 is the speed of memory": [g for g in groups if g.startswith("copy")],
+        "copy / work: 1 is the speed of a copy": [g for g in groups if g.startswith("copy")],
         "time of others / ours": [g for g in groups if g.startswith("peer")],
     }
     panels = {title: members for title, members in panels.items() if members}

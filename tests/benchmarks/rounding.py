@@ -75,7 +75,7 @@ def beside_peers(side: int, turns: int) -> tuple[list[Figure], list[str]]:
 def tables(figures: list[Figure], absent: list[str]) -> list[Table]:
     made = []
     copies, peers = tuple(dict.fromkeys(f.group for f in figures if f.group.startswith("copy"))), (NEW, KEPT)
-    for groups, title in ((copies, "copy / rounding: 1 is the speed of memory"), (peers, "time of others / ours")):
+    for groups, title in ((copies, "copy / rounding: 1 is the speed of a copy"), (peers, "time of others / ours")):
         table = Table(title=title, title_justify="left")
         for column in ("work", *groups, "target"):
             table.add_column(column, justify="left" if column == "work" else "right")
