@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim import SGD
 
-from lptensor import BF16, E4M3, E5M2, FP16, Arithmetic, OptimLP, convert, lower, quantizer
+from lptensor import BF16, E4M3, E5M2, FP16, Arithmetic, FixedPoint, OptimLP, convert, lower, quantizer
 from lptensor.training import Automatic, Dynamic, LossScaler, Static
 
 E4M3_NEAREST = quantizer(E4M3, forward_rounding="nearest")
@@ -316,3 +316,27 @@ def test_calls_out_of_order_are_named() -> None:
 def test_bad_input_is_named(make: Any, error: type[Exception], says: str) -> None:
     with pytest.raises(error, match=says):
         make()
+
+
+@pytest.mark.parametrize("policy", [Static(256.0), Dynamic(initial=256.0), Automatic(E4M3, initial=256.0)], ids=repr)
+@pytest.mark.parametrize("format", [E4M3, E5M2, BF16, FixedPoint(8, 4)], ids=repr)
+def test_an_infinite_gradient_is_skipped_though_its_rounding_saturates(format: Any, policy: Any) -> None:
+    w = nn.Parameter(torch.ones(2))
+    optimizer, scaler = OptimLP(SGD([w], lr=1.0), grad_quant=format), LossScaler(policy)
+    scaler.scale((w * torch.tensor([math.inf, 0.0])).sum()).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    assert w.tolist() == [1, 1]
+    assert scaler.get_scale() == (256 if isinstance(policy, Static) else 128)
+
+
+@pytest.mark.parametrize("policy", [Dynamic(initial=1.0), Automatic(E4M3, initial=1.0)], ids=repr)
+def test_a_scale_never_comes_down_to_zero(policy: Any) -> None:
+    w = nn.Parameter(torch.ones(1))
+    optimizer, scaler = SGD([w], lr=1.0), LossScaler(policy)
+    for _ in range(1100):
+        w.grad = torch.tensor([math.nan])
+        scaler.step(optimizer)
+        scaler.update()
+    assert scaler.get_scale() > 0
+    scaler.load_state_dict(scaler.state_dict())

@@ -37,6 +37,9 @@ class Static:
         return scale, count
 
 
+_LEAST = torch.finfo(torch.float32).tiny  # a scale that is divided by
+
+
 @dataclass(frozen=True)
 class Dynamic:
     """Grows after a run of steps without infinities or NaN, backs off at one (1710.03740; torch's GradScaler).
@@ -69,7 +72,7 @@ class Dynamic:
     def after(self, scale: float, count: int, seen: Seen) -> tuple[float, int]:
         """The scale of the next step, and the count that goes with it."""
         if seen.infinite:
-            return scale * self.backoff, 0
+            return max(scale * self.backoff, _LEAST), 0
         if count + 1 < self.interval:
             return scale, count + 1
         grown = scale * self.growth
@@ -107,7 +110,7 @@ class Automatic:
     def after(self, scale: float, count: int, seen: Seen) -> tuple[float, int]:
         """The scale of the next step, and the count that goes with it."""
         if seen.infinite or seen.saturated > self.threshold * seen.elements:
-            return scale / 2, 0
+            return max(scale / 2, _LEAST), 0
         return min(scale * 2 ** (1 / self.span), torch.finfo(torch.float32).max), 0
 
 
@@ -183,9 +186,11 @@ class LossScaler:
             raise RuntimeError("unscale_() came after step(): call update() first")
         if _among(optimizer, self._seen.unscaled):
             raise RuntimeError("unscale_() was called before for this step: divide once")
-        if isinstance(optimizer, OptimLP):
-            optimizer.round_gradients()
         finite = True
+        if isinstance(optimizer, OptimLP):  # asked before as well: a format that saturates makes numbers of infinities
+            gradients = (_plain(p.grad) for p in listed(optimizer.param_groups) if p.grad is not None)
+            finite = all(bool(grad.isfinite().all()) for grad in gradients)
+            optimizer.round_gradients()
         for p in listed(optimizer.param_groups):
             if p.grad is not None:
                 finite &= self._look(_plain(p.grad))
