@@ -293,7 +293,8 @@ class OptimLP(Optimizer):
     def _load_accumulators(self) -> dict[Tensor, Tensor]:
         """Put accumulators in the place of their weights, and return the weights."""
         if self.acc_quant is None and self.update is None:
-            return {}
+            asks = self.weight_quant is not None and self.weight_quant.format is None  # a function, which may raise
+            return {p: read(p) for p in self._parameters()} if asks else {}
         weights = {p: read(p) for p in self._parameters()}
         if self._key is not None:  # all of them, or an error, before a weight gives way
             self._held.update({p: _Held(self._kept(p), weight) for p, weight in weights.items()})

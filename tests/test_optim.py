@@ -820,3 +820,15 @@ def test_an_optimizer_whose_step_takes_no_closure_can_be_wrapped() -> None:
     w.grad = torch.ones(2)
     OptimLP(Plain([w]), weight_quant=lambda x: lptensor.round(x, E4M3)).step()
     assert w.tolist() == [0.6875] * 2
+
+
+def test_a_weight_rounding_that_raises_leaves_the_weights_as_they_were() -> None:
+    def boom(x: torch.Tensor) -> torch.Tensor:
+        raise KeyError
+
+    w = nn.Parameter(torch.ones(2))
+    optimizer = OptimLP(SGD([w], lr=1.0), weight_quant=boom)
+    w.grad = torch.ones(2)
+    with pytest.raises(KeyError):
+        optimizer.step()
+    assert w.tolist() == [1.0, 1.0]
