@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 from lptensor import _compat
 from lptensor.base import no_format
 from lptensor.direction import recomputed
-from lptensor.formats import Overflow, ScalarFormat
+from lptensor.formats import FloatingPoint, Grid, Overflow, ScalarFormat
 from lptensor.ops import check_roundable, round as lp_round
 from lptensor.rounding import Mode, Rounding, as_rounding
 from lptensor.scaling import DelayedMaximum
@@ -104,9 +106,8 @@ class _UnderScale(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, format: ScalarFormat, rounding: Rounding) -> Tensor:
-        held = _Saturating(format)
         inverse = (1.0 / scale).to(x.dtype)
-        return lp_round(x.detach() * scale.to(x.dtype), held, rounding).mul_(inverse)
+        return lp_round(x.detach() * scale.to(x.dtype), _saturating(format), rounding).mul_(inverse)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
@@ -117,12 +118,20 @@ class _UnderScale(torch.autograd.Function):
         return tangent
 
 
+@dataclass(frozen=True)
 class _Saturating(ScalarFormat):
     """A scalar format that saturates, whatever its own overflow."""
 
-    def __init__(self, format: ScalarFormat) -> None:
-        self._grid = format.grid._replace(overflow=Overflow.SATURATE)
+    format: ScalarFormat
 
-    @property
-    def grid(self) -> Any:
-        return self._grid
+    @cached_property
+    def grid(self) -> Grid:
+        return self.format.grid._replace(overflow=Overflow.SATURATE)
+
+
+@cache
+def _saturating(format: ScalarFormat) -> ScalarFormat:
+    """The same values under a name that others know, where there is one."""
+    if format.grid.overflow is Overflow.SATURATE:
+        return format
+    return replace(format, overflow="saturate") if isinstance(format, FloatingPoint) else _Saturating(format)

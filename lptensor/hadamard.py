@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import random
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 
 import torch
 from torch import Tensor
 
+from lptensor import observe
 from lptensor.base import check_int
 from lptensor.formats import FixedPoint
 from lptensor.rounded_copy import rounded_copy
@@ -62,7 +64,8 @@ class Hadamard:
             return (_signs if like.device.type == "cpu" else _signs_there)(self.block, bits, like)
         # Halves rounded to integers: 0 and 1 are equally probable, and the key is drawn as for any rounding.
         halves = torch.full((self.block,), 0.5, dtype=like.dtype, device=like.device)
-        return rounded_copy(halves, FixedPoint(4, 0), as_rounding("stochastic")) * 2 - 1
+        with observe.unseen() if observe.anyone else nullcontext():
+            return rounded_copy(halves, FixedPoint(4, 0), as_rounding("stochastic")) * 2 - 1
 
     def apply(self, x: Tensor, signs: Tensor | None) -> Tensor:
         """A tensor (..., contraction) transformed; its last axis grows to a multiple of ``block``."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor
@@ -52,6 +53,17 @@ class observing:  # noqa: N801 - reads as a function
         _compat.set_thread_local(_KEY, self._before)
         with _lock:
             anyone -= 1
+
+
+@contextmanager
+def unseen() -> Iterator[None]:
+    """A context whose roundings are shown to nobody: they are a means, such as a draw, and no values of a model."""
+    before = getattr(_local, "showing", False)
+    _local.showing = True
+    try:
+        yield
+    finally:
+        _local.showing = before
 
 
 def observers() -> list[Observer]:

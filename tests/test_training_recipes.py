@@ -585,3 +585,8 @@ class TestSkip:
         net = nn.Sequential(*(nn.Linear(32, 32) for _ in range(11)))
         with pytest.raises(TypeError, match="takes a list of path patterns, got '10'; say .*=\\['10'\\]"):
             recipe(exempt="10").model(net)
+
+
+def test_layers_that_are_only_projections_of_attention_are_refused() -> None:
+    with pytest.raises(ValueError, match="no such layer but projections of attention, which are not called"):
+        recipes.hbfp().model(nn.MultiheadAttention(8, 2))

@@ -222,7 +222,7 @@ class _Search:
 
 def _front(rows: list[dict[str, Any]]) -> Front:
     best, least = [], math.inf
-    for row in sorted(rows, key=lambda row: (row["bits"], row["loss"])):
+    for row in sorted(rows, key=lambda row: (row["bits"], math.inf if math.isnan(row["loss"]) else row["loss"])):
         if row["loss"] < least:
             least = row["loss"]
             best.append(row)

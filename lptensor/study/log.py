@@ -31,18 +31,33 @@ class Log:
         self.steps = 0
         self._counts: dict[_Key, Census] = {}
         self._updates: dict[_Key, Updates] = {}
+        self._numbers: dict[Format, int] = {}
+        self._formats: dict[int, tuple[int, Format]] = {}
 
     def census(self, role: str, path: str, format: Format) -> Census:
         """The counts of one role, path and format."""
-        key = role, path, id(format)  # formats stay alive in the counts; hashing them costs more than counting
+        key = role, path, self._one(format)
         found = self._counts.get(key)
         if found is None:
             found = self._counts[key] = Census(format)
         return found
 
+    def _one(self, format: Format) -> int:
+        """A number of a format: an equal one that is made anew at each call shall not have counts of its own.
+
+        It is looked up by its id, as hashing costs more than counting.
+        """
+        known = self._formats.get(id(format))
+        if known is None or known[1] is not format:
+            number = self._numbers.setdefault(format, len(self._numbers))
+            if len(self._formats) > 1000:  # of which most are made anew
+                self._formats.clear()
+            known = self._formats[id(format)] = number, format
+        return known[0]
+
     def updates(self, role: str, path: str, format: Format) -> Updates:
         """The lost updates of the same."""
-        key = role, path, id(format)
+        key = role, path, self._one(format)
         found = self._updates.get(key)
         if found is None:
             found = self._updates[key] = Updates()

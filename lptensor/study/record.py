@@ -111,8 +111,8 @@ class _Recorder(observe.Observer):
         self.log.census(role, path, format).add(before, after)
         if self._moves(role, path):
             start = self.start[path]
-            self.log.updates(role, path, format).add(start, before, after)
-            start.copy_(after)
+            self.log.updates(role, path, format).add(start.view_as(before), before, after)
+            start.copy_(after.view_as(start))
 
     def _moves(self, role: str, path: str) -> bool:
         """Whether the rounding is of what the step writes to a weight."""

@@ -16,6 +16,7 @@ from lptensor.extra import need
 from lptensor.formats import Format, ScalarFormat
 from lptensor.neighbours import ulp
 from lptensor.ops import round as round_to
+from lptensor.optim import OptimLP
 from lptensor.rounding import Mode, Rounding
 from lptensor.study.palette import BLACK, BLUE, VERMILLION
 from lptensor.study.places import values_of
@@ -86,8 +87,9 @@ def _step(optimizer: Optimizer, parameters: list[Tensor]) -> tuple[list[Tensor],
     everything = [p for group in optimizer.param_groups for p in group["params"]]
     weights = [values_of(p).clone() for p in everything]
     gradients = [None if p.grad is None else values_of(p.grad).clone() for p in everything]
-    state = copy.deepcopy(optimizer.state_dict())
-    entries = {p: copy.deepcopy(entry) for p, entry in optimizer.state.items()}
+    groups = [copy.deepcopy({k: v for k, v in group.items() if k != "params"}) for group in optimizer.param_groups]
+    entries = {p: (entry, copy.deepcopy(dict(entry))) for p, entry in optimizer.state.items()}
+    held = dict(optimizer._held) if isinstance(optimizer, OptimLP) else None
     before = [values_of(p).clone() for p in parameters]
     try:
         optimizer.step()
@@ -98,9 +100,17 @@ def _step(optimizer: Optimizer, parameters: list[Tensor]) -> tuple[list[Tensor],
                 values_of(p).copy_(weight)
                 if p.grad is not None and gradient is not None:
                     values_of(p.grad).copy_(gradient)
-        optimizer.load_state_dict(state)
-        optimizer.state.clear()  # whose entries were just cast to the dtypes of their parameters
-        optimizer.state.update(entries)
+        for group, old in zip(optimizer.param_groups, groups, strict=True):
+            for key in group.keys() - old.keys() - {"params"}:
+                del group[key]
+            group.update(old)
+        optimizer.state.clear()
+        for p, (entry, old) in entries.items():
+            entry.clear()
+            dict.update(entry, old)  # as it was, in whatever formats
+            optimizer.state[p] = entry
+        if isinstance(optimizer, OptimLP) and held is not None:
+            optimizer._held = held
     return before, after
 
 

@@ -39,7 +39,7 @@ class DoReFaWeight(nn.Module):
         if w.numel() == 0:
             return w.clone()
         if self.bits == 1:
-            signs = torch.where(w >= 0, 1.0, -1.0) * w.detach().abs().mean()
+            signs = torch.where(w >= 0, 1.0, -1.0).to(w.dtype) * w.detach().abs().mean()
             return signs + (w - w.detach())  # exactly zero, with the gradient of w
         squeezed = w.tanh()
         largest = squeezed.abs().max().clamp(min=torch.finfo(w.dtype).tiny)

@@ -58,6 +58,8 @@ def round_layers(
         if make is not None and not callable(make):
             raise TypeError(f"{name} makes what rounds, once for each layer: say {name}=lambda: ..., got {make!r}")
     chosen = [m for m in layers_of(model, exempt, layers).values() if type(m) is not NonDynamicallyQuantizableLinear]
+    if not chosen:
+        raise ValueError(f"{type(model).__name__} has no such layer but projections of attention, which are not called")
     check_made(chosen)
     for module in chosen:
         if hasattr(module, _INPUT) or hasattr(module, _GRADIENT) or parametrize.is_parametrized(module, "weight"):
