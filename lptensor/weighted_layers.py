@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.parameter import UninitializedParameter
 
 from lptensor import _compat
@@ -27,6 +28,15 @@ def layers_of(model: nn.Module, exempt: Iterable[str], layers: tuple[type[nn.Mod
     if not chosen:
         raise ValueError(f"{type(model).__name__} has no layer left to round among {', '.join(found) or '(none)'}")
     return chosen
+
+
+def called_layers(model: nn.Module, exempt: Iterable[str], layers: tuple[type[nn.Module], ...]) -> dict[str, nn.Module]:
+    """The same, without the projections within ``nn.MultiheadAttention``, which reads their weights past them."""
+    found = layers_of(model, exempt, layers)
+    called = {path: module for path, module in found.items() if type(module) is not NonDynamicallyQuantizableLinear}
+    if not called:
+        raise ValueError(f"{type(model).__name__} has no such layer but projections of attention, which are not called")
+    return called
 
 
 def check_classes(layers: Any) -> None:

@@ -590,3 +590,17 @@ class TestSkip:
 def test_layers_that_are_only_projections_of_attention_are_refused() -> None:
     with pytest.raises(ValueError, match="no such layer but projections of attention, which are not called"):
         recipes.hbfp().model(nn.MultiheadAttention(8, 2))
+
+
+def test_wage_leaves_the_projections_of_attention_alone_and_rounds_the_last_layers_error() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last, self.attention = nn.Linear(8, 8), nn.Linear(8, 8), nn.MultiheadAttention(8, 2)
+
+    model = Model()
+    before = model.attention.out_proj.weight.detach().clone()
+    recipes.wage().model(model)
+    assert torch.equal(model.attention.out_proj.weight, before)
+    assert hasattr(model.last, "rounded_gradient") and not hasattr(model.first, "rounded_gradient")
+    assert not hasattr(model.attention.out_proj, "rounded_input")

@@ -36,7 +36,7 @@ from lptensor.training.technique import Technique
 from lptensor.training.three_quarters import ThreeQuarters
 from lptensor.training.unit_scaling import unit_layers
 from lptensor.training.wage import WageActivation, WageError, WageGradient, WageWeight, draw_weight, grid
-from lptensor.weighted_layers import LAYERS, layers_of
+from lptensor.weighted_layers import LAYERS, called_layers
 
 Model = TypeVar("Model", bound=nn.Module)
 Exempt = Sequence[str]
@@ -371,7 +371,7 @@ def wage(weight: int = 2, activation: int = 8, gradient: int = 8, error: int = 8
     """
 
     def change(model: nn.Module) -> None:
-        layers = layers_of(model, (), LAYERS)
+        layers = called_layers(model, (), LAYERS)
         weights = [layer.weight for layer in layers.values() if isinstance(layer.weight, nn.Parameter)]
         for w in weights:
             check_roundable(w, grid(gradient))

@@ -7,11 +7,10 @@ from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrize
 
 from lptensor import _compat
-from lptensor.weighted_layers import LAYERS, check_made, layers_of, with_first
+from lptensor.weighted_layers import LAYERS, called_layers, check_made, with_first
 
 Model = TypeVar("Model", bound=nn.Module)
 Make: TypeAlias = "Callable[[], Callable[[Tensor], Tensor]]"
@@ -57,9 +56,7 @@ def round_layers(
     for name, make in (("input", input), ("weight", weight), ("gradient", gradient)):
         if make is not None and not callable(make):
             raise TypeError(f"{name} makes what rounds, once for each layer: say {name}=lambda: ..., got {make!r}")
-    chosen = [m for m in layers_of(model, exempt, layers).values() if type(m) is not NonDynamicallyQuantizableLinear]
-    if not chosen:
-        raise ValueError(f"{type(model).__name__} has no such layer but projections of attention, which are not called")
+    chosen = [*called_layers(model, exempt, layers).values()]
     check_made(chosen)
     for module in chosen:
         if hasattr(module, _INPUT) or hasattr(module, _GRADIENT) or parametrize.is_parametrized(module, "weight"):
