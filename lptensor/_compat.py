@@ -413,6 +413,11 @@ def transforming() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
+def differentiating_forward() -> bool:
+    """Whether a level of forward-mode AD is open. Without it a kernel would pass over the tangent of a dual tensor."""
+    return torch.autograd.forward_ad._current_level >= 0
+
+
 def transformed(x: Tensor) -> bool:
     """Whether a tensor is one that torch.func has wrapped, and has no memory of its own.
 

@@ -88,7 +88,7 @@ def round_(inner: Tensor, arithmetic: Arithmetic, gradient: bool) -> Tensor:
         format, rounding = arithmetic.forward, arithmetic.rounding
     if format is None:
         return inner
-    if type(inner) is Tensor:
+    if type(inner) is Tensor and not _compat.traced_by_mode():
         if _compat.is_zero_tensor(inner):
             inner = inner.clone()
         round_in_place(inner, format, rounding)
@@ -116,7 +116,7 @@ def _round_all(inners: Sequence[Tensor], arithmetic: Arithmetic, gradient: bool)
 
 def _alike(grids: Sequence[Grid | None], inners: Sequence[Any]) -> bool:
     """Whether plain tensors all round to one side of one arithmetic."""
-    first = grids[0] if len(grids) > 1 else None
+    first = grids[0] if len(grids) > 1 and not _compat.traced_by_mode() else None
     return first is not None and all(
         grid is not None
         and grid[0] is first[0]

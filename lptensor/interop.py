@@ -103,7 +103,7 @@ def from_torch(x: Tensor) -> Tensor:
         raise TypeError(f"expected a tensor, got {type(x).__name__}; from_numpy() takes arrays")
     format = format_of(x.dtype)
     bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32}[x.dtype.itemsize]
-    return decode(x.detach().contiguous().view(bits), format)
+    return decode(x.detach().resolve_neg().contiguous().view(bits), format)
 
 
 def to_numpy(x: Tensor, format: ScalarFormat) -> np.ndarray[Any, Any]:
@@ -133,6 +133,8 @@ def from_numpy(array: np.ndarray[Any, Any]) -> Tensor:
     if not isinstance(array, np.ndarray):
         raise TypeError(f"expected a numpy array, got {type(array).__name__}; from_torch() takes tensors")
     format = format_of(array.dtype)
+    if not array.dtype.isnative:  # the bytes of another machine
+        array = array.astype(array.dtype.newbyteorder("="))
     size = array.dtype.itemsize
     raw = array.copy(order="C").view({1: np.uint8, 2: np.int16, 4: np.int32}[size])
     codes = torch.from_numpy(raw)

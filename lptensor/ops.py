@@ -48,7 +48,7 @@ def round(
     [0.1015625, 1.0, 448.0]
     """
     if torch.compiler.is_dynamo_compiling() and isinstance(x, Tensor):
-        node: Tensor = _lptensor_round(x, format, rounding, generator=generator, out=out)
+        node: Tensor = _lptensor_round(x, format, as_rounding(rounding), generator=generator, out=out)
         return node
     rule = as_rounding(rounding)
     check_roundable(x, format)
@@ -56,7 +56,7 @@ def round(
         raise TypeError("round() takes plain tensors, got an LPTensor; recast it with x.to_lp(...)")
     if out is not None:
         return _into(x, format, rule, generator, out)
-    if torch.is_grad_enabled() and x.requires_grad or _compat.transforming():
+    if torch.is_grad_enabled() and x.requires_grad or _compat.transforming() or _compat.differentiating_forward():
         return straight_through(x, format, rule, generator)
     return round_fresh(x, format, rule, generator)
 

@@ -151,7 +151,7 @@ class Quantize:
     def __call__(self, x: Tensor) -> Tensor:
         if torch.compiler.is_dynamo_compiling() and isinstance(x, Tensor):
             return self._node(x)
-        if not torch.is_grad_enabled() or not isinstance(x, Tensor):
+        if not isinstance(x, Tensor) or not torch.is_grad_enabled() and not _compat.differentiating_forward():
             return self.forward(x)
         apply: Callable[..., tuple[Tensor, Tensor | None]] = _Rounded.apply
         return apply(x, self)[0]

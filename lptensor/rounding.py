@@ -187,6 +187,8 @@ def as_rounding(rounding: Rounding | Mode | str) -> Rounding:
         return rounding
     if isinstance(rounding, Mode):
         return Rounding(rounding)
+    if isinstance(rounding, int) and _compat.traced_by_mode():  # which is what Dynamo makes of a Mode
+        return Rounding(Mode(rounding))
     if not isinstance(rounding, str):
         raise TypeError(f"rounding must be a name ({', '.join(_BY_NAME)}), a Mode or a Rounding, got {rounding!r}")
     if rounding not in _BY_NAME:

@@ -18,7 +18,7 @@ from lptensor.composites import FORMULAS, RECURRENT, with_low_state
 from lptensor.dispatch import Runner, make_runner, round_
 from lptensor.distributed import Sharded, refuse_distributed, refuse_views_of_buckets
 from lptensor.ops import check_roundable, round_fresh
-from lptensor.rounding import Beyond, Mode, Rounding
+from lptensor.rounding import Beyond, Mode, Rounding, as_rounding
 from lptensor.rules import Kind, rule_for
 from lptensor.surface import Surface, rebuild
 
@@ -263,7 +263,7 @@ def to_lp(
     LPTensor([0.3125, 7.9375], format=FixedPoint(wl=8, fl=4), rounding='nearest')
     """
     if torch.compiler.is_dynamo_compiling() and isinstance(x, Tensor):
-        return cast(LPTensor, _lptensor_enter(x, format, rounding, grad))
+        return cast(LPTensor, _lptensor_enter(x, format, as_rounding(rounding), grad))
     arithmetic = as_arithmetic(format, rounding, grad)
     if not isinstance(x, Tensor) or not x.is_floating_point():
         what = x.dtype if isinstance(x, Tensor) else type(x).__name__

@@ -74,7 +74,7 @@ def read(text: str) -> Any:
 @functools.cache
 def code() -> str:
     """A name for the code of this package. What an older one compiled, and torch kept on disk, may differ."""
-    files = sorted(Path(__file__).parent.glob("*.py"))
+    files = sorted(Path(__file__).parent.rglob("*.py"))
     return hashlib.blake2b(b"".join(file.read_bytes() for file in files), digest_size=8).hexdigest()
 
 
@@ -142,5 +142,12 @@ def _made(plain: Any) -> Any:
 
 
 def _fx_repr(self: Any) -> tuple[str, dict[str, Any]]:
-    """How the code of a graph spells a constant, and what the names in it are."""
-    return f"_lptensor_read({write(self)!r})", {"_lptensor_read": read}
+    """How the code of a graph spells a constant, and what the names in it are.
+
+    It names the code of this package too: torch keeps compiled code on disk by the code of its graph.
+    """
+    return f"_lptensor_read({write(self)!r}, {code()!r})", {"_lptensor_read": _read}
+
+
+def _read(text: str, code: str = "") -> Any:
+    return read(text)

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import lptensor
 from compiling import assert_equal_tensors, compile_anew as compile_anew, gradients, plain, since
-from lptensor import BF16, E4M3, E5M2, MXFP8_E4M3, Arithmetic, FixedPoint, FloatingPoint, convert
+from lptensor import BF16, E4M3, E5M2, MXFP8_E4M3, Arithmetic, FixedPoint, FloatingPoint, Mode, convert
 from lptensor.direction import _step_begins, _step_ends
 from lptensor.tensor import enter
 
@@ -323,3 +323,22 @@ def test_the_boundaries_of_modules_are_part_of_the_graph_with_containers_too() -
     assert want[0] is want[1] is want[3] and want[2] is x
     for one, other in zip(compiled(model, "eager")(x), want, strict=True):
         assert type(one) is Tensor and torch.equal(one, other)
+
+
+def test_a_mode_says_the_rounding_in_a_graph_too() -> None:
+    x = torch.tensor([1.01, -2.03])
+    for f in (lambda x: lptensor.round(x, E4M3, Mode.UP), lambda x: x.to_lp(E4M3, Mode.UP).dequantize()):
+        assert torch.equal(torch.compile(f, backend="aot_eager", fullgraph=True)(x), f(x))
+
+
+@pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
+def test_make_fx_sees_every_rounding(mode: str) -> None:
+    model, x = lptensor.convert(nn.Sequential(nn.Linear(3, 3), nn.Tanh()), E4M3), torch.randn(5, 3)
+
+    def f(x: torch.Tensor) -> torch.Tensor:
+        low = x.to_lp(E4M3) / 3  # type: ignore[attr-defined]
+        y: torch.Tensor = (model(low) if mode == "real" else low.tanh()).dequantize()  # the others take no real weights
+        return y
+
+    with torch.no_grad():
+        assert torch.equal(make_fx(f, tracing_mode=mode)(torch.randn(5, 3))(x), f(x))

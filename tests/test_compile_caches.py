@@ -121,3 +121,25 @@ def test_a_rule_in_a_graph_names_the_code_that_compiles_it(tmp_path: Path, monke
     with (tmp_path / "fused.py").open("a") as file:
         file.write("# another formula\n")
     assert code.__wrapped__() != code()
+
+
+@pytest.mark.slow
+def test_code_that_was_compiled_before_a_formula_changed_is_not_taken_for_the_new_one(tmp_path: Path) -> None:
+    """Torch finds what it keeps on disk by Dynamo's graph, before any op of ours is traced."""
+    shutil.copytree(ROOT / "lptensor", tmp_path / "lptensor", ignore=shutil.ignore_patterns("__pycache__"))
+    code = (
+        "import sys; sys.meta_path = [f for f in sys.meta_path if 'ditable' not in repr(f)]\n"
+        "sys.path[:0] = [sys.argv[1]]\n"
+        "import torch, lptensor; from lptensor import E4M3\n"
+        "q, x = lptensor.quantizer(E4M3, forward_rounding='nearest'), torch.tensor([1.01, 2.03])\n"
+        "functions = lambda x: lptensor.round(x, E4M3), lambda x: q(x) + 0, lambda x: x.to_lp(E4M3).dequantize() + 0\n"
+        "print([torch.compile(f)(x).tolist() for f in functions])"
+    )
+    cache = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    assert python(code, str(tmp_path), **cache) == str([[1.0, 2.0]] * 3)
+    formula = tmp_path / "lptensor/fused.py"
+    text = formula.read_text()
+    changed = text.replace("negative, grid, rounding.mode, carrier", "negative, grid, Mode.UP, carrier")
+    assert changed != text
+    formula.write_text(changed)
+    assert python(code, str(tmp_path), **cache) == str([[1.125, 2.25]] * 3)

@@ -264,3 +264,12 @@ def test_missing_packages_are_named(module: str, call: object, monkeypatch: pyte
 def test_encode_of_a_native_tensor_is_its_bytes() -> None:
     x = torch.randn(100)
     assert torch.equal(encode(x, BF16), x.bfloat16().view(torch.int16))
+
+
+@pytest.mark.parametrize("dtype", [">f2", "<f2", ">f4", ">i2"])
+def test_arrays_of_either_byte_order_have_their_values(dtype: str) -> None:
+    assert from_numpy(np.array([1, 2, 300], dtype=dtype)).tolist() == [1, 2, 300]
+
+
+def test_a_negative_view_has_its_values() -> None:
+    assert from_torch(torch.tensor([1 + 2j]).conj().imag).tolist() == [-2]

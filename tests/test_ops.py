@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
+import lptensor
 from lptensor import _native
 from lptensor.blocks import BlockFloatingPoint
 from lptensor.formats import BF16, E4M3, E5M2, FixedPoint
@@ -305,3 +307,12 @@ def test_an_unknown_build_is_not_chosen() -> None:
     before = backend()
     assert library is None or library.lpt_choose_build(b"lpt_v9") == 1
     assert backend() == before
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch itself
+@pytest.mark.parametrize("grad", [False, True])
+def test_the_tangent_of_forward_mode_passes_straight_through(grad: bool) -> None:
+    with torch.set_grad_enabled(grad), forward_ad.dual_level():
+        x = forward_ad.make_dual(torch.tensor([0.3, 1.0]), torch.tensor([2.0, 3.0]))
+        for function in (lambda x: lptensor.round(x, E4M3), lptensor.quantizer(E4M3)):
+            assert forward_ad.unpack_dual(function(x)).tangent.tolist() == [2, 3]
