@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
+from operator import index
 
 import torch
 from torch import Tensor
@@ -14,11 +15,17 @@ from lptensor.formats import check_int
 def packed_bytes(shape: int | Sequence[int], bits: int) -> int:
     """How many bytes ``pack`` takes for codes of this shape (or count).
 
+    Raises:
+        ValueError: a negative size, or bits out of range.
+
     >>> packed_bytes((3, 100), 5)
     188
     """
     check_int("bits", bits, 1, 8)
-    count = shape if isinstance(shape, int) else prod(shape)
+    sizes = [index(size) for size in (shape if isinstance(shape, Sequence) else [shape])]
+    if any(size < 0 for size in sizes):
+        raise ValueError(f"a shape has no negative sizes, got {shape!r}")
+    count = prod(sizes)
     return -(-count * bits // 8)
 
 

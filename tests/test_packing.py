@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, strategies as st
@@ -58,3 +59,10 @@ def test_codes_of_a_tensor_keep_their_places(format: FixedPoint) -> None:
 def test_bad_input_is_named(call: object, error: type, words: str) -> None:
     with pytest.raises(error, match=words):
         call()  # type: ignore[operator]
+
+
+def test_bytes_are_counted_of_any_integers_and_negative_sizes_are_refused() -> None:
+    assert packed_bytes(np.int64(5), 5) == packed_bytes([5], 5) == packed_bytes(torch.Size([5]), 5) == 4
+    assert packed_bytes((), 3) == 1 and packed_bytes((0, 7), 3) == 0
+    with pytest.raises(ValueError, match=r"no negative sizes, got \(-1, 3\)"):
+        packed_bytes((-1, 3), 5)
