@@ -131,11 +131,11 @@ def _plan(model: nn.Module, rules: PathRules, buffers: bool) -> Plan:
 
 
 def _refuse_shared(modules: dict[str, nn.Module], rules: PathRules) -> None:
-    """Refuse to make two things of one module that stands at two paths."""
+    """Refuse to recast at one of a module's two paths what enters and leaves it, and not at the other."""
     first: dict[nn.Module, str] = {}
     for path, module in modules.items():
         other = first.setdefault(module, path)
-        if rules.of(other) != rules.of(path):
+        if rules.of(other) != rules.of(path) and any(rules.of(p) != rules.of_parent(p) for p in (other, path)):
             raise ValueError(
                 f"{other!r} and {path!r} are one module, but the rules give them {rules.of(other)!r} and "
                 f"{rules.of(path)!r}; give it one rule, or each path a module of its own"

@@ -17,7 +17,7 @@ from lptensor.loans import Loans
 from lptensor.momenta import as_momenta
 from lptensor.observe import saying
 from lptensor.parameters import listed, read, write
-from lptensor.quantizer import Quant, Step, as_step
+from lptensor.quantizer import Quant, Quantize, Step, as_step
 from lptensor.tensor import LPTensor
 from lptensor.updates import COMPENSATED, KEPT, by_update, check_update
 
@@ -294,8 +294,9 @@ class OptimLP(Optimizer):
     def _load_accumulators(self) -> dict[Tensor, Tensor]:
         """Put accumulators in the place of their weights, and return the weights."""
         if self.acc_quant is None and self.update is None:
-            asks = self.weight_quant is not None and self.weight_quant.format is None  # a function, which may raise
-            return {p: read(p) for p in self._parameters()} if asks else {}
+            if self.weight_quant is None or isinstance(self.weight_quant.quantize, Quantize):
+                return {}
+            return {p: read(p) for p in self._parameters()}  # a user's function may raise
         weights = {p: read(p) for p in self._parameters()}
         if self._key is not None:  # all of them, or an error, before a weight gives way
             self._held.update({p: _Held(self._kept(p), weight) for p, weight in weights.items()})

@@ -518,6 +518,12 @@ def test_a_module_at_two_paths_gets_one_rule() -> None:
             convert(model, rules)
     assert not any(isinstance(p, LPTensor) for p in model.parameters())
     convert(model, {"*.1": None, "*": E4M3})
+    convert(model, None)
+    plain = copy.deepcopy(model)
+    convert(model, {"a": E4M3})  # which asks nothing of the shared one but to run
+    x = torch.randn(9, 2)
+    low = model["a"](x)
+    assert same(low, rounded(low, E4M3)) and torch.equal(model["b"](x), plain["b"](x))
 
 
 def test_rules_that_name_nothing_are_refused() -> None:
