@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import inspect
+import os
 import sys
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
@@ -541,8 +542,8 @@ def stepping(optimizers: Collection[int]) -> set[int]:
 # The code around every optimizer's step.
 _STEP = next((c for c in torch.optim.Optimizer.profile_hook_step.__code__.co_consts if isinstance(c, CodeType)), None)
 
-_HERE = str(Path(__file__).parent)
-_TORCH = str(Path(torch.__file__).parent)
+_HERE = str(Path(__file__).parent) + os.sep
+_TORCH = str(Path(torch.__file__).parent) + os.sep  # not torchvision
 _SAVING = torch.autograd.graph.save_on_cpu.__init__.__code__.co_filename
 
 

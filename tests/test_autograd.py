@@ -393,6 +393,20 @@ def test_values_saved_for_the_backward_pass_come_back_as_they_were_from_elsewher
     assert torch.equal(gradients[0], gradients[1]) and torch.equal(gradients[0], gradients[2])
 
 
+@pytest.mark.parametrize("file", ["vision/offload.py", "/autograd/graph.py", "/nn/_functions.py"])
+def test_only_functions_of_torchs_own_make_gradients_of_what_was_saved(file: str) -> None:
+    """Neither those of other packages, nor save_on_cpu, which brings values back."""
+    both = Arithmetic(E4M3, backward=E5M2)
+    place: dict[str, Any] = {}
+    torch_folder = torch.__file__.removesuffix("/__init__.py")
+    exec(compile("def unpack(x):\n    return x.clone()", torch_folder + file, "exec"), place)
+    x = torch.full((2,), 0.8125).to_lp(both).requires_grad_()  # type: ignore[attr-defined]
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, place["unpack"]):
+        (x * x.detach() * 3).sum().backward()
+    # 3 * 0.8125 = 2.4375 is nearest to 2.5 in E5M2; 0.8125 itself is 0.75 there, and 3 * 0.75 = 2.25 a tie to 2
+    assert x.grad.tolist() == [2.0 if "_functions" in file else 2.5] * 2
+
+
 @pytest.mark.parametrize("copy", [torch.clone, lambda x: x.t().contiguous().t(), lambda x: x[[0, 1]]])
 def test_a_backward_of_ones_own_copies_forward_values_without_rounding(copy: Callable[[Tensor], Tensor]) -> None:
     both = Arithmetic(E4M3, backward=E5M2, backward_rounding="stochastic")
