@@ -109,7 +109,7 @@ def lower(
         raise TypeError(f"lower takes a torch.nn.Module, got {model!r}")
     wanted = _classes(layer_type, layer_types)
     quantize = quantizer(forward_number, backward_number, forward_rounding, backward_rounding)
-    if all(p.dtype == torch.float32 for p in model.parameters()):
+    if {p.dtype for p in model.parameters()} == {torch.float32}:  # which is then what layers put out
         for number in (forward_number, backward_number):
             if number is not None:
                 check_roundable(torch.empty(0, dtype=torch.float32), number)

@@ -348,5 +348,7 @@ def test_a_format_that_the_outputs_cannot_have_is_refused_at_once() -> None:
     for numbers in ((FixedPoint(32, 10), None), (None, FixedPoint(32, 10))):
         with pytest.raises(ValueError, match=r"FixedPoint\(wl=32, fl=10\) needs more than the 24 bits of float32"):
             lower(net, ["linear"], *numbers)
+    double = lower(nn.Sequential(nn.ReLU()), ["activation"], FixedPoint(32, 10))  # which takes what it gets
+    assert double(torch.ones(3, dtype=torch.float64)).tolist() == [1, 1, 1]
     lower(net.double(), ["linear"], FixedPoint(32, 10))
     assert net(torch.ones(1, 3, dtype=torch.float64)).dtype == torch.float64
