@@ -229,6 +229,9 @@ def tensor_core(name: str = "ampere") -> Accumulator:
         name: "volta" adds 4 products at once and keeps 23 places, "ampere" 8 and 24, "hopper" 16 and
             25, each of FP16 or BF16 operands; "hopper_fp8" adds 32 products of FP8 and keeps 13.
 
+    Raises:
+        ValueError: another name.
+
     >>> tensor_core("volta")
     Accumulator(FloatingPoint(exp=8, man=23), chunk=4, order='aligned', rounding='toward_zero', alignment=23)
     """
@@ -247,6 +250,9 @@ def integer_accumulator(bits: int = 32, overflow: str = "wrap", fl: int = 0) -> 
         bits: 2 to 52, the sign among them.
         fl: how many of them are behind the binary point.
         overflow: "wrap" goes on at the other end of the range, "saturate" stops at the end.
+
+    Raises:
+        TypeError, ValueError: bits outside 2 to 52, another overflow, an fl that ``FixedPoint`` refuses.
 
     >>> integer_accumulator(16, "saturate")
     Accumulator(FixedPoint(wl=16, fl=0))

@@ -105,6 +105,9 @@ class BlockFloatingPoint(BlockFormat):
 
     A tensor that lacks the axis is one block.
 
+    Raises:
+        TypeError, ValueError: a wl, dim, block size, overflow or infinite outside of what is listed.
+
     >>> BlockFloatingPoint(8, dim=0).block_shape((4, 6))
     (1, 6)
     >>> BlockFloatingPoint(8, dim=-1, block_size=4).block_shape((4, 6))
@@ -205,6 +208,11 @@ class MX(_Scaled):
         block_size: elements per block along ``axis``, the last block may be short; or the sides of
             a tile over the last axes, such as (32, 32). A tensor without that axis is one block.
 
+    Raises:
+        TypeError: an element that is no scalar format.
+        ValueError: an element without a zero or a largest value, or with more than 24 significant bits; an unknown
+            scale rule or infinite; a block size below 1.
+
     >>> import torch, lptensor
     >>> lptensor.round(torch.tensor([6.5, 7.0, 1.0]), MX(E2M1, scale_rule="rceil"))
     tensor([6., 8., 1.])
@@ -238,6 +246,11 @@ class TwoLevel(_Scaled):
         tensor_scale: False for a single level.
         floor: the smallest block scale: 2**-6 is torchao's, 0 leaves all of E4M3.
         reciprocal: multiply by the scale's reciprocal, as torchao does, instead of dividing.
+
+    Raises:
+        TypeError: an element or a scale that is no scalar format.
+        ValueError: a scale that is a power of two or has no largest value, a floor beyond it, an element as MX
+            refuses it, a block size below 1.
 
     >>> import torch, lptensor
     >>> lptensor.round(torch.tensor([2688.0, 100.0, 1000.0]), TwoLevel(E2M1))

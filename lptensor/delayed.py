@@ -40,6 +40,10 @@ class DelayedScaling(nn.Module):
         scaling: ``DelayedMaximum(history, margin, amax)``.
         rounding: as for ``round``; "nearest" by default.
 
+    Raises:
+        TypeError: no scalar format, or no ``DelayedMaximum``.
+        ValueError: a format without a largest value, an unknown rounding.
+
     >>> from lptensor import E4M3
     >>> quantize = DelayedScaling(E4M3, DelayedMaximum(history=2))
     >>> quantize(torch.tensor([0.001, 0.75])).tolist(), quantize.scale.item()

@@ -217,6 +217,11 @@ class FixedPoint(ScalarFormat):
         symmetric: drop the most negative value, so that -max is the smallest.
         signed: False for 0 <= k < 2**wl; negatives then become zero, or NaN if nothing clamps.
 
+    Raises:
+        TypeError: widths that are no integers, switches that are no booleans.
+        ValueError: wl outside 1 to 53, fl outside -126 to 149, clamped values beyond the largest fp32, symmetric
+            with one bit.
+
     >>> FixedPoint(8, 4).max, FixedPoint(8, 4).min
     (7.9375, -8.0)
     >>> FixedPoint(8, 4, symmetric=True).min

@@ -37,6 +37,10 @@ class Hadamard:
             graph); or "none".
         seed: chooses the fixed signs.
 
+    Raises:
+        TypeError, ValueError: a block that is no power of two from 2 to 1024, other signs, a seed outside 0 to
+            2**63 - 1.
+
     >>> x = torch.randn(3, 40)
     >>> h = Hadamard(16)
     >>> torch.allclose(h.apply(x, h.draw(x)) @ h.apply(x, h.draw(x)).T, x @ x.T, atol=1e-4)

@@ -43,6 +43,10 @@ class Posit(Format):
         nbits: 2 to 32.
         es: 0 to 5.
 
+    Raises:
+        TypeError, ValueError: nbits or es that are no integers of that range; on use, an fp32 tensor for a posit of
+            which it does not hold all values.
+
     >>> Posit(8).max == 2.0**24
     True
     >>> Posit(32)

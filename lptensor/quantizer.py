@@ -62,6 +62,9 @@ def quantizer(
 class Quantizer(nn.Module):
     """``quantizer`` as a module, with the same arguments; it has no parameters and no state.
 
+    Raises:
+        TypeError, ValueError: as ``quantizer``.
+
     >>> from lptensor import FixedPoint
     >>> net = nn.Sequential(nn.Linear(2, 2), Quantizer(FixedPoint(8, 4)))
     >>> net(torch.ones(2)).mul(16).frac().count_nonzero().item()

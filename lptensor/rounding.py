@@ -154,6 +154,9 @@ def Stochastic(bits: int = 32, variant: str = "plain", beyond: str | Beyond = "o
             M (as QPyTorch); "probability" lets overflow begin at M and be certain half a spacing
             above it, where rounding to nearest overflows (as CPFloat).
 
+    Raises:
+        ValueError: bits outside 1 to 32, an unknown variant or beyond.
+
     >>> Stochastic() == as_rounding("stochastic")
     True
     >>> Stochastic(4, "pre_rounded", beyond="saturate")

@@ -32,6 +32,10 @@ class Tile:
 
     A tensor that lacks one of the axes is one tile.
 
+    Raises:
+        TypeError: widths that are no tuple of integers and None.
+        ValueError: a width below 1, axes that repeat or are not one for each width, other ``others``.
+
     >>> Tile((1, 128)).block_shape((64, 512))
     (1, 128)
     >>> PER_TENSOR.block_shape((64, 512)), Channel(0).block_shape((64, 512))
@@ -72,7 +76,14 @@ PER_TENSOR = Tile((), others=None)
 
 
 def Channel(axis: int = 0) -> Tile:  # noqa: N802
-    """One scale for each index of an axis."""
+    """One scale for each index of an axis, as of the output channels of a weight; a ``Tile`` for ``CurrentMaximum``.
+
+    Raises:
+        TypeError, ValueError: an axis that is no integer from -16 to 15.
+
+    >>> Channel(0).block_shape((64, 512))
+    (1, 512)
+    """
     return Tile((1,), (axis,), others=None)
 
 
@@ -86,6 +97,9 @@ class Scaling:
 @dataclass(frozen=True)
 class PowerOfTwo(Scaling):
     """A fixed scale 2**exponent: the grid of the format moves, element by element, nothing else changes.
+
+    Raises:
+        ValueError: an exponent outside -300 to 300.
 
     >>> from lptensor import E4M3, Scaled
     >>> Scaled(E4M3, PowerOfTwo(-3)).max
@@ -129,6 +143,18 @@ class CurrentMaximum(Scaling):
         rule: of powers of two only.
         margin: powers of two to leave free above the maximum (or to clip, if negative).
         tensor_scale, floor, reciprocal: of other scales only.
+
+    Raises:
+        TypeError: a tile or a scale that is none.
+        ValueError: an unknown rule or infinite, a margin outside -64 to 64, an argument for scales of the other
+            kind, a floor beyond the largest scale.
+
+    >>> import torch, lptensor
+    >>> from lptensor import INT8
+    >>> per_row = lptensor.Scaled(INT8, CurrentMaximum(Channel(0), scale=FP32))
+    >>> lptensor.round(torch.tensor([[127.0, 0.6], [1.27, 0.006]]), per_row)
+    tensor([[1.2700e+02, 1.0000e+00],
+            [1.2700e+00, 1.0000e-02]])
     """
 
     tile: Tile = PER_TENSOR
@@ -145,7 +171,7 @@ class CurrentMaximum(Scaling):
             raise TypeError(f"tile must be a Tile such as Tile((1, 128)), Channel(0) or PER_TENSOR, got {self.tile!r}")
         if not isinstance(self.scale, ScalarFormat):
             raise TypeError(f"scale must be a scalar format such as E8M0, E4M3 or FP32, got {no_format(self.scale)}")
-        check_one_of("scale_rule", self.rule, SCALE_RULES)
+        check_one_of("rule", self.rule, SCALE_RULES)
         check_one_of("infinite", self.infinite, INFINITE)
         check_int("margin", self.margin, -64, 64)
         check_bool("tensor_scale", self.tensor_scale)
@@ -183,6 +209,14 @@ class DelayedMaximum(Scaling):
         history: how many magnitudes are remembered, the current one included.
         margin: powers of two to leave free above the maximum.
         amax: "max" of the history, or the "most_recent".
+
+    Raises:
+        ValueError: a history below 1, a margin outside -64 to 64, another amax.
+
+    >>> from lptensor import DelayedScaling, E4M3
+    >>> quantize = DelayedScaling(E4M3, DelayedMaximum(history=16, amax="most_recent"))
+    >>> quantize(torch.tensor([7.0])).item(), quantize.scale.item()
+    (7.0, 64.0)
     """
 
     history: int = 1024

@@ -41,6 +41,9 @@ class LPTensor(Traceable, Sharded, Surface, Tensor):  # type: ignore[misc]
 
     ``LPTensor(x, arithmetic)`` itself rounds nothing: it is for values that lie on the format already.
 
+    Raises:
+        TypeError: an arithmetic that is no ``Arithmetic``; a subclass.
+
     >>> from lptensor import FloatingPoint
     >>> torch.tensor([0.1, 0.2]).to_lp(FloatingPoint(8)) * 3
     LPTensor([0.2500, 0.5000], format=FloatingPoint(exp=5, man=2), rounding='nearest')

@@ -76,7 +76,7 @@ def test_bad_tiles_are_named(arguments: dict[str, Any], error: type[Exception], 
     [
         (dict(tile=(1, 128)), TypeError, r"tile must be a Tile such as .*, got \(1, 128\)"),
         (dict(scale="fp32"), TypeError, "scale must be a scalar format .* got 'fp32'"),
-        (dict(scale=E8M0, rule="up"), ValueError, "scale_rule must be one of"),
+        (dict(scale=E8M0, rule="up"), ValueError, "rule must be one of"),
         (dict(scale=E4M3, rule="ceil"), ValueError, "for scales that are powers of two"),
         (dict(scale=E8M0, reciprocal=True), ValueError, "for scales with a significand"),
         (dict(margin=65), ValueError, "margin must be from -64 to 64, got 65"),

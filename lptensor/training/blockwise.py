@@ -34,6 +34,10 @@ class Blockwise:
         min_size: smaller tensors stay as they are; both have 4096.
         rounding: to nearest by default.
 
+    Raises:
+        TypeError: a table that lists no values.
+        ValueError: a largest value other than 1, a block size below 1, a negative min_size.
+
     >>> state = Blockwise(DYNAMIC8, block_size=2, min_size=1)(torch.tensor([1.0, 0.5, 100.0, -50.0]))
     >>> state / state.abs().amax()
     tensor([ 0.0100,  0.0050,  1.0000, -0.5008])

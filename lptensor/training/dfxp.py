@@ -32,6 +32,10 @@ class DynamicFixedPoint(nn.Module):
         interval: calls between two updates; the paper has 10,000 samples.
         rounding: as for ``round``.
 
+    Raises:
+        ValueError: wl outside 2 to 24, an exponent outside -100 to 100, an interval below 1, a max_overflow that is
+            no share.
+
     >>> quantize = DynamicFixedPoint(4, interval=1)
     >>> quantize(torch.tensor([3.0])).item(), quantize.format
     (0.875, FixedPoint(wl=4, fl=2, symmetric=True))

@@ -25,6 +25,9 @@ class DoReFaWeight(nn.Module):
     With one bit, sign(w) mean|w|, the sign of zero being one, whose gradient passes straight through.
     Differentiable, but for q, through max as well. Float32 and float64 of any shape; one NaN makes all NaN.
 
+    Raises:
+        ValueError: bits outside 1 to 16.
+
     >>> DoReFaWeight(1)(torch.tensor([1.0, -0.5, 0.0]))
     tensor([ 0.5000, -0.5000,  0.5000])
     >>> DoReFaWeight(2)(torch.tensor([2.0, 0.5, -0.1])).mul(3).round()  # thirds
@@ -51,6 +54,9 @@ class DoReFaActivation(nn.Module):
 
     Float32 and float64 of any shape. Infinities are clipped, -0 becomes 0, NaN stays.
 
+    Raises:
+        ValueError: bits outside 1 to 16.
+
     >>> DoReFaActivation(2)(torch.tensor([-1.0, 0.4, 3.0])).mul(3)
     tensor([0., 1., 3.])
     """
@@ -70,6 +76,9 @@ class DoReFaGradient:
     The noise, uniform over one step of q, makes it stochastic rounding, which this draws instead.
     Samples lie along the first axis. Zero stays within half a step of zero, which is no value of q.
     Float32 and float64; a sample of zeros stays zero, one with NaN or an infinity keeps no finite value.
+
+    Raises:
+        ValueError: bits outside 1 to 16.
 
     >>> DoReFaGradient(1)(torch.tensor([[4.0, -1.0], [0.5, 0.0]])).abs()  # up or down, by chance
     tensor([[4.0000, 4.0000],

@@ -23,6 +23,9 @@ class Expansion:
     Float32 and float64 tensors of any shape, rounded to nearest; the sum is one of the tensor's
     dtype. Where h is NaN or infinite, so is the result.
 
+    Raises:
+        TypeError: no format.
+
     >>> from lptensor import BF16
     >>> Expansion(BF16)(torch.tensor([1.001])), round_fresh(torch.tensor([1.001]), BF16, Rounding())
     (tensor([1.0010]), tensor([1.]))

@@ -37,6 +37,10 @@ class Flexpoint(nn.Module):
         history, alpha, beta, gamma: the paper's values.
         rounding: as for ``round``.
 
+    Raises:
+        ValueError: bits outside 3 to 24, a history below 1, an alpha that is not positive, a negative beta or
+            gamma.
+
     >>> quantize = Flexpoint(8)
     >>> quantize(torch.tensor([1.0, 0.3])).tolist(), int(quantize.exponent)
     ([1.0, 0.296875], -4)
@@ -60,7 +64,8 @@ class Flexpoint(nn.Module):
         check_int("history", history, 1, 2**20)
         for name, value in (("alpha", alpha), ("beta", beta), ("gamma", gamma)):
             if not 0 <= check_number(name, value) < math.inf or (name == "alpha" and value == 0):
-                raise ValueError(f"{name} must be a finite number that is not negative, got {value!r}")
+                sign = "positive" if name == "alpha" else "not negative"
+                raise ValueError(f"{name} must be finite and {sign}, got {value!r}")
         self.alpha, self.beta, self.gamma = alpha, beta, gamma
         self.rounding = as_rounding(rounding)
         self.register_buffer("exponent", torch.tensor(_UNKNOWN))

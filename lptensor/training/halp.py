@@ -38,6 +38,11 @@ class HALP(Optimizer):
             short to reach the minimum.
         bits: word length of the offset, 2 to 24.
 
+    Raises:
+        TypeError: parameters that are no plain float32 or float64 tensors.
+        ValueError: bits outside 2 to 24, rates that are not positive and finite.
+        RuntimeError: ``step`` without a closure, or before ``recenter``.
+
     >>> w = torch.nn.Parameter(torch.ones(1, dtype=torch.float64))
     >>> optim = HALP([w], lr=0.5, mu=1.0)
     >>> def closure():

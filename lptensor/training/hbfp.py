@@ -28,6 +28,9 @@ class HBFP:
         tile: the side of a tile; 24 in the paper.
         rounding: stochastic in the authors' code.
 
+    Raises:
+        ValueError: wl outside 2 to 24, a tile below 1, an unknown rounding.
+
     >>> x = torch.tensor([[4.0, 0.6], [0.5, 0.3]])
     >>> HBFP(4, rounding="nearest")(x), HBFP(4, 2, "nearest")(x)[1]
     (tensor([[4.0000, 1.0000],

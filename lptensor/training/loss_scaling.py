@@ -23,6 +23,9 @@ from lptensor.tensor import LPTensor
 class Static:
     """The same scale at every step (Micikevicius et al., 1710.03740, section 3.2).
 
+    Raises:
+        TypeError, ValueError: a scale that is no positive, finite number.
+
     >>> Static(1000.0).initial
     1000.0
     """
@@ -48,6 +51,10 @@ class Dynamic:
         initial: the first scale.
         growth: factor after ``interval`` steps in a row with finite gradients.
         backoff: factor after a step without.
+
+    Raises:
+        TypeError, ValueError: an initial scale that is no positive, finite number, growth of 1 or less, backoff
+            outside (0, 1), an interval below 1.
 
     >>> scaler = LossScaler(Dynamic(initial=8.0))
     >>> w = torch.nn.Parameter(torch.ones(1)); w.grad = torch.tensor([math.inf])
@@ -86,6 +93,10 @@ class Automatic:
     Where more than ``threshold`` of the elements lie at the largest value of ``format``, or beyond,
     the scale is halved, and where a single one is infinite or NaN, as that step is skipped; else it
     grows so that ``span`` steps double it.
+
+    Raises:
+        TypeError, ValueError: a format without a largest value, an initial scale that is no positive, finite
+            number, a span below 1, a threshold that is no share.
 
     >>> from lptensor import E4M3
     >>> scaler = LossScaler(Automatic(E4M3, span=1))
@@ -138,6 +149,10 @@ class LossScaler:
 
     Args:
         policy: ``Static``, ``Dynamic`` or ``Automatic``, or a number for a static one.
+
+    Raises:
+        TypeError: a policy that is none.
+        RuntimeError: a call out of order, or a closure given to ``step``.
 
     >>> from lptensor import E4M3, quantizer
     >>> w = torch.nn.Parameter(torch.ones(1))

@@ -29,6 +29,9 @@ class LUQ:
         bits: 2 to 8; the paper has 4.
         samples: how many roundings to average.
 
+    Raises:
+        ValueError: bits outside 2 to 8, samples below 1.
+
     >>> LUQ()(torch.tensor([64.0, 2.0, -1.0, 0.0]))
     tensor([64.,  2., -1.,  0.])
     """

@@ -22,6 +22,9 @@ class Madam(Optimizer):
     ``bound`` times the root mean square that they start with (infinite: no bound). Where v is zero,
     nothing moves; NaN and infinite gradients make their weights NaN.
 
+    Raises:
+        ValueError: a rate or limit that is not positive, beta outside [0, 1).
+
     >>> w = torch.nn.Parameter(torch.tensor([2.0, -2.0]))
     >>> w.grad = torch.ones(2)
     >>> _ = Madam([w], lr=0.5).step()

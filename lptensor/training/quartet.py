@@ -87,6 +87,9 @@ class QuartetLinear(nn.Linear):
     a function such as ``ThreeQuarters()``; gradients of what was clipped are zero. Axes that are no multiples of 32
     count as if zeros followed. The bias is added, and gets its gradient, in full.
 
+    Raises:
+        TypeError: an input that is not float32 or float64.
+
     >>> from lptensor.training import ThreeQuarters
     >>> layer = QuartetLinear(64, 3, unbiased=ThreeQuarters())
     >>> layer(torch.randn(5, 64)).shape

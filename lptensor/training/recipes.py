@@ -49,6 +49,10 @@ class Recipe:
     First the model, in place, then an optimizer of its parameters, wrapped; the scaler is a LossScaler, of 1
     where the paper has none:
 
+    Raises:
+        ValueError: ``arithmetic`` of a recipe that changes layers.
+        TypeError: ``optimizer`` of what is no torch optimizer.
+
     >>> from torch.optim import Adam
     >>> recipe = mxfp8()
     >>> model = recipe.model(nn.Sequential(nn.Linear(32, 8), nn.ReLU(), nn.Linear(8, 2)))

@@ -24,6 +24,10 @@ class S2FP8:
     Args:
         format: of the squeezed values, which it has to reach; E5M2 to nearest is the paper's.
 
+    Raises:
+        TypeError: a format of blocks, or none.
+        ValueError: a format that ends below 2**15.
+
     >>> S2FP8()(torch.tensor([2.0**-40, -(2.0**-44), 2.0**-48]))
     tensor([ 9.0949e-13, -5.6843e-14,  3.5527e-15])
     """

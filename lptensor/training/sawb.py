@@ -29,6 +29,9 @@ class SAWB:
     or an infinity makes all NaN. Where all magnitudes are one, the two terms cancel and little is
     left of it: it is a rule for distributions.
 
+    Raises:
+        TypeError: on use, tensors of other dtypes.
+
     >>> x = torch.randn(10000, generator=torch.Generator().manual_seed(0))
     >>> abs(SAWB()(x).max().item() - 2.44) < 0.1, len(SAWB()(x).unique())
     (True, 15)

@@ -21,6 +21,10 @@ class FormatSchedule:
         formats: {the first step: format or None}, with one at 0.
         apply: a function of the format.
 
+    Raises:
+        TypeError: no dict of formats, an ``apply`` that cannot be called.
+        ValueError: a negative step, or none at 0.
+
     >>> from lptensor import E4M3, BF16
     >>> seen = []
     >>> schedule = FormatSchedule({0: E4M3, 2: BF16}, seen.append)

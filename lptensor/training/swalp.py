@@ -29,6 +29,11 @@ class SWALP:
         period: every how many steps from then on the parameters enter the mean; once an epoch in the paper.
         format, rounding: of the mean; None keeps it in float64.
 
+    Raises:
+        TypeError: what is no model and no list of floating-point parameters.
+        ValueError: no parameters, a negative start, a period below 1, an unknown rounding.
+        RuntimeError: means asked for before any was collected.
+
     >>> w = torch.nn.Parameter(torch.zeros(1))
     >>> average = SWALP([w], start=1, period=2)
     >>> for step in range(6):

@@ -21,6 +21,9 @@ class Technique(Operand):
         function: of a plain tensor (..., rows, contraction), which it leaves as it is; a frozen value,
             if arithmetics are to compare and travel through pickle.
 
+    Raises:
+        TypeError: what cannot be called.
+
     >>> from lptensor import E4M3
     >>> import torch
     >>> Technique(E4M3, torch.round).quantize(torch.tensor([1.4]))

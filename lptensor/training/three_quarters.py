@@ -25,6 +25,9 @@ class ThreeQuarters:
     Float32 and float64 tensors; blocks run along the last axis, the last one may be short. A block
     with NaN or an infinity becomes NaN, one of zeros stays zero. Scales end at 2**-126 and 2**126.
 
+    Raises:
+        ValueError: a block size below 1.
+
     >>> x = torch.tensor([7.0] + 31 * [0.0]).repeat(2000)
     >>> draws = ThreeQuarters()(x)[::32]
     >>> bool(abs(draws.mean() - 7) < 0.1), sorted(set((draws * 0.75).round().tolist()))

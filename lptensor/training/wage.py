@@ -35,6 +35,9 @@ class WageWeight:
     L = sqrt(6 / n) is the limit of the usual uniform initial weights of n inputs, and L0 = 1.5 2**(1 - bits)
     the limit under which too many weights would round to zero.
 
+    Raises:
+        ValueError: bits outside 2 to 24.
+
     >>> WageWeight(2)(torch.tensor([[0.3, -0.2, 0.9, 0.25]]))
     tensor([[0.5000, 0.0000, 0.5000, 0.0000]])
     """
@@ -62,6 +65,9 @@ class WageError:
 
     Float32 and float64 of any shape. Zeros stay zero; NaN or an infinity makes all NaN.
 
+    Raises:
+        ValueError: bits outside 2 to 24.
+
     >>> WageError(8)(torch.tensor([3.0, 1.0, 1e-4])), WageError(8)(torch.tensor([3.0, 1.0, 1e-4]) * 2**-40)
     (tensor([0.7500, 0.2500, 0.0000]), tensor([0.7500, 0.2500, 0.0000]))
     """
@@ -81,6 +87,9 @@ class WageActivation(nn.Module):
     """R(a), R to nearest with ``bits`` bits; its gradient is zero where R clipped, then rounded as an error.
 
     Wu et al. (1802.04680, section 3.3.2), in the order of their code. Infinities are clipped, -0 becomes 0, NaN stays.
+
+    Raises:
+        ValueError: bits outside 2 to 24.
 
     >>> WageActivation()(torch.tensor([0.25, 3.0, -3.0]))
     tensor([ 0.2500,  0.9922, -0.9922])
@@ -119,6 +128,9 @@ class WageGradient:
 
     The paper's update is the product with the rate, rounded stochastically to that grid, which is what
     stochastic weights on the grid make of it. Zeros stay zero; NaN or an infinity makes all NaN.
+
+    Raises:
+        ValueError: bits outside 2 to 24.
 
     >>> WageGradient()(torch.tensor([3e-9, -1e-9])).mul(128)
     tensor([ 0.8053, -0.2684])
