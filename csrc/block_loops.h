@@ -177,6 +177,8 @@ void runs(const T *x, T *y, int64_t row, int64_t wide, int64_t first, int64_t la
     typedef lpt_carrier<T> C;
     typedef typename C::bits U;
     enum { BATCH = 64, ELEMENTS = 512 };
+    if (row <= wide)  // each row is a block: together they are runs in one row
+        wide = row, row *= last;
     const bool finite = scales.shifts ? scales.shifts->saturate : scales.numbers->saturate;
     const U left_out = finite ? (U)(2 * C::bias + 1) << C::mantissa : ~(U)0;
     const int64_t per_row = (row + wide - 1) / wide, fitting = ELEMENTS / wide;

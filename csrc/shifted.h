@@ -61,8 +61,10 @@ template <class T> class shifts : public block_rounding<T> {
     const lpt_blocks b;
     const lpt_rule &rule;
     const lpt_cell<T> cell;
-    LPT_APART shifts(const lpt_blocks &blocks, const lpt_rule &r)
-        : b(blocks), rule(r), cell(lpt_make_cell<T>(b.element, r, 0)), bump(lpt_bump<T>(b)) {
+    // `short_to`: blocks of fewer elements are faster rounded with a scale for each.
+    LPT_APART shifts(const lpt_blocks &blocks, const lpt_rule &r, int64_t short_to)
+        : b(blocks), rule(r), cell(lpt_make_cell<T>(b.element, r, 0)), shorter(short_to),
+          bump(lpt_bump<T>(b)) {
         lpt_movable<T>(b.element, cell, &low, &high);
     }
     ~shifts() = default;
@@ -76,6 +78,8 @@ template <class T> class shifts : public block_rounding<T> {
 
   private:
     enum : U { POISONED = 1, OWN_CELL = 2, RARE = 3 };
+    enum : int64_t { ELEMENTS = 512 };
+    const int64_t shorter;
     const U bump;
     int32_t low, high;
 
@@ -121,6 +125,15 @@ template <class T> class shifts : public block_rounding<T> {
         const int64_t whole = (end - at) / wide;
         if (usual && wide % 16 == 0 && equal(x, y, at, whole, wide, s, large))
             at += whole * wide, s += whole;
+        if (usual && wide < shorter && end - at <= ELEMENTS) {
+            U each[ELEMENTS];
+            for (int64_t i = 0, left = wide; i < end - at; ++i) {
+                each[i] = *s;
+                if (--left == 0)
+                    ++s, left = wide;
+            }
+            return spread(x, y, at, end, each);
+        }
         for (; at < end; at += wide)
             within(x, y, at, at + wide < end ? at + wide : end, s++, t);
     }
@@ -143,7 +156,8 @@ template <class T, int MODE> class shifted final : public shifts<T> {
     random_words random;
 
   public:
-    shifted(const lpt_blocks &blocks, const lpt_rule &r) : shifts<T>(blocks, r), random(r) {}
+    shifted(const lpt_blocks &blocks, const lpt_rule &r)
+        : shifts<T>(blocks, r, MODE < LPT_STOCHASTIC ? 12 : 24), random(r) {}
 
   private:
     static U one(U u, const lpt_cell<T> &c, U moved, uint32_t word) {
@@ -228,7 +242,7 @@ template <class T> class shifted_any final : public shifts<T> {
     typedef typename lpt_carrier<T>::bits U;
 
   public:
-    shifted_any(const lpt_blocks &blocks, const lpt_rule &r) : shifts<T>(blocks, r) {}
+    shifted_any(const lpt_blocks &blocks, const lpt_rule &r) : shifts<T>(blocks, r, 0) {}
 
   private:
     void span(const T *x, T *y, int64_t first, int64_t last, const U *s) override {

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from functools import singledispatch
-from typing import Any
+from functools import lru_cache, singledispatch
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -107,7 +107,7 @@ def encode(x: Tensor, format: Format, strict: bool = False) -> Tensor:
     codebook's code is the index of the value in ascending order.
 
     Args:
-        x: float32 or float64, any shape and device.
+        x: float32 or float64, or an LPTensor of whatever format; any shape and device.
         strict: refuse values that the format lacks instead.
 
     Returns:
@@ -124,7 +124,7 @@ def encode(x: Tensor, format: Format, strict: bool = False) -> Tensor:
     tensor([15,  7,  7], dtype=torch.uint8)
     """
     check_roundable(x, format)
-    x = x.detach()
+    x = _values(x)
     rounded = round_fresh(x, format, Rounding())
     if isinstance(format, ScalarFormat) and format.layout.inf is not None:
         rounded = torch.where(x.isinf() & (format.grid.signed | (x > 0)), x, rounded)
@@ -135,6 +135,11 @@ def encode(x: Tensor, format: Format, strict: bool = False) -> Tensor:
                 f"{_first(x, moved)} is not a value of {format!r}: the nearest is {_first(rounded, moved)}; "
                 f"{int(moved.sum())} of {x.numel()} values are off the grid; strict=False rounds them"
             )
+    if rounded.dtype is torch.float32 and rounded.numel() > _MANY and _bits(format) <= 16:
+        table = _codes_by_upper_half(format, rounded.device)
+        if table is not None and (table.of_nan or not rounded.isnan().any()):
+            upper = rounded.contiguous().view(torch.int32) >> 16 & 0xFFFF
+            return table.codes.index_select(0, upper.flatten()).view(rounded.shape)
     codes = encode_exact(format, exact(rounded))
     return codes.to(code_dtype(_bits(format)))
 
@@ -171,10 +176,42 @@ def decode(codes: Tensor, format: Format) -> Tensor:
         outside = (wide < 0) | (wide >= 1 << bits)
         if outside.any():
             raise ValueError(f"codes of {format!r} are 0 to {2**bits - 1}, got {_first(codes, outside)}")
-    values = decode_exact(format, wide)
-    wide_posit = isinstance(format, Posit) and format.nbits > 26 + format.es
-    carrier = torch.float64 if wide_posit else getattr(format, "carrier", torch.float32)
-    return carried(values, carrier)
+    if bits <= 16 and wide.numel() > _MANY and not isinstance(format, TableFormat):
+        return _values_by_code(format, wide.device).index_select(0, wide.flatten()).view(wide.shape)
+    return carried(decode_exact(format, wide), getattr(format, "carrier", torch.float32))
+
+
+_MANY = 2**16  # elements from which on it pays to work out each code once
+
+
+@lru_cache(maxsize=64)
+def _values_by_code(format: Format, device: torch.device) -> Tensor:
+    """What ``decode`` makes of every code."""
+    return decode(torch.arange(1 << _bits(format), device=device), format)
+
+
+class _Codes(NamedTuple):
+    codes: Tensor  # by the upper half of the bits of fp32 numbers
+    of_nan: bool  # whether NaN has one
+
+
+@lru_cache(maxsize=64)
+def _codes_by_upper_half(format: Format, device: torch.device) -> _Codes | None:
+    """What ``encode`` makes of rounded fp32 numbers, if the upper half of their bits tells them apart."""
+    if isinstance(format, TableFormat) or getattr(format, "carrier", torch.float32) is not torch.float32:
+        return None
+    if isinstance(format, FixedPoint) and not format.clamp:
+        return None
+    values = decode(torch.arange(1 << _bits(format), device=device), format)
+    of_nan = bool(values.isnan().any())
+    values = values[~values.isnan()]
+    if (values.view(torch.int32) & 0xFFFF).any():
+        return None
+    every = (torch.arange(1 << 16, device=device, dtype=torch.int32) << 16).view(torch.float32)
+    there = torch.isin(every, values) | (every.isnan() & of_nan)
+    codes = torch.zeros(1 << 16, dtype=code_dtype(_bits(format)), device=device)
+    codes[there] = encode_exact(format, exact(every[there])).to(codes.dtype)
+    return _Codes(codes, of_nan)
 
 
 def scales(x: Tensor, format: BlockFormat) -> Tensor:
@@ -185,7 +222,7 @@ def scales(x: Tensor, format: BlockFormat) -> Tensor:
     values of a block over its scale are those of the element, which ``encode`` takes.
 
     Args:
-        x: float32 or float64, any shape and device.
+        x: float32 or float64, or an LPTensor of whatever format; any shape and device.
 
     Raises:
         TypeError: x is no float32 or float64 tensor, format no block format.
@@ -200,7 +237,13 @@ def scales(x: Tensor, format: BlockFormat) -> Tensor:
     check_roundable(x, format)
     if not isinstance(format, BlockFormat):
         raise TypeError(f"scales are those of a block format such as MXFP4, got {format!r}, which has none")
-    return reference.block_scales(x.detach().resolve_neg(), format.lowered, format.block_shape(x.shape))
+    return reference.block_scales(_values(x).resolve_neg(), format.lowered, format.block_shape(x.shape))
+
+
+def _values(x: Tensor) -> Tensor:
+    """The plain tensor whose values ``x`` has: ops on an LPTensor would round to its own format."""
+    values: Tensor = getattr(x, "_inner", x)
+    return values.detach()
 
 
 def _bits(format: Format) -> int:

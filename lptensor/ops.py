@@ -52,8 +52,7 @@ def round(
         return node
     rule = as_rounding(rounding)
     check_roundable(x, format)
-    if hasattr(x, "arithmetic"):
-        raise TypeError("round() takes plain tensors, got an LPTensor; recast it with x.to_lp(...)")
+    _check_plain(x)
     if out is not None:
         return _into(x, format, rule, generator, out)
     if torch.is_grad_enabled() and x.requires_grad or _compat.transforming() or _compat.differentiating_forward():
@@ -149,6 +148,12 @@ def check_roundable(x: Any, format: Any) -> None:
         format.check_carrier(x.dtype)
 
 
+def _check_plain(x: Tensor) -> None:
+    """Refuse an LPTensor, which would round the result once more, to its own format."""
+    if hasattr(x, "arithmetic"):
+        raise TypeError("rounding takes plain tensors, got an LPTensor; recast it with .to_lp(), or say .dequantize()")
+
+
 def draw_key(generator: torch.Generator | None = None) -> tuple[int, int]:
     """A fresh key for stochastic rounding: seed and offset from torch's CPU generator."""
     if generator is not None and not isinstance(generator, torch.Generator):
@@ -195,6 +200,7 @@ def round_fresh(x: Tensor, format: Format, rounding: Rounding, generator: Any = 
     """A rounded copy of a plain tensor, without autograd."""
     x = x.detach()
     if type(x) is not Tensor or _compat.traced():
+        _check_plain(x)
         if generator is not None:
             raise ValueError(
                 "a graph cannot draw from a generator of its own: in torch.compile and torch.export leave generator= "
@@ -280,6 +286,13 @@ def _round_into(x: Tensor, y: Tensor, format: Format, rounding: Rounding, genera
     negated = x.is_neg() or y is not x and y.is_neg()
     alike = y is x or x.stride() == y.stride()
     same = alike and (x.is_contiguous() or elementwise and _dense(x)) and not negated
+    if not same and alike and not negated and key is None and isinstance(format, BlockFormat):
+        # Without gaps, but for the order of axes, in which blocks lie another way round.
+        order = sorted(range(x.dim()), key=x.stride().__getitem__, reverse=True)
+        inside, outside, shape = x.permute(order), y.permute(order), format.block_shape(x.shape)
+        if inside.is_contiguous():
+            kernels.round_blocks(inside, outside, lowered, tuple(shape[d] for d in order), rounding, None)
+            return y
     source = x if same else x.resolve_neg().contiguous()
     target = y if same or y.is_contiguous() and not negated else torch.empty_like(source)
     if isinstance(lowered, Grid):
@@ -359,4 +372,7 @@ def _into(x: Tensor, format: Format, rounding: Rounding, generator: Any, out: Te
     in_place = start == out_start and x.stride() == out.stride()
     if start < out_end and out_start < end and not in_place:  # writing out would change x before it is read
         x = x.clone()
-    return round_into(x, out, format, rounding, generator)
+    round_into(x, out, format, rounding, generator)
+    if not out.is_inference():
+        torch.autograd.graph.increment_version(out)  # as torch's own ops do: a graph may need what was there
+    return out

@@ -392,3 +392,44 @@ def test_a_codebooks_codes_count_its_values(format: TableFormat) -> None:
     assert torch.equal(encode(values, format, strict=True), codes)
     with pytest.raises(ValueError, match="has no code for NaN; replace NaNs first"):
         encode(torch.tensor([torch.nan]), format)
+
+
+@pytest.mark.parametrize("format", [E2M3, FixedPoint(8, 4), NF4, E5M2], ids=str)
+def test_the_codes_of_an_lptensor_in_another_format_are_those_of_its_values(format: Any) -> None:
+    """Were it rounded as an LPTensor, it would be rounded to its own format, too."""
+    x = (torch.randn(500) * 20).to_lp(INT8)
+    assert torch.equal(encode(x, format), encode(x.dequantize(), format))
+    assert torch.equal(scales(x, MXFP4), scales(x.dequantize(), MXFP4))
+
+
+MANY = 70_000  # more than the elements from which on each code is worked out once
+
+
+@pytest.mark.parametrize(
+    ("format", "dtype"),
+    [(E4M3, ml_dtypes.float8_e4m3fn), (E5M2, ml_dtypes.float8_e5m2), (BF16, ml_dtypes.bfloat16), (FP16, np.float16)],
+    ids=str,
+)
+def test_many_codes_are_those_of_ml_dtypes(format: Any, dtype: Any) -> None:
+    x = torch.randn(MANY) * torch.exp2(torch.randint(-20, 8, (MANY,)))
+    x[:4] = torch.tensor([0.0, -0.0, torch.nan, -(2.0**-9)])
+    x = x.clamp(-400, 400)
+    want = x.numpy().astype(dtype)
+    codes = encode(x.view(7, -1), format)
+    unsigned = np.uint8 if codes.dtype == torch.uint8 else np.uint16
+    got = codes.flatten().numpy().view(unsigned)
+    numbers = ~np.isnan(want.astype(np.float32))
+    assert np.array_equal(got[numbers], want.view(unsigned)[numbers]) and codes.shape == (7, MANY // 7)
+    assert decode(codes, format).flatten()[2].isnan()
+    back = decode(codes, format).flatten().numpy()
+    assert np.array_equal(back.view(np.int32)[numbers], want.astype(np.float32).view(np.int32)[numbers])
+
+
+def test_many_nans_without_a_code_are_refused() -> None:
+    x = torch.zeros(MANY)
+    x[-1] = torch.nan
+    with pytest.raises(ValueError, match="has no code for NaN"):
+        encode(x, E2M3)
+    codes = torch.arange(256, dtype=torch.uint8).repeat(300)
+    values = Posit(8).values_of(codes[:256].long())
+    assert torch.equal(decode(codes, Posit(8))[:256].nan_to_num(7.7), values.float().nan_to_num(7.7))

@@ -7,14 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.autograd import forward_ad
 
 import lptensor
-from lptensor import _native
-from lptensor.blocks import BlockFloatingPoint
-from lptensor.formats import BF16, E4M3, E5M2, FixedPoint
+from lptensor import _native, lower, ops, reference
+from lptensor.blocks import MX, NVFP4, BlockFloatingPoint
+from lptensor.formats import BF16, E4M3, E5M2, FP32, FixedPoint
 from lptensor.ops import backend, round as lp_round
-from lptensor.rounding import Mode, Rounding, Stochastic
+from lptensor.rounding import Mode, Rounding, Stochastic, as_rounding
 from rounders import NATIVE_BUILDS, assert_same_bits, choose_build
 
 
@@ -316,3 +317,63 @@ def test_the_tangent_of_forward_mode_passes_straight_through(grad: bool) -> None
         x = forward_ad.make_dual(torch.tensor([0.3, 1.0]), torch.tensor([2.0, 3.0]))
         for function in (lambda x: lptensor.round(x, E4M3), lptensor.quantizer(E4M3)):
             assert forward_ad.unpack_dual(function(x)).tangent.tolist() == [2, 3]
+
+
+def test_out_may_be_a_view_that_negates() -> None:
+    out = torch._neg_view(torch.empty(3))
+    assert lp_round(torch.tensor([1.1, -2.3, 500.0]), E4M3, out=out) is out
+    assert out.is_neg() and out.tolist() == [1.125, -2.25, 448.0]
+
+
+def test_fp32_carries_fixed_point_of_25_bits_with_the_sign() -> None:
+    assert lp_round(torch.tensor([2.0**24 + 2, 0.75]), FixedPoint(25, 0)).tolist() == [2.0**24 - 1, 1.0]
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+def test_what_is_done_to_a_rounded_dual_leaves_the_tangent_of_its_input_alone() -> None:
+    with forward_ad.dual_level():
+        tangent = torch.ones(2)
+        x = forward_ad.make_dual(torch.tensor([1.1, 2.2]), tangent)
+        y = lp_round(x, E4M3)
+        y.mul_(3)
+        assert forward_ad.unpack_dual(y).tangent.tolist() == [3.0, 3.0]
+        assert forward_ad.unpack_dual(x).tangent.tolist() == tangent.tolist() == [1.0, 1.0]
+
+
+def test_what_is_written_to_is_known_to_have_changed() -> None:
+    """As after torch's own ops in place: a graph that needs the old values refuses, and layers round anew."""
+    w = torch.tensor([0.3], requires_grad=True)
+    y = w.exp()
+    with torch.no_grad():
+        lp_round(y.detach(), E4M3, out=y.detach())
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.backward()
+    net = lower(nn.Sequential(nn.Linear(3, 3), nn.ReLU()), ["linear", "activation"], E4M3, forward_rounding="nearest")
+    hidden = net[0](torch.ones(3))
+    values = torch.tensor([0.3, 0.7, 1.1])
+    lp_round(values, FP32, out=hidden.detach())
+    assert torch.equal(net[1](hidden), lp_round(values, E4M3))
+    with torch.inference_mode():
+        lp_round(values, E4M3, out=torch.empty(3))
+
+
+@pytest.mark.parametrize("mode", ["nearest", "toward_zero", "stochastic"])
+@pytest.mark.parametrize("shape", [(5, 3, 3, 3), (40, 3), (7, 10), (4, 20), (2, 3, 4, 5)])
+@pytest.mark.parametrize("format", [MX(E4M3, 32), MX(E4M3, 3), MX(E5M2, 4, axis=1), NVFP4, BlockFloatingPoint(6, 0)])
+def test_blocks_of_any_layout_and_length_are_those_of_the_reference(shape: Any, format: Any, mode: str) -> None:
+    x = torch.randn(shape) * torch.exp2(torch.randint(-20, 20, shape))
+    x.view(-1)[::11] = 0.0
+    rounding, key = as_rounding(mode), (3, 4)
+    want = reference.round_blocks(x, format.lowered, format.block_shape(x.shape), rounding, key)
+    orders = [range(x.dim()), [*range(x.dim())][::-1], [0, *range(2, x.dim()), 1]]
+    for order in orders:
+        inverse = [list(order).index(d) for d in range(x.dim())]
+        y = x.permute(*order).contiguous().permute(*inverse)
+        assert y.stride() != x.stride() or list(order) == sorted(order) or 1 in shape
+        got = torch.empty_like(y)
+        ops.draw_key, real = (lambda generator=None: key), ops.draw_key
+        try:
+            lp_round(y, format, mode, out=got)
+        finally:
+            ops.draw_key = real
+        assert_same_bits(got, want)
