@@ -7,12 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from lptensor import _compat
 from lptensor.arithmetic import Arithmetic
 from lptensor.nests import Cast, begin_crossing, end_crossing
+from lptensor.process_wide import without_onednn
 from lptensor.tensor import LPTensor, enter
 
 
@@ -61,27 +61,24 @@ class StepByStep:
     oneDNN is on or off for the whole process: it stays off until the last LSTM that runs, on any thread, has ended.
     """
 
-    _lock = threading.Lock()
     _running: ClassVar[set[tuple[int, int]]] = set()  # thread and module
-    _before: ClassVar[Any] = None
 
     def attach(self, module: nn.Module) -> None:
         _compat.set_hooks(module, _compat.LSTM, self.begin, self.end, always=True)
 
     @_compat.run_by_python  # Dynamo would turn oneDNN off while it traces, and once more
     def begin(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        with self._lock:
-            if not self._running:
-                StepByStep._before = torch.backends.mkldnn.set_flags(False)
-            self._running.add((threading.get_ident(), id(module)))
+        call = threading.get_ident(), id(module)
+        if call not in self._running:
+            without_onednn.__enter__()
+            self._running.add(call)
 
     @_compat.run_by_python
     def end(self, module: nn.Module, args: Any, output: Any) -> None:
-        with self._lock:
-            was_running = bool(self._running)  # a hook before ours may have raised, and we have not begun
-            self._running.discard((threading.get_ident(), id(module)))
-            if was_running and not self._running:
-                torch.backends.mkldnn.set_flags(*self._before)
+        call = threading.get_ident(), id(module)
+        if call in self._running:  # a hook before ours may have raised, and we have not begun
+            self._running.remove(call)
+            without_onednn.__exit__()
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -17,6 +18,7 @@ from lptensor.formats import Format
 from lptensor.layer_products import WAY_OUT, LayerProducts
 from lptensor.nests import is_container, map_nest
 from lptensor.path_rules import UNTOUCHED, Answer, PathRules, Verdict
+from lptensor.process_wide import ProcessWide
 from lptensor.tensor import LPTensor, check_carrier, enter
 
 Target = TypeVar("Target")
@@ -108,7 +110,7 @@ def _plan(model: nn.Module, rules: PathRules, buffers: bool) -> Plan:
     paths: dict[int, str] = {}
     tensors: list[tuple[str, Tensor]] = list(model.named_parameters(remove_duplicate=False))
     stored = model.named_buffers(remove_duplicate=False)
-    tensors += [(n, b) for n, b in stored if buffers and not n.endswith("mask") or isinstance(b, LPTensor)]
+    tensors += [(n, b) for n, b in stored if buffers and _converts(n) or isinstance(b, LPTensor)]
     for path, tensor in tensors:
         verdict = rules.of(path)
         if nn.parameter.is_lazy(tensor) or not tensor.is_floating_point():
@@ -128,6 +130,11 @@ def _plan(model: nn.Module, rules: PathRules, buffers: bool) -> Plan:
         if tensor.grad is not None:
             plan[id(tensor.grad)] = tensor.grad, verdict, True
     return plan
+
+
+def _converts(name: str) -> bool:
+    """Whether a floating-point buffer of that name is converted: masks hold no values."""
+    return not name.endswith("mask")
 
 
 def _refuse_shared(modules: dict[str, nn.Module], rules: PathRules) -> None:
@@ -184,7 +191,7 @@ def _carry_out(model: nn.Module, plan: Plan) -> None:
     _let_go_of_results(touched)
     for i, module in enumerate(touched):
         try:
-            with _swapping():
+            with _swapping(), _without_lazy(module):
                 module._apply(apply, recurse=False)
         except RuntimeError as error:
             _undo(touched[: i + 1], before, {id(new): plan[old][0] for old, new in after.items()})
@@ -192,6 +199,17 @@ def _carry_out(model: nn.Module, plan: Plan) -> None:
                 "a parameter is in use by a computation graph or a weak reference and cannot be converted now: "
                 f"let go of losses and outputs (del loss) and convert again; the model is unchanged (torch: {error})"
             ) from error
+
+
+@contextlib.contextmanager
+def _without_lazy(module: nn.Module) -> Iterator[None]:
+    """Leave out the parameters that have no shape yet, of which torch cannot make new ones."""
+    lazy = {name: p for name, p in module._parameters.items() if p is not None and nn.parameter.is_lazy(p)}
+    module._parameters.update(dict.fromkeys(lazy))
+    try:
+        yield
+    finally:
+        module._parameters.update(lazy)
 
 
 def _let_go_of_results(modules: list[nn.Module]) -> None:
@@ -227,19 +245,27 @@ def _own(module: nn.Module) -> list[Tensor]:
     return [*module.parameters(recurse=False), *module.buffers(recurse=False)]
 
 
+def _let_modules_swap() -> bool:
+    before = torch.__future__.get_swap_module_params_on_conversion()
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    return before
+
+
+_modules_swap = ProcessWide(_let_modules_swap, torch.__future__.set_swap_module_params_on_conversion)
+
+
 class _swapping:
     """Let modules replace a parameter's contents and keep the object, also on the way back to plain."""
 
     here = threading.local()
 
     def __enter__(self) -> None:
-        self._before = torch.__future__.get_swap_module_params_on_conversion()
-        torch.__future__.set_swap_module_params_on_conversion(True)
+        _modules_swap.__enter__()
         self.here.swaps = True
 
     def __exit__(self, *_: Any) -> None:
         self.here.swaps = False
-        torch.__future__.set_swap_module_params_on_conversion(self._before)
+        _modules_swap.__exit__()
 
 
 def _changes_form(a: Tensor, b: Tensor) -> bool:
@@ -308,8 +334,8 @@ def _finish_lazy(module: nn.Module, wanted: dict[str, Arithmetic], buffers: bool
     plan: Plan = {}
     for name, arithmetic in wanted.items():
         plan[id(module.get_parameter(name))] = module.get_parameter(name), arithmetic, False
-    for buffer in module.buffers(recurse=False) if buffers else ():
-        if buffer.is_floating_point():
+    for name, buffer in module.named_buffers(recurse=False) if buffers else ():
+        if buffer.is_floating_point() and _converts(name):
             plan[id(buffer)] = buffer, next(iter(wanted.values())), False
     _carry_out(module, plan)
     optimizer_state.mark(p for p in module.parameters(recurse=False) if id(p) in plan)

@@ -7,16 +7,18 @@ for it after ``torch.set_float32_matmul_precision("medium")``, has 8.
 from __future__ import annotations
 
 import functools
-import threading
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from lptensor.process_wide import ProcessWide
+
 _CUDNN: Any = torch.backends.cudnn
 _ONEDNN: Any = torch.backends.mkldnn
 
 
+@functools.cache
 def settings() -> tuple[Any, ...]:
     """The settings of products that may take fewer bits, of this torch on this machine."""
     on_gpu = (torch.backends.cuda.matmul, _CUDNN.conv, _CUDNN.rnn) if torch.backends.cuda.is_built() else ()
@@ -24,33 +26,21 @@ def settings() -> tuple[Any, ...]:
     return (*on_gpu, *((_ONEDNN.matmul, _ONEDNN.conv, _ONEDNN.rnn) if units else ()))
 
 
-class _FullFP32:
-    """A context without TF32 and BF16. Settings are the process's: the first in turns them off, the last out on."""
-
-    def __init__(self) -> None:
-        self._settings = functools.cache(settings)
-        self._lock = threading.Lock()
-        self._inside = 0
-        self._before: list[tuple[Any, str]] = []
-
-    def __enter__(self) -> None:
-        with self._lock:
-            self._inside += 1
-            if self._inside == 1:
-                asked = [(kind, kind.fp32_precision) for kind in self._settings()]
-                self._before = [(kind, precision) for kind, precision in asked if precision in ("tf32", "bf16")]
-                for kind, _ in self._before:
-                    kind.fp32_precision = "ieee"
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if self._inside == 0:
-                for kind, precision in self._before:
-                    kind.fp32_precision = precision
+def _ask_for_all_bits() -> list[tuple[Any, str]]:
+    """Turn TF32 and BF16 off, and say where they were on."""
+    asked = [(kind, kind.fp32_precision) for kind in settings()]
+    before = [(kind, precision) for kind, precision in asked if precision in ("tf32", "bf16")]
+    for kind, _ in before:
+        kind.fp32_precision = "ieee"
+    return before
 
 
-full_fp32 = _FullFP32()
+def _ask_for_fewer(before: list[tuple[Any, str]]) -> None:
+    for kind, precision in before:
+        kind.fp32_precision = precision
+
+
+full_fp32 = ProcessWide(_ask_for_all_bits, _ask_for_fewer)  # a context without TF32 and BF16
 
 
 class _InFullFP32:

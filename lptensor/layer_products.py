@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,15 +13,35 @@ from torch import Tensor, nn
 from lptensor import _compat
 from lptensor.arithmetic import Arithmetic
 from lptensor.nests import Crossing
+from lptensor.process_wide import without_onednn
 from lptensor.tensor import LPTensor
 
-_BEFORE = "_lptensor_before"  # where a running layer keeps what was changed on it
+_BEFORE = "_lptensor_before"  # where a running layer keeps its calls, the inner one last
 
 
 WAY_OUT = (
     "give its Arithmetic the operands and the accumulator: lptensor.convert(model, Arithmetic(format, operands=..., "
     "accumulator=...)), or leave the layer plain: lptensor.convert(model, {path: None, ...})"
 )
+
+
+class _Call(NamedTuple):
+    """What a running call has changed of its layer."""
+
+    thread: int
+    changed: list[tuple[dict[str, Any], str, Any]]
+    stepwise: bool  # without oneDNN
+    crossing: Crossing
+
+
+_locks: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
+_making = threading.Lock()
+
+
+def _lock(module: nn.Module) -> threading.RLock:
+    """What a thread holds while it runs a layer: another's call would see, and take away, what it changes on it."""
+    with _making:
+        return _locks.setdefault(module, threading.RLock())
 
 
 @dataclass(frozen=True)
@@ -51,11 +73,15 @@ class LayerProducts:
         _compat.drop_hooks(module, _compat.PRODUCTS)
 
     def begin(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
-        crossing = Crossing()
-        changed: list[tuple[dict[str, Any], str, Any]] = []
-        fused = torch.backends.mkldnn.set_flags(False) if isinstance(module, nn.RNNBase) else None
+        compiling = torch.compiler.is_dynamo_compiling()  # then nothing changes but in the traced code's own view
+        call = _Call(0 if compiling else threading.get_ident(), [], isinstance(module, nn.RNNBase), Crossing())
+        if not compiling:
+            _lock(module).acquire()
+        if call.stepwise:
+            without_onednn.__enter__()
         # Before anything changes: what comes next may raise, and end() undoes what was done by then.
-        module.__dict__.setdefault(_BEFORE, []).append((changed, fused, crossing))
+        module.__dict__.setdefault(_BEFORE, []).append(call)
+        changed, crossing = call.changed, call.crossing
         args, named = crossing.enter(args, kwargs, self._enter)
         for part in module.modules():
             own = {**part._parameters, **{k: v for k, v in vars(part).items() if type(v) is Tensor and v.requires_grad}}
@@ -69,20 +95,23 @@ class LayerProducts:
         return args, named
 
     def end(self, module: nn.Module, args: Any, output: Any) -> Any:
-        stack = module.__dict__.get(_BEFORE)
-        if not stack:  # another hook raised before begin()
-            return None
-        changed, fused, crossing = stack.pop()
-        if not stack:
+        compiling = torch.compiler.is_dynamo_compiling()
+        calls: list[_Call] = module.__dict__.get(_BEFORE, [])
+        if not calls or not compiling and calls[-1].thread != threading.get_ident():
+            return None  # another hook raised before begin()
+        call = calls.pop()
+        if not calls:
             del module.__dict__[_BEFORE]
-        for attributes, name, value in reversed(changed):
+        for attributes, name, value in reversed(call.changed):
             if value is None:
                 attributes.pop(name, None)
             else:
                 attributes[name] = value
-        if fused is not None:
-            torch.backends.mkldnn.set_flags(*fused)
-        return crossing.leave(output, lambda x: x.dequantize() if type(x) is LPTensor else x)
+        if call.stepwise:
+            without_onednn.__exit__()
+        if not compiling:
+            _lock(module).release()
+        return call.crossing.leave(output, lambda x: x.dequantize() if type(x) is LPTensor else x)
 
     def _enter(self, x: Tensor) -> Tensor:
         check_plain(x)

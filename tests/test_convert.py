@@ -539,3 +539,34 @@ def test_linearize_says_that_it_cannot_take_an_lptensor() -> None:
         torch.func.linearize(lambda x: x * 1.1, x)
     y, tangent = torch.func.linearize(lambda x: x * 2, torch.ones(2))
     assert y.tolist() == [2, 2] and tangent(torch.ones(2)).tolist() == [2, 2]
+
+
+def test_buffers_called_mask_stay_plain() -> None:
+    model = nn.Linear(2, 2)
+    model.register_buffer("attn_mask", torch.zeros(2, 2))
+    model.register_buffer("mean", torch.zeros(2))
+    convert(model, BF16, buffers=True)
+    assert type(model.attn_mask) is torch.Tensor and isinstance(model.mean, LPTensor)
+
+
+def test_a_rule_that_comes_too_late_and_says_the_same_is_no_error() -> None:
+    model = convert(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), {"*": BF16, "0": BF16})
+    assert all(p.format == BF16 for p in model.parameters())
+
+
+class _Gained(nn.LazyLinear):
+    """A lazy layer with a parameter that is there already, and buffers."""
+
+    def __init__(self, out: int) -> None:
+        super().__init__(out)
+        self.gain = nn.Parameter(torch.tensor([0.3]))
+        self.register_buffer("shift", torch.tensor([0.3]))
+        self.register_buffer("attn_mask", torch.tensor([0.3]))
+
+
+def test_a_lazy_layer_may_have_parameters_and_buffers_that_are_not() -> None:
+    net = convert(nn.Sequential(_Gained(3)), E4M3, buffers=True)
+    assert is_low(net[0].gain, E4M3) and list(dict(net[0].named_parameters())) == ["weight", "bias", "gain"]
+    net(torch.ones(2, 4).to_lp(E4M3))
+    assert is_low(net[0].weight, E4M3) and is_low(net[0].shift, E4M3)
+    assert type(net[0].attn_mask) is Tensor and net[0].attn_mask.item() == torch.tensor(0.3).item()

@@ -29,13 +29,14 @@ def _settings_survive() -> Iterator[None]:
     yield
     for kind, precision in zip((*ON_GPU, *ON_CPU), before, strict=True):
         kind.fp32_precision = precision
+    settings.cache_clear()
 
 
 def machine(monkeypatch: pytest.MonkeyPatch, gpu: bool, units: bool) -> None:
     """A torch that is built with CUDA or not, on a CPU that has units for BF16 or not."""
     monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: gpu)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "amx_bf16": units})
-    monkeypatch.setattr(full_fp32, "_settings", settings)
+    settings.cache_clear()
 
 
 @pytest.fixture

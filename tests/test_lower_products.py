@@ -225,3 +225,10 @@ def test_a_lowered_network_trains() -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.7 * losses[0]
+
+
+def test_a_recurrent_layer_leaves_onednn_on() -> None:
+    model = lower(nn.LSTM(2, 2), "rnn", operands=Gemm(BF16))
+    assert torch._C._get_mkldnn_enabled()
+    model(torch.ones(1, 1, 2))
+    assert torch._C._get_mkldnn_enabled()

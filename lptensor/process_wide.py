@@ -1,0 +1,45 @@
+"""Settings of the whole process that are another while some code runs, on whatever threads."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+class ProcessWide:
+    """A context with another setting: the first in makes the change, the last out takes it back.
+
+    Were each to put back what it has found, the second of two threads would find, and leave behind, what the first
+    has set.
+
+    Args:
+        change: makes the change, and returns what ``restore`` needs to take it back.
+        restore: takes it back.
+    """
+
+    def __init__(self, change: Callable[[], Any], restore: Callable[[Any], object]) -> None:
+        self._change, self._restore = change, restore
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._before: Any = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._before = self._change()
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._restore(self._before)
+
+
+# On the CPU oneDNN runs a whole recurrent layer as one op.
+without_onednn = ProcessWide(
+    lambda: torch.backends.mkldnn.set_flags(False), lambda before: torch.backends.mkldnn.set_flags(*before)
+)

@@ -1,0 +1,63 @@
+"""Settings of the whole process, changed by threads that overlap."""
+
+from __future__ import annotations
+
+import threading
+
+import torch
+from torch import nn
+
+from lptensor import E4M3, Gemm, convert, lower
+from lptensor.convert import _swapping
+from lptensor.process_wide import ProcessWide, without_onednn
+
+
+def test_the_first_in_makes_the_change_and_the_last_out_takes_it_back() -> None:
+    seen: list[object] = []
+    setting = ProcessWide(lambda: seen.append("changed") or "before", seen.append)  # type: ignore[func-returns-value]
+    setting.__enter__()
+    setting.__enter__()
+    setting.__exit__()
+    assert seen == ["changed"]
+    setting.__exit__()
+    assert seen == ["changed", "before"]
+    with setting:
+        assert seen == ["changed", "before", "changed"]
+
+
+def test_conversions_that_overlap_leave_torchs_setting_as_it_was() -> None:
+    first, second = _swapping(), _swapping()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__()
+    assert torch.__future__.get_swap_module_params_on_conversion()  # the other converts still
+    second.__exit__()
+    assert not torch.__future__.get_swap_module_params_on_conversion()
+    convert(nn.Linear(2, 2), E4M3)
+    assert not torch.__future__.get_swap_module_params_on_conversion()
+
+
+def test_threads_share_a_lowered_layer_and_leave_onednn_on() -> None:
+    """What a call puts in the place of the parameters is that call's alone."""
+    torch.manual_seed(0)
+    layer, x = lower(nn.LSTM(4, 4), ["rnn"], operands=Gemm(E4M3)), torch.randn(6, 2, 4)
+    want = layer(x)[0].detach()
+    wrong: list[object] = []
+
+    def run() -> None:
+        for grads in (True, False) * 5:
+            with torch.set_grad_enabled(grads):
+                try:
+                    y = layer(x)[0]
+                    if not torch.equal(y, want) or y.requires_grad != grads:
+                        wrong.append(y)
+                except RuntimeError as error:
+                    wrong.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong and torch.backends.mkldnn.enabled and without_onednn._inside == 0
+    assert all(type(p) is nn.Parameter for p in layer.parameters()) and "weight_ih_l0" not in vars(layer)
