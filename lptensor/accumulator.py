@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lptensor.base import CARRIER_PRECISION, ScalarFormat, check_bool, check_int, no_format
+from lptensor.base import CARRIER_PRECISION, ScalarFormat, check_bool, check_int, no_format, set_int
 from lptensor.formats import FP32, FixedPoint, FloatingPoint, Format
 from lptensor.rounding import Mode, Rounding, as_rounding
 from lptensor.text import constant
@@ -92,7 +92,7 @@ class Accumulator:
         for name in ("sum", "product"):
             if name == "sum" or product is not None:
                 _check_format(name, getattr(self, name), compute)
-        check_int("chunk", chunk, 1, 2**31 - 1, why="; 1 adds term by term")
+        set_int(self, "chunk", 1, 2**31 - 1, why="; 1 adds term by term")
         for name, known in (("order", ORDERS), ("compute", _COMPUTE)):
             if getattr(self, name) not in known:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}; known: {', '.join(known)}")
@@ -112,10 +112,11 @@ class Accumulator:
             return
         if not isinstance(self.inner, Accumulator):
             raise TypeError(f"inner must be an Accumulator or a number format, got {self.inner!r}")
-        if self.chunk == 1 or self.order == "aligned":
+        if self.order == "aligned":
+            raise ValueError(f'order="aligned" adds a chunk at once, got inner={self.inner!r}; leave inner out')
+        if self.chunk == 1:
             raise ValueError(
-                f"inner={self.inner!r} adds up inside a chunk, and chunk={self.chunk}, order={self.order!r} has none; "
-                "give a chunk of 2 or more"
+                f"inner={self.inner!r} adds up inside a chunk, and chunk=1 has none; give a chunk of 2 or more"
             )
         if self.product not in (None, self.inner.product):
             raise ValueError(
@@ -130,8 +131,8 @@ class Accumulator:
             return
         if self.alignment is None:
             raise ValueError('order="aligned" needs alignment=, how many places below the largest exponent are kept')
-        check_int("alignment", self.alignment, 0, 40)
-        check_int("chunk", self.chunk, 1, 512, why=' in the order "aligned"')
+        set_int(self, "alignment", 0, 40)
+        set_int(self, "chunk", 1, 512, why=' in the order "aligned"')
         if self.product is not None:
             raise ValueError(f'order="aligned" adds exact products, got product={self.product!r}; leave it out')
 
@@ -197,7 +198,9 @@ def _check_format(name: str, format: object, compute: str) -> None:
     if not grid.signed or not grid.zero:
         raise ValueError(f"{name} must have zero and negative numbers, got {format!r}; use a signed format")
     if math.isinf(grid.max):
-        raise ValueError(f"{name} must have a largest value, got {format!r}; say clamp=True, or wrap=True too")
+        raise ValueError(
+            f"{name} must have a largest value, got {format!r}; say clamp=True, with wrap=True too if it is to wrap"
+        )
     if grid.precision > EXACT_PRECISION:
         raise ValueError(
             f"{name}={format!r} has {grid.precision} significant bits, exact sums are carried for up to "

@@ -129,7 +129,17 @@ def write(op: Opened, writes: Sequence[int | str], rounds: bool, round_: Round) 
     if source is not None:
         (place,) = writes
         kwargs, named = ({k: v for k, v in given.items() if k != place} for given in (op.kwargs, op.named))
-        known[id(argument(place, op.plain, op.named))] = computed(op._replace(func=source, kwargs=kwargs, named=named))
+        result, there = (
+            computed(op._replace(func=source, kwargs=kwargs, named=named)),
+            argument(place, op.plain, op.named),
+        )
+        if result.shape != there.shape:
+            if "out" not in func._overloadname:
+                raise RuntimeError(
+                    f"{func} writes into its first argument, {tuple(there.shape)}: the result is {tuple(result.shape)}"
+                )
+            there.resize_(result.shape)
+        known[id(there)] = result
     elif accumulator is not None and func._schema.name in FORMULAS:
         out = by_formula(op)
     else:
@@ -146,7 +156,7 @@ def write(op: Opened, writes: Sequence[int | str], rounds: bool, round_: Round) 
             if rounds and inner is not target:
                 round_(value, target._arithmetic, target._gradient)
             if value is not inner:
-                (inner if inner.shape == value.shape else inner.resize_(value.shape)).copy_(value)
+                inner.copy_(value)
     return out
 
 

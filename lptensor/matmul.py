@@ -49,9 +49,24 @@ def matmul(
         c = c.unsqueeze(-1) if column and c.dim() else c
         while c.dim() < 2:
             c = c.unsqueeze(0)
+        _check_addend(c, left, right)
     r = with_gradients(left, right, accumulator, c, generator)
     r = r.squeeze(-2) if row else r
     return r.squeeze(-1) if column else r
+
+
+def _check_addend(c: Tensor, a: Tensor, b: Tensor) -> None:
+    """Refuse an addend that would make the product ``a @ b`` larger."""
+    try:
+        wanted = (*torch.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
+    except RuntimeError:
+        return  # operands that do not go together: gemm() says so
+    try:
+        fits = torch.broadcast_shapes(wanted, c.shape) == wanted
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise ValueError(f"the addend must broadcast to {wanted}, got shape {tuple(c.shape)}")
 
 
 def sum(
@@ -97,17 +112,22 @@ def conv(
 
     The terms of an output come channel after channel, in each the kernel's positions in contiguous
     order, and those of the padding are products with zero: what ``matmul`` of ``unfold`` gives. The
-    bias is the initial value of the sum. Overlapping windows' gradients are summed in the dtype.
+    bias is the initial value of the sum. Gradients of overlapping windows, of the weights over samples and of
+    the bias are summed in the dtype (those of LPTensors in the accumulator).
 
     Args:
         x: [batch, channels, sizes ...]. w: [out channels, channels / groups, sizes of the kernel ...].
+        stride, padding, dilation: one number, or one for each axis.
+
+    Raises:
+        TypeError, ValueError: shapes, dtypes or numbers that do not go together, or that cannot hold the sums.
 
     >>> from lptensor import BF16
     >>> conv(torch.ones(1, 1, 4, 4), torch.ones(1, 1, 3, 3), Accumulator(BF16))
     tensor([[[[9., 9.],
               [9., 9.]]]])
     """
-    for t in (x, w):
+    for t in (x, w) if bias is None else (x, w, bias):
         if not isinstance(t, Tensor):
             raise TypeError(f"expected a tensor, got {type(t).__name__}; make one with torch.tensor(...)")
     axes = w.dim() - 2
@@ -146,7 +166,8 @@ def unfold(
              [1., 2., 3.]]])
     """
     axes = len(kernel)
-    strides, pads, dilations = (_each(v, axes) for v in (stride, padding, dilation))
+    strides, pads = _each("stride", stride, axes, 1), _each("padding", padding, axes, 0)
+    dilations = _each("dilation", dilation, axes, 1)
     x = torch.nn.functional.pad(x, [p for pad in reversed(pads) for p in (pad, pad)])
     for d in range(axes):
         reach = dilations[d] * (kernel[d] - 1) + 1
@@ -161,10 +182,10 @@ def unfold(
     return x.reshape(x.shape[0], x.shape[1] * math.prod(kernel), math.prod(size)), size
 
 
-def _each(value: int | Sequence[int], axes: int) -> list[int]:
-    values = [value] * axes if isinstance(value, int) else list(value)
-    if len(values) != axes:
-        raise ValueError(f"expected one number or {axes}, got {values}")
+def _each(name: str, value: int | Sequence[int], axes: int, least: int) -> list[int]:
+    values = [value] * axes if isinstance(value, int) else [*value]
+    if len(values) != axes or not all(isinstance(n, int) and n >= least for n in values):
+        raise ValueError(f"{name} takes one number of {least} or more, or {axes}, got {value!r}")
     return values
 
 

@@ -51,11 +51,14 @@ class Multiply:
         return (second, first) if swapped else (first, second)
 
     @property
-    def unordered(self) -> bool:
-        """Whether elements are rounded where they stand and torch's own kernel may multiply them."""
-        if self.accumulator is not None or self.transform is not None:
-            return False
-        return all(operand is None or operand.elementwise for operand in self.pair)
+    def elementwise(self) -> bool:
+        """Whether elements are rounded where they stand, whatever becomes of the tensors."""
+        return self.transform is None and all(operand is None or operand.elementwise for operand in self.pair)
+
+    @property
+    def rounded(self) -> Multiply:
+        """The same product of operands that are rounded already."""
+        return self.of(None)
 
     @property
     def transform(self) -> Hadamard | None:

@@ -67,8 +67,11 @@ class Operand:
 
     @property
     def elementwise(self) -> bool:
-        """Whether each element is rounded on its own, so that the order of axes does not matter."""
-        return not isinstance(self.format, BlockFormat)
+        """Whether each element is rounded on its own, so that the order of axes does not matter.
+
+        Not where a subclass rounds in a way of its own, of which nothing is known.
+        """
+        return type(self).quantize is Operand.quantize and not isinstance(self.format, BlockFormat)
 
     def quantize(self, x: Tensor) -> Tensor:
         """A rounded copy of a plain tensor (..., rows, contraction), fp32 or fp64; what the product gets.
@@ -217,6 +220,8 @@ def _transforms(given: object) -> tuple[Hadamard | None, Hadamard | None, Hadama
         listed = list(given)
     else:
         listed = [given] * 3
+    if len(listed) != len(names):
+        raise ValueError(f"transform takes one, or one for each of {', '.join(names)}, got {given!r}")
     for transform in listed:
         if transform is not None and not isinstance(transform, Hadamard):
             raise TypeError(f"transform takes Hadamard(block, signs), or a dict of them, got {transform!r}")

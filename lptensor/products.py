@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -32,25 +32,36 @@ class Call:
 
 _Handler = Callable[[Call], Any]
 
-# The places of the two operands of ops that are one product.
+
+class _Operands(NamedTuple):
+    """The places of the two operands of an op that is one product, and how many axes each has."""
+
+    places: tuple[int, int]
+    axes: tuple[int, int]
+
+
 _OPERANDS = {
-    aten.mm.default: (0, 1),
-    aten.bmm.default: (0, 1),
-    aten.mv.default: (0, 1),
-    aten.dot.default: (0, 1),
-    aten.vdot.default: (0, 1),
-    aten.addmm.default: (1, 2),
-    aten._addmm_activation.default: (1, 2),
-    aten.addmv.default: (1, 2),
-    aten.addbmm.default: (1, 2),
-    aten.baddbmm.default: (1, 2),
+    aten.mm.default: _Operands((0, 1), (2, 2)),
+    aten.bmm.default: _Operands((0, 1), (3, 3)),
+    aten.mv.default: _Operands((0, 1), (2, 1)),
+    aten.dot.default: _Operands((0, 1), (1, 1)),
+    aten.vdot.default: _Operands((0, 1), (1, 1)),
+    aten.addmm.default: _Operands((1, 2), (2, 2)),
+    aten._addmm_activation.default: _Operands((1, 2), (2, 2)),
+    aten.addmv.default: _Operands((1, 2), (2, 1)),
+    aten.addbmm.default: _Operands((1, 2), (3, 3)),
+    aten.baddbmm.default: _Operands((1, 2), (3, 3)),
 }
 
 
 def _product(call: Call) -> Any:
     """An op of one product: its operands are rounded as matrices, and torch computes the rest of it."""
-    i, j = _OPERANDS[call.func]
+    (i, j), axes = _OPERANDS[call.func]
     a, b = call.args[i], call.args[j]
+    if (a.dim(), b.dim()) != axes or axes == (3, 3) and a.shape[0] != b.shape[0]:
+        shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"
+        alike = " of one length of the first" if axes == (3, 3) else ""
+        raise RuntimeError(f"{call.func} multiplies tensors of {axes[0]} and {axes[1]} axes{alike}, got {shapes}")
     for x in (a, b):
         if x.layout is not torch.strided:
             _refuse(call.func, f"an operand is {x.layout}; convert it with .to_dense()")
@@ -84,12 +95,14 @@ def _added_up(
     use_gelu: bool | None = None,
 ) -> Tensor:
     """beta * addend + alpha * a @ b; the addend begins the sum, unless something is scaled."""
-    if addend is not None and vector_right:
-        addend = addend.unsqueeze(-1)
+    if addend is not None:
+        if vector_right:
+            addend = addend.unsqueeze(-1)
+        addend = addend.expand(*a.shape[:-1], b.shape[-1])
     within = addend if alpha == 1 and beta == 1 else None
     y = multiply.matmul(a, b, within)
-    y = y if alpha == 1 else y * alpha
-    if addend is not None and within is None and beta != 0:  # a factor of zero hides NaN, as in BLAS
+    y = y if alpha == 1 else y * alpha if alpha != 0 else torch.zeros_like(y)  # which hides NaN, as in BLAS
+    if addend is not None and within is None and beta != 0:
         y = y + beta * addend
     y = y.squeeze(-1) if vector_right else y
     y = y.squeeze(0) if vector_left else y
@@ -165,12 +178,15 @@ WRITTEN = {
 }
 
 _NAMES = frozenset(func._schema.name for func in PRODUCTS) | {"aten::linear"}
+_IN_CHUNKS = "torch_nn::_linear_cross_entropy_"  # what F.linear_cross_entropy calls if it has options
 
 
 def refuse_product(func: Any) -> None:
     """Raise if ``func`` is an overload of a product that has no row, as that of linear with ``out=`` is."""
     if func._schema.name in _NAMES:
         _refuse(func, "call it without out= and out_dtype=")
+    if func._schema.name.startswith(_IN_CHUNKS):
+        _refuse(func, "leave options out of linear_cross_entropy()")
 
 
 def multiplied(

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from lptensor.accumulator import Accumulator
+from lptensor.exact_ops import correct
+from lptensor.formats import Overflow
 from lptensor.gemm import cumsum, gemm, reduce
 
 aten = torch.ops.aten
@@ -23,6 +25,11 @@ _Sum = Callable[..., Any]
 def add(x: Tensor, dim: Sequence[int] | int | None, acc: Accumulator, keepdim: bool = False) -> Tensor:
     """The sum over axes, in contiguous order; over all of them if none is named."""
     return reduce(x, tuple(dim) if isinstance(dim, Sequence) else dim, acc, keepdim)
+
+
+def _root(x: Tensor) -> Tensor:
+    root: Tensor = correct(aten.sqrt.default)(x)
+    return root
 
 
 def _count(x: Tensor, dim: Sequence[int] | int | None) -> int:
@@ -62,12 +69,12 @@ def _var(acc: Accumulator, x: Tensor, dim: Any = None, **named: Any) -> Tensor:
 
 
 def _std(acc: Accumulator, x: Tensor, dim: Any = None, **named: Any) -> Tensor:
-    return _var(acc, x, dim, **named).sqrt()
+    return _root(_var(acc, x, dim, **named))
 
 
 def _std_mean(acc: Accumulator, x: Tensor, dim: Any = None, **named: Any) -> tuple[Tensor, Tensor]:
     var, mean = _var_mean(acc, x, dim, **named)
-    return var.sqrt(), mean
+    return _root(var), mean
 
 
 def _norm(
@@ -78,7 +85,7 @@ def _norm(
         selected: Tensor = aten.linalg_vector_norm(x, ord, dim, keepdim)
         return selected
     if ord == 2:
-        return add(x.square(), dim, acc, keepdim).sqrt()
+        return _root(add(x.square(), dim, acc, keepdim))
     return add(x.abs() if ord == 1 else x.abs().pow(ord), dim, acc, keepdim).pow(1.0 / ord)
 
 
@@ -111,7 +118,7 @@ def _trace(acc: Accumulator, x: Tensor) -> Tensor:
 
 def _weight_norm(acc: Accumulator, v: Tensor, g: Tensor, dim: int = 0) -> tuple[Tensor, Tensor]:
     """Each slice of ``v`` along an axis in the length that ``g`` gives, and the lengths they had."""
-    norms = add(v.square(), _others(v, dim), acc, True).sqrt()
+    norms = _root(add(v.square(), _others(v, dim), acc, True))
     return v * (g / norms), norms
 
 
@@ -140,6 +147,9 @@ def _embedding_backward(
     if padding_idx >= 0:
         uses[padding_idx] = 0
     grad = grad.flatten(0, -2) if grad.dim() > 1 else grad.unsqueeze(0)
+    if _saturates(acc):  # a sum that meets an infinity goes on from the largest value
+        most = torch.finfo(grad.dtype).max
+        grad = grad.clamp(-most, most)
     finite = grad.isfinite()
     sums = gemm(uses, grad.masked_fill(~finite, 0.0), acc)
     specials = torch.zeros_like(sums).index_add(0, used, grad.masked_fill(finite, 0.0))
@@ -147,6 +157,14 @@ def _embedding_backward(
         specials[padding_idx] = 0
     last = Accumulator(acc.sum, wrap=acc.wrap)  # what the format makes of them; rounds no other number
     return torch.where(specials == 0, sums, reduce(specials.unsqueeze(0), 0, last))
+
+
+def _saturates(acc: Accumulator) -> bool:
+    """Whether every sum is rounded to a format that has no infinity."""
+    if acc.order not in ("sequential", "pairwise") or acc.wrap or acc.inner is not None and not _saturates(acc.inner):
+        return False
+    format: Any = acc.sum
+    return format.grid.overflow is Overflow.SATURATE
 
 
 def _apart(sizes: Any, stride: Any, dilation: Any = (1,)) -> bool:
@@ -248,7 +266,7 @@ _REFUSED = frozenset(
     _unsafe_masked_index_put_accumulate _sparse_mm_reduce_impl sparse_sampled_addmm
     index_add scatter_add scatter_reduce index_reduce segment_reduce
     _embedding_bag _embedding_bag_forward_only _embedding_bag_dense_backward _embedding_bag_per_sample_weights_backward
-    logcumsumexp cumprod prod renorm dist histc histogram bincount
+    logcumsumexp cumprod prod renorm embedding_renorm dist histc histogram bincount
     _histogramdd_from_bin_cts _histogramdd_from_bin_tensors
     _cdist_forward _cdist_backward _euclidean_dist _pdist_forward _pdist_backward _ctc_loss _ctc_loss_backward
     multi_margin_loss_backward multilabel_margin_loss_forward multilabel_margin_loss_backward

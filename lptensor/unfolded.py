@@ -43,18 +43,31 @@ class Form(NamedTuple):
 def forward(multiply: Multiply, x: Tensor, weight: Tensor, bias: Tensor | None, form: Form) -> Tensor:
     """aten::convolution with rounded operands."""
     form = form.spread(x.dim() - 2)
-    _check(x, weight, form)
-    if multiply.unordered:
+    _check(x, weight, bias, form)
+    if multiply.elementwise:
         left, right = multiply.pair
-        y: Tensor = aten.convolution(multiply.round(x, left, 0), multiply.round(weight, right, 1), bias, *form)
-        return y
+        x, weight, multiply = multiply.round(x, left, 0), multiply.round(weight, right, 1), multiply.rounded
+        if multiply.accumulator is None:
+            y: Tensor = aten.convolution(x, weight, bias, *form)
+            return y
     if form.transposed:
         return _transposed(multiply, x, weight, bias, form, form.output_padding)
     return _correlated(multiply, _padded(x, form.padding, form.padding), weight, bias, form.stride, form)
 
 
-def _check(x: Tensor, weight: Tensor, form: Form) -> None:
+def _check(x: Tensor, weight: Tensor, bias: Tensor | None, form: Form) -> None:
     """Refuse what torch's convolutions refuse, and unfolding would not notice."""
+    for name, values, least in (
+        ("stride", form.stride, 1),
+        ("dilation", form.dilation, 1),
+        ("padding", form.padding, 0),
+        ("output padding", form.output_padding, 0),
+    ):
+        if min(values, default=least) < least:
+            raise RuntimeError(f"the {name} of a convolution must be {least} or more, got {tuple(values)}")
+    channels = weight.shape[1] * form.groups if form.transposed else weight.shape[0]
+    if bias is not None and bias.shape != (channels,):
+        raise RuntimeError(f"the bias has one number for each of {channels} output channels, got {tuple(bias.shape)}")
     for n, k, s, p, d, extra in zip(
         x.shape[2:], weight.shape[2:], form.stride, form.padding, form.dilation, form.output_padding, strict=True
     ):
@@ -78,11 +91,12 @@ def backward(
 
 
 def _grad_input(multiply: Multiply, grad: Tensor, x: Tensor, weight: Tensor, form: Form) -> Tensor:
-    if multiply.unordered:
+    if multiply.elementwise:
         left, right = multiply.pair
-        grad, weight = multiply.round(grad, left, 0), multiply.round(weight, right, 1)
-        of_input: Tensor = aten.convolution_backward(grad, x, weight, None, *form, [True, False, False])[0]
-        return of_input
+        grad, weight, multiply = multiply.round(grad, left, 0), multiply.round(weight, right, 1), multiply.rounded
+        if multiply.accumulator is None:
+            of_input: Tensor = aten.convolution_backward(grad, x, weight, None, *form, [True, False, False])[0]
+            return of_input
     sizes = x.shape[2:]
     if form.transposed:
         y = _correlated(multiply, _padded(grad, form.padding, form.padding), weight, None, form.stride, form)
@@ -93,12 +107,14 @@ def _grad_input(multiply: Multiply, grad: Tensor, x: Tensor, weight: Tensor, for
 
 def _grad_weight(multiply: Multiply, grad: Tensor, x: Tensor, weight: Tensor, form: Form) -> Tensor:
     multiply = multiply.of(Product.GRAD_WEIGHT, 1 if form.transposed else 0)
-    if multiply.unordered:
+    if multiply.elementwise:
         gradient, other = multiply.of(Product.GRAD_WEIGHT).pair
         places = (1, 0) if form.transposed else (0, 1)
         grad, x = multiply.round(grad, gradient, places[0]), multiply.round(x, other, places[1])
-        of_weight: Tensor = aten.convolution_backward(grad, x, weight, None, *form, [False, True, False])[1]
-        return of_weight
+        multiply = multiply.rounded
+        if multiply.accumulator is None:
+            of_weight: Tensor = aten.convolution_backward(grad, x, weight, None, *form, [False, True, False])[1]
+            return of_weight
     still, moving = (x, grad) if form.transposed else (grad, x)
     positions = still.shape[2:]
     windows = _windows(_padded(moving, form.padding, form.padding), weight.shape[2:], form.stride, form.dilation)

@@ -15,11 +15,24 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 import lptensor
-from lptensor import BF16, E4M3, FP16, FP32, MXFP4, Arithmetic, FixedPoint, FloatingPoint, Format, LPTensor, convert
+from lptensor import (
+    BF16,
+    E4M3,
+    E8M0,
+    FP16,
+    FP32,
+    MXFP4,
+    Arithmetic,
+    FixedPoint,
+    FloatingPoint,
+    Format,
+    LPTensor,
+    convert,
+)
 from lptensor.accumulator import Accumulator, integer_accumulator
 from lptensor.arithmetic import promote
 from lptensor.hadamard import Hadamard
-from lptensor.operands import Gemm
+from lptensor.operands import Gemm, Operand
 from oracles import gemm_reference
 
 NARROW = FloatingPoint(5, 4)
@@ -305,16 +318,21 @@ def test_the_gradient_of_a_sum_is_that_of_an_exact_sum_and_of_an_expansion_a_sum
     assert torch.equal(plain(grad), loop_sum(g).unsqueeze(0))
 
 
+def root(x: Tensor) -> Tensor:
+    """The correctly rounded square root, which torch's own is not for one number in six."""
+    return x.double().sqrt().float()
+
+
 def test_variances_and_norms_add_up_their_squares() -> None:
     x = narrow(6, 50)
     mean = (loop_sum(x) / 50).unsqueeze(1)
     square = loop_sum((x - mean).square())
     assert torch.equal(plain(lp(x).var(-1)), square / 49)
     assert torch.equal(plain(lp(x).var(-1, correction=0)), square / 50)
-    assert torch.equal(plain(lp(x).std(-1)), (square / 49).sqrt())
+    assert torch.equal(plain(lp(x).std(-1)), root(square / 49))
     got = torch.var_mean(lp(x), -1)
     assert torch.equal(plain(got[0]), square / 49) and torch.equal(plain(got[1]), mean.squeeze(1))
-    norm = loop_sum(x.square()).sqrt()
+    norm = root(loop_sum(x.square()))
     assert torch.equal(plain(torch.linalg.vector_norm(lp(x), dim=-1)), norm)
     assert torch.equal(plain(lp(x).norm(dim=-1)), norm)
     cubes = loop_sum(x.abs().pow(3)).pow(1 / 3)
@@ -645,7 +663,7 @@ def test_a_weight_norm_adds_up_its_squares_and_its_gradients(dim: int) -> None:
     def rows(x: Tensor) -> Tensor:
         return loop_sum(x.movedim(dim, 0).flatten(1)).view_as(g)
 
-    norms, along = rows(v * v).sqrt(), rows(grad * v)
+    norms, along = root(rows(v * v)), rows(grad * v)
     assert torch.equal(plain(w), v * (g / norms))
     assert torch.equal(plain(of_g), along / norms)
     assert torch.allclose(plain(of_v), g / norms * (grad - v * (along / norms.square())), atol=1e-6)
@@ -716,3 +734,131 @@ def test_a_network_trains_with_an_accumulator() -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
+
+
+SUMS32 = Arithmetic(None, accumulator=Accumulator(FP32))
+
+
+def low(*shape: int) -> Any:
+    return torch.randn(shape).to_lp(SUMS32)
+
+
+@pytest.mark.parametrize(
+    "call",
+    {
+        "mm": lambda: torch.mm(low(2, 3, 4), low(4, 5)),
+        "bmm": lambda: torch.bmm(low(1, 3, 4), low(5, 4, 2)),
+        "bmm of matrices": lambda: torch.bmm(low(3, 4), low(4, 2)),
+        "mv": lambda: torch.mv(low(2, 3, 4), low(4)),
+        "dot": lambda: torch.dot(low(2, 3), low(3)),
+        "addmm": lambda: torch.addmm(low(7, 3, 5), low(3, 4), low(4, 5)),
+        "addmm enlarged": lambda: torch.addmm(low(3, 5), low(1, 4), low(4, 5), beta=2),
+        "addmv enlarged": lambda: torch.addmv(low(3), low(1, 4), low(4), beta=2),
+        "baddbmm": lambda: torch.baddbmm(low(7, 3, 5), low(1, 3, 4), low(1, 4, 5)),
+        "bias": lambda: F.conv1d(low(1, 2, 5), low(4, 2, 3), low(1)),
+        "bias of a group": lambda: F.conv1d(low(1, 2, 8), low(4, 1, 3), low(2), groups=2),
+        "bias transposed": lambda: F.conv_transpose1d(low(1, 2, 8), low(2, 2, 3), low(2), groups=2),
+        "padding": lambda: F.conv1d(low(1, 2, 5), low(4, 2, 3), padding=-1),
+        "dilation": lambda: F.conv1d(low(1, 2, 5), low(4, 2, 3), dilation=0),
+        "stride": lambda: F.conv1d(low(1, 2, 5), low(4, 2, 3), stride=0),
+        "output padding": lambda: F.conv_transpose1d(low(1, 2, 5), low(2, 2, 3), output_padding=-1),
+        "in place": lambda: low(1, 5).addmm_(low(3, 4), low(4, 5)),
+    }.items(),
+    ids=lambda item: item[0],
+)
+def test_a_product_that_torch_refuses_is_refused(call: tuple[str, Callable[[], Any]], monkeypatch: Any) -> None:
+    with pytest.raises(RuntimeError):
+        call[1]()
+    monkeypatch.setitem(globals(), "SUMS32", Arithmetic(None))  # as torch does without an accumulator
+    with pytest.raises(RuntimeError):
+        call[1]()
+
+
+def test_a_product_in_place_writes_to_what_it_was_given() -> None:
+    whole = torch.zeros(4, 5).to_lp(SUMS32)
+    with pytest.raises(RuntimeError, match="writes into its first argument"):
+        whole[0:1].addmm_(torch.ones(3, 4).to_lp(SUMS32), torch.ones(4, 5).to_lp(SUMS32))
+    assert not whole.dequantize().any()
+    out = torch.empty(0).to_lp(SUMS32)
+    assert torch.mm(low(3, 4), low(4, 5), out=out).shape == (3, 5) == out.shape
+
+
+def test_an_addend_does_not_enlarge_a_product() -> None:
+    with pytest.raises(ValueError, match=r"must broadcast to \(2, 2\), got shape \(5, 2, 2\)"):
+        lptensor.matmul(torch.ones(2, 3), torch.ones(3, 2), Accumulator(FP32), torch.ones(5, 2, 2))
+    c = torch.arange(3.0)
+    many = torch.vmap(lambda c: lptensor.matmul(torch.ones(2, 3), torch.ones(3, 2), Accumulator(FP32), c))(c)
+    assert torch.equal(many, (3 + c).reshape(3, 1, 1).expand(3, 2, 2))
+
+
+def test_a_factor_of_zero_hides_what_is_not_a_number() -> None:
+    addend, bad = torch.ones(3, 5).to_lp(SUMS32), torch.full((3, 4), torch.nan).to_lp(SUMS32)
+    assert torch.addmm(addend, bad, low(4, 5), alpha=0).tolist() == torch.ones(3, 5).tolist()
+
+
+def test_ops_that_add_up_within_one_op_are_refused() -> None:
+    register = Arithmetic(None, operands=Gemm(MXFP4), accumulator=Accumulator(FixedPoint(1, 0)))
+    with pytest.raises(NotImplementedError, match="no accumulator"):
+        F.embedding(torch.tensor([0, 1]), torch.full((3, 4), 5.0).to_lp(register), max_norm=1.0)
+    if hasattr(nn, "LinearCrossEntropyOptions"):
+        options, labels = nn.LinearCrossEntropyOptions(batch_chunk_size=2), torch.arange(6) % 5
+        x, w = torch.randn(6, 8), torch.randn(5, 8)
+        with pytest.raises(NotImplementedError, match="leave options out"):
+            F.linear_cross_entropy(x.to_lp(register), w.to_lp(register), labels, options=options)
+
+
+def test_roots_of_sums_are_rounded_correctly() -> None:
+    """x**2 + tiny has its root just beside a midpoint of FP16: one unit of fp32 decides."""
+    j = torch.arange(1024.0)
+    middle = 1 + (2 * j + 1) / 2**11
+    middle = middle[middle * middle >= 2]
+    x = torch.stack([middle, torch.full_like(middle, 2.0**-11)], 1)
+    want = x.double().square().sum(1).sqrt().float()
+    low = x.to_lp(SUMS32)
+    assert torch.equal(torch.linalg.vector_norm(low, dim=1).dequantize(), want)
+    lengths = torch._weight_norm_interface(low, torch.ones(len(x), 1).to_lp(SUMS32), 0)[1]
+    assert torch.equal(lengths.dequantize().flatten(), want)
+    v = torch.rand(4000, 2) * 4
+    var, std = torch.var(v.to_lp(SUMS32), 1).dequantize(), torch.std(v.to_lp(SUMS32), 1).dequantize()
+    assert torch.equal(std, var.double().sqrt().float())
+    assert torch.equal(torch.std_mean(v.to_lp(SUMS32), 1)[0].dequantize(), std)
+
+
+@pytest.mark.parametrize("accumulator", [None, Accumulator(FP32)])
+def test_a_convolution_rounds_each_element_of_an_operand_once(accumulator: Accumulator | None) -> None:
+    """Two windows see the same element; a format without zero has nothing to make of the padding."""
+    once = Arithmetic(None, operands=Gemm((Operand(FixedPoint(8, 0), "stochastic"), None)), accumulator=accumulator)
+    both = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]])
+    y = F.conv1d(torch.full((1, 1, 99), 0.5).to_lp(once), both.to_lp(once)).dequantize()
+    assert torch.equal(y[0, 0, 1:], y[0, 1, :-1]) and set(y.flatten().tolist()) == {0.0, 1.0}
+    no_zero = Arithmetic(None, operands=Gemm(E8M0), accumulator=accumulator)
+    ones = torch.ones(1, 1, 3).to_lp(no_zero)
+    assert F.conv1d(ones, ones, padding=1).tolist() == [[[2.0, 3.0, 2.0]]]
+
+
+@pytest.mark.parametrize(
+    "gradients", [[torch.inf, -100.0], [torch.inf, -torch.inf], [-torch.inf, 3.0], [torch.nan, 1.0]]
+)
+@pytest.mark.parametrize("overflow", ["saturate", "nan"])
+def test_infinite_gradients_of_an_embedding_add_up_as_terms_do(gradients: list[float], overflow: str) -> None:
+    acc = Accumulator(FloatingPoint(4, 3, specials="fn", overflow=overflow))
+    weight = torch.zeros(2, 1).to_lp(Arithmetic(None, accumulator=acc)).requires_grad_()
+    F.embedding(torch.tensor([0, 0]), weight).backward(torch.tensor(gradients)[:, None])
+    want = lptensor.sum(torch.tensor(gradients), accumulator=acc)
+    torch.testing.assert_close(weight.grad.dequantize()[0, 0], want, equal_nan=True, rtol=0, atol=0)
+    assert weight.grad[1, 0] == 0
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: Accumulator(FP16, order="aligned", alignment=3, chunk=4, inner=FP32), "leave inner out"),
+        (lambda: Accumulator(FP16, inner=FP32), "chunk of 2 or more"),
+        (lambda: Gemm(E4M3, transform=(Hadamard(4), None)), "one for each of forward, grad_input, grad_weight"),
+        (lambda: lptensor.conv(low(1, 2, 5), low(4, 2, 3), Accumulator(FP32), padding="same"), "padding takes"),
+        (lambda: lptensor.conv(low(1, 2, 5), low(4, 2, 3), Accumulator(FP32), stride=0), "stride takes"),
+    ],
+)
+def test_what_does_not_go_together_is_said(make: Callable[[], Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        make()

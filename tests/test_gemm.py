@@ -641,3 +641,9 @@ WIDE_INSIDE = Accumulator(BF16, chunk=3, inner=FixedPoint(32, 0))
 def test_bad_input_says_what_would_do(make: Callable[[], object], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         make()
+
+
+def test_aligned_products_beyond_every_format_are_no_zeros() -> None:
+    huge = torch.full((1, 1, 1), 2.0**600, dtype=torch.float64)
+    sums = accumulate.gemm(huge, huge, Accumulator(FP32, order="aligned", alignment=24), None, None)
+    assert sums.item() == float("inf")

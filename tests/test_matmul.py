@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import lptensor as lp
+from lptensor import matmul
 from lptensor.accumulator import Accumulator, integer_accumulator, tensor_core
 from lptensor.formats import BF16, FP16, FP32, FixedPoint, FloatingPoint
 from lptensor.gemm import gemm
@@ -188,3 +189,9 @@ def test_accumulators_travel() -> None:
         for copied in (copy.deepcopy(acc), pickle.loads(pickle.dumps(acc))):
             assert copied == acc and hash(copied) == hash(acc)
     assert eval(repr(Accumulator(FP16, chunk=4, rounding="up"))) == Accumulator(FP16, chunk=4, rounding="up")
+
+
+@pytest.mark.parametrize(("a", "b"), [((2,), (2, 3)), ((3, 2), (2,)), ((2,), (2,))], ids=str)
+def test_an_addend_of_no_axes_starts_every_sum(a: tuple[int, ...], b: tuple[int, ...]) -> None:
+    x, y = torch.ones(a), torch.ones(b)
+    assert torch.equal(matmul(x, y, Accumulator(BF16), torch.tensor(4.0)), x @ y + 4)

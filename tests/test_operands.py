@@ -565,3 +565,8 @@ def test_functions_follow_their_kernels_where_an_arithmetic_shapes_products() ->
     for contract in ("function", "primitive"):
         with rounding_points(contract):
             assert torch.equal(plain(F.linear(x, w)), plain(x @ w.t()))
+
+
+def test_transforms_that_differ_are_all_shown() -> None:
+    gemm = Gemm(BF16, transform=(Hadamard(16), Hadamard(32), Hadamard(64)))
+    assert all(f"block={block}" in repr(gemm) for block in (16, 32, 64))

@@ -44,11 +44,6 @@ class Technique(Operand):
     def __repr__(self) -> str:
         return f"Technique({self.format!r}, {self.function!r})"
 
-    @property
-    def elementwise(self) -> bool:
-        """Never: blocks and statistics go by position."""
-        return False
-
     def quantize(self, x: Tensor) -> Tensor:
         """What the function makes of a tensor."""
         return self.function(x)
