@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from lptensor import _compat
 from lptensor.base import no_format
 from lptensor.direction import recomputed
 from lptensor.formats import FloatingPoint, Grid, Overflow, ScalarFormat
+from lptensor.of_values import of_values
 from lptensor.ops import check_roundable, round as lp_round
 from lptensor.rounding import Mode, Rounding, as_rounding
 from lptensor.scaling import DelayedMaximum
@@ -75,6 +76,7 @@ class DelayedScaling(nn.Module):
         self.register_buffer("scale", torch.ones(()))
 
     @_compat.break_graph
+    @of_values
     def forward(self, x: Tensor) -> Tensor:
         """``x``, float32 or float64 of any shape, rounded under the scale; in training its maximum is remembered."""
         check_roundable(x, self.format)
@@ -109,9 +111,14 @@ class _UnderScale(torch.autograd.Function):
     """R(x * scale) / scale, whose derivative is taken to be one."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, format: ScalarFormat, rounding: Rounding) -> Tensor:
+    @_compat.known_signature
+    def forward(x: Tensor, scale: Tensor, format: ScalarFormat, rounding: Rounding) -> Tensor:
         inverse = (1.0 / scale).to(x.dtype)
         return lp_round(x.detach() * scale.to(x.dtype), _saturating(format), rounding).mul_(inverse)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        return None
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
@@ -119,7 +126,7 @@ class _UnderScale(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
-        return tangent
+        return tangent.clone()  # torch takes the tangent itself for a view of the input's
 
 
 @dataclass(frozen=True)
@@ -133,7 +140,7 @@ class _Saturating(ScalarFormat):
         return self.format.grid._replace(overflow=Overflow.SATURATE)
 
 
-@cache
+@lru_cache(maxsize=256)
 def _saturating(format: ScalarFormat) -> ScalarFormat:
     """The same values under a name that others know, where there is one."""
     if format.grid.overflow is Overflow.SATURATE:

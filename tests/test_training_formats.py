@@ -26,7 +26,7 @@ from lptensor import (
     lower,
     quantizer,
 )
-from lptensor.training import LUQ, S2FP8, DynamicFixedPoint, Flexpoint, FormatSchedule, finish, prepare
+from lptensor.training import LUQ, S2FP8, DynamicFixedPoint, Flexpoint, FormatSchedule, finish, prepare, round_layers
 
 
 class TestLUQ:
@@ -377,3 +377,28 @@ class TestFineTuning:
         assert "weight" in dict(net[0].named_parameters())
         with pytest.raises(TypeError, match="number format"):
             prepare(nn.Linear(2, 2), None)  # type: ignore[arg-type]
+
+
+def test_calls_with_nothing_in_them_leave_the_exponent_alone() -> None:
+    quantize = DynamicFixedPoint(4, interval=1)
+    for _ in range(3):
+        quantize(torch.empty(0))
+    assert int(quantize.exponent) == 0
+
+
+def test_a_layer_whose_gradient_alone_is_rounded_is_rounded_already() -> None:
+    net = round_layers(nn.Sequential(nn.Linear(2, 2)), gradient=lambda: torch.round)
+    with pytest.raises(ValueError, match="rounded already"):
+        round_layers(net, gradient=lambda: torch.sign)
+    net(torch.ones(1, 2)).backward(torch.full((1, 2), 1.75))
+    assert net[0].bias.grad.tolist() == [2.0, 2.0]
+
+
+def test_equal_magnitudes_keep_their_value_whatever_their_number() -> None:
+    for n in range(1, 64):  # the mean of n equal logarithms may be off in its last bit
+        x = torch.full((n,), 0.1)
+        assert torch.allclose(S2FP8()(x), x, rtol=1e-6), n
+
+
+def test_an_infinity_makes_zeros_nan_too() -> None:
+    assert S2FP8()(torch.tensor([torch.inf, 0.0, 1.0])).isnan().all()

@@ -161,3 +161,8 @@ def test_torchs_fused_paths_do_not_pass_it_by() -> None:
     with torch.no_grad():
         fused = net(x)
     assert torch.allclose(fused, net(x), atol=1e-4)  # attention has a path of its own, which sums otherwise
+
+
+def test_scales_end_at_two_to_the_126() -> None:
+    y = ThreeQuarters()(torch.tensor([2.0**200], dtype=torch.float64))
+    assert y.item() == pytest.approx(6 * 2.0**126 * 4 / 3, rel=1e-12)

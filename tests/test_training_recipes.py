@@ -17,16 +17,45 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD, Adam
 
-from lptensor import E4M3, MXFP4, DelayedScaling, OptimLP, convert, lower, round as lp_round, training
+from lptensor import (
+    BF16,
+    E4M3,
+    MXFP4,
+    Accumulator,
+    Arithmetic,
+    DelayedScaling,
+    Gemm,
+    LPTensor,
+    OptimLP,
+    convert,
+    lower,
+    round as lp_round,
+    training,
+)
+from lptensor.codebooks import DYNAMIC8
+from lptensor.formats import FixedPoint
 from lptensor.hadamard import Hadamard
 from lptensor.posits import Posit
 from lptensor.training import (
+    HBFP,
     LUQ,
     S2FP8,
+    SAWB,
+    Blockwise,
+    DoReFaActivation,
+    DoReFaGradient,
+    DoReFaWeight,
     DynamicFixedPoint,
+    Expansion,
+    Flexpoint,
     Madam,
     Recipe,
     Technique,
+    ThreeQuarters,
+    WageActivation,
+    WageError,
+    WageGradient,
+    WageWeight,
     recipes,
     round_layers,
 )
@@ -604,3 +633,66 @@ def test_wage_leaves_the_projections_of_attention_alone_and_rounds_the_last_laye
     assert torch.equal(model.attention.out_proj.weight, before)
     assert hasattr(model.last, "rounded_gradient") and not hasattr(model.first, "rounded_gradient")
     assert not hasattr(model.attention.out_proj, "rounded_input")
+
+
+def test_guptas_updates_round_as_everything_else_does() -> None:
+    w = nn.Parameter(torch.zeros(1000))
+    optim = recipes.gupta(rounding="nearest").optimizer(torch.optim.SGD([w], lr=2.0**-2))
+    w.grad = torch.full((1000,), -(2.0**-12))
+    optim.step()  # by a quarter of the spacing of (4, 12), which nearest loses in every weight
+    assert not w.any()
+
+
+MAKE: list[Callable[[], Callable[[Tensor], Tensor]]] = [
+    lambda: Blockwise(DYNAMIC8, block_size=4, min_size=1),
+    lambda: Expansion(E4M3),
+    lambda: HBFP(6),
+    LUQ,
+    S2FP8,
+    SAWB,
+    ThreeQuarters,
+    WageActivation,
+    WageError,
+    WageGradient,
+    WageWeight,
+    lambda: DoReFaActivation(3),
+    lambda: DoReFaGradient(3),
+    lambda: DoReFaWeight(3),
+    lambda: DynamicFixedPoint(6),
+    Flexpoint,
+    lambda: DelayedScaling(E4M3),
+]
+
+
+@pytest.mark.parametrize("make", MAKE, ids=lambda make: type(make()).__name__)
+def test_techniques_round_the_values_of_lptensors(make: Callable[[], Callable[[Tensor], Tensor]]) -> None:
+    """What they compute on their way is plain; what comes out is an LPTensor on its own format."""
+    plain = torch.randn(32, 32).to_lp(FixedPoint(8, 4)).dequantize()
+    torch.manual_seed(0)
+    want = lp_round(make()(plain), FixedPoint(8, 4))
+    torch.manual_seed(0)
+    got = make()(plain.to_lp(FixedPoint(8, 4)))
+    assert isinstance(got, LPTensor) and torch.equal(got.dequantize(), want)
+    gradient = LPTensor(plain.clone(), Arithmetic(BF16, backward=FixedPoint(8, 4)), True)
+    torch.manual_seed(0)
+    of_gradient = make()(gradient)
+    assert of_gradient.format == FixedPoint(8, 4) and torch.equal(of_gradient.dequantize(), want)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("make", MAKE, ids=lambda make: type(make()).__name__)
+def test_a_checkpoint_holds_arithmetics_of_techniques(make: Callable[[], Callable[[Tensor], Tensor]]) -> None:
+    function = make()
+    if isinstance(function, nn.Module):
+        return  # which has a state, and is no value
+    x = torch.ones(2).to_lp(Arithmetic(BF16, operands=Gemm(Technique(E4M3, function))))
+    buffer = io.BytesIO()
+    torch.save(x, buffer)
+    buffer.seek(0)
+    assert torch.load(buffer, weights_only=True).arithmetic == x.arithmetic
+
+
+def test_a_recipe_may_be_an_accumulator_alone() -> None:
+    recipe = Recipe(accumulator=Accumulator(FixedPoint(1, 0)))  # whose register holds -1 and 0
+    net = recipe.model(nn.Linear(4, 3, bias=False))
+    assert set(net(torch.ones(2, 4)).flatten().tolist()) <= {-1.0, 0.0}
+    assert recipe.arithmetic == Arithmetic(accumulator=recipe.accumulator)

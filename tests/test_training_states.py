@@ -117,3 +117,15 @@ class TestStates:
             worst[name] = largest
         assert worst["dynamic"] < 1.5 * worst["fp32"]
         assert worst["linear"] > 100 * worst["fp32"]
+
+
+def test_runs_of_subnormal_numbers_keep_their_largest() -> None:
+    x = torch.tensor([2.0**-140, -(2.0**-149), 0.0, 0.0])
+    once = Blockwise(DYNAMIC8, block_size=2, min_size=0)(x)
+    assert once[0].item() == 2.0**-140 and once[2:].tolist() == [0.0, 0.0]
+
+
+def test_a_tensor_of_just_the_least_size_is_rounded() -> None:
+    x = torch.tensor([1.0, 0.3, 0.2, 0.1])
+    assert torch.equal(Blockwise(DYNAMIC8, min_size=5)(x), x)
+    assert not torch.equal(Blockwise(DYNAMIC8, min_size=4)(x), x)

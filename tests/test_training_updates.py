@@ -290,3 +290,13 @@ def test_a_state_of_another_update_is_named_and_changes_nothing() -> None:
 
 def test_the_repr_names_the_update() -> None:
     assert "update='mcf'" in repr(OptimLP(SGD([nn.Parameter(torch.ones(1))]), BF16, update="mcf"))
+
+
+def test_an_expansion_of_what_is_or_becomes_infinite_is_infinite() -> None:
+    top = torch.finfo(torch.float32).max  # which BF16 rounds up
+    assert Expansion(BF16)(torch.tensor([math.inf, -math.inf, top])).tolist() == [math.inf, -math.inf, math.inf]
+
+
+def test_an_expansion_takes_float32_and_float64_alone() -> None:
+    with pytest.raises(TypeError, match="only float32 and float64"):
+        Expansion(BF16)(torch.ones(2, dtype=torch.float16))

@@ -1,5 +1,10 @@
 """Techniques of low-precision training, one file each; ``recipes`` puts them together."""
 
+import dataclasses as _dataclasses
+from typing import Any as _Any
+
+import torch as _torch
+
 from lptensor.training import recipes as recipes, unit_scaling as unit_scaling
 from lptensor.training.blockwise import Blockwise as Blockwise
 from lptensor.training.dfxp import DynamicFixedPoint as DynamicFixedPoint
@@ -72,3 +77,8 @@ __all__ = [
     "round_layers",
     "unit_scaling",
 ]
+
+# Those that are values may be operands of an arithmetic, which a checkpoint holds.
+_exported = [value for value in map(globals().get, __all__) if isinstance(value, type)]
+_values: list[_Any] = [cls for cls in _exported if _dataclasses.is_dataclass(cls)]
+_torch.serialization.add_safe_globals(_values)

@@ -10,7 +10,8 @@ from torch.nn.functional import pad
 
 from lptensor.base import no_format
 from lptensor.codebooks import DYNAMIC8, UDYNAMIC8, TableFormat
-from lptensor.formats import check_int
+from lptensor.formats import set_int
+from lptensor.of_values import of_values
 from lptensor.ops import check_roundable, round_fresh
 from lptensor.rounding import Mode, Rounding, as_rounding
 
@@ -57,8 +58,8 @@ class Blockwise:
         if self.table.max != 1:
             raise ValueError(f"table must have 1 as its largest value, which is to be a run's, got {self.table.max}")
         if self.block_size is not None:
-            check_int("block_size", self.block_size, 1, 2**31)
-        check_int("min_size", self.min_size, 0, 2**62)
+            set_int(self, "block_size", 1, 2**31)
+        set_int(self, "min_size", 0, 2**62)
         object.__setattr__(self, "rounding", as_rounding(self.rounding))
 
     @classmethod
@@ -70,6 +71,7 @@ class Blockwise:
         }
 
     @torch.no_grad()
+    @of_values
     def __call__(self, x: Tensor) -> Tensor:
         check_roundable(x, self.table)
         n = x.numel()
@@ -83,6 +85,3 @@ class Blockwise:
         rounded = round_fresh(runs / scale, self.table, as_rounding(self.rounding)) * scale
         rounded = torch.where(largest.isfinite(), rounded, torch.full_like(rounded, torch.nan))
         return rounded.view(-1)[:n].view(x.shape).to(x.dtype)
-
-
-torch.serialization.add_safe_globals([Blockwise])  # an operand of an arithmetic, which a checkpoint holds

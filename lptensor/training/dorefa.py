@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lptensor.formats import FixedPoint, check_int
+from lptensor.formats import FixedPoint, check_int, set_int
+from lptensor.of_values import of_values
 from lptensor.ops import round as lp_round
 from lptensor.rounding import Mode, Rounding
 
@@ -38,6 +39,7 @@ class DoReFaWeight(nn.Module):
         super().__init__()
         self.bits = check_int("bits", bits, 1, 16)
 
+    @of_values
     def forward(self, w: Tensor) -> Tensor:
         if w.numel() == 0:
             return w.clone()
@@ -65,6 +67,7 @@ class DoReFaActivation(nn.Module):
         super().__init__()
         self.bits = check_int("bits", bits, 1, 16)
 
+    @of_values
     def forward(self, a: Tensor) -> Tensor:
         return levels(a.clamp(0, 1), self.bits)
 
@@ -88,9 +91,10 @@ class DoReFaGradient:
     bits: int
 
     def __post_init__(self) -> None:
-        check_int("bits", self.bits, 1, 16)
+        set_int(self, "bits", 1, 16)
 
     @torch.no_grad()
+    @of_values
     def __call__(self, grad: Tensor) -> Tensor:
         if grad.numel() == 0:
             return grad.clone()

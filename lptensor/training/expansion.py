@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lptensor.formats import Format
+from lptensor.of_values import of_values
 from lptensor.ops import check_roundable, round_fresh
 from lptensor.rounding import Rounding
 
@@ -37,6 +38,7 @@ class Expansion:
         check_roundable(torch.empty(0, dtype=torch.float64), self.format)
 
     @torch.no_grad()
+    @of_values
     def __call__(self, x: Tensor) -> Tensor:
         check_roundable(x, self.format)
         high = round_fresh(x, self.format, Rounding())

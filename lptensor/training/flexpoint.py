@@ -13,6 +13,7 @@ from lptensor import _compat
 from lptensor.base import check_number
 from lptensor.direction import recomputed
 from lptensor.formats import FixedPoint, check_int
+from lptensor.of_values import of_values
 from lptensor.ops import check_roundable, round as lp_round
 from lptensor.rounding import Mode, Rounding, as_rounding
 
@@ -72,6 +73,7 @@ class Flexpoint(nn.Module):
         self.register_buffer("magnitudes", torch.full((history,), -1.0, dtype=torch.float64))
 
     @_compat.break_graph
+    @of_values
     def forward(self, x: Tensor) -> Tensor:
         again = self.training and recomputed()
         exponent = self._latest if again and self._latest is not None else int(self.exponent)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from lptensor.blocks import BlockFloatingPoint
-from lptensor.formats import check_int
+from lptensor.formats import check_int, set_int
+from lptensor.of_values import of_values
 from lptensor.ops import check_roundable, round_fresh
 from lptensor.rounding import Mode, Rounding, as_rounding
 from lptensor.weighted_layers import LAYERS
@@ -42,9 +43,9 @@ class HBFP:
     rounding: Rounding | Mode | str = "stochastic"
 
     def __post_init__(self) -> None:
-        check_int("wl", self.wl, 2, 24)
+        set_int(self, "wl", 2, 24)
         if self.tile is not None:
-            check_int("tile", self.tile, 1, 2**31)
+            set_int(self, "tile", 1, 2**31)
         object.__setattr__(self, "rounding", as_rounding(self.rounding))
 
     @property
@@ -55,6 +56,7 @@ class HBFP:
         return BlockFloatingPoint(self.wl, block_size=(self.tile, self.tile))
 
     @torch.no_grad()
+    @of_values
     def __call__(self, x: Tensor) -> Tensor:
         check_roundable(x, self.format)
         if x.dim() == 0 or x.numel() == 0:
@@ -95,6 +97,3 @@ def hbfp_widths(model: nn.Module, wl: int, ends: int | None = None) -> None:
         width = ends if ends is not None and i in (0, len(layers) - 1) else wl
         for part, quantize in parts:
             vars(part)["quantize"] = replace(quantize, wl=width)
-
-
-torch.serialization.add_safe_globals([HBFP])

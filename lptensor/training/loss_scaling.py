@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from lptensor.arithmetic import Arithmetic
 from lptensor.base import check_number
-from lptensor.formats import ScalarFormat, check_int
+from lptensor.formats import ScalarFormat, set_int
 from lptensor.optim import OptimLP
 from lptensor.parameters import listed
 from lptensor.tensor import LPTensor
@@ -69,7 +69,7 @@ class Dynamic:
 
     def __post_init__(self) -> None:
         _check_positive("initial", self.initial)
-        check_int("interval", self.interval, 1, 2**31)
+        set_int(self, "interval", 1, 2**31)
         growth, backoff = check_number("growth", self.growth), check_number("backoff", self.backoff)
         if not 1 < growth < math.inf or not 0 < backoff < 1:
             raise ValueError(
@@ -114,7 +114,7 @@ class Automatic:
         if not isinstance(self.format, ScalarFormat) or not 0 < self.format.max < math.inf:
             raise ValueError(f"format must be a scalar format with a largest value, got {self.format!r}")
         _check_positive("initial", self.initial)
-        check_int("span", self.span, 1, 2**31)
+        set_int(self, "span", 1, 2**31)
         if not 0 <= check_number("threshold", self.threshold) < 1:
             raise ValueError(f"threshold is a share of the elements, from 0 to below 1, got {self.threshold!r}")
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from lptensor.blocks import Scaled
-from lptensor.formats import FloatingPoint, Format, check_int
+from lptensor.formats import FloatingPoint, Format, set_int
+from lptensor.of_values import of_values
 from lptensor.ops import check_roundable, round_fresh
 from lptensor.rounding import Mode, Rounding
 from lptensor.scaling import PER_TENSOR, CurrentMaximum
@@ -40,8 +41,8 @@ class LUQ:
     samples: int = 1
 
     def __post_init__(self) -> None:
-        check_int("bits", self.bits, 2, 8)
-        check_int("samples", self.samples, 1, 2**20)
+        set_int(self, "bits", 2, 8)
+        set_int(self, "samples", 1, 2**20)
 
     @property
     def format(self) -> Format:
@@ -49,12 +50,10 @@ class LUQ:
         return Scaled(FloatingPoint(self.bits - 1, 0, specials="none"), CurrentMaximum(PER_TENSOR))
 
     @torch.no_grad()
+    @of_values
     def __call__(self, x: Tensor) -> Tensor:
         check_roundable(x, self.format)
         total = round_fresh(x, self.format, Rounding(Mode.STOCHASTIC))
         for _ in range(self.samples - 1):
             total += round_fresh(x, self.format, Rounding(Mode.STOCHASTIC))
         return total / self.samples
-
-
-torch.serialization.add_safe_globals([LUQ])  # an operand of an arithmetic, which a checkpoint holds

@@ -21,7 +21,7 @@ def prepare(
     model: Model,
     format: Format,
     rounding: Rounding | Mode | str = "nearest",
-    layers: tuple[type[nn.Module], ...] = _DEFAULT,
+    layers: type[nn.Module] | tuple[type[nn.Module], ...] = _DEFAULT,
 ) -> Model:
     """Round the weights of the chosen layers wherever they are used; the gradient passes straight through.
 
@@ -42,6 +42,7 @@ def prepare(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"prepare takes a torch.nn.Module, got {type(model).__name__}")
+    layers = (layers,) if isinstance(layers, type) else layers
     check_classes(layers)
     quantizer = Quantizer(format, forward_rounding=rounding)
     chosen = [m for m in model.modules() if isinstance(m, layers) and isinstance(getattr(m, "weight", None), Tensor)]

@@ -76,7 +76,7 @@ class Recipe:
         """The model, its layers changed in place."""
         if self.change is not None:
             self.change(model)
-        if self.operands is not None:
+        if self.operands is not None or self.accumulator is not None:
             kinds = ["linear", "conv"]
             lower(model, kinds, operands=self.operands, accumulator=self.accumulator, exempt=self.exempt)
         return model
@@ -88,7 +88,7 @@ class Recipe:
         Raises:
             ValueError: a recipe that has none, but changes layers.
         """
-        if self.operands is None:
+        if self.operands is None and self.accumulator is None:
             raise ValueError("this recipe changes layers and has no arithmetic; let recipe.model(model) do it")
         return Arithmetic(operands=self.operands, accumulator=self.accumulator)
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lptensor.formats import FixedPoint, Format
+from lptensor.of_values import of_values
 from lptensor.ops import check_roundable, round_fresh
 from lptensor.rounding import Rounding
 
@@ -49,6 +50,7 @@ class SAWB:
         return float(C1 * magnitude.square().mean().sqrt() - C2 * magnitude.mean())
 
     @torch.no_grad()
+    @of_values
     def __call__(self, x: Tensor) -> Tensor:
         check_roundable(x, self.format)
         if not x.any():  # which NaN is
@@ -59,6 +61,3 @@ class SAWB:
         integers, step = (self.format, 1 / 7) if signed else (FixedPoint(4, 0, signed=False), 2 / 15)
         step *= self.clip(x)
         return round_fresh(x / step, integers, Rounding()) * step
-
-
-torch.serialization.add_safe_globals([SAWB])  # an operand of an arithmetic, which a checkpoint holds

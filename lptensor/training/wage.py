@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lptensor import _compat
-from lptensor.formats import FixedPoint, check_int
+from lptensor.formats import FixedPoint, check_int, set_int
+from lptensor.of_values import of_values
 from lptensor.ops import check_roundable, round_fresh
 from lptensor.rounding import Rounding
 
@@ -45,13 +46,14 @@ class WageWeight:
     bits: int = 2
 
     def __post_init__(self) -> None:
-        check_int("bits", self.bits, 2, 24)
+        set_int(self, "bits", 2, 24)
 
     def limits(self, w: Tensor) -> tuple[float, float]:
         """L and L0 of a weight (out, in, ...)."""
         return math.sqrt(6 / max(math.prod(w.shape[1:]), 1)), 1.5 * 2.0 ** (1 - self.bits)
 
     @torch.no_grad()
+    @of_values
     def __call__(self, w: Tensor) -> Tensor:
         check_roundable(w, grid(self.bits))
         usual, least = self.limits(w)
@@ -75,9 +77,10 @@ class WageError:
     bits: int = 8
 
     def __post_init__(self) -> None:
-        check_int("bits", self.bits, 2, 24)
+        set_int(self, "bits", 2, 24)
 
     @torch.no_grad()
+    @of_values
     def __call__(self, e: Tensor) -> Tensor:
         check_roundable(e, grid(self.bits))
         return round_fresh(_direction(e), grid(self.bits), Rounding())
@@ -100,6 +103,7 @@ class WageActivation(nn.Module):
         self.bits, self.error = check_int("bits", bits, 2, 24), WageError(error)
 
     @_compat.break_graph
+    @of_values
     def forward(self, a: Tensor) -> Tensor:
         values: Tensor = _Activation.apply(a, grid(self.bits), self.error)  # type: ignore[no-untyped-call]
         return values
@@ -139,9 +143,10 @@ class WageGradient:
     bits: int = 8
 
     def __post_init__(self) -> None:
-        check_int("bits", self.bits, 2, 24)
+        set_int(self, "bits", 2, 24)
 
     @torch.no_grad()
+    @of_values
     def __call__(self, g: Tensor) -> Tensor:
         return _direction(g) * 2.0 ** (1 - self.bits)
 

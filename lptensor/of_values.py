@@ -1,0 +1,32 @@
+"""Techniques that round plain tensors, on LPTensors."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lptensor.tensor import LPTensor
+
+Method = Callable[[Any, Tensor], Tensor]
+
+
+def of_values(method: Method) -> Method:
+    """A method that rounds a plain tensor, of an LPTensor too: its values are rounded, and lie on its format as well.
+
+    What the method computes on its way is plain, and rounds nowhere else.
+    """
+
+    @functools.wraps(method)
+    def run(self: Any, x: Tensor) -> Tensor:
+        if not isinstance(x, LPTensor):
+            return method(self, x)
+        values = method(self, x.dequantize())
+        # A gradient stays on its side, on which .to_lp() makes nothing.
+        result: Tensor = torch.empty_like(x).copy_(values) if x._gradient else values.to_lp(x.arithmetic)  # type: ignore[attr-defined]
+        return result
+
+    return run
