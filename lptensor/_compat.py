@@ -234,10 +234,19 @@ def prepare_for_subclasses(places: Mapping[str, int], prepare: Callable[[int, tu
         def prepared(keys: Any, *args: Any, run: Any = run, place: int = place, **kwargs: Any) -> Any:
             args = prepare(place, args)
             if torch.is_inference_mode_enabled():  # where it would arrive whole
-                return run.decompose(*args, **kwargs)
+                # Not run.decompose(): torch 2.11's formula in Python gives an LSTM's state one axis too many.
+                return run._op_dk(torch._C.DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
             return run.redispatch(keys.remove(key), *args, **kwargs)
 
         _LIBRARY.impl(name, prepared, "PythonTLSSnapshot", with_keyset=True)
+
+
+def refuse_as_data(fits: Callable[[Any, Any], bool]) -> None:
+    """Let ``fits(tensor, source)`` say whether ``tensor.data = source`` works, where either is of a Python class.
+
+    Without it a plain tensor takes a subclass's null pointer for its memory, and the next op is a memory fault.
+    """
+    _LIBRARY.impl("_has_compatible_shallow_copy_type", fits, "PythonTLSSnapshot")
 
 
 _LIBRARY = torch.library.Library("aten", "IMPL")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
@@ -14,7 +15,7 @@ from lptensor.rules import Rule, argument
 
 Grid = tuple[Arithmetic, bool]  # what values are on: an arithmetic, and whether its gradient side
 
-_promote = lru_cache(maxsize=None)(promote)
+_promote = lru_cache(maxsize=256)(promote)
 
 
 def unwrap(values: Any, cls: Any, found: list[Any]) -> Any:
@@ -70,9 +71,14 @@ def each(values: Any) -> Iterator[Any]:
             yield value
 
 
+def _counts(scalar: Any) -> bool:
+    """Whether a number among an op's values is another than the zero that every format has; -0 not all have."""
+    return bool(scalar) or type(scalar) is float and math.copysign(1.0, scalar) < 0
+
+
 def common_grid(rule: Rule, args: Any, kwargs: Any, cls: Any) -> Grid | None:
     """The one grid that all values are on that an op selects from, if there is one and no number joins them."""
-    if rule.scalars and any(argument(place, args, kwargs) for place in rule.scalars):
+    if rule.scalars and any(_counts(argument(place, args, kwargs)) for place in rule.scalars):
         return None
     grid: Grid | None = None
     for place in rule.values:

@@ -76,9 +76,10 @@ class Arithmetic:
             if format is not None and not isinstance(format, Format):
                 got = no_format(format)
                 raise TypeError(f"{name} must be a number format such as FloatingPoint(8) or None, got {got}")
-        least = getattr(forward, "min", None)  # block formats have none: their elements are signed
-        if backward is None and least is not None and least >= 0:
-            raise ValueError(f"{forward!r} has no negative numbers, which gradients need; name a backward format")
+        gradients = forward if backward is None else backward
+        least = getattr(gradients, "min", None)  # block formats have none: their elements are signed
+        if least is not None and least >= 0:
+            raise ValueError(f"{gradients!r} has no negative numbers, which gradients need; name a backward format")
         if operands is not None and not isinstance(operands, Gemm):
             raise TypeError(f"operands must be Gemm(forward, grad_input, grad_weight) or None, got {operands!r}")
         if accumulator is not None and not isinstance(accumulator, Accumulator):

@@ -15,6 +15,7 @@ from torch import Tensor
 from lptensor import _compat
 from lptensor.arguments import Grid, caller_named, common_grid, direct, each, join, join_list, unwrap
 from lptensor.arithmetic import Arithmetic
+from lptensor.blocks import BlockFormat
 from lptensor.computing import Opened, computed, write
 from lptensor.direction import in_backward, side_of_copy
 from lptensor.escape import leave
@@ -24,6 +25,7 @@ from lptensor.limits import within_limits
 from lptensor.ops import round_all_in_place, round_in_place
 from lptensor.rules import Kind, Rule, argument, rule_for
 from lptensor.running_product import TURNS, turn
+from lptensor.unscale import unscaled
 
 Runner = Callable[[tuple[Any, ...], dict[str, Any]], Any]
 
@@ -44,7 +46,7 @@ def make_runner(func: Any, cls: Any) -> Runner:
         Kind.REFUSE: _refuse,
     }
     run = kinds[rule.kind](func, rule, cls)
-    return within_limits(run) if rule.limits else run
+    return within_limits(run) if rule.limits else unscaled(run) if rule.unscales else run
 
 
 def refuse_higher_order(func: Any) -> NoReturn:
@@ -243,6 +245,14 @@ def _view(func: Any, rule: Rule, cls: Any) -> Runner:
 def _mutate(func: Any, rule: Rule, cls: Any) -> Runner:
     fast = _compat.direct_call(correct(func))
 
+    def written(args: tuple[Any, ...], kwargs: dict[str, Any], rounds: bool) -> None:
+        for place in rule.writes:
+            target = argument(place, args, kwargs)
+            if type(target) is cls:
+                _written(target, rounds)
+            elif isinstance(target, (list, tuple)):
+                _all_written([item for item in target if type(item) is cls], rounds)
+
     def run(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         found: list[Any] = []
         plain = unwrap(args, cls, found)
@@ -250,18 +260,20 @@ def _mutate(func: Any, rule: Rule, cls: Any) -> Runner:
         rounds = not (rule.selects and common_grid(rule, args, kwargs, cls))
         arithmetic = None if rule.foreach or not any(r is None for r in rule.returns) else join(found)
         backward = in_backward()
-        if direct(found):
-            out = fast(*plain, **named)
-        else:
-            op = Opened(func, args, kwargs, plain, named, found, join, _seen)
-            out = write(op, rule.writes, rounds, round_)
-            rounds = False
-        for place in rule.writes:
-            written = argument(place, args, kwargs)
-            if type(written) is cls:
-                _written(written, rounds)
-            elif isinstance(written, (list, tuple)):
-                _all_written([target for target in written if type(target) is cls], rounds)
+        try:
+            if direct(found):
+                out = fast(*plain, **named)
+                written(args, kwargs, rounds)
+            else:
+                op = Opened(func, args, kwargs, plain, named, found, join, _seen)
+                out = write(op, rule.writes, rounds, round_)
+                written(args, kwargs, False)
+        except BaseException:  # an index out of range half way, or a person who stops a loop: formats hold all the same
+            for place in rule.writes:
+                for target in each(argument(place, args, kwargs)):
+                    if type(target) is cls and not isinstance(target.format, BlockFormat):
+                        _written(target, True)  # which changes nothing that was rounded; blocks it may
+            raise
         if not rule.returns:
             return out
         outs = out if len(rule.returns) > 1 else (out,)
@@ -281,9 +293,13 @@ def _mutate(func: Any, rule: Rule, cls: Any) -> Runner:
 def _written(target: Any, rounds: bool) -> None:
     """An op has written into the inner tensor of ``target``: its format holds, in either direction."""
     if rounds:
-        rounded = round_(target._inner, target._arithmetic, target._gradient)
-        if rounded is not target._inner:
-            target._inner.copy_(rounded)
+        inner = target._inner
+        if 0 in inner.stride() and inner.numel():
+            for axis, (n, step) in enumerate(zip(inner.shape, inner.stride(), strict=True)):
+                inner = inner.narrow(axis, 0, 1) if n > 1 and step == 0 else inner  # an expanded one: once is enough
+        rounded = round_(inner, target._arithmetic, target._gradient)
+        if rounded is not inner:
+            inner.copy_(rounded)
     if target._inner.shape != target.shape:  # out= grew an empty tensor
         _compat.take_form(target, target._inner)
 
@@ -299,6 +315,8 @@ def _all_written(targets: Sequence[Any], rounds: bool) -> None:
 
 def _reshape(func: Any, rule: Rule, cls: Any) -> Runner:
     def run(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if func._schema.name == "aten::set_":
+            _check_set(args, cls)
         found: list[Any] = []
         func(*unwrap(args, cls, found), **kwargs)
         if not rule.resizes:
@@ -308,6 +326,23 @@ def _reshape(func: Any, rule: Rule, cls: Any) -> Runner:
         return args[0]
 
     return run
+
+
+def _check_set(args: tuple[Any, ...], cls: Any) -> None:
+    """Refuse to give a tensor the memory of one in another format, as torch does with dtypes."""
+    target, source = args[0], args[1] if len(args) > 1 else None
+    if (
+        source is None
+        or type(target) is cls
+        and type(source) is cls
+        and ((target._arithmetic, target._gradient) == (source._arithmetic, source._gradient))
+    ):
+        return
+    if not isinstance(source, Tensor):
+        raise TypeError("an LPTensor has no memory of its own to set from a storage; copy values with .copy_()")
+    given: list[Any] = [target, source]
+    names = [f"one of {x.format!r}" if type(x) is cls else "a plain one" for x in given]
+    raise TypeError(f"set_() gives a tensor another's memory as it is, got {' and '.join(names)}; copy with .copy_()")
 
 
 def _foreach(func: Any, rule: Rule, cls: Any) -> Runner:

@@ -40,7 +40,8 @@ class Surface:
 
     @_compat.run_by_python
     def __repr__(self, *, tensor_contents: Any = None) -> str:
-        shown = repr(self._inner.detach()).removeprefix("tensor(").removesuffix(")")
+        shown = repr(self._inner.detach())
+        shown = shown.removeprefix("tensor(").removesuffix(")") if shown.startswith("tensor(") else shown
         shown = shown.replace("\n       ", "\n         ")  # "LPTensor(" is two wider than "tensor("
         parts = [shown, f"format={self.format!r}", f"rounding={show_rounding(self.rounding)}"]
         if not self._gradient and self._arithmetic.backward is not None:
@@ -150,10 +151,17 @@ class Surface:
                 f".data of an LPTensor takes float32 values, got {value.dtype}; say .float(), or take the model out "
                 "of low precision with lptensor.convert(model, None)"
             )
+        if value.device != self._inner.device:
+            raise ValueError(
+                f".data of an LPTensor takes values on its device {self._inner.device}, got {value.device}; move the "
+                "tensor with .to(), or its module"
+            )
         with torch.no_grad():
             fresh: Any = torch.empty_like(self)  # type: ignore[arg-type]
             fresh.copy_(value)
         self._inner = fresh._inner
+        if (self.stride(), self.storage_offset()) != (self._inner.stride(), self._inner.storage_offset()):  # type: ignore[attr-defined]
+            _compat.take_form(self, self._inner)  # type: ignore[arg-type]
 
     @_compat.run_by_python
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:

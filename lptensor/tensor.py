@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache, partial
+from functools import lru_cache, partial
 from typing import Any, NoReturn, cast
 
 import numpy as np
@@ -42,7 +42,7 @@ class LPTensor(Traceable, Sharded, Surface, Tensor):  # type: ignore[misc]
     ``LPTensor(x, arithmetic)`` itself rounds nothing: it is for values that lie on the format already.
 
     Raises:
-        TypeError: an arithmetic that is no ``Arithmetic``; a subclass.
+        TypeError: no plain float32 tensor, an arithmetic that is no ``Arithmetic``; a subclass.
 
     >>> from lptensor import FloatingPoint
     >>> torch.tensor([0.1, 0.2]).to_lp(FloatingPoint(8)) * 3
@@ -60,6 +60,9 @@ class LPTensor(Traceable, Sharded, Surface, Tensor):  # type: ignore[misc]
             raise TypeError(
                 f"an LPTensor is made by x.to_lp(format), which rounds; its own arithmetic is no {arithmetic!r}"
             )
+        if inner.dtype is not torch.float32 or type(inner) is cls:
+            what = "an LPTensor" if type(inner) is cls else inner.dtype
+            raise TypeError(f"an LPTensor holds a plain float32 tensor, got {what}; x.to_lp(format) takes it")
         self: LPTensor = _compat.make_wrapper(cls, inner)
         self._inner, self._arithmetic, self._gradient = inner, arithmetic, gradient
         return self
@@ -228,7 +231,7 @@ def enter(x: Tensor, arithmetic: Arithmetic, gradient: bool = False) -> LPTensor
     return LPTensor(rounded.float(), arithmetic, gradient)
 
 
-@cache
+@lru_cache(maxsize=256)
 def check_carrier(arithmetic: Arithmetic) -> None:
     """Refuse an arithmetic with a format of which fp32, the carrier of every LPTensor, does not hold all values."""
     for format in (arithmetic.forward, arithmetic.backward):
@@ -359,4 +362,6 @@ _compat.collate_map()[LPTensor] = _collate
 
 
 # torch.load(weights_only=True) makes objects of these classes, and of formats, only.
+# The C++ of `plain.data = lp` would take the memory of a tensor that has none.
+_compat.refuse_as_data(lambda self, source: type(self) is LPTensor or type(source) is not LPTensor)
 torch.serialization.add_safe_globals([LPTensor, rebuild, Arithmetic, Rounding, Mode, Beyond])

@@ -385,3 +385,13 @@ def test_a_data_loader_gives_batches_in_low_precision(workers: int) -> None:
 def test_a_tensor_dataset_holds_low_precision() -> None:
     ((x,),) = DataLoader(TensorDataset(low(4, 2)), batch_size=4)
     assert is_low(x, E4M3)
+
+
+def test_data_has_the_strides_and_the_device_of_what_it_was_set_to() -> None:
+    x, plain = torch.randn(4, 4).to_lp(E4M3)[1:3, 1:3], torch.randn(4, 4)[1:3, 1:3]
+    x.data = plain.data = torch.ones(2, 2)
+    assert (x.stride(), x.storage_offset()) == (plain.stride(), plain.storage_offset()) == ((2, 1), 0)
+    assert x.as_strided(x.size(), x.stride(), x.storage_offset()).tolist() == [[1.0, 1.0], [1.0, 1.0]]
+    there = torch.ones(2, device="meta").to_lp(E4M3)
+    with pytest.raises(ValueError, match="on its device meta, got cpu"):
+        there.data = torch.ones(2)

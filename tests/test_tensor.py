@@ -10,16 +10,19 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+import lptensor
 from low import is_low, rounded, same, values
 from lptensor import (
     BF16,
     E4M3,
     E5M2,
+    E8M0,
     FP16,
     FP32,
     INT8,
+    NVFP4,
     Arithmetic,
     BlockFloatingPoint,
     FixedPoint,
@@ -504,3 +507,82 @@ def test_comparing_formats_that_have_no_common_one_needs_none() -> None:
     assert (a == b).tolist() == [True, False, True]
     assert (b > a).tolist() == [False, True, False]
     assert torch.isclose(a, a).all() and type(a != b) is torch.Tensor
+
+
+def test_what_takes_the_place_of_nan_is_rounded() -> None:
+    x = torch.tensor([torch.nan, torch.inf, 1.0]).to_lp(BF16)
+    y = x.nan_to_num(nan=0.3, posinf=0.7)
+    assert y.tolist() == torch.tensor([0.3, 0.7, 1.0]).bfloat16().tolist()
+
+
+def test_a_zero_with_a_sign_is_no_value_of_every_format() -> None:
+    x = torch.tensor([1.0, 2.0]).to_lp(FixedPoint(8, 4))
+    for y in (x.masked_fill(torch.tensor([True, False]), -0.0), x.clamp(max=-0.0), x.clamp_(max=-0.0)):
+        assert not torch.signbit(y.dequantize())[0]
+
+
+def test_a_gradient_format_without_negative_numbers_is_refused() -> None:
+    for format in (E8M0, FixedPoint(8, 4, signed=False)):
+        with pytest.raises(ValueError, match="has no negative numbers, which gradients need"):
+            Arithmetic(E4M3, backward=format)
+
+
+def test_a_plain_tensor_does_not_take_the_data_of_an_lptensor() -> None:
+    """It would have no memory, and the next op be a fault of the whole process."""
+    plain, low = nn.Linear(3, 3), lptensor.convert(nn.Linear(3, 3), E4M3)
+    before = plain.weight.clone()
+    with pytest.raises(RuntimeError, match="incompatible tensor type"):
+        plain.weight.data = low.weight.data
+    assert torch.equal(plain.weight, before) and plain(torch.ones(3)).shape == (3,)
+    plain.weight.data = low.weight.dequantize().detach()
+    assert torch.equal(plain.weight, low.weight.dequantize())
+
+
+@pytest.mark.parametrize("index", [1, 99])
+def test_an_op_that_breaks_off_leaves_its_tensor_in_its_format(index: int) -> None:
+    x = torch.zeros(6).to_lp(E4M3)
+    for write in (
+        lambda: x.index_fill_(0, torch.tensor([0, index]), 0.1),
+        lambda: x.index_put_((torch.tensor([0, index]),), torch.full((2,), 0.1)),
+        lambda: torch._foreach_add_([x, x], [torch.full((6,), 0.01), torch.ones(index)]),
+    ):
+        try:
+            write()
+        except (IndexError, RuntimeError):
+            assert index == 99 or x[0] != 0
+        assert is_low(x, E4M3) and same(x, rounded(values(x), E4M3))
+
+
+def test_an_error_leaves_blocks_alone() -> None:
+    """Rounding once more is another rounding where scales are made of what is there."""
+    x = torch.randn(64).to_lp(NVFP4)
+    before = values(x).clone()
+    with pytest.raises(RuntimeError):
+        x.add_(torch.ones(3))
+    assert torch.equal(values(x), before)
+
+
+def test_an_expanded_tensor_is_filled() -> None:
+    x, native = torch.zeros(3).to_lp(BF16), torch.zeros(3, dtype=torch.bfloat16)
+    x.expand(4, 3).fill_(0.1)
+    native.expand(4, 3).fill_(0.1)
+    assert is_low(x, BF16) and torch.equal(values(x), native.float())
+
+
+def test_memory_is_set_between_tensors_of_one_format_alone() -> None:
+    x, y = torch.randn(3).to_lp(E4M3), torch.randn(4).to_lp(E4M3)
+    assert x.set_(y) is x and same(x, y) and x.shape == (4,)
+    x.fill_(1.0)
+    assert y.tolist() == [1.0] * 4
+    for target, source in ((x, torch.randn(3).to_lp(BF16)), (x, torch.randn(3)), (torch.zeros(3), y)):
+        with pytest.raises(TypeError, match="gives a tensor another's memory"):
+            target.set_(source)
+    with pytest.raises(TypeError, match="no memory of its own"):
+        x.set_(y.untyped_storage(), 0, (3,), (1,))
+    assert x.tolist() == [1.0] * 4
+
+
+def test_an_lptensor_holds_a_plain_fp32_tensor() -> None:
+    for inner in (torch.ones(2).double(), torch.ones(2).to_lp(E4M3)):
+        with pytest.raises(TypeError, match="holds a plain float32 tensor"):
+            LPTensor(inner, Arithmetic(E4M3))
