@@ -69,8 +69,8 @@ class OptimLP(Optimizer):
         optim: any torch optimizer. It goes on holding parameters, groups and momenta.
         weight_quant, grad_quant, acc_quant: a format, rounded to stochastically, or a function from
             a tensor to one of the same shape; None rounds nothing.
-        momentum_quant: the same for every floating-point state of a parameter's shape, or a dict
-            ``{state key: format or function}``. Narrow exponents take the squares of Adam and its
+        momentum_quant: the same for every floating-point state of a parameter's shape (a step that finds none
+            warns), or a dict ``{state key: format or function}``. Narrow exponents take the squares of Adam and its
             kin to zero, and the step to infinity: give these keys a wide format, or leave them out.
         grad_scaling: multiplies the gradients before they are rounded. It is never undone; a loss
             that was scaled is ``lptensor.training.LossScaler``'s affair.
@@ -123,6 +123,8 @@ class OptimLP(Optimizer):
         if self.acc_quant is not None or update is not None:  # what steps without us have left follows the accumulators
             optimizer_state.mark(p for p in self._parameters() if isinstance(p, LPTensor))
 
+    _step_supports_amp_scaling = True  # GradScaler then leaves it to the step to divide gradients
+
     param_groups: Any = _of_the_wrapped("param_groups")
     state: Any = _of_the_wrapped("state")
     defaults: Any = _of_the_wrapped("defaults")
@@ -131,22 +133,48 @@ class OptimLP(Optimizer):
     def step(self, closure: Callable[[], Any] | None = None, *, gradients_rounded: bool = False) -> Any:
         """One step; returns what the wrapped optimizer's step returns, the closure's loss if there is one.
 
-        If it raises, accumulators and their weights are those from before. With ``gradients_rounded``
-        (and no closure) gradients are taken as they are, ``round_gradients`` having been called.
+        If it raises, accumulators and their weights are those from before, and gradients are scaled and rounded. With
+        ``gradients_rounded`` (and no closure) they are taken as they are, ``round_gradients`` having been called.
+        ``torch.amp.GradScaler`` may take the step: gradients are rounded before they are divided by its scale.
+
+        Raises:
+            RuntimeError: its ``unscale_`` has divided gradients that ``grad_quant`` was to round.
         """
+        infinite, scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)  # GradScaler sets them
+        if infinite is not None and scale is None and self.grad_quant is not None:
+            raise RuntimeError(
+                "GradScaler.unscale_() has divided the gradients before they were rounded, and what scaling has saved "
+                "would vanish; lptensor.training.LossScaler, used alike, rounds them first"
+            )
+        if infinite is not None and infinite.item():
+            return None
         if closure is None and not gradients_rounded:
             self.round_gradients()
+        if scale is not None:
+            for p in self._stepped():
+                if p.grad is not None:
+                    write(p.grad, read(p.grad) / scale)
+        self.momentum_quant.check(self.optim)
+        held = dict(self._held)
         weights = self._load_accumulators()
         try:
             step = self.optim.step  # of which some take no closure
             loss = step() if closure is None else step(self._at_rounded_weights(closure, weights))
             self._round_weights(weights)
+            self.momentum_quant.round(self.optim, self._stepped())
         except BaseException:
+            self._held = held
             for p, weight in weights.items():
                 self._store(p, weight)
             raise
-        self.momentum_quant.round(self.optim, self._stepped())
         return loss
+
+    @torch.no_grad()
+    def begin(self) -> Optimizer:
+        """Round gradients and put accumulators in the place of weights; the optimizer whose step comes next."""
+        self.round_gradients()
+        self._load_accumulators()
+        return self.optim
 
     @torch.no_grad()
     def round_gradients(self) -> None:
@@ -294,9 +322,11 @@ class OptimLP(Optimizer):
     def _load_accumulators(self) -> dict[Tensor, Tensor]:
         """Put accumulators in the place of their weights, and return the weights."""
         if self.acc_quant is None and self.update is None:
-            if self.weight_quant is None or isinstance(self.weight_quant.quantize, Quantize):
-                return {}
-            return {p: read(p) for p in self._parameters()}  # a user's function may raise
+            rules = (self.weight_quant, *self.momentum_quant.rules())
+            if all(rule is None or isinstance(rule.quantize, Quantize) for rule in rules):
+                if self.momentum_quant.surely_fits(self.optim):
+                    return {}
+            return {p: read(p) for p in self._parameters()}  # a user's function may raise, or a key be no state's
         weights = {p: read(p) for p in self._parameters()}
         if self._key is not None:  # all of them, or an error, before a weight gives way
             self._held.update({p: _Held(self._kept(p), weight) for p, weight in weights.items()})

@@ -332,12 +332,12 @@ def test_every_replay_draws_anew_for_each_tensor_of_a_list() -> None:
 
 
 def test_a_gradient_scaler_skips_an_overflow() -> None:
-    net = lp.convert(network().to(DEVICE), FP16)
+    net = lp.convert(network().to(DEVICE), BF16)
     optim = torch.optim.SGD(net.parameters(), lr=0.1)
     scaler = torch.amp.GradScaler(DEVICE, init_scale=2.0**40, growth_interval=100)
     x, y = (t.to(DEVICE) for t in data())
     before = [values(p).clone() for p in net.parameters()]
-    scaler.scale(F.mse_loss(net(x), y)).backward()
+    scaler.scale(F.mse_loss(net(x), y) * torch.inf).backward()
     scaler.step(optim)
     scaler.update()
     assert scaler.get_scale() == 2.0**39

@@ -155,7 +155,7 @@ def test_sgd_follows_its_closed_form(momentum, weight_decay, scale):
         grad_quant=quantizer(FixedPoint(10, 4), forward_rounding="nearest"),
         acc_quant=quantizer(FixedPoint(12, 8), forward_rounding="nearest"),
         weight_quant=quantizer(FixedPoint(6, 3), forward_rounding="nearest"),
-        momentum_quant=quantizer(FixedPoint(10, 6), forward_rounding="nearest"),
+        momentum_quant=quantizer(FixedPoint(10, 6), forward_rounding="nearest") if momentum else None,
         grad_scaling=scale,
     )
     for g, weight in zip(gradients, expected, strict=True):
@@ -832,3 +832,73 @@ def test_a_weight_rounding_that_raises_leaves_the_weights_as_they_were() -> None
     with pytest.raises(KeyError):
         optimizer.step()
     assert w.tolist() == [1.0, 1.0]
+
+
+class Two(torch.optim.SGD):
+    """SGD that keeps its last two gradients, in a list."""
+
+    def step(self, closure=None):
+        for p in self.param_groups[0]["params"]:
+            self.state[p].setdefault("last", []).insert(0, p.grad.clone())
+            del self.state[p]["last"][2:]
+        return super().step(closure)
+
+
+def test_state_in_a_list_is_rounded_by_its_key() -> None:
+    w = torch.nn.Parameter(torch.ones(1))
+    optim = OptimLP(Two([w], lr=0.5), momentum_quant={"last": E4M3})
+    for gradient in (500.0, 1000.0):
+        w.grad = torch.tensor([gradient])
+        optim.step()
+    assert [x.item() for x in optim.state[w]["last"]] == [448.0, 448.0]
+
+
+class Foreign(SGD):
+    """An optimizer from elsewhere, of whose state nothing is known beforehand."""
+
+    __module__ = "elsewhere"
+
+
+@pytest.mark.parametrize("acc_quant", [None, FP16])
+def test_momenta_that_cannot_be_rounded_leave_the_weights_where_they_were(acc_quant):
+    def raises(x):
+        raise ArithmeticError
+
+    for kind, quant in ((Foreign, {"nonsense": BF16}), (SGD, {"momentum_buffer": raises}), (SGD, raises)):
+        w = nn.Parameter(torch.ones(2))
+        optim = OptimLP(kind([w], lr=0.5, momentum=0.9), momentum_quant=quant, acc_quant=acc_quant)
+        for _ in range(2):
+            w.grad = torch.ones(2)
+            with pytest.raises((ValueError, ArithmeticError)):
+                optim.step()
+            assert w.tolist() == [1.0, 1.0]
+            accumulators = optim.state_dict()["state"].get(0, {}).get("weight_accumulator", w.detach())
+            assert accumulators.tolist() == [1.0, 1.0]
+
+
+def test_momenta_that_are_not_there_are_told_of():
+    w = nn.Parameter(torch.ones(2))
+    w.grad = torch.ones(2)
+    with pytest.warns(UserWarning, match="momentum_quant rounds nothing: SGD keeps no state"):
+        OptimLP(SGD([w], lr=0.5), momentum_quant=BF16).step()
+
+
+def test_a_gradient_scaler_divides_after_gradients_are_rounded():
+    """2**-12 is no E4M3 number; 2**-4, what the scaled loss makes of it, is."""
+    w = nn.Parameter(torch.ones(2))
+    optim = OptimLP(SGD([w], lr=1.0), grad_quant=quantizer(E4M3, forward_rounding="nearest"))
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8, growth_interval=1)
+    scaler.scale((w * 2.0**-12).sum()).backward()
+    scaler.step(optim)
+    scaler.update()
+    assert w.tolist() == [1 - 2.0**-12] * 2 and scaler.get_scale() == 2.0**9
+    optim.zero_grad()
+    scaler.scale((w * torch.inf).sum()).backward()
+    scaler.step(optim)
+    scaler.update()
+    assert w.tolist() == [1 - 2.0**-12] * 2 and scaler.get_scale() == 2.0**8
+    optim.zero_grad()
+    scaler.scale(w.sum()).backward()
+    scaler.unscale_(optim)
+    with pytest.raises(RuntimeError, match="LossScaler"):
+        scaler.step(optim)

@@ -330,21 +330,31 @@ def test_clipping_by_value_keeps_gradients_on_their_grid(foreach: Any) -> None:
 
 def test_a_gradient_scaler_skips_overflows_and_divides_by_its_scale() -> None:
     model, optimizer = model_and_optimizer(torch.optim.SGD, lr=0.125)
+    convert(model, BF16)
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=1)
-    model(torch.ones(1, 6).to_lp(BOTH)).sum().backward()
+    model(torch.ones(1, 6).to_lp(BF16)).sum().backward()
     want = [rounded(values(p).add(values(p.grad), alpha=-0.125), BF16) for p in model.parameters()]
     optimizer.zero_grad()
-    scaler.scale(model(torch.ones(1, 6).to_lp(BOTH)).sum()).backward()
+    scaler.scale(model(torch.ones(1, 6).to_lp(BF16)).sum()).backward()
     scaler.unscale_(optimizer)
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1e9)
     scaler.step(optimizer)
     scaler.update()
     assert all(is_low(p, BF16) and same(p, w) for p, w in zip(model.parameters(), want, strict=True))
     assert scaler.get_scale() == 8.0
-    scaler.scale(model(torch.full((1, 6), torch.inf).to_lp(BOTH)).sum()).backward()
+    scaler.scale(model(torch.full((1, 6), torch.inf).to_lp(BF16)).sum()).backward()
     scaler.step(optimizer)
     scaler.update()
     assert all(same(p, w) for p, w in zip(model.parameters(), want, strict=True)) and scaler.get_scale() == 4.0
+
+
+def test_a_gradient_scaler_is_refused_where_what_it_divides_would_vanish() -> None:
+    """As torch refuses to unscale float16 gradients, which may be too small for it then."""
+    model, optimizer = model_and_optimizer(torch.optim.SGD)
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.scale(model(torch.ones(1, 6).to_lp(BOTH)).sum()).backward()
+    with pytest.raises(ValueError, match="LossScaler"):
+        scaler.step(optimizer)
 
 
 AVERAGES: dict[str, Any] = {
@@ -415,3 +425,10 @@ def test_capturable_is_refused_on_the_cpu_as_for_any_tensor() -> None:
     model, optimizer = model_and_optimizer(torch.optim.Adam, capturable=True)
     with pytest.raises(AssertionError, match="capturable"):
         train(model, optimizer, 1)
+
+
+def test_a_list_of_weights_and_gradients_rounds_each_to_its_side() -> None:
+    w = torch.full((1,), 1.0).to_lp(Arithmetic(BF16, E5M2)).requires_grad_()
+    w.backward(torch.ones(1))
+    torch._foreach_mul_([w.detach(), w.grad], 1.0625)
+    assert w.item() == 1.0625 and w.grad.item() == 1.0  # E5M2 has 1 and 1.25
