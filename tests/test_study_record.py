@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from backends import BUILDS, chosen
-from lptensor import observe
+from lptensor import Gemm, Hadamard, observe
 from lptensor.blocks import MXFP4, NVFP4, BlockFloatingPoint
 from lptensor.codebooks import NF4
 from lptensor.convert import convert
@@ -706,3 +706,19 @@ def test_a_layer_map_shows_what_is_infinite_and_leaves_blank_what_was_not_record
     image = axes.images[0].get_array()
     assert image.mask.ravel().tolist() == [False, False, True] and image[1, 0] == image[0, 0] == 30.0
     assert [t.get_text() for t in axes.texts] == ["30", "inf"]
+
+
+def test_the_draws_of_random_signs_are_no_roundings_of_the_model() -> None:
+    model = lower(nn.Sequential(nn.Linear(16, 1)), "linear", operands=Gemm(BF16, transform=Hadamard(16, "random")))
+    with record(model) as log:
+        model(torch.ones(2, 16))
+    assert sum(row["values"] for row in log.rows()) == 2 * 16 + 16  # both operands, each once
+
+
+def test_every_other_call_begins_with_the_first() -> None:
+    model = nn.Sequential(nn.Identity())
+    with record(model, forward=E4M3, every=2) as log:
+        for value in (1e-9, 1.0, 1e-9):
+            model(torch.tensor([value]))
+    (row,) = log.rows()
+    assert log.steps == 2 and row["values"] == 2 and row["underflow"] == 1.0

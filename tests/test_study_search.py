@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from lptensor import observe
+from lptensor import LPTensor, observe
 from lptensor.blocks import MXFP4
 from lptensor.codebooks import FP4_RADIX4, Codebook, LogNumber
 from lptensor.codes import encode
@@ -606,3 +606,27 @@ class TestFaults:
     def test_what_is_refused(self, call: Any, error: Any, says: str) -> None:
         with pytest.raises(error, match=says):
             call()
+
+
+def test_of_an_infinite_loss_more_is_asked_the_more_is_to_be_recovered() -> None:
+    def run() -> torch.Tensor:
+        return torch.tensor([300.0]).to_lp(FP16) * 300.0 * 2.0**-16  # 90000 is infinite in FP16
+
+    targets = [bisect(run, recovered=share).target for share in (0.25, 0.75)]
+    assert targets[0] > targets[1] >= 90000 / 2**16
+
+
+def test_a_small_rate_flips_as_many_bits_as_it_says() -> None:
+    n, rate = 2**22, 1 / 65
+    flipped = flip_bits(torch.zeros(n), INT8, rate=rate, generator=torch.Generator().manual_seed(0))
+    words = flipped.to(torch.int8)
+    flips = sum(int((words >> bit & 1).sum()) for bit in range(8))
+    assert abs(flips - 8 * n * rate) < 4 * math.sqrt(8 * n * rate * (1 - rate))
+
+
+def test_words_of_another_format_make_a_plain_tensor() -> None:
+    """An LPTensor would say that it lies on its own."""
+    x = torch.tensor([0.3, 5.0]).to_lp(E5M2)
+    flipped = flip_bits(x, E4M3, rate=1.0, bits=[7])
+    assert type(flipped) is Tensor and torch.equal(flipped, -round_to(x.dequantize(), E4M3))
+    assert isinstance(flip_bits(x, E5M2, rate=1.0, bits=[7]), LPTensor)

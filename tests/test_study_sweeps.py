@@ -12,7 +12,9 @@ import pytest
 import torch
 from torch import nn
 
+from lptensor import LogNumber
 from lptensor.accumulator import Accumulator
+from lptensor.arithmetic import Arithmetic
 from lptensor.blocks import MXFP4, MXFP8_E4M3, MXINT8, NVFP4, BlockFloatingPoint
 from lptensor.codebooks import NF4
 from lptensor.convert import convert
@@ -24,6 +26,7 @@ from lptensor.formats import (
     E4M3,
     E5M2,
     FP16,
+    FP32,
     INT4,
     INT8,
     FixedPoint,
@@ -475,3 +478,59 @@ class TestPictures:
         assert (list(cross.get_xdata()), list(cross.get_ydata())) == ([2], [2.0])
         with pytest.raises(ValueError, match="no curves"):
             plot_training({}, axes())
+
+
+class Counting(torch.optim.SGD):
+    """SGD that notes in its groups how often it has stepped."""
+
+    def step(self, closure=None):
+        self.param_groups[0]["steps"] = self.param_groups[0].get("steps", 0) + 1
+        return super().step(closure)
+
+
+def test_what_the_step_adds_to_a_group_is_taken_back() -> None:
+    w = torch.nn.Parameter(torch.ones(2))
+    w.grad = torch.ones(2)
+    optimizer = Counting([w], lr=0.5)
+    update_stagnation(optimizer, BF16)
+    assert "steps" not in optimizer.param_groups[0]
+
+
+def test_gradients_that_the_step_would_round_are_as_before() -> None:
+    w = torch.nn.Parameter(torch.ones(2))
+    w.grad = torch.tensor([1.1, 0.3])
+    before = w.grad.clone()
+    update_stagnation(OptimLP(torch.optim.SGD([w], lr=0.5), grad_quant=E5M2), BF16)
+    assert torch.equal(w.grad, before)
+
+
+def test_terms_of_zero_are_no_stagnation() -> None:
+    assert accumulation_error(torch.tensor([1.0, 0.0, 0.5, 2.0**-10]), BF16).stagnation == [4]
+
+
+def test_noise_without_a_signal_is_minus_infinite() -> None:
+    (row,) = sqnr(torch.zeros(3), LogNumber(4, zero=False))  # which takes zeros to its smallest value
+    assert row["sqnr"] == -math.inf and row["mse"] > 0
+
+
+@pytest.mark.parametrize("kind", ["plain", "convert", "nearest", "kahan", "accumulator", "convert nearest"])
+def test_a_step_is_looked_at_before_weights_are_rounded(kind: str) -> None:
+    """Seven of eight updates are a quarter of a unit in the last place of BF16 at 1: lost, whatever holds weights."""
+    w = nn.Linear(8, 1, bias=False)
+    w.weight.data = torch.tensor([[1.0] * 7 + [2.0**-4]])
+    net = convert(w, BF16) if "convert" in kind else w
+    optim: Any = torch.optim.SGD(net.parameters(), lr=2.0**-9)
+    if kind in ("nearest", "kahan", "convert nearest"):
+        optim = OptimLP(optim, weight_quant=None if "convert" in kind else BF16, update=kind.split()[-1])
+    elif kind == "accumulator":
+        optim = OptimLP(optim, weight_quant=BF16, acc_quant=FP32)
+    net(torch.ones(1, 8)).sum().backward()
+    before = [p.detach().clone() for p in net.parameters()]
+    (row,) = update_stagnation(optim, BF16)
+    assert row["wanted"] == 8 and row["lost"] == 7 / 8 and row["binades"] == {-2: 7, 2: 1}
+    assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
+    arithmetic = Arithmetic(BF16) if "convert" in kind else None
+    assert getattr(net.weight, "arithmetic", None) == arithmetic == getattr(net.weight.grad, "arithmetic", None)
+    if kind not in ("plain", "accumulator"):
+        optim.step()
+        assert net.weight[0, :7].tolist() == [1.0] * 7

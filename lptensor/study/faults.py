@@ -30,6 +30,8 @@ def flip_bits(
 ) -> Tensor:
     """``x`` with some bits of its encoded words flipped: a tensor of the same kind, shape and dtype.
 
+    An LPTensor in words of another format than its own comes out as a plain tensor.
+
     Each bit flips on its own with probability ``rate``. A code that has no value comes out as ``decode``
     says, one past the end of a list of values as NaN, of an infinity or NaN as it is. A NaN that has no code
     has no word to hit, and stays. Values that the format lacks are rounded to nearest first. The
@@ -55,7 +57,9 @@ def flip_bits(
     _check_rate(rate)
     plain = values_of(x)
     flipped = _flip(plain, format, rate, allowed, generator)[0]
-    return LPTensor(flipped, x._arithmetic, x._gradient) if isinstance(x, LPTensor) else flipped
+    if not isinstance(x, LPTensor):
+        return flipped
+    return LPTensor(flipped, x._arithmetic, x._gradient) if format == x.format else flipped
 
 
 class faults(observe.Observer):  # noqa: N801 - reads as a function

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lptensor.arithmetic import Arithmetic
 from lptensor.extra import need
 from lptensor.formats import Format, ScalarFormat
+from lptensor.loans import Loans
 from lptensor.neighbours import ulp
 from lptensor.ops import round as round_to
 from lptensor.optim import OptimLP
@@ -39,7 +41,8 @@ def update_stagnation(optimizer: Optimizer, format: Format, rounding: Rounding |
     are as before. Run it after ``backward()``, where gradients are.
 
     Args:
-        optimizer: of plain fp32 parameters, or of LPTensors: then the step is that of their own values.
+        optimizer: of plain fp32 parameters, of LPTensors, or an ``OptimLP``: the step is the one that is made before
+            weights are rounded, from accumulators where there are some.
             Not one that needs a closure (LBFGS), and so computes gradients within its step.
 
     Raises:
@@ -83,19 +86,29 @@ def _check_closure(optimizer: Optimizer) -> None:
 
 
 def _step(optimizer: Optimizer, parameters: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """The weights before and after the next step, which is then undone."""
+    """The weights before and after the next step, none of which is rounded; the step is then undone."""
     everything = [p for group in optimizer.param_groups for p in group["params"]]
     weights = [values_of(p).clone() for p in everything]
     gradients = [None if p.grad is None else values_of(p.grad).clone() for p in everything]
     groups = [copy.deepcopy({k: v for k, v in group.items() if k != "params"}) for group in optimizer.param_groups]
     entries = {p: (entry, copy.deepcopy(dict(entry))) for p, entry in optimizer.state.items()}
     held = dict(optimizer._held) if isinstance(optimizer, OptimLP) else None
-    before = [values_of(p).clone() for p in parameters]
+    loans, stepping = Loans(), optimizer
     try:
-        optimizer.step()
+        if isinstance(optimizer, OptimLP):
+            stepping = optimizer.begin()
+        for p in everything:
+            if isinstance(p, LPTensor):
+                loans.lend(p, Arithmetic(None))
+        before = [values_of(p).clone() for p in parameters]
+        stepping.step()
         after = [values_of(p).clone() for p in parameters]
     finally:
         with torch.no_grad():
+            for p in everything:
+                loans.take_back(p)
+                if isinstance(optimizer, OptimLP):
+                    optimizer._loans.take_back(p)
             for p, weight, gradient in zip(everything, weights, gradients, strict=True):
                 values_of(p).copy_(weight)
                 if p.grad is not None and gradient is not None:
@@ -124,8 +137,8 @@ def _row(name: str, p: Tensor, before: Tensor, after: Tensor, format: Format, ro
     if isinstance(format, ScalarFormat):
         ratios = (step.double().abs() / ulp(held.double(), format))[changed]
         ratio = float(ratios.mean()) if ratios.numel() else None
-        found = torch.frexp(ratios[ratios.isfinite()]).exponent - 1
-        binades = {int(e): int((found == e).sum()) for e in found.unique().tolist()}
+        found, counts = (torch.frexp(ratios[ratios.isfinite()]).exponent - 1).unique(return_counts=True)
+        binades = dict(zip(found.tolist(), counts.tolist(), strict=True))
     gradient = values_of(p.grad if p.grad is not None else torch.zeros_like(p)).double()
     narrow: Any = p.arithmetic.gradient_format if isinstance(p, LPTensor) else format
     error = round_to(gradient, narrow or format, "nearest") - gradient
