@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import fields
 from typing import Any
 
@@ -148,12 +149,18 @@ def no_scalar(given: object) -> str:
 
 
 def check_int(name: str, value: object, low: int, high: int, why: str = "") -> int:
-    """``value`` if it is an integer from ``low`` to ``high``, else an error that says so."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    """``value``, an integer (NumPy's too) from ``low`` to ``high``, as an int, else an error that says so."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"{name} must be an integer from {low} to {high}, got {value!r}")
-    if not low <= value <= high:
+    number = operator.index(value)
+    if not low <= number <= high:
         raise ValueError(f"{name} must be from {low} to {high}{why}, got {value}")
-    return value
+    return number
+
+
+def set_int(owner: object, name: str, low: int, high: int, why: str = "") -> None:
+    """``check_int`` of a field of a frozen dataclass, which is an int from then on."""
+    object.__setattr__(owner, name, check_int(name, getattr(owner, name), low, high, why))
 
 
 def check_number(name: str, value: Any) -> Any:

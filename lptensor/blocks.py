@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lptensor.base import no_format
 from lptensor.codebooks import single
@@ -26,7 +26,7 @@ from lptensor.formats import (
     Overflow,
     ScalarFormat,
     check_carried,
-    check_int,
+    set_int,
 )
 from lptensor.layout import Layout
 from lptensor.scaling import (
@@ -121,10 +121,10 @@ class BlockFloatingPoint(BlockFormat):
     infinite: str = "nan"
 
     def __post_init__(self) -> None:
-        check_int("wl", self.wl, 2, 24)
-        check_int("dim", self.dim, -16 if self.block_size is not None else -1, 15)
+        set_int(self, "wl", 2, 24)
+        set_int(self, "dim", -16 if self.block_size is not None else -1, 15)
         if self.block_size is not None:
-            _tile(self.block_size, self.dim)
+            _settle_size(self, _tile(self.block_size, self.dim))
         check_one_of("overflow", self.overflow, ("clip", "bump"))
         check_one_of("infinite", self.infinite, INFINITE)
 
@@ -226,6 +226,8 @@ class MX(_Scaled):
 
     def __post_init__(self) -> None:
         check_one_of("scale_rule", self.scale_rule, SCALE_RULES)
+        set_int(self, "axis", -16, 15)
+        _settle_size(self, self.scaling.tile)
         _ = self.lowered
 
     @cached_property
@@ -267,6 +269,8 @@ class TwoLevel(_Scaled):
     infinite: str = "nan"
 
     def __post_init__(self) -> None:
+        set_int(self, "axis", -16, 15)
+        _settle_size(self, self.scaling.tile)
         _ = self.lowered
         object.__setattr__(self, "floor", self.scaling.floor)  # an int or numpy's float becomes a float
 
@@ -331,7 +335,17 @@ def Scaled(element: ScalarFormat, scaling: Scaling | None) -> Format:  # noqa: N
 
 
 def _tile(block_size: int | tuple[int, ...], axis: int) -> Tile:
+    if isinstance(block_size, tuple) and axis != -1:
+        raise ValueError(
+            f"a tile {block_size} lies on the last axes, got axis {axis}; runs along an axis have one size"
+        )
     return Tile(block_size) if isinstance(block_size, tuple) else Tile((block_size,), (axis,))
+
+
+def _settle_size(format: Any, tile: Tile) -> None:
+    """The block size of a format as its tile has it, in Python's own integers."""
+    size = tile.widths if isinstance(format.block_size, tuple) else tile.widths[0]
+    object.__setattr__(format, "block_size", size)
 
 
 def _exponent(value: float) -> int:

@@ -13,7 +13,7 @@ from typing import Any, SupportsFloat
 import torch
 from torch import Tensor
 
-from lptensor.formats import CARRIER_MAX, Format, check_bool, check_int
+from lptensor.formats import CARRIER_MAX, Format, check_bool, set_int
 from lptensor.tables import Table, table_of
 
 
@@ -196,8 +196,8 @@ class LogNumber(TableFormat):
     zero: bool = True
 
     def __post_init__(self) -> None:
-        check_int("bits", self.bits, 2, 16)
-        check_int("gamma", self.gamma, 1, 2**16)
+        set_int(self, "bits", 2, 16)
+        set_int(self, "gamma", 1, 2**16)
         if isinstance(self.base, bool) or not isinstance(self.base, (int, float)):
             raise TypeError(f"base must be a number above 1 and up to 65536, got {self.base!r}")
         if not 1 < self.base <= 2**16:
@@ -207,7 +207,7 @@ class LogNumber(TableFormat):
         if self.bias is None:
             object.__setattr__(self, "bias", 2 ** (self.bits - 2))
         assert self.bias is not None
-        check_int("bias", self.bias, -(2**20), 2**20)
+        set_int(self, "bias", -(2**20), 2**20)
         first, last = int(self.zero), 2 ** (self.bits - 1) - 1
         for j in (first, last):
             exponent = (j - self.bias) / self.gamma * math.log2(self.base)

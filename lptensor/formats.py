@@ -15,6 +15,7 @@ from lptensor.base import (
     check_bool as check_bool,
     check_carried as check_carried,
     check_int as check_int,
+    set_int as set_int,
 )
 from lptensor.grid import Grid as Grid, Overflow as Overflow, Subnormals as Subnormals
 from lptensor.layout import Layout
@@ -93,8 +94,8 @@ class FloatingPoint(ScalarFormat):
         allowed = {"ieee": ("inf", "saturate", "nan"), "none": ("saturate",)}.get(specials, ("nan", "saturate"))
         if overflow not in allowed:
             raise ValueError(f"overflow with specials={specials!r} must be {' or '.join(allowed)}, got {overflow!r}")
-        check_int("exp", exp, 1, 8, ", as float32 carries the values")
-        check_int("man", man, 0, 23, ", as float32 carries the values")
+        exp = check_int("exp", exp, 1, 8, ", as float32 carries the values")
+        man = check_int("man", man, 0, 23, ", as float32 carries the values")
         if specials == "ieee" and (exp == 1 or man == 0):
             lost = "exp=1 leaves no normal numbers" if exp == 1 else "man=0 leaves no NaN"
             raise ValueError(f'{lost} under specials="ieee"; use specials="fn", "fnuz" or "none"')
@@ -108,7 +109,7 @@ class FloatingPoint(ScalarFormat):
             raise ValueError("a format without zero has no subnormals; say subnormals=False")
         if bias is None:
             bias = 2 ** (exp - 1) - (specials != "fnuz")
-        check_int("bias", bias, -127, 255)
+        bias = check_int("bias", bias, -127, 255)
         for name, value in dict(
             exp=exp,
             man=man,
@@ -190,7 +191,7 @@ def _size(size: tuple[int, ...], bit: int | None, exp: int | None, man: int | No
     if bit is not None:
         if exp is not None or man is not None:
             raise TypeError("FloatingPoint takes either bit or exp and man, got both")
-        if isinstance(bit, bool) or not isinstance(bit, int):
+        if isinstance(bit, bool) or not hasattr(bit, "__index__"):
             raise TypeError(f"a width must be an integer, one of {sorted(_WIDTHS)}, got {bit!r}")
         if bit not in _WIDTHS:
             raise ValueError(
@@ -235,8 +236,8 @@ class FixedPoint(ScalarFormat):
     signed: bool = True
 
     def __post_init__(self) -> None:
-        check_int("wl", self.wl, 1, 53, why=" (53 bits is what a float64 carrier holds)")
-        check_int("fl", self.fl, -126, 149, why=" (2**-149 is the smallest fp32)")
+        set_int(self, "wl", 1, 53, why=" (53 bits is what a float64 carrier holds)")
+        set_int(self, "fl", -126, 149, why=" (2**-149 is the smallest fp32)")
         for name in ("clamp", "symmetric", "signed"):
             check_bool(name, getattr(self, name))
         if self.signed and self.symmetric and self.wl == 1:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lptensor import observe
-from lptensor.base import check_int
+from lptensor.base import set_int
 from lptensor.formats import FixedPoint
 from lptensor.rounded_copy import rounded_copy
 from lptensor.rounding import as_rounding
@@ -52,12 +52,12 @@ class Hadamard:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_int("block", self.block, 2, 1024)
+        set_int(self, "block", 2, 1024)
         if self.block & (self.block - 1):
             raise ValueError(f"a Hadamard block must be a power of two such as 16, 32, 64 or 128, got {self.block}")
         if self.signs not in SIGNS:
             raise ValueError(f"signs must be one of {', '.join(map(repr, SIGNS))}, got {self.signs!r}")
-        check_int("seed", self.seed, 0, 2**63 - 1)
+        set_int(self, "seed", 0, 2**63 - 1)
 
     def draw(self, like: Tensor) -> Tensor | None:
         """The signs of one product, in the dtype and on the device of an operand."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from lptensor.base import ScalarFormat, check_bool, check_carried, check_int
+from lptensor.base import ScalarFormat, check_bool, check_carried, set_int
 from lptensor.grid import Grid, Overflow
 from lptensor.layout import Layout, value_of
 
@@ -42,8 +42,8 @@ class P3109(ScalarFormat):
     overflow: str | None = None
 
     def __post_init__(self) -> None:
-        check_int("k", self.k, 2, 16)
-        check_int("p", self.p, 1, self.k)
+        set_int(self, "k", 2, 16)
+        set_int(self, "p", 1, self.k)
         check_bool("signed", self.signed)
         check_bool("extended", self.extended)
         allowed = ("inf", "nan", "saturate") if self.extended else ("nan", "saturate")

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lptensor.formats import Format, check_int
+from lptensor.formats import Format, set_int
 
 
 class PositBits(NamedTuple):
@@ -57,8 +57,8 @@ class Posit(Format):
     es: int = 2
 
     def __post_init__(self) -> None:
-        check_int("nbits", self.nbits, 2, 32)
-        check_int("es", self.es, 0, 5)
+        set_int(self, "nbits", 2, 32)
+        set_int(self, "es", 0, 5)
 
     @property
     def lowered(self) -> PositBits:

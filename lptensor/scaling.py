@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from lptensor.base import check_bool, no_format
-from lptensor.formats import E8M0, FP32, ScalarFormat, check_int
+from lptensor.formats import FP32, ScalarFormat, check_int, set_int
 
 SCALE_RULES = ("floor", "ceil", "even", "rceil")
 INFINITE = ("nan", "saturate")
@@ -34,7 +34,8 @@ class Tile:
 
     Raises:
         TypeError: widths that are no tuple of integers and None.
-        ValueError: a width below 1, axes that repeat or are not one for each width, other ``others``.
+        ValueError: a width below 1, axes that repeat or are not one for each width, other ``others``; on use,
+            axes that are one axis of the tensor.
 
     >>> Tile((1, 128)).block_shape((64, 512))
     (1, 128)
@@ -49,14 +50,10 @@ class Tile:
     def __post_init__(self) -> None:
         if isinstance(self.widths, int) or self.widths is None:
             raise TypeError(f"widths must be a tuple such as (1, 128), got {self.widths!r}")
-        object.__setattr__(self, "widths", tuple(self.widths))
         axes = range(-len(self.widths), 0) if self.axes is None else self.axes
-        object.__setattr__(self, "axes", tuple(axes))
-        for wide in self.widths:
-            if wide is not None:
-                check_int("block_size", wide, 1, 2**62)
-        for axis in self.axes or ():
-            check_int("axis", axis, -16, 15)
+        widths = (None if wide is None else check_int("block_size", wide, 1, 2**62) for wide in self.widths)
+        object.__setattr__(self, "widths", tuple(widths))
+        object.__setattr__(self, "axes", tuple(check_int("axis", axis, -16, 15) for axis in axes))
         if len(self.axes or ()) != len(self.widths) or len(set(self.axes or ())) != len(self.widths):
             raise ValueError(f"a tile needs one axis for each width {self.widths}, got axes {self.axes}")
         check_one_of("others", self.others, (1, None))
@@ -65,9 +62,12 @@ class Tile:
         """How wide a tile is along each axis of a tensor of this shape."""
         whole = [max(n, 1) for n in shape]
         block = [1] * len(whole) if self.others == 1 else list(whole)
-        for wide, axis in zip(self.widths, self.axes or (), strict=True):
-            if not -len(whole) <= axis < len(whole):
-                return tuple(whole)
+        axes = self.axes or ()
+        if any(not -len(whole) <= axis < len(whole) for axis in axes):
+            return tuple(whole)
+        if len({axis % len(whole) for axis in axes}) < len(axes):
+            raise ValueError(f"the axes {axes} of a tile name one axis of a tensor of shape {tuple(shape)} twice")
+        for wide, axis in zip(self.widths, axes, strict=True):
             block[axis] = whole[axis] if wide is None else wide
         return tuple(block)
 
@@ -109,7 +109,7 @@ class PowerOfTwo(Scaling):
     exponent: int = 0
 
     def __post_init__(self) -> None:
-        check_int("exponent", self.exponent, -300, 300)
+        set_int(self, "exponent", -300, 300)
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ class CurrentMaximum(Scaling):
             raise TypeError(f"scale must be a scalar format such as E8M0, E4M3 or FP32, got {no_format(self.scale)}")
         check_one_of("rule", self.rule, SCALE_RULES)
         check_one_of("infinite", self.infinite, INFINITE)
-        check_int("margin", self.margin, -64, 64)
+        set_int(self, "margin", -64, 64)
         check_bool("tensor_scale", self.tensor_scale)
         check_bool("reciprocal", self.reciprocal)
         if isinstance(self.floor, bool) or not isinstance(self.floor, (int, float)):
@@ -224,12 +224,10 @@ class DelayedMaximum(Scaling):
     amax: str = "max"
 
     def __post_init__(self) -> None:
-        check_int("history", self.history, 1, 2**20)
-        check_int("margin", self.margin, -64, 64)
+        set_int(self, "history", 1, 2**20)
+        set_int(self, "margin", -64, 64)
         check_one_of("amax", self.amax, ("max", "most_recent"))
 
-
-OCP_BLOCK = CurrentMaximum(Tile((32,)), E8M0)  # OCP MX v1.0 section 5.2
 
 # Formats hold them, and a checkpoint holds formats: torch.load(weights_only=True) makes them.
 torch.serialization.add_safe_globals([Tile, PowerOfTwo, CurrentMaximum, DelayedMaximum])

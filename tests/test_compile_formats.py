@@ -172,7 +172,7 @@ def test_a_tracer_sees_the_rounding_of_a_plain_tensor() -> None:
 
 VALUES = [
     *(row for row in vars(lp).values() if isinstance(row, Format)),
-    BlockFloatingPoint(5, dim=0, block_size=(2, 3)),
+    BlockFloatingPoint(5, block_size=(2, 3)),
     FixedPoint(8, 4, clamp=False),
     Rounding(),
     Stochastic(5, "pre_rounded", beyond="saturate"),

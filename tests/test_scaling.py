@@ -23,6 +23,7 @@ from lptensor.ops import round as lp_round
 from lptensor.p3109 import P3109
 from lptensor.rounding import Rounding
 from lptensor.scaling import PER_TENSOR, Channel, CurrentMaximum, DelayedMaximum, PowerOfTwo, Scaling, Tile
+from lptensor.study.sqnr import bits_per_value
 from oracles import exact
 from oracles.exact import MODES
 from rounders import NATIVE_BUILDS, assert_same, assert_same_bits, judge, run
@@ -390,3 +391,24 @@ def test_the_module_says_what_it_does() -> None:
 
 def test_fp32_is_the_scale_unless_one_says_so() -> None:
     assert CurrentMaximum().scale == FP32
+
+
+def test_an_empty_tensor_is_no_division_by_zero() -> None:
+    assert PER_TENSOR.block_shape((0, 3)) == (1, 3)
+    assert bits_per_value(Scaled(E4M3, CurrentMaximum()), (0, 3)) == 8.0
+
+
+def test_a_tile_has_no_axis_beside_it() -> None:
+    for make in (lambda: MX(E4M3, (4, 4), axis=0), lambda: BlockFloatingPoint(8, dim=1, block_size=(4, 4))):
+        with pytest.raises(ValueError, match="lies on the last axes"):
+            make()
+    with pytest.raises(ValueError, match=r"name one axis of a tensor of shape \(64, 64\) twice"):
+        Tile((4, 8), (-1, 1)).block_shape((64, 64))
+    assert Tile((4, 8), (-1, 1)).block_shape((4, 4, 64)) == (1, 8, 4)
+
+
+def test_delayed_scaling_has_derivatives_under_torch_func() -> None:
+    quantize = DelayedScaling(E4M3).eval()
+    assert torch.func.grad(lambda x: quantize(x).square().sum())(torch.tensor([0.3, 2.0])).tolist() == [0.625, 4.0]
+    _, tangent = torch.func.jvp(quantize, (torch.ones(2),), (torch.tensor([0.3, 1.0]),))
+    assert tangent.tolist() == torch.tensor([0.3, 1.0]).tolist()
