@@ -133,19 +133,19 @@ def warn_missing() -> None:
     )
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def grid_struct(grid: Grid) -> GridStruct:
     """The C struct of a grid."""
     return GridStruct(**grid._asdict())
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def grid_reference(grid: Grid) -> Any:
     """A pointer to the C struct of a grid, kept for each grid."""
     return ctypes.byref(grid_struct(grid))
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def blocks_struct(blocks: Blocks | ScaledBlocks) -> _Blocks | _ScaledBlocks:
     """The C struct of the blocks of a format."""
     grids = {name: grid_struct(value) for name, value in blocks._asdict().items() if isinstance(value, Grid)}
@@ -153,7 +153,7 @@ def blocks_struct(blocks: Blocks | ScaledBlocks) -> _Blocks | _ScaledBlocks:
     return struct(**{**blocks._asdict(), **grids})
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def posit_struct(posit: PositBits) -> _Posit:
     """The C struct of a posit."""
     return _Posit(*posit)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from types import FrameType
 from typing import Any
 
 import torch
@@ -79,6 +80,10 @@ def _called_by(package: str) -> bool:
     torch.optim.Muon says .bfloat16(): there it is no loss that nobody asked for.
     """
     frame = sys._getframe()
-    while frame.f_back is not None and frame.f_globals["__name__"].startswith(("lptensor", "torch._")):
+    while frame.f_back is not None and _module(frame).startswith(("lptensor", "torch._")):
         frame = frame.f_back
-    return str(frame.f_globals["__name__"]).startswith(package)
+    return _module(frame).startswith(package)
+
+
+def _module(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", ""))  # code that exec() runs may have none

@@ -199,6 +199,8 @@ def save_file(
         by_name = dict.fromkeys(tensors, formats) if isinstance(formats, Format) else formats
     if not isinstance(by_name, Mapping):
         raise wrong_format(formats)
+    if metadata and _KEY in metadata:
+        raise ValueError(f"the metadata {_KEY!r} is where formats are kept; give yours another name")
     unknown = [name for name in by_name if name not in tensors]
     if unknown:
         raise ValueError(f"formats are given for {unknown}, the tensors are {list(tensors)}")
@@ -222,7 +224,7 @@ def load_file(path: str | os.PathLike[str], device: str = "cpu") -> tuple[dict[s
     """
     tensors, formats = {}, {}
     with need("safetensors").safe_open(path, framework="pt", device=device) as file:
-        entries = json.loads((file.metadata() or {}).get(_KEY, "{}"))
+        entries = _entries((file.metadata() or {}).get(_KEY, "{}"))
         for name in file.keys():  # noqa: SIM118 (a reader, not a dict)
             stored = file.get_tensor(name)
             if name not in entries:
@@ -231,6 +233,18 @@ def load_file(path: str | os.PathLike[str], device: str = "cpu") -> tuple[dict[s
             formats[name] = format = format_from(entries[name]["format"])
             tensors[name] = _unfiled(stored, format, entries[name]["shape"])
     return tensors, formats
+
+
+def _entries(text: str) -> dict[str, Any]:
+    """What ``save_file`` has written of formats, by tensor; nothing where someone else uses its name."""
+    try:
+        entries = json.loads(text)
+    except json.JSONDecodeError:
+        return {}
+    ours = isinstance(entries, dict) and all(
+        isinstance(e, dict) and {"format", "shape"} <= e.keys() for e in entries.values()
+    )
+    return entries if ours else {}
 
 
 def _filed(x: Tensor, format: Format) -> Tensor:

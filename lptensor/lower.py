@@ -107,7 +107,7 @@ def lower(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"lower takes a torch.nn.Module, got {model!r}")
-    wanted = _classes(layer_type, layer_types)
+    wanted, exempt = _classes(layer_type, layer_types), listed("exempt", exempt)
     quantize = quantizer(forward_number, backward_number, forward_rounding, backward_rounding)
     if {p.dtype for p in model.parameters()} == {torch.float32}:  # which is then what layers put out
         for number in (forward_number, backward_number):
@@ -120,7 +120,7 @@ def lower(
     if not layers:
         present = sorted({type(module).__name__ for module in model.modules()})
         if _chosen(model, wanted, ()):
-            raise ValueError(f"exempt={listed('exempt', exempt)} leaves no layer of {_names(wanted)}; name fewer paths")
+            raise ValueError(f"exempt={exempt} leaves no layer of {_names(wanted)}; name fewer paths")
         raise ValueError(f"{type(model).__name__} has no layer of {_names(wanted)}; it is made of {', '.join(present)}")
     if products is not None:
         for layer in layers:
@@ -138,7 +138,7 @@ def lower(
 
 def _chosen(model: nn.Module, wanted: tuple[type[nn.Module], ...], exempt: Iterable[str]) -> list[nn.Module]:
     """The layers of these classes, without those at or below an exempt path."""
-    rules = PathRules(dict.fromkeys(listed("exempt", exempt)))
+    rules = PathRules(dict.fromkeys(exempt))
     modules = dict(model.named_modules(remove_duplicate=False))
     rules.check_paths(list(modules))
     left_alone = {id(module) for path, module in modules.items() if rules.of(path) is None}

@@ -197,6 +197,7 @@ class Quantize:
         """Where the result of rounding ``x`` would lie beyond the limits, did the format have none."""
         if self.forward_number is None or not self.clamping_grad_zero:
             return None
+        x = getattr(x, "_inner", x)
         ops.check_roundable(x, self.forward_number)
         limits, unlimited = _limits(self.forward_number)
         same = None

@@ -18,7 +18,6 @@ from lptensor import _compat
 T = TypeVar("T")
 
 _CLASSES: dict[str, type] = {}
-_VALUES: dict[str, Any] = {}  # what has been written or read here, by its text
 
 
 def learn(cls: type[T]) -> type[T]:
@@ -48,11 +47,10 @@ def write(value: Any) -> str:
     >>> write(FixedPoint(8, 4))
     '{"":"lptensor.formats.FixedPoint","wl":8,"fl":4,"clamp":true,"symmetric":false,"signed":true}'
     """
-    text = json.dumps(_plain(value), separators=(",", ":"))
-    _VALUES.setdefault(text, value)
-    return text
+    return json.dumps(_plain(value), separators=(",", ":"))
 
 
+@functools.lru_cache(maxsize=256)  # compiled code reads its formats' texts at each call
 def read(text: str) -> Any:
     """The value whose text this is.
 
@@ -63,12 +61,10 @@ def read(text: str) -> Any:
     >>> read(write(E4M3)) == E4M3
     True
     """
-    if text not in _VALUES:
-        try:
-            _VALUES[text] = _made(json.loads(text))
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{text!r} is the text of no format or rounding known here ({error!r})") from error
-    return _VALUES[text]
+    try:
+        return _made(json.loads(text))
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{text!r} is the text of no format or rounding known here ({error!r})") from error
 
 
 @functools.cache

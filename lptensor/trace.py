@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections import Counter
@@ -27,6 +28,7 @@ _KINDS = {
     Kind.VIEW: "viewed",
     Kind.KEEP: "kept",
     Kind.ROUND: "computed",
+    Kind.COLLECT: "computed",
     Kind.REFUSE: "refused",
 }
 
@@ -199,7 +201,7 @@ class _Watcher:
             rounded = tuple(roundings.pop())
         if kind is not Kind.DECOMPOSE or rounded:  # else its parts are listed
             name = _KINDS[kind]
-            if rounded and kind in (Kind.ROUND, Kind.KEEP, Kind.DECOMPOSE):
+            if rounded and kind in (Kind.ROUND, Kind.KEEP, Kind.DECOMPOSE, Kind.COLLECT):
                 name = "rounded"
             for recorder, (where, module) in zip(recorders, origins, strict=True):
                 row = Row(_name(func), name, rounded, backward, _shape(result), where, module)
@@ -232,7 +234,7 @@ def _shape(result: Any) -> tuple[int, ...] | None:
     return None
 
 
-_LIBRARIES = tuple(str(Path(file).parent) + "/" for file in (torch.__file__, __file__))
+_LIBRARIES = tuple(str(Path(file).parent) + os.sep for file in (torch.__file__, __file__))
 _MODULE_FILE = nn.Module.__call__.__code__.co_filename
 
 

@@ -130,3 +130,10 @@ def test_what_has_no_formula_calls_the_kernel() -> None:
     got, code = code_of(f, a)
     assert_same_bits(got, f(a))
     assert code.count("torch.ops.lptensor.round.default(") == 2
+
+
+def test_half_of_the_smallest_normal_spacing_of_the_carrier_is_still_told_from_a_quarter() -> None:
+    narrow = FloatingPoint(7, 2, bias=125)  # its subnormals are multiples of 2**-126
+    x = torch.tensor([2.0**-128, 2.0**-127, 3 * 2.0**-128, 5 * 2.0**-128])
+    away = round_tensor(x, narrow.grid, Rounding(Mode.NEAREST_AWAY))
+    assert away.mul(2.0**126).tolist() == [0.0, 1.0, 1.0, 1.0]

@@ -273,3 +273,13 @@ def test_arrays_of_either_byte_order_have_their_values(dtype: str) -> None:
 
 def test_a_negative_view_has_its_values() -> None:
     assert from_torch(torch.tensor([1 + 2j]).conj().imag).tolist() == [-2]
+
+
+@pytest.mark.parametrize("text", ["0.1", "yes", '{"x": 3}', "[1]", '{"x": {"format": 1}}'])
+def test_metadata_of_others_under_our_name_is_left_alone(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "x.safetensors"
+    safetensors.torch.save_file({"x": torch.ones(2)}, path, {"lptensor": text})
+    tensors, found = load_file(path)
+    assert tensors["x"].tolist() == [1.0, 1.0] and found == {}
+    with pytest.raises(ValueError, match="give yours another name"):
+        save_file({"x": torch.ones(2)}, path, metadata={"lptensor": text})

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import op_samples
-from lptensor import BF16, E5M2, Arithmetic, LPTensor, escapes
+from lptensor import BF16, E4M3, E5M2, Arithmetic, LPTensor, escapes
 from op_samples import (
     attempt,
     differences,
@@ -211,3 +211,9 @@ def test_results_are_on_the_grid_of_the_backward_format_in_backward() -> None:
     grad = plain(x.grad)
     assert torch.equal(grad, grad.to(torch.float8_e5m2).float())
     assert not torch.equal(plain(x), plain(x).to(torch.float8_e5m2).float())
+
+
+def test_a_tensor_that_a_whole_list_shares_gives_its_format_to_all() -> None:
+    products = torch._foreach_mul([torch.ones(2), torch.full((1,), 3.0)], torch.tensor(1.125).to_lp(E4M3))
+    assert all(isinstance(y, LPTensor) and y.format == E4M3 for y in products)
+    assert [y.tolist() for y in products] == [[1.125, 1.125], [3.5]]  # 3.375 is a tie between 3.25 and 3.5

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim import Adam
 
 from low import is_low, rounded, same, values
 from lptensor import BF16, E4M3, E5M2, FP16, FP32, Arithmetic, FixedPoint, LPTensor, OptimLP, convert
@@ -469,3 +470,13 @@ def test_momentum_made_of_unscaled_gradients_is_in_the_format_of_its_parameter(o
         scaler.step(optimizer)
         scaler.update()
         assert all(is_low(s, BF16) for s in state_of(optimizer, "momentum_buffer"))
+
+
+def test_a_counter_that_a_rule_names_goes_on_counting() -> None:
+    w = torch.nn.Parameter(torch.ones(3))
+    optimizer = convert(Adam([w]), {"step": E5M2})  # in which 9 is 8 or 10
+    for _ in range(9):
+        w.grad = torch.ones(3)
+        optimizer.step()
+    step = optimizer.state[w]["step"]
+    assert not isinstance(step, LPTensor) and step.item() == 9

@@ -66,3 +66,9 @@ def test_bytes_are_counted_of_any_integers_and_negative_sizes_are_refused() -> N
     assert packed_bytes((), 3) == 1 and packed_bytes((0, 7), 3) == 0
     with pytest.raises(ValueError, match=r"no negative sizes, got \(-1, 3\)"):
         packed_bytes((-1, 3), 5)
+
+
+def test_bytes_that_no_code_fills_are_refused() -> None:
+    for packed in (torch.zeros(3, dtype=torch.uint8), torch.zeros(1, dtype=torch.uint8)):
+        with pytest.raises(ValueError, match="take 2 bytes, got"):  # 4 codes of 3 bits are 12 bits
+            unpack(packed, 3, (2, 2))

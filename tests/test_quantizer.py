@@ -265,3 +265,12 @@ def test_a_step_is_a_format_or_a_function():
     for wrong in (lambda t: t.sum(), lambda t: None):
         with pytest.raises(ValueError, match=r"weight_quant must return a tensor of shape \(1000,\)"):
             as_step("weight_quant", wrong)(x)
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+def test_gradients_of_clamped_lptensors_are_zero_too(rounding):
+    x = torch.tensor([1.0, 100.0, -100.0], requires_grad=True)
+    clamps = quantizer(FixedPoint(8, 4), None, rounding, clamping_grad_zero=True)
+    y = clamps(x.to_lp(FloatingPoint(8, 23)))
+    y.sum().backward()
+    assert y.tolist() == [1.0, 7.9375, -8.0] and x.grad.tolist() == [1.0, 0.0, 0.0]

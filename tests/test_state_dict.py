@@ -328,3 +328,10 @@ class Halved(nn.Module):
 
     def right_inverse(self, w: Tensor) -> Tensor:
         return w * 2
+
+
+def test_assigned_integers_stay_integers() -> None:
+    model = nn.BatchNorm1d(2)
+    convert(model, BF16, buffers=True)
+    model.load_state_dict({"running_mean": torch.tensor([3, 4])}, strict=False, assign=True)
+    assert model.running_mean.dtype == torch.int64 and model.running_mean.tolist() == [3, 4]

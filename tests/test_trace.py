@@ -19,7 +19,8 @@ import lptensor
 from low import same
 from lptensor import BF16, E4M3, E5M2, Arithmetic, LPTensor, Stochastic, dispatch
 from lptensor.rounding import Rounding
-from lptensor.trace import Trace, trace
+from lptensor.rules import Kind
+from lptensor.trace import _KINDS, Trace, trace
 
 ROLES = Arithmetic(BF16, backward=E5M2)
 
@@ -352,3 +353,7 @@ def test_gradients_on_a_gpu_are_listed_too() -> None:
     with trace() as t:
         x.tanh().sum().backward()
     assert "tanh_backward" in t.count(backward=True)
+
+
+def test_every_kind_of_op_has_a_name() -> None:
+    assert set(_KINDS) == set(Kind)

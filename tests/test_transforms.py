@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+import lptensor
 from lptensor import (
     BF16,
     E4M3,
@@ -243,3 +244,8 @@ def test_inference_mode_gives_the_bits_of_no_grad() -> None:
     with torch.inference_mode():
         got = model(x)
     assert torch.equal(got.dequantize(), wanted.dequantize())
+
+
+def test_a_vmap_of_the_same_random_words_is_refused() -> None:
+    with pytest.raises(RuntimeError, match='randomness="different"'):
+        torch.vmap(lambda x: lptensor.round(x, E4M3, "stochastic"), randomness="same")(torch.full((4, 2), 1.05))
