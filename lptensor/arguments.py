@@ -78,8 +78,10 @@ def _counts(scalar: Any) -> bool:
 
 def common_grid(rule: Rule, args: Any, kwargs: Any, cls: Any) -> Grid | None:
     """The one grid that all values are on that an op selects from, if there is one and no number joins them."""
-    if rule.scalars and any(_counts(argument(place, args, kwargs)) for place in rule.scalars):
-        return None
+    for place, unsaid in zip(rule.scalars, rule.unsaid, strict=True):
+        given = argument(place, args, kwargs)
+        if _counts(unsaid if given is None else given):  # torch leaves out what is at its default
+            return None
     grid: Grid | None = None
     for place in rule.values:
         for value in each(argument(place, args, kwargs)):

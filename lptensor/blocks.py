@@ -243,6 +243,7 @@ class TwoLevel(_Scaled):
     infinities and zero blocks become is written at ``CurrentMaximum``.
 
     Args:
+        element, infinite: as for ``MX``.
         block_size, axis: as for ``MX``; (16, 16) are the square blocks of NVFP4 weights.
         scale: format of the block scales, no power of two.
         tensor_scale: False for a single level.

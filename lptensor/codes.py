@@ -124,6 +124,8 @@ def encode(x: Tensor, format: Format, strict: bool = False) -> Tensor:
     tensor([15,  7,  7], dtype=torch.uint8)
     """
     check_roundable(x, format)
+    if x.is_meta:
+        return torch.empty(x.shape, dtype=code_dtype(_bits(format)), device="meta")
     x = _values(x)
     rounded = round_fresh(x, format, Rounding())
     if isinstance(format, ScalarFormat) and format.layout.inf is not None:
@@ -169,6 +171,8 @@ def decode(codes: Tensor, format: Format) -> Tensor:
     if not isinstance(format, Format):
         raise wrong_format(format)
     bits = _bits(format)
+    if codes.is_meta:
+        return torch.empty(codes.shape, dtype=getattr(format, "carrier", torch.float32), device="meta")
     wide = codes.long()
     if codes.dtype.itemsize * 8 == bits:
         wide = wide & (1 << bits) - 1 if bits < 64 else wide

@@ -129,17 +129,7 @@ def write(op: Opened, writes: Sequence[int | str], rounds: bool, round_: Round) 
     if source is not None:
         (place,) = writes
         kwargs, named = ({k: v for k, v in given.items() if k != place} for given in (op.kwargs, op.named))
-        result, there = (
-            computed(op._replace(func=source, kwargs=kwargs, named=named)),
-            argument(place, op.plain, op.named),
-        )
-        if result.shape != there.shape:
-            if "out" not in func._overloadname:
-                raise RuntimeError(
-                    f"{func} writes into its first argument, {tuple(there.shape)}: the result is {tuple(result.shape)}"
-                )
-            there.resize_(result.shape)
-        known[id(there)] = result
+        known[id(argument(place, op.plain, op.named))] = computed(op._replace(func=source, kwargs=kwargs, named=named))
     elif accumulator is not None and func._schema.name in FORMULAS:
         out = by_formula(op)
     else:
@@ -156,8 +146,20 @@ def write(op: Opened, writes: Sequence[int | str], rounds: bool, round_: Round) 
             if rounds and inner is not target:
                 round_(value, target._arithmetic, target._gradient)
             if value is not inner:
+                if inner.shape != value.shape:
+                    _grow(func, inner, value)
                 inner.copy_(value)
     return out
+
+
+def _grow(func: Any, target: Tensor, result: Tensor) -> None:
+    """Give what an op with ``out=`` writes to the shape of the result; an op in place has none to give."""
+    if "out" not in func._overloadname:
+        raise RuntimeError(
+            f"{func} writes into its first argument, which has shape {tuple(target.shape)} and the result "
+            f"{tuple(result.shape)}; make them one, or take the op that returns a tensor"
+        )
+    target.resize_(result.shape)
 
 
 def _listed(value: Any) -> Sequence[Any]:

@@ -326,7 +326,13 @@ def _remember(module: nn.Module, verdict: Answer) -> None:
 
 def _remembered(module: nn.Module, verdict: Answer) -> Arithmetic | None:
     """What a rule makes of a module; where it says nothing, what an earlier conversion has made of it."""
-    return vars(module).get(_RULE) if isinstance(verdict, Verdict) else verdict
+    return remembered(module) if isinstance(verdict, Verdict) else verdict
+
+
+def remembered(module: nn.Module) -> Arithmetic | None:
+    """What a module was last converted to."""
+    arithmetic: Arithmetic | None = vars(module).get(_RULE)
+    return arithmetic
 
 
 def _finish_lazy(module: nn.Module, wanted: dict[str, Arithmetic], buffers: bool) -> None:

@@ -112,7 +112,7 @@ def _once(name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: di
             return leave(name, x, kwargs.get("dtype") is not None)
         return _leave(x, arithmetic, gradient, name)
 
-    inplace = kwargs.pop("inplace", False) if "inplace" in kwargs else False
+    inplace = kwargs.pop("inplace", False)
     buffers = _buffers(name, args, kwargs)
     opened = [x._inner if any(x is b for b in buffers) else _compat.tree_map(open_, x, LPTensor) for x in args]
     named = {

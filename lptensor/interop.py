@@ -183,7 +183,7 @@ def save_file(
 
     Raises:
         ImportError: safetensors is not installed.
-        ValueError: a format without a tensor; NaN in a format without a code for it.
+        ValueError: a format without a tensor; NaN in a format without a code for it; metadata named "lptensor".
         TypeError: a format without codes of single elements, of blocks for one.
 
     >>> import os, tempfile
@@ -218,9 +218,20 @@ def load_file(path: str | os.PathLike[str], device: str = "cpu") -> tuple[dict[s
 
     Files that ``save_file`` did not write are read, too: their tensors come as they are.
 
+    Args:
+        path: of the file.
+        device: where the tensors are put.
+
     Raises:
         ImportError: safetensors is not installed.
         ValueError: a format that this version of lptensor does not know.
+
+    >>> import os, tempfile
+    >>> from lptensor import E4M3
+    >>> path = os.path.join(tempfile.mkdtemp(), "y.safetensors")
+    >>> save_file({"w": torch.tensor([0.1]).to_lp(E4M3), "n": torch.arange(2)}, path)
+    >>> sorted(load_file(path)[0]), list(load_file(path)[1])
+    (['n', 'w'], ['w'])
     """
     tensors, formats = {}, {}
     with need("safetensors").safe_open(path, framework="pt", device=device) as file:

@@ -88,6 +88,8 @@ def lower(
             "dropout", "loss", "rnn", "embedding", "attention"; "all" for all of these; module classes.
         forward_number: format of the outputs; None leaves them as they are.
         backward_number: format of the gradients; None leaves them as they are.
+        forward_rounding, backward_rounding: how outputs and gradients are rounded: a name as of ``round``, a
+            ``Mode`` or a ``Rounding``; stochastically by default, as QPyTorch does.
         layer_types: another name for layer_type.
         operands: a ``Gemm``: what the operands of the products within these layers are rounded to,
             forward and backward. Tensors, parameters and gradients stay plain.

@@ -22,7 +22,12 @@ def matmul(
 
     Axes broadcast as in ``torch.matmul``; 1-D operands are a row and a column. The addend ``c``
     broadcasts to the result and is the initial value of each sum. Gradients are products too and
-    are added up by the same accumulator; those of broadcast axes are then summed in the dtype.
+    are added up by the same accumulator; those of broadcast axes are then summed in the dtype. NaN and
+    infinities go where the accumulator's formats take them.
+
+    Args:
+        a, b, c: plain tensors, float32 or float64, of one dtype and device.
+        generator: where stochastic accumulators draw their key, on the CPU; torch's own by default.
 
     Raises:
         TypeError, ValueError: shapes or dtypes that do not go together, or that cannot hold the sums.
@@ -81,6 +86,14 @@ def sum(
 
     The gradient is that of an exact sum.
 
+    Args:
+        x: a plain tensor, float32 or float64.
+        keepdim: leave the axes that are summed over, of one element each.
+        generator: as of ``matmul``.
+
+    Raises:
+        TypeError, ValueError: no plain tensor, axes that it lacks, a dtype that cannot hold the sums.
+
     >>> from lptensor import FP16
     >>> sum(1 / torch.arange(1.0, 1000.0), accumulator=Accumulator(FP16))
     tensor(7.0859)
@@ -118,6 +131,7 @@ def conv(
     Args:
         x: [batch, channels, sizes ...]. w: [out channels, channels / groups, sizes of the kernel ...].
         stride, padding, dilation: one number, or one for each axis.
+        generator: as of ``matmul``.
 
     Raises:
         TypeError, ValueError: shapes, dtypes or numbers that do not go together, or that cannot hold the sums.

@@ -37,6 +37,7 @@ def quantizer(
     Args:
         forward_number: format of the values; None leaves them as they are.
         backward_number: format of the gradient; None leaves it as it is.
+        forward_rounding, backward_rounding: names as of ``round``, a ``Mode`` or a ``Rounding``.
         clamping_grad_zero: the gradient becomes zero where rounding met the limits of
             ``forward_number``, a float or fixed-point format that has some.
         backward_hooks: functions applied to the gradient, in order, before it is rounded.

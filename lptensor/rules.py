@@ -37,6 +37,7 @@ class Rule:
     selects: bool = False  # an in-place op that only selects values
     values: tuple[int | str, ...] = ()  # arguments whose values may become results: not masks, not indices
     scalars: tuple[int | str, ...] = ()  # arguments through which a number may become a value
+    unsaid: tuple[Any, ...] = ()  # their defaults
     foreach: bool = False  # item i of each list belongs to item i of the results
     named_dtype: tuple[int | str, ...] = ()  # arguments by which a caller names dtype or layout
     names_layout: bool = False  # an op that is called for another layout, as to_sparse()
@@ -141,7 +142,7 @@ def rule_for(func: Any) -> Rule:
     schema, name = func._schema, func._schema.name
     arguments = [i if not a.kwarg_only else a.name for i, a in enumerate(schema.arguments)]
     named = tuple(p for p, a in zip(arguments, schema.arguments, strict=True) if a.name in ("dtype", "layout"))
-    scalars = tuple(p for p, a in zip(arguments, schema.arguments, strict=True) if _is_number(a.type))
+    numbers = [(p, a.default_value) for p, a in zip(arguments, schema.arguments, strict=True) if _is_number(a.type)]
     values = tuple(
         p
         for p, a in zip(arguments, schema.arguments, strict=True)
@@ -155,7 +156,8 @@ def rule_for(func: Any) -> Rule:
         "names_layout": name in _LAYOUTS,
         "limits": name.removesuffix("_") == "aten::nan_to_num",
         "unscales": name == "aten::_amp_foreach_non_finite_check_and_unscale_",
-        "scalars": scalars,
+        "scalars": tuple(place for place, _ in numbers),
+        "unsaid": tuple(default for _, default in numbers),
     }
     if name in _REFUSED:
         return Rule(Kind.REFUSE, reason=_REFUSED[name])
@@ -177,7 +179,7 @@ def rule_for(func: Any) -> Rule:
     if torch.Tag.view_copy in func.tags or _overload(func) in _KEEP:
         if name.endswith("_backward"):  # what the op was given, and its bounds, say which gradients are kept
             gradients = (p for p, a in zip(arguments, schema.arguments, strict=True) if a.name.startswith("grad"))
-            common |= {"values": tuple(gradients), "scalars": ()}
+            common |= {"values": tuple(gradients), "scalars": (), "unsaid": ()}
         return Rule(Kind.KEEP, **common)
     return Rule(Kind.ROUND, **common)
 

@@ -289,7 +289,8 @@ def to_lp(
     if torch.compiler.is_exporting():
         raise NotImplementedError(
             "torch.export cannot make an LPTensor within a graph: export a converted model and give it LPTensors or "
-            "plain tensors, or round plain tensors with lptensor.round(), a quantizer or lower()"
+            "plain tensors, or round plain tensors with lptensor.round(), a quantizer or lower(). Operands and an "
+            "accumulator are exported of a model that is converted to them: convert(model, Arithmetic(operands=...))"
         )
     _compat.disable_fused_attention()
     return cast(LPTensor, _apply(_Enter, x, arithmetic))

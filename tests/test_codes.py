@@ -433,3 +433,13 @@ def test_many_nans_without_a_code_are_refused() -> None:
     codes = torch.arange(256, dtype=torch.uint8).repeat(300)
     values = Posit(8).values_of(codes[:256].long())
     assert torch.equal(decode(codes, Posit(8))[:256].nan_to_num(7.7), values.float().nan_to_num(7.7))
+
+
+def test_meta_tensors_have_codes_of_the_same_kind() -> None:
+    for format in (E4M3, BF16, Posit(32), NF4):
+        x = torch.ones(2, 3, device="meta")
+        codes = encode(x.double() if format == Posit(32) else x, format)
+        real = encode(torch.ones(2, 3, dtype=torch.float64), format)
+        assert codes.is_meta and (codes.shape, codes.dtype) == (real.shape, real.dtype)
+        values = decode(codes, format)
+        assert values.is_meta and (values.shape, values.dtype) == (real.shape, decode(real, format).dtype)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from lptensor import LPTensor, observe
+from lptensor import Arithmetic, LPTensor, observe
 from lptensor.blocks import MXFP4
 from lptensor.codebooks import FP4_RADIX4, Codebook, LogNumber
 from lptensor.codes import encode
@@ -630,3 +630,31 @@ def test_words_of_another_format_make_a_plain_tensor() -> None:
     flipped = flip_bits(x, E4M3, rate=1.0, bits=[7])
     assert type(flipped) is Tensor and torch.equal(flipped, -round_to(x.dequantize(), E4M3))
     assert isinstance(flip_bits(x, E5M2, rate=1.0, bits=[7]), LPTensor)
+
+
+class Offset(nn.Module):
+    """Whose own sum loses what its layers do not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.b(self.a(x)) + 4096.0 - 4096.0
+        return y
+
+
+def test_rules_of_a_culprit_leave_what_it_holds_as_it_is() -> None:
+    torch.manual_seed(0)
+    base, x = nn.Sequential(Offset(), nn.Linear(8, 8)), torch.randn(16, 8)
+    want = base(x).detach()
+
+    def loss(model: nn.Module) -> float:
+        return float((model(x).dequantize() - want).detach().abs().sum())
+
+    net = convert(copy.deepcopy(base), BF16)
+    found = bisect(lambda: loss(net), model=net, by="module")
+    assert found.culprits == ["0"] and found.rules == {"0.a": Arithmetic(BF16), "0.b": Arithmetic(BF16), "0": None}
+    mended = convert(copy.deepcopy(base), {**found.rules, "*": BF16})
+    assert loss(mended) <= found.target
+    assert mended[0].a.weight.format == mended[0].b.weight.format == mended[1].weight.format == BF16

@@ -586,3 +586,9 @@ def test_an_lptensor_holds_a_plain_fp32_tensor() -> None:
     for inner in (torch.ones(2).double(), torch.ones(2).to_lp(E4M3)):
         with pytest.raises(TypeError, match="holds a plain float32 tensor"):
             LPTensor(inner, Arithmetic(E4M3))
+
+
+def test_a_bound_that_is_left_at_its_default_is_rounded_as_one_that_is_said() -> None:
+    """Of hardtanh, which puts it into the result: 1 is no multiple of 2."""
+    for run in (F.hardtanh, F.hardtanh_, torch.ops.aten.hardtanh, lambda x: F.hardtanh(x, -1.0, 1.0)):
+        assert run(torch.tensor([2.0, 4.0]).to_lp(FixedPoint(8, -1))).tolist() == [0.0, 0.0]

@@ -402,3 +402,12 @@ def test_equal_magnitudes_keep_their_value_whatever_their_number() -> None:
 
 def test_an_infinity_makes_zeros_nan_too() -> None:
     assert S2FP8()(torch.tensor([torch.inf, 0.0, 1.0])).isnan().all()
+
+
+def test_the_projections_of_attention_are_prepared_together_or_not_at_all() -> None:
+    layer = prepare(nn.TransformerEncoderLayer(16, 4, 32), FixedPoint(3, 1))
+    exact = {name for name, p in layer.named_parameters() if "original" not in name and p.dim() > 1}
+    assert exact == {"self_attn.in_proj_weight", "self_attn.out_proj.weight"}
+    assert not layer.linear1.weight.mul(2).frac().any()
+    one = prepare(nn.Sequential(nn.Linear(2, 2), nn.Conv1d(1, 1, 1)), FixedPoint(3, 1), layers=nn.Linear)
+    assert [n for n, _ in one.named_parameters() if "original" in n] == ["0.parametrizations.weight.original"]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lptensor import _compat, direction, observe
+from lptensor.convert import remembered
 from lptensor.extra import need
 from lptensor.study.losses import number_of
 from lptensor.study.palette import BLACK, BLUE, VERMILLION
@@ -98,8 +99,19 @@ def _bisect(search: _Search, recovered: float, target: float | None) -> Culprits
     culprits = _smallest(units, search)
     found = Culprits(({**row, "recovered": row["loss"] <= target} for row in search.rows), plot_bisect)
     found.culprits, found.exact, found.low, found.target = culprits, exact, low, target
-    found.rules = {unit: None for unit in culprits} if search.by == "module" else {}
+    found.rules = _rules(culprits, search.model) if search.by == "module" and search.model is not None else {}
     return found
+
+
+def _rules(culprits: list[str], model: nn.Module) -> dict[str, Any]:
+    """Path rules that take the culprits to fp32, and leave what they hold, and is none, as it is; inner paths first."""
+    rules: dict[str, Any] = {}
+    for path, module in sorted(model.named_modules(), key=lambda item: -len(item[0].split(".")) if item[0] else 0):
+        if path in culprits:
+            rules[path] = None
+        elif path.rpartition(".")[0] in culprits and (arithmetic := remembered(module)) is not None:
+            rules[path] = arithmetic
+    return rules
 
 
 def _smallest(units: list[str], search: _Search) -> list[str]:

@@ -72,7 +72,7 @@ class Rows(list[Row]):
         plain = [key for key in self[0] if not isinstance(self[0][key], (dict, list))]
         keys = [key for key in plain if key in self._main] or plain
         others = [key for key in plain if key not in keys]
-        table = [keys, *([cell(row[key], key) for key in keys] for row in self)]
+        table = [keys, *([cell(row[key]) for key in keys] for row in self)]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines = ["  ".join(text.ljust(n) for text, n in zip(line, widths, strict=True)).rstrip() for line in table]
         if others:

@@ -69,7 +69,7 @@ def _row(name: str, x: Tensor, format: Format, rounding: Any) -> dict[str, Any]:
     shape, q = tuple(x.shape) or (1,), round_to(x, format, rounding).double().flatten()
     x = x.double().flatten()
     kept = x.isfinite() & q.isfinite()
-    a, b = x[kept], q[kept]
+    a, b = (x, q) if kept.all() else (x[kept], q[kept])
     signal, noise = float(a @ a), float((a - b) @ (a - b))
     across = float(a.norm() * b.norm())
     return {

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 
-def cell(value: Any, key: str = "") -> str:
+def cell(value: Any) -> str:
     """A value as a table shows it: four digits of a number, a dash for None.
 
     >>> cell(0.123456), cell(2.0**-149), cell(None), cell("E4M3"), cell(float("inf"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TypeVar
 
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrize
 
 from lptensor.formats import Format
@@ -27,8 +28,9 @@ def prepare(
 
     The model is changed in place and returned (``torch.nn.utils.parametrize``): ``layer.weight`` is
     the rounded weight, its exact one a parameter ``layer.parametrizations.weight.original``, which
-    ``parameters()`` and the state_dict hold: make the optimizer afterwards. Biases stay; ``lower``
-    rounds activations. Formats of INT8 with one scale per output: ``Scaled(INT8, CurrentMaximum(Channel(0)))``.
+    ``parameters()`` and the state_dict hold: make the optimizer afterwards. Biases stay, and so do the
+    projections of ``nn.MultiheadAttention``; ``lower`` rounds activations. Formats of INT8 with one scale
+    per output: ``Scaled(INT8, CurrentMaximum(Channel(0)))``.
 
     Raises:
         TypeError: no format, or weights that it cannot round.
@@ -45,7 +47,8 @@ def prepare(
     layers = (layers,) if isinstance(layers, type) else layers
     check_classes(layers)
     quantizer = Quantizer(format, forward_rounding=rounding)
-    chosen = [m for m in model.modules() if isinstance(m, layers) and isinstance(getattr(m, "weight", None), Tensor)]
+    called = [m for m in model.modules() if isinstance(m, layers) and type(m) is not NonDynamicallyQuantizableLinear]
+    chosen = [m for m in called if isinstance(getattr(m, "weight", None), Tensor)]
     if not chosen:
         raise ValueError(f"{type(model).__name__} has no layer of {', '.join(kind.__name__ for kind in layers)}")
     if any(parametrize.is_parametrized(m, "weight") for m in chosen):

@@ -66,6 +66,10 @@ class FormatSchedule:
         return {"steps": self.steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from what ``state_dict`` returned, and apply the format that holds there."""
+        """Continue from what ``state_dict`` returned, and apply the format that holds there.
+
+        Load the schedule before the model and the optimizer: until then these have the format of step 0, to which
+        what is loaded would be rounded.
+        """
         self.steps = check_int("steps", state_dict["steps"], 0, 2**62)
         self.apply(self.format)

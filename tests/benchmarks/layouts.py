@@ -1,0 +1,81 @@
+"""What rounding costs away from the beaten track: `python tests/benchmarks/layouts.py`.
+
+Other orders of axes, blocks that are longer than rows, and codes: over `copy_`, or `clone` of codes, one thread, a
+million numbers, both in memory already there.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+import torch
+from measure import Figure, ratio
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+import lptensor as lp
+from lptensor import BF16, E4M3, FP16, MXFP8_E4M3, NVFP4
+from lptensor.codes import decode, encode
+
+TENSORS: dict[str, Callable[[], Tensor]] = {
+    "contiguous": lambda: torch.randn(1024, 1024),
+    "transposed": lambda: torch.randn(1024, 1024).t(),
+    "channels_last": lambda: torch.randn(32, 32, 32, 32).to(memory_format=torch.channels_last),
+    "3 x 3 kernels": lambda: torch.randn(256, 256, 3, 3),
+    "rows of 10": lambda: torch.randn(100_000, 10),
+}
+WAYS = {
+    "E4M3": (E4M3, "nearest"),
+    "E4M3, stochastic": (E4M3, "stochastic"),
+    "MXFP8": (MXFP8_E4M3, "nearest"),
+    "MXFP8, stochastic": (MXFP8_E4M3, "stochastic"),
+    "NVFP4": (NVFP4, "nearest"),
+}
+
+
+def layouts(turns: int) -> list[Figure]:
+    figures = []
+    for layout, make in TENSORS.items():
+        x, y = make(), torch.empty_like(make())
+        for name, (format, mode) in WAYS.items():
+            figures.append(
+                ratio(
+                    layout,
+                    name,
+                    lambda x=x, y=y, format=format, mode=mode: lp.round(x, format, mode, out=y),  # type: ignore[misc]
+                    lambda x=x, y=y: y.copy_(x),  # type: ignore[misc]
+                    turns,
+                    1.0,
+                    None,
+                )
+            )
+    return figures
+
+
+def codes(turns: int) -> list[Figure]:
+    x, figures = torch.randn(2**20), []
+    for format, name in ((E4M3, "E4M3"), (BF16, "BF16"), (FP16, "FP16")):
+        stored = encode(x, format)
+        for group, work in (
+            ("encode", lambda format=format: encode(x, format)),  # type: ignore[misc]
+            ("decode", lambda format=format, stored=stored: decode(stored, format)),  # type: ignore[misc]
+        ):
+            figures.append(ratio(group, name, work, x.clone, turns, 1.0, None))
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--turns", type=int, default=9)
+    turns = parser.parse_args().turns
+    torch.set_num_threads(1)
+    table = Table("tensor", "work", "times a copy")
+    for figure in [*layouts(turns), *codes(turns)]:
+        table.add_row(figure.group, figure.name, str(figure))
+    Console(width=100).print(table)
+
+
+if __name__ == "__main__":
+    main()
