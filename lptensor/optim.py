@@ -170,7 +170,7 @@ class OptimLP(Optimizer):
         return loss
 
     @torch.no_grad()
-    def begin(self) -> Optimizer:
+    def _begin(self) -> Optimizer:
         """Round gradients and put accumulators in the place of weights; the optimizer whose step comes next."""
         self.round_gradients()
         self._load_accumulators()

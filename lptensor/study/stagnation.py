@@ -96,7 +96,7 @@ def _step(optimizer: Optimizer, parameters: list[Tensor]) -> tuple[list[Tensor],
     loans, stepping = Loans(), optimizer
     try:
         if isinstance(optimizer, OptimLP):
-            stepping = optimizer.begin()
+            stepping = optimizer._begin()
         for p in everything:
             if isinstance(p, LPTensor):
                 loans.lend(p, Arithmetic(None))
