@@ -840,8 +840,11 @@ def test_a_convolution_rounds_each_element_of_an_operand_once(accumulator: Accum
     "gradients", [[torch.inf, -100.0], [torch.inf, -torch.inf], [-torch.inf, 3.0], [torch.nan, 1.0]]
 )
 @pytest.mark.parametrize("overflow", ["saturate", "nan"])
-def test_infinite_gradients_of_an_embedding_add_up_as_terms_do(gradients: list[float], overflow: str) -> None:
-    acc = Accumulator(FloatingPoint(4, 3, specials="fn", overflow=overflow))
+@pytest.mark.parametrize("order", ["sequential", "pairwise", "exact"])
+def test_infinite_gradients_of_an_embedding_add_up_as_terms_do(
+    gradients: list[float], overflow: str, order: str
+) -> None:
+    acc = Accumulator(FloatingPoint(4, 3, specials="fn", overflow=overflow), order=order)
     weight = torch.zeros(2, 1).to_lp(Arithmetic(None, accumulator=acc)).requires_grad_()
     F.embedding(torch.tensor([0, 0]), weight).backward(torch.tensor(gradients)[:, None])
     want = lptensor.sum(torch.tensor(gradients), accumulator=acc)

@@ -443,3 +443,10 @@ def test_meta_tensors_have_codes_of_the_same_kind() -> None:
         assert codes.is_meta and (codes.shape, codes.dtype) == (real.shape, real.dtype)
         values = decode(codes, format)
         assert values.is_meta and (values.shape, values.dtype) == (real.shape, decode(real, format).dtype)
+
+
+def test_many_numbers_beyond_the_words_of_a_format_without_limits_are_refused() -> None:
+    x = torch.zeros(MANY)
+    x[-1] = 100.0
+    with pytest.raises(ValueError, match="has no code of 8 bits"):
+        encode(x, FixedPoint(8, 4, clamp=False))

@@ -570,3 +570,32 @@ def test_functions_follow_their_kernels_where_an_arithmetic_shapes_products() ->
 def test_transforms_that_differ_are_all_shown() -> None:
     gemm = Gemm(BF16, transform=(Hadamard(16), Hadamard(32), Hadamard(64)))
     assert all(f"block={block}" in repr(gemm) for block in (16, 32, 64))
+
+
+class Watched(Operand):
+    """An operand that rounds in a way of its own, by position."""
+
+    shapes: list[tuple[int, ...]] = []
+
+    def quantize(self, x: Tensor) -> Tensor:
+        self.shapes.append(tuple(x.shape))
+        return x
+
+
+def test_a_convolution_gives_operands_of_ones_own_its_matrices() -> None:
+    """(groups, rows, contraction), whatever the format that describes them."""
+    Watched.shapes.clear()
+    own = Arithmetic(None, operands=Gemm(Watched(E4M3)))
+    F.conv2d(torch.ones(2, 4, 5, 5).to_lp(own), torch.ones(6, 2, 3, 3).to_lp(own), groups=2)
+    assert Watched.shapes == [(2, 2 * 3 * 3, 2 * 3 * 3), (2, 3, 2 * 3 * 3)]
+
+
+@pytest.mark.parametrize("format", [E4M3, MXFP4], ids=str)
+def test_a_transform_goes_along_the_unfolded_contraction_of_a_convolution(format: Any) -> None:
+    """The same product as that of the windows and the kernels, written as matrices."""
+    turned = Arithmetic(None, operands=Gemm(format, transform=Hadamard(16)))
+    x, w = torch.randn(2, 3, 6, 6), torch.randn(5, 3, 3, 3)
+    got = F.conv2d(x.to_lp(turned), w.to_lp(turned)).dequantize()
+    rows = F.unfold(x, 3).transpose(1, 2).reshape(-1, 27)
+    want = (rows.to_lp(turned) @ w.flatten(1).to_lp(turned).mT).dequantize()
+    torch.testing.assert_close(got.permute(0, 2, 3, 1).reshape(-1, 5), want)

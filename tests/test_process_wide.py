@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 
+import pytest
 import torch
 from torch import nn
 
-from lptensor import E4M3, Gemm, convert, lower
+from lptensor import E4M3, FP32, Accumulator, Gemm, convert, lower
 from lptensor.convert import _swapping
 from lptensor.process_wide import ProcessWide, without_onednn
 
@@ -61,3 +62,30 @@ def test_threads_share_a_lowered_layer_and_leave_onednn_on() -> None:
         thread.join()
     assert not wrong and torch.backends.mkldnn.enabled and without_onednn._inside == 0
     assert all(type(p) is nn.Parameter for p in layer.parameters()) and "weight_ih_l0" not in vars(layer)
+
+
+def test_a_call_that_fails_early_leaves_that_of_another_thread_alone() -> None:
+    """Torch calls what comes after a layer also where a hook before ours has raised, and we have not begun."""
+    layer = lower(nn.Linear(3, 3), ["linear"], accumulator=Accumulator(FP32))
+    inside, go_on, seen = threading.Event(), threading.Event(), []
+
+    def refuse(*_: object) -> None:
+        if threading.current_thread() is threading.main_thread():
+            raise ZeroDivisionError
+
+    def wait(*_: object) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            inside.set()
+            assert go_on.wait(10)
+            seen.append("weight" in vars(layer))
+
+    layer.register_forward_pre_hook(refuse, prepend=True)
+    layer.register_forward_pre_hook(wait)  # after ours
+    thread = threading.Thread(target=lambda: seen.append(layer(torch.ones(3)).shape))
+    thread.start()
+    assert inside.wait(10)
+    with pytest.raises(ZeroDivisionError):
+        layer(torch.ones(3))
+    go_on.set()
+    thread.join()
+    assert seen == [True, (3,)] and "weight" not in vars(layer)
