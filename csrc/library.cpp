@@ -221,6 +221,8 @@ int round_blocks(const T *x, T *y, const lpt_layout &l, lpt_scales scales, const
 
 }  // namespace
 
+#include "updates.h"
+
 #if defined(_WIN32)
 #define LPT_API __declspec(dllexport)
 #else
@@ -229,7 +231,7 @@ int round_blocks(const T *x, T *y, const lpt_layout &l, lpt_scales scales, const
 
 extern "C" {
 
-LPT_API int32_t lpt_abi_version() { return 7; }
+LPT_API int32_t lpt_abi_version() { return 8; }
 
 LPT_API const char *lpt_build_name() { return chosen->name; }
 
@@ -275,6 +277,17 @@ LPT_API void lpt_round_posit_f32(const float *x, float *y, int64_t n, const lpt_
 LPT_API void lpt_round_posit_f64(const double *x, double *y, int64_t n, const lpt_posit *p,
                                  const lpt_rule *rule, int32_t threads) {
     round_posit(x, y, n, *p, *rule, threads);
+}
+
+LPT_API void lpt_compensate_f32(int32_t update, const float *weight, const float *kept,
+                                const float *step, float *new_weight, float *new_kept, int64_t n,
+                                const lpt_grid *g, int32_t threads) {
+    compensate(update, weight, kept, step, new_weight, new_kept, n, *g, threads);
+}
+LPT_API void lpt_compensate_f64(int32_t update, const double *weight, const double *kept,
+                                const double *step, double *new_weight, double *new_kept, int64_t n,
+                                const lpt_grid *g, int32_t threads) {
+    compensate(update, weight, kept, step, new_weight, new_kept, n, *g, threads);
 }
 
 // 0, or 1 where there was no memory for the blocks' scales.

@@ -19,7 +19,7 @@ from lptensor.posits import PositBits
 from lptensor.rounding import Mode, Rounding
 from lptensor.tables import Table, keys, steps
 
-ABI_VERSION = 7
+ABI_VERSION = 8
 MAX_DIMS = 16  # csrc/block.h
 _DTYPES = (torch.float32, torch.float64)
 
@@ -113,6 +113,8 @@ def library() -> Any:
             kernel.argtypes, kernel.restype = getattr(lib, f"lpt_round_{suffix}").argtypes, None
         for kind in ("blocks", "scaled"):
             getattr(lib, f"lpt_round_{kind}_{suffix}").argtypes = (*(pointer,) * 5, ctypes.c_int32)
+        step = getattr(lib, f"lpt_compensate_{suffix}")
+        step.argtypes, step.restype = (ctypes.c_int32, *(pointer,) * 5, number, pointer, ctypes.c_int32), None
     lib.lpt_large_pages.argtypes = (pointer, number)
     lib.lpt_random_word.argtypes = (ctypes.c_uint64, pointer)
     lib.lpt_random_word.restype = ctypes.c_uint32
@@ -188,6 +190,20 @@ def _kernels(name: str) -> _ByDtype:
     """The loops of one name for each dtype that has them: any other would be read beyond its end."""
     lib = library()
     return _ByDtype((dtype, getattr(lib, f"lpt_{name}_f{torch.finfo(dtype).bits}")) for dtype in _DTYPES)
+
+
+def compensate(update: int, weight: Tensor, kept: Tensor, step: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    """A weight, and what is kept beside it, after a step: contiguous CPU tensors of one dtype and shape.
+
+    Args:
+        update: by csrc/updates.h, 0 for Kahan's sum and 1 for an expansion.
+    """
+    new = torch.empty_like(weight), torch.empty_like(weight)
+    pointers = (x.data_ptr() for x in (weight, kept, step, *new))
+    _kernels("compensate")[weight.dtype](
+        update, *pointers, weight.numel(), grid_reference(grid), torch.get_num_threads()
+    )
+    return new
 
 
 def round_grid(x: Tensor, y: Tensor, grid: Grid, rounding: Rounding, key: tuple[int, int] | None) -> None:

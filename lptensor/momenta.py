@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from lptensor.observe import saying
 from lptensor.optimizer_state import BOOKKEEPING, known_keys
-from lptensor.parameters import read, write
+from lptensor.parameters import round_values
 from lptensor.quantizer import Quant, Step, as_step
 
 
@@ -60,7 +60,7 @@ class Momenta:
                 for tensor in tensors:
                     if rule is not None and isinstance(tensor, Tensor) and tensor.is_floating_point():
                         with saying("state", p):
-                            write(tensor, rule(read(tensor)))
+                            round_values(tensor, rule)
         if self.every is not None and stepped and not found:
             warnings.warn(
                 f"momentum_quant rounds nothing: {type(optimizer).__name__} keeps no state of its parameters' shapes; "

@@ -16,7 +16,7 @@ from lptensor.arithmetic import Arithmetic
 from lptensor.loans import Loans
 from lptensor.momenta import as_momenta
 from lptensor.observe import saying
-from lptensor.parameters import listed, read, write
+from lptensor.parameters import listed, read, round_values, write
 from lptensor.quantizer import Quant, Quantize, Step, as_step
 from lptensor.tensor import LPTensor
 from lptensor.updates import COMPENSATED, KEPT, by_update, check_update
@@ -182,16 +182,15 @@ class OptimLP(Optimizer):
         if self.grad_quant is None and self.grad_scaling == 1.0:
             return
 
-        def rounded(grad: Tensor) -> Tensor:
-            return _apply(self.grad_quant, grad * self.grad_scaling)
-
-        for p in self._parameters():
+        for p in self._stepped():
             with saying("gradient", p):
                 if p.grad is not None and p.grad.is_sparse:
                     p.grad = p.grad.coalesce()  # else the parts of a sum were rounded, not the sum
-                    p.grad.values().copy_(rounded(p.grad.values()))
-                elif p.grad is not None:
-                    write(p.grad, rounded(read(p.grad)))
+                grad: Any = p.grad if p.grad is None or not p.grad.is_sparse else p.grad.values()
+                if self.grad_scaling != 1.0:  # an LPTensor is written to once, as it rounds what it is given
+                    write(grad, _apply(self.grad_quant, read(grad) * self.grad_scaling))
+                elif self.grad_quant is not None:
+                    round_values(grad, self.grad_quant)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As the wrapped optimizer's."""
@@ -317,7 +316,9 @@ class OptimLP(Optimizer):
         now = read(p)
         start = torch.zeros_like(now) if self.update in COMPENSATED else now
         kept, weight = self._held.get(p, (start, None))
-        return kept if weight is None else torch.where(now == weight, kept, start)
+        if weight is None or now.is_cpu and torch.equal(now, weight):  # a device would be waited for
+            return kept
+        return torch.where(now == weight, kept, start)
 
     def _load_accumulators(self) -> dict[Tensor, Tensor]:
         """Put accumulators in the place of their weights, and return the weights."""

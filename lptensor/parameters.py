@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from lptensor.ops import round as lp_round
+from lptensor.quantizer import Quantize, Step
 from lptensor.tensor import LPTensor, enter
 
 
@@ -26,3 +28,12 @@ def write(x: Tensor, values: Tensor) -> None:
         x._inner.copy_(enter(values, x._arithmetic, x._gradient)._inner)
     else:
         x.copy_(values)
+
+
+def round_values(x: Tensor, rule: Step) -> None:
+    """Write what ``rule`` makes of the values of ``x``: where they lie, if it rounds a plain tensor to a format."""
+    quantize = rule.quantize
+    if type(x) is Tensor and isinstance(quantize, Quantize) and quantize.forward_number is not None:
+        lp_round(x.detach(), quantize.forward_number, quantize.forward_rounding, out=x.detach())
+    else:
+        write(x, rule(read(x)))

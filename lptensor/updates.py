@@ -9,7 +9,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from lptensor.formats import Format
+from lptensor import _native, observe
+from lptensor.formats import Format, Grid
 from lptensor.ops import round_fresh
 from lptensor.quantizer import Step, quantizer
 from lptensor.rounding import Rounding
@@ -45,6 +46,8 @@ def kahan(weight: Tensor, compensation: Tensor, update: Tensor, format: Format) 
     nearest in ``format``, on which the weight and the compensation lie; w - c stands for the sum.
     Any shape and dtype that ``round`` takes; NaN and infinities spread to both results.
     """
+    if _compiled(weight, format):
+        return _native.compensate(0, *_contiguous(weight, compensation, update), format.lowered)
     w, c, u = weight.double(), compensation.double(), update.double()
     y = _nearest(u - c, format)
     s = _nearest(w + y, format)
@@ -59,6 +62,8 @@ def grow(weight: Tensor, residual: Tensor, update: Tensor, format: Format) -> tu
     rounded to nearest in ``format``, and the update before them. Of each two summands the larger
     comes first, so that e is the exact error of s, as long as nothing overflows or underflows.
     """
+    if _compiled(weight, format):
+        return _native.compensate(1, *_contiguous(weight, residual, update), format.lowered)
     w, r, u = weight.double(), residual.double(), _nearest(update.double(), format)
     s, e = _fast_two_sum(w, u, format)
     w, r = _fast_two_sum(s, _nearest(r + e, format), format)
@@ -68,6 +73,17 @@ def grow(weight: Tensor, residual: Tensor, update: Tensor, format: Format) -> tu
 COMPENSATED: dict[str, Compensated] = {"kahan": kahan, "mcf": grow}
 # Under these names state_dicts hold what is kept of a weight beside it.
 KEPT = {"kahan": "weight_compensation", "mcf": "weight_residual"}
+
+
+def _compiled(weight: Tensor, format: Format) -> bool:
+    """Whether csrc/updates.h computes the same, in one pass; not where somebody looks at each rounding."""
+    known = type(format.lowered) is Grid and weight.is_cpu and weight.dtype in (torch.float32, torch.float64)
+    return known and not observe.anyone and _native.library() is not None
+
+
+def _contiguous(weight: Tensor, *others: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    first, second = (x.to(weight.dtype).contiguous() for x in others)
+    return weight.contiguous(), first, second
 
 
 def _fast_two_sum(a: Tensor, b: Tensor, format: Format) -> tuple[Tensor, Tensor]:

@@ -13,9 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam
 
-from lptensor import BF16, DYNAMIC8, E5M2, FP16, Arithmetic, OptimLP, convert
+from lptensor import BF16, DYNAMIC8, E4M3, E5M2, FP16, Arithmetic, FixedPoint, OptimLP, convert, updates
+from lptensor.ops import round as lp_round
 from lptensor.training import Blockwise, Expansion
+from lptensor.updates import grow, kahan
 from oracles.exact import Float, rounded
+from rounders import assert_same_bits
 
 UPDATES = ("nearest", "stochastic", "kahan", "mcf")
 ORACLES = {BF16: Float(8, 7, 127), FP16: Float(5, 10, 15), E5M2: Float(5, 2, 15)}
@@ -300,3 +303,29 @@ def test_an_expansion_of_what_is_or_becomes_infinite_is_infinite() -> None:
 def test_an_expansion_takes_float32_and_float64_alone() -> None:
     with pytest.raises(TypeError, match="only float32 and float64"):
         Expansion(BF16)(torch.ones(2, dtype=torch.float16))
+
+
+@pytest.mark.parametrize("step", [kahan, grow])
+@pytest.mark.parametrize("format", [BF16, E4M3, E5M2, FP16, FixedPoint(8, 4), FixedPoint(12, 6, clamp=False)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_kernel_takes_the_steps_of_the_formula(
+    step: Any, format: Any, dtype: torch.dtype, monkeypatch: Any
+) -> None:
+    """In one pass, of any length and on any number of threads."""
+    for shape in ((0,), (1,), (511,), (3, 171), (70_001,)):
+        w, c, u = (torch.randn(shape, dtype=dtype) * scale for scale in (1.0, 2.0**-8, 2.0**-6))
+        u = u * torch.exp2(torch.randint(-12, 12, shape).to(dtype))
+        w, c = lp_round(w, format), lp_round(c, format)
+        for i, value in enumerate((math.nan, math.inf, -math.inf, -0.0, 1e30, 1e-42)):
+            if w.numel() > 9:
+                u.view(-1)[i], w.view(-1)[7] = value, -0.0
+        inputs = w.clone(), c.clone(), u.clone()
+        got = step(w, c, u, format)
+        turned = step(w.t().contiguous().t() if w.dim() == 2 else w, c, u, format)
+        with monkeypatch.context() as slow:
+            slow.setattr(updates, "_compiled", lambda *_: False)
+            want = step(w, c, u, format)
+        for a, b, again in zip(got, want, turned, strict=True):
+            assert_same_bits(a, b)
+            assert_same_bits(again, b)
+        assert all(torch.equal(a, b) or a.isnan().any() for a, b in zip(inputs, (w, c, u), strict=True))
