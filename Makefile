@@ -41,11 +41,13 @@ docs: $(INSTALLED)
 # How fast rounding is beside a copy and beside other libraries, and matrix products beside torch.mm; a picture and the figures go to out/.
 bench: $(INSTALLED)
 	$(BIN)/python tests/benchmarks/rounding.py --json out/rounding.json --plot out/rounding.svg
+	$(BIN)/python tests/benchmarks/layouts.py
 	$(BIN)/python tests/benchmarks/dispatch.py
 	$(BIN)/python tests/benchmarks/compiled.py
 	$(BIN)/python tests/benchmarks/gemm.py
 	$(BIN)/python tests/benchmarks/efficient_simulation.py --json out/efficient_simulation.json --plot out/efficient_simulation.svg
 	$(BIN)/python tests/benchmarks/models.py --json out/models.json
+	$(BIN)/python tests/benchmarks/updates.py
 	$(BIN)/python tests/benchmarks/on_gpu.py
 
 # Which ratios fell below their targets by more than the spread.

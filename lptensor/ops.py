@@ -29,7 +29,8 @@ def round(
     """``x`` rounded to ``format``: a plain tensor of the same shape, dtype, device and strides.
 
     The gradient passes straight through. What NaN, infinities, -0 and overflow become is the
-    format's to say (see its docstring); a value that the format has never moves.
+    format's to say (see its docstring); a value that the format has never moves (but in a ``TwoLevel``
+    format, which finds its scales anew).
 
     Args:
         x: float32 or float64, any shape and layout. float64 is rounded once, never through fp32.

@@ -49,8 +49,8 @@ class OptimLP(Optimizer):
     An accumulator starts as its weight. It follows a weight that something else changed
     (``load_state_dict``, a clamp, a pruning mask) between steps, where it changed; but from OptimLP's own
     ``load_state_dict`` to the next step it is taken as it was saved. A closure, which
-    LBFGS calls many times in a step, always sees rounded weights, and its gradients are rounded
-    after each call. Sparse gradients are rounded once coalesced. LPTensor parameters and the state
+    LBFGS calls many times in a step, sees rounded weights (the first of all, those there are), and its gradients
+    are rounded after each call. Sparse gradients are rounded once coalesced. LPTensor parameters and the state
     that the step makes are in the accumulator's format meanwhile (fp32, if it is a function), gradients
     are used exactly, whatever their format, and the weights stay on their own.
 

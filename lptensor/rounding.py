@@ -73,7 +73,8 @@ _VARIANTS = {
 class Rounding:
     """A rounding mode and, for the stochastic ones, how many random bits decide.
 
-    Representable values never move, in any mode. NaN stays NaN and the sign of a zero result is
+    Representable values never move, in any mode (but under the scales of a ``TwoLevel`` format, which
+    are found anew). NaN stays NaN and the sign of a zero result is
     that of the input; what lies beyond the largest value is the format's affair (``overflow``),
     save that ``beyond`` says how stochastic rounding gets there. Infinities are the format's alone.
 

@@ -86,7 +86,8 @@ def _blocks(row: dict[str, Any], format: Format) -> list[str]:
 
 def _specials(row: dict[str, Any], format: Format) -> str:
     if isinstance(format, BlockFormat):
-        return "A block with NaN becomes NaN, one of zeros stays zero."
+        infinite = 'infinite="saturate" holds infinities instead'
+        return f"A block with NaN or an infinity becomes NaN ({infinite}), one of zeros stays zero."
     codes = {"inf": "infinities", "NaN": "NaN"}
     has = [word for key, word in codes.items() if key in row["specials"]]
     lacks = [word for key, word in codes.items() if key not in row["specials"]]

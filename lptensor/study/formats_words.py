@@ -74,9 +74,9 @@ NUMBERS = """
 ## Specials, overflow, sources
 
 *specials* lists what has a code beyond plain numbers, and which plain numbers have none. *overflow* is what
-results beyond the largest value become when they are rounded to nearest, infinities included; the directed
-modes overflow as IEEE 754 says. A format without a code for NaN still carries NaN through arithmetic, so that an
-error does not pass for a number; `lptensor.encode` refuses it.
+results beyond the largest value become when they are rounded to nearest, infinities included (these make a block
+NaN); the directed modes overflow as IEEE 754 says. A format without a code for NaN still carries NaN through
+arithmetic, so that an error does not pass for a number; `lptensor.encode` refuses it.
 """
 
 # A section's title and its words, by kind.
@@ -153,7 +153,8 @@ WORDS = {
     "E3M2": "The wider of the two six-bit elements of MX.",
     "E2M3": "The finer of the two six-bit elements of MX.",
     "E2M1": "The four-bit element of MX and NVFP4.",
-    "E8M0": "The scale of MX blocks: powers of two and nothing else. What is smaller than 2^-127 becomes 2^-127.",
+    "E8M0": "The scale of MX blocks: powers of two and nothing else. What is positive and smaller than 2^-127 "
+    "becomes 2^-127; zero becomes NaN.",
     "INT8": "Eight-bit integers.",
     "INT4": "Four-bit integers.",
     "MXINT": "The element of MXINT8, from -127/64 to 127/64: one bit before the point, six behind.",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from lptensor.formats import Format
 from lptensor.operands import Operand
+from lptensor.rounding import Rounding
 
 
 @dataclass(frozen=True, init=False, repr=False)
@@ -30,6 +31,7 @@ class Technique(Operand):
     tensor([1.])
     """
 
+    rounding: Rounding = field(default_factory=Rounding, init=False)  # of which the function knows nothing
     function: Callable[[Tensor], Tensor] = None  # type: ignore[assignment]
 
     def __init__(self, format: Format, function: Callable[[Tensor], Tensor]) -> None:
