@@ -142,9 +142,10 @@ template <class SUM> struct drawn_in_fp32 {
             return y;
         return SUM::EXACT ? wide_add(a, b, words) : wide_round(x, words);
     }
-    // Fixed point has no normal numbers but the largest.
+    // Fixed point has no normal numbers but the largest. With 22 bits and more the words of the
+    // sums that are taken again in double do not reach up to where those are cut.
     static bool fits(const lpt_grid &g) {
-        return g.precision >= 2 && g.precision <= (SUM::EXACT ? 16 : 23) && g.emin < g.emax;
+        return g.precision >= 2 && g.precision <= (SUM::EXACT ? 16 : 21) && g.emin < g.emax;
     }
 
   private:

@@ -38,9 +38,9 @@ const int64_t GRAIN = 32768;
 // where rows far apart are written at once.
 const int64_t LARGE = 32 << 20, LARGE_IN_COLUMNS = 16 << 20;
 
-// Whether y is another tensor than x and has at least so many bytes.
+// Whether y is another tensor than x and has at least so many bytes, which lines can be made of.
 template <class T> bool large(const T *x, const T *y, int64_t n, int64_t bytes = LARGE) {
-    return x != y && n * (int64_t)sizeof(T) >= bytes;
+    return x != y && (uintptr_t)y % sizeof(T) == 0 && n * (int64_t)sizeof(T) >= bytes;
 }
 
 // loop(first, last) for the parts of n elements, cut between groups; each part on a thread.

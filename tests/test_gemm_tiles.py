@@ -45,6 +45,12 @@ TILED = (
     Accumulator(FloatingPoint(5, 10, subnormals="flush"), BF16, chunk=6, rounding="stochastic", compute="fp32"),
     *(Accumulator(FP16, chunk=30, inner=FP32, rounding="stochastic", compute=compute) for compute in ("exact", "fp32")),
     Accumulator(FP16, chunk=5, rounding="stochastic", inner=Accumulator(BF16, rounding="stochastic")),
+    # Of which many sums lie below the normal numbers, and some beyond the largest.
+    *(
+        Accumulator(FloatingPoint(5, man), rounding="stochastic", compute="fp32", **inside)
+        for man in (20, 21, 22)
+        for inside in ({}, {"chunk": 4, "inner": Accumulator(FP32, compute="fp32")})
+    ),
     Accumulator(FloatingPoint(4, 3, specials="fnuz"), rounding="stochastic"),
     Accumulator(FloatingPoint(8, 19), rounding="stochastic"),
     Accumulator(FloatingPoint(8, 20), rounding="stochastic"),

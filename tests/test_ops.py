@@ -377,3 +377,14 @@ def test_blocks_of_any_layout_and_length_are_those_of_the_reference(shape: Any, 
         finally:
             ops.draw_key = real
         assert_same_bits(got, want)
+
+
+@pytest.mark.parametrize("offset", [1, 2])
+def test_large_outputs_may_lie_anywhere(offset: int) -> None:
+    """Memory that is no multiple of an element's size cannot be written a line at a time."""
+    n = (33 << 20) // 4
+    memory = bytearray((33 << 20) + 64)
+    y = torch.frombuffer(memoryview(memory), dtype=torch.float32, offset=offset, count=n)
+    x = torch.randn(n)
+    lp_round(x, E4M3, out=y)
+    assert torch.equal(y, lp_round(x, E4M3))

@@ -46,8 +46,10 @@ class TestCounterexamples:
     @pytest.mark.parametrize(
         ("man", "op", "wrong"),
         [
-            *[(man, op, False) for man in (2, 7, 9, 10) for op in FIVE],
-            *[(11, op, op in ("add", "sub", "sqrt")) for op in FIVE],
+            *[(man, op, False) for man in (2, 7) for op in FIVE],
+            # Products may be subnormal, and then fp32 has too few bits of them.
+            *[(man, op, op == "mul") for man in (9, 10) for op in FIVE],
+            *[(11, op, op != "div") for op in FIVE],
             *[(man, op, True) for man in (12, 13, 16, 22) for op in FIVE],
         ],
     )
@@ -132,7 +134,9 @@ class TestProofs:
         inside = np.isfinite(right)
         assert (mine[inside] == right[inside]).all()
 
-    @pytest.mark.parametrize("format", [BF16, FP16, FloatingPoint(6, 9), FloatingPoint(8, 10)], ids=repr)
+    @pytest.mark.parametrize(
+        "format", [BF16, FP16, FloatingPoint(6, 9), FloatingPoint(8, 10, subnormals=False)], ids=repr
+    )
     @pytest.mark.parametrize("op", FIVE)
     def test_the_search_agrees_with_the_theorem(self, format: Any, op: str) -> None:
         found = exactness(format, op)

@@ -658,3 +658,43 @@ def test_rules_of_a_culprit_leave_what_it_holds_as_it_is() -> None:
     mended = convert(copy.deepcopy(base), {**found.rules, "*": BF16})
     assert loss(mended) <= found.target
     assert mended[0].a.weight.format == mended[0].b.weight.format == mended[1].weight.format == BF16
+
+
+class Cached(nn.Module):
+    """Whose forward pass makes a buffer, replaces one and grows one, as rotary caches and masks are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(5, 3)
+        self.register_buffer("cos", torch.zeros(0), persistent=False)
+        self.register_buffer("count", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(self.cos) < len(x):
+            self.register_buffer("cos", torch.ones(len(x), 1), persistent=False)
+        if "late" not in self._buffers:
+            self.register_buffer("late", None)
+        self.count = self.count + 1
+        y: Tensor = self.layer(x) * self.cos[: len(x)]
+        return y
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_buffers_that_a_forward_pass_makes_are_taken_back(raises: bool) -> None:
+    model = Cached()
+    before = dict(model.named_buffers())
+
+    def loss(m: nn.Module) -> Tensor:
+        y: Tensor = m(torch.ones(2, 5)).sum()
+        if raises:
+            raise ArithmeticError
+        return y
+
+    if raises:
+        with pytest.raises(ArithmeticError):
+            sensitivity(model, loss, E4M3)
+    else:
+        assert len(sensitivity(model, loss, E4M3)) > 0
+    after = dict(model.named_buffers())
+    assert after.keys() == before.keys() and all(after[name] is before[name] for name in before)
+    assert "late" not in model._buffers and model.count.item() == 0 and len(model.cos) == 0

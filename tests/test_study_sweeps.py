@@ -29,20 +29,24 @@ from lptensor.formats import (
     FP32,
     INT4,
     INT8,
+    TF32,
     FixedPoint,
     FloatingPoint,
     Format,
 )
 from lptensor.gemm import reduce
+from lptensor.ops import round as round_to
 from lptensor.optim import OptimLP
 from lptensor.posits import Posit
 from lptensor.rounding import Stochastic
 from lptensor.study import (
     accumulation_error,
     bits_per_value,
+    exactness,
     format_table,
     number_line,
     plot_training,
+    record,
     relative_error,
     rounding_bias,
     sqnr,
@@ -534,3 +538,46 @@ def test_a_step_is_looked_at_before_weights_are_rounded(kind: str) -> None:
     if kind not in ("plain", "accumulator"):
         optim.step()
         assert net.weight[0, :7].tolist() == [1.0] * 7
+
+
+def test_products_that_are_subnormal_where_fp32_is_too_coarse_are_no_theorem() -> None:
+    """x y = 1.000116 * 2**-137 is above the middle of 0 and TF32's smallest number, and fp32 has it on the middle."""
+    x, y = float.fromhex("0x1.05p-69"), float.fromhex("0x1.f64p-69")
+    exact = Fraction(x) * Fraction(y)
+    assert 2 * exact > Fraction(2) ** -136 and Fraction(float(np.float32(x) * np.float32(y))) * 2 == Fraction(2) ** -136
+    assert all(round_to(torch.tensor([v]), TF32).item() == v for v in (x, y))
+    for format in (TF32, FloatingPoint(8, 9), FloatingPoint(8, 8), FloatingPoint(7, 10, bias=125)):
+        found = exactness(format, "mul", trials=1000)
+        assert found.exact is False, format
+        product, smallest = math.prod(map(Fraction, found.operands)), Fraction(format.grid.smallest)
+        assert (found.computed, found.correct) == (0, smallest) and smallest / 2 < product < smallest
+    for format in (FP16, BF16, FloatingPoint(8, 7), FloatingPoint(7, 10, bias=120)):
+        assert exactness(format, "mul").proof == "theorem", format
+
+
+def test_a_step_that_is_taken_back_is_heard_of_by_nobody() -> None:
+    torch.manual_seed(0)
+    net = nn.Linear(8, 8)
+    optim = torch.optim.SGD(net.parameters(), lr=0.1)
+    heard: list[int] = []
+    optim.register_step_post_hook(lambda *_: heard.append(1))
+    with record(net, optim, forward=BF16) as log:
+        for _ in range(4):
+            optim.zero_grad()
+            net(torch.randn(4, 8)).square().mean().backward()
+            update_stagnation(OptimLP(optim, weight_quant=BF16), BF16)
+            update_stagnation(optim, BF16)
+            optim.step()
+    assert log.steps == 4 and len(heard) == 4
+    assert {row["wanted"] for row in log.rows() if row["role"] == "weight"} == {4 * 64, 4 * 8}
+
+
+def test_sparse_gradients_take_steps_that_are_looked_at() -> None:
+    table = nn.Embedding(5, 3, sparse=True)
+    table(torch.tensor([1, 2, 1])).sum().backward()
+    (row,) = update_stagnation(torch.optim.SGD(table.parameters(), lr=0.1), BF16)
+    assert row["wanted"] == 6 and row["noise"] == math.inf  # 1 and 2 are BF16 numbers
+
+
+def test_no_value_of_a_wide_format_lies_beyond_its_ends() -> None:
+    assert not number_line(FP32, 1e39, 1e40) and not number_line(FixedPoint(20, 0, signed=False), -3, -2.999)

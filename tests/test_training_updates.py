@@ -15,7 +15,7 @@ from torch.optim import SGD, Adam
 
 from lptensor import BF16, DYNAMIC8, E4M3, E5M2, FP16, Arithmetic, FixedPoint, OptimLP, convert, updates
 from lptensor.ops import round as lp_round
-from lptensor.training import Blockwise, Expansion
+from lptensor.training import SWALP, Blockwise, Expansion
 from lptensor.updates import grow, kahan
 from oracles.exact import Float, rounded
 from rounders import assert_same_bits
@@ -329,3 +329,14 @@ def test_the_kernel_takes_the_steps_of_the_formula(
             assert_same_bits(a, b)
             assert_same_bits(again, b)
         assert all(torch.equal(a, b) or a.isnan().any() for a, b in zip(inputs, (w, c, u), strict=True))
+
+
+def test_looking_at_a_mean_draws_nothing() -> None:
+    net = convert(nn.Linear(4, 4), Arithmetic(FP16, rounding="stochastic"))
+    average = SWALP(net)
+    average.step()
+    before = torch.get_rng_state()
+    with average.swapped():
+        drawn = torch.rand(1)
+    torch.set_rng_state(before)
+    assert torch.equal(torch.rand(1), drawn)

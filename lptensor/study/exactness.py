@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lptensor.base import no_scalar
-from lptensor.formats import ScalarFormat
+from lptensor.formats import ScalarFormat, Subnormals
 from lptensor.names import name_of
 from lptensor.ops import round as round_to
 from lptensor.rounding import Mode, Rounding, as_rounding
@@ -58,7 +58,8 @@ def exactness(
     exhaustively. Else theorems decide: with p significant bits of the format and q of the carrier, rounding
     to nearest twice is innocuous for + and - if q >= 2p + 1, for * and / if q >= 2p, for sqrt if q >= 2p + 2
     (Figueroa, SIGNUM Newsletter 30(3), 1995;
-    Roux, J. Formalized Reasoning 7(1), 2014): at most 10 stored mantissa bits for all five in fp32. Where no
+    Roux, J. Formalized Reasoning 7(1), 2014): at most 10 stored mantissa bits for all five in fp32, of products
+    only where fp32 has room for those that are subnormal in the format (TF32's have none). Where no
     theorem holds, a search looks for a counter-example, which is checked in exact rationals.
 
     Args:
@@ -117,7 +118,9 @@ def _theorem(format: ScalarFormat, op: str, rule: Rounding, carrier: Carrier) ->
     if rule.mode is Mode.NEAREST and p == q and grid.emin == carrier.emin:
         return "the format is the carrier: the second rounding finds nothing to do"
     need = {"add": 2 * p + 1, "sub": 2 * p + 1, "mul": 2 * p, "div": 2 * p, "sqrt": 2 * p + 2}
-    if rule.mode is Mode.NEAREST and q >= need.get(op, math.inf) and grid.emin >= carrier.emin:
+    # Among subnormals a product may be less than half a step of the carrier's from the middle of two.
+    told = op != "mul" or grid.subnormals is not Subnormals.GRADUAL or low >= carrier.lowest + 2 * p
+    if rule.mode is Mode.NEAREST and q >= need.get(op, math.inf) and grid.emin >= carrier.emin and told:
         return (
             f"rounding to nearest twice is innocuous from {need[op]} bits on, and the carrier has {q} (Figueroa 1995)"
         )

@@ -76,7 +76,8 @@ def _between(format: Any, lo: float, hi: float, smallest: float) -> Tensor:
     for side in ((lo, min(hi, -smallest)), (max(lo, smallest), hi)):
         ends = torch.tensor(side, dtype=torch.float64).clamp(format.min, format.max)
         inner = torch.cat([round_to(ends[:1], format, "up"), round_to(ends[1:], format, "down")])
-        if side[0] <= side[1] and inner[0] <= inner[1]:
+        there = side[0] <= format.max and side[1] >= format.min
+        if there and side[0] <= side[1] and inner[0] <= inner[1]:
             first, last = sorted((encode(inner, format).long() & (1 << format.bits) - 1).tolist())
             if last - first >= _MOST_ROWS:
                 raise ValueError(f"{format!r} has {last - first + 1} values from {side[0]} to {side[1]}; take a part")

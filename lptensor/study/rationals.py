@@ -200,6 +200,10 @@ def constructed(format: ScalarFormat, op: str) -> Iterator[tuple[float, ...]]:
                         for s in signs:
                             yield a, s * c
                             yield s * c, a
+        elif op == "mul":
+            for a in range(2 ** (p - 1), min(2**p, 2 ** (p - 1) + 4096)):  # just above half the smallest number
+                b, split = -(-(2 ** (2 * p - 1)) // a), (low - 2 * p) // 2
+                yield math.ldexp(a, split), math.ldexp(b, low - 2 * p - split)
         elif op == "fma":
             for c in (1.0, 1.0 + e):  # (1 + e) (1 - e) is just below a power of two
                 for scale in (1.0, 2.0 ** (high - 1)):  # a narrow range holds the small product at its upper end

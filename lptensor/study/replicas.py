@@ -62,7 +62,8 @@ def replicas(f: Callable[..., Any], *args: Any, count: int = 16, at_once: bool =
     still = (samples == samples[:1]).all(0)
     deviation = torch.where(still, 0.0, deviation)
     digits = torch.where(still, math.inf, -torch.log10(deviation / mean.abs()).clamp(max=0.0))
-    return Replicas(samples, mean, deviation, torch.where(mean.isnan(), math.nan, digits))
+    digits = torch.where(digits.isnan(), 0.0, digits)  # some replicas are infinite or NaN, and others are not
+    return Replicas(samples, mean, deviation, torch.where(samples.isnan().all(0), math.nan, digits))
 
 
 def _single(f: Callable[..., Any], args: tuple[Any, ...]) -> Tensor:

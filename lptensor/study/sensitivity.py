@@ -115,8 +115,8 @@ def layers_in(model: nn.Module) -> dict[str, nn.Module]:
 @contextmanager
 def kept(model: nn.Module) -> Iterator[None]:
     """Give parameters, gradients and buffers their old values back, and torch's CPU generator its state."""
-    tensors = [*model.parameters(), *model.buffers()]
-    values = [x.detach().clone() for x in tensors]
+    values = [p.detach().clone() for p in model.parameters()]
+    buffers = _Buffers(model)
     gradients = [p.grad for p in model.parameters()]
     for p in model.parameters():
         p.grad = None
@@ -125,8 +125,9 @@ def kept(model: nn.Module) -> Iterator[None]:
             yield
     finally:
         with torch.no_grad():
-            for x, value in zip(tensors, values, strict=True):
-                x.copy_(value)
+            for p, value in zip(model.parameters(), values, strict=True):
+                p.copy_(value)
+        buffers.restore()
         for p, gradient in zip(model.parameters(), gradients, strict=True):
             p.grad = gradient
 
@@ -134,7 +135,7 @@ def kept(model: nn.Module) -> Iterator[None]:
 def _measure(model: nn.Module, loss: Callable[[nn.Module], Tensor]) -> tuple[float, Tensor | None]:
     """The loss and all gradients in a row; parameters that have none are left out."""
     torch.manual_seed(0)
-    buffers = [b.detach().clone() for b in model.buffers()]
+    buffers = _Buffers(model)
     value = loss(model)
     gradient = None
     number = number_of(value, "loss")
@@ -144,10 +145,31 @@ def _measure(model: nn.Module, loss: Callable[[nn.Module], Tensor]) -> tuple[flo
         gradient = torch.cat(parts) if parts else None
         for p in model.parameters():
             p.grad = None
-    with torch.no_grad():
-        for b, before in zip(model.buffers(), buffers, strict=True):
-            b.copy_(before)
+    buffers.restore()
     return number, gradient
+
+
+class _Buffers:
+    """The buffers of a model as they are now, which a forward pass may write to, replace, or add to."""
+
+    def __init__(self, model: nn.Module) -> None:
+        there = [(module, dict(module._buffers)) for module in model.modules()]
+        self._kept = [
+            (module, own, {name: b.detach().clone() for name, b in own.items() if b is not None})
+            for module, own in there
+        ]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        for module, own, values in self._kept:
+            module._buffers.clear()
+            module._buffers.update(own)
+            for name, value in values.items():
+                buffer = own[name]
+                if buffer is not None and buffer.shape == value.shape:
+                    buffer.copy_(value)
+                else:
+                    module._buffers[name] = value
 
 
 def _parameters(layers: Mapping[str, nn.Module]) -> int:

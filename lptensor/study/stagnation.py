@@ -5,13 +5,15 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lptensor import observe
 from lptensor.arithmetic import Arithmetic
 from lptensor.extra import need
 from lptensor.formats import Format, ScalarFormat
@@ -38,7 +40,8 @@ def update_stagnation(optimizer: Optimizer, format: Format, rounding: Rounding |
     no longer help, FP4 All the Way, arXiv 2505.19115). ratio, binades are None in formats whose ulp moves.
 
     The step is taken by the optimizer itself and then taken back: weights, states and torch's CPU generator
-    are as before. Run it after ``backward()``, where gradients are.
+    are as before, and neither hooks on its step nor a ``record`` hear of it. Run it after ``backward()``, where
+    gradients are.
 
     Args:
         optimizer: of plain fp32 parameters, of LPTensors, or an ``OptimLP``: the step is the one that is made before
@@ -68,7 +71,7 @@ def update_stagnation(optimizer: Optimizer, format: Format, rounding: Rounding |
     }
     if not named:
         raise ValueError("no parameter has a gradient: call loss.backward() first")
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), observe.unseen(), _without_hooks(optimizer):
         before, after = _step(optimizer, list(named.values()))
         found = zip(named.items(), before, after, strict=True)
         return Rows([_row(name, p, a, b, format, rounding) for (name, p), a, b in found], plot_stagnation)
@@ -83,6 +86,23 @@ def _check_closure(optimizer: Optimizer) -> None:
             f"update_stagnation takes a step with the gradients there are, and {type(optimizer).__name__} needs a "
             "closure to compute its own; give an optimizer that needs none, such as SGD of the same parameters"
         )
+
+
+@contextmanager
+def _without_hooks(optimizer: Optimizer) -> Iterator[None]:
+    """Steps of an optimizer, and of what it wraps, of which nobody is told: they are taken back."""
+    chain: list[Any] = [optimizer]
+    while isinstance(inner := getattr(chain[-1], "optim", None), Optimizer):
+        chain.append(inner)
+    names = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
+    hooks = [(each, name, getattr(each, name)) for each in chain for name in names]
+    try:
+        for each, name, there in hooks:
+            setattr(each, name, type(there)())
+        yield
+    finally:
+        for each, name, there in hooks:
+            setattr(each, name, there)
 
 
 def _step(optimizer: Optimizer, parameters: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -139,7 +159,8 @@ def _row(name: str, p: Tensor, before: Tensor, after: Tensor, format: Format, ro
         ratio = float(ratios.mean()) if ratios.numel() else None
         found, counts = (torch.frexp(ratios[ratios.isfinite()]).exponent - 1).unique(return_counts=True)
         binades = dict(zip(found.tolist(), counts.tolist(), strict=True))
-    gradient = values_of(p.grad if p.grad is not None else torch.zeros_like(p)).double()
+    gradient = p.grad if p.grad is not None else torch.zeros_like(p)
+    gradient = values_of(gradient.coalesce().values() if gradient.is_sparse else gradient).double()
     narrow: Any = p.arithmetic.gradient_format if isinstance(p, LPTensor) else format
     error = round_to(gradient, narrow or format, "nearest") - gradient
     noise = float(error.square().mean().sqrt()) * math.sqrt(3 * gradient.numel())

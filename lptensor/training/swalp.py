@@ -88,7 +88,7 @@ class SWALP:
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
-        """The parameters are the mean inside; outside they have their bits back.
+        """The parameters are the mean inside; outside they have their bits back, and torch's CPU generator its state.
 
         An LPTensor rounds the mean to its format; ``convert`` a copy of the model to None for all of it.
 
@@ -100,12 +100,12 @@ class SWALP:
         with torch.no_grad():
             own = [read(p) for p in self.parameters]
         try:
-            with torch.no_grad():
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):  # looking on draws nothing
                 for p, mean in zip(self.parameters, self.means, strict=True):
                     write(p, mean.to(p.dtype))
             yield
         finally:
-            with torch.no_grad():
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
                 for p, values in zip(self.parameters, own, strict=True):
                     write(p, values)
 
