@@ -149,9 +149,9 @@ class TestNames:
             ("fixed(88, 4)", "wl must be from 1 to 53"),
             ("e12m3", "exp must be from 1 to 8"),
             ("fixed(8, open('x'))", "unknown format"),
-            ("fixed(8, 2 ** 9)", "malformed"),
+            ("fixed(8, 2 ** 9)", "got '2 \\*\\* 9'"),
             ("FixedPoint(8, 4, colour=1)", "colour"),
-            ("fixed(*[8], 4)", "malformed"),
+            ("fixed(*[8], 4)", "numbers, names or formats"),
             ("fixed(**{'wl': 8})", "None"),
         ],
     )
@@ -261,3 +261,16 @@ def test_importing_the_package_leaves_the_commands_libraries_out() -> None:
 def test_no_subcommand_shows_the_help() -> None:
     output = refused()
     assert all(name in output for name in ("formats", "round", "train"))
+
+
+def test_a_format_that_a_recipe_cannot_take_is_refused_before_anything_trains(tmp_path: Path) -> None:
+    said = refused("train", "--recipe", "convert", "--format", "e8m0", "--out", str(tmp_path / "out"))
+    assert "--format" in said and "'convert' cannot take it" in said and "no negative numbers" in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("text", "got"), [("MX(E4M3, 1/0)", "1 / 0"), ("fixed(*[8, 4])", "*[8, 4]")])
+def test_arguments_that_are_no_literals_are_shown(text: str, got: str) -> None:
+    with pytest.raises(ValueError, match="arguments are numbers, names or formats") as error:
+        parse_format(text)
+    assert got in str(error.value)

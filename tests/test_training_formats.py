@@ -411,3 +411,8 @@ def test_the_projections_of_attention_are_prepared_together_or_not_at_all() -> N
     assert not layer.linear1.weight.mul(2).frac().any()
     one = prepare(nn.Sequential(nn.Linear(2, 2), nn.Conv1d(1, 1, 1)), FixedPoint(3, 1), layers=nn.Linear)
     assert [n for n, _ in one.named_parameters() if "original" in n] == ["0.parametrizations.weight.original"]
+
+
+def test_the_mean_of_samples_of_the_largest_numbers_is_none_beyond_them() -> None:
+    x = torch.tensor([3e38, 1e38, 0.0])
+    assert LUQ(samples=3)(x).isfinite().all() and LUQ(samples=3)(x)[0] == x[0]

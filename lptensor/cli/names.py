@@ -74,7 +74,10 @@ def _argument(node: ast.expr) -> object:
     """A literal, or a format inside a format."""
     if isinstance(node, ast.Name | ast.Call):
         return parse_format(ast.unparse(node))
-    return ast.literal_eval(node)
+    try:
+        return ast.literal_eval(node)
+    except (ValueError, TypeError):
+        raise ValueError(f"arguments are numbers, names or formats, got {ast.unparse(node)!r}") from None
 
 
 def _unknown(name: str) -> str:

@@ -116,6 +116,12 @@ def _chosen(names: Sequence[str], format: Format | None, rounding: Rounding | No
         for recipe in (baseline, *(row.instead(format, rounding) for row in wanted if row.task == task)):
             if not any(recipe.same_arithmetic(other) for other in chosen):
                 chosen.append(recipe)
+    for recipe in chosen if format is not None else ():  # before any of them has trained
+        try:
+            with torch.random.fork_rng(devices=[]):
+                recipe.apply(recipe, recipe.task.net(), recipe.task.optimizer(recipe.task.lr))
+        except (TypeError, ValueError) as error:
+            raise typer.BadParameter(f"{recipe.name!r} cannot take it: {error}", param_hint="'--format'") from None
     return chosen
 
 

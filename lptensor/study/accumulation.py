@@ -34,8 +34,8 @@ class Accumulation(Rows):
 
     @property
     def slope(self) -> float | None:
-        """From a straight line through log(error) over log(n); None with fewer than two errors above zero."""
-        points = [(math.log(row["n"]), math.log(row["error"])) for row in self if row["error"] > 0]
+        """From a straight line through log(error) over log(n); None with fewer than two finite errors above zero."""
+        points = [(math.log(row["n"]), math.log(row["error"])) for row in self if 0 < row["error"] < math.inf]
         if len(points) < 2:
             return None
         x, y = ([p[i] for p in points] for i in (0, 1))

@@ -53,7 +53,10 @@ class LUQ:
     @of_values
     def __call__(self, x: Tensor) -> Tensor:
         check_roundable(x, self.format)
-        total = round_fresh(x, self.format, Rounding(Mode.STOCHASTIC))
+        first = round_fresh(x, self.format, Rounding(Mode.STOCHASTIC))
+        if self.samples == 1:
+            return first
+        total = first.double()  # in which fp32's largest numbers add up to no infinity
         for _ in range(self.samples - 1):
             total += round_fresh(x, self.format, Rounding(Mode.STOCHASTIC))
-        return total / self.samples
+        return (total / self.samples).to(x.dtype)
