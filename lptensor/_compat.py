@@ -241,12 +241,19 @@ def prepare_for_subclasses(places: Mapping[str, int], prepare: Callable[[int, tu
         _LIBRARY.impl(name, prepared, "PythonTLSSnapshot", with_keyset=True)
 
 
-def refuse_as_data(fits: Callable[[Any, Any], bool]) -> None:
-    """Let ``fits(tensor, source)`` say whether ``tensor.data = source`` works, where either is of a Python class.
+def refuse_as_data(cls: type) -> None:
+    """Keep tensors that are not of class ``cls`` from taking one that is for their ``.data``.
 
     Without it a plain tensor takes a subclass's null pointer for its memory, and the next op is a memory fault.
     """
-    _LIBRARY.impl("_has_compatible_shallow_copy_type", fits, "PythonTLSSnapshot")
+    key, fits = torch._C.DispatchKey.PythonTLSSnapshot, torch.ops.aten._has_compatible_shallow_copy_type.default
+
+    def checked(keys: Any, x: Any, source: Any) -> Any:
+        if type(source) is cls and type(x) is not cls:
+            return False
+        return fits.redispatch(keys.remove(key), x, source)
+
+    _LIBRARY.impl("_has_compatible_shallow_copy_type", checked, "PythonTLSSnapshot", with_keyset=True)
 
 
 _LIBRARY = torch.library.Library("aten", "IMPL")

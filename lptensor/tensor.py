@@ -364,5 +364,5 @@ _compat.collate_map()[LPTensor] = _collate
 
 # torch.load(weights_only=True) makes objects of these classes, and of formats, only.
 # The C++ of `plain.data = lp` would take the memory of a tensor that has none.
-_compat.refuse_as_data(lambda self, source: type(self) is LPTensor or type(source) is not LPTensor)
+_compat.refuse_as_data(LPTensor)
 torch.serialization.add_safe_globals([LPTensor, rebuild, Arithmetic, Rounding, Mode, Beyond])
