@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lptensor import layout, reference
+from lptensor import _compat, layout, reference
 from lptensor._bits import carried, exact
 from lptensor.base import wrong_format
 from lptensor.blocks import BlockFormat, Shifted
@@ -137,7 +137,7 @@ def encode(x: Tensor, format: Format, strict: bool = False) -> Tensor:
                 f"{_first(x, moved)} is not a value of {format!r}: the nearest is {_first(rounded, moved)}; "
                 f"{int(moved.sum())} of {x.numel()} values are off the grid; strict=False rounds them"
             )
-    if rounded.dtype is torch.float32 and rounded.numel() > _MANY and _bits(format) <= 16:
+    if rounded.dtype is torch.float32 and _pays(rounded, format):
         table = _codes_by_upper_half(format, rounded.device)
         if table is not None and (table.of_nan or not rounded.isnan().any()):
             upper = rounded.contiguous().view(torch.int32) >> 16 & 0xFFFF
@@ -180,12 +180,15 @@ def decode(codes: Tensor, format: Format) -> Tensor:
         outside = (wide < 0) | (wide >= 1 << bits)
         if outside.any():
             raise ValueError(f"codes of {format!r} are 0 to {2**bits - 1}, got {_first(codes, outside)}")
-    if bits <= 16 and wide.numel() > _MANY and not isinstance(format, TableFormat):
+    if _pays(wide, format) and not isinstance(format, TableFormat):
         return _values_by_code(format, wide.device).index_select(0, wide.flatten()).view(wide.shape)
     return carried(decode_exact(format, wide), getattr(format, "carrier", torch.float32))
 
 
-_MANY = 2**16  # elements from which on it pays to work out each code once
+def _pays(x: Tensor, format: Format) -> bool:
+    """Whether to work out each code once, and keep it: of many elements, which nobody traces or transforms."""
+    plain = type(x) is Tensor and not _compat.traced() and not _compat.transforming()
+    return plain and x.numel() > 2**16 and _bits(format) <= 16
 
 
 @lru_cache(maxsize=64)

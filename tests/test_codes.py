@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from lptensor.blocks import MX, MXFP4, NVFP4, BlockFloatingPoint, TwoLevel
 from lptensor.codebooks import DYNAMIC8, FP4_RADIX4, NF4, UDYNAMIC8, Codebook, LogNumber, TableFormat
@@ -450,3 +452,16 @@ def test_many_numbers_beyond_the_words_of_a_format_without_limits_are_refused() 
     x[-1] = 100.0
     with pytest.raises(ValueError, match="has no code of 8 bits"):
         encode(x, FixedPoint(8, 4, clamp=False))
+
+
+def test_what_is_worked_out_of_tensors_without_values_is_not_kept() -> None:
+    """Else a later call would look its codes up in tables that have none."""
+    x = torch.randn(MANY)
+    with FakeTensorMode() as mode:
+        fake = mode.from_tensor(torch.zeros(MANY, dtype=torch.uint8))
+        assert decode(fake, FloatingPoint(4, 3, bias=9)).shape == (MANY,)
+    format = FloatingPoint(4, 3, bias=9)
+    traced = make_fx(lambda codes: decode(codes, format))(encode(x, format))
+    want = round_to(x, format)
+    assert torch.equal(decode(encode(x, format), format), want) and torch.equal(traced(encode(x, format)), want)
+    assert torch.equal(torch.vmap(lambda codes: decode(codes, format))(encode(x, format).view(7, -1)).flatten(), want)
