@@ -37,9 +37,9 @@ template <class T> int64_t units(const lpt_product &given, const lpt_accumulator
 }
 
 template <class T>
-void run(const lpt_product &given, const lpt_accumulator &acc, int64_t first, int64_t last) {
+bool run(const lpt_product &given, const lpt_accumulator &acc, int64_t first, int64_t last) {
     const lpt_product p = lying(given);
-    planned<T>(p, acc).run(p, acc, first, last);
+    return planned<T>(p, acc).run(p, acc, first, last);
 }
 
 }  // namespace

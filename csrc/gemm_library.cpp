@@ -32,32 +32,35 @@ const int64_t GRAIN = 16384;  // products that a thread is worth starting for
 // Units of work are shared out among threads. While they run, this thread's floating point is IEEE
 // 754's: to nearest, subnormals kept; a program may have chosen otherwise
 // (torch.set_flush_denormal).
-template <class Run> void share(const lpt_product &p, int64_t units, int threads, Run run) {
+// Returns 0, or 1 where there is no memory for what they keep.
+template <class Run> int32_t share(const lpt_product &p, int64_t units, int threads, Run run) {
     const int64_t work = p.batch * p.m * p.n * p.k, useful = work / GRAIN + 1;
     int64_t parts = threads < useful ? threads : useful;
     parts = parts < units ? parts : units;
-#pragma omp parallel for num_threads((int)parts) schedule(static) if (parts > 1)
+    int32_t failed = 0;
+#pragma omp parallel for num_threads((int)parts) schedule(static) reduction(| : failed) if (parts > 1)
     for (int64_t part = 0; part < parts; ++part) {
         fenv_t before;
         fegetenv(&before);
         fesetenv(FE_DFL_ENV);
-        run(units * part / parts, units * (part + 1) / parts);
+        failed |= !run(units * part / parts, units * (part + 1) / parts);
         fesetenv(&before);
     }
+    return failed;
 }
 
 }  // namespace
 
 extern "C" {
 
-LPT_API void lpt_gemm_f32(const lpt_product *p, const lpt_accumulator *acc, int32_t threads) {
+LPT_API int32_t lpt_gemm_f32(const lpt_product *p, const lpt_accumulator *acc, int32_t threads) {
     const lpt_gemm_loops &f = chosen();
-    share(*p, f.f32_units(*p, *acc), threads,
-          [&](int64_t first, int64_t last) { f.f32(*p, *acc, first, last); });
+    return share(*p, f.f32_units(*p, *acc), threads,
+          [&](int64_t first, int64_t last) { return f.f32(*p, *acc, first, last); });
 }
-LPT_API void lpt_gemm_f64(const lpt_product *p, const lpt_accumulator *acc, int32_t threads) {
+LPT_API int32_t lpt_gemm_f64(const lpt_product *p, const lpt_accumulator *acc, int32_t threads) {
     const lpt_gemm_loops &f = chosen();
-    share(*p, f.f64_units(*p, *acc), threads,
-          [&](int64_t first, int64_t last) { f.f64(*p, *acc, first, last); });
+    return share(*p, f.f64_units(*p, *acc), threads,
+          [&](int64_t first, int64_t last) { return f.f64(*p, *acc, first, last); });
 }
 }

@@ -267,7 +267,7 @@ template <class T, int W> struct row_sums {
 };
 
 template <class T, int W>
-void any_rows(const lpt_product &p, const lpt_accumulator &acc, int64_t first, int64_t last) {
+bool any_rows(const lpt_product &p, const lpt_accumulator &acc, int64_t first, int64_t last) {
     const level top(acc);
     const int64_t panels = (p.n + W - 1) / W;
     row_sums<T, W> sums;
@@ -296,6 +296,7 @@ void any_rows(const lpt_product &p, const lpt_accumulator &acc, int64_t first, i
         for (int l = 0; !p.running && l < sums.count; ++l)
             y[l] = lpt_quiet((T)r.v[l]);
     }
+    return true;
 }
 
 }  // namespace

@@ -6,7 +6,8 @@
 
 namespace {
 
-typedef void (*run_units)(const lpt_product &, const lpt_accumulator &, int64_t, int64_t);
+// false where there is no memory for it
+typedef bool (*run_units)(const lpt_product &, const lpt_accumulator &, int64_t, int64_t);
 struct plan {
     run_units run;
     int64_t columns, rows;  // of a unit
@@ -68,7 +69,7 @@ template <class T> struct tile_steps {
 template <class T, class IN> struct tiles {
     enum { BROAD = tile<T>::BROAD };
 
-    static LPT_SHARED void run(const lpt_product &p, const lpt_accumulator &acc, int64_t first,
+    static LPT_SHARED bool run(const lpt_product &p, const lpt_accumulator &acc, int64_t first,
                                int64_t last, const tile_steps<T> &steps) {
         const level start(acc);
         const int64_t panels = (p.n + BROAD - 1) / BROAD, bands = (p.m + BAND - 1) / BAND;
@@ -78,6 +79,8 @@ template <class T, class IN> struct tiles {
         const int64_t depth = p.k < deep ? p.k : deep, kept = steps.kept(p.k);
         char *memory = (char *)malloc(
             (size_t)(depth * (BROAD + TALL) + kept * BAND * BROAD + 1) * sizeof(T) + 64);
+        if (!memory)
+            return false;
         T *b = (T *)(((uintptr_t)memory + 63) & ~(uintptr_t)63);
         T *a = b + depth * BROAD + kept * BAND * BROAD;
         tile<T> *sums = (tile<T> *)(b + depth * BROAD);
@@ -113,6 +116,7 @@ template <class T, class IN> struct tiles {
             }
         }
         free(memory);
+        return true;
     }
 
     // k .. k + depth of b's columns, and of TALL of a's rows; the first stands for what is missing
@@ -169,9 +173,9 @@ template <class T, class IN> struct tiles {
 };
 
 template <class STEPS>
-void run_tiles(const lpt_product &p, const lpt_accumulator &acc, int64_t first, int64_t last) {
+bool run_tiles(const lpt_product &p, const lpt_accumulator &acc, int64_t first, int64_t last) {
     const STEPS steps(acc, p.c != nullptr);
-    tiles<typename STEPS::T, typename STEPS::IN>::run(p, acc, first, last, steps);
+    return tiles<typename STEPS::T, typename STEPS::IN>::run(p, acc, first, last, steps);
 }
 template <class STEPS> plan tiled() {
     return {run_tiles<STEPS>, tile<typename STEPS::T>::BROAD, BAND, sizeof(typename STEPS::T) == 4};

@@ -231,7 +231,7 @@ int round_blocks(const T *x, T *y, const lpt_layout &l, lpt_scales scales, const
 
 extern "C" {
 
-LPT_API int32_t lpt_abi_version() { return 8; }
+LPT_API int32_t lpt_abi_version() { return 9; }
 
 LPT_API const char *lpt_build_name() { return chosen->name; }
 

@@ -19,7 +19,7 @@ from lptensor.posits import PositBits
 from lptensor.rounding import Mode, Rounding
 from lptensor.tables import Table, keys, steps
 
-ABI_VERSION = 8
+ABI_VERSION = 9
 MAX_DIMS = 16  # csrc/block.h
 _DTYPES = (torch.float32, torch.float64)
 

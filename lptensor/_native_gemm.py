@@ -47,7 +47,7 @@ class _Product(ctypes.Structure):
 @functools.cache
 def _kernel(bits: int) -> Any:
     kernel = getattr(_native.library(), f"lpt_gemm_f{bits}")
-    kernel.argtypes, kernel.restype = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32), None
+    kernel.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32)
     return kernel
 
 
@@ -103,4 +103,6 @@ def gemm(
 ) -> None:
     """a[batch, m, k] b[batch, k, n] + c into ``y``, contiguous; ``running``: every sum, [batch, m, k, n]."""
     product, form = product_struct(a, b, y, c, key, running), accumulator_struct(acc)
-    _kernel(torch.finfo(a.dtype).bits)(ctypes.byref(product), ctypes.byref(form), torch.get_num_threads())
+    failed = _kernel(torch.finfo(a.dtype).bits)(ctypes.byref(product), ctypes.byref(form), torch.get_num_threads())
+    if failed:
+        raise MemoryError(f"no memory for the operands of chunks of {acc.chunk} terms of {a.shape[2]}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -105,3 +107,31 @@ def test_a_training_step_holds_hardly_more_than_in_fp32(arithmetic: Arithmetic) 
 def test_a_root_holds_one_float64_copy_at_a_time() -> None:
     low = torch.rand(SHAPE).to_lp(E4M3)  # type: ignore[attr-defined]
     assert peak(lambda: low.sqrt()) <= 3 * BYTES
+
+
+TOO_MUCH = """
+import resource
+import torch
+import lptensor as lp
+
+def product(terms):
+    ones = torch.ones(1, 1)
+    accumulator = lp.Accumulator(lp.BF16, chunk=terms)
+    return lp.matmul(ones.expand(4, terms), ones.expand(terms, 32), accumulator=accumulator)
+
+product(64)
+now = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (now + 2**29,) * 2)
+try:
+    product(2**24)
+except MemoryError as error:
+    print(error)
+print(product(64)[0, 0])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of a process as Linux has them")
+def test_a_product_without_room_for_its_operands_is_an_error_and_not_a_crash() -> None:
+    run = subprocess.run([sys.executable, "-c", TOO_MUCH], capture_output=True, text=True, timeout=100)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout == "no memory for the operands of chunks of 16777216 terms of 16777216\ntensor(64.)\n"
