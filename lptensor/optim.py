@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from lptensor import ops, optimizer_state
 from lptensor.arithmetic import Arithmetic
+from lptensor.base import Format, ScalarFormat
 from lptensor.loans import Loans
 from lptensor.momenta import as_momenta
 from lptensor.observe import saying
@@ -80,7 +81,7 @@ class OptimLP(Optimizer):
     Raises:
         TypeError: no optimizer, a quantizer that is neither format nor function, parameters that a
             format cannot round (it takes float32 and float64).
-        ValueError: grad_scaling not positive, a momentum key that the optimizer does not have (one that is not
+        ValueError: grad_scaling not positive, LPTensors of a format that lacks values of weight_quant, a momentum key that the optimizer does not have (one that is not
             torch's shows it at its first step), an ``update`` that is unknown or clashes with the other arguments.
 
     >>> from lptensor import BF16, E4M3
@@ -284,17 +285,23 @@ class OptimLP(Optimizer):
         return by_update(self.update, as_step("weight_quant", own))
 
     def _check(self, groups: list[dict[str, Any]]) -> None:
-        for p in listed(groups) if self.update is not None else ():
-            rule = self._weight_rule(p)
-            if isinstance(p, LPTensor) and rule is not None and p._arithmetic.forward not in (None, rule.format):
+        for p in listed(groups):
+            rule, own = self._weight_rule(p), self._loans.own(p).forward if isinstance(p, LPTensor) else None
+            if own is not None and rule is not None and self._would_round_twice(rule.format, own):
                 raise ValueError(
-                    f"update={self.update!r} rounds weights to {rule.format!r}, but an LPTensor of "
-                    f"{p._arithmetic.forward!r} is among them; leave weight_quant out"
+                    f"weights would be rounded to weight_quant={rule.format!r}, and then by the LPTensors among them "
+                    f"to {own!r}; leave weight_quant out"
                 )
         for rule in self._rules():
             for p in listed(groups):
                 if rule.format is not None:
                     ops.check_roundable(p, rule.format)
+
+    def _would_round_twice(self, format: Format | None, own: Format) -> bool:
+        if self.update is not None:
+            return format != own
+        both = isinstance(format, ScalarFormat) and isinstance(own, ScalarFormat)
+        return both and not own.contains(format)
 
     def _load(self, p: Tensor, values: Tensor) -> None:
         """Give ``p`` these values for the time of the step; an LPTensor takes on the step's arithmetic too."""

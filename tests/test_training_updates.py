@@ -273,10 +273,19 @@ def test_contradictions_are_named(arguments: dict[str, Any], says: str) -> None:
         OptimLP(SGD([nn.Parameter(torch.ones(1))]), **arguments)
 
 
-def test_an_lp_parameter_of_another_format_is_named() -> None:
+@pytest.mark.parametrize("update", [None, "nearest"])
+def test_an_lp_parameter_of_another_format_is_named(update: str | None) -> None:
     w = nn.Parameter(torch.ones(1).to_lp(E5M2))  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match="leave weight_quant out"):
-        OptimLP(SGD([w]), BF16, update="kahan")
+        OptimLP(SGD([w]), weight_quant=E4M3, update=update)
+
+
+def test_qpytorchs_step_rounds_lp_parameters_to_fewer_values_than_their_format_has() -> None:
+    w = nn.Parameter(torch.ones(64).to_lp(BF16))  # type: ignore[attr-defined]
+    w.grad = torch.full((64,), 0.3).to_lp(BF16)  # type: ignore[attr-defined]
+    OptimLP(SGD([w], lr=1.0), weight_quant=E4M3).step()
+    assert torch.equal(w.dequantize(), lp_round(w.dequantize(), E4M3))  # type: ignore[operator]
+    assert w.dequantize().unique().numel() == 2  # type: ignore[operator]
 
 
 def test_a_state_of_another_update_is_named_and_changes_nothing() -> None:
