@@ -81,8 +81,9 @@ class OptimLP(Optimizer):
     Raises:
         TypeError: no optimizer, a quantizer that is neither format nor function, parameters that a
             format cannot round (it takes float32 and float64).
-        ValueError: grad_scaling not positive, LPTensors of a format that lacks values of weight_quant, a momentum key that the optimizer does not have (one that is not
-            torch's shows it at its first step), an ``update`` that is unknown or clashes with the other arguments.
+        ValueError: grad_scaling not positive, a momentum key that the optimizer does not have (one that is not torch's
+            shows it at its first step), an ``update`` that is unknown or clashes with the other arguments, LPTensors
+            of a format that lacks values of weight_quant.
 
     >>> from lptensor import BF16, E4M3
     >>> w = torch.nn.Parameter(torch.ones(2))
