@@ -301,8 +301,7 @@ class OptimLP(Optimizer):
     def _would_round_twice(self, format: Format | None, own: Format) -> bool:
         if self.update is not None:
             return format != own
-        both = isinstance(format, ScalarFormat) and isinstance(own, ScalarFormat)
-        return both and not own.contains(format)
+        return isinstance(format, ScalarFormat) and isinstance(own, ScalarFormat) and not own.contains(format)
 
     def _load(self, p: Tensor, values: Tensor) -> None:
         """Give ``p`` these values for the time of the step; an LPTensor takes on the step's arithmetic too."""

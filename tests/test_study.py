@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import ml_dtypes
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from lptensor import blocks, codebooks, formats
+from lptensor import blocks, codebooks, formats, study
 from lptensor.blocks import BlockFloatingPoint, BlockFormat
 from lptensor.codebooks import NF4, UDYNAMIC8, Codebook, LogNumber
 from lptensor.codes import decode
@@ -415,3 +415,31 @@ def test_the_most_negative_value_is_no_overflow() -> None:
     """Of two's complement, which lies a binade above the largest."""
     found = exponent_histogram(torch.tensor([-128.0, -256.0, 127.0]), INT8)
     assert {row["binade"]: row["region"] for row in found} == {6: "normal", 7: "normal", 8: "overflow"}
+
+
+MODEL = torch.nn.Linear(1, 1)
+UNFIT: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
+    "trials": (lambda: study.rounding_bias("nearest", trials=-3), ValueError, "trials must be from 0 .* got -3"),
+    "count": (lambda: study.relative_error(E4M3, count=0), ValueError, "count must be from 1 .* got 0"),
+    "searches": (lambda: study.exactness(E4M3, "mul", trials=0), ValueError, "trials must be from 1 .* got 0"),
+    "rate": (lambda: study.faults("x"), TypeError, "rate must be a number, got 'x'"),  # type: ignore[arg-type]
+    "run": (lambda: study.bisect(3), TypeError, "run must be a function .* got 3"),  # type: ignore[arg-type]
+    "loss": (lambda: study.sensitivity(MODEL, 3, E4M3), TypeError, "loss must be a function"),  # type: ignore[arg-type]
+    "searched": (
+        lambda: study.format_search(MODEL, 3, [E4M3, BF16]),  # type: ignore[arg-type]
+        TypeError,
+        "loss must be a function",
+    ),
+    "bits": (lambda: study.bits_per_value("x"), TypeError, "expected a number format"),  # type: ignore[arg-type]
+    "formats": (lambda: study.format_table(3), TypeError, "expected a number format"),  # type: ignore[arg-type]
+    "end": (lambda: study.number_line(E4M3, "a"), TypeError, "must be a number, got 'a'"),  # type: ignore[arg-type]
+    "value": (lambda: study.bit_layout(E4M3, "a"), TypeError, "value must be a number"),  # type: ignore[arg-type]
+    "curves": (lambda: study.plot_training({"a": 3}), TypeError, "lists of values by name"),  # type: ignore[dict-item]
+}
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_an_argument_that_is_none_is_named(name: str) -> None:
+    call, kind, says = UNFIT[name]
+    with pytest.raises(kind, match=says):
+        call()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lptensor import _compat, direction, observe
 from lptensor.convert import remembered
 from lptensor.extra import need
-from lptensor.study.losses import number_of
+from lptensor.study.losses import check_callable, number_of
 from lptensor.study.palette import BLACK, BLUE, VERMILLION
 from lptensor.study.places import Places, named_modules
 from lptensor.study.progress import counting
@@ -65,7 +65,7 @@ def bisect(
     Raises:
         ValueError: an unknown ``by``, no model where it is needed, a loss of several numbers, or undoing everything
             does not help.
-        TypeError: a loss that is no number.
+        TypeError: no function, or one whose loss is no number.
 
     >>> from lptensor import BF16
     >>> def run():
@@ -79,6 +79,7 @@ def bisect(
         raise ValueError(f"bisect goes by one of {', '.join(UNITS)}, got {by!r}")
     if by != "op" and model is None:
         raise ValueError(f"by={by!r} needs model=, whose {by}s are meant")
+    check_callable("run", run)
     with counting("runs", progress) as done:
         return _bisect(_Search(run, model, by, done), recovered, target)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from lptensor.base import check_number
 from lptensor.blocks import BlockFloatingPoint
 from lptensor.codes import encode
 from lptensor.extra import need
@@ -28,13 +29,17 @@ def bit_layout(format: Format, value: float = 1.0) -> Rows:
 
     Raises:
         ValueError: NaN, in a format without a code for it.
+        TypeError: no format, or no number.
 
     >>> from lptensor import E4M3
     >>> [(row["field"], row["bits"], row["code"]) for row in bit_layout(E4M3, 0.75)]
     [('sign', 1, '0'), ('exponent', 4, '0110'), ('mantissa', 3, '100')]
     """
     element: Any = element_of(format)
-    number = encode(torch.tensor([value], dtype=torch.float64), element).long().item() & (1 << element.bits) - 1
+    number = (
+        encode(torch.tensor([check_number("value", value)], dtype=torch.float64), element).long().item()
+        & (1 << element.bits) - 1
+    )
     code, rows = f"{number:0{element.bits}b}", _scale(format)
     for field, bits in _fields(element, code):
         if bits:

@@ -9,7 +9,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from lptensor.base import no_scalar
+from lptensor.base import check_int, no_scalar
 from lptensor.formats import ScalarFormat, Subnormals
 from lptensor.names import name_of
 from lptensor.ops import round as round_to
@@ -69,7 +69,7 @@ def exactness(
         trials: operands that the search draws at random, beside those it constructs.
 
     Raises:
-        ValueError: an unknown op, a stochastic rounding, another dtype, a format that compute cannot carry.
+        ValueError: an unknown op, no trials, a stochastic rounding, another dtype, a format that compute cannot carry.
         TypeError: no scalar format.
 
     >>> from lptensor import BF16, FP16, FloatingPoint
@@ -88,6 +88,7 @@ def exactness(
         raise ValueError(f"{rule!r} has no correct result, only a correct distribution; see rounding_bias()")
     if compute not in rationals.CARRIERS:
         raise ValueError(f"compute must be torch.float32 or torch.float64, got {compute}")
+    trials = check_int("trials", trials, 1, 2**31 - 1)
     carrier = rationals.CARRIERS[compute]
     if format.grid.precision > carrier.precision or math.isinf(format.max):
         raise ValueError(f"{format!r} has values that {compute} does not hold, or no largest one")

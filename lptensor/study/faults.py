@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lptensor import observe
-from lptensor.base import no_format
+from lptensor.base import check_number, no_format
 from lptensor.blocks import BlockFormat
 from lptensor.codebooks import TableFormat
 from lptensor.codes import decode, encode
@@ -149,7 +149,7 @@ class faults(observe.Observer):  # noqa: N801 - reads as a function
 
 
 def _check_rate(rate: float) -> None:
-    if not 0 <= rate <= 1:
+    if not 0 <= check_number("rate", rate) <= 1:
         raise ValueError(f"rate is a probability from 0 to 1, got {rate!r}")
 
 

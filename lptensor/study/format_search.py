@@ -16,7 +16,7 @@ from lptensor.extra import need
 from lptensor.formats import Format
 from lptensor.path_rules import listed
 from lptensor.study.format_table import by_name
-from lptensor.study.losses import number_of
+from lptensor.study.losses import check_callable, number_of
 from lptensor.study.palette import BLUE, ORANGE
 from lptensor.study.places import named_modules, named_parameters
 from lptensor.study.progress import track
@@ -96,6 +96,7 @@ def format_search(
         raise ValueError(f"a search takes at least two formats, got {list(named)}")
     if not isinstance(model, nn.Module):
         raise TypeError(f"format_search takes a torch.nn.Module, got {type(model).__name__}")
+    check_callable("loss", loss)
     places = [*dict(named_modules(model)), *dict(named_parameters(model, remove_duplicate=False))]
     groups = _all(model) if layers is None else [[path] for path in listed("layers", layers)]
     if not groups or not {path for group in groups for path in group} <= set(places):

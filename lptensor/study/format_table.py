@@ -68,7 +68,7 @@ def by_name(formats: Mapping[str, Format] | Iterable[Format] | Format) -> Mappin
     >>> list(by_name(FP16)), list(by_name({"half": FP16}))
     (['FP16'], ['half'])
     """
-    given = [formats] if isinstance(formats, (Format, str)) else formats
+    given = formats if isinstance(formats, Iterable) and not isinstance(formats, str) else [formats]
     named = given if isinstance(given, Mapping) else {name_of(format): format for format in given}
     for format in named.values():
         if not isinstance(format, Format):

@@ -1,10 +1,16 @@
-"""The number that a loss is."""
+"""Losses that a study asks for, and the number that one is."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from torch import Tensor
+
+
+def check_callable(name: str, given: Any) -> None:
+    """An error that says what was given, unless it can be called."""
+    if not callable(given):
+        raise TypeError(f"{name} must be a function that returns one number, got {given!r}")
 
 
 def number_of(value: Any, name: str) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lptensor.base import check_number
 from lptensor.codes import decode, encode
 from lptensor.extra import need
 from lptensor.formats import Format
@@ -34,7 +35,8 @@ def number_line(format: Format, lo: float | None = None, hi: float | None = None
 
     Raises:
         ValueError: a format of more than 16 bits without both ends, or with more than 2**20 values
-            between them; ends that are no numbers.
+            between them; ends that are NaN.
+        TypeError: no format, or ends that are no numbers.
 
     >>> from lptensor import E2M1, FP32
     >>> [row["value"] for row in number_line(E2M1, lo=0)]
@@ -44,7 +46,7 @@ def number_line(format: Format, lo: float | None = None, hi: float | None = None
     """
     element: Any = element_of(format)
     for end in (lo, hi):
-        if end is not None and math.isnan(end):
+        if end is not None and math.isnan(check_number("an end of a number line", end)):
             raise ValueError("the ends of a number line are numbers, got NaN")
     (limits,) = format_table({"": format})
     if element.bits <= _LISTED_BITS:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lptensor.base import check_int
 from lptensor.blocks import BlockFormat
 from lptensor.extra import need
 from lptensor.formats import Format, ScalarFormat
@@ -40,7 +41,7 @@ def relative_error(
 
     Raises:
         TypeError: no format, or a block format, whose range moves: ask its element.
-        ValueError: no x for a format of nothing but zero.
+        ValueError: no x for a format of nothing but zero, a count below 1.
 
     >>> from lptensor import E4M3
     >>> rows = relative_error(E4M3, torch.tensor([1.0625, 3 * 2.0**-12]))
@@ -50,6 +51,7 @@ def relative_error(
     if isinstance(format, BlockFormat):
         raise TypeError(f"the range of {format!r} moves with each block; ask its element")
     (ends,) = format_table([format])
+    count = check_int("count", count, 1, 2**31 - 1)
     if x is None:
         most = max(ends["max"], -ends["min"])
         most = 2.0 ** (ends["emax"] + 1) if math.isinf(most) else most

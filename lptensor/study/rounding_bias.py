@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from lptensor.base import check_int
 from lptensor.extra import need
 from lptensor.formats import FP16, ScalarFormat
 from lptensor.ops import round as round_to
@@ -48,8 +49,9 @@ def rounding_bias(
         negative: of negative numbers; only "up" and "down" tell them apart.
 
     Raises:
-        TypeError: no scalar format.
-        ValueError: bits out of range, or a format with fewer than 2 significant bits or without 1 among its normals.
+        TypeError: no scalar format, trials that are no integer.
+        ValueError: bits or trials out of range, or a format with fewer than 2 significant bits or without 1 among
+            its normals.
 
     >>> from lptensor import Stochastic
     >>> rounding_bias(Stochastic(bits=2), bits=4).bias  # Fitzgibbon and Felix 2025: -(2**-2 - 2**-4) / 2
@@ -60,6 +62,7 @@ def rounding_bias(
     rule = as_rounding(rounding)
     if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 20:
         raise ValueError(f"bits must be from 1 to 20, got {bits!r}")
+    trials = check_int("trials", trials, 0, 2**31 - 1)
     if not isinstance(format, ScalarFormat):
         raise TypeError(f"rounding_bias() takes a scalar format, whose neighbours are evenly spaced, got {format!r}")
     grid = format.grid

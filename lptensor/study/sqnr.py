@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lptensor.base import wrong_format
 from lptensor.blocks import BlockFloatingPoint, BlockFormat
 from lptensor.extra import need
 from lptensor.formats import Format
@@ -24,10 +25,15 @@ _SHARED_EXPONENT = 8  # bits; nothing bounds that of BlockFloatingPoint, and an 
 def bits_per_value(format: Format, shape: Sequence[int] = (1024, 1024)) -> float:
     """The bits that one value of a tensor takes, with its share of the scales of blocks.
 
+    Raises:
+        TypeError: no format.
+
     >>> from lptensor import E4M3, MXFP4
     >>> bits_per_value(E4M3), bits_per_value(MXFP4)
     (8.0, 4.25)
     """
+    if not isinstance(format, Format):
+        raise wrong_format(format)
     element: Any = element_of(format)
     if not isinstance(format, BlockFormat):
         return float(element.bits)

@@ -27,11 +27,14 @@ def plot_training(curves: Mapping[str, Sequence[float]], ax: Any = None, log: bo
     Raises:
         MissingExtra: matplotlib is not installed.
         ValueError: no curves.
+        TypeError: something else than sequences by name.
 
     >>> axes = need("matplotlib.figure").Figure().subplots()
     >>> [line.get_ydata().tolist() for line in plot_training({"fp32": [1.0, 0.5]}, axes).lines]
     [[1.0, 0.5]]
     """
+    if not isinstance(curves, Mapping) or not all(hasattr(values, "__len__") for values in curves.values()):
+        raise TypeError(f"curves are lists of values by name, {{name: values}}, got {curves!r}")
     if not curves:
         raise ValueError("there are no curves to draw")
     ax = need("matplotlib.pyplot").gca() if ax is None else ax
