@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lptensor.arithmetic import Arithmetic, promote
-from lptensor.computing import names_single
+from lptensor.computing import names_single, wide
 from lptensor.rules import Rule, argument
 
 Grid = tuple[Arithmetic, bool]  # what values are on: an arithmetic, and whether its gradient side
@@ -31,6 +32,25 @@ def unwrap(values: Any, cls: Any, found: list[Any]) -> Any:
         else:
             plain.append(value)
     return plain if type(values) is list else tuple(plain)
+
+
+def promoted_by_numbers(out: Any, operands: Sequence[Any], values: Sequence[Any]) -> bool:
+    """Whether a result is float64 for no other reason than single float64 numbers, which are weak, among operands.
+
+    Beside an fp32 tensor that has axes torch takes them so itself; beside one that has none it promotes.
+    """
+    if not any(isinstance(item, Tensor) and item.dtype is torch.float64 for item in each(out)) or wide(operands):
+        return False
+    axes = [value.dim() for value in each(values) if isinstance(value, Tensor) and value.dtype is torch.float64]
+    return axes != [] and not any(axes)
+
+
+def in_single(values: Any) -> Any:
+    """Operands with those of float64 in fp32."""
+    if isinstance(values, (list, tuple)):
+        plain = [in_single(value) for value in values]
+        return plain if type(values) is list else tuple(plain)
+    return values.float() if isinstance(values, Tensor) and values.dtype is torch.float64 else values
 
 
 def join(operands: Sequence[Any]) -> Arithmetic:

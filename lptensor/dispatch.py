@@ -13,7 +13,18 @@ import torch
 from torch import Tensor
 
 from lptensor import _compat
-from lptensor.arguments import Grid, caller_named, common_grid, direct, each, join, join_list, unwrap
+from lptensor.arguments import (
+    Grid,
+    caller_named,
+    common_grid,
+    direct,
+    each,
+    in_single,
+    join,
+    join_list,
+    promoted_by_numbers,
+    unwrap,
+)
 from lptensor.arithmetic import Arithmetic
 from lptensor.blocks import BlockFormat
 from lptensor.computing import Opened, computed, write
@@ -182,6 +193,8 @@ def _compute(func: Any, rule: Rule, cls: Any) -> Runner:
             return cls(round_(out, *grid), *grid)
         if isinstance(out, bool) or isinstance(out, Tensor) and not out.is_floating_point() and not out.is_complex():
             return out  # a comparison: it needs no format that holds both operands
+        if promoted_by_numbers(out, found, (*plain, *named.values())):
+            return run(in_single(args), in_single(kwargs))
         return _fresh(func, rule, cls, out, (join(found), in_backward()), True, caller_named(rule, args, kwargs))
 
     return run
@@ -203,6 +216,8 @@ def _keep(func: Any, rule: Rule, cls: Any) -> Runner:
             out = computed(Opened(func, args, kwargs, plain, named, found, join, _seen))
         if _stays(out):
             return cls(out if grid == kept else round_(out, *grid), *grid)
+        if promoted_by_numbers(out, found, (*plain, *named.values())):
+            return run(in_single(args), in_single(kwargs))
         return _fresh(func, rule, cls, out, grid, grid != kept, caller_named(rule, args, kwargs))
 
     return run
@@ -356,6 +371,8 @@ def _foreach(func: Any, rule: Rule, cls: Any) -> Runner:
             outs = fast(*plain, **named)
         else:
             outs = computed(Opened(func, args, kwargs, plain, named, found, join, _seen))
+        if promoted_by_numbers(outs, found, (*plain, *named.values())):
+            return run(in_single(args), in_single(kwargs))
         backward = in_backward()
         values = (*args, *kwargs.values())
         shared = [v for v in values if type(v) is cls]

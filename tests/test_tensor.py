@@ -141,6 +141,37 @@ def test_numbers_and_integers_leave_the_format_alone(weak: Any) -> None:
     assert is_low(x * weak, BF16) and is_low(weak * x, BF16)
 
 
+NUMBER = torch.tensor(0.3, dtype=torch.float64)
+WITH_A_NUMBER: dict[str, Callable[[Any], Any]] = {
+    "x * number": lambda x: x * NUMBER,
+    "number - x": lambda x: NUMBER - x,
+    "where": lambda x: torch.where(x > 1, x * 0, NUMBER),
+    "clamp": lambda x: x.clamp(max=NUMBER),
+    "lerp": lambda x: torch.lerp(x, x + 1, NUMBER),
+    "addcmul": lambda x: torch.addcmul(x, x, NUMBER),
+    "foreach": lambda x: torch._foreach_mul([x], NUMBER)[0],
+}
+
+
+@pytest.mark.parametrize("name", WITH_A_NUMBER)
+def test_a_float64_number_is_weak_beside_an_lptensor_that_is_a_number_too(name: str) -> None:
+    """Where torch would promote one fp32 number, an LPTensor of any shape computes the same."""
+    op, x = WITH_A_NUMBER[name], torch.tensor(1.3).to_lp(BF16)  # type: ignore[attr-defined]
+    y = op(x)
+    assert is_low(y, BF16) and torch.equal(y.dequantize(), op(x.expand(2)).dequantize()[0])
+
+
+def test_gradients_pass_a_float64_number() -> None:
+    x = torch.tensor(1.3).to_lp(BF16).requires_grad_()  # type: ignore[attr-defined]
+    (x * NUMBER).backward()
+    assert is_low(x.grad, BF16) and x.grad.item() == torch.tensor(0.3).to(torch.bfloat16).item()
+
+
+def test_a_float64_tensor_with_axes_is_not_weak() -> None:
+    with pytest.raises(RuntimeError, match="gives a plain float64 tensor"):
+        torch.tensor(1.3).to_lp(BF16) * NUMBER[None]  # type: ignore[attr-defined]
+
+
 @pytest.mark.filterwarnings("ignore:Sparse CSR")
 def test_to_sparse_csr_gives_a_plain_tensor() -> None:
     assert type(low(4, 4).to_sparse_csr()) is Tensor
