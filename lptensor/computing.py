@@ -19,7 +19,7 @@ from lptensor.rules import Rule, argument
 from lptensor.sums import FORMULAS, SUMS, WRITTEN_SUMS, refuse_sum
 
 
-def wide(found: list[Any]) -> bool:
+def wide(found: Sequence[Any]) -> bool:
     """Whether any of these LPTensors computes in float64."""
     return any(x._arithmetic.compute is torch.float64 for x in found)
 

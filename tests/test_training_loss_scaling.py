@@ -311,6 +311,7 @@ def test_calls_out_of_order_are_named() -> None:
         (lambda: Automatic(BF16, threshold=1.0), ValueError, "share"),
         (lambda: Automatic("e4m3"), ValueError, "scalar format"),  # type: ignore[arg-type]
         (lambda: LossScaler(1.0).load_state_dict({"scale": -1.0, "count": 0}), ValueError, "scale must be positive"),
+        (lambda: LossScaler(1.0).load_state_dict({"scale": 1.0}), ValueError, r"scale and count, got \['scale'\]"),
     ],
 )
 def test_bad_input_is_named(make: Any, error: type[Exception], says: str) -> None:
@@ -340,3 +341,19 @@ def test_a_scale_never_comes_down_to_zero(policy: Any) -> None:
         scaler.update()
     assert scaler.get_scale() > 0
     scaler.load_state_dict(scaler.state_dict())
+
+
+def test_a_scaler_goes_on_where_torchs_has_stopped() -> None:
+    theirs = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=3)
+    w = nn.Parameter(torch.ones(1))
+    ours = LossScaler(Dynamic(initial=1.0, interval=3))
+    for _ in range(2):
+        theirs.scale(w.sum()).backward()
+        theirs.step(SGD([w], lr=0.0))
+        theirs.update()
+    ours.load_state_dict(theirs.state_dict())
+    for scaler in (theirs, ours):
+        scaler.scale(w.sum()).backward()
+        scaler.step(SGD([w], lr=0.0))
+        scaler.update()
+    assert ours.get_scale() == theirs.get_scale() == 16

@@ -248,8 +248,15 @@ class LossScaler:
         return {"scale": self._scale, "count": self._count}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from what ``state_dict`` returned; the policy is the constructor's."""
-        scale, count = state_dict["scale"], state_dict["count"]
+        """Continue from what ``state_dict`` returned, or that of ``torch.amp.GradScaler``; the policy is the constructor's.
+
+        Raises:
+            ValueError: a scale that is not positive, or a state without it.
+        """
+        count = state_dict.get("count", state_dict.get("_growth_tracker"))
+        if "scale" not in state_dict or count is None:
+            raise ValueError(f"a scaler's state holds its scale and count, got {sorted(state_dict)}")
+        scale = state_dict["scale"]
         _check_positive("scale", scale)
         self._scale, self._count = float(scale), int(count)
 
