@@ -248,7 +248,7 @@ class LossScaler:
         return {"scale": self._scale, "count": self._count}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from what ``state_dict`` returned, or that of ``torch.amp.GradScaler``; the policy is the constructor's.
+        """Continue from what ``state_dict`` returned, or torch's GradScaler's; the policy is the constructor's.
 
         Raises:
             ValueError: a scale that is not positive, or a state without it.
