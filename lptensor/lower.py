@@ -20,7 +20,7 @@ from lptensor.formats import Format
 from lptensor.layer_products import LayerProducts, check_plain
 from lptensor.nests import is_container, remade
 from lptensor.operands import Gemm
-from lptensor.ops import check_roundable
+from lptensor.ops import check_format
 from lptensor.outputs import round_output
 from lptensor.path_rules import PathRules, listed
 from lptensor.quantizer import Quantize, quantizer
@@ -114,7 +114,7 @@ def lower(
     if {p.dtype for p in model.parameters()} == {torch.float32}:  # which is then what layers put out
         for number in (forward_number, backward_number):
             if number is not None:
-                check_roundable(torch.empty(0, dtype=torch.float32), number)
+                check_format(number)
     products = None
     if operands is not None or accumulator is not None:
         products = Arithmetic(None, operands=operands, accumulator=accumulator)

@@ -13,6 +13,7 @@ from torch import Tensor
 from lptensor import _compat
 from lptensor.accumulator import Accumulator
 from lptensor.gemm import gemm, reduce
+from lptensor.ops import check_samples_draw
 
 
 def matmul(
@@ -305,8 +306,5 @@ def _samples_first(t: Tensor, axis: int, axes: int) -> Tensor:
 
 
 def _check_draws(info: Any, accumulator: Accumulator) -> None:
-    if accumulator.stochastic and info.randomness != "different":
-        raise RuntimeError(
-            "an accumulator that rounds stochastically draws new random bits for each sample of a vmap; "
-            'say torch.vmap(..., randomness="different")'
-        )
+    if accumulator.stochastic:
+        check_samples_draw(info, "an accumulator that rounds stochastically")

@@ -113,21 +113,36 @@ class _StraightThrough(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, x: Tensor, format: Format, rounding: Rounding, generator: Any) -> Any:
-        if rounding.stochastic and info.randomness != "different":
-            raise RuntimeError(
-                "stochastic rounding draws new random bits for each sample of a vmap; "
-                'say torch.vmap(..., randomness="different")'
-            )
+        if rounding.stochastic:
+            check_samples_draw(info, "stochastic rounding")
         samples = x.movedim(in_dims[0], 0)
         if isinstance(format, BlockFormat):  # the blocks are those of each sample
             return torch.stack([straight_through(sample, format, rounding, generator) for sample in samples]), 0
         return straight_through(samples, format, rounding, generator), 0
 
 
+def check_samples_draw(info: Any, what: str) -> None:
+    """Refuse to draw one word for all samples of a vmap, of which ``info`` tells, or to hide that each has its own."""
+    if info.randomness != "different":
+        raise RuntimeError(
+            f'{what} draws new random bits for each sample of a vmap; say torch.vmap(..., randomness="different")'
+        )
+
+
 def straight_through(x: Tensor, format: Format, rounding: Rounding, generator: Any = None) -> Tensor:
     """``x`` rounded, with a derivative, under every transformation of torch.func."""
     rounded: Tensor = _StraightThrough.apply(x, format, rounding, generator)  # type: ignore[no-untyped-call]
     return rounded
+
+
+def check_format(format: Any, dtype: torch.dtype = torch.float32) -> None:
+    """Refuse what is no format, and one that has values which a tensor of ``dtype`` does not hold."""
+    if not isinstance(format, Format):
+        raise wrong_format(format)
+    if isinstance(format, FixedPoint) and format.grid.precision > CARRIER_PRECISION and dtype == torch.float32:
+        raise ValueError(f"{format!r} needs more than the 24 bits of float32; use a float64 tensor")
+    if isinstance(format, Posit):
+        format.check_carrier(dtype)
 
 
 def check_roundable(x: Any, format: Any) -> None:
@@ -143,10 +158,7 @@ def check_roundable(x: Any, format: Any) -> None:
         raise TypeError(f"only float32 and float64 tensors are rounded, got {x.dtype}; {way}")
     if x.layout is not torch.strided:
         raise TypeError(f"only dense tensors are rounded, got {x.layout}; round its .values(), or call .to_dense()")
-    if isinstance(format, FixedPoint) and format.grid.precision > CARRIER_PRECISION and x.dtype == torch.float32:
-        raise ValueError(f"{format!r} needs more than the 24 bits of float32; use a float64 tensor")
-    if isinstance(format, Posit):
-        format.check_carrier(x.dtype)
+    check_format(format, x.dtype)
 
 
 def _check_plain(x: Tensor) -> None:

@@ -17,7 +17,7 @@ from lptensor.blocks import BlockFormat
 from lptensor.composites import FORMULAS, RECURRENT, with_low_state
 from lptensor.dispatch import Runner, make_runner, round_
 from lptensor.distributed import Sharded, refuse_distributed, refuse_views_of_buckets
-from lptensor.ops import check_roundable, round_fresh
+from lptensor.ops import check_format, check_samples_draw, round_fresh
 from lptensor.rounding import Beyond, Mode, Rounding, as_rounding
 from lptensor.rules import Kind, rule_for
 from lptensor.surface import Surface, rebuild
@@ -136,11 +136,8 @@ class _Enter(_Boundary):
     @staticmethod
     def vmap(info: Any, in_dims: Any, x: Tensor, arithmetic: Arithmetic) -> Any:
         samples = x.movedim(in_dims[0], 0)
-        if arithmetic.rounding.stochastic and info.randomness != "different":
-            raise RuntimeError(
-                "stochastic rounding draws new random bits for each sample of a vmap; "
-                'say torch.vmap(..., randomness="different")'
-            )
+        if arithmetic.rounding.stochastic:
+            check_samples_draw(info, "stochastic rounding")
         if isinstance(arithmetic.forward, BlockFormat):  # the blocks are those of each sample
             return torch.stack([_apply(_Enter, sample, arithmetic) for sample in samples]), 0
         return _apply(_Enter, samples, arithmetic), 0
@@ -237,7 +234,7 @@ def check_carrier(arithmetic: Arithmetic) -> None:
     for format in (arithmetic.forward, arithmetic.backward):
         try:
             if format is not None:
-                check_roundable(torch.empty(0, dtype=torch.float32, device="cpu"), format)
+                check_format(format)
         except ValueError as error:
             raise ValueError(f"an LPTensor holds its values in float32: {error} and lptensor.round()") from None
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from lptensor.blocks import BlockFormat
 from lptensor.extra import need
 from lptensor.formats import Format
-from lptensor.ops import check_roundable, round as round_to
+from lptensor.ops import check_format, round as round_to
 from lptensor.scaling import check_one_of
 from lptensor.study.census import Census
 from lptensor.study.format_table import format_table, smallest_magnitude
@@ -64,7 +64,7 @@ def exponent_histogram(x: Tensor, format: Format) -> Histogram:
     >>> [(row["binade"], row["region"]) for row in found]
     [(-14, 'underflow'), (-7, 'subnormal'), (0, 'normal'), (9, 'overflow')]
     """
-    check_roundable(torch.empty(0, dtype=torch.float64), format)
+    check_format(format, torch.float64)
     plain = values_of(x)
     census = Census(format)
     census.add(plain, round_to(plain, format))

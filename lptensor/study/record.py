@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from lptensor import observe
 from lptensor.formats import Format
-from lptensor.ops import check_roundable
+from lptensor.ops import check_format
 from lptensor.rounding import Mode, Rounding, as_rounding
 from lptensor.study.log import Log
 from lptensor.study.places import Places, innermost, named_modules, named_parameters, tensors_of, values_of
@@ -65,7 +65,7 @@ class record:  # noqa: N801 - reads as a function
             raise ValueError(f"every must be a whole number from 1, got {every!r}")
         for format in (forward, backward):
             if format is not None:
-                check_roundable(torch.empty(0, dtype=torch.float32), format)
+                check_format(format)
         self._made = model, optimizer, forward, backward or forward, as_rounding(rounding), every
         self._open: ExitStack | None = None
 

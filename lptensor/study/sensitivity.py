@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lptensor.formats import Format
 from lptensor.lower import rounded_output
-from lptensor.ops import check_roundable, round_fresh
+from lptensor.ops import check_format, check_roundable, round_fresh
 from lptensor.quantizer import quantizer
 from lptensor.rounding import Mode, Rounding, as_rounding
 from lptensor.study.format_table import by_name
@@ -75,7 +75,7 @@ def sensitivity(
         raise ValueError(f"per is 'layer' or 'role', got {per!r}")
     named = by_name(formats)
     for format in named.values():
-        check_roundable(torch.empty(0, dtype=torch.float32), format)
+        check_format(format)
     layers = layers_in(model)
     groups = {path: {path: layer} for path, layer in layers.items()} if per == "layer" else {"": layers}
     with kept(model):

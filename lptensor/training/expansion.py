@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lptensor.formats import Format
 from lptensor.of_values import of_values
-from lptensor.ops import check_roundable, round_fresh
+from lptensor.ops import check_format, check_roundable, round_fresh
 from lptensor.rounding import Rounding
 
 
@@ -35,7 +35,7 @@ class Expansion:
     format: Format
 
     def __post_init__(self) -> None:
-        check_roundable(torch.empty(0, dtype=torch.float64), self.format)
+        check_format(self.format, torch.float64)
 
     @torch.no_grad()
     @of_values

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lptensor.formats import E5M2, ScalarFormat
 from lptensor.of_values import of_values
-from lptensor.ops import check_roundable, round_fresh
+from lptensor.ops import check_format, check_roundable, round_fresh
 from lptensor.rounding import Rounding
 
 
@@ -37,7 +37,7 @@ class S2FP8:
     rounding: Rounding = field(default_factory=Rounding)
 
     def __post_init__(self) -> None:
-        check_roundable(torch.empty(0, dtype=torch.float32), self.format)
+        check_format(self.format)
         if not hasattr(self.format, "max"):
             raise TypeError(f"S2FP8 takes a format of single values such as E5M2, got {self.format!r}")
         if not self.format.max >= 2.0**15:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lptensor.formats import Format, check_int
-from lptensor.ops import check_roundable, round as lp_round
+from lptensor.ops import check_format, round as lp_round
 from lptensor.parameters import read, write
 from lptensor.rounding import Mode, Rounding, as_rounding
 
@@ -63,7 +63,7 @@ class SWALP:
         self.start = check_int("start", start, 0, 2**62)
         self.period = check_int("period", period, 1, 2**62)
         if format is not None:
-            check_roundable(torch.empty(0, dtype=torch.float64), format)
+            check_format(format, torch.float64)
         self.format, self.rounding = format, as_rounding(rounding)
         self.steps = self.collected = 0
         self.means = [torch.zeros(p.shape, dtype=torch.float64, device=p.device) for p in self.parameters]
