@@ -274,3 +274,12 @@ def test_arguments_that_are_no_literals_are_shown(text: str, got: str) -> None:
     with pytest.raises(ValueError, match="arguments are numbers, names or formats") as error:
         parse_format(text)
     assert got in str(error.value)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a device that is always full")
+def test_output_that_has_no_room_is_a_line_and_not_a_traceback() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "lptensor", "formats"], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 1 and done.stderr == "lptensor: [Errno 28] No space left on device\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from typing import Any
 
@@ -43,7 +44,12 @@ app.command()(train)
 def main() -> None:
     """Run the command on ``sys.argv`` and exit with its status: 0, 1 for a failure, 2 for bad usage."""
     _show_warnings_once()
-    app()
+    try:
+        app()
+    except OSError as error:  # where the output goes there is no room, say
+        typer.echo(f"lptensor: {error}", err=True)
+        sys.stdout = None  # type: ignore[assignment]  # what is left in it would fail once more at the exit
+        sys.exit(1)
 
 
 def _show_warnings_once() -> None:
