@@ -48,7 +48,7 @@ def main() -> None:
         app()
     except OSError as error:  # where the output goes there is no room, say
         typer.echo(f"lptensor: {error}", err=True)
-        sys.stdout = None  # type: ignore[assignment]  # what is left in it would fail once more at the exit
+        sys.stdout = None  # what is left in it would fail once more at the exit
         sys.exit(1)
 
 
