@@ -14,11 +14,12 @@ from lptensor._bits import carried, exact
 from lptensor.base import wrong_format
 from lptensor.blocks import BlockFormat, Shifted
 from lptensor.codebooks import TableFormat
-from lptensor.formats import FixedPoint, Format, ScalarFormat
+from lptensor.formats import FixedPoint, Format, Overflow, ScalarFormat
 from lptensor.ops import check_roundable, round_fresh
 from lptensor.posits import Posit
 from lptensor.rounding import Rounding
 
+_MOST_CODES = 2**21  # of a table, 4 MiB of 16-bit ones: more leave the cache
 _DTYPES = ((8, torch.uint8), (16, torch.int16), (32, torch.int32), (64, torch.int64))
 
 
@@ -128,7 +129,7 @@ def encode(x: Tensor, format: Format, strict: bool = False) -> Tensor:
         return torch.empty(x.shape, dtype=code_dtype(_bits(format)), device="meta")
     x = _values(x)
     rounded = round_fresh(x, format, Rounding())
-    if isinstance(format, ScalarFormat) and format.layout.inf is not None:
+    if isinstance(format, ScalarFormat) and format.layout.inf is not None and format.grid.overflow is not Overflow.INF:
         rounded = torch.where(x.isinf() & (format.grid.signed | (x > 0)), x, rounded)
     if strict:
         moved = (rounded != x) & ~(rounded.isnan() & x.isnan())
@@ -138,9 +139,9 @@ def encode(x: Tensor, format: Format, strict: bool = False) -> Tensor:
                 f"{int(moved.sum())} of {x.numel()} values are off the grid; strict=False rounds them"
             )
     if rounded.dtype is torch.float32 and _pays(rounded, format):
-        table = _codes_by_upper_half(format, rounded.device)
+        table = _codes_by_upper_bits(format, rounded.device)
         if table is not None and (table.of_nan or not rounded.isnan().any()):
-            upper = rounded.contiguous().view(torch.int32) >> 16 & 0xFFFF
+            upper = rounded.contiguous().view(torch.int32) >> table.shift & len(table.codes) - 1
             return table.codes.index_select(0, upper.flatten()).view(rounded.shape)
     codes = encode_exact(format, exact(rounded))
     return codes.to(code_dtype(_bits(format)))
@@ -198,13 +199,14 @@ def _values_by_code(format: Format, device: torch.device) -> Tensor:
 
 
 class _Codes(NamedTuple):
-    codes: Tensor  # by the upper half of the bits of fp32 numbers
-    of_nan: bool  # whether NaN has one
+    codes: Tensor  # by the upper bits of fp32 numbers
+    shift: int  # how many lower bits say nothing
+    of_nan: bool  # whether NaN has a code
 
 
 @lru_cache(maxsize=64)
-def _codes_by_upper_half(format: Format, device: torch.device) -> _Codes | None:
-    """What ``encode`` makes of rounded fp32 numbers, if the upper half of their bits tells them apart."""
+def _codes_by_upper_bits(format: Format, device: torch.device) -> _Codes | None:
+    """What ``encode`` makes of rounded fp32 numbers, if few enough of their bits tell them apart."""
     if isinstance(format, TableFormat) or getattr(format, "carrier", torch.float32) is not torch.float32:
         return None
     if isinstance(format, FixedPoint) and not format.clamp:
@@ -212,13 +214,17 @@ def _codes_by_upper_half(format: Format, device: torch.device) -> _Codes | None:
     values = decode(torch.arange(1 << _bits(format), device=device), format)
     of_nan = bool(values.isnan().any())
     values = values[~values.isnan()]
-    if (values.view(torch.int32) & 0xFFFF).any():
-        return None
-    every = (torch.arange(1 << 16, device=device, dtype=torch.int32) << 16).view(torch.float32)
-    there = torch.isin(every, values) | (every.isnan() & of_nan)
-    codes = torch.zeros(1 << 16, dtype=code_dtype(_bits(format)), device=device)
-    codes[there] = encode_exact(format, exact(every[there])).to(codes.dtype)
-    return _Codes(codes, of_nan)
+    shift = 16
+    while (values.view(torch.int32) & (1 << shift) - 1).any():
+        shift -= 1
+        if 1 << 32 - shift > _MOST_CODES:
+            return None
+    codes = torch.zeros(1 << 32 - shift, dtype=code_dtype(_bits(format)), device=device)
+    codes[values.view(torch.int32) >> shift & len(codes) - 1] = encode_exact(format, exact(values)).to(codes.dtype)
+    if of_nan:
+        every = (torch.arange(len(codes), device=device) << shift).int().view(torch.float32)
+        codes[every.isnan()] = encode_exact(format, exact(values.new_tensor(math.nan))).to(codes.dtype)
+    return _Codes(codes, shift, of_nan)
 
 
 def scales(x: Tensor, format: BlockFormat) -> Tensor:

@@ -44,7 +44,7 @@ def decode(codes: Tensor, grid: Grid, layout: Layout) -> Tensor:
     if layout.twos_complement:
         negative = codes >> layout.bits - 1 if grid.signed else torch.zeros_like(codes)
         k = codes - (negative << layout.bits)
-        return times_power(k.double(), torch.full_like(k, grid.quantum(grid.emin))).clamp(min=grid.min)
+        return (k.double() * 2.0 ** grid.quantum(grid.emin)).clamp(min=grid.min)
     width, mantissa = layout.bits - int(grid.signed), grid.precision - 1
     magnitude = codes & (1 << width) - 1
     field = magnitude >> mantissa
@@ -68,8 +68,7 @@ def decode(codes: Tensor, grid: Grid, layout: Layout) -> Tensor:
 def encode(values: Tensor, grid: Grid, layout: Layout) -> Tensor:
     """The int64 codes of float64 values on the grid: -0, infinities and NaN only where the format has them."""
     if layout.twos_complement:
-        k = times_power(values, torch.full(values.shape, -grid.quantum(grid.emin), device=values.device))
-        return k.long() & (1 << layout.bits) - 1
+        return (values * 2.0 ** -grid.quantum(grid.emin)).long() & (1 << layout.bits) - 1
     mantissa = grid.precision - 1
     magnitude = torch.where(values.isfinite(), values.abs(), 0.0)
     binade = exponent(magnitude).clamp(min=grid.emin)

@@ -427,6 +427,30 @@ def test_many_codes_are_those_of_ml_dtypes(format: Any, dtype: Any) -> None:
     assert np.array_equal(back.view(np.int32)[numbers], want.astype(np.float32).view(np.int32)[numbers])
 
 
+@pytest.mark.parametrize(
+    "format",
+    [
+        FP16,
+        BF16,
+        FloatingPoint(5, 10, overflow="saturate"),
+        FloatingPoint(3, 12, specials="fn"),
+        FloatingPoint(4, 7, specials="fnuz"),
+        FloatingPoint(5, 9, signed=False),
+        Posit(16, 1),
+        FixedPoint(12, 6),
+        FixedPoint(16, 8),
+    ],
+    ids=str,
+)
+def test_many_codes_are_those_of_few(format: Any) -> None:
+    x = torch.randn(MANY) * torch.exp2(torch.randint(-30, 20, (MANY,)))
+    x[:7] = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, 1e-45, -1e-45, torch.nan])
+    if isinstance(format, FixedPoint):
+        x = x.nan_to_num()
+    few = [encode(part, format) for part in x.split(1000)]
+    assert torch.equal(encode(x, format), torch.cat(few))
+
+
 def test_many_nans_without_a_code_are_refused() -> None:
     x = torch.zeros(MANY)
     x[-1] = torch.nan
