@@ -143,7 +143,7 @@ class _Sums:
 
     def product(self, k: int) -> Term:
         a, b = exact(self.a[:, :, k, None]), exact(self.b[:, None, k])
-        return (a * b, None) if self.a.dtype == torch.float32 else _two_product(*torch.broadcast_tensors(a, b))
+        return (a * b, None) if self.a.dtype == torch.float32 else two_product(*torch.broadcast_tensors(a, b))
 
     def value(self, term: Term, acc: Accumulator) -> Tensor:
         high, low = term
@@ -205,7 +205,7 @@ def odd_sum(x: Tensor, y: Tensor) -> Tensor:
     return (t.view(torch.int64) - past.long() | inexact.long()).view(torch.float64)
 
 
-def _two_product(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+def two_product(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """a * b as the nearest float64 and the exact rest, held between TINY and HUGE."""
     finite = a.isfinite() & b.isfinite()
     (x, i), (y, j) = (torch.frexp(torch.where(finite, t, 0.0)) for t in (a, b))

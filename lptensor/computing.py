@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -40,6 +41,20 @@ def widened(values: Any, known: dict[int, Tensor] | None = None) -> Any:
     return values
 
 
+def _all_single(values: Sequence[Any]) -> bool:
+    """Whether fp32 holds what operands are, as far as their kinds tell."""
+    for value in values:
+        if isinstance(value, (list, tuple)):
+            if not _all_single(value):
+                return False
+        elif isinstance(value, Tensor):
+            if value.dtype in (torch.float64, torch.int64, torch.int32):
+                return False
+        elif isinstance(value, (int, float)) and ctypes.c_float(value).value != value:  # NaN too, which is no matter
+            return False
+    return True
+
+
 def names_single(rule: Rule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether the dtype that the caller names, and the layout if any, is the one an LPTensor has anyway."""
     given = [kwargs.get(p) if isinstance(p, str) else args[p] if p < len(args) else None for p in rule.named_dtype]
@@ -63,7 +78,8 @@ def computed(op: Opened) -> Any:
     """What an op gives: in float64, by a product with rounded operands, or added up, as its arithmetic says."""
     func, plain, named, run = op.func, op.plain, op.named, correct(op.func)
     if wide(op.found):
-        plain, named, run = widened(plain), widened(named), in_double(func)
+        run = in_double(func, _all_single((*plain, *named.values())))
+        plain, named = widened(plain), widened(named)
         plain = tuple(torch.float64 if value is torch.float32 else value for value in plain)
         named = {name: torch.float64 if value is torch.float32 else value for name, value in named.items()}
     if any(shapes_products(x) for x in op.found):
@@ -136,7 +152,8 @@ def write(op: Opened, writes: Sequence[int | str], rounds: bool, round_: Round) 
         if accumulator is not None:
             refuse_sum(func, op.plain, op.named)
         if wide(op.found):
-            out = in_double(func)(*widened(op.plain, known), **widened(op.named, known))
+            run = in_double(func, _all_single((*op.plain, *op.named.values())))
+            out = run(*widened(op.plain, known), **widened(op.named, known))
         else:
             out = correct(func)(*op.plain, **op.named)
     for place in writes:

@@ -1,33 +1,38 @@
-"""Sums in float64 rounded to odd, after which one more rounding, in any direction, is the right one.
+"""Results in float64 rounded to odd, after which one more rounding, in any direction, is the right one.
 
 In float64 the products of fp32 numbers are exact, and their quotients and roots never come near a
 value or a midpoint of a format of up to 24 bits without being it (Figueroa 1995: 53 >= 2 * 24 + 2).
-Sums do: 1 + 2**-60 is 1 in float64. Rounded to odd in 53 bits, they round rightly to 51 bits or fewer
-(Boldo and Melquiond 2008).
+Sums do: 1 + 2**-60 is 1 in float64; so do products and quotients with a float64 number that fp32 does not
+hold. Rounded to odd in 53 bits, they round rightly to 51 bits or fewer (Boldo and Melquiond 2008).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lptensor.accumulate import odd_sum
+from lptensor.accumulate import odd_sum, two_product
 
 aten = torch.ops.aten
 
 
-def _add(x: Any, y: Any, alpha: Any = 1) -> Tensor:
-    if any(isinstance(v, complex) or isinstance(v, Tensor) and v.is_complex() for v in (x, y, alpha)):
-        plain: Tensor = aten.add(x, y, alpha=alpha)
-        return plain
+def _both(x: Any, y: Any) -> tuple[Tensor, Tensor]:
+    """Two operands, of which one may be a number, as float64 tensors of one shape."""
     device = (x if isinstance(x, Tensor) else y).device
-    x, y = (torch.as_tensor(v, device=device).to(torch.float64) for v in (x, y))
-    x, y = torch.broadcast_tensors(x, y if alpha == 1 else y * alpha)
-    return odd_sum(x.contiguous(), y.contiguous())
+    x, y = (
+        v.to(torch.float64) if isinstance(v, Tensor) else torch.tensor(v, dtype=torch.float64, device=device)
+        for v in (x, y)
+    )
+    x, y = torch.broadcast_tensors(x, y)
+    return x.contiguous(), y.contiguous()
+
+
+def _add(x: Any, y: Any, alpha: Any = 1) -> Tensor:
+    return odd_sum(*_both(x, y if alpha == 1 else y * alpha))
 
 
 def _sub(x: Any, y: Any, alpha: Any = 1) -> Tensor:
@@ -38,8 +43,21 @@ def _rsub(x: Any, y: Any, alpha: Any = 1) -> Tensor:
     return _add(y, x, -alpha)
 
 
-def _addcmul(x: Tensor, a: Tensor, b: Tensor, *, value: Any = 1) -> Tensor:
+def _addcmul(x: Tensor, a: Tensor, b: Tensor, value: Any = 1) -> Tensor:
     return _add(x, a * b, value)
+
+
+def _mul(x: Any, y: Any) -> Tensor:
+    return odd_sum(*two_product(*_both(x, y)))
+
+
+def _div(x: Any, y: Any) -> Tensor:
+    """Of the nearest quotient q, x - q y is a float64 number: its sign says on which side the quotient is."""
+    x, y = _both(x, y)
+    q = x / y
+    p, rest = two_product(q, y)
+    left = ((x - p) - rest) / y
+    return odd_sum(q, torch.where(q.isfinite() & left.isfinite(), left, 0.0))
 
 
 def _in_place(f: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -54,31 +72,60 @@ def _into(f: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return run
 
 
-_SUMS: dict[Any, Callable[..., Tensor]] = {
-    aten.add.Tensor: _add,
-    aten.add.Scalar: _add,
-    aten.sub.Tensor: _sub,
-    aten.sub.Scalar: _sub,
-    aten.rsub.Tensor: _rsub,
-    aten.rsub.Scalar: _rsub,
-    aten.addcmul.default: _addcmul,
-    aten.add_.Tensor: _in_place(_add),
-    aten.add_.Scalar: _in_place(_add),
-    aten.sub_.Tensor: _in_place(_sub),
-    aten.sub_.Scalar: _in_place(_sub),
-    aten.addcmul_.default: _in_place(_addcmul),
-    aten.add.out: _into(_add),
-    aten.sub.out: _into(_sub),
-    aten.addcmul.out: _into(_addcmul),
-}
+def _of_lists(f: Callable[..., Any], in_place: bool) -> Callable[..., Any]:
+    """``f`` of each tensor of a list, with its item of further lists."""
+
+    def run(xs: Sequence[Tensor], *args: Any, **kwargs: Any) -> list[Tensor] | None:
+        def of(i: int, value: Any) -> Any:
+            return value[i] if isinstance(value, (list, tuple)) else value
+
+        made = [f(x, *(of(i, a) for a in args), **{k: of(i, a) for k, a in kwargs.items()}) for i, x in enumerate(xs)]
+        return None if in_place else made
+
+    return run
+
+
+def _unless_complex(f: Callable[..., Tensor], op: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """``f`` of real operands, and the op itself of others."""
+
+    def run(*args: Any, **kwargs: Any) -> Tensor:
+        values = (*args, *kwargs.values())
+        beyond = any(isinstance(v, complex) or isinstance(v, Tensor) and v.is_complex() for v in values)
+        return (op if beyond else f)(*args, **kwargs)
+
+    return run
+
+
+def _everywhere(name: str, real: Callable[..., Tensor]) -> dict[Any, Callable[..., Any]]:
+    """An op, in place, with ``out=`` and of lists: its overloads, and what computes each."""
+    found: dict[Any, Callable[..., Any]] = {}
+    f = _unless_complex(real, getattr(aten, name))
+    for spelled, run in ((name, f), (f"{name}_", _in_place(f))):
+        for packet, make in ((spelled, run), (f"_foreach_{spelled}", _of_lists(run, run is not f))):
+            op = getattr(aten, packet, None)
+            for overload in set(op.overloads() if op else ()) & {"default", "Tensor", "Scalar", "List", "ScalarList"}:
+                found[getattr(op, overload)] = make
+    if "out" in getattr(aten, name).overloads():
+        found[getattr(aten, name).out] = _into(f)
+    return found
+
+
+_SUMS = _everywhere("add", _add) | _everywhere("sub", _sub) | _everywhere("rsub", _rsub)
+_SUMS |= _everywhere("addcmul", _addcmul)
+for _scalars in (aten._foreach_addcmul.Tensor, aten._foreach_addcmul_.Tensor):  # a tensor of one number for each
+    _SUMS.pop(_scalars)
+_FACTORS = _everywhere("mul", _mul) | _everywhere("div", _div)
 
 
 @cache
-def in_double(func: Any) -> Callable[..., Any]:
-    """What computes ``func`` on float64 tensors that hold fp32 numbers, so that one rounding is left.
+def in_double(func: Any, single: bool = True) -> Callable[..., Any]:
+    """What computes ``func`` on float64 tensors, so that one rounding is left.
 
-    >>> in_double(aten.mul.Tensor) is aten.mul.Tensor
-    True
+    Args:
+        single: whether fp32 holds all numbers that the operands hold.
+
+    >>> in_double(aten.mul.Tensor) is aten.mul.Tensor, in_double(aten.mul.Tensor, False) is aten.mul.Tensor
+    (True, False)
     """
     run: Callable[..., Any] = _SUMS.get(func, func)
-    return run
+    return run if single else _FACTORS.get(func, run)

@@ -151,6 +151,42 @@ def test_plain_float64_operands_and_numbers_are_used_exactly() -> None:
     assert (x + tiny).item() == (x + 2.0**-40).item() == 1 + 2.0**-23
 
 
+NUMBERS = [0.1, 1 / 3, 2.0**-11 * (1 + 2.0**-30), 1e-30, -7.3]
+WITH_A_NUMBER: dict[str, tuple[Callable[[Tensor, float], Tensor], Callable[[Fraction, Fraction], Fraction]]] = {
+    "x + number": (lambda x, c: x + c, lambda x, c: x + c),
+    "x - number": (lambda x, c: x - c, lambda x, c: x - c),
+    "number - x": (lambda x, c: c - x, lambda x, c: c - x),
+    "x * number": (lambda x, c: x * c, lambda x, c: x * c),
+    "x / number": (lambda x, c: x / c, lambda x, c: x / c),
+    "x *= number": (lambda x, c: x.clone().mul_(c), lambda x, c: x * c),
+    "x / tensor": (lambda x, c: x / torch.full((len(x),), c, dtype=torch.float64), lambda x, c: x / c),
+    "list / number": (lambda x, c: torch._foreach_div([x], c)[0], lambda x, c: x / c),
+    "list + numbers": (lambda x, c: torch._foreach_add([x], [c])[0], lambda x, c: x + c),
+}
+
+
+@pytest.mark.parametrize("mode", exact.MODES)
+@pytest.mark.parametrize("op", WITH_A_NUMBER)
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_number_that_fp32_does_not_hold_is_used_as_it_is(name: str, op: str, mode: str) -> None:
+    format, values = FORMATS[name]
+    run, true = WITH_A_NUMBER[op]
+    low = lp(hard_numbers(format)[0], Arithmetic(format, rounding=mode, compute=torch.float64))
+    for number in NUMBERS:
+        wanted = [true(Fraction(x), Fraction(number)) for x in low.dequantize().tolist()]
+        check(run(low, number), values, wanted, mode)
+
+
+def test_lists_of_tensors_get_the_sums_of_each() -> None:
+    a, b, c = (lp(x, Arithmetic(FP16, compute=torch.float64)) for x in hard_numbers(FP16))
+    assert torch.equal(torch._foreach_add([a, c], [b, b], alpha=0.3)[1], torch.add(c, b, alpha=0.3))
+    assert torch.equal(torch._foreach_addcmul([a, c], [a, b], [b, b], 0.3)[1], torch.addcmul(c, b, b, value=0.3))
+    assert torch.equal(torch._foreach_sub([a, c], 0.1)[0], a - 0.1)
+    kept = [a.clone(), c.clone()]
+    torch._foreach_add_(kept, [b, b])
+    assert torch.equal(kept[0], a + b) and torch.equal(kept[1], c + b)
+
+
 def test_what_selects_values_and_what_is_no_float_stays() -> None:
     x = lp(torch.randn(20), WIDE)
     assert torch.equal(x.relu().dequantize(), x.dequantize().relu())
