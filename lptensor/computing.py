@@ -151,7 +151,7 @@ def write(op: Opened, writes: Sequence[int | str], rounds: bool, round_: Round) 
     else:
         if accumulator is not None:
             refuse_sum(func, op.plain, op.named)
-        if wide(op.found):
+        if rounds and wide(op.found):
             run = in_double(func, _all_single((*op.plain, *op.named.values())))
             out = run(*widened(op.plain, known), **widened(op.named, known))
         else:
@@ -161,7 +161,7 @@ def write(op: Opened, writes: Sequence[int | str], rounds: bool, round_: Round) 
         for target, inner in zip(targets, inners, strict=True):
             value = known.get(id(inner), inner)
             if rounds and inner is not target:
-                round_(value, target._arithmetic, target._gradient)
+                value = round_(value, target._arithmetic, target._gradient)  # anew, where a tracer watches
             if value is not inner:
                 if inner.shape != value.shape:
                     _grow(func, inner, value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -124,3 +125,59 @@ def test_a_generator_of_its_own_is_refused_in_a_graph() -> None:
     acc = Accumulator(FP16, rounding="stochastic")
     with FakeTensorMode(), pytest.raises(ValueError, match="use torch.manual_seed"):
         gemm(torch.ones(2, 3), torch.ones(3, 2), acc, generator=torch.Generator())
+
+
+def grown(x: Tensor, write: Callable[[Tensor], object]) -> Tensor:
+    y = x.clone()
+    write(y)
+    return y
+
+
+WRITES: dict[str, Callable[[Tensor], Tensor]] = {
+    "add_": lambda x: grown(x, lambda y: y.add_(0.33)),
+    "mul_, relu_": lambda x: grown(x, lambda y: y.mul_(y).relu_()),
+    "an item": lambda x: grown(x, lambda y: y.__setitem__(1, 0.33)),
+    "masked_fill_": lambda x: grown(x, lambda y: y.masked_fill_(y > 0, 0.33)),
+    "addmm_": lambda x: grown(x, lambda y: y.addmm_(x, x)),
+    "out=": lambda x: torch.add(x, x, alpha=0.3, out=torch.empty_like(x)),
+    "a list": lambda x: grown(x, lambda y: torch._foreach_add_([y], 0.33)),
+    "an argument": lambda x: x.mul_(1.1) + 1,
+}
+
+
+@pytest.mark.parametrize(
+    "arithmetic",
+    [
+        Arithmetic(E4M3, accumulator=Accumulator(BF16)),
+        Arithmetic(E4M3, operands=Gemm((E4M3, E4M3))),
+        Arithmetic(E4M3, compute=torch.float64),
+        Arithmetic(E4M3),
+    ],
+    ids=["accumulator", "operands", "float64", "fp32"],
+)
+@pytest.mark.parametrize("name", WRITES)
+def test_what_a_graph_writes_into_is_rounded(name: str, arithmetic: Arithmetic) -> None:
+    torch._dynamo.reset()
+    x, seen = torch.randn(6, 6).to_lp(arithmetic), []  # type: ignore[attr-defined]
+    for f in (WRITES[name], torch.compile(WRITES[name], backend="aot_eager", fullgraph=True)):
+        given = x.clone()
+        seen.append((f(given).dequantize(), given.dequantize()))  # type: ignore[operator]
+    (result, argument), (compiled, compiled_argument) = seen
+    assert torch.equal(compiled, result) and torch.equal(compiled_argument, argument)
+    assert torch.equal(lptensor.round(result, E4M3), result) and not torch.equal(result, x.dequantize())
+
+
+@pytest.mark.parametrize("compute", [torch.float32, torch.float64], ids=str)
+def test_a_compiled_step_is_the_eager_one_in_every_arithmetic(compute: torch.dtype) -> None:
+    arithmetic = Arithmetic(BF16, compute=compute, accumulator=ADDED if compute is torch.float32 else None)
+    weights = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        w = nn.Parameter(torch.randn(7).to_lp(arithmetic))  # type: ignore[attr-defined]
+        optimizer = torch.optim.SGD([w], lr=0.1, momentum=0.9)
+        step = torch.compile(optimizer.step, backend="aot_eager") if compiled else optimizer.step
+        for _ in range(3):
+            w.grad = torch.randn(7).to_lp(arithmetic)  # type: ignore[attr-defined]
+            step()
+        weights.append(w.dequantize())  # type: ignore[operator]
+    assert torch.equal(*weights)
