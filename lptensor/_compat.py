@@ -619,18 +619,22 @@ def wait_for(results: Any) -> None:
             result.wait()
 
 
-def coerce_seeds(coerce: Callable[[Any, Tensor, bool], Tensor]) -> None:
-    """Let ``coerce(output, gradient, batched)`` see the gradients that a caller hands to autograd.
+def coerce_seeds(coerce: Callable[[Any, Tensor, bool, bool], Tensor]) -> None:
+    """Let ``coerce(output, gradient, batched, given)`` see the gradients with which autograd starts.
 
-    Without it a plain one goes back through a result in low precision, to its leaves, and is never rounded.
+    Without it a plain one that a caller gives goes back through a result in low precision, to its leaves, and is never
+    rounded; and torch's own 1, where none was given, is rounded to the format of the result, which may lack it.
     """
     make = torch.autograd._make_grads
 
     @run_by_python
     def made(outputs: Any, grads: Any, is_grads_batched: bool) -> tuple[Tensor | None, ...]:
         seeds = make(outputs, grads, is_grads_batched)
-        pairs = zip(outputs, seeds, strict=False)  # torch counts them itself, and says so
-        return tuple(seed if seed is None else coerce(output, seed, is_grads_batched) for output, seed in pairs)
+        triples = zip(outputs, seeds, grads, strict=False)  # torch counts them itself, and says so
+        return tuple(
+            seed if seed is None else coerce(output, seed, is_grads_batched, grad is not None)
+            for output, seed, grad in triples
+        )
 
     torch.autograd._make_grads = made
 

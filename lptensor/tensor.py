@@ -199,10 +199,19 @@ def _as_gradient(what: str, grad: Tensor, arithmetic: Arithmetic) -> LPTensor:
     return LPTensor(dispatch.watched(what, Kind.ROUND, partial(round_, inner, arithmetic, True)), arithmetic, True)
 
 
-def _seed(output: Any, grad: Tensor, batched: bool) -> Tensor:
-    """The gradient that a caller gives for a result: rounded, as that of a native dtype is cast, if it is plain."""
-    inner, given = (_compat.innermost(x) if isinstance(x, Tensor) else x for x in (output, grad))
-    if not isinstance(inner, LPTensor) or isinstance(given, LPTensor) or grad.layout is not torch.strided:
+def _seed(output: Any, grad: Tensor, batched: bool, given: bool) -> Tensor:
+    """The gradient of a result with which autograd starts, rounded to the result's format of gradients.
+
+    That is one that a caller gives, if it is plain, as that of a native dtype is cast; and 1 where none is given.
+    """
+    inner, seed = (_compat.innermost(x) if isinstance(x, Tensor) else x for x in (output, grad))
+    if not isinstance(inner, LPTensor) or grad.layout is not torch.strided:
+        return grad
+    if not given:  # torch made one like the result, in its format
+        return _apply(
+            _EnterSeed, torch.ones(output.shape, dtype=torch.float32, device=output.device), inner._arithmetic
+        )
+    if isinstance(seed, LPTensor):
         return grad
     if batched and isinstance(inner._arithmetic.gradient_format, BlockFormat):  # the blocks are those of each one
         return torch.stack([_apply(_EnterSeed, one.float(), inner._arithmetic) for one in grad])

@@ -12,7 +12,19 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from low import is_low, rounded, same, values
-from lptensor import BF16, E4M3, E5M2, FP16, FP32, Arithmetic, BlockFloatingPoint, LPTensor, convert
+from lptensor import (
+    BF16,
+    E4M3,
+    E5M2,
+    FP16,
+    FP32,
+    Arithmetic,
+    BlockFloatingPoint,
+    FixedPoint,
+    Format,
+    LPTensor,
+    convert,
+)
 
 BOTH = Arithmetic(BF16, backward=E5M2)
 
@@ -437,3 +449,19 @@ def test_a_gradient_that_is_all_one_has_the_backward_format(last: Callable[..., 
     y = last(x, (0,)) if last is torch.flip else last(x)
     y.sum().backward()
     assert x.grad.format == E5M2 and (x.grad == 1).all()
+
+
+SEEDED: dict[str, Callable[[LPTensor], Any]] = {
+    "backward": lambda x: x.sum().backward() or x.grad,  # type: ignore[func-returns-value]
+    "autograd.grad": lambda x: torch.autograd.grad(x.sum(), x)[0],
+    "func.grad": lambda x: torch.func.grad(torch.sum)(x),
+    "vmap of func.grad": lambda x: torch.vmap(torch.func.grad(torch.sum))(x[None])[0],
+    "jacobian": lambda x: torch.autograd.functional.jacobian(torch.sum, x),
+}
+
+
+@pytest.mark.parametrize("way", SEEDED)
+@pytest.mark.parametrize("format", [FixedPoint(8, 8), FixedPoint(8, -1)], ids=str)
+def test_backward_starts_from_one_although_the_format_of_the_loss_may_lack_it(format: Format, way: str) -> None:
+    x = torch.tensor([0.25, 8.0]).to_lp(Arithmetic(format, backward=FP32)).requires_grad_()  # type: ignore[attr-defined]
+    assert SEEDED[way](x).tolist() == [1, 1]
