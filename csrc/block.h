@@ -53,8 +53,9 @@ template <class T> LPT_FN typename lpt_carrier<T>::bits lpt_bump(const lpt_block
 
 // The second-level scale of a tensor whose largest finite magnitude is given.
 LPT_FN float lpt_tensor_scale(const lpt_scaled &b, float largest) {
-    const float smallest = lpt_value<float>(1u), whole = largest / (float)b.whole;
-    return b.whole == 0 ? 1.0f : whole > smallest ? whole : smallest;
+    const float smallest = lpt_value<float>(1u), most = 3.4028234663852886e38f;
+    const float whole = largest / (float)b.whole;
+    return b.whole == 0 ? 1.0f : whole < smallest ? smallest : whole > most ? most : whole;
 }
 
 // The scale s of a block before that of the tensor. All is done in fp32, whatever the carrier, and

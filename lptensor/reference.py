@@ -121,7 +121,7 @@ def _scales(x: Tensor, largest: Tensor, lost: Tensor, blocks: ScaledBlocks) -> t
     if blocks.whole and x.numel():
         values = exact(x)
         top = _single(torch.where(values.isfinite(), values.abs(), 0.0).amax()).clamp(max=most)
-        whole = _single(top / blocks.whole).clamp(min=2.0**-149)
+        whole = _single(top / blocks.whole).clamp(2.0**-149, most)
     s = _single(_single(_single(exact(largest)).clamp(max=most) / blocks.top) / whole)
     s = _round(
         s.clamp(blocks.floor, blocks.ceiling), blocks.scale, torch.zeros_like(lost, dtype=torch.int64), Rounding(), None

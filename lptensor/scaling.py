@@ -125,8 +125,8 @@ class CurrentMaximum(Scaling):
     - "rceil": the smallest power of two at or above m / max, so that nothing is clipped.
 
     With any other ``scale`` the arithmetic is fp32, each operation rounded to nearest even:
-    g = m_tensor / (max * scale.max) if ``tensor_scale`` (at least 2**-149; that product is held to
-    the largest fp32), else 1;
+    g = m_tensor / (max * scale.max) if ``tensor_scale`` (at least 2**-149; it and that product are held
+    to the largest fp32), else 1;
     s = R_scale(clamp(m_tile / max / g, floor, scale.max)); t = s * g; and x becomes t * R(x / t),
     or, with ``reciprocal``, t * R(x * (1 / g / s)); t and the reciprocal held to the largest fp32. The
     quotient and the products of elements are taken in the dtype of x; the maximum of a float64

@@ -339,3 +339,14 @@ def test_two_level_formats_are_values(format: TwoLevel) -> None:
     for other in (eval(repr(format)), pickle.loads(pickle.dumps(format)), copy.deepcopy(format)):
         assert other == format and hash(other) == hash(format) and other.lowered == format.lowered
     assert format != TwoLevel(E2M1, 1234)
+
+
+@pytest.mark.parametrize("reciprocal", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_the_scale_of_a_tensor_is_held_to_the_largest_number_too(dtype: torch.dtype, reciprocal: bool) -> None:
+    """It would be 4.3e38 for an element and a scale whose largest values have a product below 1."""
+    x, format = torch.full((2, 4), 3.3e38, dtype=dtype), TwoLevel(FixedPoint(4, 12), 4, reciprocal=reciprocal)
+    x[1] = torch.tensor([1.0, -(2.0**100), 2.0**127, 0.0])
+    check(x, format, (1, 4))
+    for rounder in ROUNDERS:
+        assert run(rounder, x, format).isfinite().all()

@@ -115,7 +115,8 @@ def rounded_block(
 def tensor_scale(xs: Sequence[float], top: float, scale_top: float) -> np.float32:
     """The second-level scale of NVFP4: the largest finite magnitude over the largest that both levels reach."""
     largest = held(max((abs(x) for x in xs if math.isfinite(x)), default=0.0))
-    return max(largest / held(top * scale_top), np.float32(2.0**-149))
+    with np.errstate(over="ignore"):
+        return min(max(largest / held(top * scale_top), np.float32(2.0**-149)), MOST)
 
 
 def held(x: float) -> np.float32:
