@@ -63,7 +63,7 @@ def _(format: ScalarFormat) -> FormatInfo:
         bits=format.bits,
         precision=grid.precision,
         emin=grid.emin,
-        emax=grid.emax,
+        emax=math.frexp(format.max)[1] - 1 if 0 < format.max < math.inf else grid.emax,
         max=format.max,
         min=format.min,
         smallest_normal=grid.smallest if even else 2.0**grid.emin,

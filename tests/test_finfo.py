@@ -201,3 +201,9 @@ def test_known_inclusions() -> None:
     assert not FP32.contains(FixedPoint(8, 4, clamp=False))
     with pytest.raises(TypeError, match="compares scalar formats, got BlockFloatingPoint"):
         FP32.contains(BlockFloatingPoint(8))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("format", [P3109(4, 4), P3109(2, 2, signed=False), P3109(8, 3), E4M3, E8M0, E2M1], ids=str)
+def test_emax_is_the_exponent_of_the_largest_value(format: ScalarFormat) -> None:
+    """Also where there are no normal numbers."""
+    assert finfo(format).emax == math.floor(math.log2(format.max))
