@@ -252,9 +252,11 @@ def _normal_float_4() -> Codebook:
     spacing is that of float32.
     """
     outermost, quantile = 0.9677083, NormalDist().inv_cdf
-    positive = [quantile(p) for p in torch.linspace(outermost, 0.5, 9, device="cpu")[:-1].tolist()]
-    negative = [-quantile(p) for p in torch.linspace(outermost, 0.5, 8, device="cpu")[:-1].tolist()]
-    values = torch.tensor([*negative, 0.0, *reversed(positive)], device="cpu")
+    positive = [quantile(p) for p in torch.linspace(outermost, 0.5, 9, dtype=torch.float32, device="cpu")[:-1].tolist()]
+    negative = [
+        -quantile(p) for p in torch.linspace(outermost, 0.5, 8, dtype=torch.float32, device="cpu")[:-1].tolist()
+    ]
+    values = torch.tensor([*negative, 0.0, *reversed(positive)], dtype=torch.float32, device="cpu")
     return Codebook(values / values.max(), "NF4")
 
 

@@ -72,8 +72,8 @@ class DelayedScaling(nn.Module):
         if not 0 < format.grid.max < float("inf"):
             raise ValueError(f"delayed scaling needs a format with a largest value, which {format!r} lacks")
         self.format, self.scaling, self.rounding = format, scaling, as_rounding(rounding)
-        self.register_buffer("amax_history", torch.zeros(scaling.history))
-        self.register_buffer("scale", torch.ones(()))
+        self.register_buffer("amax_history", torch.zeros(scaling.history, dtype=torch.float32))
+        self.register_buffer("scale", torch.ones((), dtype=torch.float32))
 
     @_compat.break_graph
     @of_values

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -78,3 +80,31 @@ def test_an_lptensor_trains() -> None:
     arithmetic = Arithmetic(FloatingPoint(8), rounding="stochastic")
     there, here = both(step)
     assert there == here
+
+
+DEFAULT_DTYPE = """
+import sys, torch
+torch.set_default_dtype(getattr(torch, sys.argv[1]))
+import lptensor
+from lptensor.study import flip_bits
+from lptensor.delayed import DelayedScaling
+x = torch.linspace(-2, 2, 999, dtype=torch.float32)
+delayed = DelayedScaling(lptensor.E4M3).to("cpu")
+delayed(x)
+print(lptensor.NF4.values().double().tolist(), lptensor.DYNAMIC8.values().double().tolist())
+print(delayed(x).double().tolist(), [t.dtype for t in delayed.state_dict().values()])
+print(flip_bits(x, lptensor.E4M3, 0.25, generator=torch.Generator().manual_seed(0)).double().tolist())
+wide = lptensor.Arithmetic(lptensor.FP16, compute=torch.float64)
+print((x.to_lp(wide) + 0.1).dequantize().double().tolist())
+"""
+
+
+def test_torchs_default_dtype_is_nobodys_business() -> None:
+    def printed(dtype: str) -> str:
+        run = subprocess.run([sys.executable, "-c", DEFAULT_DTYPE, dtype], capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+        return run.stdout
+
+    single = printed("float32")
+    assert "torch.float64" not in single
+    assert all(printed(dtype) == single for dtype in ("float64", "bfloat16"))

@@ -192,7 +192,7 @@ def _flip(
             places = torch.randint(chances, (2 * count + 8,), generator=generator).unique(sorted=False)
             places = places[torch.randperm(len(places), generator=generator)][:count]
     else:
-        places = (torch.rand(chances, generator=generator) < rate).nonzero().flatten()
+        places = (torch.rand(chances, dtype=torch.float32, generator=generator) < rate).nonzero().flatten()
     if _lacks_nan(format):
         places = places[~x.detach().reshape(-1)[(places // len(bits)).to(x.device)].isnan().cpu()]
     mask = torch.zeros(x.numel(), dtype=torch.int64)
