@@ -13,7 +13,7 @@ from lptensor import _compat
 from lptensor.arithmetic import Arithmetic
 from lptensor.nests import Cast, begin_crossing, end_crossing
 from lptensor.process_wide import without_onednn
-from lptensor.tensor import LPTensor, enter
+from lptensor.tensor import LPTensor, enter, is_low
 
 
 def unhook(module: nn.Module) -> None:
@@ -46,8 +46,8 @@ class Boundary:
 def _recast(source: Arithmetic | None, target: Arithmetic | None) -> Cast:
     def cast(x: Tensor) -> Tensor:
         if target is None:
-            return x.dequantize() if isinstance(x, LPTensor) else x
-        if source is None or isinstance(x, LPTensor):
+            return x.dequantize() if is_low(x) else x
+        if source is None or is_low(x):
             lp: Tensor = x.to_lp(target)  # type: ignore[attr-defined]
             return lp
         return x

@@ -14,7 +14,7 @@ from lptensor import _compat
 from lptensor.arithmetic import Arithmetic
 from lptensor.nests import Crossing
 from lptensor.process_wide import without_onednn
-from lptensor.tensor import LPTensor
+from lptensor.tensor import is_low
 
 _BEFORE = "_lptensor_before"  # where a running layer keeps its calls, the inner one last
 
@@ -111,7 +111,7 @@ class LayerProducts:
             without_onednn.__exit__()
         if not compiling:
             _lock(module).release()
-        return call.crossing.leave(output, lambda x: x.dequantize() if type(x) is LPTensor else x)
+        return call.crossing.leave(output, lambda x: x.dequantize() if is_low(x) else x)
 
     def _enter(self, x: Tensor) -> Tensor:
         check_plain(x)
@@ -121,7 +121,7 @@ class LayerProducts:
 
 def check_plain(x: Tensor) -> None:
     """Refuse what is no plain fp32 tensor."""
-    if type(x) is LPTensor:
+    if is_low(x):
         raise TypeError(f"lower(operands=, accumulator=) is for plain models, got an LPTensor; {WAY_OUT}")
     if x.dtype is not torch.float32:
         raise TypeError(f"lower(operands=, accumulator=) is for fp32 models, got {x.dtype}; convert it with .float()")

@@ -218,6 +218,13 @@ def _seed(output: Any, grad: Tensor, batched: bool, given: bool) -> Tensor:
     return _apply(_EnterSeed, grad.float(), inner._arithmetic)
 
 
+def is_low(x: Any) -> bool:
+    """Whether ``x`` is an LPTensor, also where torch.func wraps it into a tensor of its own."""
+    if isinstance(x, LPTensor) or torch.compiler.is_dynamo_compiling() or not isinstance(x, Tensor):
+        return isinstance(x, LPTensor)
+    return _compat.transforming() and isinstance(_compat.innermost(x), LPTensor)
+
+
 def enter(x: Tensor, arithmetic: Arithmetic, gradient: bool = False) -> LPTensor:
     """A plain floating-point tensor as an LPTensor, without autograd. float64 is rounded before it becomes fp32."""
     format = arithmetic.gradient_format if gradient else arithmetic.forward

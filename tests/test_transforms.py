@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,16 +11,21 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 import lptensor
+from low import values
 from lptensor import (
     BF16,
     E4M3,
     E5M2,
     MXFP8_E4M3,
+    Accumulator,
     Arithmetic,
     BlockFloatingPoint,
+    FixedPoint,
     Format,
+    Gemm,
     Stochastic,
     convert,
+    lower,
     quantizer,
     round as lp_round,
 )
@@ -249,3 +255,45 @@ def test_inference_mode_gives_the_bits_of_no_grad() -> None:
 def test_a_vmap_of_the_same_random_words_is_refused() -> None:
     with pytest.raises(RuntimeError, match='randomness="different"'):
         torch.vmap(lambda x: lptensor.round(x, E4M3, "stochastic"), randomness="same")(torch.full((4, 2), 1.05))
+
+
+def mixed(how: str) -> nn.Module:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 4))
+    made: dict[str, Callable[[], nn.Module]] = {
+        "a plain layer behind": lambda: convert(net, {"0": FixedPoint(4, 2)}),
+        "two formats": lambda: convert(net, {"2": BF16, "*": E4M3}),
+        "operands": lambda: lower(net, ["linear"], operands=Gemm((FixedPoint(4, 2),) * 2), exempt=["2"]),
+        "an accumulator": lambda: lower(net, ["linear"], accumulator=Accumulator(BF16), exempt=["2"]),
+        "numbers and operands": lambda: lower(
+            net,
+            ["linear"],
+            forward_number=E4M3,
+            forward_rounding="nearest",
+            backward_rounding="nearest",
+            operands=Gemm((E5M2, E5M2)),
+        ),
+    }
+    return made[how]()
+
+
+@pytest.mark.parametrize(
+    "how", ["a plain layer behind", "two formats", "operands", "an accumulator", "numbers and operands"]
+)
+def test_formats_of_modules_end_where_they_end_under_a_transformation(how: str) -> None:
+    """Where torch.func wraps an LPTensor, the boundaries of modules have to look into the wrapper."""
+    net, x = mixed(how), torch.randn(6, 8)
+    y = net(x)
+    for z in (torch.func.vjp(net, x)[0], torch.func.jvp(net, (x,), (x,))[0]):
+        assert type(z) is type(y) and getattr(z, "arithmetic", None) == getattr(y, "arithmetic", None)
+        assert torch.equal(values(z), values(y))
+    assert type(torch.vmap(net)(x)) is type(y)
+
+    def loss(parameters: dict[str, Tensor]) -> Tensor:
+        return torch.func.functional_call(net, parameters, (x,)).square().sum()
+
+    parameters = dict(net.named_parameters())
+    loss(parameters).backward()
+    found = torch.func.grad(loss)({name: p.detach() for name, p in parameters.items()})
+    for name, p in parameters.items():
+        assert type(found[name]) is type(p.grad) and torch.equal(values(found[name]), values(p.grad)), name
