@@ -297,3 +297,11 @@ def test_formats_of_modules_end_where_they_end_under_a_transformation(how: str) 
     found = torch.func.grad(loss)({name: p.detach() for name, p in parameters.items()})
     for name, p in parameters.items():
         assert type(found[name]) is type(p.grad) and torch.equal(values(found[name]), values(p.grad)), name
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+def test_a_quantizer_that_masks_is_transformed(rounding: str) -> None:
+    q, x = quantizer(FixedPoint(4, 3), E5M2, rounding, "nearest", clamping_grad_zero=True), 2 * torch.randn(4, 16)
+    found = torch.vmap(torch.func.grad(lambda v: q(v).sum()), randomness="different")(x)
+    assert torch.vmap(q, randomness="different")(x).shape == x.shape and 0 < (found == 0).sum() < x.numel()
+    assert (found[x.abs() < 0.8] == 1).all() and (found[(x < -1.2) | (x > 1.1)] == 0).all()
