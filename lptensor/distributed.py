@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -69,6 +70,15 @@ def refuse_distributed(x: Tensor) -> None:
         raise TypeError(
             "a DTensor cannot become low precision, but it can hold what is: convert the model before fully_shard() "
             "or distribute_module(), a tensor before distribute_tensor()"
+        )
+
+
+def refuse_sharded(parameters: Iterable[Tensor], what: str) -> None:
+    """Say that a step which rounds values itself cannot take DTensors, of which each process has a part."""
+    if any(_compat.local_part(p) is not None for p in parameters):
+        raise TypeError(
+            f"{what} takes whole tensors, got a DTensor as fully_shard() makes them; convert the model before that, "
+            "and step it with a torch optimizer as it is: weights and state are then rounded to the weights' formats"
         )
 
 

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from lptensor import ops, optimizer_state
 from lptensor.arithmetic import Arithmetic
 from lptensor.base import Format, ScalarFormat
+from lptensor.distributed import refuse_sharded
 from lptensor.loans import Loans
 from lptensor.momenta import as_momenta
 from lptensor.observe import saying
@@ -80,7 +81,7 @@ class OptimLP(Optimizer):
 
     Raises:
         TypeError: no optimizer, a quantizer that is neither format nor function, parameters that a
-            format cannot round (it takes float32 and float64).
+            format cannot round (it takes float32 and float64), or that are sharded.
         ValueError: grad_scaling not positive, a momentum key that the optimizer does not have (one that is not torch's
             shows it at its first step), an ``update`` that is unknown or clashes with the other arguments, LPTensors
             of a format that lacks values of weight_quant.
@@ -286,6 +287,7 @@ class OptimLP(Optimizer):
         return by_update(self.update, as_step("weight_quant", own))
 
     def _check(self, groups: list[dict[str, Any]]) -> None:
+        refuse_sharded(listed(groups), "OptimLP")
         for p in listed(groups):
             rule, own = self._weight_rule(p), self._loans.own(p).forward if isinstance(p, LPTensor) else None
             if own is not None and rule is not None and self._would_round_twice(rule.format, own):

@@ -17,6 +17,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from lptensor.arithmetic import Arithmetic, as_arithmetic
 from lptensor.base import ScalarFormat
+from lptensor.distributed import refuse_sharded
 from lptensor.formats import Format
 from lptensor.nests import map_nest
 from lptensor.ops import round_fresh
@@ -69,6 +70,7 @@ def fit(optimizer: Optimizer, spec: Format | Arithmetic | None | Mapping[str, Fo
             check_carrier(arithmetic)
         rules.append((pattern, arithmetic))
     optimizer = _bare(optimizer)
+    refuse_sharded((p for group in optimizer.param_groups for p in group["params"]), "convert(optimizer)")
     known = known_keys(optimizer)
     for pattern, _ in rules:
         if known and not any(fnmatchcase(key, pattern) for key in known):

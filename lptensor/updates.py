@@ -77,8 +77,8 @@ KEPT = {"kahan": "weight_compensation", "mcf": "weight_residual"}
 
 def _compiled(weight: Tensor, format: Format) -> bool:
     """Whether csrc/updates.h computes the same, in one pass; not where somebody looks at each rounding."""
-    known = type(format.lowered) is Grid and weight.is_cpu and weight.dtype in (torch.float32, torch.float64)
-    return known and not observe.anyone and _native.library() is not None
+    plain = type(weight) is Tensor and weight.is_cpu and weight.dtype in (torch.float32, torch.float64)
+    return plain and type(format.lowered) is Grid and not observe.anyone and _native.library() is not None
 
 
 def _contiguous(weight: Tensor, *others: Tensor) -> tuple[Tensor, Tensor, Tensor]:

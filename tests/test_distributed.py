@@ -128,4 +128,4 @@ def test_a_precision_beside_the_format_is_refused(found: dict[str, list[Any]]) -
 
 def test_what_is_distributed_is_not_converted_and_stays_as_it_was(found: dict[str, list[Any]]) -> None:
     for *said, kind in found["convert_what_is_distributed"]:
-        assert len(said) == 2 and all("before fully_shard" in text for text in said) and kind == "DTensor"
+        assert len(said) == 4 and all("fully_shard" in text for text in said) and kind == "DTensor"

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import SGD, Adam
 
 from lptensor import BF16, DYNAMIC8, E4M3, E5M2, FP16, Arithmetic, FixedPoint, OptimLP, convert, updates
@@ -349,3 +350,13 @@ def test_looking_at_a_mean_draws_nothing() -> None:
         drawn = torch.rand(1)
     torch.set_rng_state(before)
     assert torch.equal(torch.rand(1), drawn)
+
+
+@pytest.mark.parametrize("update", ["kahan", "mcf"])
+def test_a_tensor_without_memory_of_its_own_is_no_matter_for_the_kernels(update: str) -> None:
+    """As fake tensors are, of which a kernel would read where there is nothing."""
+    with FakeTensorMode():
+        w = nn.Parameter(torch.ones(4))
+        w.grad = torch.ones(4)
+        OptimLP(SGD([w]), BF16, update=update).step()
+        assert w.shape == (4,)

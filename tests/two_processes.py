@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from lptensor import E2M1, E4M3, E5M2, Arithmetic, LPTensor, convert
+from lptensor import E2M1, E4M3, E5M2, Arithmetic, LPTensor, OptimLP, convert
 
 WORLD, STEPS = 2, 3
 BOTH = Arithmetic(E4M3, backward=E5M2)
@@ -209,7 +209,13 @@ def convert_what_is_distributed(rank: int) -> list[str]:
     model = net()
     fully_shard(model, mesh=init_device_mesh("cpu", (WORLD,)))
     said = []
-    for attempt in (lambda: convert(model, E4M3), lambda: model[0].weight.to_lp(E4M3)):
+    steps = torch.optim.Adam(model.parameters())
+    for attempt in (
+        lambda: convert(model, E4M3),
+        lambda: model[0].weight.to_lp(E4M3),
+        lambda: OptimLP(steps, weight_quant=E4M3),
+        lambda: convert(steps, None),
+    ):
         try:
             attempt()
         except TypeError as error:

@@ -43,7 +43,7 @@ def range_of(format: Format) -> Range:
 
 def native(x: Tensor) -> bool:
     """Whether the compiled loops count this tensor."""
-    return x.is_cpu and _native.library() is not None
+    return type(x) is Tensor and x.is_cpu and _native.library() is not None
 
 
 def alike(first: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
