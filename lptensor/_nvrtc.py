@@ -94,16 +94,17 @@ def _done(code: int) -> None:
 
 
 def architecture(major: int, minor: int) -> str:
-    """What is compiled for a device: its own capability, or the closest one below, which it runs too.
+    """What is compiled for a device: its own capability, or the first of its kind, which it runs too.
 
-    Devices may be younger than the NVRTC that torch brings, and torch run on them nevertheless.
+    Devices may be younger than the NVRTC that torch brings, and torch run on them nevertheless. What lies between
+    may be embedded ones (8.7, 10.1), whose code others do not run.
     """
     count = ctypes.c_int()
     _done(library().nvrtcGetNumSupportedArchs(ctypes.byref(count)))
     known = (ctypes.c_int * count.value)()
     _done(library().nvrtcGetSupportedArchs(known))
     own = 10 * major + minor
-    return f"sm_{max((other for other in known if 10 * major <= other <= own), default=own)}"
+    return f"sm_{own if own in known else min((other for other in known if 10 * major <= other < own), default=own)}"
 
 
 # -- what csrc/launch.cpp calls --------------------------------------------------------------------------

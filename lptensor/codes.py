@@ -187,15 +187,20 @@ def decode(codes: Tensor, format: Format) -> Tensor:
 
 
 def _pays(x: Tensor, format: Format) -> bool:
-    """Whether to work out each code once, and keep it: of many elements, which nobody traces or transforms."""
+    """Whether to work out each code once, and keep it: of many elements, which nobody traces or transforms.
+
+    Nor captures in a CUDA graph: that would hold a table which it only fills when it is replayed, or which is freed
+    before.
+    """
     plain = type(x) is Tensor and not _compat.traced() and not _compat.transforming()
-    return plain and x.numel() > 2**16 and _bits(format) <= 16
+    captured = x.is_cuda and torch.cuda.is_current_stream_capturing()
+    return plain and not captured and x.numel() > 2**16 and _bits(format) <= 16
 
 
 @lru_cache(maxsize=64)
 def _values_by_code(format: Format, device: torch.device) -> Tensor:
-    """What ``decode`` makes of every code."""
-    return decode(torch.arange(1 << _bits(format), device=device), format)
+    """What ``decode`` makes of every code. It is there, for all streams of a device, when this returns."""
+    return decode(torch.arange(1 << _bits(format), device="cpu"), format).to(device)
 
 
 class _Codes(NamedTuple):
@@ -211,7 +216,7 @@ def _codes_by_upper_bits(format: Format, device: torch.device) -> _Codes | None:
         return None
     if isinstance(format, FixedPoint) and not format.clamp:
         return None
-    values = decode(torch.arange(1 << _bits(format), device=device), format)
+    values = decode(torch.arange(1 << _bits(format), device="cpu"), format)
     of_nan = bool(values.isnan().any())
     values = values[~values.isnan()]
     shift = 16
@@ -219,12 +224,12 @@ def _codes_by_upper_bits(format: Format, device: torch.device) -> _Codes | None:
         shift -= 1
         if 1 << 32 - shift > _MOST_CODES:
             return None
-    codes = torch.zeros(1 << 32 - shift, dtype=code_dtype(_bits(format)), device=device)
+    codes = torch.zeros(1 << 32 - shift, dtype=code_dtype(_bits(format)), device="cpu")
     codes[values.view(torch.int32) >> shift & len(codes) - 1] = encode_exact(format, exact(values)).to(codes.dtype)
     if of_nan:
-        every = (torch.arange(len(codes), device=device) << shift).int().view(torch.float32)
+        every = (torch.arange(len(codes), device="cpu") << shift).int().view(torch.float32)
         codes[every.isnan()] = encode_exact(format, exact(values.new_tensor(math.nan))).to(codes.dtype)
-    return _Codes(codes, shift, of_nan)
+    return _Codes(codes.to(device), shift, of_nan)
 
 
 def scales(x: Tensor, format: BlockFormat) -> Tensor:

@@ -30,6 +30,7 @@ from lptensor import (
     Posit,
     _cuda,
     backend,
+    codes,
     round as lp_round,
 )
 from lptensor.accumulator import Accumulator, integer_accumulator, tensor_core
@@ -260,7 +261,7 @@ def test_accumulators_on_a_device_have_the_bits_of_the_cpu(acc: Accumulator, dty
         acc = Accumulator(FP16)
     for m, k, n in ((200, 150, 130), (16, 1000, 65), (3, 40, 500), (300, 40, 1), (5, 0, 7)):
         a, b, c = (torch.randn(2, *shape, dtype=dtype, generator=seeded()) for shape in ((m, k), (k, n), (m, n)))
-        a.view(-1)[::997], b.view(-1)[::991] = float("nan"), float("inf")
+        a[:, ::7, :1], b[:, :1, 1::5] = float("nan"), float("inf")  # of some rows and columns alone
         for x, y in (
             (a, b),
             (a * 64, b * 64),  # which is beyond the narrow formats
@@ -311,6 +312,22 @@ def test_products_in_a_graph_draw_anew_and_a_seed_repeats_them() -> None:
         graph.replay()
         runs.append(y.cpu())
     assert torch.equal(runs[0], runs[2]) and not torch.equal(runs[0], runs[1])
+
+
+@pytest.mark.gpu
+def test_codes_that_a_graph_or_another_stream_looks_up_are_there() -> None:
+    bits = torch.arange(256, dtype=torch.uint8).repeat(1024)
+    expected = codes.decode(bits, E4M3)
+    codes._values_by_code.cache_clear()
+    there, graph = bits.cuda(), torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        codes.decode(there, E4M3)
+    assert_same_bits(codes.decode(there, E4M3).cpu(), expected)
+    codes._values_by_code.cache_clear()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        torch.cuda._sleep(100_000_000)
+        codes.decode(there, E4M3)
+    assert_same_bits(codes.decode(there, E4M3).cpu(), expected)
 
 
 @pytest.mark.gpu

@@ -304,16 +304,16 @@ def test_a_table_that_a_captured_graph_reads_is_never_freed(driver: Driver, capt
 def test_a_device_younger_than_nvrtc_gets_code_that_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     class Old:
         def nvrtcGetNumSupportedArchs(self, count: Any) -> int:  # noqa: N802
-            count._obj.value = 5
+            count._obj.value = 6
             return 0
 
         def nvrtcGetSupportedArchs(self, known: Any) -> int:  # noqa: N802
-            known[:] = [75, 80, 86, 90, 100]
+            known[:] = [75, 80, 86, 90, 100, 101]
             return 0
 
     monkeypatch.setattr(_nvrtc, "library", Old)
     capabilities = [(8, 6), (8, 9), (9, 0), (10, 3), (12, 1)]
-    assert [_nvrtc.architecture(*c) for c in capabilities] == ["sm_86", "sm_86", "sm_90", "sm_100", "sm_121"]
+    assert [_nvrtc.architecture(*c) for c in capabilities] == ["sm_86", "sm_80", "sm_90", "sm_100", "sm_121"]
 
 
 def test_nvrtc_stands_in_where_nvcc_was_missing(monkeypatch: pytest.MonkeyPatch) -> None:
