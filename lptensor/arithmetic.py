@@ -10,7 +10,7 @@ import torch
 
 from lptensor import _compat
 from lptensor.accumulator import Accumulator
-from lptensor.base import no_format
+from lptensor.base import check_signed, no_format
 from lptensor.blocks import BlockFloatingPoint, BlockFormat
 from lptensor.formats import FP32, FixedPoint, Format
 from lptensor.grid import Grid
@@ -76,10 +76,7 @@ class Arithmetic:
             if format is not None and not isinstance(format, Format):
                 got = no_format(format)
                 raise TypeError(f"{name} must be a number format such as FloatingPoint(8) or None, got {got}")
-        gradients = forward if backward is None else backward
-        least = getattr(gradients, "min", None)  # block formats have none: their elements are signed
-        if least is not None and least >= 0:
-            raise ValueError(f"{gradients!r} has no negative numbers, which gradients need; name a backward format")
+        check_signed(forward if backward is None else backward, "name a backward format")
         if operands is not None and not isinstance(operands, Gemm):
             raise TypeError(f"operands must be Gemm(forward, grad_input, grad_weight) or None, got {operands!r}")
         if accumulator is not None and not isinstance(accumulator, Accumulator):
@@ -195,6 +192,11 @@ def _wider(a: Arithmetic, b: Arithmetic) -> Format | None:
         f_holds, g_holds = _contains(f, g), _contains(g, f)
         if f_holds != g_holds:
             return f if f_holds else g
+        if f_holds:
+            raise TypeError(
+                f"{f!r} and {g!r} have the same values, but not all the rest, such as their blocks or overflow, so "
+                "that an op between them has no format of its own; recast one operand with .to_lp(...)"
+            )
     raise TypeError(
         f"neither of {f!r} and {g!r} contains the other, so an op between them has no format of its own; "
         "recast one operand with .to_lp(...), or leave low precision with .dequantize()"

@@ -7,6 +7,7 @@ import operator
 from dataclasses import fields
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -129,7 +130,7 @@ def no_format(given: object) -> str:
     """What an error says of something that is no format: the value, and the way from it to one."""
     if isinstance(given, str):
         return f"{given!r}; formats are values such as lptensor.E4M3, not names"
-    if isinstance(given, torch.dtype):
+    if isinstance(given, (torch.dtype, np.dtype)) or isinstance(given, type) and not issubclass(given, Format):
         return f"{given}; lptensor.format_of() gives the format of a dtype"
     if isinstance(given, type):
         return f"the class {given.__name__}; call it to make a format"
@@ -146,6 +147,13 @@ def no_scalar(given: object) -> str:
     if not isinstance(given, Format):
         return no_format(given)
     return f"{given!r}; {'its values() say what it has' if hasattr(given, 'values') else 'ask its element'}"
+
+
+def check_signed(format: object, way: str) -> None:
+    """Refuse to round gradients to a format without negative numbers; ``way`` is the way out."""
+    least = getattr(format, "min", None) if isinstance(format, Format) else None  # blocks have none: they are signed
+    if least is not None and least >= 0:
+        raise ValueError(f"{format!r} has no negative numbers, which gradients need; {way}")
 
 
 def check_int(name: str, value: object, low: int, high: int, why: str = "") -> int:

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +17,7 @@ from lptensor.boundary import Boundary, Materialize, StepByStep, keep_formats_wh
 from lptensor.distributed import refuse_distributed
 from lptensor.formats import Format
 from lptensor.layer_products import WAY_OUT, LayerProducts
-from lptensor.nests import is_container, map_nest
+from lptensor.nests import is_container, map_nest, remade
 from lptensor.path_rules import UNTOUCHED, Answer, PathRules, Verdict
 from lptensor.process_wide import ProcessWide
 from lptensor.tensor import LPTensor, check_carrier, enter
@@ -54,14 +55,19 @@ def convert(target: Target, format: Spec | Mapping[str, Spec], buffers: bool = F
     Raises:
         ValueError: a pattern that matches nothing, one that comes after those that decide all it matches
             otherwise, a parameter tied across two rules, a format that fp32 cannot carry.
-        TypeError: a target or format that is none, a layer that ``lower`` has given
-            operands or an accumulator. Nothing is converted in either case.
+        TypeError: a target or format that is none, a nest that holds modules or the like, a layer that ``lower``
+            has given operands or an accumulator. Nothing is converted in either case.
 
     >>> from lptensor import FloatingPoint
     >>> model = convert(nn.Linear(2, 1), FloatingPoint(8))
     >>> model.weight.format
     FloatingPoint(exp=5, man=2)
     """
+    if not isinstance(buffers, bool):
+        raise TypeError(
+            f"buffers must be True or False, got {buffers!r}; a rounding, a format of gradients and an accumulator are "
+            "fields of Arithmetic(format, backward=..., rounding=..., accumulator=...), which stands for the format"
+        )
     if isinstance(target, nn.Module):
         _convert_module(target, format, buffers)
         return target
@@ -75,8 +81,17 @@ def convert(target: Target, format: Spec | Mapping[str, Spec], buffers: bool = F
         raise TypeError(f"only floating-point tensors have a low-precision form, got {target.dtype}; say .float()")
     if not isinstance(target, Tensor) and not is_container(target):
         raise TypeError(f"convert takes a module, an optimizer or a nest of tensors, got {type(target).__name__}")
+    _check_nest(target)
     converted: Target = map_nest(target, lambda x: _convert_tensor(x, arithmetic))
     return converted
+
+
+def _check_nest(item: Any) -> Any:
+    """Refuse a nest with things that hold tensors and are none: they would stay as they are, unsaid."""
+    if isinstance(item, (nn.Module, torch.optim.Optimizer, np.ndarray)):
+        way = "make a tensor of it" if isinstance(item, np.ndarray) else "convert each of them by itself"
+        raise TypeError(f"a nest of tensors holds a {type(item).__name__}; {way}")
+    return remade(item, _check_nest) if not isinstance(item, Tensor) and is_container(item) else item
 
 
 def _convert_tensor(x: Tensor, arithmetic: Arithmetic | None) -> Tensor:

@@ -193,6 +193,8 @@ def save_file(
     (tensor([0.1016, 1.0000]), True)
     """
     safetensors = need("safetensors.torch")
+    if not isinstance(tensors, Mapping):
+        raise TypeError(f"save_file takes tensors by name, such as model.state_dict(), got a {type(tensors).__name__}")
     if formats is None:
         by_name: object = {name: getattr(x, "format", None) for name, x in tensors.items()}
     else:

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from lptensor import ops, optimizer_state
 from lptensor.arithmetic import Arithmetic
-from lptensor.base import Format, ScalarFormat
+from lptensor.base import Format, ScalarFormat, check_signed
 from lptensor.distributed import refuse_sharded
 from lptensor.loans import Loans
 from lptensor.momenta import as_momenta
@@ -114,6 +114,7 @@ class OptimLP(Optimizer):
         self.grad_scaling = float(grad_scaling)
         self.update = update
         self.weight_quant = by_update(update, as_step("weight_quant", weight_quant))
+        check_signed(grad_quant, "leave grad_quant out, or name one that has")
         self.grad_quant = as_step("grad_quant", grad_quant)
         self.acc_quant = by_update(update, as_step("acc_quant", acc_quant))
         self.momentum_quant = as_momenta(momentum_quant)
@@ -283,7 +284,10 @@ class OptimLP(Optimizer):
             return self.weight_quant
         own = self._loans.own(p).forward if isinstance(p, LPTensor) else None
         if own is None:
-            raise ValueError(f"update={self.update!r} needs to know the weights' format: give weight_quant")
+            raise ValueError(
+                f"update={self.update!r} needs to know the weights' format: give weight_quant; or where only some "
+                "of them are LPTensors, lptensor.convert() the others, to FP32 say"
+            )
         return by_update(self.update, as_step("weight_quant", own))
 
     def _check(self, groups: list[dict[str, Any]]) -> None:

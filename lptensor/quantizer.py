@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lptensor import _compat, ops
-from lptensor.base import no_format
+from lptensor.base import check_signed, no_format
 from lptensor.formats import FixedPoint, Format, Grid, Overflow, ScalarFormat
 from lptensor.rounding import Mode, Rounding, as_rounding
 from lptensor.tensor import LPTensor
@@ -52,7 +52,7 @@ def quantizer(
     """
     return Quantize(
         _format("forward_number", forward_number),
-        _format("backward_number", backward_number),
+        _gradient_format(backward_number),
         as_rounding(forward_rounding),
         as_rounding(backward_rounding),
         bool(clamping_grad_zero),
@@ -297,6 +297,11 @@ def _format(name: str, number: object) -> Format | None:
     if number is None or isinstance(number, Format):
         return number
     raise TypeError(f"{name} must be a number format such as FloatingPoint(8), or None, got {no_format(number)}")
+
+
+def _gradient_format(number: object) -> Format | None:
+    check_signed(number, "leave backward_number out, or name one that has")
+    return _format("backward_number", number)
 
 
 def _hooks(hooks: object) -> tuple[Callable[[Tensor], Tensor], ...]:

@@ -283,3 +283,9 @@ def test_output_that_has_no_room_is_a_line_and_not_a_traceback() -> None:
             [sys.executable, "-m", "lptensor", "formats"], stdout=full, stderr=subprocess.PIPE, text=True
         )
     assert done.returncode == 1 and done.stderr == "lptensor: [Errno 28] No space left on device\n"
+
+
+@pytest.mark.parametrize("option", [("--format", "e4m3"), ("--rounding", "nearest")])
+@pytest.mark.parametrize("recipe", ["mxfp4", "papers"])
+def test_a_paper_keeps_its_formats(recipe: str, option: tuple[str, str]) -> None:
+    assert "leave --format and --rounding out" in refused("train", "--recipe", recipe, *option)

@@ -10,12 +10,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from low import is_low, rounded, same, values
-from lptensor import BF16, E4M3, E5M2, FP16, Arithmetic, FixedPoint, LPTensor, convert
+from lptensor import (
+    BF16,
+    E4M3,
+    E5M2,
+    FP16,
+    Accumulator,
+    Arithmetic,
+    FixedPoint,
+    FloatingPoint,
+    LPTensor,
+    convert,
+)
 
 BOTH = Arithmetic(E4M3, backward=E5M2)
 
@@ -570,3 +582,26 @@ def test_a_lazy_layer_may_have_parameters_and_buffers_that_are_not() -> None:
     net(torch.ones(2, 4).to_lp(E4M3))
     assert is_low(net[0].weight, E4M3) and is_low(net[0].shift, E4M3)
     assert type(net[0].attn_mask) is Tensor and net[0].attn_mask.item() == torch.tensor(0.3).item()
+
+
+@pytest.mark.parametrize("given", ["stochastic", E5M2, 3, Accumulator(FP16)], ids=repr)
+def test_what_stands_for_buffers_and_is_none_is_named(given: Any) -> None:
+    model = nn.Linear(2, 2)
+    with pytest.raises(TypeError, match=r"buffers must be True or False, .* fields of Arithmetic"):
+        convert(model, E4M3, given)
+    assert type(model.weight) is nn.Parameter and not isinstance(model.weight, LPTensor)
+
+
+@pytest.mark.parametrize(
+    "held", [nn.Linear(2, 2), torch.optim.SGD([torch.ones(1)]), np.ones(3)], ids=lambda x: type(x).__name__
+)
+def test_a_nest_with_what_is_no_tensor_is_refused(held: Any) -> None:
+    for nest in ([held], {"a": (torch.ones(2), held)}):
+        with pytest.raises(TypeError, match=f"a nest of tensors holds a {type(held).__name__}"):
+            convert(nest, E4M3)
+
+
+def test_formats_of_the_same_values_say_so() -> None:
+    other = FloatingPoint(4, 3, specials="fn")
+    with pytest.raises(TypeError, match="have the same values, but not all the rest"):
+        torch.ones(2).to_lp(E4M3) + torch.ones(2).to_lp(other)  # type: ignore[attr-defined]

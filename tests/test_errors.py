@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ import lptensor
 from lptensor import (
     BF16,
     E4M3,
+    E8M0,
     MX,
     MXFP4,
     NF4,
@@ -20,14 +22,19 @@ from lptensor import (
     Accumulator,
     Arithmetic,
     Codebook,
+    FixedPoint,
     Gemm,
     Operand,
     OptimLP,
+    Quantizer,
     Scaled,
     Tile,
     lower,
     quantizer,
+    study,
 )
+from lptensor.interop import save_file
+from lptensor.training import Technique, round_layers
 
 X, W, ACC = torch.ones(3), nn.Parameter(torch.ones(1)), Accumulator(BF16)
 
@@ -164,3 +171,48 @@ def test_layers_that_cannot_be_rounded_stay_as_they_are() -> None:
 def test_a_float64_tensor_that_torch_makes_itself_is_not_called_an_operand_of_the_callers() -> None:
     with pytest.raises(RuntimeError, match=r"make float64 operands of yours float32, say x.dequantize\(\) first"):
         torch.linalg.matrix_rank(torch.eye(3).to_lp(BF16))  # type: ignore[attr-defined]
+
+
+UNFIT: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
+    "a NumPy dtype": (lambda: lptensor.round(torch.ones(2), np.float16), TypeError, r"format_of\(\) gives the format"),  # type: ignore[arg-type]
+    "a class of formats": (lambda: lptensor.round(torch.ones(2), FixedPoint), TypeError, "call it to make a format"),  # type: ignore[arg-type]
+    "unsigned gradients": (lambda: quantizer(None, E8M0), ValueError, "leave backward_number out"),
+    "unsigned gradients of lower": (
+        lambda: lower(nn.Linear(2, 2), ["linear"], backward_number=E8M0),
+        ValueError,
+        "leave backward_number out",
+    ),
+    "unsigned gradients of a step": (
+        lambda: OptimLP(torch.optim.SGD([torch.ones(1)]), grad_quant=FixedPoint(8, 4, signed=False)),
+        ValueError,
+        "leave grad_quant out",
+    ),
+    "a model to save": (lambda: save_file(nn.Linear(2, 2), "x"), TypeError, "such as model.state_dict()"),  # type: ignore[arg-type]
+    "a technique without a result": (
+        lambda: Technique(E4M3, lambda x: None).quantize(torch.ones(2)),  # type: ignore[arg-type,return-value]
+        TypeError,
+        "must return a tensor like the torch.float32 of \\(2,\\) it gets, got NoneType",
+    ),
+    "one module for all layers": (
+        lambda: round_layers(nn.Sequential(nn.Linear(2, 2)), input=Quantizer(E4M3)),
+        TypeError,
+        "input=lambda",
+    ),
+    "what makes no rounding": (
+        lambda: round_layers(nn.Sequential(nn.Linear(2, 2)), input=lambda: E4M3),  # type: ignore[arg-type,return-value]
+        TypeError,
+        "what input= makes rounds a tensor",
+    ),
+    "a loss that is NaN": (
+        lambda: study.format_search(nn.Linear(2, 2), lambda m: float("nan"), [E4M3, BF16]),
+        ValueError,
+        "the loss is NaN with BF16, the widest format",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_what_does_not_fit_is_named(name: str) -> None:
+    call, kind, says = UNFIT[name]
+    with pytest.raises(kind, match=says):
+        call()

@@ -110,6 +110,10 @@ def _chosen(names: Sequence[str], format: Format | None, rounding: Rounding | No
             known = ", ".join(["papers", *(row.name for row in PAPERS)])
             raise _refusal(f"{others[0]!r} is for the digits; --text takes {known}")
         wanted = [replace(row, task=TEXT) for row in wanted]
+    if format is not None or rounding is not None:
+        baselines = [next(row for row in rows if row.task == task) for task in dict.fromkeys(row.task for row in rows)]
+        if own := [row.name for row in wanted if row.number is None and row not in baselines]:
+            raise _refusal(f"{own[0]!r} has the formats and roundings of its paper; leave --format and --rounding out")
     chosen: list[Recipe] = []
     for task in dict.fromkeys(row.task for row in wanted):
         baseline = next((row for row in rows if row.task == task), replace(RECIPES[0], task=task))

@@ -106,6 +106,10 @@ def format_search(
     wide = dict.fromkeys(paths, order[0])
     with kept(model):
         base = search.point(wide, 0)["loss"]
+        if math.isnan(base):
+            raise ValueError(
+                f"the loss is NaN with {order[0]}, the widest format, everywhere; there is nothing to search"
+            )
         moves = []
         plan = [(path, i) for path in paths for i in range(1, len(order))]
         for path, i in track(plan, "layers", progress):

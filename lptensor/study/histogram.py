@@ -28,7 +28,9 @@ class Histogram(Rows):
 
     The region is where the format has values of that binade, of either sign: "underflow" below the
     smallest, "subnormal", "normal", or "overflow" above the largest; "value" in formats that
-    move their range from block to block. ``zeros`` counts zeros, NaN and infinities, which have none.
+    move their range from block to block. It is that of the binade, not of what becomes of each number: just below
+    the smallest value they may round up to it, and beyond the largest one in its own binade they overflow;
+    ``study.record`` counts what was lost. ``zeros`` counts zeros, NaN and infinities, which have none.
     """
 
     def __init__(self, census: Census) -> None:

@@ -54,7 +54,7 @@ def round_layers(
     ['0.rounded_input.amax_history', '0.rounded_input.scale']
     """
     for name, make in (("input", input), ("weight", weight), ("gradient", gradient)):
-        if make is not None and not callable(make):
+        if make is not None and (not callable(make) or isinstance(make, nn.Module)):
             raise TypeError(f"{name} makes what rounds, once for each layer: say {name}=lambda: ..., got {make!r}")
     chosen = [*called_layers(model, exempt, layers).values()]
     check_made(chosen)
@@ -62,6 +62,9 @@ def round_layers(
         if hasattr(module, _INPUT) or hasattr(module, _GRADIENT) or parametrize.is_parametrized(module, "weight"):
             raise ValueError("a layer is rounded already; begin with a fresh model")
     made = [[None if make is None else make() for make in (weight, input, gradient)] for _ in chosen]
+    for name, what in zip(("weight", "input", "gradient"), made[0] if made else (), strict=False):
+        if what is not None and not callable(what):
+            raise TypeError(f"what {name}= makes rounds a tensor, such as quantizer(E4M3), got {what!r}")
     for module, (of_weight, of_input, of_gradient) in zip(chosen, made, strict=True):
         if of_weight is not None:
             # Unsafe: not tried out beforehand, which a scaling with a state would remember.

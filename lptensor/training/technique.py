@@ -47,5 +47,13 @@ class Technique(Operand):
         return f"Technique({self.format!r}, {self.function!r})"
 
     def quantize(self, x: Tensor) -> Tensor:
-        """What the function makes of a tensor."""
-        return self.function(x)
+        """What the function makes of a tensor.
+
+        Raises:
+            TypeError: it made no tensor of the shape and dtype that it was given.
+        """
+        made = self.function(x)
+        if not isinstance(made, Tensor) or made.shape != x.shape or made.dtype != x.dtype:
+            got = f"{made.dtype} of shape {tuple(made.shape)}" if isinstance(made, Tensor) else type(made).__name__
+            raise TypeError(f"{self!r} must return a tensor like the {x.dtype} of {tuple(x.shape)} it gets, got {got}")
+        return made
