@@ -151,7 +151,9 @@ def no_scalar(given: object) -> str:
 
 def check_signed(format: object, way: str) -> None:
     """Refuse to round gradients to a format without negative numbers; ``way`` is the way out."""
-    least = getattr(format, "min", None) if isinstance(format, Format) else None  # blocks have none: they are signed
+    if torch.compiler.is_dynamo_compiling() or not isinstance(format, Format):  # Dynamo reads no constant's properties
+        return
+    least = getattr(format, "min", None)  # block formats have none: their elements are signed
     if least is not None and least >= 0:
         raise ValueError(f"{format!r} has no negative numbers, which gradients need; {way}")
 

@@ -17,6 +17,7 @@ from lptensor.blocks import BlockFormat
 from lptensor.composites import FORMULAS, RECURRENT, with_low_state
 from lptensor.dispatch import Runner, make_runner, round_
 from lptensor.distributed import Sharded, refuse_distributed, refuse_views_of_buckets
+from lptensor.grid import Grid
 from lptensor.ops import check_format, check_samples_draw, round_fresh
 from lptensor.rounding import Beyond, Mode, Rounding, as_rounding
 from lptensor.rules import Kind, rule_for
@@ -202,12 +203,15 @@ def _as_gradient(what: str, grad: Tensor, arithmetic: Arithmetic) -> LPTensor:
 def _seed(output: Any, grad: Tensor, batched: bool, given: bool) -> Tensor:
     """The gradient of a result with which autograd starts, rounded to the result's format of gradients.
 
-    That is one that a caller gives, if it is plain, as that of a native dtype is cast; and 1 where none is given.
+    That is one that a caller gives, if it is plain, as that of a native dtype is cast; and 1 where none is given, which
+    torch makes like the result, and so in its format.
     """
     inner, seed = (_compat.innermost(x) if isinstance(x, Tensor) else x for x in (output, grad))
     if not isinstance(inner, LPTensor) or grad.layout is not torch.strided:
         return grad
-    if not given:  # torch made one like the result, in its format
+    if not given:
+        if _has_one(inner._arithmetic):
+            return grad
         return _apply(
             _EnterSeed, torch.ones(output.shape, dtype=torch.float32, device=output.device), inner._arithmetic
         )
@@ -216,6 +220,13 @@ def _seed(output: Any, grad: Tensor, batched: bool, given: bool) -> Tensor:
     if batched and isinstance(inner._arithmetic.gradient_format, BlockFormat):  # the blocks are those of each one
         return torch.stack([_apply(_EnterSeed, one.float(), inner._arithmetic) for one in grad])
     return _apply(_EnterSeed, grad.float(), inner._arithmetic)
+
+
+@lru_cache(maxsize=256)
+def _has_one(arithmetic: Arithmetic) -> bool:
+    """Whether the format of a result is known to have the number 1."""
+    format = arithmetic.forward
+    return format is None or isinstance(format.lowered, Grid) and format.lowered.has(1.0)
 
 
 def is_low(x: Any) -> bool:

@@ -421,7 +421,7 @@ MODEL = torch.nn.Linear(1, 1)
 UNFIT: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "trials": (lambda: study.rounding_bias("nearest", trials=-3), ValueError, "trials must be from 0 .* got -3"),
     "count": (lambda: study.relative_error(E4M3, count=0), ValueError, "count must be from 1 .* got 0"),
-    "searches": (lambda: study.exactness(E4M3, "mul", trials=0), ValueError, "trials must be from 1 .* got 0"),
+    "searches": (lambda: study.exactness(E4M3, "mul", trials=-1), ValueError, "trials must be from 0 .* got -1"),
     "rate": (lambda: study.faults("x"), TypeError, "rate must be a number, got 'x'"),  # type: ignore[arg-type]
     "run": (lambda: study.bisect(3), TypeError, "run must be a function .* got 3"),  # type: ignore[arg-type]
     "loss": (lambda: study.sensitivity(MODEL, 3, E4M3), TypeError, "loss must be a function"),  # type: ignore[arg-type]

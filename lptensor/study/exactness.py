@@ -69,7 +69,8 @@ def exactness(
         trials: operands that the search draws at random, beside those it constructs.
 
     Raises:
-        ValueError: an unknown op, no trials, a stochastic rounding, another dtype, a format that compute cannot carry.
+        ValueError: an unknown op, fewer than no trials, a stochastic rounding, another dtype, a format that compute
+            cannot carry.
         TypeError: no scalar format.
 
     >>> from lptensor import BF16, FP16, FloatingPoint
@@ -88,7 +89,7 @@ def exactness(
         raise ValueError(f"{rule!r} has no correct result, only a correct distribution; see rounding_bias()")
     if compute not in rationals.CARRIERS:
         raise ValueError(f"compute must be torch.float32 or torch.float64, got {compute}")
-    trials = check_int("trials", trials, 1, 2**31 - 1)
+    trials = check_int("trials", trials, 0, 2**31 - 1)
     carrier = rationals.CARRIERS[compute]
     if format.grid.precision > carrier.precision or math.isinf(format.max):
         raise ValueError(f"{format!r} has values that {compute} does not hold, or no largest one")
