@@ -24,6 +24,7 @@ bool is_e4m3(const lpt_grid &g) {
 struct tiles {
     const lpt_product &p;
     const lpt_accumulator &acc, &in;
+    const lpt_key *drawn;
     void *stream;
     int32_t error;
 
@@ -32,17 +33,34 @@ struct tiles {
         lpt_make_rounder(lpt_make_cell<float>(g, rule, 0), mode, rounder);
     }
 
-    template <class SUM, class PRODUCT, class INNER, class OUTER> bool launch() {
-        typedef lpt_steps<SUM, PRODUCT, INNER, OUTER> S;
-        S steps;
-        make(in.has_product ? in.product : in.sum, in.mode, &steps.product);
-        make(in.sum, in.mode, &steps.inner);
-        make(acc.sum, acc.mode, &steps.outer);
+    template <class S> bool launch_steps(const S &steps) {
         const int64_t side = LPT_SIDE, wide = (p.n + side - 1) / side,
                       tall = (p.m + side - 1) / side;
         error = lpt_launch(LPT_KERNEL(lpt_gemm_tile, S), lpt_blocks_for(p.batch * wide * tall),
-                           stream, p, (int32_t)acc.chunk, steps);
+                           stream, p, steps);
         return true;
+    }
+    template <class SUM, class PRODUCT, class INNER, class OUTER> bool launch() {
+        lpt_steps<SUM, PRODUCT, INNER, OUTER> steps;
+        make(in.has_product ? in.product : in.sum, in.mode, &steps.product);
+        make(in.sum, in.mode, &steps.inner);
+        make(acc.sum, acc.mode, &steps.outer);
+        steps.chunk = (int32_t)acc.chunk;
+        return launch_steps(steps);
+    }
+    template <class S> bool launch_rounded() {
+        S steps;
+        make(acc.sum, acc.mode, &steps.round);
+        return launch_steps(steps);
+    }
+    template <class SUM, class ROUND> bool launch_drawn() {
+        const lpt_rule rule = {acc.mode, acc.bits, acc.beyond, 0, {0, 0}};
+        lpt_drawn_steps<SUM, ROUND> steps;
+        make(acc.sum, acc.mode, &steps.round);
+        steps.cell = lpt_make_cell<double>(acc.sum, rule, 0);
+        steps.drawn = drawn;
+        steps.mask = 0xffffffffu << (32 - acc.bits);
+        return launch_steps(steps);
     }
 
     // Products and sums of formats of their own.
@@ -97,6 +115,45 @@ struct tiles {
         return sum == LPT_WIDE_RANGE ? launch<SUM, O, W, O>() : launch<SUM, O, A, O>();
     }
 
+    // The other orders, in all modes that are not stochastic.
+    template <template <class, class> class STEPS, class SUM> bool other_order(lpt_way sum) {
+        if (acc.mode != LPT_NEAREST && sum == LPT_WIDE_RANGE)
+            return launch_rounded<STEPS<SUM, lpt_wide_rounder_by>>();
+        if (acc.mode != LPT_NEAREST)
+            return acc.mode != LPT_NEAREST_AWAY &&
+                   launch_rounded<STEPS<SUM, lpt_added_rounder_by>>();
+        if (is_ieee(acc.sum, 11, 15))
+            return launch_rounded<STEPS<SUM, lpt_fp16_rounder>>();
+        if (is_ieee(acc.sum, 8, 127))
+            return launch_rounded<STEPS<SUM, lpt_bf16_rounder>>();
+        return sum == LPT_WIDE_RANGE ? launch_rounded<STEPS<SUM, lpt_wide_rounder>>()
+                                     : launch_rounded<STEPS<SUM, lpt_added_rounder>>();
+    }
+    template <template <class, class> class STEPS> bool in_other_order(lpt_way sum) {
+        if (acc.chunk > 1 || acc.has_product || acc.mode >= LPT_STOCHASTIC)
+            return false;
+        if (sum == LPT_AS_CARRIER)
+            return acc.mode == LPT_NEAREST &&
+                   launch_rounded<STEPS<lpt_in_fp32, lpt_carrier_rounder>>();
+        if (acc.fp32)
+            return other_order<STEPS, lpt_in_fp32>(sum);
+        return lpt_odd_fits(acc.sum) && other_order<STEPS, lpt_odd_in_fp32>(sum);
+    }
+
+    // Drawn sums of few enough digits that fp32 hardly ever leaves them open.
+    bool by_words(lpt_way sum) {
+        if (acc.chunk > 1 || acc.has_product || acc.beyond != LPT_BEYOND_OVERFLOW ||
+            sum == LPT_AS_CARRIER || acc.sum.precision < 2 || acc.sum.precision > 16)
+            return false;
+        typedef lpt_wide_drawn_rounder W;
+        typedef lpt_added_drawn_rounder A;
+        if (acc.fp32)
+            return sum == LPT_WIDE_RANGE ? launch_drawn<lpt_in_fp32, W>()
+                                         : launch_drawn<lpt_in_fp32, A>();
+        return sum == LPT_WIDE_RANGE ? launch_drawn<lpt_cut_in_fp32, W>()
+                                     : launch_drawn<lpt_cut_in_fp32, A>();
+    }
+
     // fp32 inside the chunks
     template <class SUM> bool fp32_inside(lpt_way sum) {
         typedef lpt_carrier_rounder C;
@@ -110,9 +167,16 @@ struct tiles {
         const lpt_way product = in.has_product ? lpt_fp32_way(in.product) : LPT_NO_WAY;
         const bool few = p.m < LPT_DEPTH || p.n < LPT_DEPTH;  // a tile would be mostly empty
         if (few || p.running || sum == LPT_NO_WAY || within == LPT_NO_WAY || acc.turn > 0 ||
-            in.turn > 0 || acc.order != LPT_SEQUENTIAL || in.order != LPT_SEQUENTIAL ||
-            acc.chunk > INT32_MAX || in.chunk > 1)
+            in.turn > 0 || acc.chunk > INT32_MAX || in.chunk > 1)
             return false;
+        if (acc.order == LPT_KAHAN)
+            return in_other_order<lpt_kahan_steps>(sum);
+        if (acc.order == LPT_PAIRWISE && p.k < 2 << LPT_WAITING)
+            return in_other_order<lpt_pairwise_steps>(sum);
+        if (acc.order != LPT_SEQUENTIAL || in.order != LPT_SEQUENTIAL)
+            return false;
+        if (acc.mode == LPT_STOCHASTIC)
+            return by_words(sum);
         const bool exact = !acc.fp32 && !in.fp32 && lpt_odd_fits(acc.sum) && lpt_odd_fits(in.sum);
         if (acc.mode != LPT_NEAREST || in.mode != LPT_NEAREST) {
             if (in.has_product || within != sum || sum == LPT_AS_CARRIER)
@@ -165,7 +229,7 @@ int32_t gemm(const lpt_product &p, const lpt_accumulator &acc, const lpt_key *dr
         return error;
     const lpt_accumulator &in = acc.inner ? *acc.inner : acc;
     if constexpr (sizeof(T) == 4) {
-        tiles t = {p, acc, in, stream, 0};
+        tiles t = {p, acc, in, drawn, stream, 0};
         if (t.run())
             return t.error;
     }

@@ -110,6 +110,38 @@ struct lpt_added_rounder_by {
     }
 };
 
+// Stochastically: the upper bits of a word are added where the digits lie that go, and a carry out
+// of them is the way up. It is `open` where they have come to the last step before a carry, since
+// what fp32 has not of x, or the rest of the word, may tell.
+struct lpt_drawn_way {
+    uint32_t digits, shift;
+    LPT_METHOD uint32_t operator()(uint32_t u, uint32_t word, bool &open) const {
+        const uint32_t nan = 0x7fffffffu, moved = u + (word >> shift);
+        open |= (moved & digits) == digits;
+        return (moved < nan ? moved : nan) & ~digits;  // a carry would leave NaN
+    }
+};
+struct lpt_wide_drawn_rounder {
+    enum { WIDE = 1 };
+    lpt_drawn_way way;
+    LPT_METHOD float operator()(float x, uint32_t word, bool &open) const {
+        return lpt_signed_as(lpt_value<float>(way(lpt_bits(fabsf(x)), word, open)), x);
+    }
+};
+// Below the normal numbers of the format the smallest of them is added for as long, which gives x
+// their spacing.
+struct lpt_added_drawn_rounder {
+    enum { WIDE = 0 };
+    lpt_drawn_way way;
+    float bottom, limit, over;
+    LPT_METHOD float operator()(float x, uint32_t word, bool &open) const {
+        const float size = fabsf(x), lift = size < bottom ? bottom : 0.0f;
+        const uint32_t moved = way(lpt_bits(__fadd_rz(size, lift)), word, open);
+        const float r = __fadd_rn(lpt_value<float>(moved), -lift);
+        return lpt_signed_as(r > limit ? over : r, x);
+    }
+};
+
 // Formats that devices round to themselves, most of them two numbers at a time.
 #ifndef LPT_EMULATED
 #if __CUDA_ARCH__ >= 800
@@ -244,4 +276,15 @@ inline void lpt_make_rounder(const lpt_cell<float> &c, lpt_ieee_rounder *r) {
 }
 inline void lpt_make_rounder(const lpt_cell<float> &c, lpt_saturating_rounder *r) {
     lpt_make_open_ended(c, r);
+}
+
+inline lpt_drawn_way lpt_make_drawn_way(const lpt_cell<float> &c) {
+    return {(1u << c.drop) - 1, (uint32_t)(32 - c.drop)};
+}
+inline void lpt_make_rounder(const lpt_cell<float> &c, lpt_wide_drawn_rounder *r) {
+    *r = {lpt_make_drawn_way(c)};
+}
+inline void lpt_make_rounder(const lpt_cell<float> &c, lpt_added_drawn_rounder *r) {
+    *r = {lpt_make_drawn_way(c), lpt_value<float>((uint32_t)c.emin << 23),
+          lpt_value<float>(c.limit[0]), lpt_value<float>(c.over[0])};
 }

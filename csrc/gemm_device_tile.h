@@ -1,10 +1,13 @@
-// Accumulators that add in order, or chunk by chunk in order, in fp32 alone, on tiles of 64 by 64
-// outputs: a thread holds 4 by 4 of them in registers while k ascends, and the operands of 16 k lie
-// in shared memory.
+// Accumulators that add in order, chunk by chunk in order, with compensation or with random words,
+// in fp32 alone, on tiles of 64 by 64 outputs: a thread holds 4 by 4 of them in registers while k
+// ascends, and the operands of 16 k lie in shared memory.
 #pragma once
 #include "gemm_device_rounders.h"
+#include "gemm_element.h"
 
 enum { LPT_SIDE = 64, LPT_DEPTH = 16, LPT_EACH = 4 };
+// Sums in pairs that may wait: enough for less than 2**20 terms.
+enum { LPT_WAITING = 19 };
 
 // Sums. Each is what a rounder gets: rounded to fp32 once, or to odd, which it cannot tell from
 // exact.
@@ -37,6 +40,11 @@ struct lpt_odd_in_fp32 {
     static LPT_METHOD float add(float a, float b) { return odd(__fadd_rd(a, b), __fadd_ru(a, b)); }
 };
 
+// Toward zero, where the digits that are left away tell hardly ever which number is drawn.
+struct lpt_cut_in_fp32 {
+    static LPT_METHOD float fma(float a, float b, float c) { return __fmaf_rz(a, b, c); }
+};
+
 template <class A, class B> struct lpt_same {
     enum { yes = 0 };
 };
@@ -44,14 +52,48 @@ template <class A> struct lpt_same<A, A> {
     enum { yes = 1 };
 };
 
-// OUTER rounds sums of chunks; without chunks there is none. Where INNER is fp32's own rounding,
-// the steps inside are fused multiply-adds of fp32, whatever SUM is outside.
+typedef lpt_pack<float> lpt_operands[LPT_SIDE / 4 + 1];  // of one k
+
+// step(numbers of four rows, numbers of four columns) for each k.
+template <int UNROLL, class Step>
+LPT_METHOD void lpt_each_term(const lpt_operands *rows, const lpt_operands *columns, int32_t depth,
+                              const Step &step) {
+    const int across = threadIdx.x % 16, down = threadIdx.x / 16;
+#pragma unroll(UNROLL)
+    for (int k = 0; k < depth; ++k)
+        step(rows[k][down], columns[k][across]);
+}
+
+// Steps of sums in order: what a thread holds of its outputs while k ascends, and what becomes of
+// it. OUTER rounds sums of chunks; without chunks there is none. Where INNER is fp32's own
+// rounding, the steps inside are fused multiply-adds of fp32, whatever SUM is outside.
 template <class SUM, class PRODUCT, class INNER, class OUTER> struct lpt_steps {
     enum { FUSED = lpt_same<PRODUCT, lpt_none>::yes, CHUNKED = !lpt_same<OUTER, lpt_none>::yes };
+    // Thread blocks on a multiprocessor: with more in view the compiler spills to fit them.
+    enum { AT_ONCE = CHUNKED ? 2 : 3, AHEAD = 0 };
     PRODUCT product;
     INNER inner;
     OUTER outer;
+    int32_t chunk;
 
+    struct sums {
+        float s[LPT_EACH][LPT_EACH], part[LPT_EACH][LPT_EACH];
+        int32_t to_come;  // terms that the chunk still takes
+    };
+    typedef lpt_none stack;
+    LPT_METHOD void begin(sums &t, stack &, const lpt_product &, int64_t) const {
+        t.to_come = chunk;
+    }
+    LPT_METHOD void begin(sums &t, int i, int j, const float *c) const {
+        t.s[i][j] = 0;
+        if (c) {
+            if constexpr (CHUNKED)
+                t.s[i][j] = outer(*c);
+            else
+                t.s[i][j] = inner(*c);
+        }
+        t.part[i][j] = CHUNKED ? 0 : t.s[i][j];
+    }
     // The next term of two sums.
     LPT_METHOD void step(float a, float b0, float b1, float &s0, float &s1) const {
         if constexpr (lpt_same<INNER, lpt_carrier_rounder>::yes) {
@@ -73,12 +115,222 @@ template <class SUM, class PRODUCT, class INNER, class OUTER> struct lpt_steps {
         else
             return part;
     }
-    LPT_METHOD float begin(float c) const {
-        if constexpr (CHUNKED)
-            return outer(c);
-        else
-            return inner(c);
+    LPT_METHOD void add(sums &t, const lpt_product &, const lpt_operands *rows,
+                        const lpt_operands *columns, int32_t depth) const {
+        // Two where chunks are added up: with four, some devices spill.
+        lpt_each_term<CHUNKED ? 2 : 4>(
+            rows, columns, depth, [&](const lpt_pack<float> &x, const lpt_pack<float> &y) {
+                const bool over = CHUNKED && --t.to_come == 0;
+#pragma unroll
+                for (int i = 0; i < LPT_EACH; ++i)
+#pragma unroll
+                    for (int j = 0; j < LPT_EACH; j += 2)
+                        step(x.v[i], y.v[j], y.v[j + 1], t.part[i][j], t.part[i][j + 1]);
+                if (!over)
+                    return;
+                t.to_come = chunk;
+#pragma unroll
+                for (int i = 0; i < LPT_EACH; ++i)
+#pragma unroll
+                    for (int j = 0; j < LPT_EACH; ++j) {
+                        t.s[i][j] = fold(t.s[i][j], t.part[i][j]);
+                        t.part[i][j] = 0;
+                    }
+            });
     }
+    LPT_METHOD float end(const sums &t, int i, int j) const {
+        const bool rest = !CHUNKED || t.to_come < chunk;
+        return rest ? fold(t.s[i][j], t.part[i][j]) : t.s[i][j];
+    }
+};
+
+// Kahan's, with the error of each sum beside it.
+template <class SUM, class ROUND> struct lpt_kahan_steps {
+    enum { AT_ONCE = 2, AHEAD = 0 };
+    ROUND round;
+
+    struct sums {
+        float s[LPT_EACH][LPT_EACH], error[LPT_EACH][LPT_EACH];
+    };
+    typedef lpt_none stack;
+    LPT_METHOD void begin(sums &, stack &, const lpt_product &, int64_t) const {}
+    LPT_METHOD void begin(sums &t, int i, int j, const float *c) const {
+        t.s[i][j] = c ? round(*c) : 0.0f;
+        t.error[i][j] = 0;
+    }
+    // The next term of two sums.
+    LPT_METHOD void step(float a, float b0, float b1, float &s0, float &s1, float &e0,
+                         float &e1) const {
+        float y0 = SUM::fma(a, b0, -e0), y1 = SUM::fma(a, b1, -e1);
+        lpt_round_both(round, y0, y1);
+        float t0 = SUM::add(s0, y0), t1 = SUM::add(s1, y1);
+        lpt_round_both(round, t0, t1);
+        float grown0 = SUM::add(t0, -s0), grown1 = SUM::add(t1, -s1);
+        lpt_round_both(round, grown0, grown1);
+        e0 = SUM::add(grown0, -y0), e1 = SUM::add(grown1, -y1);
+        lpt_round_both(round, e0, e1);
+        s0 = t0, s1 = t1;
+    }
+    LPT_METHOD void add(sums &t, const lpt_product &, const lpt_operands *rows,
+                        const lpt_operands *columns, int32_t depth) const {
+        lpt_each_term<1>(rows, columns, depth,
+                         [&](const lpt_pack<float> &x, const lpt_pack<float> &y) {
+#pragma unroll
+                             for (int i = 0; i < LPT_EACH; ++i)
+#pragma unroll
+                                 for (int j = 0; j < LPT_EACH; j += 2)
+                                     step(x.v[i], y.v[j], y.v[j + 1], t.s[i][j], t.s[i][j + 1],
+                                          t.error[i][j], t.error[i][j + 1]);
+                         });
+    }
+    LPT_METHOD float end(const sums &t, int i, int j) const { return t.s[i][j]; }
+};
+
+// Sums of 1, 2, 4 ... terms wait on a stack, one for each bit of the number of terms, but for the
+// lowest, which are at hand.
+template <class SUM, class ROUND> struct lpt_pairwise_steps {
+    enum { AT_ONCE = 2, AHEAD = 0 };
+    ROUND round;
+
+    struct sums {
+        float s[LPT_EACH][LPT_EACH], odd[LPT_EACH][LPT_EACH];
+        float (*waiting)[LPT_EACH][LPT_EACH];
+        int32_t terms;
+        bool started;
+    };
+    // Apart, since its places are not known to the compiler, and it would not keep in registers
+    // what it is joined with.
+    typedef float stack[LPT_WAITING][LPT_EACH][LPT_EACH];
+    LPT_METHOD void begin(sums &t, stack &waiting, const lpt_product &p, int64_t) const {
+        t.waiting = waiting;
+        t.terms = 0;
+        t.started = p.c != nullptr;
+    }
+    LPT_METHOD void begin(sums &t, int i, int j, const float *c) const {
+        t.s[i][j] = c ? round(*c) : 0.0f;
+        t.odd[i][j] = 0;
+    }
+    LPT_METHOD void add(sums &t, const lpt_product &, const lpt_operands *rows,
+                        const lpt_operands *columns, int32_t depth) const {
+        lpt_each_term<2>(
+            rows, columns, depth, [&](const lpt_pack<float> &x, const lpt_pack<float> &y) {
+                float part[LPT_EACH][LPT_EACH];
+                const bool pair = t.terms++ & 1;
+#pragma unroll
+                for (int i = 0; i < LPT_EACH; ++i)
+#pragma unroll
+                    for (int j = 0; j < LPT_EACH; j += 2) {
+                        float &p0 = part[i][j], &p1 = part[i][j + 1];
+                        p0 = SUM::mul(x.v[i], y.v[j]), p1 = SUM::mul(x.v[i], y.v[j + 1]);
+                        lpt_round_both(round, p0, p1);
+                        if (pair)
+                            both(p0, p1, t.odd[i][j], t.odd[i][j + 1]);
+                        t.odd[i][j] = p0, t.odd[i][j + 1] = p1;
+                    }
+                if (!pair)
+                    return;
+                int level = 0;
+                for (int32_t pairs = t.terms / 2; pairs % 2 == 0; pairs /= 2, ++level)
+#pragma unroll
+                    for (int i = 0; i < LPT_EACH; ++i)
+#pragma unroll
+                        for (int j = 0; j < LPT_EACH; j += 2)
+                            both(t.odd[i][j], t.odd[i][j + 1], t.waiting[level][i][j],
+                                 t.waiting[level][i][j + 1]);
+#pragma unroll
+                for (int i = 0; i < LPT_EACH; ++i)
+#pragma unroll
+                    for (int j = 0; j < LPT_EACH; ++j)
+                        t.waiting[level][i][j] = t.odd[i][j];
+            });
+    }
+    LPT_METHOD float end(const sums &t, int i, int j) const {
+        if (t.terms == 0)
+            return t.s[i][j];
+        float sum = t.odd[i][j];
+        bool some = t.terms & 1;
+        for (int level = 0; t.terms >> level > 1; ++level)
+            if (t.terms >> level & 2) {
+                sum = some ? round(SUM::add(t.waiting[level][i][j], sum)) : t.waiting[level][i][j];
+                some = true;
+            }
+        return t.started ? round(SUM::add(t.s[i][j], sum)) : sum;
+    }
+
+  private:
+    LPT_METHOD void both(float &s0, float &s1, float before0, float before1) const {
+        s0 = SUM::add(before0, s0), s1 = SUM::add(before1, s1);
+        lpt_round_both(round, s0, s1);
+    }
+};
+
+// Drawn sums. Four roundings of an output share a counter, and the addend's is the first of all: it
+// stands where the term before the first would, and terms that are not there leave sums as they
+// are.
+template <class SUM, class ROUND> struct lpt_drawn_steps {
+    enum { AT_ONCE = 2, AHEAD = 1, FP32 = lpt_same<SUM, lpt_in_fp32>::yes };
+    enum { APART = (LPT_SIDE / 4 + 1) * 4 };  // from one k to the next
+    ROUND round;
+    lpt_cell<double> cell;
+    const lpt_key *drawn;
+    uint32_t mask;
+
+    struct sums {
+        float s[LPT_EACH][LPT_EACH];
+        lpt_key key;
+        uint64_t counter;  // of the first output
+    };
+    typedef lpt_none stack;
+    LPT_METHOD void begin(sums &t, stack &, const lpt_product &p, int64_t element) const {
+        t.key = drawn ? *drawn : p.key;
+        t.counter = (uint64_t)element;
+    }
+    LPT_METHOD void begin(sums &t, int i, int j, const float *c) const {
+        t.s[i][j] = c ? *c : 0.0f;
+    }
+    LPT_METHOD lpt_words words(uint64_t counter, const lpt_key &key) const {
+        lpt_words made = lpt_philox(counter, key);
+#pragma unroll
+        for (int w = 0; w < 4; ++w)
+            made.w[w] &= mask;
+        return made;
+    }
+    // Four terms again, in double, where fp32 cannot decide: hardly ever.
+    LPT_LONG float again(float s, const float *a, const float *b, uint64_t counter,
+                         lpt_key key) const {
+        const lpt_words random = words(counter, key);
+#pragma unroll
+        for (int w = 0; w < 4; ++w) {
+            const double sum = lpt_odd_sum((double)s, (double)a[w * APART] * (double)b[w * APART]);
+            s = (float)lpt_rounded(FP32 ? (double)(float)sum : sum, cell, LPT_STOCHASTIC,
+                                   random.w[w]);
+        }
+        return s;
+    }
+    LPT_METHOD void add(sums &t, const lpt_product &p, const lpt_operands *rows,
+                        const lpt_operands *columns, int32_t depth) const {
+        const int across = threadIdx.x % 16, down = threadIdx.x / 16;
+#pragma unroll 1
+        for (int k = 0; k < depth; k += 4, t.counter += (uint64_t)(p.batch * p.m * p.n)) {
+#pragma unroll
+            for (int i = 0; i < LPT_EACH; ++i)
+#pragma unroll
+                for (int j = 0; j < LPT_EACH; ++j) {
+                    const float *const x = &rows[k][down].v[i], *const y = &columns[k][across].v[j];
+                    const uint64_t counter = t.counter + (uint64_t)(i * p.n + j);
+                    const lpt_words random = words(counter, t.key);
+                    float s = t.s[i][j];
+                    bool open = false;
+#pragma unroll
+                    for (int w = 0; w < 4; ++w)
+                        s = round(SUM::fma(x[w * APART], y[w * APART], s), random.w[w], open);
+                    if ((!FP32 || !ROUND::WIDE) && open)
+                        s = again(t.s[i][j], x, y, counter, t.key);
+                    t.s[i][j] = s;
+                }
+        }
+    }
+    LPT_METHOD float end(const sums &t, int i, int j) const { return t.s[i][j]; }
 };
 
 // 16 k of 64 rows, and then the next: each warp reads along whichever axis has its numbers side by
@@ -89,6 +341,7 @@ class lpt_feed {
     const float *at;
     int64_t apart;
     int32_t rows;
+    float none;  // where there is no number
     bool along_k;
 
     LPT_METHOD int32_t row(int32_t j) const {
@@ -101,18 +354,23 @@ class lpt_feed {
     }
 
   public:
-    LPT_METHOD lpt_feed(const float *from, int64_t row_step, int64_t k_step, int64_t in_matrix)
-        : rows(in_matrix < LPT_SIDE ? (int32_t)in_matrix : LPT_SIDE), along_k(k_step == 1) {
-        at = from + row(0) * row_step + k(0) * k_step;
+    LPT_METHOD lpt_feed(const float *from, int64_t row_step, int64_t k_step, int64_t in_matrix,
+                        int32_t ahead, float none)
+        : rows(in_matrix < LPT_SIDE ? (int32_t)in_matrix : LPT_SIDE), none(none),
+          along_k(k_step == 1) {
+        at = from + row(0) * row_step + (k(0) - ahead) * k_step;
         apart = along_k ? LPT_THREADS / LPT_DEPTH * row_step : LPT_THREADS / LPT_SIDE * k_step;
     }
 
-    LPT_METHOD void operator()(lpt_pack<float> (*to)[LPT_SIDE / 4 + 1], int32_t depth) {
+    // From `first` to `depth`.
+    LPT_METHOD void operator()(lpt_operands *to, int32_t first, int32_t depth) {
         float v[MINE];
-        const bool whole = rows == LPT_SIDE && depth == LPT_DEPTH;
+        const bool whole = rows == LPT_SIDE && depth == LPT_DEPTH && first == 0;
 #pragma unroll
-        for (int j = 0; j < MINE; ++j)
-            v[j] = whole || (row(j) < rows && k(j) < depth) ? at[j * apart] : 0.0f;
+        for (int j = 0; j < MINE; ++j) {
+            const bool there = row(j) < rows && k(j) >= first && k(j) < depth;
+            v[j] = whole || there ? at[j * apart] : none;
+        }
 #pragma unroll
         for (int j = 0; j < MINE; ++j)
             to[k(j)][row(j) / 4].v[row(j) % 4] = v[j];
@@ -120,73 +378,52 @@ class lpt_feed {
     }
 };
 
-// So many thread blocks on a multiprocessor: with more in view the compiler spills to fit them.
 template <class STEPS>
-__global__ void __launch_bounds__(LPT_THREADS, STEPS::CHUNKED ? 2 : 3)
-    lpt_gemm_tile(const __grid_constant__ lpt_product p, int32_t chunk,
-                  const __grid_constant__ STEPS steps) {
-    __shared__ lpt_pack<float> rows[LPT_DEPTH][LPT_SIDE / 4 + 1];
-    __shared__ lpt_pack<float> columns[LPT_DEPTH][LPT_SIDE / 4 + 1];
+__global__ void __launch_bounds__(LPT_THREADS, STEPS::AT_ONCE)
+    lpt_gemm_tile(const __grid_constant__ lpt_product p, const __grid_constant__ STEPS steps) {
+    __shared__ lpt_operands rows[LPT_DEPTH], columns[LPT_DEPTH];
     const int across = threadIdx.x % 16, down = threadIdx.x / 16;
     const int64_t wide = (p.n + LPT_SIDE - 1) / LPT_SIDE, tall = (p.m + LPT_SIDE - 1) / LPT_SIDE;
     for (int64_t tile = blockIdx.x; tile < p.batch * tall * wide; tile += gridDim.x) {
         const int64_t batch = tile / wide / tall;
         const int64_t top = tile / wide % tall * LPT_SIDE, left = tile % wide * LPT_SIDE;
+        // Of what is not there, the products are -0, which moves no sum.
         lpt_feed a((const float *)p.a + batch * p.a_stride[0] + top * p.a_stride[1], p.a_stride[1],
-                   p.a_stride[2], p.m - top);
+                   p.a_stride[2], p.m - top, STEPS::AHEAD, 0.0f);
         lpt_feed b((const float *)p.b + batch * p.b_stride[0] + left * p.b_stride[2], p.b_stride[2],
-                   p.b_stride[1], p.n - left);
-        float s[LPT_EACH][LPT_EACH], part[LPT_EACH][LPT_EACH];
+                   p.b_stride[1], p.n - left, STEPS::AHEAD, STEPS::AHEAD ? -0.0f : 0.0f);
+        typename STEPS::sums sums;
+        typename STEPS::stack stack;
+        steps.begin(sums, stack, p,
+                    (batch * p.m + top + down * LPT_EACH) * p.n + left + across * LPT_EACH);
 #pragma unroll
         for (int i = 0; i < LPT_EACH; ++i)
 #pragma unroll
             for (int j = 0; j < LPT_EACH; ++j) {
                 const int64_t row = top + down * LPT_EACH + i,
                               column = left + across * LPT_EACH + j;
-                s[i][j] = 0;
-                if (p.c && row < p.m && column < p.n)
-                    s[i][j] = steps.begin(
-                        ((const float *)p.c)[batch * p.c_stride[0] + row * p.c_stride[1] +
-                                             column * p.c_stride[2]]);
-                part[i][j] = STEPS::CHUNKED ? 0 : s[i][j];
+                const bool started = p.c && row < p.m && column < p.n;
+                steps.begin(sums, i, j,
+                            started ? (const float *)p.c + batch * p.c_stride[0] +
+                                          row * p.c_stride[1] + column * p.c_stride[2]
+                                    : nullptr);
             }
-        int32_t to_come = chunk;  // terms that the chunk still takes
-        for (int64_t terms = p.k; terms > 0; terms -= LPT_DEPTH) {
-            const int depth = terms < LPT_DEPTH ? (int)terms : (int)LPT_DEPTH;
+        for (int64_t terms = p.k + STEPS::AHEAD; terms > 0; terms -= LPT_DEPTH) {
+            const int32_t depth = terms < LPT_DEPTH ? (int32_t)terms : LPT_DEPTH;
+            const int32_t first = STEPS::AHEAD && terms > p.k;
             __syncthreads();  // all have read what is overwritten
-            a(rows, depth);
-            b(columns, depth);
+            a(rows, first, depth);
+            b(columns, first, depth);
             __syncthreads();
-            // Two where chunks are added up: with four, some devices spill.
-#pragma unroll(STEPS::CHUNKED ? 2 : 4)
-            for (int k = 0; k < depth; ++k) {
-                const lpt_pack<float> x = rows[k][down], y = columns[k][across];
-                const bool over = STEPS::CHUNKED && --to_come == 0;
-#pragma unroll
-                for (int i = 0; i < LPT_EACH; ++i)
-#pragma unroll
-                    for (int j = 0; j < LPT_EACH; j += 2)
-                        steps.step(x.v[i], y.v[j], y.v[j + 1], part[i][j], part[i][j + 1]);
-                if (!over)
-                    continue;
-                to_come = chunk;
-#pragma unroll
-                for (int i = 0; i < LPT_EACH; ++i)
-#pragma unroll
-                    for (int j = 0; j < LPT_EACH; ++j) {
-                        s[i][j] = steps.fold(s[i][j], part[i][j]);
-                        part[i][j] = 0;
-                    }
-            }
+            steps.add(sums, p, rows, columns, depth);
         }
-        const bool rest = !STEPS::CHUNKED || to_come < chunk;
 #pragma unroll
         for (int i = 0; i < LPT_EACH; ++i)
 #pragma unroll
             for (int j = 0; j < LPT_EACH; ++j) {
                 const int64_t row = top + down * LPT_EACH + i,
                               column = left + across * LPT_EACH + j;
-                const float sum = rest ? steps.fold(s[i][j], part[i][j]) : s[i][j];
+                const float sum = steps.end(sums, i, j);
                 if (row < p.m && column < p.n)
                     ((float *)p.y)[(batch * p.m + row) * p.n + column] = lpt_quiet(sum);
             }

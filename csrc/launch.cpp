@@ -26,6 +26,7 @@ bool __any_sync(unsigned, bool);
 template <class U> void atomicMax(U *, U);
 float __fmaf_rn(float, float, float), __fmaf_rz(float, float, float), __fmul_rn(float, float),
     __fadd_rn(float, float);
+float __fadd_rz(float, float);
 float __fmaf_rd(float, float, float), __fmul_rd(float, float), __fadd_rd(float, float);
 float __fmaf_ru(float, float, float), __fmul_ru(float, float), __fadd_ru(float, float);
 float lpt_through_bf16(float);

@@ -74,7 +74,7 @@ def test_backend_says_that_the_kernels_are_compiled() -> None:
 def test_kernels_compile_for_every_device_and_hardly_spill_registers(device: int, tmp_path: Path) -> None:
     """Loops over elements spill nothing; those over blocks a few words around a call that is hardly ever made.
 
-    Products spill two words at most, outside the loop over k.
+    Products spill four words at most, and those that draw twelve, outside the loop over k.
     """
     for source in ("round", "codebooks", "blocks", "gemm"):
         done = subprocess.run(
@@ -88,7 +88,8 @@ def test_kernels_compile_for_every_device_and_hardly_spill_registers(device: int
         fp32 = [
             (name, int(spilled)) for name, _, spilled in found if re.search(r"lpt_(gemm_tile|\w+?I(Li\d+E)?f)", name)
         ]
-        assert fp32 and max(spilled for _, spilled in fp32) <= {"blocks": 48, "gemm": 8}.get(source, 0), fp32
+        most = {"blocks": 48, "gemm": 16}.get(source, 0)
+        assert fp32 and all(spilled <= (48 if "drawn_steps" in name else most) for name, spilled in fp32), fp32
 
 
 # -- on a device -------------------------------------------------------------------------------------------
@@ -244,7 +245,9 @@ ACCUMULATORS = [
     *(Accumulator(sum, rounding=mode) for sum in (BF16, E4M3, FP16) for mode in ("toward_zero", "up", "odd")),
     Accumulator(BF16, rounding="down", chunk=7, compute="fp32"),
     Accumulator(FP16, order="kahan", chunk=3, rounding="stochastic"),
-    Accumulator(FP16, order="pairwise"),
+    *(Accumulator(sum, order=order) for sum in (FP32, FP16, BF16, E4M3) for order in ("kahan", "pairwise")),
+    *(Accumulator(sum, rounding=Stochastic(bits)) for sum in (FP16, BF16, E4M3) for bits in (7, 32)),
+    Accumulator(BF16, rounding="stochastic", compute="fp32"),
     Accumulator(FP16, order="exact", chunk=4),
     Accumulator(BF16, E5M2, rounding=Stochastic(5)),
     Accumulator(BF16, chunk=4, inner=Accumulator(FP16, chunk=2)),

@@ -48,6 +48,20 @@ IN_TILES = (
     Accumulator(FP16, chunk=5, rounding="up", inner=Accumulator(FP16, rounding="toward_zero")),
     Accumulator(BF16, chunk=5, rounding="odd", inner=Accumulator(BF16, rounding="down", compute="fp32")),
     Accumulator(BF16, chunk=5, rounding="down", inner=Accumulator(BF16)),
+    # other orders, and drawn sums
+    *(
+        Accumulator(sum, order=order, compute=compute, rounding=mode)
+        for sum in (FP16, BF16, E4M3, FloatingPoint(8, 6))
+        for order in ("kahan", "pairwise")
+        for compute, mode in (("exact", "nearest"), ("fp32", "nearest"), ("exact", "odd"), ("fp32", "up"))
+    ),
+    *(Accumulator(FP32, order=order) for order in ("kahan", "pairwise")),
+    *(
+        Accumulator(sum, compute=compute, rounding=rounding)
+        for sum in (FP16, BF16, E4M3, E5M2, FloatingPoint(5, 15, overflow="nan"))
+        for compute in ("exact", "fp32")
+        for rounding in (Stochastic(), Stochastic(5))
+    ),
     # formats that devices round to themselves, and their neighbours
     *(
         Accumulator(sum, compute=compute)
@@ -108,6 +122,16 @@ def test_products_have_the_bits_of_the_cpu(library: Any, acc: Accumulator) -> No
         a, b, c = (t[None] for t in operands(m, m, k, n, 60))
         assert_same_as_cpu(library, with_specials(a), with_specials(b), None, acc)
         assert_same_as_cpu(library, a, b, with_specials(c), acc)
+
+
+@pytest.mark.parametrize("acc", IN_TILES, ids=repr)
+def test_what_is_meant_for_tiles_is_done_there(library: Any, acc: Accumulator) -> None:
+    a, b, c = (t[None] for t in operands(2, 20, 5, 20, 4))
+    library.lpt_emulate_launched()
+    assert_same_as_cpu(library, a, b, c, acc)
+    inner = acc.inside
+    mixed = inner.compute != acc.compute or (inner.rounding.name == "nearest") != (acc.rounding.name == "nearest")
+    assert mixed != (b"lpt_gemm_tile" in library.lpt_emulate_launched())
 
 
 @pytest.mark.parametrize("acc", [*IN_TILES, *OTHERS], ids=repr)
@@ -176,7 +200,17 @@ def test_float64_operands_give_the_bits_of_the_cpu(library: Any, acc: Accumulato
         assert_same_as_cpu(library, a * 2.0**-500, b * 2.0**-520, None, acc)
 
 
-@pytest.mark.parametrize("acc", [Accumulator(FP16), Accumulator(BF16, chunk=5), Accumulator(FP16, order="kahan")])
+@pytest.mark.parametrize(
+    "acc",
+    [
+        Accumulator(FP16),
+        Accumulator(BF16, chunk=5),
+        Accumulator(FP16, order="kahan"),
+        Accumulator(FP16, order="pairwise"),
+        Accumulator(FP16, rounding="stochastic"),
+    ],
+    ids=repr,
+)
 def test_any_strides(library: Any, acc: Accumulator) -> None:
     g = torch.Generator().manual_seed(0)
     a, b = torch.randn(2, 70, 37, generator=g), torch.randn(2, 37, 66, generator=g)
@@ -187,7 +221,16 @@ def test_any_strides(library: Any, acc: Accumulator) -> None:
 
 
 @pytest.mark.parametrize("order", ["forwards", "backwards", "ahead"])
-@pytest.mark.parametrize("acc", [Accumulator(FP16), Accumulator(BF16, chunk=7), Accumulator(E4M3, rounding="up")])
+@pytest.mark.parametrize(
+    "acc",
+    [
+        Accumulator(FP16),
+        Accumulator(BF16, chunk=7),
+        Accumulator(E4M3, rounding="up"),
+        Accumulator(E4M3, order="pairwise"),
+        Accumulator(E4M3, rounding="stochastic"),
+    ],
+)
 def test_few_thread_blocks_stride_and_the_order_of_threads_is_free(library: Any, acc: Accumulator, order: str) -> None:
     a, b, c = (t.expand(2, -1, -1) for t in operands(4, 100, 50, 140, 3))
     assert_same_as_cpu(library, a, b, c, acc, blocks=2, order=order)
