@@ -38,7 +38,8 @@ template <class Run> int32_t share(const lpt_product &p, int64_t units, int thre
     int64_t parts = threads < useful ? threads : useful;
     parts = parts < units ? parts : units;
     int32_t failed = 0;
-#pragma omp parallel for num_threads((int)parts) schedule(static) reduction(| : failed) if (parts > 1)
+#pragma omp parallel for num_threads((int)parts) schedule(static)                                  \
+    reduction(| : failed) if (parts > 1)
     for (int64_t part = 0; part < parts; ++part) {
         fenv_t before;
         fegetenv(&before);
@@ -56,11 +57,11 @@ extern "C" {
 LPT_API int32_t lpt_gemm_f32(const lpt_product *p, const lpt_accumulator *acc, int32_t threads) {
     const lpt_gemm_loops &f = chosen();
     return share(*p, f.f32_units(*p, *acc), threads,
-          [&](int64_t first, int64_t last) { return f.f32(*p, *acc, first, last); });
+                 [&](int64_t first, int64_t last) { return f.f32(*p, *acc, first, last); });
 }
 LPT_API int32_t lpt_gemm_f64(const lpt_product *p, const lpt_accumulator *acc, int32_t threads) {
     const lpt_gemm_loops &f = chosen();
     return share(*p, f.f64_units(*p, *acc), threads,
-          [&](int64_t first, int64_t last) { return f.f64(*p, *acc, first, last); });
+                 [&](int64_t first, int64_t last) { return f.f64(*p, *acc, first, last); });
 }
 }
