@@ -21,13 +21,16 @@ aten = torch.ops.aten
 
 
 def _both(x: Any, y: Any) -> tuple[Tensor, Tensor]:
-    """Two operands, of which one may be a number, as float64 tensors of one shape."""
-    device = (x if isinstance(x, Tensor) else y).device
-    x, y = (
-        v.to(torch.float64) if isinstance(v, Tensor) else torch.tensor(v, dtype=torch.float64, device=device)
-        for v in (x, y)
-    )
-    x, y = torch.broadcast_tensors(x, y)
+    """Two operands, of which one may be a number, as float64 tensors of one shape and device."""
+    devices = [v.device for v in (x, y) if isinstance(v, Tensor)]
+    device = next((d for d in devices if d.type != "cpu"), devices[0])  # beside which a single number may be on the CPU
+
+    def wide(v: Any) -> Tensor:
+        if isinstance(v, Tensor):
+            return v.to(device if v.dim() == 0 else v.device, torch.float64)
+        return torch.full((), v, dtype=torch.float64, device=device)  # no constant, which torch.export could not place
+
+    x, y = torch.broadcast_tensors(wide(x), wide(y))
     return x.contiguous(), y.contiguous()
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from compiling import compile_anew as compile_anew, plain
-from lptensor import E4M3, E5M2, Arithmetic, LPTensor, Quantizer, convert, lower
+from lptensor import E4M3, E5M2, FP16, Arithmetic, LPTensor, Quantizer, convert, lower
 
 SPLIT = Arithmetic(E4M3, backward=E5M2)
 pytestmark = [
@@ -77,3 +77,22 @@ def test_entering_low_precision_in_an_export_is_refused_with_the_way_round(stric
 
     with pytest.raises(Exception, match="give it LPTensors or plain tensors, or round plain tensors"):
         torch.export.export(Enters(), (torch.randn(3),), strict=strict)
+
+
+class WithNumbers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x)
+        y = (y + 0.33) * 0.1 - 1 / 3
+        y.add_(0.7)
+        return y
+
+
+@pytest.mark.parametrize("compute", [torch.float32, torch.float64], ids=str)
+def test_numbers_and_writes_of_a_program_taken_apart_are_those_of_eager_mode(compute: torch.dtype) -> None:
+    model, x = convert(WithNumbers(), Arithmetic(FP16, compute=compute)), torch.randn(4, 6)
+    program = torch.export.export(model, (x,)).run_decompositions()
+    assert torch.equal(plain(program.module()(x)), plain(model(x)))
