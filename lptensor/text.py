@@ -18,6 +18,7 @@ from lptensor import _compat
 T = TypeVar("T")
 
 _CLASSES: dict[str, type] = {}
+_MADE = "~"  # no field's name
 
 
 def learn(cls: type[T]) -> type[T]:
@@ -118,7 +119,9 @@ def _plain(value: Any) -> Any:
         return {"": name, "name": value.name}
     if is_dataclass(value) and _known(name):
         given = arguments(type(value))
-        return {"": name} | {argument: _plain(getattr(value, field)) for field, argument in given.items()}
+        text = {"": name} | {argument: _plain(getattr(value, field)) for field, argument in given.items()}
+        # What a user's own class makes of its fields may be edited, while compiled code is kept on disk.
+        return text if name.startswith("lptensor.") else text | {_MADE: repr(getattr(value, "lowered", None))}
     raise TypeError(
         f"{value!r} cannot be written into a compiled graph: {name} is no format, rounding or plain value; "
         "say what depends on it outside of torch.compile and torch.export"
@@ -130,7 +133,7 @@ def _made(plain: Any) -> Any:
         return tuple(_made(item) for item in plain)
     if not isinstance(plain, dict):
         return plain
-    given = {name: _made(item) for name, item in plain.items() if name}
+    given = {name: _made(item) for name, item in plain.items() if name not in ("", _MADE)}
     if plain[""] == "torch.dtype":
         return getattr(torch, given["name"])
     cls = _class(plain[""])

@@ -143,3 +143,28 @@ def test_code_that_was_compiled_before_a_formula_changed_is_not_taken_for_the_ne
     assert changed != text
     formula.write_text(changed)
     assert python(code, str(tmp_path), **cache) == str([[1.125, 2.25]] * 3)
+
+
+OWN = """
+import sys, torch, lptensor as lp
+from dataclasses import dataclass
+from lptensor.base import ScalarFormat
+from lptensor.grid import Grid, Overflow
+@dataclass(frozen=True)
+class Mine(ScalarFormat):
+    n: int = 0
+    @property
+    def grid(self):
+        top = 2.0**8 * (2 - 2.0 ** (1 - int(sys.argv[1])))
+        return Grid(int(sys.argv[1]), -6, 8, top, -top, Overflow.SATURATE)
+x = torch.linspace(-3, 3, 50)
+def f(x):
+    return lp.round(x, Mine())
+print(torch.equal(torch.compile(f)(x), f(x)))
+"""
+
+
+@pytest.mark.slow
+def test_a_format_of_ones_own_that_was_edited_is_compiled_anew(tmp_path: Path) -> None:
+    for precision in ("4", "3"):
+        assert python(OWN, precision, TORCHINDUCTOR_CACHE_DIR=str(tmp_path)) == "True"
