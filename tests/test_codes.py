@@ -16,6 +16,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from compiling import since
 from lptensor.blocks import MX, MXFP4, NVFP4, BlockFloatingPoint, TwoLevel
 from lptensor.codebooks import DYNAMIC8, FP4_RADIX4, NF4, UDYNAMIC8, Codebook, LogNumber, TableFormat
 from lptensor.codes import code_dtype, decode, encode, scales
@@ -488,4 +489,10 @@ def test_what_is_worked_out_of_tensors_without_values_is_not_kept() -> None:
     traced = make_fx(lambda codes: decode(codes, format))(encode(x, format))
     want = round_to(x, format)
     assert torch.equal(decode(encode(x, format), format), want) and torch.equal(traced(encode(x, format)), want)
-    assert torch.equal(torch.vmap(lambda codes: decode(codes, format))(encode(x, format).view(7, -1)).flatten(), want)
+
+
+@since("2.13", "vmap knows no view of a tensor's bits")
+def test_many_codes_are_decoded_sample_by_sample() -> None:
+    x, format = torch.randn(MANY), FloatingPoint(4, 3, bias=9)
+    mapped = torch.vmap(lambda codes: decode(codes, format))(encode(x, format).view(7, -1))
+    assert torch.equal(mapped.flatten(), round_to(x, format))

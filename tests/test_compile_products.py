@@ -174,7 +174,7 @@ def test_a_compiled_step_is_the_eager_one_in_every_arithmetic(compute: torch.dty
     for compiled in (False, True):
         torch.manual_seed(0)
         w = nn.Parameter(torch.randn(7).to_lp(arithmetic))  # type: ignore[attr-defined]
-        optimizer = torch.optim.SGD([w], lr=0.1, momentum=0.9)
+        optimizer = torch.optim.SGD([w], lr=0.1, momentum=0.9, foreach=True)
         step = torch.compile(optimizer.step, backend="aot_eager") if compiled else optimizer.step
         for _ in range(3):
             w.grad = torch.randn(7).to_lp(arithmetic)  # type: ignore[attr-defined]
