@@ -1,0 +1,333 @@
+// What a thread of a device does with the outputs that it holds while k ascends, in each order:
+// sums in fp32 alone, chunk by chunk, with compensation, in pairs or with random words.
+#pragma once
+#include "gemm_device_rounders.h"
+#include "gemm_element.h"
+
+enum { LPT_SIDE = 64, LPT_DEPTH = 16, LPT_EACH = 4 };
+// Sums in pairs that may wait: enough for less than 2**20 terms.
+enum { LPT_WAITING = 19 };
+
+// Sums. Each is what a rounder gets: rounded to fp32 once, or to odd, which it cannot tell from
+// exact.
+struct lpt_in_fp32 {
+    static LPT_METHOD float fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+    static LPT_METHOD float mul(float a, float b) { return __fmul_rn(a, b); }
+    static LPT_METHOD float add(float a, float b) { return __fadd_rn(a, b); }
+};
+
+// Of the neighbours below and above, which are one where the sum is exact, the one whose last bit
+// is set; where neither is, that above, so that an exact zero is +0. For formats that are
+// lpt_odd_fits.
+struct lpt_odd_in_fp32 {
+    static LPT_METHOD float odd(float below, float above) {
+#if defined(__CUDA_ARCH__)
+        float r;  // with the test that the logical operation makes by itself, not one more
+        asm("{.reg .pred odd; .reg .b32 last; and.b32 last, %1, 1; setp.ne.u32 odd, last, 0;"
+            " selp.f32 %0, %1, %2, odd;}"
+            : "=f"(r)
+            : "f"(below), "f"(above));
+        return r;
+#else
+        return lpt_bits(below) & 1 ? below : above;
+#endif
+    }
+    static LPT_METHOD float fma(float a, float b, float c) {
+        return odd(__fmaf_rd(a, b, c), __fmaf_ru(a, b, c));
+    }
+    static LPT_METHOD float mul(float a, float b) { return odd(__fmul_rd(a, b), __fmul_ru(a, b)); }
+    static LPT_METHOD float add(float a, float b) { return odd(__fadd_rd(a, b), __fadd_ru(a, b)); }
+};
+
+// Toward zero, where the digits that are left away tell hardly ever which number is drawn.
+struct lpt_cut_in_fp32 {
+    static LPT_METHOD float fma(float a, float b, float c) { return __fmaf_rz(a, b, c); }
+};
+
+template <class A, class B> struct lpt_same {
+    enum { yes = 0 };
+};
+template <class A> struct lpt_same<A, A> {
+    enum { yes = 1 };
+};
+
+typedef lpt_pack<float> lpt_operands[LPT_SIDE / 4 + 1];  // of one k
+
+// step(numbers of four rows, numbers of four columns) for each k.
+template <int UNROLL, class Step>
+LPT_METHOD void lpt_each_term(const lpt_operands *rows, const lpt_operands *columns, int32_t depth,
+                              const Step &step) {
+    const int across = threadIdx.x % 16, down = threadIdx.x / 16;
+#pragma unroll(UNROLL)
+    for (int k = 0; k < depth; ++k)
+        step(rows[k][down], columns[k][across]);
+}
+
+// Steps of sums in order: what a thread holds of its outputs while k ascends, and what becomes of
+// it. OUTER rounds sums of chunks; without chunks there is none. Where INNER is fp32's own
+// rounding, the steps inside are fused multiply-adds of fp32, whatever SUM is outside.
+template <class SUM, class PRODUCT, class INNER, class OUTER> struct lpt_steps {
+    enum { FUSED = lpt_same<PRODUCT, lpt_none>::yes, CHUNKED = !lpt_same<OUTER, lpt_none>::yes };
+    // Thread blocks on a multiprocessor: with more in view the compiler spills to fit them.
+    enum { AT_ONCE = CHUNKED ? 2 : 3, AHEAD = 0 };
+    PRODUCT product;
+    INNER inner;
+    OUTER outer;
+    int32_t chunk;
+
+    struct sums {
+        float s[LPT_EACH][LPT_EACH], part[LPT_EACH][LPT_EACH];
+        int32_t to_come;  // terms that the chunk still takes
+    };
+    typedef lpt_none stack;
+    LPT_METHOD void begin(sums &t, stack &, const lpt_product &, int64_t) const {
+        t.to_come = chunk;
+    }
+    LPT_METHOD void begin(sums &t, int i, int j, const float *c) const {
+        t.s[i][j] = 0;
+        if (c) {
+            if constexpr (CHUNKED)
+                t.s[i][j] = outer(*c);
+            else
+                t.s[i][j] = inner(*c);
+        }
+        t.part[i][j] = CHUNKED ? 0 : t.s[i][j];
+    }
+    // The next term of two sums.
+    LPT_METHOD void step(float a, float b0, float b1, float &s0, float &s1) const {
+        if constexpr (lpt_same<INNER, lpt_carrier_rounder>::yes) {
+            s0 = lpt_in_fp32::fma(a, b0, s0), s1 = lpt_in_fp32::fma(a, b1, s1);
+        } else {
+            if constexpr (FUSED) {
+                s0 = SUM::fma(a, b0, s0), s1 = SUM::fma(a, b1, s1);
+            } else {
+                float p0 = SUM::mul(a, b0), p1 = SUM::mul(a, b1);
+                lpt_round_both(product, p0, p1);
+                s0 = SUM::add(s0, p0), s1 = SUM::add(s1, p1);
+            }
+            lpt_round_both(inner, s0, s1);
+        }
+    }
+    LPT_METHOD float fold(float s, float part) const {
+        if constexpr (CHUNKED)
+            return outer(SUM::add(s, part));
+        else
+            return part;
+    }
+    LPT_METHOD void add(sums &t, const lpt_product &, const lpt_operands *rows,
+                        const lpt_operands *columns, int32_t depth) const {
+        // Two where chunks are added up: with four, some devices spill.
+        lpt_each_term<CHUNKED ? 2 : 4>(
+            rows, columns, depth, [&](const lpt_pack<float> &x, const lpt_pack<float> &y) {
+                const bool over = CHUNKED && --t.to_come == 0;
+#pragma unroll
+                for (int i = 0; i < LPT_EACH; ++i)
+#pragma unroll
+                    for (int j = 0; j < LPT_EACH; j += 2)
+                        step(x.v[i], y.v[j], y.v[j + 1], t.part[i][j], t.part[i][j + 1]);
+                if (!over)
+                    return;
+                t.to_come = chunk;
+#pragma unroll
+                for (int i = 0; i < LPT_EACH; ++i)
+#pragma unroll
+                    for (int j = 0; j < LPT_EACH; ++j) {
+                        t.s[i][j] = fold(t.s[i][j], t.part[i][j]);
+                        t.part[i][j] = 0;
+                    }
+            });
+    }
+    LPT_METHOD float end(const sums &t, int i, int j) const {
+        const bool rest = !CHUNKED || t.to_come < chunk;
+        return rest ? fold(t.s[i][j], t.part[i][j]) : t.s[i][j];
+    }
+};
+
+// Kahan's, with the error of each sum beside it.
+template <class SUM, class ROUND> struct lpt_kahan_steps {
+    enum { AT_ONCE = 2, AHEAD = 0 };
+    ROUND round;
+
+    struct sums {
+        float s[LPT_EACH][LPT_EACH], error[LPT_EACH][LPT_EACH];
+    };
+    typedef lpt_none stack;
+    LPT_METHOD void begin(sums &, stack &, const lpt_product &, int64_t) const {}
+    LPT_METHOD void begin(sums &t, int i, int j, const float *c) const {
+        t.s[i][j] = c ? round(*c) : 0.0f;
+        t.error[i][j] = 0;
+    }
+    // The next term of two sums.
+    LPT_METHOD void step(float a, float b0, float b1, float &s0, float &s1, float &e0,
+                         float &e1) const {
+        float y0 = SUM::fma(a, b0, -e0), y1 = SUM::fma(a, b1, -e1);
+        lpt_round_both(round, y0, y1);
+        float t0 = SUM::add(s0, y0), t1 = SUM::add(s1, y1);
+        lpt_round_both(round, t0, t1);
+        float grown0 = SUM::add(t0, -s0), grown1 = SUM::add(t1, -s1);
+        lpt_round_both(round, grown0, grown1);
+        e0 = SUM::add(grown0, -y0), e1 = SUM::add(grown1, -y1);
+        lpt_round_both(round, e0, e1);
+        s0 = t0, s1 = t1;
+    }
+    LPT_METHOD void add(sums &t, const lpt_product &, const lpt_operands *rows,
+                        const lpt_operands *columns, int32_t depth) const {
+        lpt_each_term<1>(rows, columns, depth,
+                         [&](const lpt_pack<float> &x, const lpt_pack<float> &y) {
+#pragma unroll
+                             for (int i = 0; i < LPT_EACH; ++i)
+#pragma unroll
+                                 for (int j = 0; j < LPT_EACH; j += 2)
+                                     step(x.v[i], y.v[j], y.v[j + 1], t.s[i][j], t.s[i][j + 1],
+                                          t.error[i][j], t.error[i][j + 1]);
+                         });
+    }
+    LPT_METHOD float end(const sums &t, int i, int j) const { return t.s[i][j]; }
+};
+
+// Sums of 1, 2, 4 ... terms wait on a stack, one for each bit of the number of terms, but for the
+// lowest, which are at hand.
+template <class SUM, class ROUND> struct lpt_pairwise_steps {
+    enum { AT_ONCE = 2, AHEAD = 0 };
+    ROUND round;
+
+    struct sums {
+        float s[LPT_EACH][LPT_EACH], odd[LPT_EACH][LPT_EACH];
+        float (*waiting)[LPT_EACH][LPT_EACH];
+        int32_t terms;
+        bool started;
+    };
+    // Apart, since its places are not known to the compiler, and it would not keep in registers
+    // what it is joined with.
+    typedef float stack[LPT_WAITING][LPT_EACH][LPT_EACH];
+    LPT_METHOD void begin(sums &t, stack &waiting, const lpt_product &p, int64_t) const {
+        t.waiting = waiting;
+        t.terms = 0;
+        t.started = p.c != nullptr;
+    }
+    LPT_METHOD void begin(sums &t, int i, int j, const float *c) const {
+        t.s[i][j] = c ? round(*c) : 0.0f;
+        t.odd[i][j] = 0;
+    }
+    LPT_METHOD void add(sums &t, const lpt_product &, const lpt_operands *rows,
+                        const lpt_operands *columns, int32_t depth) const {
+        lpt_each_term<2>(
+            rows, columns, depth, [&](const lpt_pack<float> &x, const lpt_pack<float> &y) {
+                float part[LPT_EACH][LPT_EACH];
+                const bool pair = t.terms++ & 1;
+#pragma unroll
+                for (int i = 0; i < LPT_EACH; ++i)
+#pragma unroll
+                    for (int j = 0; j < LPT_EACH; j += 2) {
+                        float &p0 = part[i][j], &p1 = part[i][j + 1];
+                        p0 = SUM::mul(x.v[i], y.v[j]), p1 = SUM::mul(x.v[i], y.v[j + 1]);
+                        lpt_round_both(round, p0, p1);
+                        if (pair)
+                            both(p0, p1, t.odd[i][j], t.odd[i][j + 1]);
+                        t.odd[i][j] = p0, t.odd[i][j + 1] = p1;
+                    }
+                if (!pair)
+                    return;
+                int level = 0;
+                for (int32_t pairs = t.terms / 2; pairs % 2 == 0; pairs /= 2, ++level)
+#pragma unroll
+                    for (int i = 0; i < LPT_EACH; ++i)
+#pragma unroll
+                        for (int j = 0; j < LPT_EACH; j += 2)
+                            both(t.odd[i][j], t.odd[i][j + 1], t.waiting[level][i][j],
+                                 t.waiting[level][i][j + 1]);
+#pragma unroll
+                for (int i = 0; i < LPT_EACH; ++i)
+#pragma unroll
+                    for (int j = 0; j < LPT_EACH; ++j)
+                        t.waiting[level][i][j] = t.odd[i][j];
+            });
+    }
+    LPT_METHOD float end(const sums &t, int i, int j) const {
+        if (t.terms == 0)
+            return t.s[i][j];
+        float sum = t.odd[i][j];
+        bool some = t.terms & 1;
+        for (int level = 0; t.terms >> level > 1; ++level)
+            if (t.terms >> level & 2) {
+                sum = some ? round(SUM::add(t.waiting[level][i][j], sum)) : t.waiting[level][i][j];
+                some = true;
+            }
+        return t.started ? round(SUM::add(t.s[i][j], sum)) : sum;
+    }
+
+  private:
+    LPT_METHOD void both(float &s0, float &s1, float before0, float before1) const {
+        s0 = SUM::add(before0, s0), s1 = SUM::add(before1, s1);
+        lpt_round_both(round, s0, s1);
+    }
+};
+
+// Drawn sums. Four roundings of an output share a counter, and the addend's is the first of all: it
+// stands where the term before the first would, and terms that are not there leave sums as they
+// are.
+template <class SUM, class ROUND> struct lpt_drawn_steps {
+    enum { AT_ONCE = 2, AHEAD = 1, FP32 = lpt_same<SUM, lpt_in_fp32>::yes };
+    enum { APART = (LPT_SIDE / 4 + 1) * 4 };  // from one k to the next
+    ROUND round;
+    lpt_cell<double> cell;
+    const lpt_key *drawn;
+    uint32_t mask;
+
+    struct sums {
+        float s[LPT_EACH][LPT_EACH];
+        lpt_key key;
+        uint64_t counter;  // of the first output
+    };
+    typedef lpt_none stack;
+    LPT_METHOD void begin(sums &t, stack &, const lpt_product &p, int64_t element) const {
+        t.key = drawn ? *drawn : p.key;
+        t.counter = (uint64_t)element;
+    }
+    LPT_METHOD void begin(sums &t, int i, int j, const float *c) const {
+        t.s[i][j] = c ? *c : 0.0f;
+    }
+    LPT_METHOD lpt_words words(uint64_t counter, const lpt_key &key) const {
+        lpt_words made = lpt_philox(counter, key);
+#pragma unroll
+        for (int w = 0; w < 4; ++w)
+            made.w[w] &= mask;
+        return made;
+    }
+    // Four terms again, in double, where fp32 cannot decide: hardly ever.
+    LPT_LONG float again(float s, const float *a, const float *b, uint64_t counter,
+                         lpt_key key) const {
+        const lpt_words random = words(counter, key);
+#pragma unroll
+        for (int w = 0; w < 4; ++w) {
+            const double sum = lpt_odd_sum((double)s, (double)a[w * APART] * (double)b[w * APART]);
+            s = (float)lpt_rounded(FP32 ? (double)(float)sum : sum, cell, LPT_STOCHASTIC,
+                                   random.w[w]);
+        }
+        return s;
+    }
+    LPT_METHOD void add(sums &t, const lpt_product &p, const lpt_operands *rows,
+                        const lpt_operands *columns, int32_t depth) const {
+        const int across = threadIdx.x % 16, down = threadIdx.x / 16;
+#pragma unroll 1
+        for (int k = 0; k < depth; k += 4, t.counter += (uint64_t)(p.batch * p.m * p.n)) {
+#pragma unroll
+            for (int i = 0; i < LPT_EACH; ++i)
+#pragma unroll
+                for (int j = 0; j < LPT_EACH; ++j) {
+                    const float *const x = &rows[k][down].v[i], *const y = &columns[k][across].v[j];
+                    const uint64_t counter = t.counter + (uint64_t)(i * p.n + j);
+                    const lpt_words random = words(counter, t.key);
+                    float s = t.s[i][j];
+                    bool open = false;
+#pragma unroll
+                    for (int w = 0; w < 4; ++w)
+                        s = round(SUM::fma(x[w * APART], y[w * APART], s), random.w[w], open);
+                    if ((!FP32 || !ROUND::WIDE) && open)
+                        s = again(t.s[i][j], x, y, counter, t.key);
+                    t.s[i][j] = s;
+                }
+        }
+    }
+    LPT_METHOD float end(const sums &t, int i, int j) const { return t.s[i][j]; }
+};
