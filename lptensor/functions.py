@@ -17,7 +17,7 @@ from lptensor.arithmetic import Arithmetic, promote
 from lptensor.contracts import contract
 from lptensor.escape import leave
 from lptensor.rules import Kind
-from lptensor.tensor import LPTensor
+from lptensor.tensor import LPTensor, is_low
 
 # Select or move values, or are one kernel in which nothing can be counted differently: they act as under "aten".
 _AS_ATEN = frozenset(
@@ -92,7 +92,12 @@ def _inside(func: Any) -> FunctionType:
 def _once(name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Leave low precision, run ``func``, come back."""
     found: list[LPTensor] = []
-    _compat.tree_map(lambda x: found.append(x) if type(x) is LPTensor else None, (args, kwargs), LPTensor)
+    _compat.tree_map(lambda x: found.append(x) if is_low(x) else None, (args, kwargs), Tensor)
+    if found and _compat.transforming():
+        raise NotImplementedError(
+            f'rounding_points("function") does not reach into torch.func, where {name} would round at each of its '
+            'ops; say "aten" or "primitive" there, or differentiate with torch.autograd'
+        )
     if not found or not all(x._arithmetic.direct for x in found):  # aten's kernels know of operands and sums
         return func(*args, **kwargs)
     if kwargs.get("out") is not None:  # one kernel, which rounds once too, to the format of what it writes to

@@ -220,6 +220,8 @@ def round_fresh(x: Tensor, format: Format, rounding: Rounding, generator: Any = 
                 "out and use torch.manual_seed, and give clamping_grad_zero a deterministic rounding"
             )
         return library.traced_round(x, format, rounding)
+    if _compat.transforming():  # of torch.func, whose tensors have no memory
+        return straight_through(x, format, rounding, generator)
     return round_into(x, _new_like(x), format, rounding, generator)
 
 

@@ -206,8 +206,7 @@ class Quantize:
             # The forward pass is about to draw the same random numbers from torch's generator.
             same = torch.Generator()
             same.set_state(torch.get_rng_state())
-        round_ = ops.straight_through if _compat.transforming() else ops.round_fresh
-        free = round_(x, unlimited, self.forward_rounding, same)
+        free = ops.round_fresh(x, unlimited, self.forward_rounding, same)
         return (free > limits.max) | (free < limits.min)
 
     def __repr__(self) -> str:

@@ -305,3 +305,12 @@ def test_a_quantizer_that_masks_is_transformed(rounding: str) -> None:
     found = torch.vmap(torch.func.grad(lambda v: q(v).sum()), randomness="different")(x)
     assert torch.vmap(q, randomness="different")(x).shape == x.shape and 0 < (found == 0).sum() < x.numel()
     assert (found[x.abs() < 0.8] == 1).all() and (found[(x < -1.2) | (x > 1.1)] == 0).all()
+
+
+@pytest.mark.parametrize("transform", [torch.func.grad, torch.func.vmap])
+def test_functions_that_round_once_are_refused_under_a_transformation(transform: Any) -> None:
+    x = torch.randn(8, generator=torch.Generator().manual_seed(0)).to_lp(E4M3)  # type: ignore[attr-defined]
+    with lptensor.rounding_points("function"):
+        with pytest.raises(NotImplementedError, match=r"torch.func, where silu"):
+            transform(lambda x: nn.functional.silu(x).sum())(x)
+        nn.functional.silu(x)

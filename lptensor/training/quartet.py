@@ -48,15 +48,22 @@ def clipped_mxfp4(x: Tensor) -> tuple[Tensor, Tensor]:
 class _Products(torch.autograd.Function):
     """x (n, in) and w (out, in) to x w.T; the gradients are those of the rounded operands, masked."""
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Tensor, unbiased: Round) -> Tensor:
-        (qx, inside_x), (qw, inside_w) = (clipped_mxfp4(_FORWARD.apply(t, None)) for t in (x, w))
-        ctx.save_for_backward(qx, inside_x, qw, inside_w)
-        ctx.width, ctx.unbiased = x.shape[1], unbiased
-        return qx @ qw.T
+    generate_vmap_rule = True
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    def forward(x: Tensor, w: Tensor, unbiased: Round) -> tuple[Tensor, ...]:
+        (qx, inside_x), (qw, inside_w) = (clipped_mxfp4(_FORWARD.apply(t, None)) for t in (x, w))
+        return qx @ qw.T, qx, inside_x, qw, inside_w
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: tuple[Tensor, ...]) -> None:
+        ctx.width, ctx.unbiased = inputs[0].shape[1], inputs[2]
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(*output[1:])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor, Tensor, None]:
         qx, inside_x, qw, inside_w = ctx.saved_tensors
 
         def back(masked: Tensor) -> Tensor:  # the forward transform is its own inverse
@@ -68,7 +75,7 @@ class _Products(torch.autograd.Function):
 
 @_compat.break_graph
 def _products(x: Tensor, w: Tensor, unbiased: Round) -> Tensor:
-    return _Products.apply(x, w, unbiased)  # type: ignore[no-any-return, no-untyped-call]
+    return _Products.apply(x, w, unbiased)[0]  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _turned(a: Tensor, b: Tensor, unbiased: Round) -> Tensor:

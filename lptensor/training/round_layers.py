@@ -118,24 +118,43 @@ class _StraightThrough(_Function):
 class _Forward(torch.autograd.Function):
     """Rounds going forward; the gradient passes."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, quantize: Callable[[Tensor], Tensor]) -> Tensor:
+    def forward(x: Tensor, quantize: Callable[[Tensor], Tensor]) -> Tensor:
         return quantize(x.detach())
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        return None
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad, None
 
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: Any) -> Tensor:
+        return tangent.clone()  # torch takes the tangent itself for a view of the input's
+
 
 class _Backward(torch.autograd.Function):
     """Passes going forward; the gradient is rounded."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, quantize: Callable[[Tensor], Tensor]) -> Tensor:
-        ctx.quantize = quantize
+    def forward(x: Tensor, quantize: Callable[[Tensor], Tensor]) -> Tensor:
         return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        ctx.quantize = inputs[1]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         with torch.no_grad():
             return ctx.quantize(grad), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: Any) -> Tensor:
+        return tangent.view_as(tangent)

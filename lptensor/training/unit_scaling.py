@@ -32,14 +32,23 @@ def scale(x: Tensor, forward: float = 1.0, backward: float = 1.0) -> Tensor:
 
 
 class _Scale(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, forward: float, backward: float) -> Tensor:
-        ctx.backward_scale = backward
+    def forward(x: Tensor, forward: float, backward: float) -> Tensor:
         return x * forward
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        _, ctx.forward_scale, ctx.backward_scale = inputs
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         return grad * ctx.backward_scale, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
+        return tangent * ctx.forward_scale  # type: ignore[no-any-return]
 
 
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -105,7 +106,7 @@ class WageActivation(nn.Module):
     @_compat.break_graph
     @of_values
     def forward(self, a: Tensor) -> Tensor:
-        values: Tensor = _Activation.apply(a, grid(self.bits), self.error)  # type: ignore[no-untyped-call]
+        values: Tensor = _Activation.apply(a, grid(self.bits), self.error)[0]  # type: ignore[no-untyped-call]
         return values
 
     def extra_repr(self) -> str:
@@ -113,17 +114,23 @@ class WageActivation(nn.Module):
 
 
 class _Activation(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, a: Tensor, format: FixedPoint, error: WageError) -> Tensor:
-        check_roundable(a, format)
-        ctx.save_for_backward(a.abs() <= format.max)
-        ctx.error = error  # type: ignore[attr-defined]
-        return round_fresh(a, format, Rounding())
+    generate_vmap_rule = True
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None]:
-        (inside,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        return ctx.error(torch.where(inside, grad, torch.zeros_like(grad))), None, None  # type: ignore[attr-defined]
+    def forward(a: Tensor, format: FixedPoint, error: WageError) -> tuple[Tensor, Tensor]:
+        check_roundable(a, format)
+        return round_fresh(a, format, Rounding()), a.abs() <= format.max
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: tuple[Tensor, Tensor]) -> None:
+        ctx.error, inside = inputs[2], output[1]
+        ctx.mark_non_differentiable(inside)
+        ctx.save_for_backward(inside)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, None, None]:
+        (inside,) = ctx.saved_tensors
+        return ctx.error(torch.where(inside, grad, torch.zeros_like(grad))), None, None
 
 
 @dataclass(frozen=True)
