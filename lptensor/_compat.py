@@ -542,6 +542,18 @@ def known_signature(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+def calls_of(module: torch.nn.Module) -> int:
+    """How many calls of a module run on this thread.
+
+    Torch runs no hook after a ``KeyboardInterrupt``: without it what such a call has changed would stay so.
+    """
+    count, frame = 0, sys._getframe(1)
+    while frame is not None:
+        count += frame.f_code is _CALL and frame.f_locals.get("self") is module
+        frame = frame.f_back  # type: ignore[assignment]
+    return count
+
+
 def stepping(optimizers: Collection[int]) -> set[int]:
     """Those of some optimizers, named by their ids, whose ``step()`` runs on this thread.
 
@@ -554,6 +566,8 @@ def stepping(optimizers: Collection[int]) -> set[int]:
         frame = frame.f_back  # type: ignore[assignment]
     return set(optimizers) - missing
 
+
+_CALL = torch.nn.Module._call_impl.__code__
 
 # The code around every optimizer's step.
 _STEP = next((c for c in torch.optim.Optimizer.profile_hook_step.__code__.co_consts if isinstance(c, CodeType)), None)

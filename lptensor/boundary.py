@@ -37,7 +37,8 @@ class Boundary:
         _compat.set_hooks(module, _compat.BOUNDARY, self.enter, self.leave, always=True)
 
     def enter(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
-        return begin_crossing(module).enter(args, kwargs, _recast(self.outside, self.inside))
+        crossing = begin_crossing(module, _recast(self.inside, self.outside))
+        return crossing.enter(args, kwargs, _recast(self.outside, self.inside))
 
     def leave(self, module: nn.Module, args: Any, output: Any) -> Any:
         return end_crossing(module).leave(output, _recast(self.inside, self.outside))

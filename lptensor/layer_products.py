@@ -70,12 +70,14 @@ class LayerProducts:
 
     @staticmethod
     def detach(module: nn.Module) -> None:
+        _undo_broken_off(module)
         _compat.drop_hooks(module, _compat.PRODUCTS)
 
     def begin(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         compiling = torch.compiler.is_dynamo_compiling()  # then nothing changes but in the traced code's own view
         call = _Call(0 if compiling else threading.get_ident(), [], isinstance(module, nn.RNNBase), Crossing())
         if not compiling:
+            _undo_broken_off(module, 1)
             _lock(module).acquire()
         if call.stepwise:
             without_onednn.__enter__()
@@ -99,24 +101,41 @@ class LayerProducts:
         calls: list[_Call] = module.__dict__.get(_BEFORE, [])
         if not calls or not compiling and calls[-1].thread != threading.get_ident():
             return None  # another hook raised before begin()
-        call = calls.pop()
-        if not calls:
-            del module.__dict__[_BEFORE]
-        for attributes, name, value in reversed(call.changed):
-            if value is None:
-                attributes.pop(name, None)
-            else:
-                attributes[name] = value
-        if call.stepwise:
-            without_onednn.__exit__()
-        if not compiling:
-            _lock(module).release()
-        return call.crossing.leave(output, lambda x: x.dequantize() if is_low(x) else x)
+        return _undo(module, calls).leave(output, _leave)
 
     def _enter(self, x: Tensor) -> Tensor:
         check_plain(x)
         lp: Tensor = x.to_lp(self.arithmetic)  # type: ignore[attr-defined]
         return lp
+
+
+def _leave(x: Tensor) -> Tensor:
+    return x.dequantize() if is_low(x) else x  # type: ignore[no-any-return, attr-defined]
+
+
+def _undo(module: nn.Module, calls: list[_Call]) -> Crossing:
+    """Take back what the innermost call of a module has changed, but for its arguments."""
+    call = calls.pop()
+    if not calls:
+        del module.__dict__[_BEFORE]
+    for attributes, name, value in reversed(call.changed):
+        if value is None:
+            attributes.pop(name, None)
+        else:
+            attributes[name] = value
+    if call.stepwise:
+        without_onednn.__exit__()
+    if call.thread:
+        _lock(module).release()
+    return call.crossing
+
+
+def _undo_broken_off(module: nn.Module, beginning: int = 0) -> None:
+    """Do what ``end`` would have done after calls that a ``KeyboardInterrupt`` has ended."""
+    calls: list[_Call] = module.__dict__.get(_BEFORE, [])
+    going_on = _compat.calls_of(module) - beginning if calls else 0
+    while len(calls) > going_on and calls[-1].thread == threading.get_ident():
+        _undo(module, calls).leave(None, _leave)
 
 
 def check_plain(x: Tensor) -> None:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from lptensor import _compat
+
 Cast = Callable[[Tensor], Any]
 
 
@@ -188,9 +190,15 @@ class Crossing:
         return remade(x, lambda item: self._outward(item, cast, held))
 
 
-def begin_crossing(module: nn.Module) -> Crossing:
-    """A crossing that ``end_crossing`` finds again when this call of the module ends."""
+def begin_crossing(module: nn.Module, back: Cast) -> Crossing:
+    """A crossing that ``end_crossing`` finds again when this call of the module ends.
+
+    Those that a ``KeyboardInterrupt`` has left open end now: ``back`` casts what they have let in.
+    """
     crossing, calls = Crossing(), getattr(module, _open_calls(), None)
+    if calls and not torch.compiler.is_compiling():
+        for _ in range(len(calls) + 1 - _compat.calls_of(module)):
+            calls.pop().leave(None, back)
     if calls is None:  # Dynamo of PyTorch 2.11 follows no __dict__.setdefault()
         setattr(module, _open_calls(), calls := [])
     calls.append(crossing)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import threading
 from typing import Any
 
 import pytest
@@ -189,6 +190,49 @@ def test_a_layer_that_raises_leaves_its_parameters_as_they_were() -> None:
         layer(torch.randn(3, 7))
     assert type(layer.weight) is nn.Parameter and "weight" not in vars(layer)
     assert layer(torch.randn(3, 8)).shape == (3, 4)
+
+
+class Interrupted(nn.Linear):
+    """A layer in which somebody presses Ctrl-C."""
+
+    armed = False
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.armed:
+            raise KeyboardInterrupt
+        return super().forward(input)
+
+
+@pytest.mark.parametrize("way", ["next call", "taken off"])
+def test_an_interrupted_layer_finds_its_parameters_again(way: str) -> None:
+    layer = lower(Interrupted(4, 4), [Interrupted], operands=OPERANDS)
+    layer.armed = True
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            layer(torch.randn(2, 4))
+    layer.armed = False
+    if way == "next call":
+        layer(torch.randn(2, 4))
+    else:
+        lower(layer, [Interrupted])
+    assert layer.weight is layer._parameters["weight"] and not [k for k in vars(layer) if k.startswith("_lptensor")]
+    other = threading.Thread(target=lambda: layer(torch.randn(2, 4)), daemon=True)
+    other.start()
+    other.join(30)
+    assert not other.is_alive()
+
+
+def test_a_layer_that_calls_itself_is_not_taken_for_an_interrupted_one() -> None:
+    class Twice(nn.Linear):
+        def forward(self, input: Tensor, again: bool = True) -> Tensor:
+            once = self(input.dequantize(), again=False) if again else input  # type: ignore[attr-defined]
+            assert isinstance(self.weight, LPTensor)
+            return super().forward(once)
+
+    layer = lower(Twice(4, 4), [Twice], operands=OPERANDS)
+    x = torch.randn(2, 4)
+    assert torch.equal(layer(x), layer(layer(x, again=False), again=False))
+    assert isinstance(layer.weight, nn.Parameter)
 
 
 def test_a_lowered_layer_copies_and_pickles_with_its_products() -> None:

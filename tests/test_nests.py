@@ -354,3 +354,22 @@ def test_copies_of_a_running_model_know_nothing_of_the_call() -> None:
     layer = bounded(lambda y: copy.deepcopy(layer))
     twin = layer(X)
     assert same(twin.linear.weight, layer.linear.weight) and is_low(twin.linear.weight, E4M3)
+
+
+def test_an_interrupted_call_gives_its_containers_back_when_the_next_begins() -> None:
+    stop = [True]
+
+    def body(x: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        if stop:
+            raise KeyboardInterrupt
+        return x + batch["bias"]
+
+    model = bounded(body)
+    batch = {"bias": torch.randn(4)}
+    given = batch["bias"]
+    with pytest.raises(KeyboardInterrupt):
+        model(torch.randn(2, 4), batch)
+    stop.clear()
+    model(torch.randn(2, 4), {"bias": torch.randn(4)})
+    assert batch["bias"] is given
+    assert not any(name.startswith("_lptensor_crossings") for part in model.modules() for name in vars(part))
