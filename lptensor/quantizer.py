@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from lptensor import _compat, ops
-from lptensor.base import check_signed, no_format
-from lptensor.formats import FixedPoint, Format, Grid, Overflow, ScalarFormat
+from lptensor.base import check_bool, check_signed, no_format
+from lptensor.formats import Format, Grid, Overflow, ScalarFormat
 from lptensor.rounding import Mode, Rounding, as_rounding
 from lptensor.tensor import LPTensor
 
@@ -55,7 +56,7 @@ def quantizer(
         _gradient_format(backward_number),
         as_rounding(forward_rounding),
         as_rounding(backward_rounding),
-        bool(clamping_grad_zero),
+        check_bool("clamping_grad_zero", clamping_grad_zero),
         _hooks(backward_hooks),
     )
 
@@ -273,13 +274,15 @@ def _masked(grad: Tensor, clamped: Tensor | None) -> Tensor:
 
 @dataclass(frozen=True, repr=False)
 class _Unlimited(ScalarFormat):
-    """A float format with the top of the carrier's range."""
+    """A format without limits: its grid goes on, up to the top of the carrier's range."""
 
     format: ScalarFormat
 
-    @property
+    @cached_property
     def grid(self) -> Grid:
-        return self.format.grid._replace(emax=127, max=math.inf, min=-math.inf, overflow=Overflow.INF)
+        grid = self.format.grid
+        emax = grid.emax if grid.emin == grid.emax else 127  # fixed point has one exponent
+        return grid._replace(emax=emax, max=math.inf, min=-math.inf, overflow=Overflow.INF)
 
 
 def _limits(format: Format) -> tuple[Grid, ScalarFormat]:
@@ -289,7 +292,7 @@ def _limits(format: Format) -> tuple[Grid, ScalarFormat]:
             f"clamping_grad_zero needs a float or fixed-point format with a largest value, got {format!r}; "
             "leave clamping_grad_zero at False"
         )
-    return format.grid, replace(format, clamp=False) if isinstance(format, FixedPoint) else _Unlimited(format)
+    return format.grid, _Unlimited(format)
 
 
 def _format(name: str, number: object) -> Format | None:

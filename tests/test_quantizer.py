@@ -69,12 +69,13 @@ def test_the_seed_repeats_both_directions():
 
 
 @pytest.mark.parametrize("rounding", ["nearest", "toward_zero", "up", "stochastic"])
-@pytest.mark.parametrize("format", [FixedPoint(5, 2), FixedPoint(5, 2, symmetric=True)])
+@pytest.mark.parametrize("format", [FixedPoint(5, 2), FixedPoint(5, 2, symmetric=True), FixedPoint(4, 2, signed=False)])
 def test_the_gradient_is_zero_exactly_where_fixed_point_clamped(format, rounding):
     x = torch.linspace(-6, 6, 4001, requires_grad=True)
     y = quantizer(format, None, rounding, clamping_grad_zero=True)(x)
     y.sum().backward()
-    step, top, bottom = 2.0**-2, 2.0**2 - 2.0**-2, -(2.0**2) + (2.0**-2 if format.symmetric else 0)
+    step, top = 2.0**-2, 2.0**2 - 2.0**-2
+    bottom = (-(2.0**2) + (2.0**-2 if format.symmetric else 0)) * format.signed
     beyond = {
         "nearest": (x / step).round() * step,
         "toward_zero": (x / step).trunc() * step,
@@ -237,6 +238,8 @@ def test_a_mask_needs_a_format_with_limits(format):
 def test_other_bad_settings_are_named():
     with pytest.raises(ValueError, match="up_or_down"):
         quantizer(E4M3, forward_rounding="up_or_down")
+    with pytest.raises(TypeError, match="clamping_grad_zero must be True or False, got 'no'"):
+        quantizer(E4M3, clamping_grad_zero="no")
     with pytest.raises(TypeError, match="3"):
         quantizer(E4M3, backward_hooks=[3])
     with pytest.raises(TypeError, match="backward_hooks"):
