@@ -111,8 +111,6 @@ def _apply(function: type[torch.autograd.Function], *args: Any) -> Tensor:
 class _Boundary(torch.autograd.Function):
     """What the ways into and out of low precision share: derivatives, and samples under vmap."""
 
-    generate_vmap_rule = False
-
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Arithmetic], output: Tensor) -> None:
         ctx.arithmetic = inputs[1]
@@ -136,12 +134,7 @@ class _Enter(_Boundary):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, x: Tensor, arithmetic: Arithmetic) -> Any:
-        samples = x.movedim(in_dims[0], 0)
-        if arithmetic.rounding.stochastic:
-            check_samples_draw(info, "stochastic rounding")
-        if isinstance(arithmetic.forward, BlockFormat):  # the blocks are those of each sample
-            return torch.stack([_apply(_Enter, sample, arithmetic) for sample in samples]), 0
-        return _apply(_Enter, samples, arithmetic), 0
+        return _of_samples(_Enter, info, in_dims, x, arithmetic, arithmetic.forward, arithmetic.rounding)
 
 
 class _Leave(_Boundary):
@@ -183,7 +176,25 @@ class _EnterGradient(_Boundary):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, grad: Tensor, arithmetic: Arithmetic) -> Any:
-        return _apply(_EnterGradient, grad, arithmetic), in_dims[0]
+        format, rounding = arithmetic.gradient_format, arithmetic.gradient_rounding
+        return _of_samples(_EnterGradient, info, in_dims, grad, arithmetic, format, rounding)
+
+
+def _of_samples(
+    function: type[torch.autograd.Function],
+    info: Any,
+    in_dims: Any,
+    x: Tensor,
+    arithmetic: Arithmetic,
+    format: Format | None,
+    rounding: Rounding,
+) -> Any:
+    samples = x.movedim(in_dims[0], 0)
+    if rounding.stochastic:
+        check_samples_draw(info, "stochastic rounding")
+    if isinstance(format, BlockFormat):  # the blocks are those of each sample
+        return torch.stack([_apply(function, sample, arithmetic) for sample in samples]), 0
+    return _apply(function, samples, arithmetic), 0
 
 
 class _EnterSeed(_EnterGradient):

@@ -314,3 +314,29 @@ def test_functions_that_round_once_are_refused_under_a_transformation(transform:
         with pytest.raises(NotImplementedError, match=r"torch.func, where silu"):
             transform(lambda x: nn.functional.silu(x).sum())(x)
         nn.functional.silu(x)
+
+
+@pytest.mark.parametrize("format", FORMATS, ids=repr)
+def test_a_vmap_rounds_the_gradient_of_each_sample_as_if_alone(format: Format) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, direction = (torch.randn(*shape, generator=generator) for shape in ((5, 1, 64), (1, 64)))
+    scales = torch.tensor([1.0, 100.0, 0.01, 3.0, 1e4])
+
+    def f(x: Tensor, scale: Tensor) -> Tensor:
+        return (x.to_lp(Arithmetic(BF16, backward=format)).dequantize() * direction * scale).sum()  # type: ignore[attr-defined]
+
+    got = torch.func.vmap(torch.func.grad(f))(x, scales)
+    for i in range(5):
+        assert torch.equal(got[i], lp_round(direction * scales[i], format))
+
+
+def test_stochastic_gradients_in_a_vmap_ask_for_different_draws() -> None:
+    split = Arithmetic(BF16, backward=E4M3, backward_rounding="stochastic")
+
+    def f(x: Tensor) -> Tensor:
+        return (x.to_lp(split).dequantize() * (1 / 3)).sum()  # type: ignore[attr-defined]
+
+    x = torch.zeros(256, 3)
+    with pytest.raises(RuntimeError, match='randomness="different"'):
+        torch.func.vmap(torch.func.grad(f))(x)
+    assert len(torch.func.vmap(torch.func.grad(f), randomness="different")(x).unique()) == 2
