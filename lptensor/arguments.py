@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lptensor.arithmetic import Arithmetic, promote
+from lptensor.arithmetic import Arithmetic, promote, wider
 from lptensor.computing import names_single, wide
 from lptensor.rules import Rule, argument
 
 Grid = tuple[Arithmetic, bool]  # what values are on: an arithmetic, and whether its gradient side
-
-_promote = lru_cache(maxsize=256)(promote)
 
 
 def unwrap(values: Any, cls: Any, found: list[Any]) -> Any:
@@ -58,8 +56,14 @@ def join(operands: Sequence[Any]) -> Arithmetic:
     arithmetic: Arithmetic = operands[0]._arithmetic
     for operand in operands:
         if operand._arithmetic is not arithmetic:
-            arithmetic = _promote(arithmetic, operand._arithmetic)
+            return _promoted(tuple(operand._arithmetic for operand in operands))
     return arithmetic
+
+
+@lru_cache(maxsize=256)
+def _promoted(arithmetics: tuple[Arithmetic, ...]) -> Arithmetic:
+    """``promote`` of several, in an order that does not count: what contains all the others goes first."""
+    return reduce(promote, sorted(arithmetics, key=lambda a: -sum(wider(a, b) for b in arithmetics)))
 
 
 def join_list(operands: Sequence[Any]) -> Arithmetic:

@@ -180,6 +180,14 @@ def promote(a: Arithmetic, b: Arithmetic) -> Arithmetic:
     )
 
 
+def wider(a: Arithmetic, b: Arithmetic) -> bool:
+    """Whether an op between two has the format of the first."""
+    try:
+        return _wider(a, b) == a.forward
+    except TypeError:
+        return False
+
+
 def _wider(a: Arithmetic, b: Arithmetic) -> Format | None:
     f, g = a.forward, b.forward
     if f == g or g is None or f is None:

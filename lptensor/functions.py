@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, partial, reduce
+from functools import cache, partial
 from types import FunctionType
 from typing import Any
 
@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode, get_overridable_functions
 
 from lptensor import _compat, direction, dispatch
-from lptensor.arithmetic import Arithmetic, promote
+from lptensor.arguments import join
+from lptensor.arithmetic import Arithmetic
 from lptensor.contracts import contract
 from lptensor.escape import leave
 from lptensor.rules import Kind
@@ -102,7 +103,7 @@ def _once(name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: di
         return func(*args, **kwargs)
     if kwargs.get("out") is not None:  # one kernel, which rounds once too, to the format of what it writes to
         return func(*args, **kwargs)
-    arithmetic, gradient = reduce(promote, (x._arithmetic for x in found)), direction.in_backward()
+    arithmetic, gradient = join(found), direction.in_backward()
     originals: dict[int, Any] = {}  # operand by what the function sees of it
 
     def open_(x: Any) -> Any:

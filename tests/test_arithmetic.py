@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
 from typing import Any
 
@@ -85,6 +86,20 @@ def test_a_format_without_negatives_needs_a_backward_format(format: object) -> N
 def test_the_wider_format_wins_in_either_order(a: object, b: object, joined: object) -> None:
     x, y = Arithmetic(a), Arithmetic(b)  # type: ignore[arg-type]
     assert promote(x, y).forward == promote(y, x).forward == joined
+
+
+def test_the_format_of_an_op_does_not_depend_on_the_order_of_its_operands() -> None:
+    formats = (E4M3, E5M2, BF16, FP16, E2M1, MXFP8_E4M3, FixedPoint(8, 4), FP32)
+    for some in itertools.combinations(formats, 3):
+        tensors = [torch.ones(2).to_lp(format) for format in some]
+        joined: set[object] = set()
+        for order in itertools.permutations(tensors):
+            try:
+                joined.add(torch.cat(order).format)
+            except TypeError:
+                joined.add(None)
+        assert len(joined) == 1, some
+    assert torch.cat([torch.ones(2).to_lp(format) for format in (E4M3, E5M2, BF16)]).format == BF16
 
 
 @pytest.mark.parametrize(
