@@ -36,6 +36,7 @@ from lptensor.codebooks import DYNAMIC8
 from lptensor.formats import FixedPoint
 from lptensor.hadamard import Hadamard
 from lptensor.posits import Posit
+from lptensor.rounding import Mode, Rounding, Stochastic
 from lptensor.training import (
     HBFP,
     LUQ,
@@ -309,6 +310,21 @@ def test_nvfp4s_gradients_are_those_of_its_operands_on_average() -> None:
     for i in (1, 2):
         drawn = torch.stack([run[i] for run in runs])
         assert bool(((drawn.mean(0) - wanted[i - 1]).abs() < 5.5 * drawn.std(0) / 20 + 1e-4).all())
+
+
+@pytest.mark.parametrize("rounding", ["stochastic", Mode.STOCHASTIC, Rounding(Mode.STOCHASTIC)])
+def test_guptas_updates_are_drawn_however_the_rounding_is_said(rounding: Any) -> None:
+    recipe, w = recipes.gupta(rounding=rounding), nn.Parameter(torch.ones(4000))
+    w.grad = torch.full_like(w, 2.0**-12)
+    recipe.optimizer(SGD([w], lr=0.125)).step()
+    assert set(w.tolist()) == {1.0, 1 - 2.0**-12}
+    assert abs(float((w == 1).double().mean()) - 0.875) < 5 * (0.875 * 0.125 / 4000) ** 0.5
+
+
+def test_gupta_takes_no_rounding_that_its_update_has_not() -> None:
+    for rounding in ("up", Stochastic(4)):
+        with pytest.raises(ValueError, match='gupta rounds "stochastic" or "nearest", got'):
+            recipes.gupta(rounding=rounding)
 
 
 def test_dorefas_gradients_are_dithered_sample_by_sample() -> None:

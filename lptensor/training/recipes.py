@@ -22,6 +22,7 @@ from lptensor.ops import check_roundable
 from lptensor.optim import OptimLP
 from lptensor.posits import Posit
 from lptensor.quantizer import quantizer
+from lptensor.rounding import Mode, Rounding, as_rounding
 from lptensor.scaling import PER_TENSOR, CurrentMaximum, DelayedMaximum, Tile
 from lptensor.training.blockwise import Blockwise
 from lptensor.training.dorefa import DoReFaActivation, DoReFaGradient, DoReFaWeight
@@ -116,7 +117,9 @@ _IBM = Accumulator(FloatingPoint(6, 9), chunk=64)
 _IBM_UPDATE = {"weight_quant": FloatingPoint(6, 9), "update": "stochastic"}
 
 
-def gupta(wl: int = 16, fl: int = 12, rounding: str = "stochastic", outputs: int | None = None) -> Recipe:
+def gupta(
+    wl: int = 16, fl: int = 12, rounding: Rounding | Mode | str = "stochastic", outputs: int | None = None
+) -> Recipe:
     """Fixed point everywhere, rounded stochastically: outputs of layers, their gradients, weights and updates.
 
     Gupta et al., Deep Learning with Limited Numerical Precision (1502.02551). Products add up in fp32
@@ -124,22 +127,31 @@ def gupta(wl: int = 16, fl: int = 12, rounding: str = "stochastic", outputs: int
     what leaves 6 integer bits, so that the default is (4, 12) and outputs are (6, 10): with 4
     they would end at 8, which logits pass, and training ends where they clip.
 
+    Raises:
+        ValueError: another rounding than "stochastic" and "nearest".
+
     >>> import torch
     >>> model = gupta(wl=8, fl=6).model(nn.Sequential(nn.Linear(4, 2)))  # outputs have 2 fraction bits
     >>> model(torch.randn(3, 4)).mul(4).frac().count_nonzero().item()
     0
     """
+    rule = as_rounding(rounding)
+    if rule.name not in ("nearest", "stochastic") or rule != as_rounding(rule.name):
+        raise ValueError(f'gupta rounds "stochastic" or "nearest", got {rounding!r}')
     number = FixedPoint(wl, fl)
     wide = FixedPoint(wl, min(fl, wl - 6) if outputs is None else outputs)
 
     def change(model: nn.Module) -> None:
         kinds = tuple({type(m) for m in model.modules() if not list(m.children()) and not isinstance(m, nn.Identity)})
-        lower(model, list(kinds), wide, number, rounding, rounding)
+        lower(model, list(kinds), wide, number, rule, rule)
 
-    update = "stochastic" if rounding == "stochastic" else "nearest"
     return Recipe(
         change=change,
-        optim={"weight_quant": number, "grad_quant": quantizer(number, forward_rounding=rounding), "update": update},
+        optim={
+            "weight_quant": number,
+            "grad_quant": quantizer(number, forward_rounding=rule),
+            "update": rule.name,
+        },
     )
 
 

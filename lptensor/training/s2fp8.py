@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from lptensor.formats import E5M2, ScalarFormat
 from lptensor.of_values import of_values
 from lptensor.ops import check_format, check_roundable, round_fresh
-from lptensor.rounding import Rounding
+from lptensor.rounding import Mode, Rounding, as_rounding
 
 
 @dataclass(frozen=True)
@@ -23,20 +23,22 @@ class S2FP8:
     dtype and shape of x. Signs are kept, zeros stay zero, NaN or an infinity makes all NaN.
 
     Args:
-        format: of the squeezed values, which it has to reach; E5M2 to nearest is the paper's.
+        format: of the squeezed values, which it has to reach; E5M2 is the paper's.
+        rounding: to nearest in the paper.
 
     Raises:
         TypeError: a format of blocks, or none.
-        ValueError: a format that ends below 2**15.
+        ValueError: a format that ends below 2**15, an unknown rounding.
 
     >>> S2FP8()(torch.tensor([2.0**-40, -(2.0**-44), 2.0**-48]))
     tensor([ 9.0949e-13, -5.6843e-14,  3.5527e-15])
     """
 
     format: ScalarFormat = E5M2
-    rounding: Rounding = field(default_factory=Rounding)
+    rounding: Rounding | Mode | str = "nearest"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "rounding", as_rounding(self.rounding))
         check_format(self.format)
         if not hasattr(self.format, "max"):
             raise TypeError(f"S2FP8 takes a format of single values such as E5M2, got {self.format!r}")
@@ -55,7 +57,7 @@ class S2FP8:
             return torch.full_like(x, torch.nan)
         a, b = self._statistics(logs)
         squeezed = torch.where(magnitude > 0, (b + a * magnitude.log2()).exp2(), magnitude)
-        rounded = round_fresh(squeezed, self.format, self.rounding)
+        rounded = round_fresh(squeezed, self.format, as_rounding(self.rounding))
         back = torch.where(rounded > 0, ((rounded.log2() - b) / a).exp2(), rounded)
         return torch.copysign(back, x.double()).to(x.dtype)
 
