@@ -42,6 +42,20 @@ class Format:
     def lowered(self) -> Any:
         raise NotImplementedError
 
+    @property
+    def carrier(self) -> torch.dtype:
+        """The dtype that holds every value."""
+        return torch.float32
+
+    def check_carrier(self, dtype: torch.dtype) -> None:
+        """Refuse a dtype that does not hold every value.
+
+        Raises:
+            ValueError: naming the way out.
+        """
+        if dtype == torch.float32 and self.carrier != dtype:
+            raise ValueError(f"{self!r} needs more than the 24 bits of float32; use a float64 tensor")
+
     def __reduce__(self) -> tuple[Any, ...]:  # by its parameters alone, so that a checkpoint stays readable
         given = {f.name: getattr(self, f.name) for f in fields(self) if f.init}  # type: ignore[arg-type]
         return rebuild, (type(self), given)
@@ -173,11 +187,24 @@ def set_int(owner: object, name: str, low: int, high: int, why: str = "") -> Non
     object.__setattr__(owner, name, check_int(name, getattr(owner, name), low, high, why))
 
 
-def check_number(name: str, value: Any) -> Any:
-    """``value`` if it is a number, or a tensor or the like of one, else an error that says so."""
+def check_number(name: str, value: Any) -> float:
+    """``value`` as a float if it is a number of any kind, or a tensor of one, else an error that says so."""
     if isinstance(value, bool) or not hasattr(value, "__float__"):
         raise TypeError(f"{name} must be a number, got {value!r}")
-    return value
+    return float(value)
+
+
+def set_number(owner: object, name: str) -> None:
+    """``check_number`` of a field of a frozen dataclass, which is a float from then on."""
+    object.__setattr__(owner, name, check_number(name, getattr(owner, name)))
+
+
+def check_positive(name: str, value: Any) -> float:
+    """``check_number`` of a number that is positive and finite."""
+    number = check_number(name, value)
+    if not 0 < number < math.inf:
+        raise ValueError(f"{name} must be positive and finite, got {value!r}")
+    return number
 
 
 def check_bool(name: str, value: object) -> bool:

@@ -252,8 +252,8 @@ class TwoLevel(_Scaled):
 
     Raises:
         TypeError: an element or a scale that is no scalar format.
-        ValueError: a scale that is a power of two or has no largest value, a floor beyond it, an element as MX
-            refuses it, a block size below 1.
+        ValueError: a scale without a largest value, or that is a power of two and has a tensor scale or a floor
+            beside it; a floor beyond the largest scale, an element as MX refuses it, a block size below 1.
 
     >>> import torch, lptensor
     >>> lptensor.round(torch.tensor([2688.0, 100.0, 1000.0]), TwoLevel(E2M1))

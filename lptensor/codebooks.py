@@ -13,6 +13,7 @@ from typing import Any, SupportsFloat
 import torch
 from torch import Tensor
 
+from lptensor.base import set_number
 from lptensor.formats import CARRIER_MAX, Format, check_bool, set_int
 from lptensor.tables import Table, table_of
 
@@ -198,11 +199,9 @@ class LogNumber(TableFormat):
     def __post_init__(self) -> None:
         set_int(self, "bits", 2, 16)
         set_int(self, "gamma", 1, 2**16)
-        if isinstance(self.base, bool) or not isinstance(self.base, (int, float)):
-            raise TypeError(f"base must be a number above 1 and up to 65536, got {self.base!r}")
+        set_number(self, "base")
         if not 1 < self.base <= 2**16:
             raise ValueError(f"base must be above 1 and up to 65536, got {self.base!r}")
-        object.__setattr__(self, "base", float(self.base))
         check_bool("zero", self.zero)
         if self.bias is None:
             object.__setattr__(self, "bias", 2 ** (self.bits - 2))

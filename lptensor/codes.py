@@ -173,7 +173,7 @@ def decode(codes: Tensor, format: Format) -> Tensor:
         raise wrong_format(format)
     bits = _bits(format)
     if codes.is_meta:
-        return torch.empty(codes.shape, dtype=getattr(format, "carrier", torch.float32), device="meta")
+        return torch.empty(codes.shape, dtype=format.carrier, device="meta")
     wide = codes.long()
     if codes.dtype.itemsize * 8 == bits:
         wide = wide & (1 << bits) - 1 if bits < 64 else wide
@@ -183,7 +183,7 @@ def decode(codes: Tensor, format: Format) -> Tensor:
             raise ValueError(f"codes of {format!r} are 0 to {2**bits - 1}, got {_first(codes, outside)}")
     if _pays(wide, format) and not isinstance(format, TableFormat):
         return _values_by_code(format, wide.device).index_select(0, wide.flatten()).view(wide.shape)
-    return carried(decode_exact(format, wide), getattr(format, "carrier", torch.float32))
+    return carried(decode_exact(format, wide), format.carrier)
 
 
 def _pays(x: Tensor, format: Format) -> bool:
@@ -212,7 +212,7 @@ class _Codes(NamedTuple):
 @lru_cache(maxsize=64)
 def _codes_by_upper_bits(format: Format, device: torch.device) -> _Codes | None:
     """What ``encode`` makes of rounded fp32 numbers, if few enough of their bits tell them apart."""
-    if isinstance(format, TableFormat) or getattr(format, "carrier", torch.float32) is not torch.float32:
+    if isinstance(format, TableFormat) or format.carrier is not torch.float32:
         return None
     if isinstance(format, FixedPoint) and not format.clamp:
         return None

@@ -12,8 +12,8 @@ from torch import Tensor
 from lptensor import _compat, _cuda, _native, _nvrtc, library, observe, reference
 from lptensor.base import wrong_format
 from lptensor.blocks import BlockFormat
-from lptensor.formats import CARRIER_PRECISION, FixedPoint, Format, Grid
-from lptensor.posits import Posit, PositBits
+from lptensor.formats import Format, Grid
+from lptensor.posits import PositBits
 from lptensor.rounding import Mode, Rounding, as_rounding
 from lptensor.tables import Table
 
@@ -26,14 +26,14 @@ def round(
     generator: torch.Generator | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
-    """``x`` rounded to ``format``: a plain tensor of the same shape, dtype, device and strides.
+    """``x`` rounded to ``format``: a plain tensor of the same shape, dtype and device.
 
-    The gradient passes straight through. What NaN, infinities, -0 and overflow become is the
-    format's to say (see its docstring); a value that the format has never moves (but in a ``TwoLevel``
-    format, which finds its scales anew).
+    Its axes lie in memory in the order of those of ``x``, without gaps. The gradient passes straight
+    through. What NaN, infinities, -0 and overflow become is the format's to say (see its docstring);
+    a value that the format has never moves (but in a ``TwoLevel`` format, which finds its scales anew).
 
     Args:
-        x: float32 or float64, any shape and layout. float64 is rounded once, never through fp32.
+        x: float32 or float64, dense, of any shape and strides. float64 is rounded once, never through fp32.
         rounding: a name ("nearest", "nearest_away", "toward_zero", "down", "up", "odd",
             "stochastic", "stochastic_equal"), a ``Mode`` or a ``Rounding``, such as ``Stochastic(8)``.
         generator: where stochastic rounding draws its key; torch's CPU generator by default, so
@@ -41,7 +41,7 @@ def round(
         out: a tensor like ``x`` to write into, ``x`` itself included; it takes no part in autograd.
 
     Raises:
-        TypeError: x is no float32 or float64 tensor, format no Format.
+        TypeError: x is no dense float32 or float64 tensor, format no Format.
         ValueError: unknown rounding, a format wider than the dtype carries, an ``out`` that does not fit.
 
     >>> from lptensor import E4M3
@@ -139,10 +139,7 @@ def check_format(format: Any, dtype: torch.dtype = torch.float32) -> None:
     """Refuse what is no format, and one that has values which a tensor of ``dtype`` does not hold."""
     if not isinstance(format, Format):
         raise wrong_format(format)
-    if isinstance(format, FixedPoint) and format.grid.precision > CARRIER_PRECISION and dtype == torch.float32:
-        raise ValueError(f"{format!r} needs more than the 24 bits of float32; use a float64 tensor")
-    if isinstance(format, Posit):
-        format.check_carrier(dtype)
+    format.check_carrier(dtype)
 
 
 def check_roundable(x: Any, format: Any) -> None:

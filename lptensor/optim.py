@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -13,7 +12,7 @@ from torch.optim import Optimizer
 
 from lptensor import ops, optimizer_state
 from lptensor.arithmetic import Arithmetic
-from lptensor.base import Format, ScalarFormat, check_signed
+from lptensor.base import Format, ScalarFormat, check_positive, check_signed
 from lptensor.distributed import refuse_sharded
 from lptensor.loans import Loans
 from lptensor.momenta import as_momenta
@@ -105,13 +104,10 @@ class OptimLP(Optimizer):
     ) -> None:
         if not isinstance(optim, Optimizer) or isinstance(optim, OptimLP):
             raise TypeError(f"OptimLP wraps a torch.optim.Optimizer that is no OptimLP yet, got {type(optim).__name__}")
-        if isinstance(grad_scaling, bool) or not isinstance(grad_scaling, int | float):
-            raise TypeError(f"grad_scaling must be a number, got {grad_scaling!r}")
-        if not 0 < grad_scaling < math.inf:
-            raise ValueError(f"grad_scaling must be positive and finite, got {grad_scaling}")
+        grad_scaling = check_positive("grad_scaling", grad_scaling)
         check_update(update, weight_quant, acc_quant)
         self.optim = optim
-        self.grad_scaling = float(grad_scaling)
+        self.grad_scaling = grad_scaling
         self.update = update
         self.weight_quant = by_update(update, as_step("weight_quant", weight_quant))
         check_signed(grad_quant, "leave grad_quant out, or name one that has")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lptensor.base import check_bool, no_format
+from lptensor.base import check_bool, no_format, set_number
 from lptensor.formats import FP32, ScalarFormat, check_int, set_int
 
 SCALE_RULES = ("floor", "ceil", "even", "rceil")
@@ -176,9 +176,7 @@ class CurrentMaximum(Scaling):
         set_int(self, "margin", -64, 64)
         check_bool("tensor_scale", self.tensor_scale)
         check_bool("reciprocal", self.reciprocal)
-        if isinstance(self.floor, bool) or not isinstance(self.floor, (int, float)):
-            raise TypeError(f"floor must be a number, got {self.floor!r}")
-        object.__setattr__(self, "floor", float(self.floor))
+        set_number(self, "floor")
         grid = self.scale.grid
         if self.powers and (self.tensor_scale or self.floor or self.reciprocal):
             raise ValueError(

@@ -348,7 +348,7 @@ def test_quantum_is_the_distance_to_the_next_value() -> None:
         (lambda: P3109(8, 3, signed="no"), "signed must be True or False, got 'no'"),  # type: ignore[arg-type]
         (lambda: P3109(8, 3, extended=0), "extended must be True or False, got 0"),  # type: ignore[arg-type]
         (lambda: LogNumber(8, zero="no"), "zero must be True or False, got 'no'"),  # type: ignore[arg-type]
-        (lambda: LogNumber(8, base="2"), "base must be a number above 1 and up to 65536, got '2'"),  # type: ignore[arg-type]
+        (lambda: LogNumber(8, base="2"), "base must be a number, got '2'"),  # type: ignore[arg-type]
         (lambda: TwoLevel(E2M1, tensor_scale=1), "tensor_scale must be True or False, got 1"),  # type: ignore[arg-type]
         (lambda: TwoLevel(E2M1, reciprocal="no"), "reciprocal must be True or False"),  # type: ignore[arg-type]
         (lambda: TwoLevel(E2M1, floor="0"), "floor must be a number, got '0'"),  # type: ignore[arg-type]

@@ -145,6 +145,10 @@ def test_a_scaled_value_without_a_code_is_refused() -> None:
 def test_a_grid_beyond_the_carrier_is_refused() -> None:
     with pytest.raises(ValueError, match="beyond the largest fp32"):
         Scaled(E5M2, PowerOfTwo(120))
+    wide = Scaled(FixedPoint(40, 0), PowerOfTwo(1))
+    with pytest.raises(ValueError, match="more than the 24 bits of float32; use a float64 tensor"):
+        lp_round(torch.ones(1), wide)
+    assert lp_round(torch.tensor([1e15], dtype=torch.float64), wide).item() == 2 * (2.0**39 - 1)
     with pytest.raises(ValueError, match="in steps of|values down to"):
         Scaled(E5M2, PowerOfTwo(-140))
     with pytest.raises(TypeError, match="a scalar format"):
@@ -407,6 +411,7 @@ def test_a_tile_has_no_axis_beside_it() -> None:
     assert Tile((4, 8), (-1, 1)).block_shape((4, 4, 64)) == (1, 8, 4)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch's own use of it
 def test_delayed_scaling_has_derivatives_under_torch_func() -> None:
     quantize = DelayedScaling(E4M3).eval()
     assert torch.func.grad(lambda x: quantize(x).square().sum())(torch.tensor([0.3, 2.0])).tolist() == [0.625, 4.0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -268,6 +269,20 @@ def test_a_resumed_run_repeats_every_bit() -> None:
     train(*resumed, 4)
     assert all(torch.equal(p, q) for p, q in zip(straight[0].parameters(), resumed[0].parameters(), strict=True))
     assert straight[2].state_dict() == resumed[2].state_dict() != LossScaler(Dynamic(2.0**14)).state_dict()
+
+
+@pytest.mark.parametrize("number", [np.float32, np.float64, torch.tensor])
+def test_numbers_of_any_kind_make_scales_that_go_into_a_checkpoint(number: Any) -> None:
+    four, two, half = number(4.0), number(2.0), number(0.5)
+    for policy in (Static(four), Dynamic(four, two, half, 1), Automatic(BF16, four)):
+        scaler = LossScaler(policy)
+        w = nn.Parameter(torch.zeros(1))
+        w.grad = torch.ones(1)
+        scaler.step(SGD([w], lr=1.0))
+        scaler.update()
+        state = scaler.state_dict()
+        assert type(state["scale"]) is float
+        LossScaler(policy).load_state_dict(state)
 
 
 def test_losses_come_in_lists() -> None:

@@ -89,7 +89,7 @@ def _unknown(name: str) -> str:
 
 
 def short(format: Format | None) -> str:
-    """A format's name, or else a short text that ``parse_format`` takes.
+    """A format's name, or else a short text, which ``parse_format`` takes but for ``Scaled`` formats and codebooks.
 
     >>> short(FloatingPoint(8)), short(FixedPoint(8, 4)), short(None)
     ('E5M2', 'fixed(8, 4)', '-')

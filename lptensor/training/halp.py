@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lptensor.base import check_number
+from lptensor.base import check_positive
 from lptensor.formats import FixedPoint, check_int
 from lptensor.ops import round_fresh
 from lptensor.parameters import listed
@@ -70,8 +70,7 @@ class HALP(Optimizer):
     @staticmethod
     def _check(group: dict[str, Any]) -> None:
         for name in ("lr", "mu"):
-            if not 0 < check_number(name, group[name]) < math.inf:
-                raise ValueError(f"{name} must be positive and finite, got {group[name]!r}")
+            check_positive(name, group[name])
         check_int("bits", group["bits"], 2, 24)
         for p in group["params"]:
             if type(p.data) is not Tensor or p.dtype not in (torch.float32, torch.float64):

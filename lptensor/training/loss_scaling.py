@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lptensor.arithmetic import Arithmetic
-from lptensor.base import check_number
+from lptensor.base import check_positive, set_number
 from lptensor.formats import ScalarFormat, set_int
 from lptensor.optim import OptimLP
 from lptensor.parameters import listed
@@ -33,7 +33,7 @@ class Static:
     initial: float = 1024.0
 
     def __post_init__(self) -> None:
-        _check_positive("initial", self.initial)
+        object.__setattr__(self, "initial", check_positive("initial", self.initial))
 
     def after(self, scale: float, count: int, seen: Seen) -> tuple[float, int]:
         """The scale of the next step, and the count that goes with it."""
@@ -68,10 +68,11 @@ class Dynamic:
     interval: int = 2000
 
     def __post_init__(self) -> None:
-        _check_positive("initial", self.initial)
+        object.__setattr__(self, "initial", check_positive("initial", self.initial))
         set_int(self, "interval", 1, 2**31)
-        growth, backoff = check_number("growth", self.growth), check_number("backoff", self.backoff)
-        if not 1 < growth < math.inf or not 0 < backoff < 1:
+        set_number(self, "growth")
+        set_number(self, "backoff")
+        if not 1 < self.growth < math.inf or not 0 < self.backoff < 1:
             raise ValueError(
                 f"growth must be above 1 and backoff between 0 and 1, got {self.growth!r} and {self.backoff!r}"
             )
@@ -113,9 +114,10 @@ class Automatic:
     def __post_init__(self) -> None:
         if not isinstance(self.format, ScalarFormat) or not 0 < self.format.max < math.inf:
             raise ValueError(f"format must be a scalar format with a largest value, got {self.format!r}")
-        _check_positive("initial", self.initial)
+        object.__setattr__(self, "initial", check_positive("initial", self.initial))
         set_int(self, "span", 1, 2**31)
-        if not 0 <= check_number("threshold", self.threshold) < 1:
+        set_number(self, "threshold")
+        if not 0 <= self.threshold < 1:
             raise ValueError(f"threshold is a share of the elements, from 0 to below 1, got {self.threshold!r}")
 
     def after(self, scale: float, count: int, seen: Seen) -> tuple[float, int]:
@@ -235,8 +237,7 @@ class LossScaler:
     def update(self, new_scale: float | None = None) -> None:
         """Make the scale of the next step, or set it."""
         if new_scale is not None:
-            _check_positive("new_scale", new_scale)
-            self._scale = float(new_scale)
+            self._scale = check_positive("new_scale", new_scale)
         elif not self._seen.unscaled:
             raise RuntimeError("update() saw no gradients: call step(optimizer) before it")
         else:
@@ -256,9 +257,7 @@ class LossScaler:
         count = state_dict.get("count", state_dict.get("_growth_tracker"))
         if "scale" not in state_dict or count is None:
             raise ValueError(f"a scaler's state holds its scale and count, got {sorted(state_dict)}")
-        scale = state_dict["scale"]
-        _check_positive("scale", scale)
-        self._scale, self._count = float(scale), int(count)
+        self._scale, self._count = check_positive("scale", state_dict["scale"]), int(count)
 
     def _look(self, grad: Tensor) -> bool:
         """Note what a scaled gradient is like; whether it is finite."""
@@ -284,10 +283,3 @@ def _divide(p: Tensor, scale: float) -> None:
 
 def _among(optimizer: Optimizer, optimizers: Iterable[Optimizer]) -> bool:
     return any(optimizer is other for other in optimizers)
-
-
-def _check_positive(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name} must be positive and finite, got {value!r}")
