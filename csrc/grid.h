@@ -41,7 +41,7 @@ struct lpt_rule {
     lpt_key key;
 };
 
-// lptensor/formats.py: Overflow, Subnormals, Grid (field by field)
+// lptensor/grid.py: Overflow, Subnormals, Grid (field by field)
 enum lpt_overflow { LPT_INF = 0, LPT_SATURATE = 1, LPT_NAN = 2 };
 enum lpt_subnormals { LPT_NONE = 0, LPT_GRADUAL = 1, LPT_FLUSH = 2 };
 

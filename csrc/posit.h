@@ -9,7 +9,7 @@
 #pragma once
 #include "chance.h"
 
-// lptensor/posits.py: Bits
+// lptensor/posits.py: PositBits
 struct lpt_posit {
     int32_t nbits, es;
 };

@@ -149,6 +149,10 @@ def __getattr__(name: str) -> object:  # most programs need neither, and both ha
     raise AttributeError(f"module 'lptensor' has no attribute {name!r}")
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), "study", "training"})
+
+
 __all__ = [  # a star import shadows no builtin and no module
     "BF16",
     "DYNAMIC8",

@@ -61,7 +61,7 @@ class Format:
         return rebuild, (type(self), given)
 
     def __repr__(self) -> str:
-        given = [f for f in fields(self) if f.init or f.metadata.get("shown")]  # type: ignore[arg-type]
+        given = [f for f in fields(self) if f.init]  # type: ignore[arg-type]
         shown = [f"{f.name}={getattr(self, f.name)!r}" for f in given if getattr(self, f.name) != f.default]
         return f"{type(self).__name__}({', '.join(shown)})"
 

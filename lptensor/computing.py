@@ -57,7 +57,7 @@ def _all_single(values: Sequence[Any]) -> bool:
 
 def names_single(rule: Rule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether the dtype that the caller names, and the layout if any, is the one an LPTensor has anyway."""
-    given = [kwargs.get(p) if isinstance(p, str) else args[p] if p < len(args) else None for p in rule.named_dtype]
+    given = [argument(p, args, kwargs) for p in rule.named_dtype]
     return torch.float32 in given and all(value in (None, torch.float32, torch.strided) for value in given)
 
 

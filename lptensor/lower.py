@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, TypeAlias, TypeVar
@@ -134,7 +134,7 @@ def lower(
         if products is not None:
             LayerProducts(products).attach(layer)
         if forward_number is not None or backward_number is not None:
-            _compat.set_hooks(layer, _compat.OUTPUTS, after=rounded_output(quantize))
+            _compat.set_hooks(layer, _compat.OUTPUTS, after=RoundOutput(quantize))
     return model
 
 
@@ -153,14 +153,9 @@ def _chosen(model: nn.Module, wanted: tuple[type[nn.Module], ...], exempt: Itera
     ]
 
 
-def rounded_output(quantize: Quantize) -> Callable[[nn.Module, Any, Any], Any]:
-    """A forward hook that rounds the tensors in an output, whatever containers hold them."""
-    return _RoundOutput(quantize)
-
-
 @dataclass(frozen=True)
-class _RoundOutput:
-    """A forward hook that rounds the tensors in an output."""
+class RoundOutput:
+    """A forward hook that rounds the tensors in an output, whatever containers hold them."""
 
     quantize: Quantize
 

@@ -206,6 +206,7 @@ def _kernels(device: torch.device) -> Any:
     return _cuda if device.type == "cuda" and _cuda.library() is not None else None
 
 
+@_compat.run_by_python
 def round_fresh(x: Tensor, format: Format, rounding: Rounding, generator: Any = None) -> Tensor:
     """A rounded copy of a plain tensor, without autograd."""
     x = x.detach()

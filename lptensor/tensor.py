@@ -373,7 +373,6 @@ def dequantize(x: Tensor) -> Tensor:
 
 Tensor.to_lp = to_lp  # type: ignore[attr-defined]
 Tensor.dequantize = dequantize  # type: ignore[method-assign, assignment]
-_compat.run_by_python(round_fresh)
 accept_plain_gradients(LPTensor)
 _compat.replace_for_subclasses(FORMULAS)
 _compat.prepare_for_subclasses(RECURRENT, partial(with_low_state, LPTensor))
@@ -397,7 +396,7 @@ def _collate(batch: list[Any], *, collate_fn_map: Any = None) -> Tensor:
 _compat.collate_map()[LPTensor] = _collate
 
 
-# torch.load(weights_only=True) makes objects of these classes, and of formats, only.
 # The C++ of `plain.data = lp` would take the memory of a tensor that has none.
 _compat.refuse_as_data(LPTensor)
+# torch.load(weights_only=True) makes objects of these classes, and of formats, only.
 torch.serialization.add_safe_globals([LPTensor, rebuild, Arithmetic, Rounding, Mode, Beyond])

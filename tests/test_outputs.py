@@ -24,7 +24,7 @@ from lptensor import (
     matmul,
     round as lp_round,
 )
-from lptensor.lower import rounded_output
+from lptensor.lower import RoundOutput
 from lptensor.observe import Observer, observing
 from lptensor.quantizer import quantizer
 
@@ -244,7 +244,7 @@ def test_a_gradient_that_counts_limits_needs_a_copy() -> None:
     layer, x = nn.Linear(4, 4), torch.randn(9, 4) * 500
     quantize = quantizer(E4M3, None, "nearest", clamping_grad_zero=True)
     expected = torch.autograd.grad(quantize(layer(x)).sum(), layer.bias)[0]
-    layer.register_forward_hook(rounded_output(quantize))
+    layer.register_forward_hook(RoundOutput(quantize))
     assert torch.equal(torch.autograd.grad(layer(x).sum(), layer.bias)[0], expected) and (expected < 9).any()
 
 
@@ -253,7 +253,7 @@ def test_functions_of_gradients_are_called_for_every_layer() -> None:
     quantize = quantizer(E4M3, E5M2, "nearest", "nearest", backward_hooks=[lambda grad: seen.append(grad) or grad * 3])
     net = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
     for layer in net:
-        layer.register_forward_hook(rounded_output(quantize))
+        layer.register_forward_hook(RoundOutput(quantize))
     net(torch.randn(3, 4)).sum().backward()
     assert [grad.max().item() for grad in seen] == [1.0, 3.0]
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lptensor.accumulate import odd_sum
 from lptensor.accumulator import EXACT_PRECISION, Accumulator
+from lptensor.base import check_int
 from lptensor.blocks import BlockFormat
 from lptensor.extra import need
 from lptensor.finfo import finfo
@@ -85,8 +86,8 @@ def accumulation_error(
         raise TypeError(f"a running sum is rounded on its own, got the block format {format!r}; ask its element")
     if terms.dim() not in (1, 2) or terms.numel() == 0:
         raise ValueError(f"terms are (n,) or (trials, n) with n > 0, got shape {tuple(terms.shape)}")
-    if chunk is not None and (isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1):
-        raise ValueError(f"chunk must be a whole number from 1, got {chunk!r}")
+    if chunk is not None:
+        chunk = check_int("chunk", chunk, 1, 2**31)
     if isinstance(format, Accumulator) and not rounding is chunk is None:
         raise ValueError(f"an Accumulator names its rounding and chunks, got rounding={rounding!r} and chunk={chunk!r}")
     x = terms.double().reshape(-1, terms.shape[-1])

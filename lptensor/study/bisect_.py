@@ -176,6 +176,7 @@ class _Undo(_compat.TorchDispatchMode, observe.Observer):
         mode: Any = super()
         mode.__init__()
         self.undone, self.by, self.places, self.seen = undone, by, places, seen
+        self.modules = set() if places is None else {path for path, _ in named_modules(places.model)}
         self.active = True
         self.origins = Origins()
         self.op = "round"
@@ -203,8 +204,7 @@ class _Undo(_compat.TorchDispatchMode, observe.Observer):
         role, path = self.places.of(before, after)
         if self.by == "role":
             return role
-        modules = dict(named_modules(self.places.model))
-        return path if path in modules else path.rpartition(".")[0]
+        return path if path in self.modules else path.rpartition(".")[0]
 
 
 def plot_bisect(rows: Sequence[dict[str, Any]], ax: Any = None) -> Any:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lptensor import observe
-from lptensor.base import check_number, no_format
+from lptensor.base import check_int, check_number, no_format
 from lptensor.blocks import BlockFormat
 from lptensor.codebooks import TableFormat
 from lptensor.codes import decode, encode
@@ -170,10 +170,8 @@ def _listed(bits: Iterable[int]) -> tuple[int, ...]:
 
 def _allowed(bits: Iterable[int] | None, width: int) -> tuple[int, ...]:
     allowed = tuple(range(width)) if bits is None else _listed(bits)
-    for bit in allowed:
-        if isinstance(bit, bool) or not isinstance(bit, int) or not 0 <= bit < width:
-            raise ValueError(f"bits of a word of {width} bits are 0 to {width - 1}, got {bit!r}")
-    return tuple(dict.fromkeys(allowed))  # one that is named twice flips once, or not
+    numbers = [check_int("a bit", bit, 0, width - 1, f" in a word of {width}") for bit in allowed]
+    return tuple(dict.fromkeys(numbers))  # one that is named twice flips once, or not
 
 
 def _flip(
@@ -184,7 +182,7 @@ def _flip(
     chances = x.numel() * len(bits)
     if chances == 0 or rate == 0:
         return x.detach().clone(), 0
-    if rate * chances < chances / 64:
+    if rate < 1 / 64:
         size, chance = torch.tensor([float(chances), rate], dtype=torch.float64)
         count = int(torch.binomial(size, chance, generator=generator))
         places = torch.randperm(chances, generator=generator)[:count] if chances < 2**16 else None

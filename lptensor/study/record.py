@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lptensor import observe
+from lptensor.base import check_int
 from lptensor.formats import Format
 from lptensor.ops import check_format
 from lptensor.rounding import Mode, Rounding, as_rounding
@@ -61,8 +62,7 @@ class record:  # noqa: N801 - reads as a function
             raise TypeError(f"record takes a torch.nn.Module, got {type(model).__name__}")
         if optimizer is not None and not isinstance(optimizer, Optimizer):
             raise TypeError(f"optimizer must be a torch.optim.Optimizer or None, got {type(optimizer).__name__}")
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise ValueError(f"every must be a whole number from 1, got {every!r}")
+        every = check_int("every", every, 1, 2**31)
         for format in (forward, backward):
             if format is not None:
                 check_format(format)

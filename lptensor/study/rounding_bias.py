@@ -60,8 +60,7 @@ def rounding_bias(
     (0.0, -0.25)
     """
     rule = as_rounding(rounding)
-    if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 20:
-        raise ValueError(f"bits must be from 1 to 20, got {bits!r}")
+    bits = check_int("bits", bits, 1, 20)
     trials = check_int("trials", trials, 0, 2**31 - 1)
     if not isinstance(format, ScalarFormat):
         raise TypeError(f"rounding_bias() takes a scalar format, whose neighbours are evenly spaced, got {format!r}")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lptensor.formats import Format
-from lptensor.lower import rounded_output
+from lptensor.lower import RoundOutput
 from lptensor.ops import check_format, check_roundable, round_fresh
 from lptensor.quantizer import quantizer
 from lptensor.rounding import Mode, Rounding, as_rounding
@@ -214,7 +214,7 @@ def _narrow(layers: Iterable[nn.Module], role: str, format: Format, rounding: Ro
         return
     forward, backward = (format, None) if role == "activation" else (None, format)
     quantize = quantizer(forward, backward, rounding, rounding)
-    handles = [layer.register_forward_hook(rounded_output(quantize)) for layer in chosen]
+    handles = [layer.register_forward_hook(RoundOutput(quantize)) for layer in chosen]
     try:
         yield
     finally:

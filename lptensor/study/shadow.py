@@ -14,7 +14,7 @@ from lptensor import _compat, direction, observe
 from lptensor.formats import ScalarFormat
 from lptensor.names import name_of
 from lptensor.neighbours import ulp
-from lptensor.rules import rule_for
+from lptensor.rules import argument, rule_for
 from lptensor.study.errors import plot_errors
 from lptensor.study.rows import Rows
 from lptensor.tensor import LPTensor
@@ -325,5 +325,4 @@ def _named(kwargs: dict[str, Any], f: Callable[[Tensor], Tensor]) -> dict[str, A
 
 def _written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
     """The arguments that an op writes to."""
-    places = [args[p] if isinstance(p, int) and p < len(args) else kwargs.get(p) for p in rule_for(func).writes]
-    return list(_tensors(places))
+    return list(_tensors([argument(p, args, kwargs) for p in rule_for(func).writes]))

@@ -12,17 +12,16 @@ from lptensor.formats import Format
 from lptensor.ops import check_roundable
 from lptensor.quantizer import Quantizer
 from lptensor.rounding import Mode, Rounding
-from lptensor.weighted_layers import check_classes, check_made
+from lptensor.weighted_layers import LAYERS, check_classes, check_made
 
 Model = TypeVar("Model", bound=nn.Module)
-_DEFAULT = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def prepare(
     model: Model,
     format: Format,
     rounding: Rounding | Mode | str = "nearest",
-    layers: type[nn.Module] | tuple[type[nn.Module], ...] = _DEFAULT,
+    layers: type[nn.Module] | tuple[type[nn.Module], ...] = LAYERS,
 ) -> Model:
     """Round the weights of the chosen layers wherever they are used; the gradient passes straight through.
 
