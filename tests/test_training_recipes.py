@@ -405,6 +405,11 @@ def test_what_has_an_arithmetic_comes_off_without_a_trace(name: str) -> None:
     assert [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in net.modules()] == hooks
 
 
+@pytest.mark.parametrize("name", sorted({name.split()[0] for name in RECIPES} - {"gupta", "wage"}))
+def test_a_recipe_knows_its_exempt_layers(name: str) -> None:
+    assert getattr(recipes, name)(exempt=("2",)).exempt == ("2",)
+
+
 def test_skipped_layers_stay_fp32() -> None:
     for recipe in (recipes.mxfp8(exempt=("0",)), recipes.s2fp8(exempt=("0",))):
         torch.manual_seed(0)

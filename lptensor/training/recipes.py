@@ -68,7 +68,7 @@ class Recipe:
 
     operands: Gemm | None = None
     accumulator: Accumulator | None = None
-    change: Callable[[nn.Module], Any] | None = None
+    change: Callable[[nn.Module, Exempt], Any] | None = None
     exempt: Exempt = ()
     optim: Mapping[str, Any] = field(default_factory=dict)
     scaling: Static | Dynamic | Automatic = Static(1.0)
@@ -76,7 +76,7 @@ class Recipe:
     def model(self, model: Model) -> Model:
         """The model, its layers changed in place."""
         if self.change is not None:
-            self.change(model)
+            self.change(model, self.exempt)
         if self.operands is not None or self.accumulator is not None:
             kinds = ["linear", "conv"]
             lower(model, kinds, operands=self.operands, accumulator=self.accumulator, exempt=self.exempt)
@@ -141,9 +141,9 @@ def gupta(
     number = FixedPoint(wl, fl)
     wide = FixedPoint(wl, min(fl, wl - 6) if outputs is None else outputs)
 
-    def change(model: nn.Module) -> None:
+    def change(model: nn.Module, exempt: Exempt) -> None:
         kinds = tuple({type(m) for m in model.modules() if not list(m.children()) and not isinstance(m, nn.Identity)})
-        lower(model, list(kinds), wide, number, rule, rule)
+        lower(model, list(kinds), wide, number, rule, rule, exempt=exempt)
 
     return Recipe(
         change=change,
@@ -207,13 +207,13 @@ def fp8_delayed(history: int = 1024, margin: int = 0, amax: str = "max", exempt:
     """
     scaling = DelayedMaximum(history, margin, amax)
 
-    def change(model: nn.Module) -> None:
+    def change(model: nn.Module, exempt: Exempt) -> None:
         def forward() -> DelayedScaling:
             return DelayedScaling(E4M3, scaling)
 
         round_layers(model, forward, forward, lambda: DelayedScaling(E5M2, scaling), exempt)
 
-    return Recipe(change=change)
+    return Recipe(change=change, exempt=exempt)
 
 
 def deepseek(promote_every: int | None = None, exempt: Exempt = ()) -> Recipe:
@@ -248,7 +248,8 @@ def hbfp(wl: int = 8, storage: int = 16, tile: int = 24, rounding: str = "stocha
     """
     samples, tiles = (lambda: HBFP(wl, None, rounding)), (lambda: HBFP(wl, tile, rounding))
     return Recipe(
-        change=lambda model: round_layers(model, samples, tiles, samples, exempt),
+        change=lambda model, exempt: round_layers(model, samples, tiles, samples, exempt),
+        exempt=exempt,
         optim={"weight_quant": HBFP(storage, tile, rounding)},
     )
 
@@ -307,7 +308,7 @@ def quartet(exempt: Exempt = ()) -> Recipe:
     >>> type(model[0]).__name__
     'QuartetLinear'
     """
-    return Recipe(change=lambda model: quartet_layers(model, ThreeQuarters(), exempt))
+    return Recipe(change=lambda model, exempt: quartet_layers(model, ThreeQuarters(), exempt), exempt=exempt)
 
 
 def nvfp4(exempt: Exempt = ()) -> Recipe:
@@ -331,7 +332,7 @@ def s2fp8(exempt: Exempt = ()) -> Recipe:
     >>> model(torch.full((1, 8), 1e-20)).isfinite().all().item()
     True
     """
-    return Recipe(change=lambda model: round_layers(model, S2FP8, S2FP8, S2FP8, exempt))
+    return Recipe(change=lambda model, exempt: round_layers(model, S2FP8, S2FP8, S2FP8, exempt), exempt=exempt)
 
 
 def luq(samples: int = 1, forward: Operand | Format | None = None, exempt: Exempt = ()) -> Recipe:
@@ -361,7 +362,7 @@ def dorefa(weight: int = 1, activation: int = 2, gradient: int = 6, exempt: Exem
     1
     """
 
-    def change(model: nn.Module) -> None:
+    def change(model: nn.Module, exempt: Exempt) -> None:
         round_layers(
             model,
             lambda: DoReFaActivation(activation),
@@ -370,7 +371,7 @@ def dorefa(weight: int = 1, activation: int = 2, gradient: int = 6, exempt: Exem
             exempt,
         )
 
-    return Recipe(change=change)
+    return Recipe(change=change, exempt=exempt)
 
 
 def wage(weight: int = 2, activation: int = 8, gradient: int = 8, error: int = 8, initialize: bool = True) -> Recipe:
@@ -386,17 +387,17 @@ def wage(weight: int = 2, activation: int = 8, gradient: int = 8, error: int = 8
     3
     """
 
-    def change(model: nn.Module) -> None:
-        layers = called_layers(model, (), LAYERS)
+    def change(model: nn.Module, exempt: Exempt) -> None:
+        layers = called_layers(model, exempt, LAYERS)
         weights = [layer.weight for layer in layers.values() if isinstance(layer.weight, nn.Parameter)]
         for w in weights:
             check_roundable(w, grid(gradient))
         *others, last = layers
         inputs, rounded = (lambda: WageActivation(activation, error)), (lambda: WageWeight(weight))
         # Errors are rounded where they leave a layer's input; the first one enters the last layer's output.
-        round_layers(model, inputs, rounded, lambda: WageError(error), exempt=tuple(others))
+        round_layers(model, inputs, rounded, lambda: WageError(error), exempt=(*exempt, *others))
         if others:
-            round_layers(model, inputs, rounded, exempt=(last,))
+            round_layers(model, inputs, rounded, exempt=(*exempt, last))
         for w in weights if initialize else ():
             draw_weight(w, WageWeight(weight), gradient)
 
@@ -433,7 +434,7 @@ def unit_scaling(
     >>> 0.9 < model(torch.randn(256, 64)).std().item() < 1.1
     True
     """
-    return Recipe(change=lambda model: unit_layers(model, forward, backward, exempt, initialize))
+    return Recipe(change=lambda model, exempt: unit_layers(model, forward, backward, exempt, initialize), exempt=exempt)
 
 
 def posit(exempt: Exempt = ()) -> Recipe:
