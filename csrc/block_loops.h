@@ -122,22 +122,12 @@ template <class T> class chosen {
     alignas(64) char room[ONE > OTHER ? ONE : OTHER];
     Rounding *const rounding;
 
-    template <int MODE> Rounding *in_mode() { return new (room) shifted<T, MODE>(*shifts, rule); }
     Rounding *of_shifts() {
         if (!lpt_make_cell<T>(shifts->element, rule, 0).plain)
             return new (room) shifted_any<T>(*shifts, rule);
-        switch (rule.mode) {
-        case LPT_NEAREST: return in_mode<LPT_NEAREST>();
-        case LPT_NEAREST_AWAY: return in_mode<LPT_NEAREST_AWAY>();
-        case LPT_TOWARD_ZERO: return in_mode<LPT_TOWARD_ZERO>();
-        case LPT_DOWN: return in_mode<LPT_DOWN>();
-        case LPT_UP: return in_mode<LPT_UP>();
-        case LPT_ODD: return in_mode<LPT_ODD>();
-        case LPT_STOCHASTIC: return in_mode<LPT_STOCHASTIC>();
-        case LPT_STOCHASTIC_HALF_OFFSET: return in_mode<LPT_STOCHASTIC_HALF_OFFSET>();
-        case LPT_STOCHASTIC_PRE_ROUNDED: return in_mode<LPT_STOCHASTIC_PRE_ROUNDED>();
-        default: return in_mode<LPT_STOCHASTIC_EQUAL>();
-        }
+        return lpt_with_mode(rule.mode, [&](auto mode) -> Rounding * {
+            return new (room) shifted<T, decltype(mode)::value>(*shifts, rule);
+        });
     }
 
   public:

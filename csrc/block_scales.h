@@ -12,24 +12,11 @@ template <class T>
 LPT_LONG void lpt_round_some(typename lpt_carrier<T>::bits *v, int32_t count, const lpt_cell<T> &c,
                              int32_t mode, const uint32_t *words) {
 #pragma unroll 1
-    for (int32_t i = 0; i < count; ++i) {
-        switch (mode) {
-        case LPT_NEAREST: v[i] = lpt_round<T, LPT_NEAREST, false>(v[i], c, 0); break;
-        case LPT_NEAREST_AWAY: v[i] = lpt_round<T, LPT_NEAREST_AWAY, false>(v[i], c, 0); break;
-        case LPT_TOWARD_ZERO: v[i] = lpt_round<T, LPT_TOWARD_ZERO, false>(v[i], c, 0); break;
-        case LPT_DOWN: v[i] = lpt_round<T, LPT_DOWN, false>(v[i], c, 0); break;
-        case LPT_UP: v[i] = lpt_round<T, LPT_UP, false>(v[i], c, 0); break;
-        case LPT_ODD: v[i] = lpt_round<T, LPT_ODD, false>(v[i], c, 0); break;
-        case LPT_STOCHASTIC: v[i] = lpt_round<T, LPT_STOCHASTIC, false>(v[i], c, words[i]); break;
-        case LPT_STOCHASTIC_HALF_OFFSET:
-            v[i] = lpt_round<T, LPT_STOCHASTIC_HALF_OFFSET, false>(v[i], c, words[i]);
-            break;
-        case LPT_STOCHASTIC_PRE_ROUNDED:
-            v[i] = lpt_round<T, LPT_STOCHASTIC_PRE_ROUNDED, false>(v[i], c, words[i]);
-            break;
-        default: v[i] = lpt_round<T, LPT_STOCHASTIC_EQUAL, false>(v[i], c, words[i]);
-        }
-    }
+    for (int32_t i = 0; i < count; ++i)
+        v[i] = lpt_with_mode(mode, [&](auto in) {
+            constexpr int MODE = decltype(in)::value;
+            return lpt_round<T, MODE, false>(v[i], c, MODE < LPT_STOCHASTIC ? 0 : words[i]);
+        });
 }
 
 // Stochastically, in a format where all that is beyond the limits becomes the limits. Of four that

@@ -21,15 +21,14 @@ void table_loop(const T *x, T *y, int64_t first, int64_t last, const lpt_table<T
 template <class T>
 void table(const T *x, T *y, int64_t first, int64_t last, const lpt_table<T> &t,
            const lpt_rule &rule) {
-    switch (rule.mode) {
-    case LPT_STOCHASTIC: return table_loop<T, -1, LPT_STOCHASTIC>(x, y, first, last, t, rule);
-    case LPT_STOCHASTIC_HALF_OFFSET:
-        return table_loop<T, -1, LPT_STOCHASTIC_HALF_OFFSET>(x, y, first, last, t, rule);
-    case LPT_STOCHASTIC_PRE_ROUNDED:
-        return table_loop<T, -1, LPT_STOCHASTIC_PRE_ROUNDED>(x, y, first, last, t, rule);
-    case LPT_STOCHASTIC_EQUAL:
-        return table_loop<T, -1, LPT_STOCHASTIC_EQUAL>(x, y, first, last, t, rule);
-    }
+    if (rule.mode >= LPT_STOCHASTIC)
+        return lpt_with_mode(rule.mode, [&](auto mode) {
+            enum {
+                MODE = decltype(mode)::value >= LPT_STOCHASTIC ? decltype(mode)::value
+                                                               : LPT_STOCHASTIC
+            };
+            table_loop<T, -1, MODE>(x, y, first, last, t, rule);
+        });
     if (lpt_search(x, y, first, last, t))
         return;
     switch (t.depth) {
@@ -53,20 +52,9 @@ void posit_loop(const T *x, T *y, int64_t first, int64_t last, const lpt_posit &
 template <class T>
 void posit(const T *x, T *y, int64_t first, int64_t last, const lpt_posit &p,
            const lpt_rule &rule) {
-    switch (rule.mode) {
-    case LPT_NEAREST: return posit_loop<T, LPT_NEAREST>(x, y, first, last, p, rule);
-    case LPT_NEAREST_AWAY: return posit_loop<T, LPT_NEAREST_AWAY>(x, y, first, last, p, rule);
-    case LPT_TOWARD_ZERO: return posit_loop<T, LPT_TOWARD_ZERO>(x, y, first, last, p, rule);
-    case LPT_DOWN: return posit_loop<T, LPT_DOWN>(x, y, first, last, p, rule);
-    case LPT_UP: return posit_loop<T, LPT_UP>(x, y, first, last, p, rule);
-    case LPT_ODD: return posit_loop<T, LPT_ODD>(x, y, first, last, p, rule);
-    case LPT_STOCHASTIC: return posit_loop<T, LPT_STOCHASTIC>(x, y, first, last, p, rule);
-    case LPT_STOCHASTIC_HALF_OFFSET:
-        return posit_loop<T, LPT_STOCHASTIC_HALF_OFFSET>(x, y, first, last, p, rule);
-    case LPT_STOCHASTIC_PRE_ROUNDED:
-        return posit_loop<T, LPT_STOCHASTIC_PRE_ROUNDED>(x, y, first, last, p, rule);
-    default: return posit_loop<T, LPT_STOCHASTIC_EQUAL>(x, y, first, last, p, rule);
-    }
+    lpt_with_mode(rule.mode, [&](auto mode) {
+        posit_loop<T, decltype(mode)::value>(x, y, first, last, p, rule);
+    });
 }
 
 }  // namespace

@@ -28,9 +28,10 @@ template <template <int> class Launch, class T, class Format>
 int32_t round_format(const T *x, T *y, int64_t n, const Format &format, const lpt_rule &rule,
                      const lpt_key *drawn, int32_t device, void *stream) {
     const int32_t error = lpt_on_device(device);
-    return error ? error
-                 : lpt_with_mode<Launch>(rule.mode, x, y, n, format, lpt_make_odds(rule.bits),
-                                         lpt_make_draw(rule, drawn), stream);
+    return error ? error : lpt_with_mode(rule.mode, [&](auto mode) {
+        return Launch<decltype(mode)::value>::run(x, y, n, format, lpt_make_odds(rule.bits),
+                                                  lpt_make_draw(rule, drawn), stream);
+    });
 }
 
 }  // namespace

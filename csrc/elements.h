@@ -261,20 +261,4 @@ int32_t lpt_launch_map(const Work<T> &work, const lpt_draw &draw, void *stream, 
     else
         return lpt_launch_drawn<COMMON ? 2 : 1>(work, draw, stream, f);
 }
-
-// Launch<MODE>::run for a mode known only now.
-template <template <int> class Launch, class... A> int32_t lpt_with_mode(int32_t mode, A... a) {
-    switch (mode) {
-    case LPT_NEAREST: return Launch<LPT_NEAREST>::run(a...);
-    case LPT_NEAREST_AWAY: return Launch<LPT_NEAREST_AWAY>::run(a...);
-    case LPT_TOWARD_ZERO: return Launch<LPT_TOWARD_ZERO>::run(a...);
-    case LPT_DOWN: return Launch<LPT_DOWN>::run(a...);
-    case LPT_UP: return Launch<LPT_UP>::run(a...);
-    case LPT_ODD: return Launch<LPT_ODD>::run(a...);
-    case LPT_STOCHASTIC: return Launch<LPT_STOCHASTIC>::run(a...);
-    case LPT_STOCHASTIC_HALF_OFFSET: return Launch<LPT_STOCHASTIC_HALF_OFFSET>::run(a...);
-    case LPT_STOCHASTIC_PRE_ROUNDED: return Launch<LPT_STOCHASTIC_PRE_ROUNDED>::run(a...);
-    default: return Launch<LPT_STOCHASTIC_EQUAL>::run(a...);
-    }
-}
 #endif

@@ -20,24 +20,10 @@ struct lpt_levels {
 
 LPT_LONG double lpt_rounded(double x, const lpt_cell<double> &c, int32_t mode, uint32_t word) {
     const uint64_t u = lpt_bits(x);
-    uint64_t r;
-    switch (mode) {
-    case LPT_NEAREST: r = lpt_round<double, LPT_NEAREST, false>(u, c, 0); break;
-    case LPT_NEAREST_AWAY: r = lpt_round<double, LPT_NEAREST_AWAY, false>(u, c, 0); break;
-    case LPT_TOWARD_ZERO: r = lpt_round<double, LPT_TOWARD_ZERO, false>(u, c, 0); break;
-    case LPT_DOWN: r = lpt_round<double, LPT_DOWN, false>(u, c, 0); break;
-    case LPT_UP: r = lpt_round<double, LPT_UP, false>(u, c, 0); break;
-    case LPT_ODD: r = lpt_round<double, LPT_ODD, false>(u, c, 0); break;
-    case LPT_STOCHASTIC: r = lpt_round<double, LPT_STOCHASTIC, false>(u, c, word); break;
-    case LPT_STOCHASTIC_HALF_OFFSET:
-        r = lpt_round<double, LPT_STOCHASTIC_HALF_OFFSET, false>(u, c, word);
-        break;
-    case LPT_STOCHASTIC_PRE_ROUNDED:
-        r = lpt_round<double, LPT_STOCHASTIC_PRE_ROUNDED, false>(u, c, word);
-        break;
-    default: r = lpt_round<double, LPT_STOCHASTIC_EQUAL, false>(u, c, word);
-    }
-    return lpt_value<double>(r);
+    return lpt_value<double>(lpt_with_mode(mode, [&](auto in) {
+        constexpr int MODE = decltype(in)::value;
+        return lpt_round<double, MODE, false>(u, c, MODE < LPT_STOCHASTIC ? 0 : word);
+    }));
 }
 
 // The sum of one output. D counts the accumulators outside.

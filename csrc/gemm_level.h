@@ -43,20 +43,7 @@ void round_all(double *x, const lpt_cell<double> &cell, const uint32_t *words) {
 
 template <int W, bool PLAIN>
 LPT_SHARED void round_mode(double *x, const lpt_cell<double> &c, int mode, const uint32_t *words) {
-    switch (mode) {
-    case LPT_NEAREST: return round_all<W, LPT_NEAREST, PLAIN>(x, c, words);
-    case LPT_NEAREST_AWAY: return round_all<W, LPT_NEAREST_AWAY, PLAIN>(x, c, words);
-    case LPT_TOWARD_ZERO: return round_all<W, LPT_TOWARD_ZERO, PLAIN>(x, c, words);
-    case LPT_DOWN: return round_all<W, LPT_DOWN, PLAIN>(x, c, words);
-    case LPT_UP: return round_all<W, LPT_UP, PLAIN>(x, c, words);
-    case LPT_ODD: return round_all<W, LPT_ODD, PLAIN>(x, c, words);
-    case LPT_STOCHASTIC: return round_all<W, LPT_STOCHASTIC, PLAIN>(x, c, words);
-    case LPT_STOCHASTIC_HALF_OFFSET:
-        return round_all<W, LPT_STOCHASTIC_HALF_OFFSET, PLAIN>(x, c, words);
-    case LPT_STOCHASTIC_PRE_ROUNDED:
-        return round_all<W, LPT_STOCHASTIC_PRE_ROUNDED, PLAIN>(x, c, words);
-    default: return round_all<W, LPT_STOCHASTIC_EQUAL, PLAIN>(x, c, words);
-    }
+    lpt_with_mode(mode, [&](auto in) { round_all<W, decltype(in)::value, PLAIN>(x, c, words); });
 }
 
 }  // namespace

@@ -28,6 +28,29 @@ enum lpt_mode {
     LPT_STOCHASTIC_EQUAL = 9
 };
 
+template <int32_t N> struct lpt_constant {
+    static constexpr int32_t value = N;
+};
+
+// f(lpt_constant<MODE>()) for a mode that is known only when the program runs.
+#if defined(__CUDACC__)
+#pragma nv_exec_check_disable
+#endif
+template <class F> LPT_FN auto lpt_with_mode(int32_t mode, const F &f) {
+    switch (mode) {
+    case LPT_NEAREST: return f(lpt_constant<LPT_NEAREST>());
+    case LPT_NEAREST_AWAY: return f(lpt_constant<LPT_NEAREST_AWAY>());
+    case LPT_TOWARD_ZERO: return f(lpt_constant<LPT_TOWARD_ZERO>());
+    case LPT_DOWN: return f(lpt_constant<LPT_DOWN>());
+    case LPT_UP: return f(lpt_constant<LPT_UP>());
+    case LPT_ODD: return f(lpt_constant<LPT_ODD>());
+    case LPT_STOCHASTIC: return f(lpt_constant<LPT_STOCHASTIC>());
+    case LPT_STOCHASTIC_HALF_OFFSET: return f(lpt_constant<LPT_STOCHASTIC_HALF_OFFSET>());
+    case LPT_STOCHASTIC_PRE_ROUNDED: return f(lpt_constant<LPT_STOCHASTIC_PRE_ROUNDED>());
+    default: return f(lpt_constant<LPT_STOCHASTIC_EQUAL>());
+    }
+}
+
 // lptensor/rounding.py: Beyond
 enum lpt_beyond { LPT_BEYOND_OVERFLOW = 0, LPT_BEYOND_SATURATE = 1, LPT_BEYOND_PROBABILITY = 2 };
 

@@ -57,21 +57,9 @@ void run(const T *x, T *y, int64_t first, int64_t last, const lpt_cell<T> &c, co
 template <class T, bool PLAIN>
 void run_mode(const T *x, T *y, int64_t first, int64_t last, const lpt_cell<T> &c,
               const lpt_rule &rule, bool large) {
-    switch (rule.mode) {
-    case LPT_NEAREST: return run<T, LPT_NEAREST, PLAIN>(x, y, first, last, c, rule, large);
-    case LPT_NEAREST_AWAY:
-        return run<T, LPT_NEAREST_AWAY, PLAIN>(x, y, first, last, c, rule, large);
-    case LPT_TOWARD_ZERO: return run<T, LPT_TOWARD_ZERO, PLAIN>(x, y, first, last, c, rule, large);
-    case LPT_DOWN: return run<T, LPT_DOWN, PLAIN>(x, y, first, last, c, rule, large);
-    case LPT_UP: return run<T, LPT_UP, PLAIN>(x, y, first, last, c, rule, large);
-    case LPT_ODD: return run<T, LPT_ODD, PLAIN>(x, y, first, last, c, rule, large);
-    case LPT_STOCHASTIC: return run<T, LPT_STOCHASTIC, PLAIN>(x, y, first, last, c, rule, large);
-    case LPT_STOCHASTIC_HALF_OFFSET:
-        return run<T, LPT_STOCHASTIC_HALF_OFFSET, PLAIN>(x, y, first, last, c, rule, large);
-    case LPT_STOCHASTIC_PRE_ROUNDED:
-        return run<T, LPT_STOCHASTIC_PRE_ROUNDED, PLAIN>(x, y, first, last, c, rule, large);
-    default: return run<T, LPT_STOCHASTIC_EQUAL, PLAIN>(x, y, first, last, c, rule, large);
-    }
+    lpt_with_mode(rule.mode, [&](auto mode) {
+        run<T, decltype(mode)::value, PLAIN>(x, y, first, last, c, rule, large);
+    });
 }
 
 template <class T>

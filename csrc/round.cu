@@ -28,9 +28,10 @@ template <template <class> class Work, class T>
 int32_t round_grid(Work<T> work, const lpt_grid *g, const lpt_rule *rule, const lpt_key *drawn,
                    int32_t device, void *stream) {
     const int32_t error = lpt_on_device(device);
-    return error ? error
-                 : lpt_with_mode<launch>(rule->mode, work, lpt_make_cell<T>(*g, *rule, 0),
-                                         lpt_make_draw(*rule, drawn), stream);
+    return error ? error : lpt_with_mode(rule->mode, [&](auto mode) {
+        return launch<decltype(mode)::value>::run(work, lpt_make_cell<T>(*g, *rule, 0),
+                                                  lpt_make_draw(*rule, drawn), stream);
+    });
 }
 
 }  // namespace
