@@ -181,9 +181,13 @@ static inline uint32_t lpt_round_between(uint32_t u, uint32_t low, uint32_t high
         return lpt_value<double>(lpt_bits(lpt_exact(v & ~minus)) | sign);
     };
     const uint32_t above = lpt_key_of<float>(u) > lpt_key_of<float>(low) ? ~0u : 0u;
-    const bool drawn =
-        lpt_drawn_between<MODE, false>(exact(u), exact(low), exact(high), above != 0, odds, random);
-    const uint32_t r = drawn ? (high & above) | (low & ~above) : low;
+    const uint32_t sign = u & minus, negative = sign ? ~0u : 0u;  // then as if all were mirrored
+    const uint32_t near = ((high & negative) | (low & ~negative)) ^ sign;
+    const uint32_t far = ((low & negative) | (high & ~negative)) ^ sign;
+    const bool drawn = lpt_drawn_between<MODE, false>(exact(u ^ sign), exact(near), exact(far),
+                                                      above != 0, odds, random);
+    const uint32_t up = drawn != (sign != 0) ? above : 0u;
+    const uint32_t r = (high & up) | (low & ~up);
     return (u & ~minus) > inf ? nan : r;
 }
 

@@ -55,13 +55,14 @@ LPT_FN typename lpt_carrier<T>::bits lpt_round_to(typename lpt_carrier<T>::bits 
     const U sign = u & (U)1 << (C::width - 1), a = u ^ sign;
     int32_t i = lpt_find<T, DEPTH>(lpt_key_of<T>(u), t);
     if (MODE >= LPT_STOCHASTIC) {
-        const uint64_t minus = (uint64_t)(sign != 0) << 63;
-        const double x = lpt_value<double>(lpt_bits(lpt_exact(a)) | minus);
         const U here = t.value[i];
         const int32_t inside = i<t.last, above = lpt_key_of<T>(u)> lpt_key_of<T>(here);
         const double low = t.exact[i], high = t.exact[i + 1];
-        i += inside & above &
-             (int32_t)lpt_drawn_between<MODE, true>(x, low, high, above != 0, odds, random);
+        const bool negative = sign != 0;  // then as if all were mirrored
+        const double near = negative ? -high : low, far = negative ? -low : high;
+        const bool drawn =
+            lpt_drawn_between<MODE, true>(lpt_exact(a), near, far, above != 0, odds, random);
+        i += inside & above & (int32_t)(drawn != negative);
     }
     const U r = t.value[i];
     return a > inf ? nan : r;

@@ -24,8 +24,9 @@ class TableFormat(Format):
     Rounding to nearest takes ties to the even code. Beyond the ends, infinities included, it
     saturates in every mode; NaN propagates. There is one zero: -0, and what rounds to zero from
     below, becomes +0. Between the two values around a missing zero, toward zero keeps the sign.
-    Stochastic rounding goes up with probability floor(2**32 f) / 2**32, or what its bits and variant
-    make of f = (x - low) / (high - low), each step in float64: f is exact to 2**-51.
+    Stochastic rounding goes away from zero with probability floor(2**32 f) / 2**32, or what its bits and
+    variant make of f = (x - near) / (far - near), each step in float64: f is exact to 2**-51. ``near`` is
+    the neighbour on the side of zero: the lower one of x > 0, the upper one of x < 0.
     """
 
     @property

@@ -151,8 +151,13 @@ def round_table(x: Tensor, table: Table, rounding: Rounding, key: Key | None = N
     if rounding.stochastic:
         above = (code + 1).clamp(max=len(values) - 1)
         inexact = (above > code) & (exact(x) > values[code])
-        fraction = (exact(x) - values[code]) / (values[above] - values[code])
-        code = torch.where(inexact & _drawn(fraction, rounding, key), above, code)
+        negative = torch.signbit(x)
+        near, far = (
+            torch.where(negative, -values[above], values[code]),
+            torch.where(negative, -values[code], values[above]),
+        )
+        drawn = _drawn((exact(x).abs() - near) / (far - near), rounding, key)
+        code = torch.where(inexact & (drawn ^ negative), above, code)
     return carried(torch.where(x.isnan(), torch.nan, values[code]), x.dtype)
 
 

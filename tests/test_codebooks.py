@@ -30,9 +30,9 @@ from backends import (
 )
 from lptensor import E8M0, FP32, Arithmetic, ops
 from lptensor.codebooks import DYNAMIC8, FP4_RADIX4, NF4, UDYNAMIC8, Codebook, LogNumber, TableFormat
-from lptensor.formats import CARRIER_MAX
+from lptensor.formats import CARRIER_MAX, FixedPoint
 from lptensor.posits import Posit
-from lptensor.rounding import Mode, Stochastic
+from lptensor.rounding import Mode, Rounding, Stochastic
 from oracles import codebook
 
 TINY = 2.0**-149
@@ -179,6 +179,32 @@ def test_stochastic_rounding_takes_either_neighbour_with_its_chance(name: str, b
             abs(int((got == up).sum()) - chance * words)
             <= 5 * math.sqrt(chance * (1 - chance) * words) + (low == high) * words
         )
+
+
+FEW_BITS = [Stochastic(bits, variant) for bits in (1, 2, 4, 32) for variant in ("plain", "half_offset", "pre_rounded")]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("rule", FEW_BITS, ids=repr)
+def test_few_random_bits_treat_both_signs_alike(rule: Rounding, backend: str) -> None:
+    for format in (
+        LogNumber(6, 4),
+        Codebook([-1, 0, 1]),
+        Codebook(sorted(s * v for s in (-1, 1) for v in range(1, 300))),
+    ):
+        for dtype in DTYPES:
+            x = torch.randn(3000, dtype=dtype, generator=torch.Generator().manual_seed(0))
+            assert torch.equal(run(backend, -x, format, rule, seed=3), -run(backend, x, format, rule, seed=3))
+    fixed, same = FixedPoint(2, 0, symmetric=True), Codebook([-1, 0, 1])  # the same values, and words
+    assert torch.equal(run(backend, x, same, rule, seed=3).abs(), run(backend, x, fixed, rule, seed=3).abs())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_fraction_is_cut_on_the_side_of_zero(backend: str) -> None:
+    x, format = torch.tensor([0.375, -0.375, 0.625, -0.625]).repeat(1000), Codebook([-1, 0, 1])
+    got = run(backend, x, format, Stochastic(1)).view(1000, 4)
+    assert not got[:, :2].any()  # 0.375 of the way is none of two steps
+    assert {-1.0, 0.0} == set(got[:, 3].tolist()) and {0.0, 1.0} == set(got[:, 2].tolist())
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
