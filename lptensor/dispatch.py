@@ -250,7 +250,7 @@ def _view(func: Any, rule: Rule, cls: Any) -> Runner:
 
     def turning(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         view = run(args, kwargs)
-        if type(view) is cls and view._arithmetic.operands is not None:
+        if type(view) is cls:  # the other operand's arithmetic may be the one that names operands
             turn(view)
         return view
 

@@ -599,3 +599,18 @@ def test_a_transform_goes_along_the_unfolded_contraction_of_a_convolution(format
     rows = F.unfold(x, 3).transpose(1, 2).reshape(-1, 27)
     want = (rows.to_lp(turned) @ w.flatten(1).to_lp(turned).mT).dequantize()
     torch.testing.assert_close(got.permute(0, 2, 3, 1).reshape(-1, 5), want)
+
+
+@pytest.mark.parametrize("named", ["first", "second"])
+def test_one_operand_may_name_what_all_three_products_round_to(named: str) -> None:
+    both = Arithmetic(BF16, operands=Gemm((E4M3, E2M1), (E5M2, E2M1), (E5M2, E4M3)))
+    generator = torch.Generator().manual_seed(0)
+    x, w = (torch.randn(2, *shape, generator=generator) for shape in ((16, 8), (8, 3)))
+    found = []
+    for left, right in ((both, both), (both, Arithmetic(BF16)) if named == "first" else (Arithmetic(BF16), both)):
+        for multiply in (torch.bmm, lambda x, w: F.linear(x[0], w[0].mT.contiguous())):
+            a, b = x.to_lp(left).requires_grad_(), w.to_lp(right).requires_grad_()  # type: ignore[attr-defined]
+            y = multiply(a, b)
+            found.append([y, *torch.autograd.grad(y.square().sum(), (a, b))])
+    for one, other in zip(found[:2], found[2:], strict=True):
+        assert all(torch.equal(s.dequantize(), t.dequantize()) for s, t in zip(one, other, strict=True))
