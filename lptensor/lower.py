@@ -164,23 +164,26 @@ class RoundOutput:
             if output.is_floating_point() and not output.is_nested:
                 return round_output(module, args, output, self.quantize)
 
-        def rounded(part: Any) -> Any:
-            if isinstance(part, PackedSequence):
-                return part._replace(data=self.quantize(part.data))
-            if isinstance(part, Tensor) and part.is_nested:  # nn.TransformerEncoder makes them of padded batches
-                return torch.nested.as_nested_tensor([self.quantize(t) for t in part.unbind()], layout=part.layout)
-            if isinstance(part, Tensor):
-                return self.quantize(part) if part.is_floating_point() or part.is_complex() else part
-            if part is None or isinstance(part, bool | int | float | str):
-                return part
-            if is_container(part):  # a dataclass, or a class of dicts that torch does not know
-                return remade(part, lambda item: _compat.tree_map(rounded, item, PackedSequence))
-            raise TypeError(
-                f"cannot round the output of {type(module).__name__}: it holds a {type(part).__name__}; "
-                "return tensors, or a dict or a dataclass of them, or register the type with torch.utils._pytree"
-            )
+        return self._all(type(module).__name__, output)
 
-        return _compat.tree_map(rounded, output, PackedSequence)
+    def _all(self, name: str, nest: Any) -> Any:
+        return _compat.tree_map(lambda part: self._rounded(name, part), nest, PackedSequence)
+
+    def _rounded(self, name: str, part: Any) -> Any:
+        if isinstance(part, PackedSequence):
+            return part._replace(data=self.quantize(part.data))
+        if isinstance(part, Tensor) and part.is_nested:  # nn.TransformerEncoder makes them of padded batches
+            return torch.nested.as_nested_tensor([self.quantize(t) for t in part.unbind()], layout=part.layout)
+        if isinstance(part, Tensor):
+            return self.quantize(part) if part.is_floating_point() or part.is_complex() else part
+        if part is None or isinstance(part, bool | int | float | str):
+            return part
+        if is_container(part):  # a dataclass, or a class of dicts that torch does not know
+            return remade(part, lambda item: self._all(name, item))
+        raise TypeError(
+            f"cannot round the output of {name}: it holds a {type(part).__name__}; return tensors, or a dict or a "
+            "dataclass of them, or register the type with torch.utils._pytree"
+        )
 
 
 def _classes(layer_type: Any, layer_types: Any) -> tuple[type[nn.Module], ...]:

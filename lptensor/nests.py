@@ -132,26 +132,9 @@ class Crossing:
         inner: list[tuple[Any, Any]] = []
         versions: list[tuple[Tensor, Tensor, int]] = []
 
-        def inward(x: Any, held: bool) -> Any:
-            if isinstance(x, Tensor):
-                new = cast(x) if x.is_floating_point() else x
-            elif _writable(x):
-                if not any(x is container for container, _ in own):
-                    slots: dict[Any, tuple[Any, Any]] = {}
-                    own.append((x, slots))
-                    for key, value in _slots(x):
-                        slots[key] = inward(value, True), value
-                return x
-            else:
-                new = remade(x, lambda item: inward(item, held))
-            if held and not _same(new, x):
-                inner.append((new, x))
-                if isinstance(x, Tensor) and not torch.compiler.is_compiling() and not new.is_inference():
-                    versions.append((new, x, new._version))
-            return new
-
-        args = inward(args, False)
-        named = {k: v if k.endswith("mask") else inward(v, False) for k, v in kwargs.items()}
+        found = own, inner, versions
+        args = _inward(args, False, cast, *found)
+        named = {k: v if k.endswith("mask") else _inward(v, False, cast, *found) for k, v in kwargs.items()}
         # Only now, when no cast can fail, are the containers touched.
         self._own, self._inner, self._versions = own, inner, versions
         for container, slots in own:
@@ -188,6 +171,26 @@ class Crossing:
                 self._written.append((x, new))
             return new
         return remade(x, lambda item: self._outward(item, cast, held))
+
+
+# No closure: one that calls itself would keep the tensors, and their graph, until Python looks for cycles.
+def _inward(x: Any, held: bool, cast: Cast, own: Any, inner: Any, versions: Any) -> Any:
+    if isinstance(x, Tensor):
+        new = cast(x) if x.is_floating_point() else x
+    elif _writable(x):
+        if not any(x is container for container, _ in own):
+            slots: dict[Any, tuple[Any, Any]] = {}
+            own.append((x, slots))
+            for key, value in _slots(x):
+                slots[key] = _inward(value, True, cast, own, inner, versions), value
+        return x
+    else:
+        new = remade(x, lambda item: _inward(item, held, cast, own, inner, versions))
+    if held and not _same(new, x):
+        inner.append((new, x))
+        if isinstance(x, Tensor) and not torch.compiler.is_compiling() and not new.is_inference():
+            versions.append((new, x, new._version))
+    return new
 
 
 def begin_crossing(module: nn.Module, back: Cast) -> Crossing:

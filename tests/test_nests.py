@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from collections import OrderedDict, UserDict, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -373,3 +375,28 @@ def test_an_interrupted_call_gives_its_containers_back_when_the_next_begins() ->
     model(torch.randn(2, 4), {"bias": torch.randn(4)})
     assert batch["bias"] is given
     assert not any(name.startswith("_lptensor_crossings") for part in model.modules() for name in vars(part))
+
+
+def test_what_crosses_a_boundary_is_let_go_at_once() -> None:
+    model = bounded(lambda x, batch: x + batch["bias"])
+    gc.disable()
+    try:
+        batch = {"bias": torch.randn(4)}
+        known = weakref.ref(batch["bias"])
+        model(torch.randn(2, 4), batch)
+        del batch
+        assert known() is None
+    finally:
+        gc.enable()
+
+
+def test_a_layer_that_returns_containers_is_let_go_at_once() -> None:
+    model = lower(nn.LSTM(4, 8), [nn.LSTM], BF16, forward_rounding="nearest")
+    model(torch.randn(2, 1, 4))
+    known = weakref.ref(model)
+    gc.disable()
+    try:
+        del model
+        assert known() is None
+    finally:
+        gc.enable()

@@ -140,14 +140,17 @@ class Shadow:
         return known[1] if known is not None and known[0]() is held else None
 
     def _keep(self, x: Tensor, twin: Tensor) -> None:
-        held, twins = _held(x), self._twins
+        held = _held(x)
         key = id(held)
 
-        def forget(reference: Any) -> None:
-            if key in twins and twins[key][0] is reference:
-                del twins[key]
+        known = weakref.ref(self)  # which would else keep itself, and all twins, until Python looks for cycles
 
-        twins[key] = weakref.ref(held, forget), twin
+        def forget(reference: Any) -> None:
+            shadow = known()
+            if shadow is not None and key in shadow._twins and shadow._twins[key][0] is reference:
+                del shadow._twins[key]
+
+        self._twins[key] = weakref.ref(held, forget), twin
 
     def _note(self, name: str, x: Tensor, born: Tensor, origin: tuple[str, str], worst: float, format: Any) -> None:
         twin = self._find(x)
