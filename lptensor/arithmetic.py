@@ -126,6 +126,7 @@ class Arithmetic:
         return f"Arithmetic({', '.join(shown)})"
 
 
+@lru_cache(maxsize=256)
 def _has_zero(format: Format | None) -> bool:
     """Whether zero is a value; it is of blocks, whatever their elements."""
     lowered = None if format is None else format.lowered

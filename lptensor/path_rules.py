@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from typing import Any
 
 from lptensor.arithmetic import Arithmetic, as_arithmetic
@@ -32,6 +33,7 @@ class PathRules:
     def __init__(self, spec: Format | Arithmetic | None | Mapping[str, Format | Arithmetic | None]) -> None:
         self._uniform = not isinstance(spec, Mapping)
         rows: Any = spec.items() if isinstance(spec, Mapping) else [("*", spec)]
+        self._answers: dict[str, Answer] = {}  # a conversion asks for each path many times
         self._rules: list[tuple[str, Arithmetic | None]] = []
         for pattern, value in rows:
             if not isinstance(pattern, str):
@@ -40,10 +42,10 @@ class PathRules:
 
     def of(self, path: str) -> Answer:
         """The arithmetic of a module or parameter path; None for plain fp32."""
-        for pattern, arithmetic in self._rules:
-            if matches(pattern, path):
-                return arithmetic
-        return UNTOUCHED
+        if path not in self._answers:
+            found = (arithmetic for pattern, arithmetic in self._rules if matches(pattern, path))
+            self._answers[path] = next(found, UNTOUCHED)
+        return self._answers[path]
 
     def of_parent(self, path: str) -> Answer:
         return self.of(path.rpartition(".")[0])
@@ -89,7 +91,15 @@ def matches(pattern: str, path: str) -> bool:
 
     What ``torch.compile`` adds to a path need not be in the pattern.
     """
-    for parts in (spelling.split(".") for spelling in dict.fromkeys((path, plain_path(path)))):
-        if any(fnmatchcase(".".join(parts[:n]), pattern) for n in range(len(parts) + 1)):
-            return True
-    return False
+    above = _above(path)
+    return pattern in above or not _WILD.isdisjoint(pattern) and any(fnmatchcase(part, pattern) for part in above)
+
+
+_WILD = frozenset("*?[")
+
+
+@lru_cache(maxsize=2**16)
+def _above(path: str) -> frozenset[str]:
+    """A path and those that hold it, in either spelling."""
+    spellings = (spelling.split(".") for spelling in (path, plain_path(path)))
+    return frozenset(".".join(parts[:n]) for parts in spellings for n in range(len(parts) + 1))

@@ -165,9 +165,9 @@ def _windows(x: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: 
 def _matrices(windows: Tensor, groups: int, axes: int) -> Tensor:
     """Windows as (groups, samples * positions, channels * taps)."""
     grouped = windows.unflatten(1, (groups, -1))
-    order = [1, 0, *range(3, 3 + axes), 2, *range(3 + axes, grouped.dim())]
-    matrices: Tensor = grouped.permute(order).flatten(1, 1 + axes).flatten(2)
-    return matrices
+    order = [1, 2, *range(3 + axes, grouped.dim()), 0, *range(3, 3 + axes)]
+    columns: Tensor = grouped.permute(order).flatten(1, 1 + axes).flatten(2)  # which copies runs of positions
+    return columns.mT
 
 
 def _reached(positions: Sequence[int], kernel: Sequence[int], form: Form) -> list[int]:
