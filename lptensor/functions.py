@@ -94,12 +94,14 @@ def _once(name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: di
     """Leave low precision, run ``func``, come back."""
     found: list[LPTensor] = []
     _compat.tree_map(lambda x: found.append(x) if is_low(x) else None, (args, kwargs), Tensor)
-    if found and _compat.transforming():
+    if found and (_compat.transforming() or _compat.differentiating_forward()):
         raise NotImplementedError(
-            f'rounding_points("function") does not reach into torch.func, where {name} would round at each of its '
-            'ops; say "aten" or "primitive" there, or differentiate with torch.autograd'
+            f'rounding_points("function") does not reach into torch.func and forward-mode AD, where {name} would round '
+            'at each of its ops; say "aten" or "primitive" there, or differentiate with torch.autograd'
         )
     if not found or not all(x._arithmetic.direct for x in found):  # aten's kernels know of operands and sums
+        return func(*args, **kwargs)
+    if name == "embedding_bag" and kwargs.get("max_norm", (*args[3:4], None)[0]) is not None:  # writes to its weights
         return func(*args, **kwargs)
     if kwargs.get("out") is not None:  # one kernel, which rounds once too, to the format of what it writes to
         return func(*args, **kwargs)

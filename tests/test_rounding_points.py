@@ -17,7 +17,7 @@ import lptensor
 from count_roundings import CASES, roundings, table
 from function_samples import FUNCTIONS, S
 from low import is_low, rounded, same, values
-from lptensor import BF16, E5M2, Arithmetic, LPTensor
+from lptensor import BF16, E4M3, E5M2, Arithmetic, LPTensor
 from lptensor.contracts import CONTRACTS
 from lptensor.functions import _inside, functions
 from lptensor.rounding_points import rounding_points
@@ -396,3 +396,20 @@ def test_the_documented_counts_are_the_counts() -> None:
     # The third contract owes nothing to a version: one, and one for each operand; what selects keeps.
     for name in CASES.keys() - {"relu", "max_pool2d"}:
         assert roundings(name, "function") == (1, len(CASES[name][1]))
+
+
+def test_a_bag_that_renorms_its_weights_leaves_them_in_their_format() -> None:
+    for given in ({"max_norm": 1.0}, {}):
+        w = torch.full((3, 2), 3.0).to_lp(E4M3)
+        with lptensor.rounding_points("function"):
+            args = (torch.tensor([[0, 1]]), w) if given else (torch.tensor([[0, 1]]), w, None, 1.0)
+            F.embedding_bag(*args, **given)
+        assert w.tolist() == [[0.6875, 0.6875], [0.6875, 0.6875], [3.0, 3.0]]  # sqrt(1/2) in E4M3
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch's own use of it
+def test_forward_mode_is_refused_where_functions_round_once() -> None:
+    with torch.autograd.forward_ad.dual_level(), lptensor.rounding_points("function"):
+        x = torch.autograd.forward_ad.make_dual(torch.ones(3).to_lp(E4M3), torch.ones(3).to_lp(E4M3))
+        with pytest.raises(NotImplementedError, match="forward-mode AD, where softmax"):
+            torch.softmax(x, -1)
