@@ -68,7 +68,7 @@ def _(format: ScalarFormat) -> FormatInfo:
         min=format.min,
         smallest_normal=grid.smallest if even else 2.0**grid.emin,
         smallest_subnormal=grid.smallest,
-        eps=2.0 ** grid.quantum(grid.emin) if even else 2.0 ** (1 - grid.precision),
+        eps=2.0 ** grid.quantum(grid.emin if even else 0),
         u=None if even else 2.0**-grid.precision,
         codes=2**format.bits,
         binades=math.log2(ratio),

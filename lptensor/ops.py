@@ -369,12 +369,14 @@ def _span(x: Tensor) -> tuple[int, int]:
 def _into(x: Tensor, format: Format, rounding: Rounding, generator: Any, out: Tensor) -> Tensor:
     if not isinstance(out, Tensor):
         raise TypeError(f"out must be a tensor, got {type(out).__name__}")
+    _check_plain(out)
     if out.shape != x.shape or out.dtype != x.dtype or out.device != x.device:
         wanted, got = ((tuple(t.shape), t.dtype, str(t.device)) for t in (x, out))
         raise ValueError(f"out must be like x, {wanted}, got {got}")
     if torch.is_grad_enabled() and (x.requires_grad or out.requires_grad):
         raise ValueError("out= takes no part in autograd: detach x and out, or give no out=")
-    if type(out) is not Tensor or _compat.traced_by_mode():
+    plain = type(out) is Tensor and type(x) is Tensor
+    if not plain or _compat.traced_by_mode() or _compat.transforming():
         return out.copy_(round_fresh(x, format, rounding, generator))
     if _overlaps_itself(out):
         raise ValueError(

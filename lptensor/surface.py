@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lptensor import _compat
 from lptensor.arithmetic import Arithmetic
@@ -103,8 +103,9 @@ class Surface:
         requires_grad: bool = False,
     ) -> Any:
         """``data`` on this tensor's device, rounded into its format; plain if ``dtype`` names another than fp32."""
-        made = torch.tensor(_plain(data), dtype=dtype or torch.float32, device=device or self._inner.device)
-        if made.dtype is torch.float32:
+        wide = dtype or self._arithmetic.compute  # in which data is exact where it is to round once
+        made = torch.tensor(_plain(data), dtype=wide, device=device or self._inner.device)
+        if dtype is None or made.dtype is torch.float32:
             with torch.no_grad():
                 made = self.new_empty(made.shape, device=made.device).copy_(made)  # type: ignore[attr-defined]
         return made.requires_grad_(requires_grad)
@@ -174,7 +175,7 @@ class Surface:
         new.requires_grad_(self.requires_grad)  # type: ignore[attr-defined]
         own = {k: v for k, v in self._own().items() if k not in new.__dict__ or k == "_is_param"}
         new.__dict__.update(copy.deepcopy(own, memo))
-        if self.grad is not None:  # type: ignore[attr-defined]
+        if self.grad is not None and not isinstance(self, nn.Parameter):  # type: ignore[attr-defined]  # as torch's
             new.grad = copy.deepcopy(self.grad, memo)  # type: ignore[attr-defined]
         return new
 

@@ -207,3 +207,9 @@ def test_known_inclusions() -> None:
 def test_emax_is_the_exponent_of_the_largest_value(format: ScalarFormat) -> None:
     """Also where there are no normal numbers."""
     assert finfo(format).emax == math.floor(math.log2(format.max))
+
+
+@pytest.mark.parametrize("format", [FloatingPoint(4, 3, bias=0), FloatingPoint(4, 3), E5M2, FixedPoint(8, 4), E2M1])
+def test_eps_is_the_distance_from_one_to_the_next_value(format: ScalarFormat) -> None:
+    values = format.values().tolist()
+    assert finfo(format).eps == values[values.index(1.0) + 1] - 1

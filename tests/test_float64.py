@@ -227,3 +227,9 @@ def test_every_op_of_torchs_database_has_a_float64_kernel_where_it_has_an_fp32_o
     single, double = torch.float32, torch.float64
     lacking = [op.name for op in op_db if {single} <= op.supported_dtypes("cpu") and double not in op.dtypes]
     assert lacking == ["broadcast_shapes"]  # which takes no tensors
+
+
+def test_a_tensor_made_of_data_rounds_once() -> None:
+    x, value = torch.zeros(1).to_lp(WIDE), 1 + 2**-8 + 2**-40  # type: ignore[attr-defined]  # fp32 has a tie
+    assert x.new_tensor([value]).item() == x.new_full((1,), value).item() == 1.0078125
+    assert x.new_tensor([3]).format == BF16 and type(x.new_tensor([1.0], dtype=torch.float64)) is Tensor

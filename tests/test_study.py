@@ -135,6 +135,10 @@ class TestFormatTable:
     def test_values_are_counted_as_they_are_listed(self, format: ScalarFormat) -> None:
         assert count_values(format) == len(format.values())
 
+    def test_values_without_zero_have_both_signs(self) -> None:
+        format = FloatingPoint(3, 2, specials="none", subnormals=False, zero=False)
+        assert count_values(format) == len(format.values()) == 64
+
     def test_every_named_format_has_a_row_with_the_same_keys_and_a_source(self) -> None:
         rows = format_table()
         assert [row["name"] for row in rows] == list(named_formats())

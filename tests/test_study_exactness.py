@@ -221,3 +221,12 @@ class TestRationals:
             assert value is not None
             assert nearest(Fraction(float(right[i])), 8, -126) == nearest(value, 8, -126)
             assert float(twice[i]) == to_carrier(value, SINGLE)
+
+
+@pytest.mark.parametrize("mode", ["toward_zero", "down", "up", "odd"])
+def test_a_product_that_the_carrier_loses_beside_the_addend_counts(mode: str) -> None:
+    found = exactness(FP16, "fma", mode, torch.float64)
+    assert found.exact is False
+    a, b, c = map(Fraction, found.operands)
+    lost = torch.tensor(found.operands, dtype=torch.float64)
+    assert Fraction(float(lost[0] * lost[1] + lost[2])) != a * b + c

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import processes
 from low import is_low, rounded, same, values
-from lptensor import BF16, E4M3, E5M2, Arithmetic, LPTensor
+from lptensor import BF16, E4M3, E5M2, Arithmetic, LPTensor, convert
 
 
 def low(*shape: int, format: Any = E4M3) -> LPTensor:
@@ -327,6 +327,12 @@ def test_a_deep_copy_takes_the_gradient_along_and_shares_nothing() -> None:
     assert_twin(y.grad, x.grad)
     y.data.zero_()
     assert values(x).any()
+
+
+def test_a_deep_copy_of_a_parameter_has_no_gradient_as_torchs() -> None:
+    for model in (torch.nn.Linear(2, 1), convert(torch.nn.Linear(2, 1), BF16)):
+        model(torch.ones(1, 2)).sum().backward()
+        assert copy.deepcopy(model).weight.grad is None and model.weight.grad is not None
 
 
 def test_deep_copy_of_a_result_is_refused() -> None:

@@ -195,7 +195,7 @@ def count_values(format: ScalarFormat) -> int:
     if layout.twos_complement:
         return (1 << layout.bits) - int(grid.min == -grid.max)
     if not grid.zero:
-        return layout.top + 1
+        return (1 + int(grid.signed)) * (layout.top + 1)
     lost = 0 if grid.subnormals is Subnormals.GRADUAL else (1 << grid.precision - 1) - 1
     return (1 + int(grid.signed)) * (layout.top - lost) + 1
 

@@ -219,5 +219,11 @@ def constructed(format: ScalarFormat, op: str) -> Iterator[tuple[float, ...]]:
                 yield (a, b, ends[0])[: OPS[op]]
                 if grid.signed:
                     yield (a, -b, ends[0])[: OPS[op]]
+                if op == "fma":  # a product too small for the carrier beside a number, or too large for it
+                    beside = (*ends, *powers[-1:])  # of an odd significand, and of an even one
+                    for c in (*beside, *(-c for c in beside if grid.signed)):
+                        yield a, b, c
+                        if grid.signed:
+                            yield a, -b, c
 
     return (x for x in candidates() if held(*x))
