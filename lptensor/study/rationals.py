@@ -220,7 +220,7 @@ def constructed(format: ScalarFormat, op: str) -> Iterator[tuple[float, ...]]:
                 if grid.signed:
                     yield (a, -b, ends[0])[: OPS[op]]
                 if op == "fma":  # a product too small for the carrier beside a number, or too large for it
-                    beside = (*ends, *powers[-1:])  # of an odd significand, and of an even one
+                    beside = (*ends, 2.0**high)  # of an odd significand, and of an even one
                     for c in (*beside, *(-c for c in beside if grid.signed)):
                         yield a, b, c
                         if grid.signed:
