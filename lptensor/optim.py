@@ -17,7 +17,7 @@ from lptensor.distributed import refuse_sharded
 from lptensor.loans import Loans
 from lptensor.momenta import as_momenta
 from lptensor.observe import saying
-from lptensor.parameters import listed, read, round_values, write
+from lptensor.parameters import listed, read, restore, round_values, write
 from lptensor.quantizer import Quant, Quantize, Step, as_step
 from lptensor.tensor import LPTensor
 from lptensor.updates import COMPENSATED, KEPT, by_update, check_update
@@ -120,9 +120,15 @@ class OptimLP(Optimizer):
         self.__setstate__({})
         self._check(optim.param_groups)
         self.momentum_quant.check(optim)
-        if self.acc_quant is not None or update is not None:  # what steps without us have left follows the accumulators
-            optimizer_state.mark(p for p in self._parameters() if isinstance(p, LPTensor))
+        self._follow_accumulators()
 
+    def _follow_accumulators(self) -> None:
+        """Let the state that there is, of whatever steps, follow the accumulators when a step begins."""
+        if self.acc_quant is not None or self.update is not None:
+            optimizer_state.follow(self.optim, [p for p in self._parameters() if isinstance(p, LPTensor)])
+        self._checked = optimizer_state.conversions()
+
+    _checked = -1  # the count of conversions when formats were last checked against each other
     _step_supports_amp_scaling = True  # GradScaler then leaves it to the step to divide gradients
 
     param_groups: Any = _of_the_wrapped("param_groups")
@@ -133,8 +139,9 @@ class OptimLP(Optimizer):
     def step(self, closure: Callable[[], Any] | None = None, *, gradients_rounded: bool = False) -> Any:
         """One step; returns what the wrapped optimizer's step returns, the closure's loss if there is one.
 
-        If it raises, accumulators and their weights are those from before, and gradients are scaled and rounded. With
-        ``gradients_rounded`` (and no closure) they are taken as they are, ``round_gradients`` having been called.
+        If it raises, accumulators and their weights are those from before, and gradients are scaled and rounded;
+        without accumulators, weights are what the wrapped optimizer's step has left. With ``gradients_rounded``
+        (and no closure) they are taken as they are, ``round_gradients`` having been called.
         ``torch.amp.GradScaler`` may take the step: gradients are rounded before they are divided by its scale.
 
         Raises:
@@ -148,6 +155,9 @@ class OptimLP(Optimizer):
             )
         if infinite is not None and infinite.item():
             return None
+        if self._checked != optimizer_state.conversions():  # parameters may be others now
+            self._check(self.param_groups)
+            self._checked = optimizer_state.conversions()
         if closure is None and not gradients_rounded:
             self.round_gradients()
         if scale is not None:
@@ -165,7 +175,7 @@ class OptimLP(Optimizer):
         except BaseException:
             self._held = held
             for p, weight in weights.items():
-                self._store(p, weight)
+                self._give_back(p, weight)
             raise
         return loss
 
@@ -247,6 +257,7 @@ class OptimLP(Optimizer):
                 held[p] = _Held(saved.detach().to(p.device, p.dtype, copy=True), None)
         self.optim.load_state_dict({**state_dict, "state": {i: entries for i, entries in state.items() if entries}})
         self._held = held
+        self._follow_accumulators()
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
 
@@ -289,6 +300,8 @@ class OptimLP(Optimizer):
     def _check(self, groups: list[dict[str, Any]]) -> None:
         refuse_sharded(listed(groups), "OptimLP")
         for p in listed(groups):
+            if is_lazy(p):  # the step asks again
+                continue
             rule, own = self._weight_rule(p), self._loans.own(p).forward if isinstance(p, LPTensor) else None
             if own is not None and rule is not None and self._would_round_twice(rule.format, own):
                 raise ValueError(
@@ -297,7 +310,7 @@ class OptimLP(Optimizer):
                 )
         for rule in self._rules():
             for p in listed(groups):
-                if rule.format is not None:
+                if rule.format is not None and not is_lazy(p):
                     ops.check_roundable(p, rule.format)
 
     def _would_round_twice(self, format: Format | None, own: Format) -> bool:
@@ -316,9 +329,16 @@ class OptimLP(Optimizer):
 
     def _store(self, p: Tensor, weight: Tensor) -> None:
         """Write a weight to ``p``, an LPTensor once more in an arithmetic of its own, which rounds it."""
+        if self.update is not None:  # it has been rounded to that format
+            return self._give_back(p, weight)
         self._loans.take_back(p)
         with saying("weight", p):
             write(p, weight)
+
+    def _give_back(self, p: Tensor, weight: Tensor) -> None:
+        """Give ``p`` a weight that it had before."""
+        self._loans.take_back(p)
+        restore(p, weight)
 
     def _kept(self, p: Tensor) -> Tensor:
         """The accumulator or compensation of ``p``, brought up to date where something else has changed the weight."""
@@ -354,7 +374,7 @@ class OptimLP(Optimizer):
                 for p, value in point.items():
                     # Where it still stands, the weight is known; stochastic rounding might come out otherwise.
                     if torch.equal(value, start[p]):
-                        self._store(p, weights.get(p, value))
+                        self._give_back(p, weights.get(p, value))
                     else:
                         self._store(p, self._weight(p, self._accumulated(p, value)))
             loss = closure()
@@ -384,7 +404,7 @@ class OptimLP(Optimizer):
             kept = {p: self._accumulated(p, read(p)) for p in self._stepped()}
             after = {p: self._weight(p, value) for p, value in kept.items()}
         for p, weight in {**weights, **after}.items():
-            self._store(p, weight)
+            (self._store if p in after else self._give_back)(p, weight)
             if self._key is not None:
                 self._held[p] = _Held(kept.get(p, self._held[p].kept), read(p))  # an LPTensor may have rounded it
 

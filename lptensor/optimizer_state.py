@@ -88,6 +88,23 @@ def mark(parameters: Iterable[Tensor]) -> None:
         p._converted_at = _conversions  # type: ignore[attr-defined]
 
 
+def conversions() -> int:
+    """How often parameters have been converted: what was found of them holds while this stays the same."""
+    return _conversions
+
+
+def follow(optimizer: Optimizer, parameters: Iterable[Tensor]) -> None:
+    """Let the state that an optimizer of torch's has follow parameters whose arithmetic is another in its steps."""
+    state = vars(optimizer).get("state")
+    if optimizer not in _seen and _torchs(optimizer) and not isinstance(getattr(state, "default_factory", None), Own):
+        _seen[optimizer] = _Seen(_conversions, state, None)
+    mark(parameters)
+
+
+def _torchs(optimizer: Optimizer) -> bool:
+    return type(optimizer).__module__.startswith(("torch.optim", "lptensor"))
+
+
 @dataclass(frozen=True)
 class Own:
     """Formats of state by patterns of its keys: the first that matches counts. Makes the entries of a parameter."""
@@ -244,7 +261,7 @@ def _follow(optimizer: Optimizer, seen: _Seen | None, state: Any) -> None:
     What an optimizer from elsewhere has made before its first step may be meant as it is: it is only pointed out.
     """
     loaded = seen is not None and seen.state is not state
-    foreign = seen is None and not type(optimizer).__module__.startswith(("torch.optim", "lptensor"))
+    foreign = seen is None and not _torchs(optimizer)
     for p, entries in state.items():
         converted = seen is not None and getattr(p, "_converted_at", 0) > seen.conversions
         if not isinstance(p, Tensor) or not isinstance(entries, dict) or not (seen is None or loaded or converted):
@@ -280,7 +297,7 @@ def _fit_new(optimizer: Optimizer, seen: _Seen) -> None:
         low = isinstance(p, LPTensor)
         for key, value in entries.items():
             if isinstance(value, LPTensor) and value.shape == p.shape:
-                if not low or _forward(value) is None is not _forward(p):
+                if not low or _forward(value) != _forward(p):
                     entries[key] = _cast(value, p._arithmetic if low else None, scalars=True)
 
 

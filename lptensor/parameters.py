@@ -30,6 +30,14 @@ def write(x: Tensor, values: Tensor) -> None:
         x.copy_(values)
 
 
+def restore(x: Tensor, values: Tensor) -> None:
+    """Write plain values as they are: those that were read of ``x``, or rounded as it would round them.
+
+    Rounding them once more is no identity in every format: scales that are found anew may be others.
+    """
+    (x._inner if isinstance(x, LPTensor) else x).copy_(values)
+
+
 def round_values(x: Tensor, rule: Step) -> None:
     """Write what ``rule`` makes of the values of ``x``: where they lie, if it rounds a plain tensor to a format."""
     quantize = rule.quantize

@@ -6,6 +6,7 @@ import io
 import pickle
 import types
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 from torch.optim import SGD
 
 import lptensor
+from lptensor import FP32, INT8, NVFP4, Channel, CurrentMaximum, Format, Scaled, round as lp_round
 from lptensor.arithmetic import Arithmetic
 from lptensor.convert import convert
 from lptensor.formats import BF16, E4M3, E5M2, FP16, FixedPoint, FloatingPoint
@@ -902,3 +904,51 @@ def test_a_gradient_scaler_divides_after_gradients_are_rounded():
     scaler.unscale_(optim)
     with pytest.raises(RuntimeError, match="LossScaler"):
         scaler.step(optim)
+
+
+MOVES = Scaled(INT8, CurrentMaximum(Channel(0)))  # rounding down finds other scales each time
+
+
+@pytest.mark.parametrize("format", [NVFP4, MOVES], ids=["NVFP4", "Scaled"])
+def test_a_weight_that_nothing_steps_keeps_its_bits_in_every_format(format: Format) -> None:
+    arithmetic = Arithmetic(format, rounding="down")
+    stepped, frozen = (nn.Parameter(torch.randn(4, 32).to_lp(arithmetic)) for _ in range(2))
+    before = frozen.dequantize().detach()
+    optim = OptimLP(SGD([stepped, frozen], lr=0.1), acc_quant=FP32)
+    for _ in range(20):
+        stepped.grad = torch.randn(4, 32)
+        optim.step()
+    assert torch.equal(frozen.dequantize(), before)
+    start = stepped.dequantize().detach()
+    stepped.grad = torch.randn(4, 32)
+    with mock.patch.object(optim.optim, "step", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+        optim.step()
+    assert torch.equal(stepped.dequantize(), start)
+
+
+def test_an_update_rounds_the_weight_once_on_its_way_back() -> None:
+    p = nn.Parameter(torch.randn(16, 32).to_lp(NVFP4))
+    optim = OptimLP(SGD([p], lr=0.1), update="nearest")
+    for _ in range(5):
+        w, p.grad = p.dequantize().detach(), torch.randn(16, 32)
+        wanted = lp_round(w - 0.1 * p.grad.to_lp(Arithmetic(NVFP4)).dequantize(), NVFP4)
+        optim.step()
+        assert torch.equal(p.dequantize(), wanted)
+
+
+def test_a_conversion_that_clashes_with_the_weights_format_is_refused_at_the_next_step() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    optim = OptimLP(SGD(model.parameters(), lr=2**-10), weight_quant=BF16, update="kahan")
+    convert(model, E4M3)
+    model.weight.grad = torch.ones(1, 1)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="weights would be rounded to weight_quant"):
+            optim.step()
+
+
+def test_an_update_waits_for_lazy_parameters() -> None:
+    model = convert(nn.Sequential(nn.LazyLinear(4)), BF16)
+    optim = OptimLP(SGD(model.parameters(), lr=0.5), update="kahan")
+    model(torch.ones(2, 3)).sum().backward()
+    optim.step()
+    assert model[0].bias.format == BF16

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.optim import Adam
+from torch.optim import SGD, Adagrad, Adam
 
 from low import is_low, rounded, same, values
 from lptensor import BF16, E4M3, E5M2, FP16, FP32, Arithmetic, FixedPoint, LPTensor, OptimLP, convert
@@ -480,3 +480,57 @@ def test_a_counter_that_a_rule_names_goes_on_counting() -> None:
         optimizer.step()
     step = optimizer.state[w]["step"]
     assert not isinstance(step, LPTensor) and step.item() == 9
+
+
+@pytest.mark.parametrize("wrapped_first", [True, False])
+def test_state_from_before_the_first_step_follows_the_accumulators(wrapped_first: bool) -> None:
+    model, plain = (nn.Linear(1, 1, bias=False) for _ in range(2))
+    for net in (model, plain):
+        nn.init.ones_(net.weight)
+    if wrapped_first:
+        inner = Adagrad(model.parameters(), lr=0.05)
+        convert(model, E4M3)
+    else:
+        convert(model, E4M3)
+        inner = Adagrad(model.parameters(), lr=0.05)  # which makes its sum here, in E4M3
+    optim, reference = OptimLP(inner, acc_quant=FP32), Adagrad(plain.parameters(), lr=0.05)
+    for _ in range(300):
+        for net, other in ((model, optim), (plain, reference)):
+            net.weight.grad = torch.ones(1, 1)
+            other.step()
+    assert optim.state[model.weight]["sum"].item() == 300  # E4M3 would end at 16
+    assert optim.state_dict()["state"][0]["weight_accumulator"].item() == pytest.approx(plain.weight.item(), rel=1e-5)
+
+
+def test_state_of_a_bare_optimizer_follows_the_accumulators_wrapped_or_loaded() -> None:
+    def model() -> nn.Parameter:
+        return nn.Parameter(torch.ones(5).to_lp(BF16))
+
+    def steps(p: nn.Parameter, optim: Any, n: int) -> None:
+        for i in range(n):
+            p.grad = torch.linspace(0.1, 0.9, 5) * (i + 1)
+            optim.step()
+
+    p, q = model(), model()
+    bare = Adam([p])
+    steps(p, bare, 3)
+    loaded = OptimLP(Adam([q]), update="nearest")
+    loaded.load_state_dict(copy.deepcopy(bare.state_dict()))
+    with torch.no_grad():
+        q.copy_(p)
+    wrapped = OptimLP(bare, update="nearest")
+    steps(p, wrapped, 2)
+    steps(q, loaded, 2)
+    for key in ("exp_avg", "exp_avg_sq"):
+        assert wrapped.state[p][key].format is None and loaded.state[q][key].format is None
+        assert torch.equal(wrapped.state[p][key].dequantize(), loaded.state[q][key].dequantize())
+    assert torch.equal(p.dequantize(), q.dequantize())
+
+
+def test_a_momentum_of_a_gradient_in_another_format_is_in_the_parameters() -> None:
+    w = nn.Parameter(torch.randn(2, 3).to_lp(E4M3))
+    optim = SGD([w], lr=0.1, momentum=0.9)
+    nn.functional.linear(torch.randn(5, 3).to_lp(BF16), w).sum().backward()
+    assert w.grad.format == BF16
+    optim.step()
+    assert optim.state[w]["momentum_buffer"].format == E4M3

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lptensor.formats import Format, check_int
 from lptensor.ops import check_format, round as lp_round
-from lptensor.parameters import read, write
+from lptensor.parameters import read, restore, write
 from lptensor.rounding import Mode, Rounding, as_rounding
 
 
@@ -107,7 +107,7 @@ class SWALP:
         finally:
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
                 for p, values in zip(self.parameters, own, strict=True):
-                    write(p, values)
+                    restore(p, values)
 
     def state_dict(self) -> dict[str, Any]:
         """The means and the counts; the schedule is the constructor's."""
