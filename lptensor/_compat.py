@@ -76,10 +76,18 @@ def recomputing() -> bool:
     """
     if called_by_autograd():  # also in a pass that a recomputed function runs, or if its results are saved otherwise
         return False
-    if torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:  # those that catch what it recomputes
-        return True
+    if torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:  # perhaps of those that catch it
+        return _running_code_of(_CHECKPOINT)
     node = torch._C._current_autograd_node()  # the other kind runs forward code in a backward method
     return node is not None and node.name().startswith("CheckpointFunction")
+
+
+def _running_code_of(file: str) -> bool:
+    """Whether a function of a file is on this thread's stack."""
+    frame: Any = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename != file:
+        frame = frame.f_back
+    return frame is not None
 
 
 def innermost(x: Tensor) -> Tensor:
@@ -566,6 +574,8 @@ def stepping(optimizers: Collection[int]) -> set[int]:
         frame = frame.f_back  # type: ignore[assignment]
     return set(optimizers) - missing
 
+
+_CHECKPOINT = torch.utils.checkpoint.noop_context_fn.__code__.co_filename
 
 _CALL = torch.nn.Module._call_impl.__code__
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 from low import is_low, rounded, same, values
@@ -465,3 +466,25 @@ SEEDED: dict[str, Callable[[LPTensor], Any]] = {
 def test_backward_starts_from_one_although_the_format_of_the_loss_may_lack_it(format: Format, way: str) -> None:
     x = torch.tensor([0.25, 8.0]).to_lp(Arithmetic(format, backward=FP32)).requires_grad_()  # type: ignore[attr-defined]
     assert SEEDED[way](x).tolist() == [1, 1]
+
+
+class Tanh(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = x.tanh()
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        return grad * (1 - y * y)
+
+
+@pytest.mark.parametrize("hooks", [save_on_cpu, lambda: saved_tensors_hooks(lambda x: x, lambda x: x)])
+def test_hooks_on_saved_tensors_are_no_checkpoint(hooks: Any) -> None:
+    x = torch.tensor([0.7, 1.9, -0.4]).to_lp(Arithmetic(BF16, backward=E5M2)).requires_grad_()
+    alone = torch.autograd.grad(Tanh.apply(x).sum(), x, create_graph=True)[0]
+    with hooks():
+        hooked = torch.autograd.grad(Tanh.apply(x).sum(), x, create_graph=True)[0]
+    assert hooked.format == E5M2 and torch.equal(hooked.dequantize(), alone.dequantize())
