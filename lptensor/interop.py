@@ -184,7 +184,7 @@ def save_file(
     Raises:
         ImportError: safetensors is not installed.
         ValueError: a format without a tensor; NaN in a format without a code for it; metadata named "lptensor".
-        TypeError: a format without codes of single elements, of blocks for one.
+        TypeError: a format without codes of single elements, of blocks for one; what is no dense tensor by name.
 
     >>> import os, tempfile
     >>> path = os.path.join(tempfile.mkdtemp(), "x.safetensors")
@@ -195,6 +195,12 @@ def save_file(
     safetensors = need("safetensors.torch")
     if not isinstance(tensors, Mapping):
         raise TypeError(f"save_file takes tensors by name, such as model.state_dict(), got a {type(tensors).__name__}")
+    for name, x in tensors.items():
+        if not isinstance(name, str) or name == "__metadata__":
+            raise TypeError(f"the name of a tensor in a file is a string other than '__metadata__', got {name!r}")
+        if not isinstance(x, Tensor) or x.layout is not torch.strided:
+            what = x.layout if isinstance(x, Tensor) else type(x).__name__
+            raise TypeError(f"save_file takes dense tensors by name, got {what} for {name!r}; save the parts of a nest")
     if formats is None:
         by_name: object = {name: getattr(x, "format", None) for name, x in tensors.items()}
     else:

@@ -195,6 +195,7 @@ def rebuild(
     cls: Any, inner: Tensor, arithmetic: Arithmetic, gradient: bool, requires_grad: bool, own: dict[str, Any]
 ) -> Any:
     """An LPTensor out of a pickle."""
+    _compat.disable_fused_attention()
     tensor = cls(inner, arithmetic, gradient)
     tensor.__dict__.update(own)
     tensor.requires_grad_(requires_grad)
