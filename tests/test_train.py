@@ -187,3 +187,25 @@ class TestCommand:
         assert result.exit_code == 1
         assert result.stderr == f"Error: this needs {library}, which is not installed: pip install 'lptensor[train]'\n"
         assert list(tmp_path.iterdir()) == []
+
+
+def test_numbers_and_names_are_whole_on_a_narrow_terminal(tmp_path: Path) -> None:
+    result = invoke(
+        "--recipe",
+        "convert-nearest",
+        "--recipe",
+        "swalp",
+        "--epochs",
+        "1",
+        "--seeds",
+        "2",
+        "--out",
+        str(tmp_path),
+        columns=80,
+    )
+    lines = result.stdout.splitlines()
+    table = lines[: next(i for i, line in enumerate(lines) if line.startswith("Wrote"))]
+    assert max(map(len, table)) <= 80 and "\u2026" not in result.stdout
+    assert any(line.strip().startswith("convert-nearest") and " \u00b1 " in line for line in lines)
+    listed = invoke("--list", columns=80).stdout
+    assert "\u2026" not in listed and "fp32-preresnet" in listed

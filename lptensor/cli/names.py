@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import difflib
 import re
+
+import torch
 
 import lptensor
 from lptensor.blocks import BlockFloatingPoint
 from lptensor.formats import FixedPoint, FloatingPoint, Format
+from lptensor.interop import format_of
 from lptensor.names import name_of, named_formats
 
 _SHORT: dict[str, type[Format]] = {"fixed": FixedPoint, "float": FloatingPoint, "bfp": BlockFloatingPoint}
@@ -29,13 +33,15 @@ def _constructible(kind: type) -> bool:
 def parse_format(text: str) -> Format:
     """The format that a text names, in upper or lower case.
 
-    The text is a row's name, ``eXmY`` for IEEE-like floating point (a row of that name comes first:
-    ``e4m3`` is OCP's), or a constructor with literal arguments. Nothing is evaluated.
+    The text is a row's name or that of a torch dtype, ``eXmY`` for IEEE-like floating point (a row of that
+    name comes first: ``e4m3`` is OCP's), or a constructor with literal arguments. Nothing is evaluated.
 
     Raises:
         ValueError: the text names no format, or one with parameters out of range.
 
     >>> parse_format("e5m10") == parse_format("fp16") == parse_format("FloatingPoint(16)")
+    True
+    >>> parse_format("float8_e4m3fn") == parse_format("e4m3fn") == parse_format("e4m3")
     True
     >>> parse_format("fixed(8, fl=4)")
     FixedPoint(wl=8, fl=4)
@@ -44,6 +50,8 @@ def parse_format(text: str) -> Format:
     rows = {row.lower(): format for row, format in named_formats().items()}
     if name.lower() in rows:
         return rows[name.lower()]
+    if (counterpart := _of_dtype(name)) is not None:
+        return counterpart
     try:
         if sizes := re.fullmatch(r"e(\d+)m(\d+)", name.lower()):
             return FloatingPoint(int(sizes[1]), int(sizes[2]))
@@ -56,6 +64,15 @@ def parse_format(text: str) -> Format:
         raise ValueError(_unknown(name)) from None
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name!r} is no format: {error}") from None
+
+
+def _of_dtype(name: str) -> Format | None:
+    """The format of the torch dtype of that name, with or without ``float8_``."""
+    for spelling in (name.lower().removeprefix("torch."), f"float8_{name.lower()}"):
+        if isinstance(dtype := getattr(torch, spelling, None), torch.dtype):
+            with contextlib.suppress(ValueError):
+                return format_of(dtype)
+    return None
 
 
 class _Unknown(Exception):

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -94,7 +94,8 @@ def train(
     results, curves = out / "results.json", out / "curves.png"
     results.write_text(json.dumps(to_json(summaries, settings), indent=1, allow_nan=False) + "\n")
     plot_curves(summaries, curves, recipes[0].task.title)
-    stdout().print(_result_table(summaries))
+    console = stdout()
+    console.print(_result_table(summaries, console.width < _ROOM))
     typer.echo(f"Wrote {results} and {curves}.")
 
 
@@ -158,19 +159,21 @@ def _run(
     return results
 
 
-def _result_table(summaries: Sequence[Summary]) -> Table:
+def _result_table(summaries: Sequence[Summary], narrow: bool) -> Table:
     runs, task = summaries[0].runs, summaries[0].recipe.task
     averaged = any(s.iterate is not None for s in summaries)
     counts = (len(runs), "seed"), (len(runs[0].losses), "epoch")
     seeds, epochs = (f"{count} {what}{'s' * (count > 1)}" for count, what in counts)
-    notes = f"{seeds}, {epochs}, {task.tests}. sums: the format in which weights add up."
+    notes = f"{seeds}, {epochs}, {task.tests}. "
+    notes += "train --list describes the recipes." if narrow else "sums: the format in which weights add up."
     if averaged:
         notes += " iterate: the last weights, where accuracy is that of their mean."
-    table = Table(title=task.title, caption=notes, box=SIMPLE_HEAD, header_style="bold")
-    for title in ("recipe", "how", "number", "sums", "rounding"):
-        table.add_column(title, no_wrap=title != "number", overflow="fold")
+    table = Table(title=task.title, caption=notes, **_LOOK)
+    table.padding = (0, int(not narrow), 0, 1)
+    described = ("recipe", "number") if narrow else ("recipe", "how", "number", "sums", "rounding")
+    _add_texts(table, described)
     for title in ("accuracy (%)", *["iterate"] * averaged, "to fp32", "time"):
-        table.add_column(title, justify="right")
+        table.add_column(title, justify="right", no_wrap=True)
     baselines = {s.recipe.task: s for s in reversed(summaries)}
     for s in summaries:
         if s is baselines[s.recipe.task]:
@@ -178,32 +181,41 @@ def _result_table(summaries: Sequence[Summary]) -> Table:
         spread = "" if s.deviation is None else f" ± {s.deviation:.2f}"
         iterate = ["" if s.iterate is None else f"{s.iterate:.2f}"] * averaged
         gap = "" if s is baselines[s.recipe.task] else f"{s.gap:+.2f}"
-        table.add_row(*_described(s.recipe), f"{s.accuracy:.2f}{spread}", *iterate, gap, f"{s.slowdown:.1f} x")
+        name, how, number, *rest = _described(s.recipe)
+        texts = (name, number) if narrow else (name, how, number, *rest)
+        table.add_row(*texts, f"{s.accuracy:.2f}{spread}", *iterate, gap, f"{s.slowdown:.1f} x")
     return table
 
 
+_ROOM = 116  # columns of a terminal in which all of a result has room
+# Numbers, and the names that people type, are whole on a terminal of 80 columns; what describes them folds.
+_LOOK: dict[str, Any] = {"box": SIMPLE_HEAD, "header_style": "bold", "padding": (0, 0, 0, 1)}
+
+
+def _add_texts(table: Table, titles: Sequence[str]) -> None:
+    for title in titles:
+        table.add_column(title, no_wrap=title == "recipe", overflow="fold")
+
+
 def _recipe_table(recipes: Sequence[Recipe]) -> Table:
-    table = Table(title="Recipes", box=SIMPLE_HEAD, header_style="bold")
-    for title in ("recipe", "how", "number", "sums", "rounding", "gradients"):
-        table.add_column(title, no_wrap=title not in ("number", "gradients"), overflow="fold")
+    table = Table(title="Recipes", **_LOOK)
+    _add_texts(table, ("recipe", "how", "number", "sums", "rounding", "gradients"))
     for recipe in recipes:
         table.add_row(*_described(recipe), short(recipe.gradient or recipe.number))
     return table
 
 
 def _paper_table() -> Table:
-    table = Table(title="Recipes of papers", box=SIMPLE_HEAD, header_style="bold")
-    for title in ("recipe", "paper", "layers in fp32"):
-        table.add_column(title)
+    table = Table(title="Recipes of papers", **_LOOK)
+    _add_texts(table, ("recipe", "paper", "layers in fp32"))
     for recipe in PAPERS:
         table.add_row(recipe.name, recipe.how, ", ".join(recipe.exempt) or "-")
     return table
 
 
 def _experiment_table() -> Table:
-    table = Table(title="Experiments of QPyTorch", box=SIMPLE_HEAD, header_style="bold")
-    for title in ("recipe", "after", "network", "number", "sums", "rounding"):
-        table.add_column(title)
+    table = Table(title="Experiments of QPyTorch", **_LOOK)
+    _add_texts(table, ("recipe", "after", "network", "number", "sums", "rounding"))
     for recipe in EXPERIMENTS:
         name, how, *numbers = _described(recipe)
         table.add_row(name, how, recipe.task.network, *numbers)

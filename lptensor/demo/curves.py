@@ -50,8 +50,8 @@ def plot_curves(summaries: Sequence[Summary], path: Path, title: str = "Handwrit
         }
         loss.plot(epochs, losses, **style)
         error.plot(epochs, [max(100 - r, 50 / TEST_SIZE) for r in right], **style)
-    for axes, title in ((loss, "training loss"), (error, "test error (%)")):
-        axes.set(xlabel="epoch", ylabel=title, yscale="log")
+    for axes, shown in ((loss, "training loss"), (error, "test error (%)")):
+        axes.set(xlabel="epoch", ylabel=shown, yscale="log")
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter(ticker.LogFormatter(labelOnlyBase=False, minor_thresholds=(1.5, 0.6)))
         axes.grid(True, which="major", alpha=0.3)
