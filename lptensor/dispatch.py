@@ -157,17 +157,19 @@ def _stays(result: Any) -> bool:
     return isinstance(result, Tensor) and result.dtype is torch.float32 and result.layout is torch.strided
 
 
-def _fresh(func: Any, rule: Rule, cls: Any, out: Any, grid: Grid, rounds: bool, named: bool) -> Any:
+def _fresh(
+    func: Any, rule: Rule, cls: Any, out: Any, grid: Grid, rounds: bool, named: bool = False, found: Any = ()
+) -> Any:
     """Results of a computation, rounded if need be, and wrapped."""
     if isinstance(out, Tensor):
         if not _stays(out):
             if out.dtype is torch.float64 and out.layout is torch.strided and not named and _computes_wide(grid):
                 return cls((round_(out, *grid) if rounds else out).float(), *grid)
-            return leave(func, out, named)
+            return leave(func, out, named, found)
         return cls(round_(out, *grid) if rounds else out, *grid)
     if isinstance(out, (list, tuple)):
         wrapped = [
-            item if i in rule.exact else _fresh(func, rule, cls, item, grid, rounds, named)
+            item if i in rule.exact else _fresh(func, rule, cls, item, grid, rounds, named, found)
             for i, item in enumerate(out)
         ]
         return wrapped if type(out) is list else tuple(wrapped)
@@ -195,7 +197,8 @@ def _compute(func: Any, rule: Rule, cls: Any) -> Runner:
             return out  # a comparison: it needs no format that holds both operands
         if promoted_by_numbers(out, found, (*plain, *named.values())):
             return run(in_single(args), in_single(kwargs))
-        return _fresh(func, rule, cls, out, (join(found), in_backward()), True, caller_named(rule, args, kwargs))
+        grid = join(found), in_backward()
+        return _fresh(func, rule, cls, out, grid, True, caller_named(rule, args, kwargs), found)
 
     return run
 
@@ -218,7 +221,7 @@ def _keep(func: Any, rule: Rule, cls: Any) -> Runner:
             return cls(out if grid == kept else round_(out, *grid), *grid)
         if promoted_by_numbers(out, found, (*plain, *named.values())):
             return run(in_single(args), in_single(kwargs))
-        return _fresh(func, rule, cls, out, grid, grid != kept, caller_named(rule, args, kwargs))
+        return _fresh(func, rule, cls, out, grid, grid != kept, caller_named(rule, args, kwargs), found)
 
     return run
 
@@ -245,7 +248,7 @@ def _view(func: Any, rule: Rule, cls: Any) -> Runner:
         plain = unwrap(args, cls, found)
         out = fast(*plain, **kwargs)
         if isinstance(out, Tensor) and not _stays(out):
-            return leave(func, out, caller_named(rule, args, kwargs))
+            return leave(func, out, caller_named(rule, args, kwargs), found)
         return wrap(out, found[0])
 
     def turning(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -297,7 +300,7 @@ def _mutate(func: Any, rule: Rule, cls: Any) -> Runner:
             if place is not None
             else item
             if i in rule.exact or arithmetic is None
-            else _fresh(func, rule, cls, item, (arithmetic, backward), True, False)
+            else _fresh(func, rule, cls, item, (arithmetic, backward), True)
             for i, (place, item) in enumerate(zip(rule.returns, outs, strict=True))
         ]
         return results[0] if len(rule.returns) == 1 else tuple(results)
@@ -385,7 +388,7 @@ def _foreach(func: Any, rule: Rule, cls: Any) -> Runner:
         if together and grids[0] is not None:
             _round_all(outs, *grids[0])
         return [
-            _fresh(func, rule, cls, out, grid, not together, False) if grid else out
+            _fresh(func, rule, cls, out, grid, not together) if grid else out
             for out, grid in zip(outs, grids, strict=True)
         ]
 

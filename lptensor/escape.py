@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
@@ -57,12 +58,14 @@ class escapes:  # noqa: N801 - reads as a function, and in a with statement
         _setting = self._before
 
 
-def leave(func: Any, result: Tensor, named: bool) -> Tensor:
-    """Let the plain ``result`` of an op on LPTensors out, or refuse."""
+def leave(func: Any, result: Tensor, named: bool, operands: Sequence[Tensor] = ()) -> Tensor:
+    """Let the plain ``result`` of an op on LPTensors out, or refuse: also if a gradient would come back that way."""
     if not (result.is_floating_point() or result.is_complex()) or _setting == "allow":
         return result
     unasked = _UNASKED.get(result.dtype)
-    if named and unasked is None or unasked is _AUTOCAST and _called_by("torch.optim"):
+    if named and unasked is None and torch.is_grad_enabled() and any(x.requires_grad for x in operands):
+        unasked = "Its gradient would come back plain, and not be rounded where it enters low precision: "
+    elif named and unasked is None or unasked is _AUTOCAST and _called_by("torch.optim"):
         return result
     what = str(result.dtype).removeprefix("torch.") if result.layout is torch.strided else str(result.layout)
     message = f"{func} on an LPTensor gives a plain {what} tensor: it would leave low precision unnoticed. "

@@ -629,3 +629,26 @@ def test_a_bound_that_is_left_at_its_default_is_rounded_as_one_that_is_said() ->
     """Of hardtanh, which puts it into the result: 1 is no multiple of 2."""
     for run in (F.hardtanh, F.hardtanh_, torch.ops.aten.hardtanh, lambda x: F.hardtanh(x, -1.0, 1.0)):
         assert run(torch.tensor([2.0, 4.0]).to_lp(FixedPoint(8, -1))).tolist() == [0.0, 0.0]
+
+
+WAYS_OUT: list[Callable[[Any], Tensor]] = [
+    lambda x: x.double(),
+    lambda x: x.to(torch.float64),
+    lambda x: x.sum(dtype=torch.float64),
+    lambda x: torch.softmax(x, -1, dtype=torch.float64),
+    lambda x: x.to_sparse(),
+]
+
+
+@pytest.mark.parametrize("way", WAYS_OUT)
+def test_a_gradient_does_not_come_back_plain_from_where_a_caller_named_a_dtype(way: Any) -> None:
+    x = torch.tensor([0.3, 1.7, -0.6]).to_lp(BF16).requires_grad_()
+    with pytest.raises(RuntimeError, match=r"gradient would come back plain.*x.dequantize\(\) first"):
+        way(x)
+    with torch.no_grad():
+        assert not isinstance(way(x), LPTensor)
+    way(x.detach())
+    native = torch.tensor([0.3, 1.7, -0.6]).bfloat16().requires_grad_()
+    (native.double() * 1.1).sum().backward()
+    (x.dequantize().double() * 1.1).sum().backward()
+    assert torch.equal(x.grad.dequantize(), native.grad.float())
