@@ -117,6 +117,7 @@ def encode(x: Tensor, format: Format, strict: bool = False) -> Tensor:
     Raises:
         TypeError: x is no float32 or float64 tensor, the format no format with codes.
         ValueError: NaN in a format without a code for it, a value off the grid where strict.
+        RuntimeError: within a transformation of torch.func.
 
     >>> from lptensor import E4M3, INT4
     >>> encode(torch.tensor([1.0, -0.0, 448.0, torch.nan]), E4M3)
@@ -127,6 +128,8 @@ def encode(x: Tensor, format: Format, strict: bool = False) -> Tensor:
     check_roundable(x, format)
     if x.is_meta:
         return torch.empty(x.shape, dtype=code_dtype(_bits(format)), device="meta")
+    if _compat.transforming():
+        raise RuntimeError("codes are made of tensors with memory, which torch.func's have not: encode outside of it")
     x = _values(x)
     rounded = round_fresh(x, format, Rounding())
     if isinstance(format, ScalarFormat) and format.layout.inf is not None and format.grid.overflow is not Overflow.INF:

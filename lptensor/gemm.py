@@ -109,8 +109,7 @@ def cumsum(x: Tensor, dim: int, accumulator: Accumulator, generator: torch.Gener
 
 def _run(a: Tensor, b: Tensor, acc: Accumulator, c: Tensor | None, generator: Any, running: bool = False) -> Tensor:
     """The kernel or the reference, on three axes each; ``running``: every sum, [batch, m, k, n]."""
-    # kernels read memory, which tensors such as z.conj().imag have with the other sign
-    a, b, c = a.detach().resolve_neg(), b.detach().resolve_neg(), None if c is None else c.detach().resolve_neg()
+    a, b, c = _in_memory(a), _in_memory(b), None if c is None else _in_memory(c)
     if type(a) is Tensor and type(b) is Tensor and not _compat.traced():
         return _added_up(a, b, acc, c, running, generator)
     if generator is not None:
@@ -119,6 +118,12 @@ def _run(a: Tensor, b: Tensor, acc: Accumulator, c: Tensor | None, generator: An
             "and use torch.manual_seed"
         )
     return traced_sums(a, b, acc, c, running)
+
+
+def _in_memory(x: Tensor) -> Tensor:
+    """``x`` as a kernel reads it: z.conj().imag has memory with the other sign, a zero tensor has none."""
+    x = x.detach()
+    return x.clone() if _compat.is_zero_tensor(x) else x.resolve_neg()
 
 
 @implement

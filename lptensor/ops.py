@@ -125,7 +125,8 @@ def check_samples_draw(info: Any, what: str) -> None:
     """Refuse to draw one word for all samples of a vmap, of which ``info`` tells, or to hide that each has its own."""
     if info.randomness != "different":
         raise RuntimeError(
-            f'{what} draws new random bits for each sample of a vmap; say torch.vmap(..., randomness="different")'
+            f'{what} draws new random bits for each sample of a vmap; say torch.vmap(..., randomness="different"), '
+            "also in the place of jacrev and hessian, which are a vmap of vjp"
         )
 
 

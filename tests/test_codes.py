@@ -496,3 +496,9 @@ def test_many_codes_are_decoded_sample_by_sample() -> None:
     x, format = torch.randn(MANY), FloatingPoint(4, 3, bias=9)
     mapped = torch.vmap(lambda codes: decode(codes, format))(encode(x, format).view(7, -1))
     assert torch.equal(mapped.flatten(), round_to(x, format))
+
+
+@pytest.mark.parametrize("transform", [torch.func.vmap, torch.func.functionalize])
+def test_codes_within_a_transformation_are_refused(transform: Any) -> None:
+    with pytest.raises(RuntimeError, match="encode outside of it"):
+        transform(lambda x: encode(x, E4M3))(torch.ones(4))

@@ -195,3 +195,10 @@ def test_accumulators_travel() -> None:
 def test_an_addend_of_no_axes_starts_every_sum(a: tuple[int, ...], b: tuple[int, ...]) -> None:
     x, y = torch.ones(a), torch.ones(b)
     assert torch.equal(matmul(x, y, Accumulator(BF16), torch.tensor(4.0)), x @ y + 4)
+
+
+def test_a_tensor_of_zeros_without_memory_is_a_tensor_of_zeros() -> None:
+    none, acc = torch._efficientzerotensor(4, 4), Accumulator(BF16)
+    assert not matmul(none, torch.ones(4, 4), accumulator=acc).any()
+    assert torch.equal(matmul(torch.zeros(4, 4), torch.ones(4, 4), acc, none), torch.zeros(4, 4))
+    assert lp.sum(none, accumulator=acc) == 0
