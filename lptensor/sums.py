@@ -298,6 +298,6 @@ def refuse_sum(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
 
 def _refusal(func: Any, way_out: str) -> str:
     return (
-        f"{func} adds up numbers, and there is no accumulator for it: {way_out}, or give the tensors an arithmetic "
+        f"{func} accumulates numbers, and there is no accumulator for it: {way_out}, or give the tensors an arithmetic "
         "without one (.to_lp(...), or for a module a path rule of convert)"
     )

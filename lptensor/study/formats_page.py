@@ -104,6 +104,8 @@ def _overflow(row: dict[str, Any], format: Format) -> str:
         "nan": "What rounds beyond the largest value becomes NaN, infinities included.",
         "saturate": "What lies beyond the largest value becomes that value, infinities included.",
     }[row["overflow"]]
+    if isinstance(format, Posit):
+        return "What lies beyond the largest value becomes that value, and infinities NaN."
     if isinstance(format, BlockFormat):
         return "What rounds beyond an element's largest value is held there."
     if row["min"] >= 0:

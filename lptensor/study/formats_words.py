@@ -75,8 +75,8 @@ NUMBERS = """
 
 *specials* lists what has a code beyond plain numbers, and which plain numbers have none. *overflow* is what
 results beyond the largest value become when they are rounded to nearest, infinities included (these make a block
-NaN); the directed modes overflow as IEEE 754 says. A format without a code for NaN still carries NaN through
-arithmetic, so that an error does not pass for a number; `lptensor.encode` refuses it.
+NaN, and become NaN in posits); the directed modes overflow as IEEE 754 says. A format without a code for NaN
+still carries NaN through arithmetic, so that an error does not pass for a number; `lptensor.encode` refuses it.
 """
 
 # A section's title and its words, by kind.

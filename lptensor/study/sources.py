@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lptensor.formats import Format
+from lptensor.formats import FloatingPoint, Format
 
 _IEEE = "IEEE 754-2019, section 3.4"
 _OFP8 = "OCP OFP8 v1.0, section 5"
@@ -46,4 +46,6 @@ _KINDS = {
 
 def source_of(name: str, format: Format) -> str | None:
     """The standard or paper that defines the format of this name; that of its kind if the name has none."""
+    if isinstance(format, FloatingPoint) and format.specials != "ieee":
+        return _ROWS.get(name)  # IEEE 754 does not
     return _ROWS.get(name) or _KINDS.get(type(format).__name__)
