@@ -221,6 +221,7 @@ int round_blocks(const T *x, T *y, const lpt_layout &l, lpt_scales scales, const
 
 }  // namespace
 
+#include "odd.h"
 #include "updates.h"
 
 #if defined(_WIN32)
@@ -231,7 +232,7 @@ int round_blocks(const T *x, T *y, const lpt_layout &l, lpt_scales scales, const
 
 extern "C" {
 
-LPT_API int32_t lpt_abi_version() { return 9; }
+LPT_API int32_t lpt_abi_version() { return 10; }
 
 LPT_API const char *lpt_build_name() { return chosen->name; }
 
@@ -288,6 +289,21 @@ LPT_API void lpt_compensate_f64(int32_t update, const double *weight, const doub
                                 const double *step, double *new_weight, double *new_kept, int64_t n,
                                 const lpt_grid *g, int32_t threads) {
     compensate(update, weight, kept, step, new_weight, new_kept, n, *g, threads);
+}
+
+// Steps from one number to the next are 1, or 0 for one that goes with all of the other's.
+LPT_API void lpt_odd_sums(const double *x, int32_t x_step, const double *y, int32_t y_step,
+                          double *r, int64_t n, int32_t threads) {
+    (x_step == 0   ? odd_sums<0, 1>
+     : y_step == 0 ? odd_sums<1, 0>
+                   : odd_sums<1, 1>)(x, y, r, n, threads);
+}
+// 0, or 1 where a product is near an end of float64: then nothing was written.
+LPT_API int32_t lpt_odd_products(const double *x, int32_t x_step, const double *y, int32_t y_step,
+                                 double *r, int64_t n, int32_t threads) {
+    return (x_step == 0   ? odd_products<0, 1>
+            : y_step == 0 ? odd_products<1, 0>
+                          : odd_products<1, 1>)(x, y, r, n, threads);
 }
 
 // 0, or 1 where there was no memory for the blocks' scales.

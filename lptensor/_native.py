@@ -19,7 +19,7 @@ from lptensor.posits import PositBits
 from lptensor.rounding import Mode, Rounding
 from lptensor.tables import Table, keys, steps
 
-ABI_VERSION = 9
+ABI_VERSION = 10
 MAX_DIMS = 16  # csrc/block.h
 _DTYPES = (torch.float32, torch.float64)
 
@@ -115,6 +115,10 @@ def library() -> Any:
             getattr(lib, f"lpt_round_{kind}_{suffix}").argtypes = (*(pointer,) * 5, ctypes.c_int32)
         step = getattr(lib, f"lpt_compensate_{suffix}")
         step.argtypes, step.restype = (ctypes.c_int32, *(pointer,) * 5, number, pointer, ctypes.c_int32), None
+    for kind in ("sums", "products"):
+        odd = getattr(lib, f"lpt_odd_{kind}")
+        odd.argtypes = (*(pointer, ctypes.c_int32) * 2, pointer, number, ctypes.c_int32)
+        odd.restype = None if kind == "sums" else ctypes.c_int32
     lib.lpt_large_pages.argtypes = (pointer, number)
     lib.lpt_random_word.argtypes = (ctypes.c_uint64, pointer)
     lib.lpt_random_word.restype = ctypes.c_uint32
@@ -204,6 +208,18 @@ def compensate(update: int, weight: Tensor, kept: Tensor, step: Tensor, grid: Gr
         update, *pointers, weight.numel(), grid_reference(grid), torch.get_num_threads()
     )
     return new
+
+
+def odd(kind: str, x: Tensor, y: Tensor) -> Tensor | None:
+    """The "sums" or "products" of contiguous float64 CPU tensors, rounded to odd; None where they are near an end.
+
+    They have one shape, or one of them is a single number.
+    """
+    larger, lib = (y if x.numel() == 1 else x), library()
+    made = torch.empty_like(larger)
+    given = (step for t in (x, y) for step in (t.data_ptr(), int(t.numel() == larger.numel())))
+    failed = getattr(lib, f"lpt_odd_{kind}")(*given, made.data_ptr(), made.numel(), torch.get_num_threads())
+    return None if failed else made
 
 
 def round_grid(x: Tensor, y: Tensor, grid: Grid, rounding: Rounding, key: tuple[int, int] | None) -> None:

@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lptensor import _compat, _native
 from lptensor.accumulate import odd_sum, two_product
 
 aten = torch.ops.aten
 
 
 def _both(x: Any, y: Any) -> tuple[Tensor, Tensor]:
-    """Two operands, of which one may be a number, as float64 tensors of one shape and device."""
+    """Two operands, of which one may be a number, as float64 tensors of one device."""
     devices = [v.device for v in (x, y) if isinstance(v, Tensor)]
     device = next((d for d in devices if d.type != "cpu"), devices[0])  # beside which a single number may be on the CPU
 
@@ -30,12 +31,28 @@ def _both(x: Any, y: Any) -> tuple[Tensor, Tensor]:
             return v.to(device if v.dim() == 0 else v.device, torch.float64)
         return torch.full((), v, dtype=torch.float64, device=device)  # no constant, which torch.export could not place
 
-    x, y = torch.broadcast_tensors(wide(x), wide(y))
+    return wide(x), wide(y)
+
+
+def _alike(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Two tensors in one shape, each with memory for all of it."""
+    x, y = torch.broadcast_tensors(x, y)
     return x.contiguous(), y.contiguous()
 
 
+def _by_kernel(kind: str, x: Tensor, y: Tensor) -> Tensor | None:
+    """The compiled sums or products, where there are tensors in memory to read and they are far from float64's ends."""
+    if not x.is_cpu or type(x) is not Tensor or type(y) is not Tensor or _compat.traced() or _native.library() is None:
+        return None
+    if x.shape != y.shape and not (x.dim() == 0 and y.numel() > 1 or y.dim() == 0 and x.numel() > 1):
+        x, y = torch.broadcast_tensors(x, y)
+    return _native.odd(kind, *(t.resolve_neg().contiguous() for t in (x, y))) if x.numel() and y.numel() else None
+
+
 def _add(x: Any, y: Any, alpha: Any = 1) -> Tensor:
-    return odd_sum(*_both(x, y if alpha == 1 else y * alpha))
+    x, y = _both(x, y if alpha == 1 else y * alpha)
+    made = _by_kernel("sums", x, y)
+    return odd_sum(*_alike(x, y)) if made is None else made
 
 
 def _sub(x: Any, y: Any, alpha: Any = 1) -> Tensor:
@@ -51,12 +68,14 @@ def _addcmul(x: Tensor, a: Tensor, b: Tensor, value: Any = 1) -> Tensor:
 
 
 def _mul(x: Any, y: Any) -> Tensor:
-    return odd_sum(*two_product(*_both(x, y)))
+    x, y = _both(x, y)
+    made = _by_kernel("products", x, y)
+    return odd_sum(*two_product(*_alike(x, y))) if made is None else made
 
 
 def _div(x: Any, y: Any) -> Tensor:
     """Of the nearest quotient q, x - q y is a float64 number: its sign says on which side the quotient is."""
-    x, y = _both(x, y)
+    x, y = _alike(*_both(x, y))
     q = x / y
     p, rest = two_product(q, y)
     left = ((x - p) - rest) / y

@@ -6,16 +6,20 @@ import copy
 import math
 import operator
 import pickle
+import struct
 from collections.abc import Callable
 from fractions import Fraction
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from lptensor import BF16, E4M3, FP16, FP32, Arithmetic, FloatingPoint, Format, LPTensor, convert
+from lptensor import BF16, E4M3, FP16, FP32, Arithmetic, FloatingPoint, Format, LPTensor, convert, odd_sums
 from lptensor.arithmetic import promote
 from oracles import exact
+
+aten = torch.ops.aten
 
 FORMATS = {
     "FP32": (FP32, exact.Float(8, 23, 127)),
@@ -233,3 +237,57 @@ def test_a_tensor_made_of_data_rounds_once() -> None:
     x, value = torch.zeros(1).to_lp(WIDE), 1 + 2**-8 + 2**-40  # type: ignore[attr-defined]  # fp32 has a tie
     assert x.new_tensor([value]).item() == x.new_full((1,), value).item() == 1.0078125
     assert x.new_tensor([3]).format == BF16 and type(x.new_tensor([1.0], dtype=torch.float64)) is Tensor
+
+
+def to_odd(x: Fraction) -> float:
+    """The float64 number that is x, or the one of its two neighbours whose significand is odd."""
+    near = float(x)
+    if Fraction(near) == x:
+        return near
+    other = math.nextafter(near, math.inf if Fraction(near) < x else -math.inf)
+    return near if struct.unpack("q", struct.pack("d", near))[0] % 2 else other
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("op", [operator.add, operator.mul])
+def test_sums_and_products_of_float64_are_rounded_to_odd(op: Any, compiled: bool, monkeypatch: Any) -> None:
+    if not compiled:
+        monkeypatch.setattr(odd_sums, "_by_kernel", lambda *_: None)
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(4000, dtype=torch.float64, generator=generator) for _ in range(2))
+    x, y = (t * 2.0 ** torch.randint(-70, 70, t.shape, generator=generator) for t in (x, y))
+    x[:3], y[:3] = torch.tensor([1.0, -1.0, 0.0]), torch.tensor([2.0**-80, 2.0**-80, -0.0])
+    run = odd_sums.in_double({operator.add: aten.add.Tensor, operator.mul: aten.mul.Tensor}[op], False)
+    for a, b in ((x, y), (x, y[:1]), (y[5], x), (x.view(40, 100), y[:100]), (x[::2], y[1::2]), (x[:0], y[:0])):
+        wanted = [
+            to_odd(op(Fraction(p), Fraction(q)))
+            for p, q in zip(*(t.flatten().tolist() for t in torch.broadcast_tensors(a, b)), strict=True)
+        ]
+        got = run(a, b)
+        assert got.shape == torch.broadcast_shapes(a.shape, b.shape) and got.flatten().tolist() == wanted
+    assert run(x, 0.1).tolist() == [to_odd(op(Fraction(p), Fraction(0.1))) for p in x.tolist()]
+
+
+@pytest.mark.parametrize("op", [aten.add.Tensor, aten.mul.Tensor])
+def test_the_compiled_odd_results_are_those_of_torch_at_the_ends_too(op: Any, monkeypatch: Any) -> None:
+    ends = [
+        0.0,
+        -0.0,
+        math.inf,
+        -math.inf,
+        math.nan,
+        5e-324,
+        2.0**-1022,
+        2.0**-900,
+        2.0**-450,
+        2.0**899.5,
+        1.7e308,
+        -1.1,
+    ]
+    x, y = (t.flatten() for t in torch.meshgrid(*[torch.tensor(ends, dtype=torch.float64)] * 2, indexing="ij"))
+    got = [odd_sums.in_double(op, False)(x[i : i + n], y[i : i + n]) for n in (1, 144) for i in range(0, 144, n)]
+    monkeypatch.setattr(odd_sums, "_by_kernel", lambda *_: None)
+    wanted = [odd_sums.in_double(op, False)(x[i : i + n], y[i : i + n]) for n in (1, 144) for i in range(0, 144, n)]
+    for one, other in zip(got, wanted, strict=True):
+        assert torch.equal(one.isnan(), other.isnan())
+        assert torch.equal(one.nan_to_num(7.0).view(torch.int64), other.nan_to_num(7.0).view(torch.int64))
