@@ -48,6 +48,7 @@ bench: $(INSTALLED)
 	$(BIN)/python tests/benchmarks/efficient_simulation.py --json out/efficient_simulation.json --plot out/efficient_simulation.svg
 	$(BIN)/python tests/benchmarks/models.py --json out/models.json
 	$(BIN)/python tests/benchmarks/updates.py
+	$(BIN)/python tests/benchmarks/float64.py
 	$(BIN)/python tests/benchmarks/on_gpu.py
 
 # Which ratios fell below their targets by more than the spread.

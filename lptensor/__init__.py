@@ -124,7 +124,10 @@ from lptensor.scaling import (
     PowerOfTwo as PowerOfTwo,
     Tile as Tile,
 )
-from lptensor.tensor import LPTensor as LPTensor
+from lptensor.tensor import (
+    LPTensor as LPTensor,
+    to_lp as to_lp,
+)
 from lptensor.trace import trace as trace
 
 if _typing.TYPE_CHECKING:

@@ -19,7 +19,7 @@ def listed(groups: Iterable[Mapping[str, Any]]) -> Iterator[Any]:
 
 def read(x: Tensor) -> Tensor:
     """A plain copy of the values."""
-    return x.dequantize() if isinstance(x, LPTensor) else x.detach().clone()
+    return (x._inner if isinstance(x, LPTensor) else x).detach().clone()
 
 
 def write(x: Tensor, values: Tensor) -> None:
