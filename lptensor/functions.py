@@ -94,10 +94,12 @@ def _once(name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: di
     """Leave low precision, run ``func``, come back."""
     found: list[LPTensor] = []
     _compat.tree_map(lambda x: found.append(x) if is_low(x) else None, (args, kwargs), Tensor)
-    if found and (_compat.transforming() or _compat.differentiating_forward()):
+    exporting = torch.compiler.is_exporting()
+    if found and (exporting or _compat.transforming() or _compat.differentiating_forward()):
+        where = "torch.export" if exporting else "torch.func and forward-mode AD"
         raise NotImplementedError(
-            f'rounding_points("function") does not reach into torch.func and forward-mode AD, where {name} would round '
-            'at each of its ops; say "aten" or "primitive" there, or differentiate with torch.autograd'
+            f'rounding_points("function") does not reach into {where}, where {name} would round at each of its ops; say '
+            '"aten" or "primitive" there, or let torch.autograd differentiate'
         )
     if not found or not all(x._arithmetic.direct for x in found):  # aten's kernels know of operands and sums
         return func(*args, **kwargs)

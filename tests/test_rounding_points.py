@@ -413,3 +413,9 @@ def test_forward_mode_is_refused_where_functions_round_once() -> None:
         x = torch.autograd.forward_ad.make_dual(torch.ones(3).to_lp(E4M3), torch.ones(3).to_lp(E4M3))
         with pytest.raises(NotImplementedError, match="forward-mode AD, where softmax"):
             torch.softmax(x, -1)
+
+
+def test_an_export_is_refused_where_functions_round_once() -> None:
+    model = lptensor.convert(torch.nn.Linear(4, 4), E4M3).eval()
+    with lptensor.rounding_points("function"), pytest.raises(NotImplementedError, match="torch.export, where linear"):
+        torch.export.export(model, (torch.randn(2, 4),))
