@@ -56,13 +56,14 @@ void odd_sums(const double *x, const double *y, double *r, int64_t n, int thread
 
 template <int X, int Y>
 int32_t odd_products(const double *x, const double *y, double *r, int64_t n, int threads) {
+    const plain_arithmetic guard;
     int32_t beyond = 0;
     for (int64_t i = 0; i < n; ++i)
         beyond |= lpt_at_an_end(x[i * X], y[i * Y]);
     if (beyond)
         return 1;
     split(n, threads, [&](int64_t first, int64_t last) {
-        const plain_arithmetic guard;
+        const plain_arithmetic guard_of_the_thread;
         for (int64_t i = first; i < last; ++i)
             r[i] = lpt_odd_product_of(x[i * X], y[i * Y]);
     });

@@ -98,8 +98,8 @@ def _once(name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: di
     if found and (exporting or _compat.transforming() or _compat.differentiating_forward()):
         where = "torch.export" if exporting else "torch.func and forward-mode AD"
         raise NotImplementedError(
-            f'rounding_points("function") does not reach into {where}, where {name} would round at each of its ops; say '
-            '"aten" or "primitive" there, or let torch.autograd differentiate'
+            f'rounding_points("function") does not reach into {where}, where {name} would round at each of its ops; '
+            'say "aten" or "primitive" there, or let torch.autograd differentiate'
         )
     if not found or not all(x._arithmetic.direct for x in found):  # aten's kernels know of operands and sums
         return func(*args, **kwargs)

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from backends import flushed_denormals
 from lptensor import BF16, E4M3, FP16, FP32, Arithmetic, FloatingPoint, Format, LPTensor, convert, odd_sums
 from lptensor.arithmetic import promote
 from oracles import exact
@@ -291,3 +292,11 @@ def test_the_compiled_odd_results_are_those_of_torch_at_the_ends_too(op: Any, mo
     for one, other in zip(got, wanted, strict=True):
         assert torch.equal(one.isnan(), other.isnan())
         assert torch.equal(one.nan_to_num(7.0).view(torch.int64), other.nan_to_num(7.0).view(torch.int64))
+
+
+def test_compiled_products_know_subnormals_where_the_process_flushes_them() -> None:
+    x, y = torch.full((8,), 2.0**-1070, dtype=torch.float64), torch.full((8,), 3.0**20, dtype=torch.float64)
+    run = odd_sums.in_double(aten.mul.Tensor, False)
+    with flushed_denormals():
+        taken = odd_sums._by_kernel("products", x, y)
+    assert taken is None and (run(x, y) != 0).all()
