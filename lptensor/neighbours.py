@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lptensor import reference
+from lptensor import _compat, _native, reference
 from lptensor._bits import carried, exact, exponent, power
 from lptensor.base import check_bool, no_scalar
 from lptensor.formats import ScalarFormat
@@ -41,6 +41,10 @@ def next(x: Tensor, format: ScalarFormat, up: bool = True) -> Tensor:
         beside = torch.where(beside.abs() < grid.smallest, grid.smallest if up else -grid.smallest, beside)
     if grid.subnormals is Subnormals.FLUSH:  # the same values, but none that rounding steps over
         grid = grid._replace(subnormals=Subnormals.NONE)
+    in_memory = beside.is_cpu and type(beside) is Tensor and not _compat.traced() and not _compat.transforming()
+    if in_memory and _native.library() is not None:
+        _native.round_grid(beside, beside, grid, rounding, None)  # new, and without gaps
+        return carried(beside, x.dtype)
     return carried(reference.round_grid(beside, grid, rounding), x.dtype)
 
 

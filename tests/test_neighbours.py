@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import bisect
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from lptensor import _native
 from lptensor.blocks import MXFP4, NVFP4, BlockFloatingPoint
 from lptensor.codes import scales
 from lptensor.formats import (
@@ -149,3 +151,15 @@ def test_views_that_say_they_are_negative_have_neighbours_and_scales(dtype: torc
     for ask, formats in ((next, (E4M3, BF16)), (ulp, (E4M3, BF16)), (scales, (MXFP4, NVFP4))):
         for format in formats:
             assert torch.equal(ask(x, format), ask(x.resolve_neg(), format))
+
+
+@pytest.mark.parametrize("format", [E4M3, FixedPoint(8, 4), FloatingPoint(4, 3, subnormals=False), E8M0], ids=repr)
+def test_compiled_and_torchs_neighbours_are_the_same_in_every_layout(format: ScalarFormat, monkeypatch: Any) -> None:
+    x = torch.randn(6, 10, generator=torch.Generator().manual_seed(0)) * 8
+    layouts = [x, x.T, x[::2, 1::3], x[0].expand(4, 10), x[:0], x[0, 0], x.double()]
+    compiled = [next(t, format, up) for t in layouts for up in (True, False)]
+    mapped = torch.func.vmap(lambda t: next(t, format))(x)
+    monkeypatch.setattr(_native, "library", lambda: None)
+    for got, wanted in zip(compiled, (next(t, format, up) for t in layouts for up in (True, False)), strict=True):
+        assert torch.equal(got.isnan(), wanted.isnan()) and torch.equal(got.nan_to_num(7), wanted.nan_to_num(7))
+    assert torch.equal(mapped.nan_to_num(7), compiled[0].nan_to_num(7))
