@@ -97,7 +97,7 @@ def follow(optimizer: Optimizer, parameters: Iterable[Tensor]) -> None:
     """Let the state that an optimizer of torch's has follow parameters whose arithmetic is another in its steps."""
     state = vars(optimizer).get("state")
     if optimizer not in _seen and _torchs(optimizer) and not isinstance(getattr(state, "default_factory", None), Own):
-        _seen[optimizer] = _Seen(_conversions, state, None)
+        _seen[optimizer] = _Seen(0, state, None)  # as if it had stepped before all conversions
     mark(parameters)
 
 

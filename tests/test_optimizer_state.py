@@ -534,3 +534,13 @@ def test_a_momentum_of_a_gradient_in_another_format_is_in_the_parameters() -> No
     assert w.grad.format == BF16
     optim.step()
     assert optim.state[w]["momentum_buffer"].format == E4M3
+
+
+def test_state_from_before_the_first_step_follows_a_parameter_that_is_plain_again() -> None:
+    model = convert(nn.Linear(2, 1), E4M3)
+    inner = Adagrad(model.parameters())
+    convert(model, None)
+    optim = OptimLP(inner, acc_quant=FP32)
+    model(torch.ones(1, 2)).sum().backward()
+    optim.step()
+    assert not isinstance(optim.state[model.weight]["sum"], LPTensor)
