@@ -14,7 +14,7 @@ from lptensor.arithmetic import Arithmetic, promote, wider
 from lptensor.computing import names_single, wide
 from lptensor.rules import Rule, argument
 
-Grid = tuple[Arithmetic, bool]  # what values are on: an arithmetic, and whether its gradient side
+Side = tuple[Arithmetic, bool]  # what values are on: an arithmetic, and whether its gradient side
 
 
 def unwrap(values: Any, cls: Any, found: list[Any]) -> Any:
@@ -100,13 +100,13 @@ def _counts(scalar: Any) -> bool:
     return bool(scalar) or type(scalar) is float and math.copysign(1.0, scalar) < 0
 
 
-def common_grid(rule: Rule, args: Any, kwargs: Any, cls: Any) -> Grid | None:
+def common_grid(rule: Rule, args: Any, kwargs: Any, cls: Any) -> Side | None:
     """The one grid that all values are on that an op selects from, if there is one and no number joins them."""
     for place, unsaid in zip(rule.scalars, rule.unsaid, strict=True):
         given = argument(place, args, kwargs)
         if _counts(unsaid if given is None else given):  # torch leaves out what is at its default
             return None
-    grid: Grid | None = None
+    grid: Side | None = None
     for place in rule.values:
         for value in each(argument(place, args, kwargs)):
             if type(value) is cls:

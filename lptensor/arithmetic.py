@@ -59,6 +59,7 @@ class Arithmetic:
     if TYPE_CHECKING:  # what follows from these is no field: Dynamo makes a dataclass anew from all that it has
         gradient_format: Format | None = field(init=False)  # what gradients are kept in
         gradient_rounding: Rounding = field(init=False)
+        sides: tuple[tuple[Format | None, Rounding], ...] = field(init=False)  # of results, and of gradients
         direct: bool = field(init=False)  # whether ops run on fp32 as they are, and only round
         has_zero: bool = field(init=False)  # whether all formats have, so that it need not be rounded
 
@@ -97,8 +98,11 @@ class Arithmetic:
         for name, value in values.items():
             object.__setattr__(self, name, value)
         # Asked for at every op, so worked out once.
-        object.__setattr__(self, "gradient_format", forward if backward is None else backward)
-        object.__setattr__(self, "gradient_rounding", values["backward_rounding"] or values["rounding"])
+        of_gradients = forward if backward is None else backward, values["backward_rounding"] or values["rounding"]
+        sides = (forward, values["rounding"]), of_gradients
+        object.__setattr__(self, "sides", sides)
+        object.__setattr__(self, "gradient_format", sides[True][0])
+        object.__setattr__(self, "gradient_rounding", sides[True][1])
         object.__setattr__(self, "direct", operands is None and accumulator is None and compute is torch.float32)
         object.__setattr__(self, "has_zero", all(map(_has_zero, (forward, backward))))
         object.__setattr__(self, "_hash", hash(tuple(values.values())))

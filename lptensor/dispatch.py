@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lptensor import _compat
 from lptensor.arguments import (
-    Grid,
+    Side,
     caller_named,
     common_grid,
     direct,
@@ -95,10 +95,7 @@ def watched(func: Any, kind: Kind, work: Callable[[], Any]) -> Any:
 
 def round_(inner: Tensor, arithmetic: Arithmetic, gradient: bool) -> Tensor:
     """A plain tensor rounded to one side of an arithmetic: in place, or anew where a tracer watches it."""
-    if gradient:
-        format, rounding = arithmetic.gradient_format, arithmetic.gradient_rounding
-    else:
-        format, rounding = arithmetic.forward, arithmetic.rounding
+    format, rounding = arithmetic.sides[gradient]
     if format is None:
         return inner
     if type(inner) is Tensor and not _compat.traced_by_mode():
@@ -115,9 +112,7 @@ def round_(inner: Tensor, arithmetic: Arithmetic, gradient: bool) -> Tensor:
 
 def _round_all(inners: Sequence[Tensor], arithmetic: Arithmetic, gradient: bool) -> None:
     """``round_`` of each where it lies: plain tensors that no tracer watches."""
-    format, rounding = arithmetic.forward, arithmetic.rounding
-    if gradient:
-        format, rounding = arithmetic.gradient_format, arithmetic.gradient_rounding
+    format, rounding = arithmetic.sides[gradient]
     if format is None:
         return
     round_all_in_place(inners, format, rounding)
@@ -127,7 +122,7 @@ def _round_all(inners: Sequence[Tensor], arithmetic: Arithmetic, gradient: bool)
             eyes.rounded(inner, format, rounding, gradient)
 
 
-def _alike(grids: Sequence[Grid | None], inners: Sequence[Any]) -> bool:
+def _alike(grids: Sequence[Side | None], inners: Sequence[Any]) -> bool:
     """Whether plain tensors all round to one side of one arithmetic."""
     first = grids[0] if len(grids) > 1 and not _compat.traced_by_mode() else None
     return first is not None and all(
@@ -148,7 +143,7 @@ def _seen(inner: Tensor, format: Any, rounding: Any, gradient: bool) -> None:
         eyes.rounded(inner, format, rounding, gradient)
 
 
-def _computes_wide(grid: Grid) -> bool:
+def _computes_wide(grid: Side) -> bool:
     return grid[0].compute is torch.float64
 
 
@@ -158,7 +153,7 @@ def _stays(result: Any) -> bool:
 
 
 def _fresh(
-    func: Any, rule: Rule, cls: Any, out: Any, grid: Grid, rounds: bool, named: bool = False, found: Any = ()
+    func: Any, rule: Rule, cls: Any, out: Any, grid: Side, rounds: bool, named: bool = False, found: Any = ()
 ) -> Any:
     """Results of a computation, rounded if need be, and wrapped."""
     if isinstance(out, Tensor):
@@ -212,7 +207,7 @@ def _keep(func: Any, rule: Rule, cls: Any) -> Runner:
         plain = unwrap(args, cls, found)
         named = dict(zip(kwargs, unwrap(tuple(kwargs.values()), cls, found), strict=True)) if kwargs else kwargs
         kept = common_grid(rule, args, kwargs, cls)
-        grid: Grid = (joined(found), in_backward()) if kept is None else (kept[0], side_of_copy(kept[1]))
+        grid: Side = (joined(found), in_backward()) if kept is None else (kept[0], side_of_copy(kept[1]))
         if grid == kept or direct(found):
             out = fast(*plain, **named)
         else:
@@ -380,7 +375,7 @@ def _foreach(func: Any, rule: Rule, cls: Any) -> Runner:
         values = (*args, *kwargs.values())
         shared = [v for v in values if type(v) is cls]
         lists = [v for v in values if isinstance(v, (list, tuple)) and len(v) == len(outs)]
-        grids: list[Grid | None] = []
+        grids: list[Side | None] = []
         for i in range(len(outs)):
             operands = [v[i] for v in lists if type(v[i]) is cls] + shared
             grids.append((join(operands), backward) if operands else None)

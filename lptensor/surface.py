@@ -31,12 +31,12 @@ class Surface:
     @property
     def format(self) -> Format | None:
         """The format its values are in: the backward one for a gradient, else the forward one."""
-        return self._arithmetic.gradient_format if self._gradient else self._arithmetic.forward
+        return self._arithmetic.sides[self._gradient][0]
 
     @property
     def rounding(self) -> Any:
         """How results of its side, forward or gradient, are rounded."""
-        return self._arithmetic.gradient_rounding if self._gradient else self._arithmetic.rounding
+        return self._arithmetic.sides[self._gradient][1]
 
     @_compat.run_by_python
     def __repr__(self, *, tensor_contents: Any = None) -> str:

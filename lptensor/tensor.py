@@ -134,7 +134,7 @@ class _Enter(_Boundary):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, x: Tensor, arithmetic: Arithmetic) -> Any:
-        return _of_samples(_Enter, info, in_dims, x, arithmetic, arithmetic.forward, arithmetic.rounding)
+        return _of_samples(_Enter, False, info, in_dims, x, arithmetic)
 
 
 class _Leave(_Boundary):
@@ -176,20 +176,13 @@ class _EnterGradient(_Boundary):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, grad: Tensor, arithmetic: Arithmetic) -> Any:
-        format, rounding = arithmetic.gradient_format, arithmetic.gradient_rounding
-        return _of_samples(_EnterGradient, info, in_dims, grad, arithmetic, format, rounding)
+        return _of_samples(_EnterGradient, True, info, in_dims, grad, arithmetic)
 
 
 def _of_samples(
-    function: type[torch.autograd.Function],
-    info: Any,
-    in_dims: Any,
-    x: Tensor,
-    arithmetic: Arithmetic,
-    format: Format | None,
-    rounding: Rounding,
+    function: type[torch.autograd.Function], gradient: bool, info: Any, in_dims: Any, x: Tensor, arithmetic: Arithmetic
 ) -> Any:
-    samples = x.movedim(in_dims[0], 0)
+    samples, (format, rounding) = x.movedim(in_dims[0], 0), arithmetic.sides[gradient]
     if rounding.stochastic:
         check_samples_draw(info, "stochastic rounding")
     if isinstance(format, BlockFormat):  # the blocks are those of each sample
@@ -249,8 +242,7 @@ def is_low(x: Any) -> bool:
 
 def enter(x: Tensor, arithmetic: Arithmetic, gradient: bool = False) -> LPTensor:
     """A plain floating-point tensor as an LPTensor, without autograd. float64 is rounded before it becomes fp32."""
-    format = arithmetic.gradient_format if gradient else arithmetic.forward
-    rounding = arithmetic.gradient_rounding if gradient else arithmetic.rounding
+    format, rounding = arithmetic.sides[gradient]
     x = x.detach()
     if _compat.is_zero_tensor(x):
         x = x.clone()

@@ -256,7 +256,7 @@ class _Mode(_compat.TorchDispatchMode, observe.Observer):
     def _note(self, name: str, x: Tensor, born: Tensor, origin: tuple[str, str], worst: float, func: Any) -> None:
         moves = any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
         if isinstance(x, LPTensor) and not moves and x.numel():
-            format = x._arithmetic.gradient_format if x._gradient else x._arithmetic.forward
+            format, _ = x._arithmetic.sides[x._gradient]
             self.seen._note(name, x, born, origin, worst, format)
 
     def rounded(self, before: Tensor, after: Tensor, format: Any, rounding: Any) -> None:
