@@ -11,8 +11,8 @@ import torch
 from lptensor import _compat
 from lptensor.accumulator import Accumulator
 from lptensor.base import check_signed, no_format
-from lptensor.blocks import BlockFloatingPoint, BlockFormat
-from lptensor.formats import FP32, FixedPoint, Format
+from lptensor.blocks import BlockFormat
+from lptensor.formats import FP32, Format
 from lptensor.grid import Grid
 from lptensor.operands import Gemm
 from lptensor.rounding import Mode, Rounding, as_rounding, show_rounding
@@ -225,19 +225,12 @@ def _contains(f: Format, g: Format) -> bool:
     if f == FP32:
         return True  # the carrier
     listed: Any = f
-    single: Any = _element(g)
+    single: Any = g.element if isinstance(g, BlockFormat) else g
     with _compat.real_tensors():
         try:
             return all(map(ours.has, single.values().tolist())) if isinstance(ours, Grid) else listed.contains(single)
         except ValueError:
             return False  # more values than can be listed, which no list has
-
-
-def _element(format: Format) -> Format:
-    if isinstance(format, BlockFloatingPoint):
-        return FixedPoint(format.wl, format.wl - 2, symmetric=True)
-    element: Format = getattr(format, "element") if isinstance(format, BlockFormat) else format  # noqa: B009
-    return element
 
 
 def _agree(a: Arithmetic, b: Arithmetic, name: str, default: Any) -> Any:

@@ -21,6 +21,7 @@ from lptensor.formats import (
     E5M2,
     E8M0,
     FixedPoint,
+    FloatingPoint,
     Format,
     Grid,
     Overflow,
@@ -74,7 +75,9 @@ class ScaledBlocks(NamedTuple):
 
 
 class BlockFormat(Format):
-    """A format whose elements share one scale per block."""
+    """A format whose elements share one scale per block; ``element`` is what they are before they are scaled."""
+
+    element: ScalarFormat
 
     @property
     def lowered(self) -> Blocks | ScaledBlocks:
@@ -129,9 +132,13 @@ class BlockFloatingPoint(BlockFormat):
         check_one_of("infinite", self.infinite, INFINITE)
 
     @cached_property
+    def element(self) -> FloatingPoint:  # type: ignore[override]
+        """Sign and magnitude, up to 2 - 2**(2 - wl): what the values of a block are over 2**E."""
+        return FloatingPoint(1, self.wl - 2, bias=1, specials="none")
+
+    @cached_property
     def lowered(self) -> Blocks:
-        top = 2.0 - 2.0 ** (2 - self.wl)
-        element = Grid(self.wl - 1, emin=0, emax=0, max=top, min=-top, overflow=Overflow.SATURATE)
+        element = self.element.grid
         bump = _bump("even" if self.overflow == "bump" else "floor", element)
         return Blocks(element, 0, -(2**20), 2**20, bump, saturate=self.infinite == "saturate")
 
@@ -144,7 +151,6 @@ class BlockFloatingPoint(BlockFormat):
 class _Scaled(BlockFormat):
     """What the formats that are an element and a scaling have in common."""
 
-    element: ScalarFormat
     scaling: CurrentMaximum
 
     @cached_property

@@ -240,3 +240,12 @@ def test_block_formats_are_values(format: BlockFloatingPoint) -> None:
     for other in (eval(repr(format)), pickle.loads(pickle.dumps(format)), copy.deepcopy(format)):
         assert other == format and hash(other) == hash(format) and other.lowered == format.lowered
     assert format != BlockFloatingPoint(9)
+
+
+@pytest.mark.parametrize("wl", [2, 3, 8, 24])
+def test_the_element_of_block_floating_point_is_what_its_values_are_over_their_power(wl: int) -> None:
+    format = BlockFloatingPoint(wl)
+    top, step = 2.0 - 2.0 ** (2 - wl), 2.0 ** (2 - wl)
+    assert (format.element.max, format.element.min, format.element.bits) == (top, -top, wl)
+    if wl <= 8:
+        assert format.element.values().tolist() == [k * step for k in range(1 - 2 ** (wl - 1), 2 ** (wl - 1))]

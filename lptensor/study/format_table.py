@@ -10,10 +10,10 @@ import torch
 
 from lptensor import codebooks, posits
 from lptensor.base import wrong_format
-from lptensor.blocks import BlockFloatingPoint, BlockFormat
+from lptensor.blocks import BlockFormat
 from lptensor.codebooks import TableFormat
 from lptensor.finfo import finfo
-from lptensor.formats import FloatingPoint, Format, ScalarFormat
+from lptensor.formats import Format, ScalarFormat
 from lptensor.grid import Subnormals
 from lptensor.names import name_of, named_formats
 from lptensor.study.ranges import plot_ranges
@@ -82,10 +82,7 @@ def element_of(format: Format) -> Format:
     >>> element_of(BlockFloatingPoint(8)).max
     1.984375
     """
-    if isinstance(format, BlockFloatingPoint):  # sign and magnitude, up to (2 - 2**(2 - wl)) * 2**E
-        return FloatingPoint(1, format.wl - 2, bias=1, specials="none")
-    element: Format = getattr(format, "element", format) if isinstance(format, BlockFormat) else format
-    return element
+    return format.element if isinstance(format, BlockFormat) else format
 
 
 def _row(name: str, format: Format) -> dict[str, Any]:
