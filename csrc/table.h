@@ -58,11 +58,13 @@ LPT_FN typename lpt_carrier<T>::bits lpt_round_to(typename lpt_carrier<T>::bits 
         const U here = t.value[i];
         const int32_t inside = i<t.last, above = lpt_key_of<T>(u)> lpt_key_of<T>(here);
         const double low = t.exact[i], high = t.exact[i + 1];
-        const bool negative = sign != 0;  // then as if all were mirrored
+        // As if all were mirrored where it is negative; then the farther one is the lower one.
+        const int32_t negative = (int32_t)(u >> (C::width - 1));
         const double near = negative ? -high : low, far = negative ? -low : high;
-        const bool drawn =
+        const int32_t drawn =
             lpt_drawn_between<MODE, true>(lpt_exact(a), near, far, above != 0, odds, random);
-        i += inside & above & (int32_t)(drawn != negative);
+        const U r = inside & above & (drawn ^ negative) ? t.value[i + 1] : here;
+        return a > inf ? nan : r;
     }
     const U r = t.value[i];
     return a > inf ? nan : r;
