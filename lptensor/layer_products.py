@@ -29,7 +29,7 @@ class _Call(NamedTuple):
     """What a running call has changed of its layer."""
 
     thread: int
-    changed: list[tuple[dict[str, Any], str, Any]]
+    changed: list[tuple[nn.Module, str, Any]]  # parts, not their dicts: a copy of the layer copies them too
     stepwise: bool  # without oneDNN
     crossing: Crossing
 
@@ -42,6 +42,12 @@ def _lock(module: nn.Module) -> threading.RLock:
     """What a thread holds while it runs a layer: another's call would see, and take away, what it changes on it."""
     with _making:
         return _locks.setdefault(module, threading.RLock())
+
+
+def _owned(lock: Any) -> bool:
+    """Whether this thread holds a lock, which threading.Condition asks in the same way."""
+    owned: bool = lock._is_owned()
+    return owned
 
 
 @dataclass(frozen=True)
@@ -89,10 +95,10 @@ class LayerProducts:
             own = {**part._parameters, **{k: v for k, v in vars(part).items() if type(v) is Tensor and v.requires_grad}}
             for name, value in own.items():
                 if value is not None and value.is_floating_point():
-                    changed.append((part.__dict__, name, part.__dict__.get(name)))
+                    changed.append((part, name, part.__dict__.get(name)))
                     part.__dict__[name] = self._enter(value)
             if isinstance(part, nn.RNNBase):
-                changed.append((part.__dict__, "_flat_weights", part._flat_weights))
+                changed.append((part, "_flat_weights", part._flat_weights))
                 part.__dict__["_flat_weights"] = [getattr(part, name) for name in part._flat_weights_names]
         return args, named
 
@@ -118,11 +124,13 @@ def _undo(module: nn.Module, calls: list[_Call]) -> Crossing:
     call = calls.pop()
     if not calls:
         del module.__dict__[_BEFORE]
-    for attributes, name, value in reversed(call.changed):
+    for part, name, value in reversed(call.changed):
         if value is None:
-            attributes.pop(name, None)
+            part.__dict__.pop(name, None)
         else:
-            attributes[name] = value
+            part.__dict__[name] = value
+    if call.thread and not _owned(_lock(module)):  # a copy of an interrupted layer, which holds nothing
+        return call.crossing
     if call.stepwise:
         without_onednn.__exit__()
     if call.thread:

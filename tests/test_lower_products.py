@@ -276,3 +276,15 @@ def test_a_recurrent_layer_leaves_onednn_on() -> None:
     assert torch._C._get_mkldnn_enabled()
     model(torch.ones(1, 1, 2))
     assert torch._C._get_mkldnn_enabled()
+
+
+def test_a_copy_of_an_interrupted_layer_runs_and_leaves_the_original_alone() -> None:
+    layer = lower(Interrupted(4, 4), [Interrupted], operands=OPERANDS)
+    layer.armed, x = True, torch.randn(2, 4)
+    with torch.no_grad(), pytest.raises(KeyboardInterrupt):
+        layer(x)
+    layer.armed = False
+    twin = copy.deepcopy(layer)
+    for each in (twin, layer, twin):
+        each(x)
+        assert each.weight is each._parameters["weight"]
