@@ -157,6 +157,8 @@ class OptimLP(Optimizer):
             return None
         if self._checked != optimizer_state.conversions():  # parameters may be others now
             self._check(self.param_groups)
+            if self._checked < 0:  # a copy, or out of a pickle
+                self._follow_accumulators()
             self._checked = optimizer_state.conversions()
         if closure is None and not gradients_rounded:
             self.round_gradients()

@@ -297,8 +297,13 @@ def _fit_new(optimizer: Optimizer, seen: _Seen) -> None:
         low = isinstance(p, LPTensor)
         for key, value in entries.items():
             if isinstance(value, LPTensor) and value.shape == p.shape:
-                if not low or _forward(value) != _forward(p):
+                if not low or _forward(value) is None is not _forward(p) or _of_gradient(value, p):
                     entries[key] = _cast(value, p._arithmetic if low else None, scalars=True)
+
+
+def _of_gradient(value: LPTensor, p: Tensor) -> bool:
+    """Whether state is in the arithmetic of a gradient that came in another than its parameter's."""
+    return isinstance(p.grad, LPTensor) and value._arithmetic == p.grad._arithmetic != p._arithmetic  # type: ignore[attr-defined]
 
 
 # Where optimizers keep squares of gradients whose root they divide by: a key, and a pattern for all such. Adamax

@@ -544,3 +544,31 @@ def test_state_from_before_the_first_step_follows_a_parameter_that_is_plain_agai
     model(torch.ones(1, 2)).sum().backward()
     optim.step()
     assert not isinstance(optim.state[model.weight]["sum"], LPTensor)
+
+
+def test_formats_that_state_has_of_its_own_outlive_a_load_and_a_new_group() -> None:
+    def step(model: nn.Module, optim: Any) -> None:
+        optim.zero_grad()
+        model(torch.ones(2, 4)).sum().backward()
+        optim.step()
+
+    model = convert(nn.Linear(4, 4), E4M3)
+    optim = Adam(model.parameters(), 0.01, eps=0.1)
+    convert(optim, FP16)
+    step(model, optim)
+    twin, copied = copy.deepcopy((model, optim))
+    copied.load_state_dict(optim.state_dict())
+    step(twin, copied)
+    assert {copied.state[twin.weight][key].format for key in ("exp_avg", "exp_avg_sq")} == {FP16}
+    optim.add_param_group({"params": [nn.Parameter(torch.ones(3).to_lp(E4M3))]})
+    step(model, optim)
+    assert optim.state[model.weight]["exp_avg"].format == FP16
+
+
+def test_a_copy_made_before_the_first_step_follows_its_accumulators_too() -> None:
+    model = convert(nn.Linear(4, 4), E4M3)
+    inner = Adagrad(model.parameters())
+    twin, optim = copy.deepcopy((model, OptimLP(inner, acc_quant=BF16)))
+    twin(torch.ones(2, 4)).sum().backward()
+    optim.step()
+    assert optim.state[twin.weight]["sum"].format == BF16
