@@ -83,3 +83,26 @@ def test_a_tangent_is_scaled_as_values_are() -> None:
     value, tangent = jvp(lambda x: scale(x, 2.0, 3.0), (x,), (torch.ones(5),))
     assert torch.equal(value, 2 * x) and torch.equal(tangent, torch.full((5,), 2.0))
     assert torch.equal(vmap(grad(lambda x: scale(x, 2.0, 3.0)))(x), torch.full((5,), 3.0))
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # Dynamo does so
+def test_scaling_stays_in_a_graph() -> None:
+    compiled = torch.compile(lambda x: scale(x, 2.0, 3.0), fullgraph=True, backend="aot_eager")
+    x = torch.randn(4, requires_grad=True)
+    compiled(x).sum().backward()
+    assert torch.equal(x.grad, torch.full((4,), 3.0))
+
+
+def test_no_gradient_at_all_is_none_for_quartet() -> None:
+    class Stop(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x * 1
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> None:
+            return None
+
+    net = RECIPES["quartet"]().model(nn.Sequential(nn.Linear(32, 32)))
+    (Stop.apply(net(torch.randn(4, 32))).sum() + 2 * net[0].weight.sum()).backward()
+    assert (net[0].weight.grad == 2).all()

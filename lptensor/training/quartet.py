@@ -51,6 +51,7 @@ class _Products(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
+    @_compat.known_signature
     def forward(x: Tensor, w: Tensor, unbiased: Round) -> tuple[Tensor, ...]:
         (qx, inside_x), (qw, inside_w) = (clipped_mxfp4(_FORWARD.apply(t, None)) for t in (x, w))
         return qx @ qw.T, qx, inside_x, qw, inside_w
@@ -63,7 +64,9 @@ class _Products(torch.autograd.Function):
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, Tensor | None, None]:
+        if grad is None:
+            return None, None, None
         qx, inside_x, qw, inside_w = ctx.saved_tensors
 
         def back(masked: Tensor) -> Tensor:  # the forward transform is its own inverse

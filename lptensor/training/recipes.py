@@ -63,6 +63,7 @@ class Recipe:
     at or below the paths in ``exempt``, which stay fp32; parameters and what layers put out are plain.
     A model takes one recipe: a second is refused or takes the place of the first if it works by the same means,
     and if not, both round. ``lower(model, ["linear", "conv"])`` takes off what has an ``arithmetic``.
+    ``change`` is a function of the model and of ``exempt``, for what no operands express.
     ``recipe.arithmetic`` is for whoever wants LPTensors: ``convert(model, recipes.mxfp8().arithmetic)``.
     """
 

@@ -121,6 +121,7 @@ class _Forward(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
+    @_compat.known_signature
     def forward(x: Tensor, quantize: Callable[[Tensor], Tensor]) -> Tensor:
         return quantize(x.detach())
 
@@ -143,6 +144,7 @@ class _Backward(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
+    @_compat.known_signature
     def forward(x: Tensor, quantize: Callable[[Tensor], Tensor]) -> Tensor:
         return x.view_as(x)
 

@@ -27,7 +27,8 @@ def scale(x: Tensor, forward: float = 1.0, backward: float = 1.0) -> Tensor:
     >>> scale(x, 2.0, 3.0).backward(); x.grad.item()
     3.0
     """
-    scaled: Tensor = _Scale.apply(x, forward, backward)  # type: ignore[no-untyped-call]
+    function: Any = _Scale if torch.compiler.is_dynamo_compiling() else _ScaleTangents  # Dynamo traces no jvp
+    scaled: Tensor = function.apply(x, forward, backward)
     return scaled
 
 
@@ -35,6 +36,7 @@ class _Scale(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
+    @_compat.known_signature
     def forward(x: Tensor, forward: float, backward: float) -> Tensor:
         return x * forward
 
@@ -46,6 +48,8 @@ class _Scale(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         return grad * ctx.backward_scale, None, None
 
+
+class _ScaleTangents(_Scale):
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
         return tangent * ctx.forward_scale  # type: ignore[no-any-return]

@@ -117,6 +117,7 @@ class _Activation(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
+    @_compat.known_signature
     def forward(a: Tensor, format: FixedPoint, error: WageError) -> tuple[Tensor, Tensor]:
         check_roundable(a, format)
         return round_fresh(a, format, Rounding()), a.abs() <= format.max
