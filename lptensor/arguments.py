@@ -56,7 +56,7 @@ def join(operands: Sequence[Any]) -> Arithmetic:
     arithmetic: Arithmetic = operands[0]._arithmetic
     for operand in operands:
         if operand._arithmetic is not arithmetic:
-            return _promoted(tuple(operand._arithmetic for operand in operands))
+            return _promoted(tuple(dict.fromkeys(operand._arithmetic for operand in operands)))
     return arithmetic
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import operator
 from dataclasses import fields
@@ -189,9 +190,10 @@ def set_int(owner: object, name: str, low: int, high: int, why: str = "") -> Non
 
 def check_number(name: str, value: Any) -> float:
     """``value`` as a float if it is a number of any kind, or a tensor of one, else an error that says so."""
-    if isinstance(value, bool) or not hasattr(value, "__float__"):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    return float(value)
+    if not isinstance(value, bool) and hasattr(value, "__float__"):
+        with contextlib.suppress(TypeError, ValueError, RuntimeError):  # of many numbers
+            return float(value)
+    raise TypeError(f"{name} must be a number, got {value!r}")
 
 
 def set_number(owner: object, name: str) -> None:

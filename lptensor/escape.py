@@ -63,7 +63,7 @@ def leave(func: Any, result: Tensor, named: bool, operands: Sequence[Tensor] = (
     if not (result.is_floating_point() or result.is_complex()) or _setting == "allow":
         return result
     unasked = _UNASKED.get(result.dtype)
-    if named and unasked is None and torch.is_grad_enabled() and any(x.requires_grad for x in operands):
+    if named and unasked is None and _has_gradient(func, operands):
         unasked = "Its gradient would come back plain, and not be rounded where it enters low precision: "
     elif named and unasked is None or unasked is _AUTOCAST and _called_by("torch.optim"):
         return result
@@ -75,6 +75,13 @@ def leave(func: Any, result: Tensor, named: bool, operands: Sequence[Tensor] = (
         raise RuntimeError(message)  # a TypeError within an operator would be taken for "not mine"
     warnings.warn(message, RuntimeWarning, stacklevel=4)
     return result
+
+
+def _has_gradient(func: Any, operands: Sequence[Tensor]) -> bool:
+    """Whether a gradient is to come back to the operands of an op: none does from a factory."""
+    name = func._schema.name.removeprefix("aten::")
+    made = name.startswith("new_") or name.endswith("_like")
+    return torch.is_grad_enabled() and not made and any(x.requires_grad for x in operands)
 
 
 def _called_by(package: str) -> bool:

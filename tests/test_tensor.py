@@ -652,3 +652,9 @@ def test_a_gradient_does_not_come_back_plain_from_where_a_caller_named_a_dtype(w
     (native.double() * 1.1).sum().backward()
     (x.dequantize().double() * 1.1).sum().backward()
     assert torch.equal(x.grad.dequantize(), native.grad.float())
+
+
+def test_factories_have_no_gradient_that_could_come_back_plain() -> None:
+    x = torch.ones(2, 3).to_lp(BF16).requires_grad_()
+    for make in (torch.zeros_like, torch.rand_like, lambda x, **how: x.new_zeros(2, **how)):
+        assert make(x, dtype=torch.float64).dtype is torch.float64

@@ -320,6 +320,7 @@ def test_calls_out_of_order_are_named() -> None:
         (lambda: LossScaler(0), ValueError, "initial must be positive"),
         (lambda: Static(math.inf), ValueError, "got inf"),
         (lambda: Static(True), TypeError, "got True"),
+        (lambda: Static(torch.ones(2)), TypeError, "initial must be a number"),  # type: ignore[arg-type]
         (lambda: Dynamic(growth=1.0), ValueError, "growth must be above 1"),
         (lambda: Dynamic(backoff=1.0), ValueError, "backoff"),
         (lambda: Dynamic(interval=0), ValueError, "interval"),
