@@ -42,7 +42,8 @@ def _alike(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 def _by_kernel(kind: str, x: Tensor, y: Tensor) -> Tensor | None:
     """The compiled sums or products, where there are tensors in memory to read and they are far from float64's ends."""
-    if not x.is_cpu or type(x) is not Tensor or type(y) is not Tensor or _compat.traced() or _native.library() is None:
+    here = all(type(t) is Tensor and t.is_cpu and not _compat.is_zero_tensor(t) for t in (x, y))
+    if not here or _compat.traced() or _native.library() is None:
         return None
     if x.shape != y.shape and not (x.dim() == 0 and y.numel() > 1 or y.dim() == 0 and x.numel() > 1):
         x, y = torch.broadcast_tensors(x, y)

@@ -300,3 +300,16 @@ def test_compiled_products_know_subnormals_where_the_process_flushes_them() -> N
     with flushed_denormals():
         taken = odd_sums._by_kernel("products", x, y)
     assert taken is None and (run(x, y) != 0).all()
+
+
+def test_compiled_sums_read_no_tensor_that_has_no_memory_here() -> None:
+    x = torch.randn(4).to_lp(WIDE)  # type: ignore[attr-defined]
+    for run in (
+        lambda: x + torch.randn(4, device="meta"),
+        lambda: x * torch.randn((), device="meta", dtype=torch.float64),
+    ):
+        with pytest.raises(RuntimeError, match="device"):
+            run()
+    none, ones = torch._efficientzerotensor((4,), dtype=torch.float64), torch.ones(4, dtype=torch.float64)
+    for op, wanted in ((aten.add.Tensor, ones), (aten.mul.Tensor, 0 * ones)):
+        assert torch.equal(odd_sums.in_double(op, False)(none, ones), wanted)
