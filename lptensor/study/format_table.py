@@ -79,6 +79,7 @@ def by_name(formats: Mapping[str, Format] | Iterable[Format] | Format) -> Mappin
 def element_of(format: Format) -> Format:
     """What a format's single numbers are: the elements of a block format before they are scaled.
 
+    >>> from lptensor import BlockFloatingPoint
     >>> element_of(BlockFloatingPoint(8)).max
     1.984375
     """
