@@ -341,7 +341,6 @@ def test_without_a_graph_the_forward_bits_are_the_same(mode: Any) -> None:
             assert same(model(given), want)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
 @pytest.mark.parametrize("format", [BF16, BlockFloatingPoint(8, dim=0)], ids=["scalar", "blocks"])
 def test_an_operand_without_a_tangent_has_a_zero_that_takes_no_memory(format: Any) -> None:
     x, tangent, y = (torch.randn(4).to_lp(format) for _ in range(3))  # type: ignore[attr-defined]
@@ -357,7 +356,6 @@ def test_forward_mode_tangents_round() -> None:
     assert is_low(tangent, BF16)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
 def test_functional_transforms_give_low_precision() -> None:
     x = torch.randn(6).to_lp(BF16)
     f = lambda x: (x * 1.7).sin().sum()  # noqa: E731

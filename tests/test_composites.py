@@ -71,7 +71,6 @@ def test_packed_sequences_are_unpacked_in_their_format(batch_first: bool, length
     assert torch.equal(ours.dequantize(), theirs.float()) and torch.equal(lengths, wanted)
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # torch's own formulas of forward mode
 def test_padding_under_transformations_of_functions_stays_low_too() -> None:
     a, b = SEQUENCES[:2]
     assert type(torch.func.grad(lambda x: rnn.pad_sequence([x, b]).sum())(a)) is LPTensor

@@ -85,7 +85,6 @@ def test_samples_of_a_vmap_and_their_gradients_are_those_of_each(name: str) -> N
     assert torch.equal(torch.func.vmap(of_first, axes)(*tensors), torch.stack(each))
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch's own use of it
 def test_tangents_are_products_and_sums_too() -> None:
     acc = Accumulator(BF16)
     a, b, c, of_a, of_b, of_c = (torch.randn(s) for s in [(3, 40), (40, 2), (2,)] * 2)

@@ -329,7 +329,6 @@ def test_fp32_carries_fixed_point_of_25_bits_with_the_sign() -> None:
     assert lp_round(torch.tensor([2.0**24 + 2, 0.75]), FixedPoint(25, 0)).tolist() == [2.0**24 - 1, 1.0]
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 def test_what_is_done_to_a_rounded_dual_leaves_the_tangent_of_its_input_alone() -> None:
     with forward_ad.dual_level():
         tangent = torch.ones(2)

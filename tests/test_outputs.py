@@ -294,7 +294,6 @@ def test_a_checkpoint_that_begins_between_two_layers_draws_the_same_words_again(
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
 def test_transformations_of_torch_func_go_by_copies() -> None:
     net, x = (
         lowered(lambda: nn.Sequential(nn.Linear(4, 4), nn.ReLU()), E4M3, E5M2, "nearest", "nearest"),

@@ -156,7 +156,6 @@ def test_double_backward_passes_straight_through():
     assert second.item() == (6 * rounded).to(torch.float8_e5m2).float().item()
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # torch's own use of it
 @pytest.mark.parametrize("mask", [True, False])
 def test_forward_derivatives_pass_straight_through_but_where_clamped(mask):
     x, tangent = torch.tensor([0.3, 100.0]), torch.tensor([0.5, 0.5])

@@ -407,7 +407,6 @@ def test_a_bag_that_renorms_its_weights_leaves_them_in_their_format() -> None:
         assert w.tolist() == [[0.6875, 0.6875], [0.6875, 0.6875], [3.0, 3.0]]  # sqrt(1/2) in E4M3
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch's own use of it
 def test_forward_mode_is_refused_where_functions_round_once() -> None:
     with torch.autograd.forward_ad.dual_level(), lptensor.rounding_points("function"):
         x = torch.autograd.forward_ad.make_dual(torch.ones(3).to_lp(E4M3), torch.ones(3).to_lp(E4M3))

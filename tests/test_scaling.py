@@ -411,7 +411,6 @@ def test_a_tile_has_no_axis_beside_it() -> None:
     assert Tile((4, 8), (-1, 1)).block_shape((4, 4, 64)) == (1, 8, 4)
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch's own use of it
 def test_delayed_scaling_has_derivatives_under_torch_func() -> None:
     quantize = DelayedScaling(E4M3).eval()
     assert torch.func.grad(lambda x: quantize(x).square().sum())(torch.tensor([0.3, 2.0])).tolist() == [0.625, 4.0]

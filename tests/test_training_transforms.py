@@ -67,7 +67,6 @@ def test_what_draws_or_turns_asks_for_samples_of_their_own(name: str) -> None:
         assert g.shape[0] == len(x) and g.isfinite().all()
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch's own use of it
 @pytest.mark.parametrize("name", ["hbfp to nearest", "unit_scaling"])
 def test_tangents_pass_what_rounds_gradients(name: str) -> None:
     parameters, loss = network(name)
@@ -77,7 +76,6 @@ def test_tangents_pass_what_rounds_gradients(name: str) -> None:
     assert tangent.isfinite() and tangent != 0
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
 def test_a_tangent_is_scaled_as_values_are() -> None:
     x = torch.randn(5)
     value, tangent = jvp(lambda x: scale(x, 2.0, 3.0), (x,), (torch.ones(5),))

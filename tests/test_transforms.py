@@ -42,7 +42,6 @@ def test_a_vmap_rounds_each_sample_as_if_alone(format: Format, dim: int) -> None
     assert torch.equal(mapped, torch.stack([lp_round(t, format) for t in x.unbind(dim)], dim))
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch's own use of it
 def test_derivatives_pass_straight_through() -> None:
     x, v = torch.randn(3, 4), torch.randn(3, 4)
     gradient = torch.func.grad(lambda t: (lp_round(t, E4M3) ** 2).sum())(x)
@@ -140,7 +139,6 @@ def test_what_a_checkpoint_recomputes_stays_forward_work(reentrant: bool) -> Non
 
 
 @pytest.mark.parametrize("way", ["jvp", "dual"])
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
 def test_tangents_round_as_forward_values(way: str) -> None:
     x, w, v = operands()
     mode = reference()
@@ -170,7 +168,6 @@ def cube(x: Tensor) -> Tensor:
     return (x * x * x * 1.3).tanh()
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
 def test_jacobians_and_hessians_hold_the_single_derivatives() -> None:
     (x,) = low(torch.linspace(-1, 1, 6))
     rows = torch.stack([torch.func.grad(lambda t, i=i: cube(t)[i])(x) for i in range(6)])
@@ -206,7 +203,6 @@ def test_a_converted_model_may_be_called_with_other_parameters() -> None:
             assert torch.equal(each[name][i].dequantize(), alone[name].dequantize())
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
 def test_a_transformed_function_may_enter_and_leave_low_precision() -> None:
     def g(x: Tensor) -> Tensor:
         return (x.to_lp(SPLIT) * 2.3).to_lp(Arithmetic(BF16)).exp().dequantize()  # type: ignore[attr-defined]
