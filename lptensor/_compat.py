@@ -146,6 +146,14 @@ def decompose(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return func._op_dk(key, *args, **kwargs) if has_kernel(func, key.name) else NotImplemented
 
 
+def schema(func: Any) -> Any:
+    """What an operator declares of its arguments and results.
+
+    Without it there are no rules: which arguments an op writes to, which results are views, and what it is called.
+    """
+    return func._schema
+
+
 def has_kernel(func: Any, key: str) -> bool:
     """Whether an operator has a kernel of its own under a dispatch key.
 
@@ -418,6 +426,41 @@ def collate_map() -> dict[Any, Any]:
     return default_collate_fn_map
 
 
+def has_hooks(module: torch.nn.Module, key: int) -> bool:
+    """Whether a module has hooks of ``set_hooks``. Without it a layer would be prepared twice."""
+    return key in module._forward_hooks
+
+
+def parameters(module: torch.nn.Module) -> dict[str, torch.nn.Parameter | None]:
+    """A module's own parameters by name, to look at or to change.
+
+    Without it names that hold None could not be told, nor lazy parameters left out for a time.
+    """
+    return module._parameters
+
+
+def buffers(module: torch.nn.Module) -> dict[str, Tensor | None]:
+    """A module's own buffers by name. Without it those that a forward pass adds could not be taken away again."""
+    return module._buffers
+
+
+def replace_tensors(module: torch.nn.Module, new: Callable[[Tensor], Tensor]) -> None:
+    """Put ``new(t)`` in the place of each tensor of a module itself, and of its gradient.
+
+    Without it parameters could not change in place, and optimizers would hold those of before.
+    """
+    module._apply(new, recurse=False)
+
+
+# Where an RNN keeps its weights in the order of its kernel. Without it an RNN computes with others than it shows.
+FLAT_WEIGHTS = "_flat_weights"
+
+
+def flat_weights(module: torch.nn.RNNBase) -> list[Tensor]:
+    """The weights that an RNN's attributes show, in the order of its kernel."""
+    return [getattr(module, name) for name in module._flat_weights_names]
+
+
 def forget_flat_weights(module: torch.nn.Module) -> None:
     """Drop the weak references of an RNN to its weights. Without it they cannot be swapped."""
     if isinstance(module, torch.nn.RNNBase):
@@ -557,7 +600,7 @@ def calls_of(module: torch.nn.Module) -> int:
     """
     count, frame = 0, sys._getframe(1)
     while frame is not None:
-        count += frame.f_code is _CALL and frame.f_locals.get("self") is module
+        count += frame.f_code is MODULE_CALL and frame.f_locals.get("self") is module
         frame = frame.f_back  # type: ignore[assignment]
     return count
 
@@ -577,7 +620,8 @@ def stepping(optimizers: Collection[int]) -> set[int]:
 
 _CHECKPOINT = torch.utils.checkpoint.noop_context_fn.__code__.co_filename
 
-_CALL = torch.nn.Module._call_impl.__code__
+# The code around every module's forward(). Without it nothing could say in which module a line of code ran.
+MODULE_CALL = torch.nn.Module._call_impl.__code__
 
 # The code around every optimizer's step.
 _STEP = next((c for c in torch.optim.Optimizer.profile_hook_step.__code__.co_consts if isinstance(c, CodeType)), None)
@@ -718,6 +762,12 @@ def local_part(p: Tensor) -> Any:
     return getattr(p, "_local_tensor", None)
 
 
+def version(x: Tensor) -> int:
+    """How often a tensor was written to. Without it what code writes to a stand-in would not reach its tensor."""
+    number: int = x._version
+    return number
+
+
 def is_view(x: Tensor) -> bool:
     """Whether a tensor looks at another's memory. Without it gradients in DDP's buckets look like any other."""
     return x._is_view()
@@ -732,6 +782,27 @@ def finished_work() -> Any:
     from torch._C._distributed_c10d import FakeWork
 
     return FakeWork().boxed()
+
+
+# What marks a tensor as a parameter. Without it a copy of an LPTensor parameter would be none.
+IS_PARAMETER = "_is_param"
+
+# What torch.compile calls the module that it wraps. Without it no path of a compiled model fits a rule.
+COMPILED = "_orig_mod"
+
+# Where GradScaler's state has the steps since its scale changed. Without it its state could not be gone on with.
+GROWTH_COUNT = "_growth_tracker"
+
+# Where an optimizer keeps hooks around a step. Without it those would hear of steps that a study takes and undoes.
+STEP_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
+
+
+def hooks(optimizer: torch.optim.Optimizer, when: str) -> list[Callable[..., Any]]:
+    """The hooks around ``state_dict`` or ``load_state_dict``, "pre" or "post" of an optimizer that overrides them.
+
+    Without it what a user registers there would not be called.
+    """
+    return list(getattr(optimizer, f"_optimizer_{when}_hooks").values())
 
 
 def set_plain_tangent(coerce: Callable[..., Any]) -> None:

@@ -90,7 +90,7 @@ def computed(op: Opened) -> Any:
     if accumulator is not None:
         if func in SUMS:
             return SUMS[func](accumulator, *plain, **named)
-        if func._schema.name in FORMULAS:
+        if _compat.schema(func).name in FORMULAS:
             return by_formula(op)
         refuse_sum(func, plain, named)
     return run(*plain, **named)
@@ -146,7 +146,7 @@ def write(op: Opened, writes: Sequence[int | str], rounds: bool, round_: Round) 
         (place,) = writes
         kwargs, named = ({k: v for k, v in given.items() if k != place} for given in (op.kwargs, op.named))
         known[id(argument(place, op.plain, op.named))] = computed(op._replace(func=source, kwargs=kwargs, named=named))
-    elif accumulator is not None and func._schema.name in FORMULAS:
+    elif accumulator is not None and _compat.schema(func).name in FORMULAS:
         out = by_formula(op)
     else:
         if accumulator is not None:
@@ -171,7 +171,7 @@ def write(op: Opened, writes: Sequence[int | str], rounds: bool, round_: Round) 
 
 def _grow(func: Any, target: Tensor, result: Tensor) -> None:
     """Give what an op with ``out=`` writes to the shape of the result; an op in place has none to give."""
-    if "out" not in func._overloadname:
+    if "out" not in _compat.schema(func).overload_name:
         raise RuntimeError(
             f"{func} writes into its first argument, which has shape {tuple(target.shape)} and the result "
             f"{tuple(result.shape)}; make them one, or take the op that returns a tensor"

@@ -208,7 +208,7 @@ def _carry_out(model: nn.Module, plan: Plan) -> None:
     for i, module in enumerate(touched):
         try:
             with _swapping(), _without_lazy(module):
-                module._apply(apply, recurse=False)
+                _compat.replace_tensors(module, apply)
         except RuntimeError as error:
             _undo(touched[: i + 1], before, {id(new): plan[old][0] for old, new in after.items()})
             raise RuntimeError(
@@ -220,12 +220,13 @@ def _carry_out(model: nn.Module, plan: Plan) -> None:
 @contextlib.contextmanager
 def _without_lazy(module: nn.Module) -> Iterator[None]:
     """Leave out the parameters that have no shape yet, of which torch cannot make new ones."""
-    lazy = {name: p for name, p in module._parameters.items() if p is not None and nn.parameter.is_lazy(p)}
-    module._parameters.update(dict.fromkeys(lazy))
+    own = _compat.parameters(module)
+    lazy = {name: p for name, p in own.items() if p is not None and nn.parameter.is_lazy(p)}
+    own.update(dict.fromkeys(lazy))
     try:
         yield
     finally:
-        module._parameters.update(lazy)
+        own.update(lazy)
 
 
 def _let_go_of_results(modules: list[nn.Module]) -> None:
@@ -289,7 +290,7 @@ def _changes_form(a: Tensor, b: Tensor) -> bool:
     return type(a) is LPTensor or type(b) is LPTensor or getattr(_swapping.here, "swaps", False)
 
 
-_compat.keep_what_hangs_on_tensors(_changes_form, ("_inner", "_arithmetic", "_gradient", "_is_param"))
+_compat.keep_what_hangs_on_tensors(_changes_form, ("_inner", "_arithmetic", "_gradient", _compat.IS_PARAMETER))
 
 
 def _hook(model: nn.Module, rules: PathRules, buffers: bool) -> None:

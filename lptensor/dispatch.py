@@ -328,7 +328,7 @@ def _all_written(targets: Sequence[Any], rounds: bool) -> None:
 
 def _reshape(func: Any, rule: Rule, cls: Any) -> Runner:
     def run(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if func._schema.name == "aten::set_":
+        if _compat.schema(func).name == "aten::set_":
             _check_set(args, cls)
         found: list[Any] = []
         func(*unwrap(args, cls, found), **kwargs)

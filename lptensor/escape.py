@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lptensor import _compat
+
 _SETTINGS = ("error", "warn", "allow")
 _setting = "error"
 
@@ -79,7 +81,7 @@ def leave(func: Any, result: Tensor, named: bool, operands: Sequence[Tensor] = (
 
 def _has_gradient(func: Any, operands: Sequence[Tensor]) -> bool:
     """Whether a gradient is to come back to the operands of an op: none does from a factory."""
-    name = func._schema.name.removeprefix("aten::")
+    name = _compat.schema(func).name.removeprefix("aten::")
     made = name.startswith("new_") or name.endswith("_like")
     return torch.is_grad_enabled() and not made and any(x.requires_grad for x in operands)
 

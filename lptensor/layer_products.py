@@ -72,7 +72,7 @@ class LayerProducts:
     @staticmethod
     def attached(module: nn.Module) -> bool:
         """Whether a module has such hooks."""
-        return _compat.PRODUCTS in module._forward_hooks
+        return _compat.has_hooks(module, _compat.PRODUCTS)
 
     @staticmethod
     def detach(module: nn.Module) -> None:
@@ -92,14 +92,17 @@ class LayerProducts:
         changed, crossing = call.changed, call.crossing
         args, named = crossing.enter(args, kwargs, self._enter)
         for part in module.modules():
-            own = {**part._parameters, **{k: v for k, v in vars(part).items() if type(v) is Tensor and v.requires_grad}}
+            own = {
+                **_compat.parameters(part),
+                **{k: v for k, v in vars(part).items() if type(v) is Tensor and v.requires_grad},
+            }
             for name, value in own.items():
                 if value is not None and value.is_floating_point():
                     changed.append((part, name, part.__dict__.get(name)))
                     part.__dict__[name] = self._enter(value)
             if isinstance(part, nn.RNNBase):
-                changed.append((part, "_flat_weights", part._flat_weights))
-                part.__dict__["_flat_weights"] = [getattr(part, name) for name in part._flat_weights_names]
+                changed.append((part, _compat.FLAT_WEIGHTS, part.__dict__[_compat.FLAT_WEIGHTS]))
+                part.__dict__[_compat.FLAT_WEIGHTS] = _compat.flat_weights(part)
         return args, named
 
     def end(self, module: nn.Module, args: Any, output: Any) -> Any:

@@ -147,7 +147,7 @@ class Crossing:
             back = [(key, *slots[key], value) for key, value in _slots(container) if key in slots]
             _filled(container, [(k, old) for k, new, old, v in back if _same(v, new) and not _same(new, old)])
         for new, old, version in self._versions:
-            if new._version != version:
+            if _compat.version(new) != version:
                 old.copy_(cast(new))
         for container, slots in self._own:
             written = [(k, v) for k, v in _slots(container) if k not in slots or not _same(v, slots[k][1])]
@@ -189,7 +189,7 @@ def _inward(x: Any, held: bool, cast: Cast, own: Any, inner: Any, versions: Any)
     if held and not _same(new, x):
         inner.append((new, x))
         if isinstance(x, Tensor) and not torch.compiler.is_compiling() and not new.is_inference():
-            versions.append((new, x, new._version))
+            versions.append((new, x, _compat.version(new)))
     return new
 
 

@@ -41,7 +41,7 @@ class _Last(threading.local):
 
     def note(self, x: Tensor, format: Format | None) -> None:
         if isinstance(format, ScalarFormat) and not x.is_inference():
-            self.tensor, self.version, self.format = weakref.ref(x), x._version, format
+            self.tensor, self.version, self.format = weakref.ref(x), _compat.version(x), format
 
     def lies_in(self, x: object, format: Format | None) -> bool:
         """Whether ``x`` is that tensor, not changed since, and zeros would lie in its format too."""
@@ -50,7 +50,7 @@ class _Last(threading.local):
             and self.tensor is not None
             and self.tensor() is x
             and isinstance(x, Tensor)
-            and x._version == self.version
+            and _compat.version(x) == self.version
             and self.format == format
             and format.grid.zero
         )

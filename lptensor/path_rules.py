@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import Any
 
+from lptensor import _compat
 from lptensor.arithmetic import Arithmetic, as_arithmetic
 from lptensor.formats import Format
 
@@ -83,7 +84,7 @@ def plain_path(path: str) -> str:
     >>> plain_path("_orig_mod.layers.0._orig_mod.weight")
     'layers.0.weight'
     """
-    return ".".join(part for part in path.split(".") if part != "_orig_mod")
+    return ".".join(part for part in path.split(".") if part != _compat.COMPILED)
 
 
 def matches(pattern: str, path: str) -> bool:

@@ -60,13 +60,13 @@ class Primitives(_compat.TorchDispatchMode):
 def _formula(func: Any) -> Callable[..., Any] | None:
     if not _compat.is_operator(func):
         return None
-    name = func._schema.name
+    name = _compat.schema(func).name
     if name == "prims::var":
         return _variance
     if name in _WHOLE:
         return _compat.decomposition(func)
     if name.endswith("_") and name[:-1] in _WHOLE:
-        return _in_place(getattr(getattr(torch.ops.aten, name[6:-1]), func._overloadname))
+        return _in_place(getattr(getattr(torch.ops.aten, name[6:-1]), _compat.schema(func).overload_name or "default"))
     if rule_for(func).kind is Kind.DECOMPOSE:
         return lambda *args, **kwargs: _compat.decompose(func, args, kwargs)
     return None

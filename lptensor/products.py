@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
-from lptensor import attention, unfolded
+from lptensor import _compat, attention, unfolded
 from lptensor.arithmetic import Arithmetic
 from lptensor.exact_ops import correct
 from lptensor.multiply import Multiply
@@ -177,15 +177,15 @@ WRITTEN = {
     aten.convolution.out: aten.convolution.default,
 }
 
-_NAMES = frozenset(func._schema.name for func in PRODUCTS) | {"aten::linear"}
+_NAMES = frozenset(_compat.schema(func).name for func in PRODUCTS) | {"aten::linear"}
 _IN_CHUNKS = "torch_nn::_linear_cross_entropy_"  # what F.linear_cross_entropy calls if it has options
 
 
 def refuse_product(func: Any) -> None:
     """Raise if ``func`` is an overload of a product that has no row, as that of linear with ``out=`` is."""
-    if func._schema.name in _NAMES:
+    if _compat.schema(func).name in _NAMES:
         _refuse(func, "call it without out= and out_dtype=")
-    if func._schema.name.startswith(_IN_CHUNKS):
+    if _compat.schema(func).name.startswith(_IN_CHUNKS):
         _refuse(func, "leave options out of linear_cross_entropy()")
 
 

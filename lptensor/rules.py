@@ -139,7 +139,8 @@ def rule_for(func: Any) -> Rule:
     >>> rule_for(torch.ops.aten.relu.default).kind.name, rule_for(torch.ops.aten.tanh.default).kind.name
     ('KEEP', 'ROUND')
     """
-    schema, name = func._schema, func._schema.name
+    schema = _compat.schema(func)
+    name = schema.name
     arguments = [i if not a.kwarg_only else a.name for i, a in enumerate(schema.arguments)]
     named = tuple(p for p, a in zip(arguments, schema.arguments, strict=True) if a.name in ("dtype", "layout"))
     numbers = [(p, a.default_value) for p, a in zip(arguments, schema.arguments, strict=True) if _is_number(a.type)]
@@ -192,7 +193,7 @@ def argument(place: int | str, args: Sequence[Any], kwargs: Mapping[str, Any]) -
 
 
 def _mutating(func: Any, arguments: list[int | str], common: dict[str, Any]) -> Rule:
-    schema = func._schema
+    schema = _compat.schema(func)
     writes, written = [], {}  # the second by alias set, which torch leaves empty for lists
     for place, argument in zip(arguments, schema.arguments, strict=True):
         if argument.alias_info is not None and argument.alias_info.is_write:

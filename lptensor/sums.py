@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lptensor import _compat
 from lptensor.accumulator import Accumulator
 from lptensor.exact_ops import correct
 from lptensor.formats import Overflow
@@ -282,14 +283,14 @@ _REFUSED = frozenset(
 
 
 # Overloads of these that have no row, most of which write into an argument, are not left to torch either.
-_ADDED_UP = frozenset(func._schema.name for func in SUMS) | FORMULAS | {"aten::softmax", "aten::log_softmax"}
+_ADDED_UP = frozenset(_compat.schema(func).name for func in SUMS) | FORMULAS | {"aten::softmax", "aten::log_softmax"}
 
 
 def refuse_sum(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
     """Raise if ``func`` adds up numbers in a way that no accumulator stands for."""
-    base = func._schema.name.removesuffix("_")
+    base = _compat.schema(func).name.removesuffix("_")
     accumulates = base.endswith("index_put") or base.endswith("_index_put_impl") or base == "aten::put"
-    reduces = base == "aten::scatter" and "reduce" in func._overloadname
+    reduces = base == "aten::scatter" and "reduce" in _compat.schema(func).overload_name
     if base in _ADDED_UP:
         raise NotImplementedError(_refusal(func, "call it without out="))
     if base in _REFUSED or reduces or accumulates and (kwargs.get("accumulate") or len(args) > 3 and args[3]):

@@ -173,7 +173,7 @@ class Surface:
         new = type(self)(copy.deepcopy(self._inner, memo), self._arithmetic, self._gradient)  # type: ignore[call-arg]
         memo[id(self)] = new
         new.requires_grad_(self.requires_grad)  # type: ignore[attr-defined]
-        own = {k: v for k, v in self._own().items() if k not in new.__dict__ or k == "_is_param"}
+        own = {k: v for k, v in self._own().items() if k not in new.__dict__ or k == _compat.IS_PARAMETER}
         new.__dict__.update(copy.deepcopy(own, memo))
         if self.grad is not None and not isinstance(self, nn.Parameter):  # type: ignore[attr-defined]  # as torch's
             new.grad = copy.deepcopy(self.grad, memo)  # type: ignore[attr-defined]

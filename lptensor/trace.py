@@ -235,7 +235,6 @@ def _shape(result: Any) -> tuple[int, ...] | None:
 
 
 _LIBRARIES = tuple(str(Path(file).parent) + os.sep for file in (torch.__file__, __file__))
-_MODULE_FILE = nn.Module.__call__.__code__.co_filename
 
 
 def _origin(frame: FrameType | None) -> tuple[str, str]:
@@ -245,7 +244,7 @@ def _origin(frame: FrameType | None) -> tuple[str, str]:
         code = frame.f_code
         if not where and not code.co_filename.startswith(_LIBRARIES):
             where = f"{code.co_filename}:{frame.f_lineno}"
-        if code.co_name == "_call_impl" and code.co_filename == _MODULE_FILE:
+        if code is _compat.MODULE_CALL:
             modules.append(frame.f_locals["self"])
         frame = frame.f_back
     return where, _path(modules[::-1])

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 from lptensor import _compat
 
@@ -158,6 +160,22 @@ def private_torch_names(source: str) -> set[str]:
     }
 
 
+def private_attributes(source: str, names: set[str]) -> set[str]:
+    """Which of these names a module uses, as attributes or in strings, but for what it defines or overrides itself."""
+    tree = ast.parse(source)
+    own, used = set(), set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            own.add(node.name)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node.value) == "self":
+            own.add(node.attr)
+        elif isinstance(node, ast.Attribute) and not ast.unparse(node).startswith(("aten.", "torch.ops.")):
+            used.add(node.attr)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            used.add(node.value)
+    return used & names - own
+
+
 def python(code: str, compiled: bool = False) -> str:
     """What a new interpreter prints; with ``compiled`` it keeps bytecode, as pip does when it installs."""
     command = [sys.executable, *([] if compiled else ["-B"]), "-W", "error", "-c", code]
@@ -235,6 +253,39 @@ def test_torch_insides_are_named_in_one_file_only() -> None:
 )
 def test_torch_insides_are_seen_however_they_are_named(source: str, names: set[str]) -> None:
     assert private_torch_names(source) == names
+
+
+class Own(torch.Tensor):
+    pass
+
+
+def test_insides_of_torchs_objects_are_named_in_one_file_only() -> None:
+    things = [
+        *(nn.Module(), nn.LSTM(1, 1), nn.Parameter(torch.zeros(1).as_subclass(Own))),
+        *(torch.optim.SGD([torch.zeros(1)]), torch.amp.GradScaler("cpu"), torch.amp.GradScaler("cpu").state_dict()),
+        *(torch.ops.aten.add.Tensor, torch.autograd.Function, torch.zeros(1, requires_grad=True).exp().grad_fn),
+    ]
+    names = {n for thing in things for n in (*dir(thing), *(thing if isinstance(thing, dict) else ()))}
+    names = {n for n in names if n.startswith("_") and not n.startswith("__")}
+    assert {"_schema", "_version", "_is_param", "_flat_weights", "_growth_tracker"} <= names
+    names.add("_orig_mod")  # of what torch.compile returns, which takes seconds to import
+    used = {name: private_attributes(source, names) for name, source in SOURCES.items() if name != "_compat"}
+    assert {name: found for name, found in used.items() if found} == {}
+
+
+@pytest.mark.parametrize(
+    ("source", "names"),
+    [
+        ("func._schema.name", {"_schema"}),
+        ("getattr(x, '_version')", {"_version"}),
+        ("x._version = 1", {"_version"}),
+        ("self._version = 1\nself._version", set()),
+        ("class A:\n    def _schema(self): ...\n    def b(self): return self._schema", set()),
+        ("aten._schema.default", set()),
+    ],
+)
+def test_insides_of_torchs_objects_are_seen_however_they_are_named(source: str, names: set[str]) -> None:
+    assert private_attributes(source, {"_schema", "_version"}) == names
 
 
 def test_import_brings_in_nothing_heavy() -> None:

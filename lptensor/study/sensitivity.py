@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lptensor import _compat
 from lptensor.formats import Format
 from lptensor.lower import RoundOutput
 from lptensor.ops import check_format, check_roundable, round_fresh
@@ -154,7 +155,7 @@ class _Buffers:
     """The buffers of a model as they are now, which a forward pass may write to, replace, or add to."""
 
     def __init__(self, model: nn.Module) -> None:
-        there = [(module, dict(module._buffers)) for module in model.modules()]
+        there = [(module, dict(_compat.buffers(module))) for module in model.modules()]
         self._kept = [
             (module, own, {name: b.detach().clone() for name, b in own.items() if b is not None})
             for module, own in there
@@ -163,14 +164,15 @@ class _Buffers:
     @torch.no_grad()
     def restore(self) -> None:
         for module, own, values in self._kept:
-            module._buffers.clear()
-            module._buffers.update(own)
+            there = _compat.buffers(module)
+            there.clear()
+            there.update(own)
             for name, value in values.items():
                 buffer = own[name]
                 if buffer is not None and buffer.shape == value.shape:
                     buffer.copy_(value)
                 else:
-                    module._buffers[name] = value
+                    there[name] = value
 
 
 def _parameters(layers: Mapping[str, nn.Module]) -> int:

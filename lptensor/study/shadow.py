@@ -206,7 +206,7 @@ class _Mode(_compat.TorchDispatchMode, observe.Observer):
         worst = max((_relative(_double(x), self._twin(x)) for x in operands), default=0.0)
         same = {id(x): _double(x) for x in operands}  # before an in-place op changes them
         out = func(*args, **kwargs)
-        if func._schema.name.startswith(_FRESH):
+        if _compat.schema(func).name.startswith(_FRESH):
             return out
         if torch.Tag.nondeterministic_seeded in func.tags:  # the draws of low precision hold for all
             for x in (*_tensors([out]), *_written(func, args, kwargs)):
@@ -232,7 +232,7 @@ class _Mode(_compat.TorchDispatchMode, observe.Observer):
 
     def _chosen(self, func: Any, args: Any, kwargs: Any, out: Any) -> Any:
         """What an op that chooses values by index takes from the twin: the elements that low precision chose."""
-        name = func._schema.name.removeprefix("aten::")
+        name = _compat.schema(func).name.removeprefix("aten::")
         if not isinstance(out, _CONTAINERS) or len(out) != 2 or name not in _CHOOSE or out[1].dtype != torch.int64:
             return None
         source, index = self._twin(args[0]), out[1]
@@ -241,7 +241,7 @@ class _Mode(_compat.TorchDispatchMode, observe.Observer):
             return source.flatten(-axes).gather(-1, index.flatten(-axes)).view(index.shape), index
         dim = next(
             args[i] if i < len(args) else kwargs.get(a.name, a.default_value)
-            for i, a in enumerate(func._schema.arguments)
+            for i, a in enumerate(_compat.schema(func).arguments)
             if a.name == "dim"
         )
         if index.dim() == source.dim():
@@ -254,7 +254,7 @@ class _Mode(_compat.TorchDispatchMode, observe.Observer):
         return found
 
     def _note(self, name: str, x: Tensor, born: Tensor, origin: tuple[str, str], worst: float, func: Any) -> None:
-        moves = any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
+        moves = any(r.alias_info is not None and not r.alias_info.is_write for r in _compat.schema(func).returns)
         if isinstance(x, LPTensor) and not moves and x.numel():
             format, _ = x._arithmetic.sides[x._gradient]
             self.seen._note(name, x, born, origin, worst, format)

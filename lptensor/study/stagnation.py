@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lptensor import observe
+from lptensor import _compat, observe
 from lptensor.arithmetic import Arithmetic
 from lptensor.extra import need
 from lptensor.formats import Format, ScalarFormat
@@ -94,8 +94,7 @@ def _without_hooks(optimizer: Optimizer) -> Iterator[None]:
     chain: list[Any] = [optimizer]
     while isinstance(inner := getattr(chain[-1], "optim", None), Optimizer):
         chain.append(inner)
-    names = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
-    hooks = [(each, name, getattr(each, name)) for each in chain for name in names]
+    hooks = [(each, name, getattr(each, name)) for each in chain for name in _compat.STEP_HOOKS]
     try:
         for each, name, there in hooks:
             setattr(each, name, type(there)())

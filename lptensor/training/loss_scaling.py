@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lptensor import _compat
 from lptensor.arithmetic import Arithmetic
 from lptensor.base import check_positive, set_number
 from lptensor.formats import ScalarFormat, set_int
@@ -254,7 +255,7 @@ class LossScaler:
         Raises:
             ValueError: a scale that is not positive, or a state without it.
         """
-        count = state_dict.get("count", state_dict.get("_growth_tracker"))
+        count = state_dict.get("count", state_dict.get(_compat.GROWTH_COUNT))
         if "scale" not in state_dict or count is None:
             raise ValueError(f"a scaler's state holds its scale and count, got {sorted(state_dict)}")
         self._scale, self._count = check_positive("scale", state_dict["scale"]), int(count)
