@@ -262,5 +262,4 @@ def integer_accumulator(bits: int = 32, overflow: str = "wrap", fl: int = 0) -> 
     """
     if overflow not in ("wrap", "saturate"):
         raise ValueError(f'overflow must be "wrap" or "saturate", got {overflow!r}')
-    check_int("bits", bits, 2, EXACT_PRECISION + 1)
-    return Accumulator(FixedPoint(bits, fl), wrap=overflow == "wrap")
+    return Accumulator(FixedPoint(check_int("bits", bits, 2, EXACT_PRECISION + 1), fl), wrap=overflow == "wrap")

@@ -168,16 +168,24 @@ def check_signed(format: object, way: str) -> None:
     """Refuse to round gradients to a format without negative numbers; ``way`` is the way out."""
     if torch.compiler.is_dynamo_compiling() or not isinstance(format, Format):  # Dynamo reads no constant's properties
         return
-    least = getattr(format, "min", None)  # block formats have none: their elements are signed
+    least = getattr(getattr(format, "element", format), "min", None)
     if least is not None and least >= 0:
         raise ValueError(f"{format!r} has no negative numbers, which gradients need; {way}")
 
 
+def as_int(value: Any) -> int | None:
+    """``value`` as an int if it is an integer of any kind, or a tensor of one; None of all else, True among it."""
+    if not isinstance(value, bool) and hasattr(value, "__index__"):
+        with contextlib.suppress(TypeError):  # of a class, or of many numbers
+            return operator.index(value)
+    return None
+
+
 def check_int(name: str, value: object, low: int, high: int, why: str = "") -> int:
     """``value``, an integer (NumPy's too) from ``low`` to ``high``, as an int, else an error that says so."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+    number = as_int(value)
+    if number is None:
         raise TypeError(f"{name} must be an integer from {low} to {high}, got {value!r}")
-    number = operator.index(value)
     if not low <= number <= high:
         raise ValueError(f"{name} must be from {low} to {high}{why}, got {value}")
     return number

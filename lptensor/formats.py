@@ -12,6 +12,7 @@ from lptensor.base import (
     CARRIER_PRECISION as CARRIER_PRECISION,
     Format as Format,
     ScalarFormat as ScalarFormat,
+    as_int,
     check_bool as check_bool,
     check_carried as check_carried,
     check_int as check_int,
@@ -94,6 +95,7 @@ class FloatingPoint(ScalarFormat):
         allowed = {"ieee": ("inf", "saturate", "nan"), "none": ("saturate",)}.get(specials, ("nan", "saturate"))
         if overflow not in allowed:
             raise ValueError(f"overflow with specials={specials!r} must be {' or '.join(allowed)}, got {overflow!r}")
+        signed, zero = check_bool("signed", signed), check_bool("zero", zero)
         exp = check_int("exp", exp, 1, 8, ", as float32 carries the values")
         man = check_int("man", man, 0, 23, ", as float32 carries the values")
         if specials == "ieee" and (exp == 1 or man == 0):
@@ -117,8 +119,8 @@ class FloatingPoint(ScalarFormat):
             subnormals=subnormals,
             specials=specials,
             overflow=overflow,
-            signed=check_bool("signed", signed),
-            zero=check_bool("zero", zero),
+            signed=signed,
+            zero=zero,
         ).items():
             object.__setattr__(self, name, value)
         check_carried(self, self.grid)
@@ -191,13 +193,14 @@ def _size(size: tuple[int, ...], bit: int | None, exp: int | None, man: int | No
     if bit is not None:
         if exp is not None or man is not None:
             raise TypeError("FloatingPoint takes either bit or exp and man, got both")
-        if isinstance(bit, bool) or not hasattr(bit, "__index__"):
+        width = as_int(bit)
+        if width is None:
             raise TypeError(f"a width must be an integer, one of {sorted(_WIDTHS)}, got {bit!r}")
-        if bit not in _WIDTHS:
+        if width not in _WIDTHS:
             raise ValueError(
-                f"a width of {bit!r} bits is not settled; known: {sorted(_WIDTHS)}; give exp= (to 8) and man= (to 23)"
+                f"a width of {width} bits is not settled; known: {sorted(_WIDTHS)}; give exp= (to 8) and man= (to 23)"
             )
-        return _WIDTHS[bit]
+        return _WIDTHS[width]
     if exp is None or man is None:
         raise TypeError("FloatingPoint needs a width, or both exp and man")
     return exp, man

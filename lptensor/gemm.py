@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from lptensor import _compat, _cuda, _cuda_gemm, _native, _native_gemm, accumulate, ops
 from lptensor.accumulator import Accumulator
+from lptensor.base import as_int
 from lptensor.gemm_op import implement, traced_sums
 
 
@@ -59,7 +61,7 @@ def gemm(
 
 def reduce(
     x: Tensor,
-    dim: int | tuple[int, ...] | None,
+    dim: int | Sequence[int] | None,
     accumulator: Accumulator,
     keepdim: bool = False,
     generator: torch.Generator | None = None,
@@ -74,8 +76,7 @@ def reduce(
     tensor(256.)
     """
     _check(accumulator, x)
-    dims = (dim,) if isinstance(dim, int) else dim or range(x.dim())
-    reduced = _axes(dims, x.dim())
+    reduced = axes_of(dim, x.dim())
     kept = [d for d in range(x.dim()) if d not in reduced]
     shape = [x.shape[d] for d in kept]
     terms = x.permute([*reduced, *kept]).reshape(1, math.prod(x.shape[d] for d in reduced), math.prod(shape))
@@ -96,9 +97,11 @@ def cumsum(x: Tensor, dim: int, accumulator: Accumulator, generator: torch.Gener
         raise ValueError(
             f'cumsum() adds term by term, got {accumulator!r}; use order="sequential" and chunk=1, or sum() for a total'
         )
-    axes = _axes((dim,), x.dim())
+    axes = axes_of(dim, x.dim())
     if x.dim() == 0:
         return reduce(x, None, accumulator, generator=generator)
+    if len(axes) != 1:
+        raise ValueError(f"cumsum() goes along one axis, got {dim!r}")
     (axis,) = axes
     moved = x.movedim(axis, 0)
     terms = moved.reshape(1, x.shape[axis], math.prod(moved.shape[1:]))
@@ -173,15 +176,21 @@ def _batched(t: Tensor, batch: torch.Size, rows: int, columns: int) -> Tensor:
     return wide.reshape(math.prod(batch), rows, columns)
 
 
-def _axes(dims: Any, count: int) -> list[int]:
-    """Axes counted from the front, ascending."""
-    if not all(isinstance(d, int) for d in dims):
-        raise TypeError(f"dim must be an integer, or a tuple of them, got {dims!r}")
+def axes_of(dim: Any, count: int) -> list[int]:
+    """The axes that a sum goes over, counted from the front, ascending: all for None and for an empty tuple."""
+    given = [*dim] if isinstance(dim, Sequence) else [] if dim is None else [dim]
     known = max(count, 1)  # a number alone is summed along its only axis, 0 or -1
-    axes = sorted(d + known if d < 0 else d for d in dims)
+    axes = sorted(d + known if d < 0 else d for d in (_axis(d) for d in given or range(count)))
     if any(not 0 <= d < known for d in axes) or len(set(axes)) != len(axes):
-        raise ValueError(f"dim must name different axes of {count}, got {tuple(dims)}")
+        raise ValueError(f"dim must name different axes of {count}, got {tuple(given)}")
     return axes if count else []
+
+
+def _axis(given: object) -> int:
+    axis = as_int(given)
+    if axis is None:
+        raise TypeError(f"dim must be an integer, or a tuple of them, got {given!r}")
+    return axis
 
 
 def _check(accumulator: Any, *tensors: Any) -> None:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from lptensor import _compat
 from lptensor.accumulator import Accumulator
-from lptensor.gemm import gemm, reduce
+from lptensor.base import as_int, check_int
+from lptensor.gemm import axes_of, gemm, reduce
 from lptensor.ops import check_samples_draw
 
 
@@ -61,6 +62,12 @@ def matmul(
     return r.squeeze(-1) if column else r
 
 
+def _check_tensors(*given: object) -> None:
+    for t in given:
+        if not isinstance(t, Tensor):
+            raise TypeError(f"expected a tensor, got {type(t).__name__}; make one with torch.tensor(...)")
+
+
 def _check_addend(c: Tensor, a: Tensor, b: Tensor) -> None:
     """Refuse an addend that would make the product ``a @ b`` larger."""
     try:
@@ -77,7 +84,7 @@ def _check_addend(c: Tensor, a: Tensor, b: Tensor) -> None:
 
 def sum(
     x: Tensor,
-    dim: int | tuple[int, ...] | None = None,
+    dim: int | Sequence[int] | None = None,
     keepdim: bool = False,
     *,
     accumulator: Accumulator,
@@ -102,7 +109,8 @@ def sum(
     if torch.compiler.is_dynamo_compiling():
         node: Tensor = _lptensor_sum(x, dim, keepdim, accumulator, generator)
         return node
-    total: Tensor = _Sum.apply(x, dim, keepdim, accumulator, generator)  # type: ignore[no-untyped-call]
+    _check_tensors(x)
+    total: Tensor = _Sum.apply(x, axes_of(dim, x.dim()), keepdim, accumulator, generator)  # type: ignore[no-untyped-call]
     return total
 
 
@@ -142,16 +150,15 @@ def conv(
     tensor([[[[9., 9.],
               [9., 9.]]]])
     """
-    for t in (x, w) if bias is None else (x, w, bias):
-        if not isinstance(t, Tensor):
-            raise TypeError(f"expected a tensor, got {type(t).__name__}; make one with torch.tensor(...)")
+    _check_tensors(*(x, w) if bias is None else (x, w, bias))
     axes = w.dim() - 2
     if axes not in (1, 2, 3) or x.dim() != w.dim():
         raise ValueError(
             f"conv() takes x of [batch, channels, 1 to 3 axes] and w of as many axes, got {tuple(x.shape)} "
             f"and {tuple(w.shape)}"
         )
-    if groups < 1 or x.shape[1] != groups * w.shape[1] or w.shape[0] % groups:
+    groups = check_int("groups", groups, 1, 2**62)
+    if x.shape[1] != groups * w.shape[1] or w.shape[0] % groups:
         raise ValueError(
             f"{groups} groups need w of [a multiple of {groups}, {x.shape[1]} / {groups}, ...], got {tuple(w.shape)}"
         )
@@ -198,9 +205,10 @@ def unfold(
 
 
 def _each(name: str, value: int | Sequence[int], axes: int, least: int) -> list[int]:
-    values = [value] * axes if isinstance(value, int) else [*value]
-    if len(values) != axes or not all(isinstance(n, int) and n >= least for n in values):
-        raise ValueError(f"{name} takes one number of {least} or more, or {axes}, got {value!r}")
+    given = [as_int(n) for n in (value if isinstance(value, Sequence) else [value] * axes)]
+    values = [n for n in given if n is not None and n >= least]
+    if len(given) != axes or len(values) != axes:
+        raise ValueError(f"{name} takes one number of {least} or more, or one for each axis ({axes}), got {value!r}")
     return values
 
 
@@ -264,8 +272,8 @@ class _Gemm(torch.autograd.Function):
 class _Sum(torch.autograd.Function):
     @staticmethod
     @_compat.known_signature
-    def forward(x: Tensor, dim: Any, keepdim: bool, accumulator: Accumulator, generator: Any) -> Tensor:
-        return reduce(x, dim, accumulator, keepdim, generator)
+    def forward(x: Tensor, axes: list[int], keepdim: bool, accumulator: Accumulator, generator: Any) -> Tensor:
+        return reduce(x, axes, accumulator, keepdim, generator)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
@@ -274,11 +282,9 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        dim, keepdim, *_ = ctx.how
-        if not keepdim and dim is not None:
-            dims = (dim,) if isinstance(dim, int) else dim
-            for d in sorted(d % max(len(ctx.shape), 1) for d in dims):
-                grad = grad.unsqueeze(d) if ctx.shape else grad
+        axes, keepdim, *_ = ctx.how
+        for axis in () if keepdim else axes:
+            grad = grad.unsqueeze(axis)
         return grad.expand(ctx.shape), None, None, None, None
 
     @staticmethod
@@ -288,15 +294,13 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def vmap(
-        info: Any, in_dims: Any, x: Tensor, dim: Any, keepdim: bool, accumulator: Accumulator, generator: Any
+        info: Any, in_dims: Any, x: Tensor, axes: list[int], keepdim: bool, accumulator: Accumulator, generator: Any
     ) -> Any:
         _check_draws(info, accumulator)
-        x, axes = x.movedim(in_dims[0], 0), x.dim() - 1
-        dims = (dim,) if isinstance(dim, int) else dim or range(axes)
-        if axes == 0:  # a number alone is summed along its only axis
-            x, dims, keepdim = x.unsqueeze(1), (0,), False
-        dims = tuple(d + 1 if d >= 0 else d for d in dims)
-        return sum(x, dims, keepdim, accumulator=accumulator, generator=generator), 0
+        x = x.movedim(in_dims[0], 0)
+        if x.dim() == 1:  # a number alone is summed along its only axis
+            x, axes, keepdim = x.unsqueeze(1), [0], False
+        return sum(x, [axis + 1 for axis in axes], keepdim, accumulator=accumulator, generator=generator), 0
 
 
 def _samples_first(t: Tensor, axis: int, axes: int) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lptensor.base import Format, no_format
+from lptensor.base import Format, check_signed, no_format
 from lptensor.blocks import MX, BlockFloatingPoint, BlockFormat, ScaledBlockFormat, TwoLevel
 from lptensor.hadamard import Hadamard
 from lptensor.rounded_copy import rounded_copy
@@ -124,7 +124,10 @@ class Gemm:
         transform: Hadamard | Mapping[str, Hadamard | None] | tuple[Hadamard | None, ...] | None = None,
     ) -> None:
         for product, given in zip(Product, (forward, grad_input, grad_weight), strict=True):
-            object.__setattr__(self, product.value, _pair(product.value, given))
+            pair = _pair(product.value, given)
+            if product is not Product.FORWARD and pair[0] is not None:
+                check_signed(pair[0].format, f"{product.value} takes a pair, of which the first is the gradient's")
+            object.__setattr__(self, product.value, pair)
         object.__setattr__(self, "transform", _transforms(transform))
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -139,8 +139,9 @@ class OptimLP(Optimizer):
     def step(self, closure: Callable[[], Any] | None = None, *, gradients_rounded: bool = False) -> Any:
         """One step; returns what the wrapped optimizer's step returns, the closure's loss if there is one.
 
-        If it raises, accumulators and their weights are those from before, and gradients are scaled and rounded;
-        without accumulators, weights are what the wrapped optimizer's step has left. With ``gradients_rounded``
+        If it raises, accumulators and their weights are those from before; without accumulators, weights are what the
+        wrapped optimizer's step has left. Its state may have moved on, and gradients are scaled and rounded, all
+        before the one whose rounding raised: take a new backward pass before the next step. With ``gradients_rounded``
         (and no closure) they are taken as they are, ``round_gradients`` having been called.
         ``torch.amp.GradScaler`` may take the step: gradients are rounded before they are divided by its scale.
 

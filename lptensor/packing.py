@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
-from operator import index
 
 import torch
 from torch import Tensor
@@ -21,12 +20,14 @@ def packed_bytes(shape: int | Sequence[int], bits: int) -> int:
     >>> packed_bytes((3, 100), 5)
     188
     """
-    check_int("bits", bits, 1, 8)
-    sizes = [index(size) for size in (shape if isinstance(shape, Sequence) else [shape])]
+    return -(-prod(_sizes(shape)) * check_int("bits", bits, 1, 8) // 8)
+
+
+def _sizes(shape: int | Sequence[int]) -> list[int]:
+    sizes = [check_int("a size", size, -(2**62), 2**62) for size in (shape if isinstance(shape, Sequence) else [shape])]
     if any(size < 0 for size in sizes):
         raise ValueError(f"a shape has no negative sizes, got {shape!r}")
-    count = prod(sizes)
-    return -(-count * bits // 8)
+    return sizes
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
@@ -46,7 +47,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     >>> pack(torch.tensor([1, 2, 3, 4, 5, 6, 7, 0]), 3).tolist()
     [209, 88, 31]
     """
-    check_int("bits", bits, 1, 8)
+    bits = check_int("bits", bits, 1, 8)
     if not isinstance(codes, Tensor) or codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
         got = codes.dtype if isinstance(codes, Tensor) else type(codes).__name__
         raise TypeError(f"codes must be a tensor of integers, got {got}")
@@ -71,12 +72,12 @@ def unpack(packed: Tensor, bits: int, shape: int | Sequence[int]) -> Tensor:
     tensor([[1, 2, 3, 4],
             [5, 6, 7, 0]], dtype=torch.uint8)
     """
-    shape = (shape,) if isinstance(shape, int) else tuple(shape)
+    shape, bits = _sizes(shape), check_int("bits", bits, 1, 8)
     wanted = packed_bytes(shape, bits)
     if not isinstance(packed, Tensor) or packed.dtype != torch.uint8:
         raise TypeError(f"packed codes are a uint8 tensor, got {getattr(packed, 'dtype', type(packed).__name__)}")
     if packed.numel() != wanted:
-        raise ValueError(f"codes of {bits} bits and shape {shape} take {wanted} bytes, got {packed.numel()}")
+        raise ValueError(f"codes of {bits} bits and shape {tuple(shape)} take {wanted} bytes, got {packed.numel()}")
     flat = packed.reshape(-1).long()
     groups = torch.nn.functional.pad(flat, (0, -flat.numel() % bits)).reshape(-1, bits)
     words = (groups << torch.arange(bits, device=flat.device) * 8).sum(1)

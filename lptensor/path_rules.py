@@ -75,7 +75,10 @@ def listed(name: str, patterns: Iterable[str]) -> tuple[str, ...]:
     """The path patterns of an argument; a string, which is a list of its letters, is refused."""
     if isinstance(patterns, str):
         raise TypeError(f"{name} takes a list of path patterns, got {patterns!r}; say {name}=[{patterns!r}]")
-    return tuple(patterns)
+    given = tuple(patterns) if isinstance(patterns, Iterable) else None
+    if given is None or not all(isinstance(pattern, str) for pattern in given):
+        raise TypeError(f'{name} takes a list of path patterns such as "head.*", got {patterns!r}')
+    return given
 
 
 def plain_path(path: str) -> str:

@@ -48,8 +48,10 @@ class Tile:
     others: int | None = 1
 
     def __post_init__(self) -> None:
-        if isinstance(self.widths, int) or self.widths is None:
+        if not isinstance(self.widths, (tuple, list)):
             raise TypeError(f"widths must be a tuple such as (1, 128), got {self.widths!r}")
+        if not isinstance(self.axes, (tuple, list, type(None))):
+            raise TypeError(f"axes must be a tuple such as (-2, -1), got {self.axes!r}")
         axes = range(-len(self.widths), 0) if self.axes is None else self.axes
         widths = (None if wide is None else check_int("block_size", wide, 1, 2**62) for wide in self.widths)
         object.__setattr__(self, "widths", tuple(widths))

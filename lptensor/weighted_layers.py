@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.parameter import UninitializedParameter
 
@@ -46,10 +47,17 @@ def check_classes(layers: Any) -> None:
 
 
 def check_made(layers: Iterable[nn.Module]) -> None:
-    """Refuse lazy layers, which have no weight before their first call."""
+    """Refuse layers whose weight is no dense tensor of floating-point numbers, as lazy ones before their first call."""
     for layer in layers:
-        if isinstance(layer.weight, UninitializedParameter):
+        weight = getattr(layer, "weight", None)
+        if isinstance(weight, UninitializedParameter):
             raise ValueError(f"a {type(layer).__name__} has no weight yet; call the model on a batch first")
+        if not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.layout is not torch.strided:
+            got = f"{weight.dtype}, {weight.layout}" if isinstance(weight, Tensor) else repr(weight)
+            raise ValueError(
+                f"the weight of a {type(layer).__name__} must be a dense tensor of floating-point numbers, got {got}; "
+                "leave the layer out by exempt="
+            )
 
 
 def with_first(change: Callable[[Any], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

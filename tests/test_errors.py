@@ -22,6 +22,7 @@ from lptensor import (
     Accumulator,
     Arithmetic,
     Codebook,
+    CurrentMaximum,
     FixedPoint,
     Gemm,
     Operand,
@@ -36,6 +37,7 @@ from lptensor import (
 from lptensor.interop import save_file
 from lptensor.training import Technique, round_layers
 
+UNSIGNED = FixedPoint(8, 0, signed=False)
 X, W, ACC = torch.ones(3), nn.Parameter(torch.ones(1)), Accumulator(BF16)
 
 TAKE_A_FORMAT: dict[str, Callable[[Any], object]] = {
@@ -151,6 +153,21 @@ WRONG: list[tuple[Callable[[], object], str]] = [
     (lambda: lptensor.training.recipes.hbfp().model(W), "torch.nn.Module, got Parameter"),  # type: ignore[type-var]
     (lambda: lptensor.training.recipes.mxfp8().optimizer([W]), "torch.optim.Optimizer, got list"),  # type: ignore[arg-type]
     (lambda: lptensor.LPTensor(X, BF16), r"made by x\.to_lp\(format\), which rounds; .*no Floating"),  # type: ignore[arg-type]
+    (lambda: lptensor.sum(X, True, accumulator=ACC), "dim must be an integer, or a tuple of them, got True"),
+    (lambda: lptensor.conv(X.view(1, 1, 3), X.view(1, 1, 3), ACC, stride={1}), r"one for each axis \(1\), got {1}"),  # type: ignore[arg-type]
+    (lambda: lptensor.conv(X.view(1, 1, 3), X.view(1, 1, 3), ACC, groups="a"), "groups must be an integer .* got 'a'"),  # type: ignore[arg-type]
+    (lambda: lptensor.FloatingPoint(int), "a width must be an integer, .* got <class 'int'>"),
+    (lambda: FixedPoint(int, 2), "wl must be an integer .* got <class 'int'>"),  # type: ignore[arg-type]
+    (lambda: lptensor.FloatingPoint(4, 3, zero=torch.ones(2)), "zero must be True or False, got tensor"),
+    (lambda: Tile({1, 64}), r"widths must be a tuple such as \(1, 128\), got {"),  # type: ignore[arg-type]
+    (lambda: Tile((1,), axes=0), r"axes must be a tuple such as \(-2, -1\), got 0"),  # type: ignore[arg-type]
+    (lambda: lower(nn.Linear(1, 1), "linear", BF16, exempt=None), "exempt takes a list of path patterns .* got None"),  # type: ignore[arg-type]
+    (lambda: round_layers(nn.Linear(1, 1), exempt=[0]), r"exempt takes a list of path patterns .* got \[0\]"),  # type: ignore[list-item]
+    (lambda: lptensor.training.recipes.mxfp8(exempt="head"), r"say exempt=\['head'\]"),
+    (lambda: lptensor.training.recipes.Recipe(change=3), "change must be a function .* got 3"),  # type: ignore[arg-type]
+    (lambda: lptensor.training.recipes.Recipe(optim=3), "optim must be a dict of arguments of OptimLP, got 3"),  # type: ignore[arg-type]
+    (lambda: lptensor.training.finish(None), "finish takes a torch.nn.Module, got NoneType"),  # type: ignore[type-var]
+    (lambda: lptensor.training.unit_scaling.activation_scale(nn.Softmax(-1)), "no elementwise activation with a slope"),
     (lambda: X.to_lp(Arithmetic(BF16), grad=BF16), "give nothing beside it"),  # type: ignore[attr-defined]
 ]
 
@@ -187,6 +204,17 @@ UNFIT: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         ValueError,
         "leave grad_quant out",
     ),
+    "unsigned elements of gradients": (lambda: Arithmetic(MX(UNSIGNED)), ValueError, "name a backward format"),
+    "unsigned scaled gradients": (
+        lambda: Arithmetic(BF16, backward=Scaled(UNSIGNED, CurrentMaximum())),
+        ValueError,
+        "has no negative numbers",
+    ),
+    "unsigned gradients of a product": (
+        lambda: Gemm(E4M3, grad_weight=(E8M0, E4M3)),
+        ValueError,
+        "has no negative numbers, which gradients need; grad_weight takes a pair, of which the first",
+    ),
     "a model to save": (lambda: save_file(nn.Linear(2, 2), "x"), TypeError, "such as model.state_dict()"),  # type: ignore[arg-type]
     "a technique without a result": (
         lambda: Technique(E4M3, lambda x: None).quantize(torch.ones(2)),  # type: ignore[arg-type,return-value]
@@ -216,3 +244,78 @@ def test_what_does_not_fit_is_named(name: str) -> None:
     call, kind, says = UNFIT[name]
     with pytest.raises(kind, match=says):
         call()
+
+
+NOT_WEIGHTS: dict[str, Callable[[nn.Linear], object]] = {
+    "none": lambda layer: layer.register_parameter("weight", None),
+    "sparse": lambda layer: setattr(layer, "weight", nn.Parameter(torch.eye(2).to_sparse())),
+    "parametrized": lambda layer: nn.utils.parametrizations.weight_norm(layer),
+}
+
+
+@pytest.mark.parametrize("what", NOT_WEIGHTS)
+@pytest.mark.parametrize("name", ["dorefa", "wage", "hbfp", "s2fp8", "fp8_delayed"])
+def test_a_recipe_that_refuses_a_layer_leaves_the_others_as_they_are(name: str, what: str) -> None:
+    net = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2), nn.Linear(2, 2))
+    NOT_WEIGHTS[what](net[2])
+    before, names = [type(m) for m in net.modules()], [name for name, _ in net.named_parameters()]
+    weight, state = net[0].weight.detach().clone(), torch.get_rng_state()
+    with pytest.raises(ValueError, match="weight of a Linear must be a dense|rounded already, or parametrized"):
+        getattr(lptensor.training.recipes, name)().model(net)
+    assert [type(m) for m in net.modules()] == before and [name for name, _ in net.named_parameters()] == names
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in net if m is not net[2])
+    assert torch.equal(net[0].weight, weight) and torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_unit_scaled_model_is_changed_whole_or_not_at_all() -> None:
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    NOT_WEIGHTS["sparse"](net[1])
+    weight, state = net[0].weight.detach().clone(), torch.get_rng_state()
+    with pytest.raises(ValueError, match="weight of a Linear must be a dense .* got torch.float32, torch.sparse"):
+        lptensor.training.recipes.unit_scaling().model(net)
+    assert type(net[0]) is nn.Linear
+    assert torch.equal(net[0].weight, weight) and torch.equal(torch.get_rng_state(), state)
+
+
+def test_each_layer_gets_what_was_made_for_it() -> None:
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    makes = iter([quantizer(E4M3), 3])
+    with pytest.raises(TypeError, match="what weight= makes rounds a tensor, .* got 3"):
+        round_layers(net, weight=lambda: next(makes))  # type: ignore[arg-type,return-value]
+    some = iter([None, quantizer(FixedPoint(3, 1)), None, None])
+    round_layers(net, input=lambda: next(some), gradient=lambda: next(some))  # type: ignore[arg-type,return-value]
+    x = torch.tensor([[0.3, 0.8]])
+    middle = nn.functional.linear(x, net[0].weight, net[0].bias)  # no input is rounded, one gradient is
+    assert torch.equal(net(x), nn.functional.linear(middle, net[1].weight, net[1].bias))
+
+
+def test_recipes_keep_what_they_were_given() -> None:
+    recipe = lptensor.training.recipes.mxfp8(exempt=(name for name in ["0"]))  # type: ignore[arg-type]
+    for _ in range(2):
+        net = recipe.model(nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 2)))
+        assert not net[0]._forward_hooks and net[1]._forward_hooks
+    lptensor.training.recipes.wang().optim["update"] = "nearest"  # type: ignore[index]
+    assert lptensor.training.recipes.hfp8().optim["update"] == "stochastic"
+
+
+def test_weights_that_cannot_all_be_prepared_stay_as_they_are() -> None:
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, device="meta"))
+    own = net[0].weight
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        lptensor.training.prepare(net, MXFP4)
+    assert net[0].weight is own and type(net[0]) is nn.Linear
+
+
+def test_integers_of_any_kind_mean_the_same() -> None:
+    x = torch.arange(6.0).view(2, 3)
+    for two, one in ((np.int8(2), np.int64(1)), (torch.tensor(2), torch.tensor(1))):
+        assert torch.equal(lptensor.sum(x, one, accumulator=ACC), x.sum(1))
+        assert torch.equal(lptensor.sum(x, one - one, accumulator=ACC), x.sum(0))
+        stepped = lptensor.conv(x.view(1, 1, 6), torch.ones(1, 1, 1), ACC, stride=two, groups=one)
+        assert torch.equal(stepped, x.view(1, 1, 6)[..., ::2])
+        assert lptensor.FloatingPoint(4 * two) == lptensor.E5M2
+    codes = torch.tensor([1, 2, 3])
+    assert lptensor.unpack(lptensor.pack(codes, np.uint8(8)), np.uint8(8), np.int64(3)).tolist() == [1, 2, 3]
+    assert lptensor.packed_bytes(13, torch.tensor(3, dtype=torch.uint8)) == lptensor.packed_bytes(13, 3)  # type: ignore[arg-type]
+    groups = [lptensor.training.HALP([W], 0.5, 1.0, bits).param_groups[0]["bits"] for bits in (16, np.int8(16))]
+    assert groups == [16, 16] and type(groups[1]) is int

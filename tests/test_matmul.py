@@ -166,7 +166,7 @@ def test_what_does_not_fit_is_refused() -> None:
         lp.conv(torch.ones(1, 1, 3), torch.ones(1, 1, 4), acc)
     with pytest.raises(ValueError, match="2 groups need w"):
         lp.conv(torch.ones(1, 3, 5), torch.ones(2, 1, 2), acc, groups=2)
-    with pytest.raises(ValueError, match="stride takes one number of 1 or more, or 1"):
+    with pytest.raises(ValueError, match="stride takes one number of 1 or more, or one for each axis .1.,"):
         lp.conv(torch.ones(1, 1, 5), torch.ones(1, 1, 2), acc, stride=(1, 1))
     with pytest.raises(ValueError, match="one number for each of 2 output channels"):
         lp.conv(torch.ones(1, 1, 5), torch.ones(2, 1, 2), acc, torch.ones(3))

@@ -23,6 +23,7 @@ from lptensor import (
     FixedPoint,
     Posit,
     Scaled,
+    convert,
     lower,
     quantizer,
 )
@@ -293,6 +294,17 @@ class TestFormatSchedule:
         other.step()
         other.step()
         assert seen[-1] is None and other.format is None
+
+    def test_a_step_that_cannot_be_taken_is_not_counted(self) -> None:
+        model = nn.Linear(2, 2)
+        schedule = FormatSchedule({0: None, torch.tensor(1): E4M3}, lambda f: convert(model, f))  # type: ignore[dict-item]
+        loss = model(torch.ones(1, 2)).sum()
+        with pytest.raises(RuntimeError, match="del loss"):
+            schedule.step()
+        assert schedule.format is None
+        del loss
+        schedule.step()
+        assert schedule.format == model.weight.format == E4M3
 
     def test_bad_input_is_named(self) -> None:
         with pytest.raises(ValueError, match="at step 0; it has"):

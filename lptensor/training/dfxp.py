@@ -56,14 +56,12 @@ class DynamicFixedPoint(nn.Module):
         rounding: Rounding | Mode | str = "nearest",
     ) -> None:
         super().__init__()
-        check_int("wl", wl, 2, 24)
-        check_int("exponent", exponent, -100, 100)
-        check_int("interval", interval, 1, 2**31)
         if not 0 <= check_number("max_overflow", max_overflow) < 1:
             raise ValueError(f"max_overflow is a share of the elements, from 0 to below 1, got {max_overflow!r}")
-        self.wl, self.max_overflow, self.interval = wl, max_overflow, interval
+        self.wl, self.max_overflow = check_int("wl", wl, 2, 24), float(max_overflow)
+        self.interval = check_int("interval", interval, 1, 2**31)
         self.rounding = as_rounding(rounding)
-        self.register_buffer("exponent", torch.tensor(exponent))
+        self.register_buffer("exponent", torch.tensor(check_int("exponent", exponent, -100, 100)))
         self.register_buffer("overflows", torch.zeros(2, dtype=torch.int64))  # of the range, of half of it
         self.register_buffer("seen", torch.zeros(2, dtype=torch.int64))  # elements, calls
 

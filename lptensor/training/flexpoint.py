@@ -62,7 +62,7 @@ class Flexpoint(nn.Module):
     ) -> None:
         super().__init__()
         self.bits = check_int("bits", bits, 3, 24)
-        check_int("history", history, 1, 2**20)
+        history = check_int("history", history, 1, 2**20)
         for name, value in (("alpha", alpha), ("beta", beta), ("gamma", gamma)):
             if not 0 <= check_number(name, value) < math.inf or (name == "alpha" and value == 0):
                 sign = "positive" if name == "alpha" else "not negative"

@@ -71,7 +71,7 @@ class HALP(Optimizer):
     def _check(group: dict[str, Any]) -> None:
         for name in ("lr", "mu"):
             check_positive(name, group[name])
-        check_int("bits", group["bits"], 2, 24)
+        group["bits"] = check_int("bits", group["bits"], 2, 24)
         for p in group["params"]:
             if type(p.data) is not Tensor or p.dtype not in (torch.float32, torch.float64):
                 raise TypeError(f"HALP takes plain float32 and float64 parameters, got {type(p.data)}, {p.dtype}")

@@ -91,8 +91,8 @@ def hbfp_widths(model: nn.Module, wl: int, ends: int | None = None) -> None:
     layers = [parts for parts in held if parts]
     if not layers:
         raise ValueError(f"no layer of {type(model).__name__} rounds by HBFP; recipes.hbfp().model(model) makes them")
-    for name, width in (("wl", wl), ("ends", wl if ends is None else ends)):
-        check_int(name, width, 2, 24)
+    wl = check_int("wl", wl, 2, 24)
+    ends = None if ends is None else check_int("ends", ends, 2, 24)
     for i, parts in enumerate(layers):
         width = ends if ends is not None and i in (0, len(layers) - 1) else wl
         for part, quantize in parts:

@@ -55,8 +55,13 @@ def prepare(
     check_made(chosen)
     for module in chosen:
         check_roundable(module.weight, format)
-    for module in chosen:
-        parametrize.register_parametrization(module, "weight", quantizer)
+    for i, module in enumerate(chosen):
+        try:
+            parametrize.register_parametrization(module, "weight", quantizer)
+        except BaseException:
+            for prepared in chosen[:i]:
+                parametrize.remove_parametrizations(prepared, "weight", leave_parametrized=False)
+            raise
     return model
 
 
@@ -71,6 +76,8 @@ def finish(model: Model) -> Model:
     >>> type(net.weight).__name__, net.weight.mul(2).frac().any().item()
     ('Parameter', False)
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"finish takes a torch.nn.Module, got {type(model).__name__}")
     prepared = [m for m in model.modules() if _is_prepared(m)]
     if not prepared:
         raise ValueError(f"no layer of {type(model).__name__} was prepared; prepare(model, format) does it")

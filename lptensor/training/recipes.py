@@ -18,8 +18,8 @@ from lptensor.formats import E2M1, E3M2, E4M3, E5M2, FP32, FixedPoint, FloatingP
 from lptensor.hadamard import Hadamard
 from lptensor.lower import lower
 from lptensor.operands import Gemm, Operand
-from lptensor.ops import check_roundable
 from lptensor.optim import OptimLP
+from lptensor.path_rules import listed
 from lptensor.posits import Posit
 from lptensor.quantizer import quantizer
 from lptensor.rounding import Mode, Rounding, as_rounding
@@ -30,13 +30,21 @@ from lptensor.training.hbfp import HBFP
 from lptensor.training.loss_scaling import Automatic, Dynamic, LossScaler, Static
 from lptensor.training.luq import LUQ
 from lptensor.training.quartet import quartet_layers
-from lptensor.training.round_layers import round_layers
+from lptensor.training.round_layers import check_unrounded, round_layers
 from lptensor.training.s2fp8 import S2FP8
 from lptensor.training.sawb import SAWB
 from lptensor.training.technique import Technique
 from lptensor.training.three_quarters import ThreeQuarters
 from lptensor.training.unit_scaling import unit_layers
-from lptensor.training.wage import WageActivation, WageError, WageGradient, WageWeight, draw_weight, grid
+from lptensor.training.wage import (
+    WageActivation,
+    WageError,
+    WageGradient,
+    WageWeight,
+    check_drawable,
+    draw_weight,
+    grid,
+)
 from lptensor.weighted_layers import LAYERS, called_layers
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -73,6 +81,16 @@ class Recipe:
     exempt: Exempt = ()
     optim: Mapping[str, Any] = field(default_factory=dict)
     scaling: Static | Dynamic | Automatic = Static(1.0)
+
+    def __post_init__(self) -> None:
+        Arithmetic(operands=self.operands, accumulator=self.accumulator)  # refuses what is neither
+        if self.change is not None and not callable(self.change):
+            raise TypeError(f"change must be a function of a model and of what is exempt, got {self.change!r}")
+        if not isinstance(self.optim, Mapping):
+            raise TypeError(f"optim must be a dict of arguments of OptimLP, got {self.optim!r}")
+        LossScaler(self.scaling)
+        object.__setattr__(self, "exempt", listed("exempt", self.exempt))
+        object.__setattr__(self, "optim", dict(self.optim))
 
     def model(self, model: Model) -> Model:
         """The model, its layers changed in place."""
@@ -390,9 +408,10 @@ def wage(weight: int = 2, activation: int = 8, gradient: int = 8, error: int = 8
 
     def change(model: nn.Module, exempt: Exempt) -> None:
         layers = called_layers(model, exempt, LAYERS)
-        weights = [layer.weight for layer in layers.values() if isinstance(layer.weight, nn.Parameter)]
-        for w in weights:
-            check_roundable(w, grid(gradient))
+        check_unrounded([*layers.values()])
+        weights: list[Any] = [layer.weight for layer in layers.values()]
+        for w in weights if initialize else ():
+            check_drawable(w, gradient)
         *others, last = layers
         inputs, rounded = (lambda: WageActivation(activation, error)), (lambda: WageWeight(weight))
         # Errors are rounded where they leave a layer's input; the first one enters the last layer's output.

@@ -57,14 +57,12 @@ def round_layers(
         if make is not None and (not callable(make) or isinstance(make, nn.Module)):
             raise TypeError(f"{name} makes what rounds, once for each layer: say {name}=lambda: ..., got {make!r}")
     chosen = [*called_layers(model, exempt, layers).values()]
-    check_made(chosen)
-    for module in chosen:
-        if hasattr(module, _INPUT) or hasattr(module, _GRADIENT) or parametrize.is_parametrized(module, "weight"):
-            raise ValueError("a layer is rounded already; begin with a fresh model")
+    check_unrounded(chosen)
     made = [[None if make is None else make() for make in (weight, input, gradient)] for _ in chosen]
-    for name, what in zip(("weight", "input", "gradient"), made[0] if made else (), strict=False):
-        if what is not None and not callable(what):
-            raise TypeError(f"what {name}= makes rounds a tensor, such as quantizer(E4M3), got {what!r}")
+    for name, *each in zip(("weight", "input", "gradient"), *made, strict=True):
+        for what in each:
+            if what is not None and not callable(what):
+                raise TypeError(f"what {name}= makes rounds a tensor, such as quantizer(E4M3), got {what!r}")
     for module, (of_weight, of_input, of_gradient) in zip(chosen, made, strict=True):
         if of_weight is not None:
             # Unsafe: not tried out beforehand, which a scaling with a state would remember.
@@ -73,10 +71,18 @@ def round_layers(
             module.add_module(_INPUT, _as_module(of_input))
         if of_gradient is not None:
             module.add_module(_GRADIENT, _Function(of_gradient))
-        before = _round_input if input is not None else None
-        after = _round_gradient if gradient is not None else None
+        before = _round_input if of_input is not None else None
+        after = _round_gradient if of_gradient is not None else None
         _compat.set_hooks(module, _compat.ROUND_LAYERS, before=before, after=after)
     return model
+
+
+def check_unrounded(layers: Sequence[nn.Module]) -> None:
+    """Refuse layers that ``round_layers`` has changed, and those that it cannot change."""
+    for layer in layers:
+        if hasattr(layer, _INPUT) or hasattr(layer, _GRADIENT) or parametrize.is_parametrized(layer, "weight"):
+            raise ValueError("a layer is rounded already, or parametrized; begin with a fresh model")
+    check_made(layers)
 
 
 def _round_input(module: nn.Module, args: Any, kwargs: Any) -> Any:

@@ -37,8 +37,8 @@ class FormatSchedule:
     def __init__(self, formats: Mapping[int, Format | None], apply: Callable[[Format | None], Any]) -> None:
         if not isinstance(formats, Mapping):
             raise TypeError(f"formats must be a dict such as {{0: E4M3, 10: BF16}}, got {formats!r}")
+        formats = {check_int("the step of a format", step, 0, 2**62): format for step, format in formats.items()}
         for step, format in formats.items():
-            check_int("the step of a format", step, 0, 2**62)
             if format is not None and not isinstance(format, Format):
                 got = no_format(format)
                 raise TypeError(f"step {step} needs a number format such as FloatingPoint(8) or None, got {got}")
@@ -56,10 +56,19 @@ class FormatSchedule:
         return self.formats[max(step for step in self.formats if step <= self.steps)]
 
     def step(self) -> None:
-        """Count one step, and apply the format that begins with it."""
-        self.steps += 1
-        if self.steps in self.formats:
+        """Count one step, and apply the format that begins with it. If that raises, the step is not counted."""
+        if self.steps + 1 in self.formats:
+            self._apply_at(self.steps + 1)
+        else:
+            self.steps += 1
+
+    def _apply_at(self, steps: int) -> None:
+        before, self.steps = self.steps, steps
+        try:
             self.apply(self.format)
+        except BaseException:
+            self.steps = before
+            raise
 
     def state_dict(self) -> dict[str, Any]:
         """The count of steps; formats and function are the constructor's."""
@@ -71,5 +80,4 @@ class FormatSchedule:
         Load the schedule before the model and the optimizer: until then these have the format of step 0, to which
         what is loaded would be rounded.
         """
-        self.steps = check_int("steps", state_dict["steps"], 0, 2**62)
-        self.apply(self.format)
+        self._apply_at(check_int("steps", state_dict["steps"], 0, 2**62))

@@ -70,16 +70,19 @@ class SWALP:
 
     def step(self) -> bool:
         """Count one training step; whether the parameters entered the mean after it."""
+        past = self.steps + 1 - self.start
+        collects = past > 0 and (past - 1) % self.period == 0
+        if collects:
+            self.collect()
         self.steps += 1
-        past = self.steps - self.start
-        if past <= 0 or (past - 1) % self.period:
-            return False
-        self.collect()
-        return True
+        return collects
 
     @torch.no_grad()
     def collect(self) -> None:
         """Enter the parameters as they are now, whatever the schedule says."""
+        for mean, p in zip(self.means, self.parameters, strict=True):
+            if mean.shape != p.shape:
+                raise ValueError(f"a parameter has shape {tuple(p.shape)} now, its mean {tuple(mean.shape)}")
         self.collected += 1
         for mean, p in zip(self.means, self.parameters, strict=True):
             mean.add_((read(p).double() - mean) / self.collected)

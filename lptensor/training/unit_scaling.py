@@ -15,7 +15,7 @@ from torch.nn import functional as F  # noqa: N812
 from lptensor import _compat
 from lptensor.formats import Format
 from lptensor.quantizer import quantizer
-from lptensor.weighted_layers import become, layers_of, with_first
+from lptensor.weighted_layers import become, check_made, layers_of, with_first
 
 ACTIVATIONS = (nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.ELU, nn.Softplus, nn.LeakyReLU, nn.Mish)
 
@@ -144,8 +144,10 @@ def activation_scale(activation: nn.Module) -> float:
         f = type(activation).forward(activation, z.clone())  # a copy: some work in place
         (slope,) = torch.autograd.grad(f.sum(), z)
     f = f.detach()
-    variance = float((p * f * f).sum() - (p * f).sum() ** 2)
-    return float((variance * float((p * slope * slope).sum())) ** -0.25)
+    variance, power = float((p * f * f).sum() - (p * f).sum() ** 2), float((p * slope * slope).sum())
+    if not variance * power > 0:
+        raise ValueError(f"{activation} is no elementwise activation with a slope, which unit scaling asks for")
+    return math.pow(variance * power, -0.25)
 
 
 def unit_layers(
@@ -160,6 +162,8 @@ def unit_layers(
             raise ValueError(
                 f"{path!r} is a {type(module).__name__}; unit scaling is for plain nn.Linear, nn.Embedding"
             )
+    check_made(scaled.values())
+    factors = {m: activation_scale(m) for m in model.modules() if isinstance(m, ACTIVATIONS)}
     for path, module in scaled.items():
         if isinstance(module, nn.Linear):
             become(module, UnitLinear, formats=(forward, backward) if path in rounded else (None, None))
@@ -167,10 +171,8 @@ def unit_layers(
             become(module, UnitEmbedding)
         if initialize:
             _unit_variance(module)
-    for activation in model.modules():
-        if isinstance(activation, ACTIVATIONS):
-            factor = activation_scale(activation)
-            _compat.set_hooks(activation, _compat.UNIT_SCALING, before=_Before(factor), after=_After(factor))
+    for activation, factor in factors.items():
+        _compat.set_hooks(activation, _compat.UNIT_SCALING, before=_Before(factor), after=_After(factor))
 
 
 @torch.no_grad()

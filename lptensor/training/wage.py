@@ -166,9 +166,17 @@ def _direction(x: Tensor) -> Tensor:
     return x / torch.where(largest.isfinite(), shift(largest), torch.full_like(largest, torch.nan))
 
 
+def check_drawable(w: Tensor, bits: int) -> None:
+    """Refuse a weight that ``draw_weight`` cannot draw anew."""
+    if type(w.data) is not Tensor:
+        raise TypeError(
+            f"WAGE draws plain weights anew, got {type(w.data).__name__}; give initialize=False to keep them"
+        )
+    check_roundable(w, grid(bits))
+
+
 @torch.no_grad()
 def draw_weight(w: Tensor, quantize: WageWeight, bits: int) -> None:
     """Draw a weight anew, uniformly up to the larger of both limits, on the grid of its updates (section 3.2)."""
-    check_roundable(w, grid(bits))
     limit = max(quantize.limits(w))
     w.copy_(round_fresh(torch.empty_like(w).uniform_(-limit, limit), grid(bits), Rounding()))
