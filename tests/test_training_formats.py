@@ -23,7 +23,6 @@ from lptensor import (
     FixedPoint,
     Posit,
     Scaled,
-    convert,
     lower,
     quantizer,
 )
@@ -296,15 +295,22 @@ class TestFormatSchedule:
         assert seen[-1] is None and other.format is None
 
     def test_a_step_that_cannot_be_taken_is_not_counted(self) -> None:
-        model = nn.Linear(2, 2)
-        schedule = FormatSchedule({0: None, torch.tensor(1): E4M3}, lambda f: convert(model, f))  # type: ignore[dict-item]
-        loss = model(torch.ones(1, 2)).sum()
-        with pytest.raises(RuntimeError, match="del loss"):
-            schedule.step()
-        assert schedule.format is None
-        del loss
+        ready = {BF16: True, E4M3: False}
+        seen: list[Any] = []
+
+        def use(format: Any) -> None:
+            if not ready[format]:
+                raise RuntimeError("not now")
+            seen.append(format)
+
+        schedule = FormatSchedule({0: BF16, torch.tensor(1): E4M3}, use)  # type: ignore[dict-item]
+        for move in (schedule.step, lambda: schedule.load_state_dict({"steps": 3})):
+            with pytest.raises(RuntimeError, match="not now"):
+                move()
+            assert schedule.format == BF16 and schedule.steps == 0
+        ready[E4M3] = True
         schedule.step()
-        assert schedule.format == model.weight.format == E4M3
+        assert schedule.format == E4M3 and seen == [BF16, E4M3]
 
     def test_bad_input_is_named(self) -> None:
         with pytest.raises(ValueError, match="at step 0; it has"):
