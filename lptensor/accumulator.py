@@ -238,7 +238,7 @@ def tensor_core(name: str = "ampere") -> Accumulator:
     >>> tensor_core("volta")
     Accumulator(FloatingPoint(exp=8, man=23), chunk=4, order='aligned', rounding='toward_zero', alignment=23)
     """
-    if name not in _TENSOR_CORES:
+    if not isinstance(name, str) or name not in _TENSOR_CORES:
         raise ValueError(f'unknown tensor core {name!r}; known: {", ".join(_TENSOR_CORES)}; or order="aligned"')
     sum, chunk, alignment = _TENSOR_CORES[name]
     return Accumulator(sum, chunk=chunk, order="aligned", rounding="toward_zero", alignment=alignment)

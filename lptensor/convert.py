@@ -142,6 +142,11 @@ def _plan(model: nn.Module, rules: PathRules, buffers: bool) -> Plan:
         refuse_distributed(tensor)
         if verdict is not None:
             check_carrier(verdict)
+            if tensor.layout is not torch.strided:
+                raise TypeError(
+                    f"{path!r} is a tensor of {tensor.layout}, and dense ones are converted; make it dense, or leave "
+                    f"it out: {{{path!r}: None, ...}}"
+                )
         plan[id(tensor)] = tensor, verdict, False
         if tensor.grad is not None:
             plan[id(tensor.grad)] = tensor.grad, verdict, True

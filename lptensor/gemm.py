@@ -112,6 +112,8 @@ def cumsum(x: Tensor, dim: int, accumulator: Accumulator, generator: torch.Gener
 
 def _run(a: Tensor, b: Tensor, acc: Accumulator, c: Tensor | None, generator: Any, running: bool = False) -> Tensor:
     """The kernel or the reference, on three axes each; ``running``: every sum, [batch, m, k, n]."""
+    if generator is not None:
+        ops.check_generator(generator)
     a, b, c = _in_memory(a), _in_memory(b), None if c is None else _in_memory(c)
     if type(a) is Tensor and type(b) is Tensor and not _compat.traced():
         return _added_up(a, b, acc, c, running, generator)

@@ -116,8 +116,8 @@ def to_numpy(x: Tensor, format: ScalarFormat) -> np.ndarray[Any, Any]:
     >>> to_numpy(torch.tensor([1.1, 1000.0]), E4M3).astype("float32").tolist()
     [1.125, 448.0]
     """
-    dtype = _numpy_dtype(_counterpart(format, _NUMPY, "ml_dtypes", "type"))
     raw = encode(x, format).cpu().numpy()
+    dtype = _numpy_dtype(_counterpart(format, _NUMPY, "ml_dtypes", "type"))
     if dtype.name == "int4":  # kept as a sign-extended byte
         return ((raw ^ 8).astype(np.int8) - 8).astype(dtype)
     return raw.view(dtype)
@@ -221,7 +221,9 @@ def save_file(
     safetensors.save_file(stored, path, {**(metadata or {}), _KEY: json.dumps(entries)})
 
 
-def load_file(path: str | os.PathLike[str], device: str = "cpu") -> tuple[dict[str, Tensor], dict[str, Format]]:
+def load_file(
+    path: str | os.PathLike[str], device: str | torch.device = "cpu"
+) -> tuple[dict[str, Tensor], dict[str, Format]]:
     """The tensors of a safetensors file, codes decoded to float32, and the formats of those that have one.
 
     Files that ``save_file`` did not write are read, too: their tensors come as they are.
@@ -242,7 +244,7 @@ def load_file(path: str | os.PathLike[str], device: str = "cpu") -> tuple[dict[s
     (['n', 'w'], ['w'])
     """
     tensors, formats = {}, {}
-    with need("safetensors").safe_open(path, framework="pt", device=device) as file:
+    with need("safetensors").safe_open(path, framework="pt", device=str(device)) as file:
         entries = _entries((file.metadata() or {}).get(_KEY, "{}"))
         for name in file.keys():  # noqa: SIM118 (a reader, not a dict)
             stored = file.get_tensor(name)
@@ -278,8 +280,13 @@ def _filed(x: Tensor, format: Format) -> Tensor:
 def _unfiled(stored: Tensor, format: Format, shape: list[int]) -> Tensor:
     if stored.is_floating_point():
         return from_torch(stored)
-    bits: int = format.bits  # type: ignore[attr-defined]
-    return decode(unpack(stored, bits, shape) if bits < 8 else stored, format)
+    bits = getattr(format, "bits", None)
+    if bits is None:
+        raise ValueError(f"the file's metadata names {format!r}, which has no codes of single elements")
+    codes = unpack(stored, bits, shape) if bits < 8 else stored
+    if list(codes.shape) != shape:
+        raise ValueError(f"the file's metadata gives codes the shape {shape}, they have {list(codes.shape)}")
+    return decode(codes, format)
 
 
 def _lookup(format: Format, table: Mapping[ScalarFormat, Any]) -> Any:

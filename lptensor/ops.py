@@ -54,6 +54,8 @@ def round(
     rule = as_rounding(rounding)
     check_roundable(x, format)
     _check_plain(x)
+    if generator is not None:
+        check_generator(generator)
     if out is not None:
         return _into(x, format, rule, generator, out)
     if torch.is_grad_enabled() and x.requires_grad or _compat.transforming() or _compat.differentiating_forward():
@@ -165,10 +167,14 @@ def _check_plain(x: Tensor) -> None:
         raise TypeError("rounding takes plain tensors, got an LPTensor; recast it with .to_lp(), or say .dequantize()")
 
 
+def check_generator(generator: object) -> None:
+    """Refuse what draws nothing, also where nothing is to be drawn."""
+    if not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator, such as torch.Generator(), got {generator!r}")
+
+
 def draw_key(generator: torch.Generator | None = None) -> tuple[int, int]:
     """A fresh key for stochastic rounding: seed and offset from torch's CPU generator."""
-    if generator is not None and not isinstance(generator, torch.Generator):
-        raise TypeError(f"generator must be a torch.Generator, such as torch.Generator(), got {generator!r}")
     words: Tensor | None = getattr(_local, "words", None)
     if words is None or _compat.transforming():  # in which nothing may be written to that is from outside
         words = torch.empty(2, dtype=torch.int64, device="cpu")

@@ -165,13 +165,13 @@ def Stochastic(bits: int = 32, variant: str = "plain", beyond: str | Beyond = "o
     >>> Stochastic(4, "pre_rounded", beyond="saturate")
     Stochastic(bits=4, variant='pre_rounded', beyond='saturate')
     """
-    if variant not in _VARIANTS:
+    if not isinstance(variant, str) or variant not in _VARIANTS:
         raise ValueError(
             f"unknown variant {variant!r}; known: {', '.join(_VARIANTS)}; "
             'odds of one half are the rounding "stochastic_equal"'
         )
     names = {member.name.lower(): member for member in Beyond}
-    if not isinstance(beyond, Beyond) and beyond not in names:
+    if not isinstance(beyond, Beyond) and not (isinstance(beyond, str) and beyond in names):
         raise ValueError(f"unknown beyond {beyond!r}; known: {', '.join(names)}")
     return Rounding(_VARIANTS[variant], bits, beyond if isinstance(beyond, Beyond) else names[beyond])
 

@@ -152,7 +152,7 @@ class TestNames:
             ("fixed(8, 2 ** 9)", "got '2 \\*\\* 9'"),
             ("FixedPoint(8, 4, colour=1)", "colour"),
             ("fixed(*[8], 4)", "numbers, names or formats"),
-            ("fixed(**{'wl': 8})", "None"),
+            ("fixed(**{'wl': 8})", "missing a required argument: 'wl'"),
         ],
     )
     def test_wrong_parameters_are_named_and_nothing_is_evaluated(self, text: str, why: str) -> None:
@@ -186,6 +186,15 @@ class TestRound:
         output = run(*arguments)
         assert "50 %" in output and "25 %" in output and "75 %" in output
         assert run(*arguments) == output
+
+    @pytest.mark.parametrize(
+        "arguments", [("0.1", "-2.7", "1e9"), ("0.1", "1e9", "--hex"), ("0.1", "--rounding", "up")]
+    )
+    def test_no_number_is_cut_on_a_terminal_of_80_columns(self, arguments: tuple[str, ...]) -> None:
+        shown = set(run("round", *arguments, "--format", "e4m3", columns=80).replace("│", " ").split())
+        write = float.hex if "--hex" in arguments else repr
+        for number in [float(a) for a in arguments if a[-1].isdigit()] + [0.09375, 0.1015625]:
+            assert write(number) in shown
 
     def test_numbers_in_hexadecimal(self) -> None:
         assert "0x1.a000000000000p-4" in run("round", "0.1", "--format", "e4m3", "--hex", columns=200)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from collections import namedtuple
 from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
@@ -166,6 +171,29 @@ WRONG: list[tuple[Callable[[], object], str]] = [
     (lambda: lptensor.training.recipes.mxfp8(exempt="head"), r"say exempt=\['head'\]"),
     (lambda: lptensor.training.recipes.Recipe(change=3), "change must be a function .* got 3"),  # type: ignore[arg-type]
     (lambda: lptensor.training.recipes.Recipe(optim=3), "optim must be a dict of arguments of OptimLP, got 3"),  # type: ignore[arg-type]
+    (lambda: lptensor.round(X, BF16, generator=42), "must be a torch.Generator, .* got 42"),  # type: ignore[arg-type]
+    (lambda: lptensor.sum(X, accumulator=ACC, generator="seed"), "must be a torch.Generator, .* got 'seed'"),  # type: ignore[arg-type]
+    (lambda: lptensor.Stochastic(4, variant=[]), r"unknown variant \[\]"),  # type: ignore[arg-type]
+    (lambda: lptensor.Stochastic(beyond={}), "unknown beyond {}"),  # type: ignore[arg-type]
+    (lambda: lptensor.tensor_core([]), r"unknown tensor core \[\]"),  # type: ignore[arg-type]
+    (lambda: Tile((0,)), "a width must be from 1 to"),
+    (lambda: lptensor.to_torch(X, MXFP4), "encode values divided by their lptensor.scales"),  # type: ignore[arg-type]
+    (lambda: lptensor.to_numpy(X, MXFP4), "encode values divided by their lptensor.scales"),  # type: ignore[arg-type]
+    (
+        lambda: lptensor.convert(nn.ParameterDict({"w": torch.eye(2).to_sparse()}), BF16),
+        "'w' is a tensor of torch.sparse",
+    ),
+    (lambda: lptensor.training.LossScaler("3"), "policy must be Static.* or a number, got '3'"),  # type: ignore[arg-type]
+    (lambda: lptensor.training.LossScaler().load_state_dict({"scale": 4.0, "count": -5}), "count must be from 0 .* -5"),
+    (lambda: lptensor.training.recipes.dorefa(weight=0), "must be from 1 to 16, got 0"),
+    (lambda: lptensor.training.recipes.hbfp(wl=1), "must be from 2 to 24, got 1"),
+    (lambda: lptensor.study.faults(0.1, model="x", path="w"), "model must be a torch.nn.Module, got str"),  # type: ignore[arg-type]
+    (lambda: lptensor.study.faults(0.1, model=nn.ReLU(), roles=3), "roles are among weight, .* got 3"),  # type: ignore[arg-type]
+    (lambda: lptensor.study.faults(0.1, bits=1.5), r"got 1.5; say bits=\[1.5\]"),  # type: ignore[arg-type]
+    (
+        lambda: lptensor.study.sensitivity(nn.Linear(1, 1), print, BF16, roles=()),
+        r"roles are among weight, .* got \(\)",
+    ),
     (lambda: lptensor.training.finish(None), "finish takes a torch.nn.Module, got NoneType"),  # type: ignore[type-var]
     (lambda: lptensor.training.unit_scaling.activation_scale(nn.Softmax(-1)), "no elementwise activation with a slope"),
     (lambda: X.to_lp(Arithmetic(BF16), grad=BF16), "give nothing beside it"),  # type: ignore[attr-defined]
@@ -319,3 +347,25 @@ def test_integers_of_any_kind_mean_the_same() -> None:
     assert lptensor.packed_bytes(13, torch.tensor(3, dtype=torch.uint8)) == lptensor.packed_bytes(13, 3)  # type: ignore[arg-type]
     groups = [lptensor.training.HALP([W], 0.5, 1.0, bits).param_groups[0]["bits"] for bits in (16, np.int8(16))]
     assert groups == [16, 16] and type(groups[1]) is int
+
+
+def test_numbers_of_any_kind_scale_a_loss() -> None:
+    for two in (2, np.float32(2), np.int64(2), torch.tensor(2.0), Fraction(2)):
+        assert lptensor.training.LossScaler(two).get_scale() == 2.0  # type: ignore[arg-type]
+    Losses = namedtuple("Losses", ["main", "side"])
+    scaled = lptensor.training.LossScaler(2.0).scale(Losses(torch.ones(1), [torch.ones(2)]))
+    assert type(scaled) is Losses and scaled.main == 2 and scaled.side[0].tolist() == [2, 2]
+
+
+def test_a_file_whose_metadata_do_not_fit_its_codes_is_refused(tmp_path: Path) -> None:
+    path, codes = tmp_path / "x", {"x": lptensor.encode(torch.ones(2), lptensor.E3M4)}
+    for format, shape, message in (
+        (MXFP4, [2], "names MX.*, which has no codes of single elements"),
+        (lptensor.E3M4, [3], r"gives codes the shape \[3\], they have \[2\]"),
+    ):
+        entry = {"format": lptensor.describe(format), "shape": shape}
+        safetensors.torch.save_file(codes, path, {"lptensor": json.dumps({"x": entry})})
+        with pytest.raises(ValueError, match=message):
+            lptensor.load_file(path)
+    save_file({"x": torch.ones(2)}, path, lptensor.E3M4)
+    assert lptensor.load_file(path, torch.device("cpu"))[0]["x"].tolist() == [1, 1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import difflib
+import inspect
 import re
 
 import torch
@@ -59,7 +60,14 @@ def parse_format(text: str) -> Format:
         kind = constructors().get(call.func.id.lower()) if call and isinstance(call.func, ast.Name) else None
         if call is None or kind is None:
             raise _Unknown
-        return kind(*map(_argument, call.args), **{str(k.arg): _argument(k.value) for k in call.keywords})
+        given, named = [*map(_argument, call.args)], {str(k.arg): _argument(k.value) for k in call.keywords}
+        taken = inspect.signature(kind)
+        try:
+            taken.bind(*given, **named)
+        except TypeError as error:
+            bare = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in taken.parameters.values()]
+            raise ValueError(f"{error}; it takes {inspect.Signature(bare)}") from None
+        return kind(*given, **named)
     except _Unknown:
         raise ValueError(_unknown(name)) from None
     except (TypeError, ValueError) as error:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from fractions import Fraction
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
+from rich.measure import Measurement
 from rich.table import Table
 
 import lptensor
@@ -66,21 +67,55 @@ def round(
     except (TypeError, ValueError) as error:  # a format may not know the mode
         raise typer.BadParameter(str(error)) from None
     write: Callable[[float], str] = float.hex if as_hex else repr
-    table = Table(
-        title=f"{short(format)}, {rounding.name}", caption=_notes(choices, format, rounding), header_style="bold"
-    )
     titles = ["value", "lower", "upper", "to lower", "to upper", "result", "why"]
     if rounding.stochastic:
         titles[3:5] = ["P(lower)", "P(upper)"]
-    for title in titles:
-        table.add_column(title, justify="left" if title == "why" else "right", overflow="fold")
+    rows = []
     for choice in choices:
         lower, upper = (_neighbour(choice, n, write) for n in (choice.lower, choice.upper))
         weights = (
             _chances(choice) if rounding.stochastic else [_distance(choice, n) for n in (choice.lower, choice.upper)]
         )
-        table.add_row(write(choice.value), lower, upper, *weights, f"[bold]{write(choice.result)}[/bold]", choice.why)
-    stdout().print(table)
+        rows.append([write(choice.value), lower, upper, *weights, f"[bold]{write(choice.result)}[/bold]", choice.why])
+    look: dict[str, Any] = {
+        "title": f"{short(format)}, {rounding.name}",
+        "caption": _notes(choices, format, rounding),
+        "header_style": "bold",
+    }
+    console = stdout()
+    tables = [_side_by_side(titles, rows, look)]
+    if not rounding.stochastic:  # distances can be told from the numbers, chances not
+        tables.append(_side_by_side(_leave_out(titles), map(_leave_out, rows), look))
+    for table in tables:
+        if Measurement.get(console, console.options.update(width=1000), table).minimum <= console.width:
+            console.print(table)
+            return
+    console.print(_one_by_one(titles, rows, look))
+
+
+def _leave_out(row: list[str]) -> list[str]:
+    """A row without the distances of the neighbours."""
+    return row[:3] + row[5:]
+
+
+def _side_by_side(titles: list[str], rows: Iterable[list[str]], look: dict[str, Any]) -> Table:
+    """A row for each value, whose numbers are whole; the reasons fold."""
+    table = Table(**look)
+    for title in titles:
+        table.add_column(title, justify="left" if title == "why" else "right", no_wrap=title != "why")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _one_by_one(titles: list[str], rows: list[list[str]], look: dict[str, Any]) -> Table:
+    """A section for each value, for terminals too narrow to have its numbers side by side."""
+    table = Table(**look, show_header=False)
+    for row in rows:
+        for title, text in zip(titles, row, strict=True):
+            table.add_row(title, text)
+        table.add_section()
+    return table
 
 
 def _neighbour(choice: Choice, value: float | None, write: Callable[[float], str]) -> str:

@@ -39,15 +39,21 @@ def train(
         list[str],
         typer.Option(
             metavar="NAME",
-            help="A recipe of --list, all of its first table, papers or experiments; may be repeated; "
+            help="A name of --list, or `all` (its first table), `papers`, `experiments`; may be repeated; "
             "fp32 on the same network always runs.",
         ),
     ] = ["all"],  # noqa: B006  # typer copies it
     format: Annotated[
-        Format | None, typer.Option(parser=edge(parse_format), metavar="FORMAT", help="In place of the recipes' own.")
+        Format | None,
+        typer.Option(
+            parser=edge(parse_format), metavar="FORMAT", help="In place of the recipes' own; papers keep theirs."
+        ),
     ] = None,
     rounding: Annotated[
-        Rounding | None, typer.Option(parser=edge(as_rounding), metavar="MODE", help="In place of the recipes' own.")
+        Rounding | None,
+        typer.Option(
+            parser=edge(as_rounding), metavar="MODE", help="In place of the recipes' own; papers keep theirs."
+        ),
     ] = None,
     epochs: Annotated[int, typer.Option(parser=whole(1, 10_000), metavar="INT")] = _DEFAULT.epochs,
     seeds: Annotated[int, typer.Option(parser=whole(1, 1000), metavar="INT", help="How many runs of each recipe.")] = 3,
@@ -170,7 +176,7 @@ def _result_table(summaries: Sequence[Summary], narrow: bool) -> Table:
         notes += " iterate: the last weights, where accuracy is that of their mean."
     table = Table(title=task.title, caption=notes, **_LOOK)
     table.padding = (0, int(not narrow), 0, 1)
-    described = ("recipe", "number") if narrow else ("recipe", "how", "number", "sums", "rounding")
+    described = ("recipe", "number, paper") if narrow else ("recipe", "how", "number", "sums", "rounding")
     _add_texts(table, described)
     for title in ("accuracy (%)", *["iterate"] * averaged, "to fp32", "time"):
         table.add_column(title, justify="right", no_wrap=True)
@@ -182,7 +188,7 @@ def _result_table(summaries: Sequence[Summary], narrow: bool) -> Table:
         iterate = ["" if s.iterate is None else f"{s.iterate:.2f}"] * averaged
         gap = "" if s is baselines[s.recipe.task] else f"{s.gap:+.2f}"
         name, how, number, *rest = _described(s.recipe)
-        texts = (name, number) if narrow else (name, how, number, *rest)
+        texts = (name, how if s.recipe.number is None else number) if narrow else (name, how, number, *rest)
         table.add_row(*texts, f"{s.accuracy:.2f}{spread}", *iterate, gap, f"{s.slowdown:.1f} x")
     return table
 

@@ -16,7 +16,7 @@ from lptensor.blocks import BlockFormat
 from lptensor.codebooks import TableFormat
 from lptensor.codes import decode, encode
 from lptensor.formats import Format, ScalarFormat
-from lptensor.study.places import ROLES, Places, named_modules, named_parameters, values_of
+from lptensor.study.places import Places, check_roles, named_modules, named_parameters, values_of
 from lptensor.tensor import LPTensor
 
 
@@ -101,16 +101,16 @@ class faults(observe.Observer):  # noqa: N801 - reads as a function
         roles: Iterable[str] | None = None,
     ) -> None:
         _check_rate(rate)
-        chosen = None if roles is None else {roles} if isinstance(roles, str) else set(roles)
-        if chosen is not None and not chosen <= set(ROLES):
-            raise ValueError(f"roles are among {', '.join(ROLES)}, got {sorted(chosen - set(ROLES))}")
+        if model is not None and not isinstance(model, nn.Module):
+            raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        chosen = None if roles is None else check_roles(roles)
         if model is None and (path is not None or chosen is not None):
             raise ValueError("path= and roles= need model=, whose they are")
         if model is not None and path is not None:
             paths = [*dict(named_modules(model)), *dict(named_parameters(model, remove_duplicate=False))]
             if not any(fnmatchcase(known, path) for known in paths):
                 raise ValueError(f"path={path!r} matches no module or parameter; the model has {paths[1:]}")
-        self._rate, self._seed, self._roles, self._path = rate, seed, chosen, path
+        self._rate, self._seed, self._roles, self._path = rate, check_int("seed", seed, 0, 2**63 - 1), chosen, path
         self._bits = None if bits is None else _listed(bits)
         self._model = model
         self._open: ExitStack | None = None
@@ -163,7 +163,7 @@ def _width(format: Any) -> int:
 
 
 def _listed(bits: Iterable[int]) -> tuple[int, ...]:
-    if isinstance(bits, int):
+    if not isinstance(bits, Iterable):
         raise TypeError(f"bits lists those that may flip, got {bits!r}; say bits=[{bits!r}]")
     return tuple(bits)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,16 @@ from lptensor.path_rules import plain_path
 from lptensor.tensor import LPTensor
 
 ROLES = ("weight", "accumulator", "activation", "gradient", "state", "update")
+
+
+def check_roles(roles: str | Iterable[str], known: Sequence[str] = ROLES) -> tuple[str, ...]:
+    """The roles of an argument, which may name a single one."""
+    given = (roles,) if isinstance(roles, str) else tuple(roles) if isinstance(roles, Iterable) else ()
+    if not given or not set(given) <= set(known):
+        raise ValueError(f"roles are among {', '.join(known)}, got {roles!r}")
+    return given
+
+
 _MOST_MARKS = 2**17  # of them the older half is forgotten
 
 

@@ -61,7 +61,7 @@ def replicas(f: Callable[..., Any], *args: Any, count: int = 16, at_once: bool =
     mean, deviation = samples.mean(0), samples.std(0)
     still = (samples == samples[:1]).all(0)
     deviation = torch.where(still, 0.0, deviation)
-    digits = torch.where(still, math.inf, -torch.log10(deviation / mean.abs()).clamp(max=0.0))
+    digits = torch.where(still, math.inf, torch.log10(mean.abs() / deviation).clamp(min=0.0))
     digits = torch.where(digits.isnan(), 0.0, digits)  # some replicas are infinite or NaN, and others are not
     return Replicas(samples, mean, deviation, torch.where(samples.isnan().all(0), math.nan, digits))
 

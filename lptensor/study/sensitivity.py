@@ -19,7 +19,7 @@ from lptensor.rounding import Mode, Rounding, as_rounding
 from lptensor.study.format_table import by_name
 from lptensor.study.layer_map import plot_layer_map
 from lptensor.study.losses import check_callable, number_of
-from lptensor.study.places import named_modules
+from lptensor.study.places import check_roles, named_modules
 from lptensor.study.progress import track
 from lptensor.study.rows import Rows
 
@@ -69,9 +69,7 @@ def sensitivity(
     if not isinstance(model, nn.Module):
         raise TypeError(f"sensitivity takes a torch.nn.Module, got {type(model).__name__}")
     check_callable("loss", loss)
-    chosen, how = (roles,) if isinstance(roles, str) else tuple(roles), as_rounding(rounding)
-    if not set(chosen) <= set(ROUNDED):
-        raise ValueError(f"roles are among {', '.join(ROUNDED)}, got {sorted(set(chosen) - set(ROUNDED))}")
+    chosen, how = check_roles(roles, ROUNDED), as_rounding(rounding)
     if per not in ("layer", "role"):
         raise ValueError(f"per is 'layer' or 'role', got {per!r}")
     named = by_name(formats)

@@ -13,8 +13,9 @@ from torch.optim import Optimizer
 
 from lptensor import _compat
 from lptensor.arithmetic import Arithmetic
-from lptensor.base import check_positive, set_number
+from lptensor.base import check_int, check_number, check_positive, set_number
 from lptensor.formats import ScalarFormat, set_int
+from lptensor.nests import remade
 from lptensor.optim import OptimLP
 from lptensor.parameters import listed
 from lptensor.tensor import LPTensor
@@ -168,11 +169,13 @@ class LossScaler:
     """
 
     def __init__(self, policy: Static | Dynamic | Automatic | float | None = None) -> None:
-        if isinstance(policy, int | float) and not isinstance(policy, bool):
-            policy = Static(float(policy))
         policy = Dynamic() if policy is None else policy
         if not isinstance(policy, Static | Dynamic | Automatic):
-            raise TypeError(f"policy must be Static(...), Dynamic(...), Automatic(...) or a number, got {policy!r}")
+            try:
+                policy = Static(check_number("policy", policy))
+            except TypeError:
+                kinds = "Static(...), Dynamic(...), Automatic(...) or a number"
+                raise TypeError(f"policy must be {kinds}, got {policy!r}") from None
         self.policy = policy
         self._scale = float(policy.initial)
         self._count = 0
@@ -190,7 +193,7 @@ class LossScaler:
         if isinstance(losses, Tensor):
             return (losses.dequantize() if isinstance(losses, LPTensor) else losses) * self._scale
         if isinstance(losses, list | tuple):
-            return type(losses)(self.scale(loss) for loss in losses)
+            return remade(losses, self.scale)
         raise TypeError(f"scale takes a loss or a list of losses, got {type(losses).__name__}")
 
     @torch.no_grad()
@@ -258,7 +261,8 @@ class LossScaler:
         count = state_dict.get("count", state_dict.get(_compat.GROWTH_COUNT))
         if "scale" not in state_dict or count is None:
             raise ValueError(f"a scaler's state holds its scale and count, got {sorted(state_dict)}")
-        self._scale, self._count = check_positive("scale", state_dict["scale"]), int(count)
+        scale, count = check_positive("scale", state_dict["scale"]), check_int("count", count, 0, 2**62)
+        self._scale, self._count = scale, count
 
     def _look(self, grad: Tensor) -> bool:
         """Note what a scaled gradient is like; whether it is finite."""

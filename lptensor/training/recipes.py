@@ -30,7 +30,7 @@ from lptensor.training.hbfp import HBFP
 from lptensor.training.loss_scaling import Automatic, Dynamic, LossScaler, Static
 from lptensor.training.luq import LUQ
 from lptensor.training.quartet import quartet_layers
-from lptensor.training.round_layers import check_unrounded, round_layers
+from lptensor.training.round_layers import Make, check_unrounded, round_layers
 from lptensor.training.s2fp8 import S2FP8
 from lptensor.training.sawb import SAWB
 from lptensor.training.technique import Technique
@@ -126,6 +126,15 @@ class Recipe:
 def _operands(x: Any, w: Any, g: Any, transform: Any = None) -> Gemm:
     """Products whose operands are rounded to these formats, in whichever product they stand."""
     return Gemm((x, w), (g, w), (g, x), transform)
+
+
+def _by_layers(exempt: Exempt, input: Make, weight: Make, gradient: Make, **others: Any) -> Recipe:
+    """Layers whose input, weight and gradient are rounded by what these make; each is made once to refuse it now."""
+    for make in (input, weight, gradient):
+        make()
+    return Recipe(
+        change=lambda model, exempt: round_layers(model, input, weight, gradient, exempt), exempt=exempt, **others
+    )
 
 
 def _per_tensor(element: ScalarFormat) -> Format:
@@ -266,11 +275,7 @@ def hbfp(wl: int = 8, storage: int = 16, tile: int = 24, rounding: str = "stocha
     >>> model(torch.randn(2, 64)).sum().backward(); optim.step()
     """
     samples, tiles = (lambda: HBFP(wl, None, rounding)), (lambda: HBFP(wl, tile, rounding))
-    return Recipe(
-        change=lambda model, exempt: round_layers(model, samples, tiles, samples, exempt),
-        exempt=exempt,
-        optim={"weight_quant": HBFP(storage, tile, rounding)},
-    )
+    return _by_layers(exempt, samples, tiles, samples, optim={"weight_quant": HBFP(storage, tile, rounding)})
 
 
 def mxfp8(exempt: Exempt = ()) -> Recipe:
@@ -380,17 +385,8 @@ def dorefa(weight: int = 1, activation: int = 2, gradient: int = 6, exempt: Exem
     >>> model[0].weight.abs().unique().numel()  # a sign and one magnitude
     1
     """
-
-    def change(model: nn.Module, exempt: Exempt) -> None:
-        round_layers(
-            model,
-            lambda: DoReFaActivation(activation),
-            lambda: DoReFaWeight(weight),
-            lambda: DoReFaGradient(gradient),
-            exempt,
-        )
-
-    return Recipe(change=change, exempt=exempt)
+    makes = (lambda: DoReFaActivation(activation)), (lambda: DoReFaWeight(weight)), (lambda: DoReFaGradient(gradient))
+    return _by_layers(exempt, *makes)
 
 
 def wage(weight: int = 2, activation: int = 8, gradient: int = 8, error: int = 8, initialize: bool = True) -> Recipe:
