@@ -143,7 +143,7 @@ def encode(x: Tensor, format: Format, strict: bool = False) -> Tensor:
             )
     if rounded.dtype is torch.float32 and _pays(rounded, format):
         table = _codes_by_upper_bits(format, rounded.device)
-        if table is not None and (table.of_nan or not rounded.isnan().any()):
+        if table is not None and (table.of_nan or not rounded.max().isnan()):
             upper = rounded.contiguous().view(torch.int32) >> table.shift & len(table.codes) - 1
             return table.codes.index_select(0, upper.flatten()).view(rounded.shape)
     codes = encode_exact(format, exact(rounded))
@@ -215,15 +215,14 @@ class _Codes(NamedTuple):
 @lru_cache(maxsize=64)
 def _codes_by_upper_bits(format: Format, device: torch.device) -> _Codes | None:
     """What ``encode`` makes of rounded fp32 numbers, if few enough of their bits tell them apart."""
-    if isinstance(format, TableFormat) or format.carrier is not torch.float32:
+    if format.carrier is not torch.float32 or isinstance(format, FixedPoint) and not format.clamp:
         return None
-    if isinstance(format, FixedPoint) and not format.clamp:
-        return None
-    values = decode(torch.arange(1 << _bits(format), device="cpu"), format)
+    listed = isinstance(format, TableFormat)
+    values = format.values().float() if listed else decode(torch.arange(1 << _bits(format), device="cpu"), format)
     of_nan = bool(values.isnan().any())
     values = values[~values.isnan()]
-    shift = 16
-    while (values.view(torch.int32) & (1 << shift) - 1).any():
+    bits, shift = values.view(torch.int32), 16
+    while len((bits >> shift).unique()) < len(bits.unique()):
         shift -= 1
         if 1 << 32 - shift > _MOST_CODES:
             return None

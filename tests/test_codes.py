@@ -440,13 +440,18 @@ def test_many_codes_are_those_of_ml_dtypes(format: Any, dtype: Any) -> None:
         Posit(16, 1),
         FixedPoint(12, 6),
         FixedPoint(16, 8),
+        NF4,
+        LogNumber(16, 256),
+        Codebook([-1.0, 0.5, 2.0]),
+        Codebook([-1.0, -0.0, 1.0, 1.0 + 2.0**-11, 2.0]),
+        Codebook([-1.0, -0.0, 1.0, 1.0 + 2.0**-20, 2.0]),  # too close together for a table of their upper bits
     ],
     ids=str,
 )
 def test_many_codes_are_those_of_few(format: Any) -> None:
     x = torch.randn(MANY) * torch.exp2(torch.randint(-30, 20, (MANY,)))
     x[:7] = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, 1e-45, -1e-45, torch.nan])
-    if isinstance(format, FixedPoint):
+    if isinstance(format, (FixedPoint, TableFormat)):
         x = x.nan_to_num()
     few = [encode(part, format) for part in x.split(1000)]
     assert torch.equal(encode(x, format), torch.cat(few))
@@ -455,8 +460,9 @@ def test_many_codes_are_those_of_few(format: Any) -> None:
 def test_many_nans_without_a_code_are_refused() -> None:
     x = torch.zeros(MANY)
     x[-1] = torch.nan
-    with pytest.raises(ValueError, match="has no code for NaN"):
-        encode(x, E2M3)
+    for format in (E2M3, NF4):
+        with pytest.raises(ValueError, match="has no code for NaN"):
+            encode(x, format)
     codes = torch.arange(256, dtype=torch.uint8).repeat(300)
     values = Posit(8).values_of(codes[:256].long())
     assert torch.equal(decode(codes, Posit(8))[:256].nan_to_num(7.7), values.float().nan_to_num(7.7))

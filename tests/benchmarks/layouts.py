@@ -16,7 +16,7 @@ from rich.table import Table
 from torch import Tensor
 
 import lptensor as lp
-from lptensor import BF16, E4M3, FP16, MXFP8_E4M3, NVFP4
+from lptensor import BF16, E4M3, FP16, MXFP8_E4M3, NF4, NVFP4
 from lptensor.codes import decode, encode
 
 TENSORS: dict[str, Callable[[], Tensor]] = {
@@ -56,7 +56,7 @@ def layouts(turns: int) -> list[Figure]:
 
 def codes(turns: int) -> list[Figure]:
     x, figures = torch.randn(2**20), []
-    for format, name in ((E4M3, "E4M3"), (BF16, "BF16"), (FP16, "FP16")):
+    for format, name in ((E4M3, "E4M3"), (BF16, "BF16"), (FP16, "FP16"), (NF4, "NF4")):
         stored = encode(x, format)
         for group, work in (
             ("encode", lambda format=format: encode(x, format)),  # type: ignore[misc]
