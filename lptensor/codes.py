@@ -217,8 +217,10 @@ def _codes_by_upper_bits(format: Format, device: torch.device) -> _Codes | None:
     """What ``encode`` makes of rounded fp32 numbers, if few enough of their bits tell them apart."""
     if format.carrier is not torch.float32 or isinstance(format, FixedPoint) and not format.clamp:
         return None
-    listed = isinstance(format, TableFormat)
-    values = format.values().float() if listed else decode(torch.arange(1 << _bits(format), device="cpu"), format)
+    if isinstance(format, TableFormat):
+        values = format.values().float()
+    else:
+        values = decode(torch.arange(1 << _bits(format), device="cpu"), format)
     of_nan = bool(values.isnan().any())
     values = values[~values.isnan()]
     bits, shift = values.view(torch.int32), 16

@@ -80,8 +80,7 @@ def reduce(
     kept = [d for d in range(x.dim()) if d not in reduced]
     shape = [x.shape[d] for d in kept]
     terms = x.permute([*reduced, *kept]).reshape(1, math.prod(x.shape[d] for d in reduced), math.prod(shape))
-    ones = torch.ones((), dtype=x.dtype, device=x.device).expand(1, 1, terms.shape[1])
-    sums = _run(ones, terms, _of_terms(accumulator), None, generator)
+    sums = _column_sums(terms, _of_terms(accumulator), generator)
     return sums.reshape([1 if d in reduced else n for d, n in enumerate(x.shape)] if keepdim else shape)
 
 
@@ -105,9 +104,27 @@ def cumsum(x: Tensor, dim: int, accumulator: Accumulator, generator: torch.Gener
     (axis,) = axes
     moved = x.movedim(axis, 0)
     terms = moved.reshape(1, x.shape[axis], math.prod(moved.shape[1:]))
-    ones = torch.ones((), dtype=x.dtype, device=x.device).expand(1, 1, terms.shape[1])
-    sums = _run(ones, terms, _of_terms(accumulator), None, generator, running=True)
+    sums = _column_sums(terms, _of_terms(accumulator), generator, running=True)
     return sums.reshape(moved.shape).movedim(0, axis)
+
+
+def _column_sums(terms: Tensor, acc: Accumulator, generator: Any, running: bool = False) -> Tensor:
+    """The sums of [1, k, n] over k: kernels add up neighbouring columns at once, and chunks can be such columns."""
+    count, columns = terms.shape[1:]
+    # A tree of pairs is one of chunks as well, if their size is a power of two.
+    size = acc.chunk if acc.chunk > 1 else _LEAVES if acc.order == "pairwise" else count
+    apart = not acc.stochastic and acc.order != "aligned" and not _compat.traced()  # each chunk's sum is of its own
+    if apart and columns < _FEW and 0 < 2 * size <= count:
+        chunks, left = divmod(count, size)
+        whole, rest = terms.split([chunks * size, left], 1)
+        parts = [whole.reshape(chunks, size, columns).transpose(0, 1).reshape(1, size, -1), rest][: 1 + bool(left)]
+        sums = [_column_sums(part, acc.inside, None).reshape(1, -1, columns) for part in parts]
+        return _column_sums(torch.cat(sums, 1), replace(acc, chunk=1, inner=None), None)
+    ones = torch.ones((), dtype=terms.dtype, device=terms.device).expand(1, 1, count)
+    return _run(ones, terms, acc, None, generator, running)
+
+
+_FEW, _LEAVES = 16, 64  # columns, and terms
 
 
 def _run(a: Tensor, b: Tensor, acc: Accumulator, c: Tensor | None, generator: Any, running: bool = False) -> Tensor:
