@@ -4,21 +4,6 @@
 
 namespace {
 
-// A column of outputs as a row: the same sums in the same places of memory, but side by side.
-lpt_product lying(const lpt_product &p) {
-    if (p.n != 1 || p.m == 1 || p.running)
-        return p;
-    lpt_product q = p;
-    q.m = p.n, q.n = p.m;
-    q.a = p.b, q.b = p.a;
-    for (int i = 0; i < 3; ++i) {
-        q.a_stride[i] = p.b_stride[i ? 3 - i : 0];
-        q.b_stride[i] = p.a_stride[i ? 3 - i : 0];
-        q.c_stride[i] = p.c_stride[i ? 3 - i : 0];
-    }
-    return q;
-}
-
 template <class T> plan planned(const lpt_product &p, const lpt_accumulator &acc) {
     const plan tiles = !p.running && p.n > 1 ? choose(acc, T()) : plan{};
     // Even where a tile has one row alone, those of fp32 are faster than what rounds in double.
@@ -29,16 +14,14 @@ template <class T> plan planned(const lpt_product &p, const lpt_accumulator &acc
     return {any_rows<T, WIDE>, WIDE, 1, false};
 }
 
-template <class T> int64_t units(const lpt_product &given, const lpt_accumulator &acc) {
-    const lpt_product p = lying(given);
+template <class T> int64_t units(const lpt_product &p, const lpt_accumulator &acc) {
     const plan chosen = planned<T>(p, acc);
     return p.batch * ((p.n + chosen.columns - 1) / chosen.columns) *
            ((p.m + chosen.rows - 1) / chosen.rows);
 }
 
 template <class T>
-bool run(const lpt_product &given, const lpt_accumulator &acc, int64_t first, int64_t last) {
-    const lpt_product p = lying(given);
+bool run(const lpt_product &p, const lpt_accumulator &acc, int64_t first, int64_t last) {
     return planned<T>(p, acc).run(p, acc, first, last);
 }
 

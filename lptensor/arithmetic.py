@@ -199,10 +199,10 @@ def _wider(a: Arithmetic, b: Arithmetic) -> Format | None:
         return f if f == g else None
     if isinstance(f, BlockFormat) != isinstance(g, BlockFormat):
         element, scalar = (f, g) if isinstance(f, BlockFormat) else (g, f)
-        if _contains(scalar, element):
+        if contains(scalar, element):
             return scalar
     else:
-        f_holds, g_holds = _contains(f, g), _contains(g, f)
+        f_holds, g_holds = contains(f, g), contains(g, f)
         if f_holds != g_holds:
             return f if f_holds else g
         if f_holds:
@@ -217,7 +217,7 @@ def _wider(a: Arithmetic, b: Arithmetic) -> Format | None:
 
 
 @lru_cache(maxsize=256)
-def _contains(f: Format, g: Format) -> bool:
+def contains(f: Format, g: Format) -> bool:
     """Whether ``f``, or its element, has every finite value of ``g``, or of its element."""
     ours, theirs = (h.lowered.element if isinstance(h, BlockFormat) else h.lowered for h in (f, g))
     if isinstance(ours, Grid) and isinstance(theirs, Grid):

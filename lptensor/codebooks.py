@@ -13,6 +13,7 @@ from typing import Any, SupportsFloat
 import torch
 from torch import Tensor
 
+from lptensor import _compat
 from lptensor.base import set_number
 from lptensor.formats import CARRIER_MAX, Format, check_bool, set_int
 from lptensor.tables import Table, table_of
@@ -49,7 +50,8 @@ class TableFormat(Format):
 
     @cached_property
     def _values(self) -> Tensor:
-        return torch.tensor(self.table.values, dtype=torch.float64, device="cpu")
+        with _compat.real_tensors():  # one that is made fake, while something traces, would stay so
+            return self.values()
 
     def values(self) -> Tensor:
         """All values, ascending, float64: value i has the code i.
@@ -57,7 +59,7 @@ class TableFormat(Format):
         >>> NF4.values()[7:9]
         tensor([0.0000, 0.0796], dtype=torch.float64)
         """
-        return self._values.clone()
+        return torch.tensor(self.table.values, dtype=torch.float64, device="cpu")
 
     def values_of(self, codes: Tensor) -> Tensor:
         """The float64 values of integer codes, any shape.

@@ -48,7 +48,7 @@ def _all_single(values: Sequence[Any]) -> bool:
             if not _all_single(value):
                 return False
         elif isinstance(value, Tensor):
-            if value.dtype in (torch.float64, torch.int64, torch.int32):
+            if value.element_size() > (4 if value.is_floating_point() else 2):
                 return False
         elif isinstance(value, (int, float)) and ctypes.c_float(value).value != value:  # NaN too, which is no matter
             return False

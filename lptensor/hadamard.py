@@ -93,7 +93,7 @@ def _bits(block: int, seed: int) -> int:
 
 def _signs(block: int, bits: int, like: Tensor) -> Tensor:
     """The bits of a number as signs."""
-    return torch.tensor([1 - 2 * (bits >> i & 1) for i in range(block)], dtype=like.dtype)
+    return torch.tensor([1 - 2 * (bits >> i & 1) for i in range(block)], dtype=like.dtype, device="cpu")
 
 
 def _signs_there(block: int, bits: int, like: Tensor) -> Tensor:

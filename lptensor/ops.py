@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lptensor import _compat, _cuda, _native, _nvrtc, library, observe, reference
 from lptensor.base import wrong_format
-from lptensor.blocks import BlockFormat
+from lptensor.blocks import BlockFormat, Blocks, ScaledBlocks
 from lptensor.formats import Format, Grid
 from lptensor.posits import PositBits
 from lptensor.rounding import Mode, Rounding, as_rounding
@@ -315,16 +315,27 @@ def _round_into(x: Tensor, y: Tensor, format: Format, rounding: Rounding, genera
             return y
     source = x if same else x.resolve_neg().contiguous()
     target = y if same or y.is_contiguous() and not negated else torch.empty_like(source)
-    if isinstance(lowered, Grid):
-        kernels.round_grid(source, target, lowered, rounding, key)
-    elif isinstance(lowered, Table):
-        kernels.round_table(source, target, lowered, rounding, key)
-    elif isinstance(lowered, PositBits):
-        kernels.round_posit(source, target, lowered, rounding, key)
-    else:
-        assert isinstance(format, BlockFormat)
-        kernels.round_blocks(source, target, lowered, format.block_shape(x.shape), rounding, key)
+    _loop(kernels, lowered)(source, target, lowered, *_shape_of(format, x), rounding, key)
     return y if target is y else y.copy_(target)
+
+
+# What rounds to each kind of lowered format: by this name the kernels of a device have it, and the reference.
+_LOOPS = {
+    Grid: "round_grid",
+    Table: "round_table",
+    PositBits: "round_posit",
+    Blocks: "round_blocks",
+    ScaledBlocks: "round_blocks",
+}
+
+
+def _loop(module: Any, lowered: Any) -> Any:
+    return getattr(module, _LOOPS[type(lowered)])
+
+
+def _shape_of(format: Format, x: Tensor) -> tuple[Any, ...]:
+    """The one argument more that blocks take: their shape."""
+    return (format.block_shape(x.shape),) if isinstance(format, BlockFormat) else ()
 
 
 @library.implement
@@ -333,13 +344,8 @@ def _rounded_copy(x: Tensor, format: Format, rounding: Rounding) -> Tensor:
 
 
 def _reference(x: Tensor, format: Format, lowered: Any, rounding: Rounding, key: Any) -> Tensor:
-    if isinstance(format, BlockFormat):
-        return reference.round_blocks(x, lowered, format.block_shape(x.shape), rounding, key)
-    if isinstance(lowered, Table):
-        return reference.round_table(x, lowered, rounding, key)
-    if isinstance(lowered, PositBits):
-        return reference.round_posit(x, lowered, rounding, key)
-    return reference.round_grid(x, lowered, rounding, key)
+    rounded: Tensor = _loop(reference, lowered)(x, lowered, *_shape_of(format, x), rounding, key)
+    return rounded
 
 
 def _dense(x: Tensor) -> bool:

@@ -11,8 +11,8 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from lptensor import _compat, ops, optimizer_state
-from lptensor.arithmetic import Arithmetic
-from lptensor.base import Format, ScalarFormat, check_positive, check_signed
+from lptensor.arithmetic import Arithmetic, contains
+from lptensor.base import Format, check_positive, check_signed
 from lptensor.distributed import refuse_sharded
 from lptensor.loans import Loans
 from lptensor.momenta import as_momenta
@@ -319,7 +319,7 @@ class OptimLP(Optimizer):
     def _would_round_twice(self, format: Format | None, own: Format) -> bool:
         if self.update is not None:
             return format != own
-        return isinstance(format, ScalarFormat) and isinstance(own, ScalarFormat) and not own.contains(format)
+        return format is not None and not contains(own, format)
 
     def _load(self, p: Tensor, values: Tensor) -> None:
         """Give ``p`` these values for the time of the step; an LPTensor takes on the step's arithmetic too."""

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -53,7 +53,7 @@ _MOMENTS = frozenset(key for keys in _KEPT.values() for key in keys) - BOOKKEEPI
 def known_keys(optimizer: Optimizer) -> set[str]:
     """What ``optimizer`` keeps of a parameter, or may keep; nothing for one from elsewhere that took no step."""
     known = {key for entries in optimizer.state.values() for key in entries}
-    if type(optimizer).__module__.startswith(("torch.optim", "lptensor")):
+    if _torchs(optimizer):
         known.update(_KEPT.get(type(optimizer).__name__, ()))
     return known
 
@@ -96,8 +96,8 @@ def conversions() -> int:
 def follow(optimizer: Optimizer, parameters: Iterable[Tensor]) -> None:
     """Let the state that an optimizer of torch's has follow parameters whose arithmetic is another in its steps."""
     state = vars(optimizer).get("state")
-    if optimizer not in _seen and _torchs(optimizer) and not isinstance(getattr(state, "default_factory", None), Own):
-        _seen[optimizer] = _Seen(0, state, None)  # as if it had stepped before all conversions
+    if _seen(optimizer) is None and _torchs(optimizer) and not isinstance(getattr(state, "default_factory", None), Own):
+        _see(optimizer, _Seen(0, state, None))  # as if it had stepped before all conversions
     mark(parameters)
 
 
@@ -154,7 +154,7 @@ def _install(optimizer: Optimizer, own: Own) -> None:
         held._own = own
         held.update(entries)
     optimizer.state = state
-    _seen[optimizer] = _Seen(_conversions, state, own)
+    _see(optimizer, _Seen(_conversions, state, own))
     _unwarned.add(optimizer)
 
 
@@ -190,17 +190,31 @@ def _cast(value: Any, arithmetic: Arithmetic | None, recast: bool = True, scalar
 
 @dataclass
 class _Seen:
-    """An optimizer as its last step found it."""
+    """An optimizer as its last step found it; in a copy or a pickle of the optimizer it is None."""
 
     conversions: int
     state: Any  # load_state_dict() puts another in its place
     own: Own | None
     size: int = 0  # parameters that had some
 
+    def __reduce__(self) -> Any:
+        return type(None), ()
+
 
 _conversions = 0
-_seen: WeakKeyDictionary[Optimizer, _Seen] = WeakKeyDictionary()
+# An attribute of an optimizer, for the state has parameters for keys, and these may hold the optimizer: in a table of
+# ours, weak or not, it would stay for good.
+_SEEN = "_lptensor_seen"
 _unwarned: WeakSet[Optimizer] = WeakSet()  # those that have been given formats and took no step since
+
+
+def _seen(optimizer: Optimizer) -> _Seen | None:
+    seen: _Seen | None = vars(optimizer).get(_SEEN)
+    return seen
+
+
+def _see(optimizer: Optimizer, seen: _Seen) -> None:
+    vars(optimizer)[_SEEN] = seen
 
 
 def _before_step(optimizer: Optimizer, *_: Any) -> None:
@@ -210,7 +224,7 @@ def _before_step(optimizer: Optimizer, *_: Any) -> None:
         for p in group["params"]:
             fit_gradient(p)
     state = vars(optimizer).get("state")
-    seen = _seen.get(optimizer)
+    seen = _seen(optimizer)
     if state is None:
         return
     if seen is not None and seen.state is state and seen.conversions == _conversions:
@@ -226,7 +240,7 @@ def _before_step(optimizer: Optimizer, *_: Any) -> None:
         _install(optimizer, own)
     else:
         _follow(optimizer, seen, state)
-        _seen[optimizer] = _Seen(_conversions, state, None)
+        _see(optimizer, _Seen(_conversions, state, None))
     _unwarned.discard(optimizer)
     _warn_of_no_eps(optimizer, own if isinstance(own, Own) else None)
 
@@ -234,7 +248,7 @@ def _before_step(optimizer: Optimizer, *_: Any) -> None:
 def _after_step(optimizer: Optimizer, *_: Any) -> None:
     if torch.compiler.is_dynamo_compiling():
         return
-    seen, state = _seen.get(optimizer), vars(optimizer).get("state")
+    seen, state = _seen(optimizer), vars(optimizer).get("state")
     if seen is not None and state is not None and seen.state is state and seen.size != len(state):
         seen.size = len(state)
         _fit_new(optimizer, seen)
@@ -328,7 +342,8 @@ def _warn_of_no_eps(optimizer: Optimizer, own: Own | None) -> None:
         for p in group["params"] if eps and named and not group.get("fused") else ():
             key, pattern = named[0]
             format = _format_of(optimizer, own, key, p) if pattern else _forward(p.grad)
-            if format is None or round_fresh(torch.tensor([eps], dtype=torch.float32), format, Rounding()).item():
+            divisor = torch.tensor([eps], dtype=torch.float32, device="cpu")
+            if format is None or round_fresh(divisor, format, Rounding()).item():
                 continue
             ways = [f"lptensor.convert(optimizer, {{{pattern!r}: FP32}})"] if pattern else []
             if isinstance(format, ScalarFormat):  # its reciprocal is to be no overflow either

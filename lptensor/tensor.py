@@ -214,7 +214,7 @@ def _seed(output: Any, grad: Tensor, batched: bool, given: bool) -> Tensor:
     if not isinstance(inner, LPTensor) or grad.layout is not torch.strided:
         return grad
     if not given:
-        if _has_one(inner._arithmetic):
+        if _has_one(inner._arithmetic.forward):
             return grad
         return _apply(
             _EnterSeed, torch.ones(output.shape, dtype=torch.float32, device=output.device), inner._arithmetic
@@ -226,10 +226,10 @@ def _seed(output: Any, grad: Tensor, batched: bool, given: bool) -> Tensor:
     return _apply(_EnterSeed, grad.float(), inner._arithmetic)
 
 
+# These are kept by format: an arithmetic may hold functions of a user's, and what hangs on them.
 @lru_cache(maxsize=256)
-def _has_one(arithmetic: Arithmetic) -> bool:
+def _has_one(format: Format | None) -> bool:
     """Whether the format of a result is known to have the number 1."""
-    format = arithmetic.forward
     return format is None or isinstance(format.lowered, Grid) and format.lowered.has(1.0)
 
 
@@ -258,15 +258,19 @@ def enter(x: Tensor, arithmetic: Arithmetic, gradient: bool = False) -> LPTensor
     return LPTensor(rounded.float(), arithmetic, gradient)
 
 
-@lru_cache(maxsize=256)
 def check_carrier(arithmetic: Arithmetic) -> None:
     """Refuse an arithmetic with a format of which fp32, the carrier of every LPTensor, does not hold all values."""
     for format in (arithmetic.forward, arithmetic.backward):
-        try:
-            if format is not None:
-                check_format(format)
-        except ValueError as error:
-            raise ValueError(f"an LPTensor holds its values in float32: {error} and lptensor.round()") from None
+        _check_held(format)
+
+
+@lru_cache(maxsize=256)
+def _check_held(format: Format | None) -> None:
+    try:
+        if format is not None:
+            check_format(format)
+    except ValueError as error:
+        raise ValueError(f"an LPTensor holds its values in float32: {error} and lptensor.round()") from None
 
 
 def to_lp(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import pickle
+import weakref
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+import lptensor
 from compiling import MADE_INSIDE
 from lptensor import (
     BF16,
@@ -33,6 +37,7 @@ from lptensor import (
     BlockFloatingPoint,
     Codebook,
     FixedPoint,
+    Gemm,
     LogNumber,
     Posit,
     Rounding,
@@ -40,6 +45,7 @@ from lptensor import (
 )
 from lptensor.arithmetic import as_arithmetic, promote
 from lptensor.rounding import Mode
+from lptensor.training import Technique
 
 
 def test_a_backward_format_that_is_not_named_is_the_forward_one() -> None:
@@ -161,3 +167,15 @@ def test_what_is_no_format_is_named() -> None:
             as_arithmetic(wrong)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="says its rounding and backward format itself"):
         as_arithmetic(Arithmetic(E4M3), rounding="up")
+
+
+def test_an_arithmetic_is_freed_with_the_model_that_it_formed() -> None:
+    def train() -> Any:
+        function = nn.Identity()
+        model = lptensor.convert(nn.Linear(2, 2), Arithmetic(BF16, operands=Gemm(Technique(E4M3, function))))
+        model(torch.ones(1, 2)).sum().backward()
+        return weakref.ref(function)
+
+    kept = train()
+    gc.collect()
+    assert kept() is None

@@ -486,3 +486,10 @@ def test_hooks_on_saved_tensors_are_no_checkpoint(hooks: Any) -> None:
     with hooks():
         hooked = torch.autograd.grad(Tanh.apply(x).sum(), x, create_graph=True)[0]
     assert hooked.format == E5M2 and torch.equal(hooked.dequantize(), alone.dequantize())
+
+
+def test_of_several_gradients_at_once_each_has_blocks_of_its_own() -> None:
+    x = torch.randn(4).to_lp(Arithmetic(BF16, backward=BlockFloatingPoint(4))).requires_grad_()
+    seeds = torch.stack([torch.ones(4), torch.full((4,), 2.0**-10)])
+    grads = torch.autograd.grad(x.flip(0), x, seeds, is_grads_batched=True)[0]
+    assert torch.equal(grads.dequantize(), seeds)

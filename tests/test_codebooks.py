@@ -15,6 +15,7 @@ import mpmath
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from backends import (
     BACKENDS,
@@ -439,3 +440,10 @@ def test_tensors_of_formats_without_zero_are_filled_up_with_their_values(format:
     y = FILLS[fill](x).dequantize()  # type: ignore[attr-defined]
     assert not (y == 0).any() and torch.allclose(y, ops.round(y, format), rtol=0, atol=0, equal_nan=True)
     assert torch.equal(x.clone().dequantize(), x.dequantize())  # type: ignore[attr-defined]
+
+
+def test_values_that_a_tracer_was_the_first_to_ask_for_are_real() -> None:
+    listed = Codebook([-1.0, 0.0, 0.5, 2.125])
+    make_fx(lambda x: x * listed.values().max(), tracing_mode="fake")(torch.ones(2))
+    assert listed.values().tolist() == [-1.0, 0.0, 0.5, 2.125]
+    assert listed.codes_of(torch.tensor([0.5])).tolist() == [2]

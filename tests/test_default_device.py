@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from backends import BACKENDS, run
-from lptensor import MX, P3109, Arithmetic, Codebook, FixedPoint, FloatingPoint, Format, Posit, decode, encode
+from lptensor import E4M3, MX, P3109, Arithmetic, Codebook, FixedPoint, FloatingPoint, Format, Posit, decode, encode
 from lptensor.blocks import BlockFloatingPoint, TwoLevel
+from lptensor.hadamard import Hadamard
 from lptensor.ops import draw_key
+from lptensor.study import flip_bits
 
 MAKE = [  # none that another test may have prepared for its kernel
     lambda: FloatingPoint(exp=4, man=2, bias=6),
@@ -108,3 +110,11 @@ def test_torchs_default_dtype_is_nobodys_business() -> None:
     single = printed("float32")
     assert "torch.float64" not in single
     assert all(printed(dtype) == single for dtype in ("float64", "bfloat16"))
+
+
+def test_operands_and_faults_lie_on_the_cpu_whatever_the_default_device() -> None:
+    x, transform = torch.randn(3, 16), Hadamard(16)
+    with torch.device("meta"):
+        assert transform.apply(x, transform.draw(x)).device.type == "cpu"
+        for rate in (0.5, 1e-3):
+            assert flip_bits(torch.ones(2**17, device="cpu"), E4M3, rate).device.type == "cpu"

@@ -313,3 +313,21 @@ def test_compiled_sums_read_no_tensor_that_has_no_memory_here() -> None:
     none, ones = torch._efficientzerotensor((4,), dtype=torch.float64), torch.ones(4, dtype=torch.float64)
     for op, wanted in ((aten.add.Tensor, ones), (aten.mul.Tensor, 0 * ones)):
         assert torch.equal(odd_sums.in_double(op, False)(none, ones), wanted)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "x", "integer"),
+    [
+        (torch.int32, 16387349, 1206639165),
+        *((dtype, 12940169, 3143168697) for dtype in (torch.uint32, torch.int64, torch.uint64)),
+    ],
+)
+def test_integers_that_fp32_lacks_are_multiplied_exactly(dtype: torch.dtype, x: int, integer: int) -> None:
+    """The product is a little more than a midpoint of BF16, and in float64 it is the midpoint."""
+    fp32, bf16 = (Arithmetic(format, compute=torch.float64) for format in (FP32, BF16))
+    out = torch.zeros(1).to_lp(bf16)
+    torch.mul(torch.tensor([float(x)]).to_lp(fp32), torch.tensor([integer], dtype=dtype), out=out)
+    unit = 2 ** ((x * integer).bit_length() - 8)
+    below, above = x * integer % unit, x * integer // unit
+    assert 2 * below > unit and float(x * integer) == unit * (above + 0.5)
+    assert out.item() == unit * (above + 1)

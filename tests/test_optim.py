@@ -15,7 +15,19 @@ from torch.nn import functional as F
 from torch.optim import SGD
 
 import lptensor
-from lptensor import FP32, INT8, NVFP4, Channel, CurrentMaximum, Format, Scaled, round as lp_round
+from lptensor import (
+    FP32,
+    INT8,
+    NF4,
+    NVFP4,
+    Channel,
+    CurrentMaximum,
+    Format,
+    LogNumber,
+    Posit,
+    Scaled,
+    round as lp_round,
+)
 from lptensor.arithmetic import Arithmetic
 from lptensor.convert import convert
 from lptensor.formats import BF16, E4M3, E5M2, FP16, FixedPoint, FloatingPoint
@@ -952,3 +964,10 @@ def test_an_update_waits_for_lazy_parameters() -> None:
     model(torch.ones(2, 3)).sum().backward()
     optim.step()
     assert model[0].bias.format == BF16
+
+
+@pytest.mark.parametrize("own", [Posit(8), NF4, LogNumber(8), FloatingPoint(8)], ids=repr)
+def test_weights_of_every_kind_of_format_are_not_rounded_twice(own: Any) -> None:
+    w = nn.Parameter(torch.ones(2).to_lp(own))
+    with pytest.raises(ValueError, match="leave weight_quant out"):
+        lptensor.OptimLP(torch.optim.SGD([w]), weight_quant=E4M3)

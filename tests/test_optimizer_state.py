@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import pickle
 import warnings
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -572,3 +574,17 @@ def test_a_copy_made_before_the_first_step_follows_its_accumulators_too() -> Non
     twin(torch.ones(2, 4)).sum().backward()
     optim.step()
     assert optim.state[twin.weight]["sum"].format == BF16
+
+
+def test_an_optimizer_that_its_parameters_hold_is_freed() -> None:
+    def train() -> Any:
+        w = nn.Parameter(torch.ones(2))
+        optimizer = torch.optim.SGD([w], lr=0.1, momentum=0.9)
+        w.optimizer = optimizer
+        w.sum().backward()
+        optimizer.step()
+        return weakref.ref(optimizer)
+
+    kept = train()
+    gc.collect()
+    assert kept() is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import warnings
 from typing import Any
 
 import pytest
@@ -11,7 +12,23 @@ import torch
 from torch import Tensor, nn
 
 from low import is_low, rounded, same, values
-from lptensor import BF16, E4M3, E5M2, FP16, Arithmetic, LPTensor, OptimLP, convert
+from lptensor import (
+    BF16,
+    E4M3,
+    E5M2,
+    FP16,
+    FP32,
+    MX,
+    NF4,
+    Arithmetic,
+    FixedPoint,
+    FloatingPoint,
+    LogNumber,
+    LPTensor,
+    OptimLP,
+    Posit,
+    convert,
+)
 from oracles.aten_reference import AtenReference, by_cast
 
 BOTH = Arithmetic(BF16, backward=E5M2)
@@ -432,3 +449,37 @@ def test_a_list_of_weights_and_gradients_rounds_each_to_its_side() -> None:
     w.backward(torch.ones(1))
     torch._foreach_mul_([w.detach(), w.grad], 1.0625)
     assert w.item() == 1.0625 and w.grad.item() == 1.0  # E5M2 has 1 and 1.25
+
+
+def test_the_eps_of_adafactor_counts_as_the_square_that_it_bounds() -> None:
+    """Its root is held above eps[0], so its square above eps[0]**2."""
+    w = nn.Parameter(torch.ones(4, 4).to_lp(BF16))
+    w.grad = torch.full((4, 4), 0.5).to_lp(BF16)
+    optimizer = torch.optim.Adafactor([w], eps=(1e-15, 1e-3))  # 1e-30 is a number of BF16, as 1e-15 is
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.step()
+    narrow = nn.Parameter(torch.ones(4, 4).to_lp(FloatingPoint(16)))
+    narrow.grad = torch.full((4, 4), 0.5).to_lp(FloatingPoint(16))
+    with pytest.warns(RuntimeWarning, match="Adafactor divides"):  # 1e-3 is one of FP16, its square underflows not
+        torch.optim.Adafactor([narrow], eps=(1e-6, 1e-3)).step()
+
+
+@pytest.mark.parametrize("format", [Posit(8, 0), NF4, LogNumber(8), FloatingPoint(8), FixedPoint(8, 4)], ids=repr)
+def test_a_gradient_scaler_is_refused_in_every_kind_of_narrow_format(format: Any) -> None:
+    w = nn.Parameter(torch.ones(2))
+    w.grad = torch.full((2,), 0.25).to_lp(format)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    scaler.scale(torch.ones(()))
+    with pytest.raises(ValueError, match="LossScaler"):
+        scaler.unscale_(torch.optim.SGD([w]))
+
+
+@pytest.mark.parametrize("format", [BF16, FP32, Posit(28), MX(E4M3), LogNumber(16, gamma=140)], ids=repr)
+def test_a_gradient_scaler_is_taken_where_there_is_room(format: Any) -> None:
+    w = nn.Parameter(torch.ones(2))
+    w.grad = torch.full((2,), 0.25).to_lp(format)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    scaler.scale(torch.ones(()))
+    scaler.unscale_(torch.optim.SGD([w]))
+    assert w.grad.tolist() == [2.0**-12] * 2

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lptensor import FloatingPoint
 from lptensor.rules import Kind, Rule, argument, rule_for
 from op_samples import attempt, bits, is_operand, op_database, samples_of, tensors
 
@@ -153,3 +155,30 @@ def test_every_operator_between_processes_gets_a_decision() -> None:
     for name in names:
         rule = rule_for(getattr(torch.ops.c10d, name).default)
         assert rule.kind is kinds[name] and (rule.writes == (0,)) == (rule.kind is Kind.COLLECT), name
+
+
+# Results that torch's own derivatives save, by the formulas of the ops.
+SAVED: dict[str, tuple[Callable[[Callable[[Tensor], Any]], Any], int]] = {
+    "_weight_norm_interface": (
+        lambda low: aten._weight_norm_interface(low(torch.randn(3, 7)), low(torch.ones(3, 1)), 0),
+        1,
+    ),
+    "nll_loss2d_forward": (
+        lambda low: aten.nll_loss2d_forward(low(torch.randn(2, 4, 5, 7)), torch.zeros(2, 5, 7).long(), None, 1, -100),
+        1,
+    ),
+    "nll_loss_forward": (
+        lambda low: aten.nll_loss_forward(low(torch.randn(77, 4)), torch.zeros(77).long(), None, 1, -100),
+        1,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_what_an_op_saves_for_its_gradient_is_plain_and_exact(name: str) -> None:
+    call, place = SAVED[name]
+    torch.manual_seed(0)
+    low = call(lambda x: x.to_lp(FloatingPoint(8)))
+    torch.manual_seed(0)
+    plain = call(lambda x: x.to_lp(FloatingPoint(8)).dequantize())
+    assert type(low[place]) is Tensor and torch.equal(low[place], plain[place])

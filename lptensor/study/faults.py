@@ -183,18 +183,20 @@ def _flip(
     if chances == 0 or rate == 0:
         return x.detach().clone(), 0
     if rate < 1 / 64:
-        size, chance = torch.tensor([float(chances), rate], dtype=torch.float64)
+        size, chance = torch.tensor([float(chances), rate], dtype=torch.float64, device="cpu")
         count = int(torch.binomial(size, chance, generator=generator))
-        places = torch.randperm(chances, generator=generator)[:count] if chances < 2**16 else None
+        places = torch.randperm(chances, generator=generator, device="cpu")[:count] if chances < 2**16 else None
         if places is None:
-            places = torch.randint(chances, (2 * count + 8,), generator=generator).unique(sorted=False)
-            places = places[torch.randperm(len(places), generator=generator)][:count]
+            places = torch.randint(chances, (2 * count + 8,), generator=generator, device="cpu").unique(sorted=False)
+            places = places[torch.randperm(len(places), generator=generator, device="cpu")][:count]
     else:
-        places = (torch.rand(chances, dtype=torch.float32, generator=generator) < rate).nonzero().flatten()
+        places = (
+            (torch.rand(chances, dtype=torch.float32, generator=generator, device="cpu") < rate).nonzero().flatten()
+        )
     if _lacks_nan(format):
         places = places[~x.detach().reshape(-1)[(places // len(bits)).to(x.device)].isnan().cpu()]
-    mask = torch.zeros(x.numel(), dtype=torch.int64)
-    flip = torch.tensor([1 << bit for bit in bits], dtype=torch.int64)[places % len(bits)]
+    mask = torch.zeros(x.numel(), dtype=torch.int64, device="cpu")
+    flip = torch.tensor([1 << bit for bit in bits], dtype=torch.int64, device="cpu")[places % len(bits)]
     mask.index_add_(0, places // len(bits), flip)  # distinct bits: their sum is their union
     at = mask.nonzero().flatten()
     result = x.detach().clone(memory_format=torch.contiguous_format)

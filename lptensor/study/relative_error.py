@@ -59,7 +59,7 @@ def relative_error(
         if math.isinf(smallest):
             raise ValueError(f"{format!r} has no value but zero; say at which x=")
         low, high = math.log2(smallest) - 2, math.log2(most) + 2
-        x = torch.linspace(low, high, count, dtype=torch.float64).exp2() * (1 if ends["max"] > 0 else -1)
+        x = torch.linspace(low, high, count, dtype=torch.float64, device="cpu").exp2() * (1 if ends["max"] > 0 else -1)
     x = values_of(x).flatten().double()
     x = x[(x != 0) & ~x.isnan()]
     y = round_to(x, format, rounding)

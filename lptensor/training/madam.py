@@ -68,7 +68,7 @@ class Madam(Optimizer):
     def _move(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
         state = self.state[p]
         if not state:
-            state["step"] = torch.zeros(())
+            state["step"] = torch.zeros((), device="cpu")
             state["square_avg"] = torch.zeros_like(p)
             state["largest"] = p.square().mean().sqrt() * group["bound"]
         state["step"] += 1
