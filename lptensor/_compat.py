@@ -743,7 +743,13 @@ def keep_what_hangs_on_tensors(leaves: Callable[[Tensor, Tensor], bool], content
         if not leaves(t1, t2):
             return swap(t1, t2)
         kept = [{name: value for name, value in vars(t).items() if name not in contents} for t in (t1, t2)]
-        swap(t1, t2)
+        forms = [(type(t), vars(t)) for t in (t1, t2)]
+        try:
+            swap(t1, t2)
+        except BaseException:  # perhaps with the classes and attributes exchanged, and the contents not
+            for t, (kind, own) in zip((t1, t2), forms, strict=True):
+                t.__class__, t.__dict__ = kind, own
+            raise
         for t, own in zip((t1, t2), kept, strict=True):
             for name in [name for name in vars(t) if name not in contents]:
                 del vars(t)[name]
@@ -766,6 +772,13 @@ def version(x: Tensor) -> int:
     """How often a tensor was written to. Without it what code writes to a stand-in would not reach its tensor."""
     number: int = x._version
     return number
+
+
+def wraps_tensors(x: Tensor) -> bool:
+    """Whether a tensor is of a class that holds others, such as quantized ones. Without it one would become another."""
+    from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+    return is_traceable_wrapper_subclass(x)
 
 
 def is_view(x: Tensor) -> bool:

@@ -117,7 +117,9 @@ def _convert_module(model: nn.Module, format: Any, buffers: bool) -> None:
     _hook(model, rules, buffers)
 
 
-Plan = dict[int, tuple[Tensor, Arithmetic | None, bool]]  # by id: the tensor, where to, whether a gradient
+Plan = dict[
+    int, tuple[Tensor, Arithmetic | torch.dtype | None, bool]
+]  # by id: the tensor, where to, whether a gradient
 
 
 def _plan(model: nn.Module, rules: PathRules, buffers: bool) -> Plan:
@@ -142,15 +144,28 @@ def _plan(model: nn.Module, rules: PathRules, buffers: bool) -> Plan:
         refuse_distributed(tensor)
         if verdict is not None:
             check_carrier(verdict)
-            if tensor.layout is not torch.strided:
-                raise TypeError(
-                    f"{path!r} is a tensor of {tensor.layout}, and dense ones are converted; make it dense, or leave "
-                    f"it out: {{{path!r}: None, ...}}"
-                )
+            _refuse_unfit(path, tensor)
         plan[id(tensor)] = tensor, verdict, False
         if tensor.grad is not None:
             plan[id(tensor.grad)] = tensor.grad, verdict, True
+    left = {t.dtype for t, verdict, _ in plan.values() if verdict is not None and type(t) is not LPTensor} - {
+        torch.float32
+    }
+    for path, buffer in model.named_buffers(remove_duplicate=False):  # are computed with what is carried in fp32 now
+        if buffer.dtype in left and id(buffer) not in plan and isinstance(rules.of(path), Arithmetic):
+            plan[id(buffer)] = buffer, torch.float32, False
     return plan
+
+
+def _refuse_unfit(path: str, tensor: Tensor) -> None:
+    """Refuse a tensor that is neither plain and dense nor low precision."""
+    foreign = _compat.wraps_tensors(tensor) and not isinstance(tensor, LPTensor)
+    if foreign or tensor.layout is not torch.strided:
+        what = f"a {type(tensor).__name__}" if foreign else f"a tensor of {tensor.layout}"
+        raise TypeError(
+            f"{path!r} is {what}, and what is converted are plain dense tensors; make it one, or leave it out: "
+            f"{{{path!r}: None, ...}}"
+        )
 
 
 def _converts(name: str) -> bool:
@@ -182,7 +197,9 @@ def _refuse_lowered(model: nn.Module, plan: Plan) -> None:
                     )
 
 
-def _target(tensor: Tensor, arithmetic: Arithmetic | None, gradient: bool) -> Tensor:
+def _target(tensor: Tensor, arithmetic: Arithmetic | torch.dtype | None, gradient: bool) -> Tensor:
+    if isinstance(arithmetic, torch.dtype):
+        return tensor.to(arithmetic)
     plain = tensor._inner if isinstance(tensor, LPTensor) else tensor.detach()
     if arithmetic is None:
         return plain.clone() if isinstance(tensor, LPTensor) else tensor

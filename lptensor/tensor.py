@@ -7,7 +7,7 @@ from typing import Any, NoReturn, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lptensor import _compat, dispatch
 from lptensor.aot import Traceable, accept_plain_gradients
@@ -56,8 +56,12 @@ class LPTensor(Traceable, Sharded, Surface, Tensor):  # type: ignore[misc]
 
     @staticmethod
     @_compat.run_by_python
-    def __new__(cls, inner: Tensor, arithmetic: Arithmetic, gradient: bool = False) -> LPTensor:
+    def __new__(
+        cls, inner: Tensor, arithmetic: Arithmetic | None = None, gradient: bool = False, requires_grad: bool = True
+    ) -> LPTensor:
         if type(arithmetic) is not Arithmetic:
+            if arithmetic is None and type(inner) is cls:  # so libraries make parameters anew: type(p)(p.to(device))
+                return nn.Parameter(inner.detach(), requires_grad)  # type: ignore[return-value]
             raise TypeError(
                 f"an LPTensor is made by x.to_lp(format), which rounds; its own arithmetic is no {arithmetic!r}"
             )

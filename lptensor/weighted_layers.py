@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils import parametrize
 
 from lptensor import _compat
 from lptensor.path_rules import listed, matches
@@ -57,6 +58,18 @@ def check_made(layers: Iterable[nn.Module]) -> None:
             raise ValueError(
                 f"the weight of a {type(layer).__name__} must be a dense tensor of floating-point numbers, got {got}; "
                 "leave the layer out by exempt="
+            )
+
+
+def check_free(layers: Iterable[Any]) -> None:
+    """Refuse layers whose weight is made of others, by weight_norm() for one, whenever it is read."""
+    for layer in layers:
+        if parametrize.is_parametrized(layer, "weight"):
+            there = ", ".join(type(step).__name__.lstrip("_") for step in layer.parametrizations["weight"])
+            kind = type(layer).__bases__[0].__name__
+            raise ValueError(
+                f"the weight of a {kind} has a parametrization already, {there}; take it off by "
+                "torch.nn.utils.parametrize.remove_parametrizations, or leave the layer out"
             )
 
 

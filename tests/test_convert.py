@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.testing._internal.two_tensor import TwoTensor
 
 from low import is_low, rounded, same, values
 from lptensor import (
@@ -605,3 +606,49 @@ def test_formats_of_the_same_values_say_so() -> None:
     other = FloatingPoint(4, 3, specials="fn")
     with pytest.raises(TypeError, match="have the same values, but not all the rest"):
         torch.ones(2).to_lp(E4M3) + torch.ones(2).to_lp(other)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_buffers_of_a_model_of_other_numbers_go_on_in_fp32_with_it(dtype: torch.dtype) -> None:
+    def norms() -> nn.Module:
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4, affine=False), nn.Linear(4, 4), nn.BatchNorm1d(4))
+        net[1].running_mean += 0.25  # type: ignore[operator]
+        return net.to(dtype)
+
+    model, x = convert(norms(), {"3": None, "*": E4M3}), torch.randn(5, 3)
+    assert model[1].running_mean.dtype == torch.float32 and model[1].running_mean.tolist() == [0.25] * 4
+    assert model[3].running_mean.dtype == model[3].weight.dtype == dtype  # the rule leaves it out
+    whole, single = convert(norms(), E4M3), convert(norms().float(), E4M3)
+    for _ in range(2):
+        assert torch.equal(whole(x).dequantize(), single(x).dequantize())
+        assert torch.equal(whole[1].running_mean, single[1].running_mean)
+        whole.eval(), single.eval()
+
+
+def test_a_conversion_that_a_profiler_stands_in_the_way_of_says_so_and_changes_nothing() -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2))
+    before = [p.detach().clone() for p in model.parameters()]
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True):
+        with pytest.raises(RuntimeError, match="weak reference and cannot be converted now.* the model is unchanged"):
+            convert(model, E4M3)
+    assert all(type(p) is nn.Parameter for p in model.parameters())
+    assert all(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
+
+
+def test_parameters_of_other_classes_are_named_before_anything_changes() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model[1].weight = nn.Parameter(TwoTensor(torch.ones(2, 2), torch.ones(2, 2)))
+    with pytest.raises(TypeError, match="'1.weight' is a TwoTensor, .* leave it out: {'1.weight': None, ...}"):
+        convert(model, E4M3)
+    assert type(model[0].weight) is nn.Parameter
+
+
+def test_a_parameter_is_made_anew_as_libraries_make_theirs() -> None:
+    p = convert(nn.Linear(2, 2), E4M3).weight
+    p.requires_grad_(False)
+    new = type(p)(p.to("cpu"), requires_grad=p.requires_grad)
+    assert isinstance(new, nn.Parameter) and new.arithmetic == p.arithmetic and not new.requires_grad
+    assert torch.equal(new.dequantize(), p.dequantize())
+    with pytest.raises(TypeError, match="made by x.to_lp"):
+        type(p)(torch.ones(2), requires_grad=False)

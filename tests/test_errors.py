@@ -288,7 +288,9 @@ def test_a_recipe_that_refuses_a_layer_leaves_the_others_as_they_are(name: str, 
     NOT_WEIGHTS[what](net[2])
     before, names = [type(m) for m in net.modules()], [name for name, _ in net.named_parameters()]
     weight, state = net[0].weight.detach().clone(), torch.get_rng_state()
-    with pytest.raises(ValueError, match="weight of a Linear must be a dense|rounded already, or parametrized"):
+    with pytest.raises(
+        ValueError, match="weight of a Linear must be a dense|a Linear has a parametrization already, WeightNorm"
+    ):
         getattr(lptensor.training.recipes, name)().model(net)
     assert [type(m) for m in net.modules()] == before and [name for name, _ in net.named_parameters()] == names
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in net if m is not net[2])
@@ -369,3 +371,15 @@ def test_a_file_whose_metadata_do_not_fit_its_codes_is_refused(tmp_path: Path) -
             lptensor.load_file(path)
     save_file({"x": torch.ones(2)}, path, lptensor.E3M4)
     assert lptensor.load_file(path, torch.device("cpu"))[0]["x"].tolist() == [1, 1]
+
+
+def test_a_weight_that_is_parametrized_is_named_and_only_its_input_is_rounded() -> None:
+    net = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)))
+    says = "the weight of a Linear has a parametrization already, WeightNorm; take it off"
+    with pytest.raises(ValueError, match=says):
+        round_layers(net, weight=lambda: quantizer(E4M3))
+    with pytest.raises(ValueError, match=says):
+        lptensor.training.prepare(net, E4M3)
+    round_layers(net, input=lambda: quantizer(FixedPoint(3, 1), forward_rounding="nearest"))
+    want = nn.functional.linear(torch.tensor([[0.5, 1.0]]), net[0].weight, net[0].bias)
+    assert torch.equal(net(torch.tensor([[0.6, 0.9]])), want)

@@ -382,7 +382,7 @@ class TestFineTuning:
         with pytest.raises(ValueError, match="has no layer of Linear"):
             prepare(nn.ReLU(), FixedPoint(4, 3))
         net = prepare(nn.Linear(2, 2), Posit(8, 1))
-        with pytest.raises(ValueError, match="parametrized already"):
+        with pytest.raises(ValueError, match="prepared already"):
             prepare(net, FP32)
         with pytest.raises(ValueError, match="no layer of Linear was prepared"):
             finish(nn.Linear(2, 2))

@@ -12,7 +12,7 @@ from lptensor.formats import Format
 from lptensor.ops import check_roundable
 from lptensor.quantizer import Quantizer
 from lptensor.rounding import Mode, Rounding
-from lptensor.weighted_layers import LAYERS, check_classes, check_made
+from lptensor.weighted_layers import LAYERS, check_classes, check_free, check_made
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -50,8 +50,9 @@ def prepare(
     chosen = [m for m in called if isinstance(getattr(m, "weight", None), Tensor)]
     if not chosen:
         raise ValueError(f"{type(model).__name__} has no layer of {', '.join(kind.__name__ for kind in layers)}")
-    if any(parametrize.is_parametrized(m, "weight") for m in chosen):
-        raise ValueError("a layer's weight is parametrized already; finish(model) before preparing it anew")
+    if any(map(_is_prepared, chosen)):
+        raise ValueError("a layer's weight is prepared already; finish(model) before preparing it anew")
+    check_free(chosen)
     check_made(chosen)
     for module in chosen:
         check_roundable(module.weight, format)

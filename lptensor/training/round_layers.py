@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lptensor import _compat
-from lptensor.weighted_layers import LAYERS, called_layers, check_made, with_first
+from lptensor.weighted_layers import LAYERS, called_layers, check_free, check_made, with_first
 
 Model = TypeVar("Model", bound=nn.Module)
 Make: TypeAlias = "Callable[[], Callable[[Tensor], Tensor]]"
@@ -57,7 +57,7 @@ def round_layers(
         if make is not None and (not callable(make) or isinstance(make, nn.Module)):
             raise TypeError(f"{name} makes what rounds, once for each layer: say {name}=lambda: ..., got {make!r}")
     chosen = [*called_layers(model, exempt, layers).values()]
-    check_unrounded(chosen)
+    check_unrounded(chosen, weight is not None)
     made = [[None if make is None else make() for make in (weight, input, gradient)] for _ in chosen]
     for name, *each in zip(("weight", "input", "gradient"), *made, strict=True):
         for what in each:
@@ -77,11 +77,13 @@ def round_layers(
     return model
 
 
-def check_unrounded(layers: Sequence[nn.Module]) -> None:
-    """Refuse layers that ``round_layers`` has changed, and those that it cannot change."""
+def check_unrounded(layers: Sequence[nn.Module], weights: bool = True) -> None:
+    """Refuse layers that ``round_layers`` has changed, and those whose weight it cannot change."""
     for layer in layers:
-        if hasattr(layer, _INPUT) or hasattr(layer, _GRADIENT) or parametrize.is_parametrized(layer, "weight"):
-            raise ValueError("a layer is rounded already, or parametrized; begin with a fresh model")
+        if hasattr(layer, _INPUT) or hasattr(layer, _GRADIENT):
+            raise ValueError(f"a {type(layer).__name__} is rounded already; begin with a fresh model")
+    if weights:
+        check_free(layers)
     check_made(layers)
 
 
