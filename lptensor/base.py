@@ -41,6 +41,7 @@ class Format:
 
     @property
     def lowered(self) -> Any:
+        """The plain numbers that a kernel gets of the format."""
         raise NotImplementedError
 
     @property
@@ -77,6 +78,7 @@ class ScalarFormat(Format):
 
     @property
     def grid(self) -> Grid:
+        """The plain numbers that say which values there are, and what happens outside of them."""
         raise NotImplementedError
 
     @property
@@ -86,6 +88,7 @@ class ScalarFormat(Format):
 
     @property
     def lowered(self) -> Grid:
+        """What a kernel gets of the format: its ``grid``."""
         return self.grid
 
     @property
@@ -131,6 +134,9 @@ class ScalarFormat(Format):
 
     def contains(self, other: ScalarFormat) -> bool:
         """Whether every finite value of ``other`` is a value of this format too; specials and -0 do not count.
+
+        Raises:
+            TypeError: ``other`` is no scalar format.
 
         >>> from lptensor import BF16, E4M3, E5M2
         >>> BF16.contains(E4M3), E4M3.contains(E5M2)

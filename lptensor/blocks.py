@@ -81,10 +81,15 @@ class BlockFormat(Format):
 
     @property
     def lowered(self) -> Blocks | ScaledBlocks:
+        """The plain numbers that a kernel gets of the format."""
         raise NotImplementedError
 
     def block_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """How wide a block is along each axis of a tensor of this shape."""
+        """How wide a block is along each axis of a tensor of this shape.
+
+        >>> MXFP4.block_shape((4, 64)), NVFP4.block_shape((4, 64))
+        ((1, 32), (1, 16))
+        """
         raise NotImplementedError
 
 
@@ -138,6 +143,7 @@ class BlockFloatingPoint(BlockFormat):
 
     @cached_property
     def lowered(self) -> Blocks:
+        """The plain numbers that a kernel gets of the format."""
         element = self.element.grid
         bump = _bump("even" if self.overflow == "bump" else "floor", element)
         return Blocks(element, 0, -(2**20), 2**20, bump, saturate=self.infinite == "saturate")
@@ -155,6 +161,7 @@ class _Scaled(BlockFormat):
 
     @cached_property
     def lowered(self) -> Blocks | ScaledBlocks:
+        """The plain numbers that a kernel gets of the format."""
         element, scaling = self.element, self.scaling
         if not isinstance(element, ScalarFormat):
             raise _no_element(element)
@@ -213,11 +220,14 @@ class MX(_Scaled):
         element: any float or fixed-point format with a zero and a largest value.
         block_size: elements per block along ``axis``, the last block may be short; or the sides of
             a tile over the last axes, such as (32, 32). A tensor without that axis is one block.
+        axis: the axis that blocks run along, -16 to 15.
+        scale_rule: "floor", "ceil", "even" or "rceil".
+        infinite: "nan" or "saturate".
 
     Raises:
-        TypeError: an element that is no scalar format.
+        TypeError: an element that is no scalar format, an axis or a block size that is no integer.
         ValueError: an element without a zero or a largest value, or with more than 24 significant bits; an unknown
-            scale rule or infinite; a block size below 1.
+            scale rule or infinite; a block size below 1; an axis out of range, or beside a tile.
 
     >>> import torch, lptensor
     >>> lptensor.round(torch.tensor([6.5, 7.0, 1.0]), MX(E2M1, scale_rule="rceil"))
@@ -238,6 +248,7 @@ class MX(_Scaled):
 
     @cached_property
     def scaling(self) -> CurrentMaximum:  # type: ignore[override]
+        """The scales, as ``Scaled`` takes them."""
         return CurrentMaximum(_tile(self.block_size, self.axis), E8M0, self.scale_rule, infinite=self.infinite)
 
 
@@ -246,7 +257,7 @@ class TwoLevel(_Scaled):
     """Elements under a small-float scale for each block, and that under an fp32 scale for the tensor.
 
     NVFP4 (2509.25149) is E2M1 in blocks of 16 under E4M3. The arithmetic, its order and what NaN,
-    infinities and zero blocks become is written at ``CurrentMaximum``.
+    infinities, -0 and zero blocks become is written at ``CurrentMaximum``.
 
     Args:
         element, infinite: as for ``MX``.
@@ -257,7 +268,7 @@ class TwoLevel(_Scaled):
         reciprocal: multiply by the scale's reciprocal, as torchao does, instead of dividing.
 
     Raises:
-        TypeError: an element or a scale that is no scalar format.
+        TypeError: an element or a scale that is no scalar format, a switch, number or axis that is none.
         ValueError: a scale without a largest value, or that is a power of two and has a tensor scale or a floor
             beside it; a floor beyond the largest scale, an element as MX refuses it, a block size below 1.
 
@@ -283,6 +294,7 @@ class TwoLevel(_Scaled):
 
     @cached_property
     def scaling(self) -> CurrentMaximum:  # type: ignore[override]
+        """The scales, as ``Scaled`` takes them."""
         return CurrentMaximum(
             _tile(self.block_size, self.axis),
             self.scale,
@@ -310,22 +322,29 @@ class Shifted(ScalarFormat):
 
     @cached_property
     def grid(self) -> Grid:
+        """The values and what lies outside of them, as plain numbers."""
         g, k = self.element.grid, self.exponent
         top, bottom = math.ldexp(g.max, k), math.ldexp(g.min, k)
         return g._replace(emin=g.emin + k, emax=g.emax + k, max=top, min=bottom)
 
     @property
     def layout(self) -> Layout:
+        """Where the values lie among the codes."""
         return self.element.layout
 
 
 def Scaled(element: ScalarFormat, scaling: Scaling | None) -> Format:  # noqa: N802
     """The format of values s * v: ``element``'s values v under the scales s that ``scaling`` chooses.
 
-    ``None`` scales nothing. What NaN, infinities and overflow become is told by the scaling.
+    What NaN, infinities, -0 and overflow become is told by the scaling.
+
+    Args:
+        element: a float or fixed-point format; under a maximum one with a zero and a largest value.
+        scaling: ``PowerOfTwo``, ``CurrentMaximum``, or None, which scales nothing.
 
     Raises:
-        TypeError: no scalar format, or a scaling with a state (``DelayedMaximum``), which a format cannot hold.
+        TypeError: no scalar format, no scaling, or one with a state (``DelayedMaximum``), which a format cannot hold.
+        ValueError: an element that blocks do not take (see ``MX``), a range that fp32 does not hold.
 
     >>> Scaled(E4M3, CurrentMaximum(Tile((1, 128)))).block_shape((4, 512))
     (1, 128)

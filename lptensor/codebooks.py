@@ -32,10 +32,12 @@ class TableFormat(Format):
 
     @property
     def table(self) -> Table:
+        """The list of values."""
         raise NotImplementedError
 
     @property
     def lowered(self) -> Table:
+        """What a kernel gets of the format: its ``table``."""
         return self.table
 
     @property
@@ -147,6 +149,7 @@ class Codebook(TableFormat):
 
     @cached_property
     def table(self) -> Table:
+        """The list of values."""
         return table_of(self.given)
 
     @property
@@ -177,15 +180,17 @@ class LogNumber(TableFormat):
     (arXiv 2106.13914): between neighbours a < b of one sign the border is the geometric mean
     sqrt(a b), decided exactly. Zero is as far as half the smallest magnitude, and a format without
     zero takes 0 to its smallest positive value. Stochastic rounding stays unbiased: linear in x.
-    The rest is as in ``TableFormat``; codes count the values in ascending order.
+    NaN propagates, infinities saturate and -0 counts as 0; codes count the values in ascending order.
 
     Args:
         bits: width of a code with its sign, 2 to 16.
-        gamma: steps per factor of ``base``; 8 in LNS-Madam.
+        gamma: steps per factor of ``base``, 1 to 2**16; 8 in LNS-Madam.
+        base: above 1, to 2**16.
         bias: the j that stands for 1.0; 2**(bits - 2), the middle, by default. LNS-Madam has 0.
         zero: whether zero is a value.
 
     Raises:
+        TypeError: what is no integer, number or boolean.
         ValueError: parameters out of range, or values that are not distinct, normal fp32 numbers.
 
     >>> LogNumber(4, gamma=1).values()[7:]
@@ -226,6 +231,7 @@ class LogNumber(TableFormat):
 
     @cached_property
     def table(self) -> Table:
+        """The list of values."""
         positive = self._magnitudes()
         return table_of((*(-v for v in reversed(positive)), *(0.0,) * self.zero, *positive), geometric=True)
 

@@ -30,7 +30,7 @@ class DelayedScaling(nn.Module):
     fp32. Where amax is zero, infinite or NaN the scale stays as it was; it begins at 1. In
     evaluation mode nothing is recorded.
 
-    The gradient passes straight through. NaN stays NaN, and infinities saturate.
+    The gradient passes straight through. NaN stays NaN, infinities saturate, and -0 is kept if the format has it.
 
     The state is two fp32 buffers, ``amax_history`` (latest first) and ``scale``, so that a state_dict
     carries it and a resumed run repeats its bits; ``.half()`` and the like leave their dtype alone.
@@ -38,7 +38,8 @@ class DelayedScaling(nn.Module):
     call in a forward pass repeats its bits.
 
     Args:
-        scaling: ``DelayedMaximum(history, margin, amax)``.
+        format: a scalar format with a largest value.
+        scaling: ``DelayedMaximum(history, margin, amax)``; by default ``DelayedMaximum()``.
         rounding: as for ``round``; "nearest" by default.
 
     Raises:
@@ -104,6 +105,7 @@ class DelayedScaling(nn.Module):
         return super()._apply(lambda t: fn(t.view(torch.int32)).view(torch.float32), recurse)  # type: ignore[no-untyped-call]
 
     def extra_repr(self) -> str:
+        """The format, the scaling and the rounding, for ``print``."""
         return f"{self.format!r}, {self.scaling!r}, {self.rounding!r}"
 
 

@@ -34,6 +34,7 @@ class FloatingPoint(ScalarFormat):
     The defaults are IEEE 754's: bias 2**(exp-1) - 1, subnormals, infinities, NaN, -0.
 
     Args:
+        size: the width, or exp and man; by name ``bit``, or ``exp`` (1 to 8) and ``man`` (0 to 23).
         bias: value of the exponent code 0 is 2**(1 - bias); fnuz formats default to one more.
         subnormals: True for gradual underflow; False for zero and normals only, their midpoint
             going up; "flush" takes every input below the smallest normal to zero.
@@ -127,6 +128,7 @@ class FloatingPoint(ScalarFormat):
 
     @cached_property
     def grid(self) -> Grid:
+        """The values and what lies outside of them, as plain numbers."""
         top_code = 2**self.exp - 1 - (self.specials == "ieee")
         codes_lost = int(self.specials == "fn")  # the top code is NaN
         significand = 2 ** (self.man + 1) - 1 - codes_lost
@@ -151,6 +153,7 @@ class FloatingPoint(ScalarFormat):
 
     @cached_property
     def layout(self) -> Layout:
+        """Where the values lie among the codes."""
         magnitude_bits = self.exp + self.man
         bits, ones = int(self.signed) + magnitude_bits, 2**magnitude_bits - 1
         if self.specials == "ieee":  # the quiet NaN: IEEE 754-2019 6.2.1
@@ -216,7 +219,8 @@ class FixedPoint(ScalarFormat):
     of 2**-fl, x is unchanged. NaN propagates.
 
     Args:
-        wl: word length, 1 to 25 bits (24 if unsigned) on float32 tensors, to 54 (53) on float64 ones.
+        wl: word length: 1 to 25 bits (24 if unsigned) on float32 tensors, to 53 on float64 ones.
+        fl: bits behind the point, -126 to 149: the values are 2**-fl apart.
         clamp: hold results in range.
         symmetric: drop the most negative value, so that -max is the smallest.
         signed: False for 0 <= k < 2**wl; negatives then become zero, or NaN if nothing clamps.
@@ -250,6 +254,7 @@ class FixedPoint(ScalarFormat):
 
     @cached_property
     def grid(self) -> Grid:
+        """The values and what lies outside of them, as plain numbers."""
         magnitude = self.wl - int(self.signed)
         emax = magnitude - 1 - self.fl
         top = math.ldexp(2**magnitude - 1, -self.fl) if self.clamp else math.inf
@@ -266,6 +271,7 @@ class FixedPoint(ScalarFormat):
 
     @cached_property
     def layout(self) -> Layout:
+        """Where the values lie among the codes."""
         return Layout(self.wl, top=2 ** (self.wl - int(self.signed)) - 1, twos_complement=True)
 
 

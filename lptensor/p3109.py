@@ -67,6 +67,7 @@ class P3109(ScalarFormat):
 
     @cached_property
     def layout(self) -> Layout:
+        """Where the values lie among the codes."""
         ones = 2 ** (self.k - int(self.signed)) - 1
         nan, last = (ones + 1, ones) if self.signed else (ones, ones - 1)
         if self.extended:
@@ -75,6 +76,7 @@ class P3109(ScalarFormat):
 
     @cached_property
     def grid(self) -> Grid:
+        """The values and what lies outside of them, as plain numbers."""
         bias = self.bias
         overflow = self.overflow or ("inf" if self.extended else "nan")
         grid = Grid(

@@ -62,6 +62,7 @@ class Posit(Format):
 
     @property
     def lowered(self) -> PositBits:
+        """The plain numbers that a kernel gets of the format."""
         return PositBits(self.nbits, self.es)
 
     @property

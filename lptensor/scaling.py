@@ -80,6 +80,9 @@ PER_TENSOR = Tile((), others=None)
 def Channel(axis: int = 0) -> Tile:  # noqa: N802
     """One scale for each index of an axis, as of the output channels of a weight; a ``Tile`` for ``CurrentMaximum``.
 
+    Args:
+        axis: -16 to 15; a tensor that lacks it is one tile.
+
     Raises:
         TypeError, ValueError: an axis that is no integer from -16 to 15.
 
@@ -100,8 +103,13 @@ class Scaling:
 class PowerOfTwo(Scaling):
     """A fixed scale 2**exponent: the grid of the format moves, element by element, nothing else changes.
 
+    NaN, infinities, -0 and overflow are those of the format.
+
+    Args:
+        exponent: log2 of the scale, -300 to 300.
+
     Raises:
-        ValueError: an exponent outside -300 to 300.
+        TypeError, ValueError: an exponent that is no such integer; from ``Scaled``, values that fp32 does not hold.
 
     >>> from lptensor import E4M3, Scaled
     >>> Scaled(E4M3, PowerOfTwo(-3)).max
@@ -147,7 +155,7 @@ class CurrentMaximum(Scaling):
         tensor_scale, floor, reciprocal: of other scales only.
 
     Raises:
-        TypeError: a tile or a scale that is none.
+        TypeError: a tile, a scale, a switch or a number that is none.
         ValueError: an unknown rule or infinite, a margin outside -64 to 64, an argument for scales of the other
             kind, a floor beyond the largest scale.
 
@@ -211,7 +219,8 @@ class DelayedMaximum(Scaling):
         amax: "max" of the history, or the "most_recent".
 
     Raises:
-        ValueError: a history below 1, a margin outside -64 to 64, another amax.
+        TypeError: a history or a margin that is no integer.
+        ValueError: a history outside 1 to 2**20, a margin outside -64 to 64, another amax.
 
     >>> from lptensor import DelayedScaling, E4M3
     >>> quantize = DelayedScaling(E4M3, DelayedMaximum(history=16, amax="most_recent"))
