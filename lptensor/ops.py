@@ -30,10 +30,13 @@ def round(
 
     Its axes lie in memory in the order of those of ``x``, without gaps. The gradient passes straight
     through. What NaN, infinities, -0 and overflow become is the format's to say (see its docstring);
-    a value that the format has never moves (but in a ``TwoLevel`` format, which finds its scales anew).
+    a value that the format has never moves, but under scales that are found anew of what was rounded: those of
+    ``TwoLevel``, of ``Scaled`` by a maximum, of ``MX`` with the rule "even" or with elements such as INT8
+    (not of the named MX formats and ``BlockFloatingPoint``).
 
     Args:
         x: float32 or float64, dense, of any shape and strides. float64 is rounded once, never through fp32.
+        format: any; one of more than 24 significant bits needs float64.
         rounding: a name ("nearest", "nearest_away", "toward_zero", "down", "up", "odd",
             "stochastic", "stochastic_equal"), a ``Mode`` or a ``Rounding``, such as ``Stochastic(8)``.
         generator: where stochastic rounding draws its key; torch's CPU generator by default, so
@@ -70,6 +73,12 @@ def _lptensor_round(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 def backend(device: torch.device | str = "cpu") -> str:
     """Which code rounds the tensors of a device here, and why: "native", "cuda", "nvrtc" or "torch", then the reason.
+
+    Args:
+        device: as torch takes it; the device itself need not be there.
+
+    Raises:
+        TypeError, RuntimeError: what torch knows no device by.
 
     >>> backend().split(":")[0] in ("native", "torch")
     True

@@ -73,8 +73,8 @@ _VARIANTS = {
 class Rounding:
     """A rounding mode and, for the stochastic ones, how many random bits decide.
 
-    Representable values never move, in any mode (but under the scales of a ``TwoLevel`` format, which
-    are found anew). NaN stays NaN and the sign of a zero result is
+    Representable values never move, in any mode, but under scales that are found anew (see
+    ``lptensor.round``). NaN stays NaN and the sign of a zero result is
     that of the input; what lies beyond the largest value is the format's affair (``overflow``),
     save that ``beyond`` says how stochastic rounding gets there. Infinities are the format's alone.
 
@@ -148,7 +148,7 @@ def Stochastic(bits: int = 32, variant: str = "plain", beyond: str | Beyond = "o
     bits before all else.
 
     Args:
-        bits: 1 to 32; with all 32 the variants are one.
+        bits: 1 to 32; with all 32 the variants give the same bits.
         variant: "plain" goes up if f + k / 2**bits >= 1: f is cut to ``bits`` bits and the result
             is too small on average; "half_offset" if f + (k + 1/2) / 2**bits >= 1; "pre_rounded"
             rounds f to ``bits`` bits first, ties to even, which leaves no bias on average.
