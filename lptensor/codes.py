@@ -109,6 +109,7 @@ def encode(x: Tensor, format: Format, strict: bool = False) -> Tensor:
 
     Args:
         x: float32 or float64, or an LPTensor of whatever format; any shape and device.
+        format: one with ``bits``: any but a block format, of which the element has codes (see ``scales``).
         strict: refuse values that the format lacks instead.
 
     Returns:
@@ -160,6 +161,7 @@ def decode(codes: Tensor, format: Format) -> Tensor:
     Args:
         codes: integers from 0 to 2**bits - 1, any integer dtype, shape and device; where the codes
             fill a signed dtype, its bit patterns.
+        format: as of ``encode``.
 
     Raises:
         TypeError: codes are no integers, the format no format with codes.
@@ -245,6 +247,7 @@ def scales(x: Tensor, format: BlockFormat) -> Tensor:
 
     Args:
         x: float32 or float64, or an LPTensor of whatever format; any shape and device.
+        format: a block format, such as MXFP4, NVFP4 or what ``Scaled`` makes with a maximum.
 
     Raises:
         TypeError: x is no float32 or float64 tensor, format no block format.

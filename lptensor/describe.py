@@ -14,6 +14,9 @@ from lptensor.text import arguments
 def describe(format: Format) -> dict[str, Any]:
     """The name of the format's class and what it was made of.
 
+    Raises:
+        TypeError: no format.
+
     >>> from lptensor import INT8
     >>> describe(INT8)
     {'type': 'FixedPoint', 'wl': 8, 'fl': 0, 'clamp': True, 'symmetric': False, 'signed': True}

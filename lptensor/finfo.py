@@ -42,6 +42,11 @@ class FormatInfo:
 def finfo(format: Format) -> FormatInfo:
     """The limits of ``format``: range, precision, smallest values, dynamic range.
 
+    Of fixed point that nothing clamps ``max``, ``min``, ``binades`` and ``decibels`` are infinite.
+
+    Args:
+        format: a scalar format: floating point, fixed point, P3109.
+
     Raises:
         TypeError: a format whose values depend on a block (ask its element), or are a list.
 

@@ -82,10 +82,16 @@ def to_torch(x: Tensor, format: ScalarFormat) -> Tensor:
     """``x`` in the torch dtype whose codes are the format's (float8_e4m3fn for E4M3, say), bit by bit.
 
     Rounds to nearest, with the format's overflow, not that of torch's conversions. NaN becomes the
-    format's canonical code. ``from_torch`` is the inverse.
+    format's canonical code, infinities what overflow gives where they have none; -0 becomes 0 where the
+    format lacks it. ``from_torch`` is the inverse.
+
+    Args:
+        x: float32 or float64, or an LPTensor; any shape and device.
+        format: a scalar format with the codes of a torch dtype, such as E4M3, BF16 or INT8.
 
     Raises:
-        ValueError: torch has no such dtype; the message lists what it has.
+        TypeError: x is no such tensor, format no format with codes.
+        ValueError: torch has no such dtype (the message lists what it has), NaN in a format without a code for it.
 
     >>> to_torch(torch.tensor([1.1, 1000.0]), E4M3)
     tensor([  1.1250, 448.0000], dtype=torch.float8_e4m3fn)
@@ -95,6 +101,12 @@ def to_torch(x: Tensor, format: ScalarFormat) -> Tensor:
 
 def from_torch(x: Tensor) -> Tensor:
     """The values of a tensor of one of torch's small dtypes, as float32; ``format_of`` has its format.
+
+    NaN, infinities and -0 stay what they are; the shape and the device are those of ``x``.
+
+    Raises:
+        TypeError: no tensor.
+        ValueError: a dtype without a format, float64 for one; the message lists those that have one.
 
     >>> from_torch(torch.tensor([0.5, torch.inf], dtype=torch.float8_e5m2))
     tensor([0.5000,    inf])
@@ -109,9 +121,16 @@ def from_torch(x: Tensor) -> Tensor:
 def to_numpy(x: Tensor, format: ScalarFormat) -> np.ndarray[Any, Any]:
     """``x`` as an array of the ml_dtypes (or numpy) type whose codes are the format's, on the CPU.
 
+    Rounds to nearest; NaN, infinities, -0 and overflow become what they become in ``to_torch``.
+
+    Args:
+        x: float32 or float64, or an LPTensor; any shape and device.
+        format: a scalar format with the codes of such a type, such as E2M1, INT4 or FP16.
+
     Raises:
         ImportError: ml_dtypes is not installed and numpy has no such type.
-        ValueError: there is no such type; the message lists those there are.
+        TypeError: x is no such tensor.
+        ValueError: there is no such type (the message lists those there are), NaN in a format without a code for it.
 
     >>> to_numpy(torch.tensor([1.1, 1000.0]), E4M3).astype("float32").tolist()
     [1.125, 448.0]
@@ -125,6 +144,12 @@ def to_numpy(x: Tensor, format: ScalarFormat) -> np.ndarray[Any, Any]:
 
 def from_numpy(array: np.ndarray[Any, Any]) -> Tensor:
     """The values of an array of ml_dtypes' or numpy's small types, as float32; ``format_of`` has its format.
+
+    NaN, infinities and -0 stay what they are. The array may be in any order of bytes.
+
+    Raises:
+        TypeError: no numpy array.
+        ValueError: a type without a format, float64 for one; the message lists those that have one.
 
     >>> import numpy
     >>> from_numpy(numpy.array([0.5, numpy.inf], dtype="float16"))
@@ -177,9 +202,12 @@ def save_file(
     of fewer than 8 bits are packed without gaps; all others are integers.
 
     Args:
+        tensors: dense tensors by name, LPTensors among them.
+        path: where to write; an existing file is replaced.
         formats: one for all tensors, or one by name; a tensor whose format is None or missing is
             stored as it is. Values that a format lacks are rounded to nearest. By default each LPTensor
             has its own, so that the ``state_dict()`` of a converted model needs no more.
+        metadata: other text for the file's header, by name.
 
     Raises:
         ImportError: safetensors is not installed.
@@ -234,6 +262,7 @@ def load_file(
 
     Raises:
         ImportError: safetensors is not installed.
+        FileNotFoundError: no such file; one that is no safetensors file raises safetensors' own error.
         ValueError: a format that this version of lptensor does not know.
 
     >>> import os, tempfile

@@ -22,8 +22,14 @@ def next(x: Tensor, format: ScalarFormat, up: bool = True) -> Tensor:
     saturates), below an infinity the largest value, and the neighbour of the smallest negative value is
     -0 where there is one. NaN stays NaN. Same shape and dtype as ``x``.
 
+    Args:
+        x: float32 or float64, any shape.
+        format: a scalar format.
+        up: False for the value below.
+
     Raises:
         TypeError: x is no float32 or float64 tensor, format no scalar format, up neither True nor False.
+        ValueError: a format that the dtype does not hold.
 
     >>> from lptensor import BF16, E4M3
     >>> next(torch.tensor([1.0, 448.0, -0.1]), E4M3).tolist()
@@ -55,8 +61,13 @@ def ulp(x: Tensor, format: ScalarFormat) -> Tensor:
     spacing above. Beyond the largest value it is that of the topmost binade. NaN and infinities give
     NaN and infinity. Same shape and dtype as ``x``.
 
+    Args:
+        x: float32 or float64, any shape.
+        format: a scalar format.
+
     Raises:
         TypeError: x is no float32 or float64 tensor, format no scalar format.
+        ValueError: a format that the dtype does not hold.
 
     >>> from lptensor import E4M3
     >>> ulp(torch.tensor([1.0, 300.0, 0.0]), E4M3)

@@ -15,7 +15,8 @@ def packed_bytes(shape: int | Sequence[int], bits: int) -> int:
     """How many bytes ``pack`` takes for codes of this shape (or count).
 
     Raises:
-        ValueError: a negative size, or bits out of range.
+        TypeError: what is no integer.
+        ValueError: a negative size, or bits outside 1 to 8.
 
     >>> packed_bytes((3, 100), 5)
     188
@@ -41,8 +42,8 @@ def pack(codes: Tensor, bits: int) -> Tensor:
         bits: 1 to 8.
 
     Raises:
-        TypeError: codes are no integers.
-        ValueError: a code out of range.
+        TypeError: codes or bits are no integers.
+        ValueError: a code out of range, bits outside 1 to 8.
 
     >>> pack(torch.tensor([1, 2, 3, 4, 5, 6, 7, 0]), 3).tolist()
     [209, 88, 31]
@@ -64,9 +65,14 @@ def pack(codes: Tensor, bits: int) -> Tensor:
 def unpack(packed: Tensor, bits: int, shape: int | Sequence[int]) -> Tensor:
     """The uint8 codes that ``pack`` put into ``packed``, in the given shape.
 
+    Args:
+        packed: uint8, ``packed_bytes(shape, bits)`` elements.
+        bits: of a code, 1 to 8.
+        shape: of the codes, or how many there are.
+
     Raises:
-        TypeError: packed is no uint8 tensor.
-        ValueError: its length does not fit the shape.
+        TypeError: packed is no uint8 tensor, bits or a size no integer.
+        ValueError: its length does not fit the shape, bits out of range, a negative size.
 
     >>> unpack(torch.tensor([209, 88, 31], dtype=torch.uint8), 3, (2, 4))
     tensor([[1, 2, 3, 4],
