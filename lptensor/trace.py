@@ -58,7 +58,8 @@ class Row:
         rounded: every rounding in it, in order.
         backward: whether it computed a gradient.
         shape: of the result, of the first one if there are many; None without a tensor.
-        where: "file.py:line" of the user's code; for a gradient the line of the forward op.
+        where: file and line of the user's code, "/home/me/net.py:12", of which the printed table has "net.py:12";
+            for a gradient those of the forward op.
         module: path of the nn.Module it ran in, "Net.layers.0"; "" outside of any.
     """
 
@@ -165,7 +166,10 @@ class Origins:
         self.origins: dict[int, tuple[str, str]] = {}  # by number of the autograd node
 
     def origin(self, backward: bool) -> tuple[str, str]:
-        """ "file.py:line" and the module's path of the op that runs; ask before it does, and once."""
+        """The file with its whole path, a colon and the line, and the module's path, of the op that runs.
+
+        Ask before it does, and once.
+        """
         node = _compat.running_node()
         if backward and node in self.origins:
             return self.origins[node]

@@ -102,9 +102,9 @@ class Shadow:
     def rows(self) -> Rows:
         """One row for each op that gave low-precision values, in order.
 
-        op, where ("file.py:line" of the user; of a gradient the line of the forward op), module, backward,
-        shape, format; error, the largest distance to the twin in units in the last place (ulps) of the
-        twin; born, what this op made of it: the largest distance to what float64 makes of the very same
+        op, where (the whole path of the user's file, a colon, the line; of a gradient those of the forward op),
+        module, backward, shape, format; error, the largest distance to the twin in ulps (units in the last place) of
+        the twin; born, what this op made of it: the largest distance to what float64 makes of the very same
         operands, in ulps of that, 0.5 if it was rounded to nearest once; relative, |x - twin| / |twin| in
         the 2-norm; growth, by how much the relative error of the worst operand grew (None if all were
         exact); nonfinite, how many values are NaN or infinite and not so by right: NaN, or an infinity that
