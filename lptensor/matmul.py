@@ -25,14 +25,17 @@ def matmul(
     Axes broadcast as in ``torch.matmul``; 1-D operands are a row and a column. The addend ``c``
     broadcasts to the result and is the initial value of each sum. Gradients are products too and
     are added up by the same accumulator; those of broadcast axes are then summed in the dtype. NaN and
-    infinities go where the accumulator's formats take them.
+    infinities go where the accumulator's formats take them. A sum of no products is +0, or the addend
+    rounded; products of -0 alone give +0, as sums start at +0, but -0 in the order "pairwise".
 
     Args:
         a, b, c: plain tensors, float32 or float64, of one dtype and device.
+        accumulator: what adds up each output.
         generator: where stochastic accumulators draw their key, on the CPU; torch's own by default.
 
     Raises:
-        TypeError, ValueError: shapes or dtypes that do not go together, or that cannot hold the sums.
+        TypeError, ValueError: shapes or dtypes that do not go together, or that cannot hold the sums; no
+            ``Accumulator``; an LPTensor, whose own arithmetic names its accumulator.
 
     >>> from lptensor import BF16
     >>> a = torch.full((1, 1000), 0.5)
@@ -92,15 +95,19 @@ def sum(
 ) -> Tensor:
     """``torch.sum``, added up by the accumulator in contiguous order of the axes ``dim``; None adds all.
 
-    The gradient is that of an exact sum.
+    The gradient is that of an exact sum. NaN and infinities go where the accumulator's formats take them. A sum of
+    nothing is +0, and so is one of -0 alone, but in the order "pairwise".
 
     Args:
         x: a plain tensor, float32 or float64.
+        dim: an axis or several; () adds all, too.
         keepdim: leave the axes that are summed over, of one element each.
+        accumulator: what adds up each output.
         generator: as of ``matmul``.
 
     Raises:
-        TypeError, ValueError: no plain tensor, axes that it lacks, a dtype that cannot hold the sums.
+        TypeError, ValueError: axes that x lacks, a dtype that cannot hold the sums, no ``Accumulator``; an
+            LPTensor, whose own arithmetic names its accumulator.
 
     >>> from lptensor import FP16
     >>> sum(1 / torch.arange(1.0, 1000.0), accumulator=Accumulator(FP16))
@@ -135,15 +142,20 @@ def conv(
     The terms of an output come channel after channel, in each the kernel's positions in contiguous
     order, and those of the padding are products with zero: what ``matmul`` of ``unfold`` gives. The
     bias is the initial value of the sum. Gradients of overlapping windows, of the weights over samples and of
-    the bias are summed in the dtype (those of LPTensors in the accumulator).
+    the bias are summed in the dtype (those of LPTensors in the accumulator). NaN, infinities, empty sums and -0 are
+    as in ``matmul``.
 
     Args:
         x: [batch, channels, sizes ...]. w: [out channels, channels / groups, sizes of the kernel ...].
+        accumulator: what adds up each output.
+        bias: a number for each output channel.
         stride, padding, dilation: one number, or one for each axis.
+        groups: into how many parts channels and outputs fall, each a convolution of its own.
         generator: as of ``matmul``.
 
     Raises:
-        TypeError, ValueError: shapes, dtypes or numbers that do not go together, or that cannot hold the sums.
+        TypeError, ValueError: shapes, dtypes or numbers that do not go together, or that cannot hold the sums; no
+            ``Accumulator``; an LPTensor, whose own arithmetic names its accumulator.
 
     >>> from lptensor import BF16
     >>> conv(torch.ones(1, 1, 4, 4), torch.ones(1, 1, 3, 3), Accumulator(BF16))
