@@ -39,7 +39,7 @@ class Arithmetic:
             mantissa bits, in every rounding mode. An op whose device has no float64 kernel raises.
 
     Raises:
-        TypeError: a format, Gemm or Accumulator that is none.
+        TypeError: a format, rounding, Gemm or Accumulator that is none.
         ValueError: an unknown rounding, another
             dtype, an accumulator that it does not carry, or a forward format without negative numbers
             and no backward one, since gradients have signs.

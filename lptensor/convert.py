@@ -39,6 +39,7 @@ def convert(target: Target, format: Spec | Mapping[str, Spec], buffers: bool = F
     * A tensor, or a nest of dicts, lists, tuples and dataclasses of them: a new nest; integers stay as they are.
 
     Args:
+        target: a module, an optimizer, a floating-point tensor or a nest.
         format: a format, an ``Arithmetic``, None, or for a module ordered rules
             {path pattern: format or None}. A pattern is a shell pattern for the path of a module or
             parameter ("layers.*.norm") and holds for all below it; the first that matches counts, what

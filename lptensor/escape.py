@@ -39,6 +39,10 @@ class escapes:  # noqa: N801 - reads as a function, and in a with statement
     casts to half, bfloat16 and complex, which autocast and torch.fft make without being asked. Holds
     at once and for the whole process; as a context manager until the end of the block.
 
+    Args:
+        setting: "error", the default of the process, raises a RuntimeError; "warn" a RuntimeWarning; "allow"
+            neither, and gives the plain tensor.
+
     Raises:
         ValueError: any other setting.
 

@@ -84,6 +84,7 @@ def lower(
     own output the group "attention" rounds.
 
     Args:
+        model: any module, itself a chosen layer or with such inside.
         layer_type: one or several of "conv", "linear", "pool", "pad", "activation", "normalization",
             "dropout", "loss", "rnn", "embedding", "attention"; "all" for all of these; module classes.
         forward_number: format of the outputs; None leaves them as they are.
@@ -99,8 +100,8 @@ def lower(
 
     Raises:
         TypeError: a model, a layer type or a number that is none.
-        ValueError: an unknown group or rounding, a pattern that matches nothing, or no such layer in
-            the model. The model is unchanged.
+        ValueError: an unknown group or rounding, a pattern that matches nothing, no such layer in
+            the model, or a backward_number without negative numbers. The model is unchanged.
 
     >>> from lptensor import FloatingPoint
     >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU())

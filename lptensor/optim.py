@@ -191,7 +191,16 @@ class OptimLP(Optimizer):
 
     @torch.no_grad()
     def round_gradients(self) -> None:
-        """Round the gradients now, as ``step`` would, for who has something to do with them before it."""
+        """Round the gradients now, as ``step`` would, for who has something to do with them before it.
+
+        Then say ``step(gradients_rounded=True)``, or they are scaled and rounded once more.
+
+        >>> from lptensor import E4M3
+        >>> w = torch.nn.Parameter(torch.ones(1)); w.grad = torch.tensor([500.0])
+        >>> optim = OptimLP(torch.optim.SGD([w], lr=1.0), grad_quant=E4M3)
+        >>> optim.round_gradients(); w.grad
+        tensor([448.])
+        """
         if self.grad_quant is None and self.grad_scaling == 1.0:
             return
 

@@ -45,7 +45,8 @@ def quantizer(
 
     Raises:
         TypeError: a number that is no format, a hook that cannot be called, integer tensors.
-        ValueError: an unknown rounding, or clamping_grad_zero with a format without limits of its own.
+        ValueError: an unknown rounding, clamping_grad_zero with a format without limits of its own, a backward_number
+            without negative numbers, tensors that cannot hold the values.
 
     >>> from lptensor import FloatingPoint
     >>> quantizer(FloatingPoint(8), forward_rounding="nearest")(torch.tensor([0.3, 1e9]))
@@ -62,7 +63,11 @@ def quantizer(
 
 
 class Quantizer(nn.Module):
-    """``quantizer`` as a module, with the same arguments; it has no parameters and no state.
+    """``quantizer`` as a module; it has no parameters and no state.
+
+    Args:
+        forward_number, backward_number, forward_rounding, backward_rounding, clamping_grad_zero, backward_hooks: as
+            of ``quantizer``.
 
     Raises:
         TypeError, ValueError: as ``quantizer``.
@@ -92,6 +97,7 @@ class Quantizer(nn.Module):
         return self.quantize(x)
 
     def extra_repr(self) -> str:
+        """The arguments that are not at their defaults, for ``print``."""
         return repr(self.quantize).partition("(")[2][:-1]
 
 

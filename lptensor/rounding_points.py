@@ -24,6 +24,9 @@ class rounding_points:  # noqa: N801 - reads as a function
     the inner of two nested contexts wins. A graph that "function" made keeps its rounding points; for
     "primitive", and for checkpoints, the backward pass has to run within the context too.
 
+    Args:
+        name: "aten", "function" or "primitive".
+
     Raises:
         ValueError: any other name.
 

@@ -30,7 +30,7 @@ class Surface:
 
     @property
     def format(self) -> Format | None:
-        """The format its values are in: the backward one for a gradient, else the forward one."""
+        """The format its values are in: the backward one for a gradient, else the forward one; None is fp32."""
         return self._arithmetic.sides[self._gradient][0]
 
     @property

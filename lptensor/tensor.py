@@ -42,6 +42,11 @@ class LPTensor(Traceable, Sharded, Surface, Tensor):  # type: ignore[misc]
 
     ``LPTensor(x, arithmetic)`` itself rounds nothing: it is for values that lie on the format already.
 
+    Args:
+        inner: the values, a plain float32 tensor, which is not copied.
+        arithmetic: what ops with it round to, an ``Arithmetic``.
+        gradient: whether it is a gradient, whose format is the backward one.
+
     Raises:
         TypeError: no plain float32 tensor, an arithmetic that is no ``Arithmetic``; a subclass.
 
@@ -296,8 +301,10 @@ def to_lp(
         grad: format of gradients, if not ``format``.
 
     Raises:
-        TypeError: x is no floating-point tensor, or format none.
-        ValueError: a format that fp32 does not hold, whatever the dtype of x.
+        TypeError: x is no dense floating-point tensor, format or grad none, or something beside an ``Arithmetic``.
+        ValueError: a format that fp32 does not hold, whatever the dtype of x; one without negative numbers and no
+            grad; an unknown rounding.
+        NotImplementedError: within torch.export.
 
     >>> from lptensor import FixedPoint
     >>> to_lp(torch.tensor([0.3, 9.0]), FixedPoint(8, 4))
