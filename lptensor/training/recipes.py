@@ -56,11 +56,18 @@ class Recipe:
     """What becomes of a model, its optimizer and its loss.
 
     First the model, in place, then an optimizer of its parameters, wrapped; the scaler is a LossScaler, of 1
-    where the paper has none:
+    where the paper has none.
+
+    Args:
+        operands, accumulator: of the products of linear and convolutional layers, as of ``lower``.
+        change: a function of the model and of ``exempt``, for what no operands express.
+        exempt: paths of layers to leave alone, as ``exempt`` of ``lower``.
+        optim: arguments of ``OptimLP`` by name; without any, the optimizer stays as it is.
+        scaling: ``Static``, ``Dynamic`` or ``Automatic``, or a number for a static scale.
 
     Raises:
         ValueError: ``arithmetic`` of a recipe that changes layers.
-        TypeError: ``optimizer`` of what is no torch optimizer.
+        TypeError: a field that is none of these, ``optimizer`` of what is no torch optimizer.
 
     >>> from torch.optim import Adam
     >>> recipe = mxfp8()
@@ -71,7 +78,6 @@ class Recipe:
     at or below the paths in ``exempt``, which stay fp32; parameters and what layers put out are plain.
     A model takes one recipe: a second is refused or takes the place of the first if it works by the same means,
     and if not, both round. ``lower(model, ["linear", "conv"])`` takes off what has an ``arithmetic``.
-    ``change`` is a function of the model and of ``exempt``, for what no operands express.
     ``recipe.arithmetic`` is for whoever wants LPTensors: ``convert(model, recipes.mxfp8().arithmetic)``.
     """
 
@@ -93,7 +99,12 @@ class Recipe:
         object.__setattr__(self, "optim", dict(self.optim))
 
     def model(self, model: Model) -> Model:
-        """The model, its layers changed in place."""
+        """The model, its layers changed in place.
+
+        Raises:
+            TypeError: no module.
+            ValueError: a path in ``exempt`` that matches nothing, no layer left to change.
+        """
         if self.change is not None:
             self.change(model, self.exempt)
         if self.operands is not None or self.accumulator is not None:
@@ -113,7 +124,11 @@ class Recipe:
         return Arithmetic(operands=self.operands, accumulator=self.accumulator)
 
     def optimizer(self, optim: Optimizer) -> Optimizer:
-        """The optimizer with the recipe's update: an ``OptimLP`` where the paper has one of its own."""
+        """The optimizer with the recipe's update: an ``OptimLP`` where the paper has one of its own.
+
+        Raises:
+            TypeError: no torch optimizer.
+        """
         if not isinstance(optim, Optimizer):
             raise TypeError(f"a recipe wraps a torch.optim.Optimizer, got {type(optim).__name__}")
         return OptimLP(optim, **self.optim) if self.optim else optim
@@ -153,10 +168,14 @@ def gupta(
     Gupta et al., Deep Learning with Limited Numerical Precision (1502.02551). Products add up in fp32
     (48 bits in the paper). ``outputs`` are the fraction bits of what layers put out, by default ``fl`` or
     what leaves 6 integer bits, so that the default is (4, 12) and outputs are (6, 10): with 4
-    they would end at 8, which logits pass, and training ends where they clip.
+    they would end at 8, which logits pass, and training ends where they clip. All layers take part, those that
+    have no weights too; ``dataclasses.replace(gupta(), exempt=["2"])`` leaves some out.
+
+    Args:
+        wl, fl: word length and fraction bits, as of ``FixedPoint``.
 
     Raises:
-        ValueError: another rounding than "stochastic" and "nearest".
+        TypeError, ValueError: numbers that ``FixedPoint`` refuses, another rounding than "stochastic" and "nearest".
 
     >>> import torch
     >>> model = gupta(wl=8, fl=6).model(nn.Sequential(nn.Linear(4, 2)))  # outputs have 2 fraction bits
@@ -189,6 +208,12 @@ def wang(exempt: Exempt = ()) -> Recipe:
     Wang et al., Training Deep Neural Networks with 8-bit Floating Point Numbers (1812.08011). The
     paper keeps the first layer's input and the last layer wider: ``exempt``.
 
+    Args:
+        exempt: paths of layers to leave alone, as ``exempt`` of ``lower``.
+
+    Raises:
+        TypeError: an ``exempt`` that is no list.
+
     >>> recipe = wang(exempt=["0"])
     >>> recipe.operands.forward[0].format == E5M2, recipe.accumulator.chunk, recipe.scaler().get_scale()
     (True, 64, 1000.0)
@@ -200,6 +225,12 @@ def hfp8(exempt: Exempt = ()) -> Recipe:
     """Hybrid FP8: 1-4-3 with exponent bias 4 forward, 1-5-2 for gradients, 1-6-9 weights updated stochastically.
 
     Sun et al., Hybrid 8-bit Floating Point Training and Inference (NeurIPS 2019); sums are as Wang's.
+
+    Args:
+        exempt: paths of layers to leave alone, as ``exempt`` of ``lower``.
+
+    Raises:
+        TypeError: an ``exempt`` that is no list.
 
     >>> forward, backward = (pair[0].format for pair in (hfp8().operands.forward, hfp8().operands.grad_input))
     >>> forward.max, backward == E5M2
@@ -214,6 +245,12 @@ def fp8_current(exempt: Exempt = ()) -> Recipe:
 
     Micikevicius et al., FP8 Formats for Deep Learning (2209.05433). Weights stay fp32.
 
+    Args:
+        exempt: paths of layers to leave alone, as ``exempt`` of ``lower``.
+
+    Raises:
+        TypeError: an ``exempt`` that is no list.
+
     >>> import torch
     >>> model = fp8_current().model(nn.Sequential(nn.Linear(2, 1, bias=False)))
     >>> _ = model[0].weight.data.fill_(1.0)
@@ -226,6 +263,13 @@ def fp8_current(exempt: Exempt = ()) -> Recipe:
 
 def fp8_delayed(history: int = 1024, margin: int = 0, amax: str = "max", exempt: Exempt = ()) -> Recipe:
     """The same under scales from the maxima of earlier steps, which the model's buffers hold (2209.05433).
+
+    Args:
+        history, margin, amax: as of ``DelayedMaximum``.
+        exempt: paths of layers to leave alone, as ``exempt`` of ``lower``.
+
+    Raises:
+        TypeError, ValueError: an ``exempt`` that is no list, what ``DelayedMaximum`` refuses.
 
     >>> import torch
     >>> model = fp8_delayed(history=4).model(nn.Sequential(nn.Linear(2, 1)))
@@ -252,6 +296,13 @@ def deepseek(promote_every: int | None = None, exempt: Exempt = ()) -> Recipe:
     these sums in fp32. Hardware multiplies such a sum by its scales, here they multiply the operands: the
     same where scales are powers of two, else up to their rounding. It takes some thirty times as long.
 
+    Args:
+        promote_every: how many products, 2 or more; None for fp32 throughout.
+        exempt: paths of layers to leave alone, as ``exempt`` of ``lower``.
+
+    Raises:
+        TypeError, ValueError: an ``exempt`` that is no list, a promote_every below 2.
+
     >>> x, w = deepseek().operands.forward
     >>> x.format.block_shape((512, 512)), w.format.block_shape((512, 512))
     ((1, 128), (128, 128))
@@ -269,6 +320,14 @@ def hbfp(wl: int = 8, storage: int = 16, tile: int = 24, rounding: str = "stocha
     products, weights are kept in ``storage`` bits and everything else is fp32. ``hbfp_widths``
     makes the schedule of Accuracy Booster of it.
 
+    Args:
+        wl, storage: bits of operands and of stored weights, 2 to 24.
+        tile, rounding: as of ``HBFP``.
+        exempt: paths of layers to leave alone, as ``exempt`` of ``lower``.
+
+    Raises:
+        TypeError, ValueError: an ``exempt`` that is no list, what ``HBFP`` refuses (of ``wl``, ``model`` does).
+
     >>> import torch
     >>> model = hbfp(wl=4).model(nn.Sequential(nn.Linear(64, 8)))
     >>> optim = hbfp(wl=4, storage=12).optimizer(torch.optim.SGD(model.parameters(), lr=0.1))
@@ -283,6 +342,12 @@ def mxfp8(exempt: Exempt = ()) -> Recipe:
 
     Mishra et al., Recipes for Pre-training LLMs with MXFP8 (2506.08027).
 
+    Args:
+        exempt: paths of layers to leave alone, as ``exempt`` of ``lower``.
+
+    Raises:
+        TypeError: an ``exempt`` that is no list.
+
     >>> import torch
     >>> model = mxfp8(exempt=["2"]).model(nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)))
     >>> model(torch.randn(2, 64)).sum().backward()
@@ -295,6 +360,13 @@ def mxfp8(exempt: Exempt = ()) -> Recipe:
 
 def mxfp6(element: ScalarFormat = E3M2, exempt: Exempt = ()) -> Recipe:
     """MXFP6 for all operands, to nearest: Rouhani et al., Microscaling Data Formats for Deep Learning (2310.10537).
+
+    Args:
+        element: E3M2 or E2M3, or another that ``MX`` takes.
+        exempt: paths of layers to leave alone, as ``exempt`` of ``lower``.
+
+    Raises:
+        TypeError, ValueError: an ``exempt`` that is no list, an element that ``MX`` refuses.
 
     >>> from lptensor import E2M3, MXFP6_E2M3
     >>> mxfp6(E2M3).operands.grad_weight[0].format == MXFP6_E2M3
@@ -309,6 +381,12 @@ def mxfp4(unbiased: bool = True, block: int | None = 64, exempt: Exempt = ()) ->
 
     Tseng et al., Training LLMs with MXFP4 (2502.20586). ``unbiased=False`` is MXFP4 to nearest in all
     three products; ``block`` is the transform's width, None for no transform.
+
+    Args:
+        exempt: paths of layers to leave alone, as ``exempt`` of ``lower``.
+
+    Raises:
+        TypeError, ValueError: an ``exempt`` that is no list, a block that ``Hadamard`` refuses.
 
     >>> mxfp4().operands.forward, mxfp4().operands.transform[1]
     ((None, None), Hadamard(block=64, signs='random', seed=0))
@@ -328,6 +406,12 @@ def quartet(exempt: Exempt = ()) -> Recipe:
     Forward to nearest, clipped for the least square error, after a Hadamard transform; backward unbiased
     after one of random signs, and zero where the forward pass clipped. Weights stay fp32.
 
+    Args:
+        exempt: paths of layers to leave alone, as ``exempt`` of ``lower``.
+
+    Raises:
+        TypeError: an ``exempt`` that is no list.
+
     >>> model = quartet().model(nn.Sequential(nn.Linear(64, 8), nn.ReLU()))
     >>> type(model[0]).__name__
     'QuartetLinear'
@@ -340,6 +424,12 @@ def nvfp4(exempt: Exempt = ()) -> Recipe:
 
     NVIDIA, Pretraining Large Language Models with NVFP4 (2509.25149); there 16 % of the layers stay wider.
 
+    Args:
+        exempt: paths of layers to leave alone, as ``exempt`` of ``lower``.
+
+    Raises:
+        TypeError: an ``exempt`` that is no list.
+
     >>> x, w = nvfp4().operands.forward
     >>> x.format == NVFP4, w.format.block_shape((64, 64)), nvfp4().operands.grad_weight[0].rounding
     (True, (16, 16), Stochastic())
@@ -350,6 +440,12 @@ def nvfp4(exempt: Exempt = ()) -> Recipe:
 
 def s2fp8(exempt: Exempt = ()) -> Recipe:
     """Shifted and squeezed FP8 operands, fp32 weights, no loss scaling: Cambier et al. (2001.05674).
+
+    Args:
+        exempt: paths of layers to leave alone, as ``exempt`` of ``lower``.
+
+    Raises:
+        TypeError: an ``exempt`` that is no list.
 
     >>> import torch
     >>> model = s2fp8().model(nn.Sequential(nn.Linear(8, 2)))
@@ -366,6 +462,12 @@ def luq(samples: int = 1, forward: Operand | Format | None = None, exempt: Exemp
     ``forward`` is another operand, such as INT4 under the largest magnitude:
     ``Scaled(INT4, CurrentMaximum(PER_TENSOR))``. A convolution's moments are those of its unfolded input.
 
+    Args:
+        exempt: paths of layers to leave alone, as ``exempt`` of ``lower``.
+
+    Raises:
+        TypeError, ValueError: an ``exempt`` that is no list, samples below 1, a ``forward`` that is no operand.
+
     >>> recipe = luq(samples=2)
     >>> [operand.function for operand in recipe.operands.grad_weight]
     [LUQ(bits=4, samples=2), SAWB()]
@@ -381,6 +483,14 @@ def dorefa(weight: int = 1, activation: int = 2, gradient: int = 6, exempt: Exem
     The inputs of layers are clipped to [0, 1], as the paper's activations are; the first and the last
     layer stay fp32 there: ``exempt``.
 
+    Args:
+        weight, activation, gradient: bits, 1 to 16.
+        exempt: paths of layers to leave alone, as ``exempt`` of ``lower``.
+
+    Raises:
+        TypeError: an ``exempt`` that is no list.
+        ValueError: from ``model``, bits out of range.
+
     >>> model = dorefa(weight=1).model(nn.Sequential(nn.Linear(8, 2)))
     >>> model[0].weight.abs().unique().numel()  # a sign and one magnitude
     1
@@ -395,7 +505,14 @@ def wage(weight: int = 2, activation: int = 8, gradient: int = 8, error: int = 8
     The inputs of layers are clipped to (-1, 1), errors and gradients lose their magnitude, and weights
     are kept on the 8-bit grid inside (-1, 1), updated stochastically. The paper has bare SGD with rates of 8, then
     1, then 1/8, which count steps of that grid, no biases, no normalisation and the sum of squares
-    as the loss. With ``initialize`` weights are drawn anew, as the paper needs it.
+    as the loss. With ``initialize`` weights are drawn anew, as the paper needs it. All layers take part;
+    ``dataclasses.replace(wage(), exempt=["2"])`` leaves some out.
+
+    Args:
+        weight, activation, gradient, error: bits, 2 to 24.
+
+    Raises:
+        TypeError, ValueError: a gradient out of range; from ``model``, other bits.
 
     >>> model = wage().model(nn.Sequential(nn.Linear(64, 8, bias=False)))
     >>> model[0].weight.unique().numel()  # minus, zero and plus
@@ -426,6 +543,13 @@ def lns_madam(bits: int = 8, gamma: int = 8, exempt: Exempt = ()) -> Recipe:
 
     The optimizer to go with it is ``Madam``. Weights stay fp32.
 
+    Args:
+        bits, gamma: as of ``LogNumber``.
+        exempt: paths of layers to leave alone, as ``exempt`` of ``lower``.
+
+    Raises:
+        TypeError, ValueError: an ``exempt`` that is no list, what ``LogNumber`` refuses.
+
     >>> from lptensor.training import Madam
     >>> model = lns_madam().model(nn.Sequential(nn.Linear(8, 2)))
     >>> optim = lns_madam().optimizer(Madam(model.parameters(), lr=0.01))
@@ -445,6 +569,14 @@ def unit_scaling(
     Gradients of weights are large: Adam does not mind, SGD needs other rates. In ``exempt`` layers
     are scaled and not rounded.
 
+    Args:
+        forward, backward: formats of operands and of gradients; None rounds nothing.
+        exempt: paths of layers to leave alone, as ``exempt`` of ``lower``.
+
+    Raises:
+        TypeError: an ``exempt`` that is no list.
+        ValueError: from ``model``, a ``backward`` without negative numbers.
+
     >>> import torch
     >>> model = unit_scaling().model(nn.Sequential(nn.Linear(64, 64, bias=False)))
     >>> 0.9 < model(torch.randn(256, 64)).std().item() < 1.1
@@ -457,6 +589,12 @@ def posit(exempt: Exempt = ()) -> Recipe:
     """Posit(8, 1) forward, Posit(8, 2) for gradients, Posit(16, 1) weights.
 
     Lu et al., Evaluations on Deep Neural Networks Training Using Posit (2020), without its shifts and warm-up.
+
+    Args:
+        exempt: paths of layers to leave alone, as ``exempt`` of ``lower``.
+
+    Raises:
+        TypeError: an ``exempt`` that is no list.
 
     >>> posit().operands.forward[0].format, posit().operands.grad_input[0].format
     (Posit(nbits=8, es=1), Posit(nbits=8))
