@@ -36,8 +36,8 @@ class Blockwise:
         rounding: to nearest by default.
 
     Raises:
-        TypeError: a table that lists no values.
-        ValueError: a largest value other than 1, a block size below 1, a negative min_size.
+        TypeError: a table that lists no values, sizes that are no integers.
+        ValueError: a largest value other than 1, a block size below 1, a negative min_size, an unknown rounding.
 
     >>> state = Blockwise(DYNAMIC8, block_size=2, min_size=1)(torch.tensor([1.0, 0.5, 100.0, -50.0]))
     >>> state / state.abs().amax()

@@ -27,13 +27,14 @@ class DynamicFixedPoint(nn.Module):
     The state is three integer buffers, so that a state_dict carries it and a resumed run repeats its bits.
 
     Args:
-        wl: word length; 10 bits to compute and 12 for parameters in the paper.
-        exponent: what to begin with.
-        max_overflow: a share of the elements.
+        wl: word length, 2 to 24; 10 bits to compute and 12 for parameters in the paper.
+        exponent: what to begin with, -100 to 100, where it stays.
+        max_overflow: a share of the elements, from 0 to below 1.
         interval: calls between two updates; the paper has 10,000 samples.
         rounding: as for ``round``.
 
     Raises:
+        TypeError: what is no integer, or a share that is no number.
         ValueError: wl outside 2 to 24, an exponent outside -100 to 100, an interval below 1, a max_overflow that is
             no share.
 
@@ -73,6 +74,7 @@ class DynamicFixedPoint(nn.Module):
     @_compat.break_graph
     @of_values
     def forward(self, x: Tensor) -> Tensor:
+        """``x``, float32 or float64 of any shape, rounded to ``format``; in training what overflowed is counted."""
         again = self.training and recomputed()
         format = self._latest if again and self._latest is not None else self.format
         check_roundable(x, format)
@@ -99,4 +101,5 @@ class DynamicFixedPoint(nn.Module):
         self.seen.zero_()
 
     def extra_repr(self) -> str:
+        """The format that holds now and the arguments, for ``print``."""
         return f"{self.format!r}, max_overflow={self.max_overflow}, interval={self.interval}, {self.rounding!r}"

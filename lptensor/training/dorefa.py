@@ -26,8 +26,11 @@ class DoReFaWeight(nn.Module):
     With one bit, sign(w) mean|w|, the sign of zero being one, whose gradient passes straight through.
     Differentiable, but for q, through max as well. Float32 and float64 of any shape; one NaN makes all NaN.
 
+    Args:
+        bits: 1 to 16.
+
     Raises:
-        ValueError: bits outside 1 to 16.
+        TypeError, ValueError: bits that are no such integer.
 
     >>> DoReFaWeight(1)(torch.tensor([1.0, -0.5, 0.0]))
     tensor([ 0.5000, -0.5000,  0.5000])
@@ -41,6 +44,7 @@ class DoReFaWeight(nn.Module):
 
     @of_values
     def forward(self, w: Tensor) -> Tensor:
+        """A weight ``w``, rounded, with its derivative."""
         if w.numel() == 0:
             return w.clone()
         if self.bits == 1:
@@ -56,8 +60,11 @@ class DoReFaActivation(nn.Module):
 
     Float32 and float64 of any shape. Infinities are clipped, -0 becomes 0, NaN stays.
 
+    Args:
+        bits: 1 to 16.
+
     Raises:
-        ValueError: bits outside 1 to 16.
+        TypeError, ValueError: bits that are no such integer.
 
     >>> DoReFaActivation(2)(torch.tensor([-1.0, 0.4, 3.0])).mul(3)
     tensor([0., 1., 3.])
@@ -69,6 +76,7 @@ class DoReFaActivation(nn.Module):
 
     @of_values
     def forward(self, a: Tensor) -> Tensor:
+        """An activation ``a``, clipped and rounded, with its derivative."""
         return levels(a.clamp(0, 1), self.bits)
 
 
@@ -80,8 +88,11 @@ class DoReFaGradient:
     Samples lie along the first axis. Zero stays within half a step of zero, which is no value of q.
     Float32 and float64; a sample of zeros stays zero, one with NaN or an infinity keeps no finite value.
 
+    Args:
+        bits: 1 to 16.
+
     Raises:
-        ValueError: bits outside 1 to 16.
+        TypeError, ValueError: bits that are no such integer.
 
     >>> DoReFaGradient(1)(torch.tensor([[4.0, -1.0], [0.5, 0.0]])).abs()  # up or down, by chance
     tensor([[4.0000, 4.0000],

@@ -22,7 +22,11 @@ class Expansion:
     (Its expansion of beta2 is not needed, since the step is computed in fp32.)
 
     Float32 and float64 tensors of any shape, rounded to nearest; the sum is one of the tensor's
-    dtype. Where h is NaN or infinite, so is the result.
+    dtype. Where h is NaN or infinite, so is the result. -0 becomes +0, and where the format saturates, the
+    sum goes on to twice its largest value.
+
+    Args:
+        format: any.
 
     Raises:
         TypeError: no format.

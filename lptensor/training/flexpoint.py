@@ -34,11 +34,12 @@ class Flexpoint(nn.Module):
     The state is two buffers: ``exponent`` and ``magnitudes`` (float64, latest first, -1 for none).
 
     Args:
-        bits: 16 in flex16+5.
+        bits: 3 to 24; 16 in flex16+5.
         history, alpha, beta, gamma: the paper's values.
         rounding: as for ``round``.
 
     Raises:
+        TypeError: bits or a history that is no integer, a factor that is no number.
         ValueError: bits outside 3 to 24, a history below 1, an alpha that is not positive, a negative beta or
             gamma.
 
@@ -75,6 +76,7 @@ class Flexpoint(nn.Module):
     @_compat.break_graph
     @of_values
     def forward(self, x: Tensor) -> Tensor:
+        """``x``, float32 or float64 of any shape, rounded; in training the next exponent is predicted from it."""
         again = self.training and recomputed()
         exponent = self._latest if again and self._latest is not None else int(self.exponent)
         if exponent == _UNKNOWN:
@@ -111,6 +113,7 @@ class Flexpoint(nn.Module):
         return super()._apply(lambda t: fn(t.view(torch.int64)).view(t.dtype), recurse)  # type: ignore[no-untyped-call]
 
     def extra_repr(self) -> str:
+        """The arguments, for ``print``."""
         return f"bits={self.bits}, alpha={self.alpha}, beta={self.beta}, gamma={self.gamma}, {self.rounding!r}"
 
 

@@ -30,6 +30,7 @@ class HBFP:
         rounding: stochastic in the authors' code.
 
     Raises:
+        TypeError: a wl or a tile that is no integer.
         ValueError: wl outside 2 to 24, a tile below 1, an unknown rounding.
 
     >>> x = torch.tensor([[4.0, 0.6], [0.5, 0.3]])
@@ -80,8 +81,12 @@ def hbfp_widths(model: nn.Module, wl: int, ends: int | None = None) -> None:
 
     Layers come in the order of ``model.modules()``. Tiles and rounding stay.
 
+    Args:
+        model: what ``recipes.hbfp`` has changed.
+        wl, ends: word lengths, 2 to 24; without ``ends`` all layers have ``wl``.
+
     Raises:
-        ValueError: no such layer, or a width that is none; nothing is then changed.
+        TypeError, ValueError: no such layer, or a width that is none; nothing is then changed.
     """
     held = [
         [(part, q) for part in layer.modules() if isinstance(q := getattr(part, "quantize", None), HBFP)]

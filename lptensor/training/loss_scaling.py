@@ -25,6 +25,9 @@ from lptensor.tensor import LPTensor
 class Static:
     """The same scale at every step (Micikevicius et al., 1710.03740, section 3.2).
 
+    Args:
+        initial: the scale, positive and finite; no power of two is asked for.
+
     Raises:
         TypeError, ValueError: a scale that is no positive, finite number.
 
@@ -53,6 +56,7 @@ class Dynamic:
         initial: the first scale.
         growth: factor after ``interval`` steps in a row with finite gradients.
         backoff: factor after a step without.
+        interval: steps in a row, at least 1.
 
     Raises:
         TypeError, ValueError: an initial scale that is no positive, finite number, growth of 1 or less, backoff
@@ -96,6 +100,12 @@ class Automatic:
     Where more than ``threshold`` of the elements lie at the largest value of ``format``, or beyond,
     the scale is halved, and where a single one is infinite or NaN, as that step is skipped; else it
     grows so that ``span`` steps double it.
+
+    Args:
+        format: of the gradients, a scalar format with a largest value; nothing is rounded to it here.
+        initial: the first scale.
+        threshold: a share of the elements, from 0 to below 1.
+        span: steps, at least 1.
 
     Raises:
         TypeError, ValueError: a format without a largest value, an initial scale that is no positive, finite

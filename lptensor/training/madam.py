@@ -22,8 +22,16 @@ class Madam(Optimizer):
     ``bound`` times the root mean square that they start with (infinite: no bound). Where v is zero,
     nothing moves; NaN and infinite gradients make their weights NaN.
 
+    Args:
+        params: as of every torch optimizer.
+        lr: positive: what log|w| changes by where |g| is sqrt(v).
+        beta: how much of the mean is kept at each step, from 0 to below 1.
+        limit: the largest |g| / sqrt(v), positive; infinite for none.
+        bound: the largest |w|, in units of the root mean square of its tensor at the start; positive.
+
     Raises:
-        ValueError: a rate or limit that is not positive, beta outside [0, 1).
+        TypeError: a rate or limit that is no number.
+        ValueError: one that is not positive, beta outside [0, 1).
 
     >>> w = torch.nn.Parameter(torch.tensor([2.0, -2.0]))
     >>> w.grad = torch.ones(2)

@@ -29,11 +29,17 @@ def prepare(
     the rounded weight, its exact one a parameter ``layer.parametrizations.weight.original``, which
     ``parameters()`` and the state_dict hold: make the optimizer afterwards. Biases stay, and so do the
     projections of ``nn.MultiheadAttention``; ``lower`` rounds activations. Formats of INT8 with one scale
-    per output: ``Scaled(INT8, CurrentMaximum(Channel(0)))``.
+    per output: ``Scaled(INT8, CurrentMaximum(Channel(0)))``. What NaN, infinities and -0 become is the format's to say.
+
+    Args:
+        model: any module, itself a chosen layer or with such inside.
+        format: of the weights.
+        rounding: as for ``round``; to nearest by default.
+        layers: the classes to change; linear and convolutional layers by default.
 
     Raises:
-        TypeError: no format, or weights that it cannot round.
-        ValueError: no such layer in the model, or one that is prepared already or lazy.
+        TypeError: no module, no format, or weights that it cannot round.
+        ValueError: no such layer in the model, or one that is prepared already or lazy; an unknown rounding.
             Whatever is raised, the model is unchanged.
 
     >>> from lptensor import FixedPoint
@@ -69,7 +75,11 @@ def prepare(
 def finish(model: Model) -> Model:
     """The model with its rounded weights as ordinary parameters, in place; what ``prepare`` began.
 
+    Args:
+        model: what ``prepare`` has changed.
+
     Raises:
+        TypeError: no module.
         ValueError: nothing was prepared.
 
     >>> from lptensor import FixedPoint

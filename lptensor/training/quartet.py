@@ -97,6 +97,11 @@ class QuartetLinear(nn.Linear):
     a function such as ``ThreeQuarters()``; gradients of what was clipped are zero. Axes that are no multiples of 32
     count as if zeros followed. The bias is added, and gets its gradient, in full.
 
+    Args:
+        in_features, out_features, bias: as of ``nn.Linear``.
+        unbiased: a function of a tensor (rows, contraction) that returns one of the same shape and dtype.
+        made: what else ``nn.Linear`` takes: ``device`` and ``dtype``.
+
     Raises:
         TypeError: an input that is not float32 or float64.
 
@@ -113,6 +118,7 @@ class QuartetLinear(nn.Linear):
         self.unbiased = unbiased
 
     def forward(self, input: Tensor) -> Tensor:
+        """``input`` (..., in_features), float32 or float64, times the weight, as (..., out_features)."""
         flat = input.reshape(-1, input.shape[-1])
         if flat.shape[0] == 0:
             return linear(input, self.weight, self.bias)

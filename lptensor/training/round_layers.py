@@ -40,6 +40,9 @@ def round_layers(
     ``nn.MultiheadAttention`` are no layers that are called, and left alone.
 
     Args:
+        model: any module, itself a chosen layer or with such inside.
+        input, weight, gradient: what makes the function or module that rounds this operand, called without
+            arguments; None leaves it alone.
         exempt: path patterns of what to leave alone, as ``exempt`` of ``lower``.
         layers: the classes to change.
 

@@ -59,7 +59,14 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     """The mean cross entropy of (n, classes) logits, whose gradient is scaled to unit variance for equal logits.
 
     That is by n classes / sqrt(classes - 1): p - 1 of the right class and p = 1 / classes of the others
-    have the mean square (classes - 1) / classes**2 (Blake et al., 2303.11257, appendix).
+    have the mean square (classes - 1) / classes**2 (Blake et al., 2303.11257, appendix). The mean of no rows is NaN.
+
+    Args:
+        logits: floating-point (n, classes); classes at least 2.
+        target: int64 (n,), the right class of each row.
+
+    Raises:
+        ValueError: logits of another shape; what torch's cross entropy refuses raises torch's own error.
 
     >>> z = torch.zeros(4, 5, requires_grad=True)
     >>> cross_entropy(z, torch.tensor([0, 1, 2, 3])).backward(); round(z.grad.square().mean().item(), 4)
@@ -86,6 +93,7 @@ class UnitLinear(nn.Linear):
     formats: tuple[Format | None, Format | None] = (None, None)
 
     def forward(self, input: Tensor) -> Tensor:
+        """``input`` (..., in_features), times the weight and under the scales, as (..., out_features)."""
         forward, backward = self.formats
         common = (self.in_features * self.out_features) ** -0.25
         rare = max(input.numel() // self.in_features, 1) ** -0.5
@@ -104,6 +112,7 @@ class UnitEmbedding(nn.Embedding):
     """
 
     def forward(self, input: Tensor) -> Tensor:
+        """The rows of the weight that the integers ``input`` name, as (..., embedding_dim)."""
         own = scale(self.weight, backward=math.sqrt(self.num_embeddings / max(input.numel(), 1)))
         return F.embedding(
             input, own, self.padding_idx, self.max_norm, self.norm_type, self.scale_grad_by_freq, self.sparse

@@ -37,8 +37,11 @@ class WageWeight:
     L = sqrt(6 / n) is the limit of the usual uniform initial weights of n inputs, and L0 = 1.5 2**(1 - bits)
     the limit under which too many weights would round to zero.
 
+    Args:
+        bits: 2 to 24.
+
     Raises:
-        ValueError: bits outside 2 to 24.
+        TypeError, ValueError: bits that are no such integer.
 
     >>> WageWeight(2)(torch.tensor([[0.3, -0.2, 0.9, 0.25]]))
     tensor([[0.5000, 0.0000, 0.5000, 0.0000]])
@@ -68,8 +71,11 @@ class WageError:
 
     Float32 and float64 of any shape. Zeros stay zero; NaN or an infinity makes all NaN.
 
+    Args:
+        bits: 2 to 24.
+
     Raises:
-        ValueError: bits outside 2 to 24.
+        TypeError, ValueError: bits that are no such integer.
 
     >>> WageError(8)(torch.tensor([3.0, 1.0, 1e-4])), WageError(8)(torch.tensor([3.0, 1.0, 1e-4]) * 2**-40)
     (tensor([0.7500, 0.2500, 0.0000]), tensor([0.7500, 0.2500, 0.0000]))
@@ -92,8 +98,12 @@ class WageActivation(nn.Module):
 
     Wu et al. (1802.04680, section 3.3.2), in the order of their code. Infinities are clipped, -0 becomes 0, NaN stays.
 
+    Args:
+        bits: of the values, 2 to 24.
+        error: bits of the gradient, 2 to 24, which ``WageError`` rounds.
+
     Raises:
-        ValueError: bits outside 2 to 24.
+        TypeError, ValueError: bits that are no such integers.
 
     >>> WageActivation()(torch.tensor([0.25, 3.0, -3.0]))
     tensor([ 0.2500,  0.9922, -0.9922])
@@ -106,10 +116,12 @@ class WageActivation(nn.Module):
     @_compat.break_graph
     @of_values
     def forward(self, a: Tensor) -> Tensor:
+        """An activation ``a``, float32 or float64 of any shape, rounded; so is its gradient on the way back."""
         values: Tensor = _Activation.apply(a, grid(self.bits), self.error)[0]  # type: ignore[no-untyped-call]
         return values
 
     def extra_repr(self) -> str:
+        """The arguments, for ``print``."""
         return f"bits={self.bits}, error={self.error.bits}"
 
 
@@ -141,8 +153,11 @@ class WageGradient:
     The paper's update is the product with the rate, rounded stochastically to that grid, which is what
     stochastic weights on the grid make of it. Zeros stay zero; NaN or an infinity makes all NaN.
 
+    Args:
+        bits: of the weights' grid, 2 to 24.
+
     Raises:
-        ValueError: bits outside 2 to 24.
+        TypeError, ValueError: bits that are no such integer.
 
     >>> WageGradient()(torch.tensor([3e-9, -1e-9])).mul(128)
     tensor([ 0.8053, -0.2684])
