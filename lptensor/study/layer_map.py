@@ -15,7 +15,12 @@ def plot_layer_map(rows: Sequence[dict[str, Any]], ax: Any = None, column: str =
     """Draw one column of a recording's rows: paths downwards, roles to the right; returns the axes.
 
     A cell says its number too: shares in percent, "snr" in dB. Several formats of one path and role
-    show the one with the most values. An empty cell was not recorded.
+    show the one with the most values. An empty cell was not recorded, or has no such figure.
+
+    Args:
+        rows: of ``Log.rows()``.
+        ax: matplotlib axes; by default pyplot's current ones.
+        column: a key of the rows that has numbers.
 
     Raises:
         MissingExtra: matplotlib is not installed.
