@@ -31,6 +31,11 @@ class Histogram(Rows):
     move their range from block to block. It is that of the binade, not of what becomes of each number: just below
     the smallest value they may round up to it, and beyond the largest one in its own binade they overflow;
     ``study.record`` counts what was lost. ``zeros`` counts zeros, NaN and infinities, which have none.
+
+    >>> from lptensor import E4M3
+    >>> found = exponent_histogram(torch.tensor([1.0, 1e-9, 0.0, torch.nan]), E4M3)
+    >>> found.share("underflow"), found.zeros
+    (0.25, 2)
     """
 
     def __init__(self, census: Census) -> None:
@@ -103,6 +108,10 @@ _LOOKS = {
 
 def plot_histogram(rows: Sequence[dict[str, Any]], ax: Any = None) -> Any:
     """Draw a histogram of exponents, with the format's range: bars hatched and coloured by region; returns the axes.
+
+    Args:
+        rows: of ``exponent_histogram`` or ``Log.histogram()``.
+        ax: matplotlib axes; by default pyplot's current ones.
 
     Raises:
         MissingExtra: matplotlib is not installed.

@@ -15,7 +15,14 @@ from lptensor.tensor import LPTensor
 
 
 class Replicas(NamedTuple):
-    """What ``replicas`` found, elementwise; float64, of the shape of one result."""
+    """What ``replicas`` found, elementwise; float64, of the shape of one result.
+
+    >>> from lptensor import BF16
+    >>> _ = torch.manual_seed(0)
+    >>> found = replicas(lambda x: x / 3, torch.tensor([3.0, 1.0]).to_lp(BF16, "stochastic"))
+    >>> found.samples.shape, found.digits[0].item(), found.trusted < 4
+    (torch.Size([16, 2]), inf, True)
+    """
 
     samples: Tensor  # a result for each replica, along a first axis
     mean: Tensor

@@ -76,7 +76,14 @@ class shadow:  # noqa: N801 - reads as a function
 
 
 class Shadow:
-    """What ``shadow()`` saw, op by op, and the twins of tensors that are still alive."""
+    """What ``shadow()`` saw, op by op, and the twins of tensors that are still alive.
+
+    >>> from lptensor import BF16
+    >>> with shadow() as seen:
+    ...     y = torch.tensor([1.0]).to_lp(BF16) + 1000.0
+    >>> seen.twin(y).item(), seen.error(y).item()
+    (1001.0, 0.25)
+    """
 
     def __init__(self) -> None:
         self._rows: list[dict[str, Any]] = []

@@ -22,6 +22,11 @@ class Updates:
     ``wanted`` counts elements that a write was to change, ``lost`` those of them that rounding put back
     where they were. ``edq``, effective descent quality (Collage, arXiv 2405.03637), is the part of the
     wanted step that was made, <made, wanted> / <wanted, wanted>: 1 if nothing is lost.
+
+    >>> updates = Updates()
+    >>> updates.add(torch.ones(2), torch.tensor([1.25, 1.001]), torch.tensor([1.25, 1.0]))
+    >>> updates.wanted, updates.row()["lost"]
+    (2, 0.5)
     """
 
     def __init__(self) -> None:
@@ -80,13 +85,7 @@ class Updates:
         _native_census.join(self._found, other._found)
 
     def row(self) -> dict[str, Any]:
-        """Shares of what was wanted; None where nothing was.
-
-        >>> updates = Updates()
-        >>> updates.add(torch.ones(2), torch.tensor([1.25, 1.001]), torch.tensor([1.25, 1.0]))
-        >>> updates.row()["lost"]
-        0.5
-        """
+        """Shares of what was wanted; None where nothing was."""
         along, whole = self._found.sums
         return {
             "wanted": self.wanted or None,
