@@ -190,6 +190,11 @@ class _Sum:
 def plot_accumulation(rows: Sequence[dict[str, Any]], ax: Any = None, label: str = "error") -> Any:
     """Draw the error over n, with the bounds n u and sqrt(n) u; returns the axes.
 
+    Args:
+        rows: of ``accumulation_error``.
+        ax: matplotlib axes; by default pyplot's current ones.
+        label: what the legend calls the errors.
+
     Raises:
         MissingExtra: matplotlib is not installed.
 

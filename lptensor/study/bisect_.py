@@ -212,6 +212,10 @@ def plot_bisect(rows: Sequence[dict[str, Any]], ax: Any = None) -> Any:
 
     Runs that recovered are dots, others crosses; a loss that is no number is a cross at the upper edge.
 
+    Args:
+        rows: of ``bisect``.
+        ax: matplotlib axes; by default pyplot's current ones.
+
     Raises:
         MissingExtra: matplotlib is not installed.
         ValueError: no rows.

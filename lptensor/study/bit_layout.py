@@ -27,6 +27,10 @@ def bit_layout(format: Format, value: float = 1.0) -> Rows:
     The fields of a posit depend on the value, those of other formats do not; fields of no bits are
     left out.
 
+    Args:
+        format: any.
+        value: a number; what becomes of infinities, -0 and overflow is the format's to say.
+
     Raises:
         ValueError: NaN, in a format without a code for it.
         TypeError: no format, or no number.
@@ -106,6 +110,7 @@ def plot_bit_layout(rows: Sequence[dict[str, Any]], ax: Any = None) -> Any:
     """Draw the rows of ``bit_layout``: a box for each bit, named and coloured by field; returns the axes.
 
     Args:
+        rows: of ``bit_layout``.
         ax: matplotlib axes, about ten times as wide as high; by default pyplot's current ones.
 
     Raises:

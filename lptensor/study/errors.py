@@ -14,6 +14,10 @@ def plot_errors(rows: Sequence[dict[str, Any]], ax: Any = None) -> Any:
 
     Returns the axes.
 
+    Args:
+        rows: of ``Shadow.rows()``.
+        ax: matplotlib axes; by default pyplot's current ones.
+
     Raises:
         MissingExtra: matplotlib is not installed.
         ValueError: no row has an error.

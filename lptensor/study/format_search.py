@@ -77,6 +77,7 @@ def format_search(
             attention and parametrized modules (``weight_norm``) as a whole, and of other modules the
             parameters that stand beside children (class tokens), those of one module in one format, in
             which the ops they take part in then compute.
+        progress: show how far it has come, on a terminal.
 
     Raises:
         TypeError: no module, layers that are no list, a loss that is no number.
@@ -238,6 +239,10 @@ def _front(rows: list[dict[str, Any]]) -> Front:
 
 def plot_front(rows: Sequence[dict[str, Any]], ax: Any = None) -> Any:
     """Draw losses over bits: what was tried as small marks, the front as a line; returns the axes.
+
+    Args:
+        rows: of ``format_search``, whose ``tried`` are the small marks; of other rows the line alone.
+        ax: matplotlib axes; by default pyplot's current ones.
 
     Raises:
         MissingExtra: matplotlib is not installed.

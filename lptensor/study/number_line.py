@@ -31,6 +31,7 @@ def number_line(format: Format, lo: float | None = None, hi: float | None = None
     A block format shows its elements before they are scaled.
 
     Args:
+        format: any; without limits of its own (``clamp=False``) or wider than 16 bits it needs both ends.
         lo, hi: both ends belong to the line; by default those of the format.
 
     Raises:
@@ -117,6 +118,7 @@ def plot_number_line(rows: Sequence[dict[str, Any]], ax: Any = None, log: bool =
     the ends a square says that the format saturates, a triangle that infinity follows, a cross NaN.
 
     Args:
+        rows: of ``number_line``.
         ax: matplotlib axes; by default pyplot's current ones.
         log: the positive values alone, on a log2 axis.
 

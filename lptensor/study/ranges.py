@@ -15,6 +15,10 @@ def plot_ranges(rows: Sequence[dict[str, Any]], ax: Any = None) -> Any:
 
     The part below the smallest normal is thinner and green. Returns the axes.
 
+    Args:
+        rows: of ``format_table``.
+        ax: matplotlib axes; by default pyplot's current ones.
+
     Raises:
         MissingExtra: matplotlib is not installed.
 

@@ -92,6 +92,11 @@ _STYLES = {"underflow": ":", "subnormal": "--", "normal": "-", "overflow": "-."}
 def plot_relative_error(rows: Sequence[dict[str, Any]], ax: Any = None, label: str | None = None) -> Any:
     """Draw relative errors over x, both on log2 axes; regions differ in colour and line; returns the axes.
 
+    Args:
+        rows: of ``relative_error``.
+        ax: matplotlib axes; by default pyplot's current ones.
+        label: a title.
+
     Raises:
         MissingExtra: matplotlib is not installed.
 

@@ -128,6 +128,10 @@ def _measured(
 def plot_bias(rows: Sequence[dict[str, Any]], ax: Any = None) -> Any:
     """Draw the chance to go up over the position, beside the unbiased one; returns the axes.
 
+    Args:
+        rows: of ``rounding_bias``.
+        ax: matplotlib axes; by default pyplot's current ones.
+
     Raises:
         MissingExtra: matplotlib is not installed.
 

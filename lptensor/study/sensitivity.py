@@ -52,9 +52,11 @@ def sensitivity(
         formats: one, some, or a dict from the names to show.
         roles: among "weight", "activation", "gradient".
         per: "layer", or "role": all layers at once.
+        rounding: as for ``round``.
+        progress: show how far it has come, on a terminal.
 
     Raises:
-        ValueError: an unknown role or ``per``, a loss of several numbers.
+        ValueError: an unknown role, rounding or ``per``, a loss of several numbers.
         TypeError: something that is no
             format, a loss that is no number, parameters in a dtype that is not rounded, an output of a
             class that torch cannot look into.

@@ -53,6 +53,7 @@ def sqnr(
     format, bits (per value, with the share of the scales), sqnr (10 log10 of sum x**2 / sum (x - q)**2, in
     dB; infinite where nothing moved), mse, largest (|x - q|), cosine (of x and q), zeros (the share of
     values that were not zero and became it), lost (the share that came out NaN or infinite, left out of the rest).
+    Of an empty tensor, of zeros and where all is lost, nothing moved; the cosine is None where x or q is zero.
 
     Args:
         x: float32 or float64, or an LPTensor; any shape. Scales of blocks follow its axes.
@@ -92,6 +93,10 @@ def _row(name: str, x: Tensor, format: Format, rounding: Any) -> dict[str, Any]:
 
 def plot_sqnr(rows: Sequence[dict[str, Any]], ax: Any = None) -> Any:
     """Draw formats by their bits and decibels, beside the 6.02 dB that a bit brings; returns the axes.
+
+    Args:
+        rows: of ``sqnr``.
+        ax: matplotlib axes; by default pyplot's current ones.
 
     Raises:
         MissingExtra: matplotlib is not installed.

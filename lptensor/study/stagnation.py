@@ -181,6 +181,10 @@ def plot_stagnation(rows: Sequence[dict[str, Any]], ax: Any = None) -> Any:
 
     What lies left of the line, half an ulp, rounding to nearest loses.
 
+    Args:
+        rows: of ``update_stagnation``.
+        ax: matplotlib axes; by default pyplot's current ones.
+
     Raises:
         MissingExtra: matplotlib is not installed.
         ValueError: no row has a histogram.

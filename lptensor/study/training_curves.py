@@ -22,6 +22,7 @@ def plot_training(curves: Mapping[str, Sequence[float]], ax: Any = None, log: bo
 
     Args:
         curves: from a name to a value for each step or epoch, from 1.
+        ax: matplotlib axes; by default pyplot's current ones.
         log: the values on a logarithmic axis; those that are not positive are left out.
 
     Raises:
