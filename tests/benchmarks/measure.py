@@ -18,7 +18,7 @@ import lptensor as lp
 
 @dataclass(frozen=True)
 class Figure:
-    """A ratio: its median and quartiles over the turns, and what it should be."""
+    """A ratio: its median and quartiles over the turns, and what it should be at least, or at most."""
 
     group: str
     name: str
@@ -26,11 +26,14 @@ class Figure:
     median: float
     high: float
     target: float | None = None
+    at_most: bool = False
 
     @property
     def missed(self) -> bool:
-        """Below the target by more than the spread."""
-        return self.target is not None and self.high < self.target
+        """On the wrong side of the target by more than the spread."""
+        if self.target is None:
+            return False
+        return self.low > self.target if self.at_most else self.high < self.target
 
     def __str__(self) -> str:
         digits = 3 if self.median < 10 else 1
@@ -45,6 +48,7 @@ def ratio(
     turns: int,
     scale: float,
     target: float | None,
+    at_most: bool = False,
 ) -> Figure:
     """Time of ``base`` over time of ``work``, times ``scale``. One thread is timed by the processor time it takes,
     which other programs' turns are no part of; several by the clock on the wall."""
@@ -58,7 +62,7 @@ def ratio(
     seconds(base), seconds(work)  # warm up
     ratios = [scale * seconds(base) / seconds(work) for _ in range(turns)]
     low, median, high = statistics.quantiles(ratios, n=4)
-    return Figure(group, name, low, median, high, target)
+    return Figure(group, name, low, median, high, target, at_most)
 
 
 @contextlib.contextmanager
