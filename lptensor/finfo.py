@@ -18,19 +18,19 @@ class FormatInfo:
     relative one, and has no normals, so that ``smallest_normal`` is then the smallest positive value.
     """
 
-    bits: int  # width of a code
-    precision: int  # significant bits p; bits of the magnitude where evenly spaced
-    emin: int  # exponent of the smallest normal
-    emax: int  # exponent of the largest value
-    max: float
-    min: float  # most negative value
-    smallest_normal: float
-    smallest_subnormal: float  # smallest positive value
-    eps: float  # spacing just above 1: 2**(1 - p); where evenly spaced the spacing
-    u: float | None  # largest relative error of rounding to nearest, 2**-p
-    codes: int  # 2**bits
-    binades: float  # log2(max / smallest positive value)
-    decibels: float  # 20 log10 of the same
+    bits: int  #: width of a code
+    precision: int  #: significant bits p; bits of the magnitude where evenly spaced
+    emin: int  #: exponent of the smallest normal
+    emax: int  #: exponent of the largest value
+    max: float  #: largest value
+    min: float  #: most negative value
+    smallest_normal: float  #: smallest with all of its digits
+    smallest_subnormal: float  #: smallest positive value
+    eps: float  #: spacing just above 1, 2**(1 - p); where evenly spaced the spacing
+    u: float | None  #: largest relative error of rounding to nearest, 2**-p
+    codes: int  #: 2**bits
+    binades: float  #: log2(max / smallest positive value)
+    decibels: float  #: 20 log10 of the same
 
     @property
     def tiny(self) -> float:
