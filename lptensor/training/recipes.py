@@ -294,7 +294,7 @@ def deepseek(promote_every: int | None = None, exempt: Exempt = ()) -> Recipe:
     DeepSeek-V3 (2412.19437, section 3.3). Products add up in fp32 throughout; with ``promote_every``, the
     paper's 128, so many add up as Hopper's tensor cores do it for FP8 (``tensor_core("hopper_fp8")``), and
     these sums in fp32. Hardware multiplies such a sum by its scales, here they multiply the operands: the
-    same where scales are powers of two, else up to their rounding. It takes some thirty times as long.
+    same where scales are powers of two, else up to their rounding. It takes several times as long.
 
     Args:
         promote_every: how many products, 2 or more; None for fp32 throughout.
