@@ -90,7 +90,7 @@ def test_three_steps_stay_on_the_grid(kind: Any, foreach: bool) -> None:
 
 SAME_FORMULA = (
     *(torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop),
-    *(torch.optim.Adadelta, torch.optim.Adamax, torch.optim.Rprop, torch.optim.ASGD),
+    *(torch.optim.Adadelta, torch.optim.Adamax, torch.optim.Rprop),
 )
 
 
