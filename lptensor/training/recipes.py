@@ -326,7 +326,7 @@ def hbfp(wl: int = 8, storage: int = 16, tile: int = 24, rounding: str = "stocha
         exempt: paths of layers to leave alone, as ``exempt`` of ``lower``.
 
     Raises:
-        TypeError, ValueError: an ``exempt`` that is no list, what ``HBFP`` refuses (of ``wl``, ``model`` does).
+        TypeError, ValueError: an ``exempt`` that is no list, what ``HBFP`` refuses.
 
     >>> import torch
     >>> model = hbfp(wl=4).model(nn.Sequential(nn.Linear(64, 8)))
@@ -488,8 +488,7 @@ def dorefa(weight: int = 1, activation: int = 2, gradient: int = 6, exempt: Exem
         exempt: paths of layers to leave alone, as ``exempt`` of ``lower``.
 
     Raises:
-        TypeError: an ``exempt`` that is no list.
-        ValueError: from ``model``, bits out of range.
+        TypeError, ValueError: an ``exempt`` that is no list, bits out of range.
 
     >>> model = dorefa(weight=1).model(nn.Sequential(nn.Linear(8, 2)))
     >>> model[0].weight.abs().unique().numel()  # a sign and one magnitude
