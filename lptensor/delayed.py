@@ -15,7 +15,7 @@ from lptensor.base import no_format
 from lptensor.direction import recomputed
 from lptensor.formats import FloatingPoint, Grid, Overflow, ScalarFormat
 from lptensor.of_values import of_values
-from lptensor.ops import check_roundable, round as lp_round
+from lptensor.ops import StraightThrough, check_roundable, round as lp_round
 from lptensor.rounding import Mode, Rounding, as_rounding
 from lptensor.scaling import DelayedMaximum
 
@@ -109,26 +109,14 @@ class DelayedScaling(nn.Module):
         return f"{self.format!r}, {self.scaling!r}, {self.rounding!r}"
 
 
-class _UnderScale(torch.autograd.Function):
-    """R(x * scale) / scale, whose derivative is taken to be one."""
+class _UnderScale(StraightThrough):
+    """R(x * scale) / scale."""
 
     @staticmethod
     @_compat.known_signature
     def forward(x: Tensor, scale: Tensor, format: ScalarFormat, rounding: Rounding) -> Tensor:
         inverse = (1.0 / scale).to(x.dtype)
         return lp_round(x.detach() * scale.to(x.dtype), _saturating(format), rounding).mul_(inverse)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
-        return None
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        return grad, None, None, None
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
-        return tangent.clone()  # torch takes the tangent itself for a view of the input's
 
 
 @dataclass(frozen=True)

@@ -102,25 +102,27 @@ def backend(device: torch.device | str = "cpu") -> str:
     return f"native: {lib.lpt_build_name().decode().removeprefix('lpt_')} build of the C++ kernels"
 
 
-class _StraightThrough(torch.autograd.Function):
-    """Rounding whose derivative is taken to be one."""
-
-    @staticmethod
-    @_compat.known_signature
-    def forward(x: Tensor, format: Format, rounding: Rounding, generator: Any) -> Tensor:
-        return round_fresh(x, format, rounding, generator)
+class StraightThrough(torch.autograd.Function):
+    """What rounds the first of its arguments, and has a derivative that is taken to be one."""
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
-        return None
+        ctx.others = len(inputs) - 1
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        return grad, None, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return grad, *[None] * ctx.others
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
         return tangent.clone()  # torch takes the tangent itself for a view of the input's
+
+
+class _Round(StraightThrough):
+    @staticmethod
+    @_compat.known_signature
+    def forward(x: Tensor, format: Format, rounding: Rounding, generator: Any) -> Tensor:
+        return round_fresh(x, format, rounding, generator)
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, x: Tensor, format: Format, rounding: Rounding, generator: Any) -> Any:
@@ -143,7 +145,7 @@ def check_samples_draw(info: Any, what: str) -> None:
 
 def straight_through(x: Tensor, format: Format, rounding: Rounding, generator: Any = None) -> Tensor:
     """``x`` rounded, with a derivative, under every transformation of torch.func."""
-    rounded: Tensor = _StraightThrough.apply(x, format, rounding, generator)  # type: ignore[no-untyped-call]
+    rounded: Tensor = _Round.apply(x, format, rounding, generator)  # type: ignore[no-untyped-call]
     return rounded
 
 

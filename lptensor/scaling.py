@@ -53,7 +53,7 @@ class Tile:
         if not isinstance(self.axes, (tuple, list, type(None))):
             raise TypeError(f"axes must be a tuple such as (-2, -1), got {self.axes!r}")
         axes = range(-len(self.widths), 0) if self.axes is None else self.axes
-        widths = (None if wide is None else check_int("a width", wide, 1, 2**62) for wide in self.widths)
+        widths = (None if wide is None else check_int("block_size", wide, 1, 2**62) for wide in self.widths)
         object.__setattr__(self, "widths", tuple(widths))
         object.__setattr__(self, "axes", tuple(check_int("axis", axis, -16, 15) for axis in axes))
         if len(self.axes or ()) != len(self.widths) or len(set(self.axes or ())) != len(self.widths):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lptensor import _compat
+from lptensor.ops import StraightThrough
 from lptensor.weighted_layers import LAYERS, called_layers, check_free, check_made, with_first
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -126,7 +127,7 @@ class _StraightThrough(_Function):
         return _apply(_Forward, x, self.quantize)
 
 
-class _Forward(torch.autograd.Function):
+class _Forward(StraightThrough):
     """Rounds going forward; the gradient passes."""
 
     generate_vmap_rule = True
@@ -135,18 +136,6 @@ class _Forward(torch.autograd.Function):
     @_compat.known_signature
     def forward(x: Tensor, quantize: Callable[[Tensor], Tensor]) -> Tensor:
         return quantize(x.detach())
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
-        return None
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad, None
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, _: Any) -> Tensor:
-        return tangent.clone()  # torch takes the tangent itself for a view of the input's
 
 
 class _Backward(torch.autograd.Function):
