@@ -211,9 +211,9 @@ def compensate(update: int, weight: Tensor, kept: Tensor, step: Tensor, grid: Gr
 
 
 def odd(kind: str, x: Tensor, y: Tensor) -> Tensor | None:
-    """The "sums" or "products" of contiguous float64 CPU tensors, rounded to odd; None where they are near an end.
+    """The "sums" or "products" of float64 CPU tensors, rounded to odd; None where they are near an end.
 
-    They have one shape, or one of them is a single number.
+    They have one shape and one order of memory without gaps, or one of them is a single number.
     """
     larger, lib = (y if x.numel() == 1 else x), library()
     made = torch.empty_like(larger)

@@ -208,15 +208,23 @@ def odd_sum(x: Tensor, y: Tensor) -> Tensor:
 def two_product(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """a * b as the nearest float64 and the exact rest, held between TINY and HUGE."""
     finite = a.isfinite() & b.isfinite()
-    (x, i), (y, j) = (torch.frexp(torch.where(finite, t, 0.0)) for t in (a, b))
+    (x, i), (y, j) = (_mantissa(torch.where(finite, t, 0.0)) for t in (a, b))
     p = x * y
     (x_high, x_low), (y_high, y_low) = _halves(x), _halves(y)
     rest = x_low * y_low - (((p - x_high * y_high) - x_low * y_high) - x_high * y_low)
-    scale = (i + j).clamp(-1000, 1000).long()
+    scale = (i + j).clamp(-1000, 1000)
     p, rest = times_power(p, scale), times_power(rest, scale)
     beyond = (p != 0) & ((p.abs() < TINY) | (p.abs() >= HUGE))
     p = torch.where(beyond, p.abs().clamp(TINY, HUGE).copysign(p), p)
     return torch.where(finite, p, a * b), torch.where(finite & ~beyond & (p != 0), rest, -0.0)
+
+
+def _mantissa(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Finite float64 numbers as mantissas of 1/2 to 1 and exponents; torch.frexp is beyond inductor on some CPUs."""
+    small = x.abs() < 2.0**-1000
+    normal = torch.where(small, x * 2.0**100, x)
+    bits = normal.view(torch.int64) & ~(0x7FF << 52) | 1022 << 52
+    return torch.where(x == 0, x, bits.view(torch.float64)), exponent(normal.abs()) + 1 - small.long() * 100
 
 
 def _halves(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -165,8 +165,16 @@ def write(op: Opened, writes: Sequence[int | str], rounds: bool, round_: Round) 
             if value is not inner:
                 if inner.shape != value.shape:
                     _grow(func, inner, value)
-                inner.copy_(value)
+                each_once(inner, inner).copy_(each_once(value, inner))
     return out
+
+
+def each_once(x: Tensor, expanded: Tensor) -> Tensor:
+    """Of a tensor like an expanded one, which repeats elements, each element once."""
+    if 0 in expanded.stride() and expanded.numel():
+        for axis, (n, step) in enumerate(zip(expanded.shape, expanded.stride(), strict=True)):
+            x = x.narrow(axis, 0, 1) if n > 1 and step == 0 else x
+    return x
 
 
 def _grow(func: Any, target: Tensor, result: Tensor) -> None:

@@ -27,7 +27,7 @@ from lptensor.arguments import (
 )
 from lptensor.arithmetic import Arithmetic
 from lptensor.blocks import BlockFormat
-from lptensor.computing import Opened, computed, write
+from lptensor.computing import Opened, computed, each_once, write
 from lptensor.direction import in_backward, side_of_copy
 from lptensor.escape import leave
 from lptensor.exact_ops import correct
@@ -306,10 +306,7 @@ def _mutate(func: Any, rule: Rule, cls: Any) -> Runner:
 def _written(target: Any, rounds: bool) -> None:
     """An op has written into the inner tensor of ``target``: its format holds, in either direction."""
     if rounds:
-        inner = target._inner
-        if 0 in inner.stride() and inner.numel():
-            for axis, (n, step) in enumerate(zip(inner.shape, inner.stride(), strict=True)):
-                inner = inner.narrow(axis, 0, 1) if n > 1 and step == 0 else inner  # an expanded one: once is enough
+        inner = each_once(target._inner, target._inner)
         rounded = round_(inner, target._arithmetic, target._gradient)
         if rounded is not inner:
             inner.copy_(rounded)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lptensor import _compat, _native
 from lptensor.accumulate import odd_sum, two_product
+from lptensor.ops import is_dense
 
 aten = torch.ops.aten
 
@@ -35,9 +36,13 @@ def _both(x: Any, y: Any) -> tuple[Tensor, Tensor]:
 
 
 def _alike(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Two tensors in one shape, each with memory for all of it."""
+    """Two tensors in one shape and one order of memory, that of the first without gaps, as torch has its results."""
     x, y = torch.broadcast_tensors(x, y)
-    return x.contiguous(), y.contiguous()
+    like = next((t for t in (x, y) if is_dense(t)), None)
+    if like is None:
+        return x.contiguous(), y.contiguous()
+    x, y = (t if t.stride() == like.stride() else torch.empty_like(like).copy_(t) for t in (x, y))
+    return x, y
 
 
 def _by_kernel(kind: str, x: Tensor, y: Tensor) -> Tensor | None:
@@ -45,9 +50,10 @@ def _by_kernel(kind: str, x: Tensor, y: Tensor) -> Tensor | None:
     here = all(type(t) is Tensor and t.is_cpu and not _compat.is_zero_tensor(t) for t in (x, y))
     if not here or _compat.traced() or _native.library() is None:
         return None
-    if x.shape != y.shape and not (x.dim() == 0 and y.numel() > 1 or y.dim() == 0 and x.numel() > 1):
-        x, y = torch.broadcast_tensors(x, y)
-    return _native.odd(kind, *(t.resolve_neg().contiguous() for t in (x, y))) if x.numel() and y.numel() else None
+    x, y = x.resolve_neg(), y.resolve_neg()
+    if not (x.dim() == 0 and y.numel() > 1 and is_dense(y) or y.dim() == 0 and x.numel() > 1 and is_dense(x)):
+        x, y = _alike(x, y)
+    return _native.odd(kind, x, y) if x.numel() and y.numel() else None
 
 
 def _add(x: Any, y: Any, alpha: Any = 1) -> Tensor:

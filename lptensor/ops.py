@@ -316,7 +316,7 @@ def _round_into(x: Tensor, y: Tensor, format: Format, rounding: Rounding, genera
     # The imaginary part of a conjugate: memory holds the negatives.
     negated = x.is_neg() or y is not x and y.is_neg()
     alike = y is x or x.stride() == y.stride()
-    same = alike and (x.is_contiguous() or elementwise and _dense(x)) and not negated
+    same = alike and (x.is_contiguous() or elementwise and is_dense(x)) and not negated
     if not same and alike and not negated and key is None and isinstance(format, BlockFormat):
         # Without gaps, but for the order of axes, in which blocks lie another way round.
         order = sorted(range(x.dim()), key=x.stride().__getitem__, reverse=True)
@@ -359,7 +359,7 @@ def _reference(x: Tensor, format: Format, lowered: Any, rounding: Rounding, key:
     return rounded
 
 
-def _dense(x: Tensor) -> bool:
+def is_dense(x: Tensor) -> bool:
     """Whether the elements fill their memory without gaps or overlaps, in some order of axes."""
     size = 1
     for stride, n in sorted(zip(x.stride(), x.shape, strict=True)):

@@ -160,9 +160,9 @@ class Surface:
         with torch.no_grad():
             fresh: Any = torch.empty_like(self)  # type: ignore[arg-type]
             fresh.copy_(value)
-        self._inner = fresh._inner
-        if (self.stride(), self.storage_offset()) != (self._inner.stride(), self._inner.storage_offset()):  # type: ignore[attr-defined]
-            _compat.take_form(self, self._inner)  # type: ignore[arg-type]
+            self._inner = fresh._inner
+            if (self.stride(), self.storage_offset()) != (self._inner.stride(), self._inner.storage_offset()):  # type: ignore[attr-defined]
+                _compat.take_form(self, self._inner)  # type: ignore[arg-type]
 
     @_compat.run_by_python
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:

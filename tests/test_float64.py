@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from backends import flushed_denormals
-from lptensor import BF16, E4M3, FP16, FP32, Arithmetic, FloatingPoint, Format, LPTensor, convert, odd_sums
+from lptensor import BF16, E4M3, FP16, FP32, Arithmetic, FloatingPoint, Format, LPTensor, accumulate, convert, odd_sums
 from lptensor.arithmetic import promote
 from oracles import exact
 
@@ -331,3 +331,48 @@ def test_integers_that_fp32_lacks_are_multiplied_exactly(dtype: torch.dtype, x: 
     below, above = x * integer % unit, x * integer // unit
     assert 2 * below > unit and float(x * integer) == unit * (above + 0.5)
     assert out.item() == unit * (above + 1)
+
+
+IN_ORDER: dict[str, Callable[[Any, Any], Any]] = {
+    "add": lambda x, y: x + y,
+    "sub": lambda x, y: x - y,
+    "rsub": lambda x, y: torch.rsub(x, y),
+    "mul by a number": lambda x, y: x * 0.1,
+    "div by a number": lambda x, y: x / 3,
+    "addcmul": lambda x, y: torch.addcmul(x, x, x),
+    "add an expanded one": lambda x, y: x + torch.ones(3, 1, 1),
+    "add to an expanded one": lambda x, y: torch.ones(3, 1, 1) + x,
+    "foreach": lambda x, y: torch._foreach_add([x], [x])[0],
+}
+
+
+@pytest.mark.parametrize("name", IN_ORDER)
+def test_results_lie_in_memory_as_those_of_fp32(name: str) -> None:
+    x, y = torch.randn(2, 3, 4, 4).contiguous(memory_format=torch.channels_last), torch.randn(2, 3, 4, 4)
+    wide, single = (x.to_lp(Arithmetic(E4M3, compute=dtype)) for dtype in (torch.float64, torch.float32))  # type: ignore[attr-defined]
+    for first, second in ((x, y), (y, x)):
+        values = IN_ORDER[name](first, second)
+        low = [IN_ORDER[name](t if first is x else first, second if first is x else t) for t in (wide, single)]
+        assert low[0].stride() == low[1].stride() == values.stride()
+        assert torch.equal(low[0].dequantize(), low[0].dequantize().contiguous())
+    assert torch.equal(IN_ORDER[name](wide, y).dequantize(), IN_ORDER[name](wide.contiguous(), y).dequantize())
+
+
+def test_an_expanded_tensor_is_filled() -> None:
+    t = torch.zeros(1).to_lp(Arithmetic(E4M3, compute=torch.float64)).expand(3)  # type: ignore[attr-defined]
+    assert t.fill_(0.3).tolist() == [0.3125] * 3
+
+
+def test_mantissas_and_exponents_are_those_of_frexp() -> None:
+    x = torch.randn(1000).double() * torch.exp2(torch.randint(-1080, 1000, (1000,)).double())
+    x[:6] = torch.tensor([5e-324, -5e-324, 1.7e308, 2.0**-1022, 2.0**-1000, -1.0], dtype=torch.float64)
+    (mantissa, exponent), expected = accumulate._mantissa(x), torch.frexp(x)
+    assert torch.equal(mantissa, expected.mantissa)
+    assert torch.equal(exponent[x != 0], expected.exponent[x != 0].long())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # within torch's own compiler
+def test_inductor_compiles_products_with_numbers() -> None:
+    x = torch.randn(64).to_lp(Arithmetic(BF16, compute=torch.float64))  # type: ignore[attr-defined]
+    for f in (lambda t: t * 0.9 / 0.3, lambda t: t * torch.full((64,), 0.7, dtype=torch.float64)):
+        assert torch.equal(torch.compile(f)(x).dequantize(), f(x).dequantize())

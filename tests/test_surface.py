@@ -401,3 +401,10 @@ def test_data_has_the_strides_and_the_device_of_what_it_was_set_to() -> None:
     there = torch.ones(2, device="meta").to_lp(E4M3)
     with pytest.raises(ValueError, match="on its device meta, got cpu"):
         there.data = torch.ones(2)
+
+
+def test_data_of_a_leaf_with_gaps_is_replaced() -> None:
+    p = torch.randn(2, 10).to_lp(BF16)[:, ::2].detach().requires_grad_()  # type: ignore[attr-defined]
+    want = (p * 0.5).detach()
+    p.data = p.data * 0.5
+    assert torch.equal(p.dequantize(), want.dequantize()) and p.stride() == p._inner.stride() and p.requires_grad
