@@ -204,7 +204,7 @@ def set_int(owner: object, name: str, low: int, high: int, why: str = "") -> Non
 
 def check_number(name: str, value: Any) -> float:
     """``value`` as a float if it is a number of any kind, or a tensor of one, else an error that says so."""
-    if not isinstance(value, bool) and hasattr(value, "__float__"):
+    if not isinstance(value, (bool, np.bool_)) and hasattr(value, "__float__"):
         with contextlib.suppress(TypeError, ValueError, RuntimeError):  # of many numbers
             return float(value)
     raise TypeError(f"{name} must be a number, got {value!r}")

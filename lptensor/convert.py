@@ -108,7 +108,8 @@ def _convert_module(model: nn.Module, format: Any, buffers: bool) -> None:
         raise ValueError('path rules name nothing to convert, got {}; say a format, or rules such as {"*": E4M3}')
     rules = PathRules(format)
     modules = dict(model.named_modules(remove_duplicate=False))
-    rules.check_paths([*modules, *dict(model.named_parameters(remove_duplicate=False))])
+    tensors = (model.named_parameters, model.named_buffers)
+    rules.check_paths([*modules, *(path for named in tensors for path, _ in named(remove_duplicate=False))])
     _refuse_shared(modules, rules)
     plan = _plan(model, rules, buffers)
     _refuse_lowered(model, plan)
@@ -200,7 +201,9 @@ def _refuse_lowered(model: nn.Module, plan: Plan) -> None:
 
 def _target(tensor: Tensor, arithmetic: Arithmetic | torch.dtype | None, gradient: bool) -> Tensor:
     if isinstance(arithmetic, torch.dtype):
-        return tensor.to(arithmetic)
+        top = torch.finfo(arithmetic).max
+        single = tensor.to(arithmetic)  # what is finite stays so: the lowest number of float64 is a mask's
+        return torch.where(single.isinf() & tensor.isfinite(), single.sign() * top, single)
     plain = tensor._inner if isinstance(tensor, LPTensor) else tensor.detach()
     if arithmetic is None:
         return plain.clone() if isinstance(tensor, LPTensor) else tensor

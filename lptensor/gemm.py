@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -109,12 +109,12 @@ def cumsum(x: Tensor, dim: int, accumulator: Accumulator, generator: torch.Gener
 
 
 def _column_sums(terms: Tensor, acc: Accumulator, generator: Any, running: bool = False) -> Tensor:
-    """The sums of [1, k, n] over k: kernels add up neighbouring columns at once, and chunks can be such columns."""
+    """The sums of [1, k, n] over k. Kernels add up neighbouring columns at once: chunks of one long column are such."""
     count, columns = terms.shape[1:]
     # A tree of pairs is one of chunks as well, if their size is a power of two.
     size = acc.chunk if acc.chunk > 1 else _LEAVES if acc.order == "pairwise" else count
     apart = not acc.stochastic and acc.order != "aligned" and not _compat.traced()  # each chunk's sum is of its own
-    if apart and columns < _FEW and 0 < 2 * size <= count:
+    if apart and columns == 1 and count >= max(_LONG, _FEW * size) and size >= _SHORT:
         chunks, left = divmod(count, size)
         whole, rest = terms.split([chunks * size, left], 1)
         parts = [whole.reshape(chunks, size, columns).transpose(0, 1).reshape(1, size, -1), rest][: 1 + bool(left)]
@@ -124,7 +124,8 @@ def _column_sums(terms: Tensor, acc: Accumulator, generator: Any, running: bool 
     return _run(ones, terms, acc, None, generator, running)
 
 
-_FEW, _LEAVES = 16, 64  # columns, and terms
+# Below these it costs more than it saves: terms in all, chunks, terms of a chunk. And the terms of a leaf.
+_LONG, _FEW, _SHORT, _LEAVES = 4096, 16, 8, 64
 
 
 def _run(a: Tensor, b: Tensor, acc: Accumulator, c: Tensor | None, generator: Any, running: bool = False) -> Tensor:
@@ -197,7 +198,8 @@ def _batched(t: Tensor, batch: torch.Size, rows: int, columns: int) -> Tensor:
 
 def axes_of(dim: Any, count: int) -> list[int]:
     """The axes that a sum goes over, counted from the front, ascending: all for None and for an empty tuple."""
-    given = [*dim] if isinstance(dim, Sequence) else [] if dim is None else [dim]
+    several = isinstance(dim, Iterable) and as_int(dim) is None
+    given = [*dim] if several else [] if dim is None else [dim]
     known = max(count, 1)  # a number alone is summed along its only axis, 0 or -1
     axes = sorted(d + known if d < 0 else d for d in (_axis(d) for d in given or range(count)))
     if any(not 0 <= d < known for d in axes) or len(set(axes)) != len(axes):

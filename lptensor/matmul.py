@@ -26,7 +26,7 @@ def matmul(
     broadcasts to the result and is the initial value of each sum. Gradients are products too and
     are added up by the same accumulator; those of broadcast axes are then summed in the dtype. NaN and
     infinities go where the accumulator's formats take them. A sum of no products is +0, or the addend
-    rounded; products of -0 alone give +0, as sums start at +0, but -0 in the order "pairwise".
+    rounded (+0 of -0 in the order "exact"); products of -0 alone give +0, as sums start at +0, but -0 in "pairwise".
 
     Args:
         a, b, c: plain tensors, float32 or float64, of one dtype and device.

@@ -41,7 +41,8 @@ def _alike(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     like = next((t for t in (x, y) if is_dense(t)), None)
     if like is None:
         return x.contiguous(), y.contiguous()
-    x, y = (t if t.stride() == like.stride() else torch.empty_like(like).copy_(t) for t in (x, y))
+    strides, device = like.stride(), like.device  # a tensor from elsewhere is refused by what comes next
+    x, y = (t if t.stride() == strides or t.device != device else torch.empty_like(like).copy_(t) for t in (x, y))
     return x, y
 
 

@@ -83,7 +83,7 @@ class OptimLP(Optimizer):
             format cannot round (it takes float32 and float64), or that are sharded.
         ValueError: grad_scaling not positive, a momentum key that the optimizer does not have (one that is not torch's
             shows it at its first step), an ``update`` that is unknown or clashes with the other arguments, LPTensors
-            of a format that lacks values of weight_quant.
+            of a format that lacks values of weight_quant (of blocks those of their elements count).
 
     >>> from lptensor import BF16, E4M3
     >>> w = torch.nn.Parameter(torch.ones(2))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import prod
 
 import torch
 from torch import Tensor
 
-from lptensor.formats import check_int
+from lptensor.base import as_int, check_int
 
 
 def packed_bytes(shape: int | Sequence[int], bits: int) -> int:
@@ -25,7 +25,8 @@ def packed_bytes(shape: int | Sequence[int], bits: int) -> int:
 
 
 def _sizes(shape: int | Sequence[int]) -> list[int]:
-    sizes = [check_int("a size", size, -(2**62), 2**62) for size in (shape if isinstance(shape, Sequence) else [shape])]
+    given = [*shape] if isinstance(shape, Iterable) and as_int(shape) is None else [shape]
+    sizes = [check_int("a size", size, -(2**62), 2**62) for size in given]
     if any(size < 0 for size in sizes):
         raise ValueError(f"a shape has no negative sizes, got {shape!r}")
     return sizes

@@ -48,9 +48,9 @@ class Tile:
     others: int | None = 1
 
     def __post_init__(self) -> None:
-        if not isinstance(self.widths, (tuple, list)):
+        if not isinstance(self.widths, (tuple, list, range)):
             raise TypeError(f"widths must be a tuple such as (1, 128), got {self.widths!r}")
-        if not isinstance(self.axes, (tuple, list, type(None))):
+        if not isinstance(self.axes, (tuple, list, range, type(None))):
             raise TypeError(f"axes must be a tuple such as (-2, -1), got {self.axes!r}")
         axes = range(-len(self.widths), 0) if self.axes is None else self.axes
         widths = (None if wide is None else check_int("block_size", wide, 1, 2**62) for wide in self.widths)

@@ -46,6 +46,8 @@ class LPTensor(Traceable, Sharded, Surface, Tensor):  # type: ignore[misc]
         inner: the values, a plain float32 tensor, which is not copied.
         arithmetic: what ops with it round to, an ``Arithmetic``.
         gradient: whether it is a gradient, whose format is the backward one.
+        requires_grad: as of any tensor. With it and no arithmetic, an LPTensor becomes a parameter, as
+            libraries make theirs anew: ``type(p)(p.to(device), requires_grad=True)``.
 
     Raises:
         TypeError: no plain float32 tensor, an arithmetic that is no ``Arithmetic``; a subclass.
@@ -62,10 +64,15 @@ class LPTensor(Traceable, Sharded, Surface, Tensor):  # type: ignore[misc]
     @staticmethod
     @_compat.run_by_python
     def __new__(
-        cls, inner: Tensor, arithmetic: Arithmetic | None = None, gradient: bool = False, requires_grad: bool = True
+        cls,
+        inner: Tensor,
+        arithmetic: Arithmetic | None = None,
+        gradient: bool = False,
+        *,
+        requires_grad: bool | None = None,
     ) -> LPTensor:
         if type(arithmetic) is not Arithmetic:
-            if arithmetic is None and type(inner) is cls:  # so libraries make parameters anew: type(p)(p.to(device))
+            if arithmetic is None and type(inner) is cls and requires_grad is not None:
                 return nn.Parameter(inner.detach(), requires_grad)  # type: ignore[return-value]
             raise TypeError(
                 f"an LPTensor is made by x.to_lp(format), which rounds; its own arithmetic is no {arithmetic!r}"
@@ -75,6 +82,8 @@ class LPTensor(Traceable, Sharded, Surface, Tensor):  # type: ignore[misc]
             raise TypeError(f"an LPTensor holds a plain float32 tensor, got {what}; x.to_lp(format) takes it")
         self: LPTensor = _compat.make_wrapper(cls, inner)
         self._inner, self._arithmetic, self._gradient = inner, arithmetic, gradient
+        if requires_grad:
+            self.requires_grad_()
         return self
 
     def __init_subclass__(cls, **_: Any) -> NoReturn:

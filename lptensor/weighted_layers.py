@@ -47,29 +47,43 @@ def check_classes(layers: Any) -> None:
         raise TypeError(f"layers takes classes such as (nn.Linear, nn.Conv2d), got {layers!r}")
 
 
+def kind_of(layer: nn.Module) -> str:
+    """The class of a layer as its user knows it."""
+    return str(parametrize.type_before_parametrizations(layer).__name__)
+
+
 def check_made(layers: Iterable[nn.Module]) -> None:
-    """Refuse layers whose weight is no dense tensor of floating-point numbers, as lazy ones before their first call."""
+    """Refuse lazy layers, which have no weight before their first call."""
     for layer in layers:
-        weight = getattr(layer, "weight", None)
-        if isinstance(weight, UninitializedParameter):
+        if isinstance(getattr(layer, "weight", None), UninitializedParameter):
             raise ValueError(f"a {type(layer).__name__} has no weight yet; call the model on a batch first")
-        if not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.layout is not torch.strided:
-            got = f"{weight.dtype}, {weight.layout}" if isinstance(weight, Tensor) else repr(weight)
-            raise ValueError(
-                f"the weight of a {type(layer).__name__} must be a dense tensor of floating-point numbers, got {got}; "
-                "leave the layer out by exempt="
-            )
 
 
-def check_free(layers: Iterable[Any]) -> None:
-    """Refuse layers whose weight is made of others, by weight_norm() for one, whenever it is read."""
+def check_weights(layers: Iterable[Any]) -> None:
+    """Refuse layers whose weight is not a dense tensor of their own, of floating-point numbers.
+
+    By weight_norm() for one it is made of others, whenever it is read.
+    """
+    layers = list(layers)
+    check_made(layers)
     for layer in layers:
         if parametrize.is_parametrized(layer, "weight"):
             there = ", ".join(type(step).__name__.lstrip("_") for step in layer.parametrizations["weight"])
-            kind = type(layer).__bases__[0].__name__
             raise ValueError(
-                f"the weight of a {kind} has a parametrization already, {there}; take it off by "
+                f"the weight of a {kind_of(layer)} has a parametrization already, {there}; take it off by "
                 "torch.nn.utils.parametrize.remove_parametrizations, or leave the layer out"
+            )
+        weight = getattr(layer, "weight", None)
+        if not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.layout is not torch.strided:
+            got = f"{weight.dtype}, {weight.layout}" if isinstance(weight, Tensor) else repr(weight)
+            raise ValueError(
+                f"the weight of a {kind_of(layer)} must be a dense tensor of floating-point numbers, got {got}; "
+                "leave the layer out"
+            )
+        if "weight" not in {**_compat.parameters(layer), **_compat.buffers(layer)}:
+            raise ValueError(
+                f"the weight of a {kind_of(layer)} is neither parameter nor buffer, but made by a hook, as prune "
+                "and the older weight_norm() do; take that off first, or leave the layer out"
             )
 
 

@@ -19,6 +19,7 @@ from lptensor.tensor import enter
 pytestmark = [  # within Dynamo
     pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning"),
     pytest.mark.filterwarnings("ignore:Dynamo does not know how to trace:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
 ]
 SPLIT = Arithmetic(E4M3, backward=E5M2)
 

@@ -626,6 +626,7 @@ def test_buffers_of_a_model_of_other_numbers_go_on_in_fp32_with_it(dtype: torch.
         whole.eval(), single.eval()
 
 
+@pytest.mark.filterwarnings("ignore:Warning. Profiler clears events")
 def test_a_conversion_that_a_profiler_stands_in_the_way_of_says_so_and_changes_nothing() -> None:
     model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2))
     before = [p.detach().clone() for p in model.parameters()]
@@ -652,3 +653,20 @@ def test_a_parameter_is_made_anew_as_libraries_make_theirs() -> None:
     assert torch.equal(new.dequantize(), p.dequantize())
     with pytest.raises(TypeError, match="made by x.to_lp"):
         type(p)(torch.ones(2), requires_grad=False)
+
+
+def test_finite_buffers_of_float64_stay_finite_and_rules_name_buffers() -> None:
+    model = nn.Linear(2, 2)
+    model.register_buffer("mask", torch.tensor([-1.7e308, 1e300, torch.inf, torch.nan], dtype=torch.float64))
+    model.register_buffer("left", torch.ones(2))
+    convert(model.double(), {"left": None, "*": E4M3})
+    top = torch.finfo(torch.float32).max
+    assert model.mask.dtype == torch.float32 and model.mask[:3].tolist() == [-top, top, torch.inf]
+    assert model.mask[3].isnan() and model.left.dtype == torch.float64
+
+
+def test_whether_a_tensor_made_of_values_requires_a_gradient_is_said() -> None:
+    made = LPTensor(torch.ones(2), Arithmetic(BF16), requires_grad=True)
+    assert made.requires_grad and not isinstance(made, nn.Parameter)
+    with pytest.raises(TypeError, match="made by x.to_lp"):
+        LPTensor(made)

@@ -14,6 +14,7 @@ import pytest
 import safetensors.torch
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import lptensor
 from lptensor import (
@@ -276,6 +277,7 @@ def test_what_does_not_fit_is_named(name: str) -> None:
 NOT_WEIGHTS: dict[str, Callable[[nn.Linear], object]] = {
     "none": lambda layer: layer.register_parameter("weight", None),
     "sparse": lambda layer: setattr(layer, "weight", nn.Parameter(torch.eye(2).to_sparse())),
+    "of a hook": lambda layer: prune.l1_unstructured(layer, "weight", 1),
     "parametrized": lambda layer: nn.utils.parametrizations.weight_norm(layer),
 }
 
@@ -288,7 +290,8 @@ def test_a_recipe_that_refuses_a_layer_leaves_the_others_as_they_are(name: str, 
     before, names = [type(m) for m in net.modules()], [name for name, _ in net.named_parameters()]
     weight, state = net[0].weight.detach().clone(), torch.get_rng_state()
     with pytest.raises(
-        ValueError, match="weight of a Linear must be a dense|a Linear has a parametrization already, WeightNorm"
+        ValueError,
+        match="a Linear must be a dense|a Linear has a parametrization already, WeightNorm|Linear is neither",
     ):
         getattr(lptensor.training.recipes, name)().model(net)
     assert [type(m) for m in net.modules()] == before and [name for name, _ in net.named_parameters()] == names
@@ -333,6 +336,7 @@ def test_weights_that_cannot_all_be_prepared_stay_as_they_are() -> None:
     with pytest.raises((RuntimeError, NotImplementedError)):
         lptensor.training.prepare(net, MXFP4)
     assert net[0].weight is own and type(net[0]) is nn.Linear
+    assert [name for name, _ in net.named_parameters()] == ["0.weight", "0.bias", "1.weight", "1.bias"]
 
 
 def test_integers_of_any_kind_mean_the_same() -> None:
@@ -382,3 +386,15 @@ def test_a_weight_that_is_parametrized_is_named_and_only_its_input_is_rounded() 
     round_layers(net, input=lambda: quantizer(FixedPoint(3, 1), forward_rounding="nearest"))
     want = nn.functional.linear(torch.tensor([[0.5, 1.0]]), net[0].weight, net[0].bias)
     assert torch.equal(net(torch.tensor([[0.6, 0.9]])), want)
+
+
+def test_layers_without_weights_and_of_other_dtypes() -> None:
+    net = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4, elementwise_affine=False))
+    both = (nn.Linear, nn.LayerNorm)
+    rounded = round_layers(net, input=lambda: quantizer(E4M3), gradient=lambda: quantizer(E4M3), layers=both)
+    assert rounded(torch.ones(3, 4)).shape == (3, 4)
+    for recipe in (lptensor.training.recipes.wage(initialize=False), lptensor.training.recipes.dorefa()):
+        half = nn.Sequential(nn.Linear(4, 4).bfloat16())
+        with pytest.raises(TypeError, match="only float32 and float64 weights are rounded, got torch.bfloat16"):
+            recipe.model(half)
+        assert type(half[0]) is nn.Linear

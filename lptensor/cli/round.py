@@ -111,6 +111,8 @@ def _side_by_side(titles: list[str], rows: Iterable[list[str]], look: dict[str, 
 def _one_by_one(titles: list[str], rows: list[list[str]], look: dict[str, Any]) -> Table:
     """A section for each value, for terminals too narrow to have its numbers side by side."""
     table = Table(**look, show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")
     for row in rows:
         for title, text in zip(titles, row, strict=True):
             table.add_row(title, text)

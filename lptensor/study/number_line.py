@@ -31,7 +31,7 @@ def number_line(format: Format, lo: float | None = None, hi: float | None = None
     A block format shows its elements before they are scaled.
 
     Args:
-        format: any; without limits of its own (``clamp=False``) or wider than 16 bits it needs both ends.
+        format: any with limits; one wider than 16 bits needs both ends.
         lo, hi: both ends belong to the line; by default those of the format.
 
     Raises:

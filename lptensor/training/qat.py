@@ -8,11 +8,12 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrize
 
+from lptensor import _compat
 from lptensor.formats import Format
 from lptensor.ops import check_roundable
 from lptensor.quantizer import Quantizer
 from lptensor.rounding import Mode, Rounding
-from lptensor.weighted_layers import LAYERS, check_classes, check_free, check_made
+from lptensor.weighted_layers import LAYERS, check_classes, check_weights
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -58,16 +59,19 @@ def prepare(
         raise ValueError(f"{type(model).__name__} has no layer of {', '.join(kind.__name__ for kind in layers)}")
     if any(map(_is_prepared, chosen)):
         raise ValueError("a layer's weight is prepared already; finish(model) before preparing it anew")
-    check_free(chosen)
-    check_made(chosen)
+    check_weights(chosen)
     for module in chosen:
         check_roundable(module.weight, format)
+    order = [[*_compat.parameters(module)] for module in chosen]
     for i, module in enumerate(chosen):
         try:
             parametrize.register_parametrization(module, "weight", quantizer)
         except BaseException:
-            for prepared in chosen[:i]:
+            for prepared, names in zip(chosen[:i], order, strict=False):
                 parametrize.remove_parametrizations(prepared, "weight", leave_parametrized=False)
+                own = _compat.parameters(prepared)
+                for name in names:  # in which optimizers and their states know them
+                    own[name] = own.pop(name)
             raise
     return model
 

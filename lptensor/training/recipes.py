@@ -94,6 +94,8 @@ class Recipe:
             raise TypeError(f"change must be a function of a model and of what is exempt, got {self.change!r}")
         if not isinstance(self.optim, Mapping):
             raise TypeError(f"optim must be a dict of arguments of OptimLP, got {self.optim!r}")
+        if self.scaling is None:
+            raise TypeError("scaling must be Static(...), Dynamic(...), Automatic(...) or a number, got None")
         LossScaler(self.scaling)
         object.__setattr__(self, "exempt", listed("exempt", self.exempt))
         object.__setattr__(self, "optim", dict(self.optim))
@@ -294,7 +296,7 @@ def deepseek(promote_every: int | None = None, exempt: Exempt = ()) -> Recipe:
     DeepSeek-V3 (2412.19437, section 3.3). Products add up in fp32 throughout; with ``promote_every``, the
     paper's 128, so many add up as Hopper's tensor cores do it for FP8 (``tensor_core("hopper_fp8")``), and
     these sums in fp32. Hardware multiplies such a sum by its scales, here they multiply the operands: the
-    same where scales are powers of two, else up to their rounding. It takes several times as long.
+    same where scales are powers of two, else up to their rounding. It is as slow as ``tensor_core`` is.
 
     Args:
         promote_every: how many products, 2 or more; None for fp32 throughout.

@@ -37,7 +37,10 @@ class FormatSchedule:
     def __init__(self, formats: Mapping[int, Format | None], apply: Callable[[Format | None], Any]) -> None:
         if not isinstance(formats, Mapping):
             raise TypeError(f"formats must be a dict such as {{0: E4M3, 10: BF16}}, got {formats!r}")
+        count = len(formats)
         formats = {check_int("the step of a format", step, 0, 2**62): format for step, format in formats.items()}
+        if len(formats) < count:
+            raise ValueError(f"a step has one format; equal steps are among {[*formats]}")
         for step, format in formats.items():
             if format is not None and not isinstance(format, Format):
                 got = no_format(format)

@@ -15,7 +15,7 @@ from torch.nn import functional as F  # noqa: N812
 from lptensor import _compat
 from lptensor.formats import Format
 from lptensor.quantizer import quantizer
-from lptensor.weighted_layers import become, check_made, layers_of, with_first
+from lptensor.weighted_layers import become, check_weights, layers_of, with_first
 
 ACTIVATIONS = (nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.ELU, nn.Softplus, nn.LeakyReLU, nn.Mish)
 
@@ -171,7 +171,7 @@ def unit_layers(
             raise ValueError(
                 f"{path!r} is a {type(module).__name__}; unit scaling is for plain nn.Linear, nn.Embedding"
             )
-    check_made(scaled.values())
+    check_weights(scaled.values())
     factors = {m: activation_scale(m) for m in model.modules() if isinstance(m, ACTIVATIONS)}
     for path, module in scaled.items():
         if isinstance(module, nn.Linear):
