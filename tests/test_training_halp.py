@@ -77,6 +77,26 @@ def test_the_second_step_uses_both_part_gradients() -> None:
     assert torch.allclose(task.w.detach(), z, atol=1e-4 * float(full.norm()))
 
 
+def test_closures_need_not_zero_the_gradients_that_backward_adds_to() -> None:
+    runs = []
+    for derive in (False, True):
+        torch.manual_seed(2)
+        task = LeastSquares()
+        optim = HALP([task.w], lr=0.02, mu=1.0)
+
+        def closure(rows: Any, task: LeastSquares = task, derive: bool = derive) -> None:
+            if derive:
+                (0.5 * (task.a[rows] @ task.w - task.b[rows]).square().mean()).backward()
+            else:
+                task.closure(rows)()
+
+        optim.recenter(lambda closure=closure: closure(slice(None)))  # type: ignore[misc]
+        for i in range(20):
+            optim.step(lambda i=i, closure=closure: closure(slice(i, i + 1)))  # type: ignore[misc]
+        runs.append(task.w.detach())
+    assert torch.allclose(*runs, rtol=1e-9)
+
+
 def test_the_offset_stays_within_its_bits() -> None:
     """Too large a mu makes a grid that is too short: it saturates at -2**(b-1) and 2**(b-1) - 1."""
     task = LeastSquares()
