@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.optim import SGD
 
-from lptensor import BF16, BlockFloatingPoint, FixedPoint, OptimLP, convert
+import lptensor
+from lptensor import BF16, NVFP4, BlockFloatingPoint, FixedPoint, OptimLP, convert
 from lptensor.training import SWALP
 
 
@@ -73,6 +74,33 @@ def test_lp_parameters_have_a_mean_beyond_their_format() -> None:
     with average.swapped():
         assert net.weight.item() == 1.0  # a tie, to even
     assert net.weight.item() == 1 + 2.0**-7 and net.weight.format == BF16
+
+
+def test_weights_come_back_though_their_format_would_round_them_anew() -> None:
+    """The scales of blocks come from the values that are rounded, and may be others for those that were rounded."""
+    moved = 0
+    for seed in range(50):
+        torch.manual_seed(seed)
+        weight = nn.Parameter(torch.randn(64).to_lp(NVFP4))  # type: ignore[attr-defined]
+        plain = weight.dequantize().detach()  # type: ignore[attr-defined]
+        moved += not torch.equal(lptensor.round(plain, NVFP4), plain)
+        average = SWALP([weight])
+        average.step()
+        with average.swapped():
+            pass
+        assert torch.equal(weight.dequantize(), plain)  # type: ignore[attr-defined]
+    assert moved
+
+
+def test_a_saved_state_stays_what_it_was() -> None:
+    w = nn.Parameter(torch.ones(2))
+    average = SWALP([w])
+    average.step()
+    saved = average.state_dict()
+    with torch.no_grad():
+        w.fill_(3.0)
+    average.step()
+    assert saved["means"][0].tolist() == [1.0, 1.0] and average.means[0].tolist() == [2.0, 2.0]
 
 
 def test_a_resumed_run_repeats_every_bit() -> None:

@@ -108,7 +108,7 @@ class SWALP:
                     write(p, mean.to(p.dtype))
             yield
         finally:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            with torch.no_grad():
                 for p, values in zip(self.parameters, own, strict=True):
                     restore(p, values)
 
