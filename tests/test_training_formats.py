@@ -159,6 +159,13 @@ class TestDynamicFixedPoint:
             quantize(torch.tensor([value]))
             assert int(quantize.exponent) == 3 + change
 
+    def test_the_exponent_stays_within_what_fp32_carries(self) -> None:
+        for end, value in ((100, 3e38), (-100, 0.0)):
+            quantize = DynamicFixedPoint(4, exponent=end, interval=1)
+            for _ in range(2):
+                assert quantize(torch.tensor([value])).item() == (7 * 2.0**97 if value else 0.0)
+                assert int(quantize.exponent) == end
+
     def test_a_share_that_is_allowed_is_none_too_many(self) -> None:
         """One of four reaches the largest value, and half of it: a quarter is not more than a quarter, twice."""
         for allowed, change in ((0.25, -1), (0.24, 1)):
@@ -227,6 +234,20 @@ class TestFlexpoint:
             quantize(torch.tensor([value, 1.0]))
             assert quantize.magnitudes.tolist() == entered
         assert len(Flexpoint().magnitudes) == 16
+
+    def test_the_exponent_stays_within_what_fp32_carries(self) -> None:
+        """From 2**-120 to 2**100, whatever the values call for."""
+        for value, rounded in ((2.0**-119, 2.0**-119), (1.5 * 2.0**-120, 2.0**-119), (1e-38, 0.0)):
+            assert Flexpoint(8)(torch.tensor([value])).item() == rounded
+        quantize = Flexpoint(8)
+        for _ in range(3):
+            assert quantize(torch.tensor([3e38])).item() == 127 * 2.0**100
+
+    def test_an_infinity_at_first_saturates_and_overflows(self) -> None:
+        """Nothing is known of the range then, and it is (-1, 1): of 2 G k only alpha and gamma make the next."""
+        quantize = Flexpoint(8)
+        assert quantize(torch.tensor([math.inf, 0.5])).tolist() == [127 / 128, 0.5]
+        assert int(quantize.exponent) == math.ceil(math.log2(2 * (2 * 127 / 128 + 100 / 128))) - 7
 
     def test_a_steady_signal_never_overflows(self) -> None:
         quantize = Flexpoint()
