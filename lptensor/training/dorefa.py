@@ -114,4 +114,4 @@ class DoReFaGradient:
             m = m.amax(axis, keepdim=True)
         safe = torch.where(m == 0, torch.ones_like(m), m)
         q = levels(grad / (2 * safe) + 0.5, self.bits, Rounding(Mode.STOCHASTIC))
-        return 2 * m * (q.clamp(0, 1) - 0.5)
+        return 2 * m * (q - 0.5)
