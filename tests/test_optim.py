@@ -1,5 +1,6 @@
 """OptimLP steps any optimizer in low precision."""
 
+import contextlib
 import copy
 import inspect
 import io
@@ -769,6 +770,17 @@ def test_state_from_steps_without_us_follows_the_accumulators(name):
     assert states and all(x.format == FP16 for x in states)
 
 
+def test_state_that_is_loaded_from_steps_without_us_follows_the_accumulators_too():
+    bare, ours = (nn.Parameter(torch.ones(2).to_lp(BF16)) for _ in range(2))
+    without, optim = SGD([bare], lr=0.5, momentum=0.5), OptimLP(SGD([ours], lr=0.5, momentum=0.5), acc_quant=FP16)
+    for w, step in ((bare, without.step), (ours, optim.step)):
+        w.grad = torch.ones(2).to_lp(BF16)
+        step()
+    optim.load_state_dict(without.state_dict())
+    optim.step()
+    assert optim.state[ours]["momentum_buffer"].format == FP16
+
+
 def test_lp_parameters_with_a_function_step_in_fp32():
     w = nn.Parameter(torch.ones(3).to_lp(E5M2))
     optim = OptimLP(SGD([w], lr=1e-3), acc_quant=lambda t: t)
@@ -971,3 +983,78 @@ def test_weights_of_every_kind_of_format_are_not_rounded_twice(own: Any) -> None
     w = nn.Parameter(torch.ones(2).to_lp(own))
     with pytest.raises(ValueError, match="leave weight_quant out"):
         lptensor.OptimLP(torch.optim.SGD([w]), weight_quant=E4M3)
+
+
+def test_momenta_that_cannot_be_rounded_leave_accumulators_their_rests() -> None:
+    raises = False
+
+    def perhaps(x: torch.Tensor) -> torch.Tensor:
+        if raises:
+            raise ArithmeticError
+        return x
+
+    w = nn.Parameter(torch.ones(2))
+    optim = OptimLP(SGD([w], lr=2.0**-6, momentum=0.5), quantizer(E4M3, None, "nearest"), None, perhaps, FP16)
+    for raises in (False, True, True):
+        w.grad = torch.ones(2)
+        with pytest.raises(ArithmeticError) if raises else contextlib.nullcontext():
+            optim.step()
+        assert w.tolist() == [1.0, 1.0]
+        assert optim.state_dict()["state"][0]["weight_accumulator"].tolist() == [1 - 2.0**-6] * 2
+
+
+def test_gradients_may_be_divided_beforehand_where_none_is_rounded() -> None:
+    """As clipping asks for: what GradScaler does with a bare optimizer."""
+    weights = []
+    for wrap in (lambda optim: optim, lambda optim: OptimLP(optim, acc_quant=FP32)):
+        w = nn.Parameter(torch.ones(3))
+        optim = wrap(SGD([w], lr=0.5))
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)
+        scaler.scale((w * torch.tensor([1.0, 2.0, 3.0])).sum()).backward()
+        scaler.unscale_(optim)
+        nn.utils.clip_grad_norm_([w], 1.0)
+        scaler.step(optim)
+        weights.append(w.tolist())
+    assert weights[0] == weights[1] != [1.0] * 3
+
+
+def test_lp_parameters_may_have_weights_in_a_narrower_format() -> None:
+    w = nn.Parameter(torch.tensor([1.0, 3.0]).to_lp(BF16))
+    optim = OptimLP(SGD([w], lr=1.0), weight_quant=quantizer(E5M2, None, "nearest"))
+    assert OptimLP(SGD([w], lr=1.0), weight_quant=E5M2).weight_quant.format == E5M2
+    w.grad = torch.full((2,), 0.3).to_lp(BF16)
+    optim.step()
+    assert w.tolist() == [0.75, 2.5] and w.format == BF16  # of 0.7 and 2.7, in units of 1/8 and 1/2
+
+
+def test_lp_parameters_draw_nothing_in_an_update_to_nearest() -> None:
+    w = nn.Parameter(torch.randn(100).to_lp(BF16))
+    optim = OptimLP(SGD([w], lr=0.3, momentum=0.7), acc_quant=FP16, update="nearest")
+    before = torch.get_rng_state()
+    for _ in range(2):
+        w.grad = torch.full((100,), 0.1).to_lp(BF16)
+        optim.step()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_gradient_assigned_by_hand_is_on_the_weights_format_not_the_accumulators() -> None:
+    w = nn.Parameter(torch.ones(1).to_lp(E5M2))
+    optim = OptimLP(SGD([w], lr=1.0), acc_quant=FP16)
+    w.grad = torch.tensor([0.3])
+    optim.step()
+    assert optim.state_dict()["state"][0]["weight_accumulator"].item() == 1 - 0.3125
+    assert w.grad.arithmetic == w.arithmetic and w.grad.item() == 0.3125
+
+
+def test_whole_numbers_that_an_optimizer_counts_are_no_momenta() -> None:
+    class Counting(SGD):
+        def step(self, closure=None):
+            for p in self.param_groups[0]["params"]:
+                self.state[p].setdefault("updates", torch.full(p.shape, 1000)).add_(1)
+            return super().step(closure)
+
+    w = nn.Parameter(torch.ones(2))
+    optim = OptimLP(Counting([w], lr=1.0, momentum=0.5), momentum_quant=E4M3)
+    w.grad = torch.ones(2)
+    optim.step()
+    assert optim.state[w]["updates"].tolist() == [1001, 1001]
