@@ -508,6 +508,18 @@ def test_gradients_that_the_step_would_round_are_as_before() -> None:
     assert torch.equal(w.grad, before)
 
 
+def test_plain_gradients_beside_low_precision_weights_stay_plain_and_step_as_they_are_rounded() -> None:
+    """To the weights' format, in which 0.3 is 0.3125."""
+    w = nn.Parameter(torch.full((2,), 0.625).to_lp(E5M2))  # type: ignore[attr-defined]
+    w.grad = grad = torch.full((2,), 0.3)
+    optimizer = torch.optim.SGD([w], lr=0.2)
+    (row,) = update_stagnation(optimizer, E5M2)
+    assert row["ratio"] == pytest.approx(0.2 * 0.3125 / 2.0**-3)
+    assert w.grad is grad and grad.tolist() == torch.full((2,), 0.3).tolist() and w.tolist() == [0.625] * 2
+    optimizer.step()
+    assert w.grad.arithmetic == w.arithmetic and w.grad.tolist() == [0.3125] * 2  # type: ignore[attr-defined]
+
+
 def test_terms_of_zero_are_no_stagnation() -> None:
     assert accumulation_error(torch.tensor([1.0, 0.0, 0.5, 2.0**-10]), BF16).stagnation == [4]
 

@@ -108,7 +108,7 @@ def _step(optimizer: Optimizer, parameters: list[Tensor]) -> tuple[list[Tensor],
     """The weights before and after the next step, none of which is rounded; the step is then undone."""
     everything = [p for group in optimizer.param_groups for p in group["params"]]
     weights = [values_of(p).clone() for p in everything]
-    gradients = [None if p.grad is None else values_of(p.grad).clone() for p in everything]
+    gradients = [(p.grad, None if p.grad is None else values_of(p.grad).clone()) for p in everything]
     groups = [copy.deepcopy({k: v for k, v in group.items() if k != "params"}) for group in optimizer.param_groups]
     entries = {p: (entry, copy.deepcopy(dict(entry))) for p, entry in optimizer.state.items()}
     held = dict(optimizer._held) if isinstance(optimizer, OptimLP) else None
@@ -128,10 +128,11 @@ def _step(optimizer: Optimizer, parameters: list[Tensor]) -> tuple[list[Tensor],
                 loans.take_back(p)
                 if isinstance(optimizer, OptimLP):
                     optimizer._loans.take_back(p)
-            for p, weight, gradient in zip(everything, weights, gradients, strict=True):
+            for p, weight, (gradient, values) in zip(everything, weights, gradients, strict=True):
                 values_of(p).copy_(weight)
-                if p.grad is not None and gradient is not None:
-                    values_of(p.grad).copy_(gradient)
+                p.grad = gradient  # a step rounds one that is plain, beside an LPTensor
+                if gradient is not None and values is not None:
+                    values_of(gradient).copy_(values)
         for group, old in zip(optimizer.param_groups, groups, strict=True):
             for key in group.keys() - old.keys() - {"params"}:
                 del group[key]
