@@ -18,7 +18,7 @@ from torch.optim import SGD, Adagrad, Adam
 
 from low import is_low, rounded, same, values
 from lptensor import BF16, E4M3, E5M2, FP16, FP32, Arithmetic, FixedPoint, LPTensor, OptimLP, convert
-from lptensor.training import LossScaler
+from lptensor.training import LossScaler, Madam
 
 BOTH = Arithmetic(BF16, backward=E5M2)
 ADAM_KEYS = ("exp_avg", "exp_avg_sq")
@@ -588,3 +588,79 @@ def test_an_optimizer_that_its_parameters_hold_is_freed() -> None:
     kept = train()
     gc.collect()
     assert kept() is None
+
+
+def test_formats_given_once_more_hold_for_the_state_there_is_and_what_comes() -> None:
+    model = net()
+    optimizer = Adam(model.parameters())
+    convert(optimizer, {"exp_avg": BF16})
+    step(model, optimizer)
+    convert(optimizer, {"exp_avg": FP16})
+    assert all(is_low(s, FP16) for s in state_of(optimizer, "exp_avg"))
+    step(model, optimizer)
+    for entries in optimizer.state.values():
+        entries["exp_avg"] = values(entries["exp_avg"])  # what an optimizer puts there anew
+        assert is_low(entries["exp_avg"], FP16)
+
+
+class Averaging(SGD):
+    """Keeps a mean of its gradients, as an optimizer from elsewhere may."""
+
+    def step(self, closure: Any = None) -> Any:
+        for p in self.param_groups[0]["params"]:
+            mean = self.state[p].setdefault("mean", torch.zeros(p.shape))
+            mean.mul_(0.5).add_(p.grad, alpha=0.5)
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("shape", [(), (3,)])
+def test_state_by_setdefault_has_the_format_of_its_key(shape: tuple[int, ...]) -> None:
+    p = nn.Parameter(torch.ones(shape))
+    optimizer = Averaging([p], lr=0.1)
+    convert(optimizer, {"mean": E5M2})
+    p.grad = torch.full(shape, 0.6)
+    optimizer.step()
+    mean = optimizer.state[p]["mean"]
+    assert is_low(mean, E5M2) and values(mean).flatten()[0] == 0.3125  # of 0.3
+
+
+@pytest.mark.parametrize(("cls", "more"), [(Madam, {}), (torch.optim.NAdam, {"eps": 0.01}), (torch.optim.ASGD, {})])
+def test_what_optimizers_schedule_and_bound_with_is_not_rounded(cls: Any, more: dict[str, float]) -> None:
+    twins = [nn.Parameter(torch.linspace(0.1, 0.7, 5)) for _ in range(2)]
+    optimizers = [cls([w], lr=0.01, **more) for w in twins]
+    convert(optimizers[1], E4M3)
+    for _ in range(3):
+        for w, optimizer in zip(twins, optimizers, strict=True):
+            w.grad = torch.full((5,), 0.25)
+            optimizer.step()
+    plain, low = (optimizer.state[w] for w, optimizer in zip(twins, optimizers, strict=True))
+    scalars = [key for key, value in plain.items() if isinstance(value, Tensor) and not value.dim()]
+    assert scalars and all(type(low[key]) is Tensor and torch.equal(low[key], plain[key]) for key in scalars)
+
+
+def test_state_from_a_step_that_raised_is_fit_before_the_next() -> None:
+    """Of a gradient in E5M2 the momentum of a plain weight is plain: 0.9 * 0.3125 + 0.3125, not rounded to 0.625."""
+
+    class Raising(torch.optim.Optimizer):
+        raises = True
+
+        @torch.no_grad()
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]
+            for p in self.param_groups[0]["params"]:
+                if self.state[p]:
+                    self.state[p]["momentum_buffer"].mul_(0.9).add_(p.grad)
+                else:
+                    self.state[p]["momentum_buffer"] = p.grad.clone()
+            if self.raises:
+                raise ArithmeticError
+
+    Raising.__module__ = "torch.optim.sgd"
+    p = nn.Parameter(torch.ones(2))
+    optimizer = Raising([p], {})
+    p.grad = torch.full((2,), 0.3125).to_lp(E5M2)  # type: ignore[attr-defined]
+    with pytest.raises(ArithmeticError):
+        optimizer.step()
+    optimizer.raises = False
+    optimizer.step()
+    momentum = optimizer.state[p]["momentum_buffer"]
+    assert type(momentum) is Tensor and torch.allclose(momentum, torch.full((2,), 0.59375))
