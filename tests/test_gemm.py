@@ -580,11 +580,16 @@ BY_PARTS = [
     Accumulator(BF16, chunk=16, order="exact", rounding="toward_zero"),
     Accumulator(BF16, chunk=16, compute="fp32"),
     replace(integer_accumulator(8), chunk=10),
+    # The sums of their chunks are not by themselves: alignment knows the sum so far, and words count all roundings.
+    Accumulator(BF16, chunk=16, order="aligned", alignment=10),
+    Accumulator(BF16, chunk=8, rounding="stochastic"),
+    Accumulator(E5M2, order="pairwise", rounding="stochastic"),
 ]
 
 
 @pytest.mark.parametrize("acc", BY_PARTS, ids=str)
-def test_long_sums_by_parts_are_those_term_by_term(acc: Accumulator) -> None:
+def test_long_sums_by_parts_are_those_term_by_term(acc: Accumulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lptensor.ops.call_key", lambda *_: KEY)
     for count, columns in ((0, 1), (300, 0), (5000, 0), (300, 2), (4095, 1), (4096, 1), (4224, 1), (4301, 1)):
         (_, terms, _) = operands(count, 1, count, columns, 6)
         terms = terms.round() if acc.wrap else terms
