@@ -400,3 +400,19 @@ def test_a_layer_that_returns_containers_is_let_go_at_once() -> None:
         assert known() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("outside", [None, BF16])
+def test_masks_and_plain_operands_of_a_low_side_enter_as_they_are(outside: Any) -> None:
+    """By the keyword that ends in "mask", whatever calls them; by position where all else is low precision."""
+    entered: list[Tensor] = []
+
+    def body(x: Tensor, other: Tensor, attn_mask: Tensor) -> Tensor:
+        entered.extend((x, other, attn_mask))
+        return x
+
+    x, other, mask = (torch.full((2, 4), 0.3) for _ in range(3))
+    layer = bounded(body, outside=outside)
+    layer(x if outside is None else x.to_lp(outside), other, attn_mask=mask)  # type: ignore[attr-defined]
+    assert is_low(entered[0], E4M3) and entered[2] is mask
+    assert is_low(entered[1], E4M3) if outside is None else entered[1] is other
