@@ -63,7 +63,7 @@ class Grid(NamedTuple):
         """Whether a finite number is one of this grid's."""
         if x == 0:
             return self.zero
-        if not self.min <= x <= self.max or abs(x) < self.smallest:
+        if not self.min <= x <= self.max:
             return False
         return math.ldexp(x, -self.quantum(math.frexp(x)[1] - 1)).is_integer()
 
@@ -78,6 +78,6 @@ class Grid(NamedTuple):
             quantum = other.quantum(exponent)
             if 2.0**exponent + 2.0**quantum > largest:  # a lone power of two
                 quantum = exponent
-            if self.quantum(exponent) > quantum or 2.0**exponent < self.smallest:
+            if self.quantum(exponent) > quantum:
                 return False
         return True

@@ -30,6 +30,7 @@ from backends import (
     with_neighbours,
 )
 from lptensor import E8M0, FP32, Arithmetic, ops
+from lptensor.arithmetic import contains
 from lptensor.codebooks import DYNAMIC8, FP4_RADIX4, NF4, UDYNAMIC8, Codebook, LogNumber, TableFormat
 from lptensor.formats import CARRIER_MAX, FixedPoint
 from lptensor.posits import Posit
@@ -316,6 +317,7 @@ def test_nan_of_every_payload_stays_nan() -> None:
 def test_contains() -> None:
     assert Codebook([-1.0, 0.0, 1.0, 2.0]).contains(Codebook([-1.0, 2.0]))
     assert not NF4.contains(Codebook([0.5])) and DYNAMIC8.contains(Codebook([0.0, 1.0]))
+    assert contains(E8M0, Codebook([1.0, 2.0])) and not contains(E8M0, Codebook([0.0, 1.0, 2.0]))
     assert TABLES["posit8"].contains(Posit(8)) and Posit(8).contains(TABLES["posit8"])
 
 
