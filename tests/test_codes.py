@@ -149,6 +149,11 @@ def test_scales_take_blocks_apart_into_codes_of_their_element(format: Any, shape
         assert torch.equal(decode(encode(elements, E2M1, strict=True), E2M1).double(), elements)
 
 
+def test_scales_of_a_negative_view_are_those_of_its_values() -> None:
+    x = torch.complex(torch.zeros(2, 64), torch.arange(128.0).reshape(2, 64)).conj().imag
+    assert x.is_neg() and torch.equal(scales(x, MXFP4), scales(x.clone(), MXFP4))
+
+
 def test_what_has_no_scales_says_so() -> None:
     with pytest.raises(TypeError, match="of a block format such as MXFP4, got FloatingPoint"):
         scales(torch.ones(2), E2M1)  # type: ignore[arg-type]

@@ -283,3 +283,18 @@ def test_metadata_of_others_under_our_name_is_left_alone(tmp_path: Path, text: s
     assert tensors["x"].tolist() == [1.0, 1.0] and found == {}
     with pytest.raises(ValueError, match="give yours another name"):
         save_file({"x": torch.ones(2)}, path, metadata={"lptensor": text})
+
+
+def test_plain_tensors_of_any_strides_are_stored(tmp_path: Path) -> None:
+    x = torch.arange(6.0).reshape(2, 3)
+    save_file({"x": x.t(), "column": x[:, 1]}, tmp_path / "x.safetensors")
+    loaded = safetensors.torch.load_file(tmp_path / "x.safetensors")
+    assert torch.equal(loaded["x"], x.t()) and torch.equal(loaded["column"], x[:, 1])
+
+
+def test_codes_of_another_shape_than_the_metadata_gives_them_are_refused(tmp_path: Path) -> None:
+    entries = {"x": {"format": describe(INT8), "shape": [2, 3]}}
+    stored = {"x": torch.zeros(3, 2, dtype=torch.uint8)}
+    safetensors.torch.save_file(stored, tmp_path / "x.safetensors", {"lptensor": json.dumps(entries)})
+    with pytest.raises(ValueError, match=r"the shape \[2, 3\], they have \[3, 2\]"):
+        load_file(tmp_path / "x.safetensors")

@@ -52,6 +52,7 @@ def test_codes_of_a_tensor_keep_their_places(format: FixedPoint) -> None:
         (lambda: pack(torch.tensor([-1]), 3), ValueError, "got -1"),
         (lambda: pack(torch.tensor([1]), 9), ValueError, "bits must be from 1 to 8, got 9"),
         (lambda: pack(torch.tensor([1.0]), 3), TypeError, "tensor of integers, got torch.float32"),
+        (lambda: pack(torch.tensor([True]), 1), TypeError, "tensor of integers, got torch.bool"),
         (lambda: unpack(torch.zeros(3, dtype=torch.uint8), 3, 9), ValueError, r"shape \(9,\) take 4 bytes, got 3"),
         (lambda: unpack(torch.zeros(3), 3, 8), TypeError, "uint8 tensor, got torch.float32"),
     ],
