@@ -28,6 +28,7 @@ from lptensor import (
     FloatingPoint,
     LPTensor,
     convert,
+    lower,
 )
 
 BOTH = Arithmetic(E4M3, backward=E5M2)
@@ -670,3 +671,38 @@ def test_whether_a_tensor_made_of_values_requires_a_gradient_is_said() -> None:
     assert made.requires_grad and not isinstance(made, nn.Parameter)
     with pytest.raises(TypeError, match="made by x.to_lp"):
         LPTensor(made)
+
+
+def test_what_was_kept_of_low_weights_stays_when_the_plain_ones_train() -> None:
+    layer = convert(nn.Linear(3, 3), BF16)
+    kept = layer.weight.detach()
+    before = values(kept).clone()
+    convert(layer, None)
+    with torch.no_grad():
+        layer.weight.zero_()
+    assert same(values(kept), before) and before.any()
+
+
+def test_layers_that_lower_has_given_products_may_stay_plain() -> None:
+    model = lower(nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.LayerNorm(2)), "linear", accumulator=Accumulator(BF16))
+    convert(model, {"0": None, "*": BF16})
+    assert type(model[0].weight) is nn.Parameter and is_low(model[2].weight, BF16)
+    with pytest.raises(TypeError, match="for plain models"):
+        convert(model, BF16)
+
+
+class Looped(nn.ModuleList):
+    """A list that is called."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self:
+            x = layer(x) + 0.3
+        return x
+
+
+def test_a_list_of_modules_with_a_forward_has_a_boundary_of_its_own() -> None:
+    """What it adds between its layers is in its format: 1 + 0.3 is 1.25 in E4M3, and 1.25 + 0.3 is 1.5."""
+    model = nn.Sequential(Looped([nn.Identity(), nn.Identity()]))
+    convert(model, {"0": E4M3})
+    y = model(torch.ones(2))
+    assert type(y) is Tensor and y.tolist() == [1.5, 1.5]
