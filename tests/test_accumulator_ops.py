@@ -865,3 +865,10 @@ def test_infinite_gradients_of_an_embedding_add_up_as_terms_do(
 def test_what_does_not_go_together_is_said(make: Callable[[], Any], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         make()
+
+
+def test_means_count_all_numbers_where_no_axis_is_named_and_one_of_a_scalar() -> None:
+    x = lp(torch.arange(8.0).reshape(2, 4))
+    assert x.mean(()).item() == x.mean().item() == 3.5
+    assert x.var(()).item() == x.var().item() > 5.0
+    assert lp(torch.tensor(3.0)).mean(0).item() == lp(torch.tensor(3.0)).mean(-1).item() == 3.0
