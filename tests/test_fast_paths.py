@@ -286,7 +286,7 @@ def test_outputs_too_large_for_the_cache_round_as_in_place(name: str, build: str
         choose_build(before)
 
 
-@pytest.mark.parametrize("kind", [tensor._Enter, tensor._Leave, tensor._EnterGradient, _Rounded, ops._StraightThrough])
+@pytest.mark.parametrize("kind", [tensor._Enter, tensor._Leave, tensor._EnterGradient, _Rounded, ops._Round])
 def test_torch_finds_the_signature_that_it_asks_for_at_each_call(kind: Any) -> None:
     """Else it takes the function apart each time, which takes as long as rounding a small tensor."""
     remembered = vars(kind.forward)["__signature__"]
