@@ -186,7 +186,8 @@ def decode(codes: Tensor, format: Format) -> Tensor:
         outside = (wide < 0) | (wide >= 1 << bits)
         if outside.any():
             raise ValueError(f"codes of {format!r} are 0 to {2**bits - 1}, got {_first(codes, outside)}")
-    if _pays(wide, format) and not isinstance(format, TableFormat):
+    # A codebook may have fewer values than its bits could tell apart; the others were checked above.
+    if _pays(wide, format) and (not isinstance(format, TableFormat) or wide.max() < _count(format)):
         return _values_by_code(format, wide.device).index_select(0, wide.flatten()).view(wide.shape)
     return carried(decode_exact(format, wide), format.carrier)
 
@@ -205,7 +206,12 @@ def _pays(x: Tensor, format: Format) -> bool:
 @lru_cache(maxsize=64)
 def _values_by_code(format: Format, device: torch.device) -> Tensor:
     """What ``decode`` makes of every code. It is there, for all streams of a device, when this returns."""
-    return decode(torch.arange(1 << _bits(format), device="cpu"), format).to(device)
+    return decode(torch.arange(_count(format), device="cpu"), format).to(device)
+
+
+def _count(format: Format) -> int:
+    """How many codes have a value: of a codebook as many as it lists."""
+    return len(format.table.values) if isinstance(format, TableFormat) else 1 << _bits(format)
 
 
 class _Codes(NamedTuple):
@@ -219,10 +225,7 @@ def _codes_by_upper_bits(format: Format, device: torch.device) -> _Codes | None:
     """What ``encode`` makes of rounded fp32 numbers, if few enough of their bits tell them apart."""
     if format.carrier is not torch.float32 or isinstance(format, FixedPoint) and not format.clamp:
         return None
-    if isinstance(format, TableFormat):
-        values = format.values().float()
-    else:
-        values = decode(torch.arange(1 << _bits(format), device="cpu"), format)
+    values = decode(torch.arange(_count(format), device="cpu"), format)
     of_nan = bool(values.isnan().any())
     values = values[~values.isnan()]
     bits, shift = values.view(torch.int32), 16

@@ -459,7 +459,14 @@ def test_many_codes_are_those_of_few(format: Any) -> None:
     if isinstance(format, (FixedPoint, TableFormat)):
         x = x.nan_to_num()
     few = [encode(part, format) for part in x.split(1000)]
-    assert torch.equal(encode(x, format), torch.cat(few))
+    codes = encode(x, format)
+    assert torch.equal(codes, torch.cat(few))
+    back = [decode(part, format) for part in codes.split(1000)]
+    assert torch.equal(decode(codes, format).nan_to_num(7.7), torch.cat(back).nan_to_num(7.7))
+    if isinstance(format, TableFormat) and len(format.values()) == 3:
+        codes[-1] = 3
+        with pytest.raises(ValueError, match="has the codes 0 to 2, got 3"):
+            decode(codes, format)
 
 
 def test_many_nans_without_a_code_are_refused() -> None:
