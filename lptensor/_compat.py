@@ -810,7 +810,7 @@ GROWTH_COUNT = "_growth_tracker"
 STEP_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
 
 
-def hooks(optimizer: torch.optim.Optimizer, when: str) -> list[Callable[..., Any]]:
+def state_hooks(optimizer: torch.optim.Optimizer, when: str) -> list[Callable[..., Any]]:
     """The hooks around ``state_dict`` or ``load_state_dict``, "pre" or "post" of an optimizer that overrides them.
 
     Without it what a user registers there would not be called.

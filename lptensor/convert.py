@@ -119,9 +119,8 @@ def _convert_module(model: nn.Module, format: Any, buffers: bool) -> None:
     _hook(model, rules, buffers)
 
 
-Plan = dict[
-    int, tuple[Tensor, Arithmetic | torch.dtype | None, bool]
-]  # by id: the tensor, where to, whether a gradient
+# By id: the tensor, what it becomes (a dtype is that of a plain buffer), whether it is a gradient.
+Plan = dict[int, tuple[Tensor, Arithmetic | torch.dtype | None, bool]]
 
 
 def _plan(model: nn.Module, rules: PathRules, buffers: bool) -> Plan:
@@ -150,11 +149,10 @@ def _plan(model: nn.Module, rules: PathRules, buffers: bool) -> Plan:
         plan[id(tensor)] = tensor, verdict, False
         if tensor.grad is not None:
             plan[id(tensor.grad)] = tensor.grad, verdict, True
-    left = {t.dtype for t, verdict, _ in plan.values() if verdict is not None and type(t) is not LPTensor} - {
-        torch.float32
-    }
-    for path, buffer in model.named_buffers(remove_duplicate=False):  # are computed with what is carried in fp32 now
-        if buffer.dtype in left and id(buffer) not in plan and isinstance(rules.of(path), Arithmetic):
+    # What parameters of another dtype leave for fp32, their buffers leave too, or the two would not go together.
+    dtypes = {t.dtype for t, verdict, _ in plan.values() if verdict is not None and t.dtype is not torch.float32}
+    for path, buffer in model.named_buffers(remove_duplicate=False):
+        if buffer.dtype in dtypes and id(buffer) not in plan and isinstance(rules.of(path), Arithmetic):
             plan[id(buffer)] = buffer, torch.float32, False
     return plan
 

@@ -230,7 +230,7 @@ class OptimLP(Optimizer):
     @torch.no_grad()
     def state_dict(self) -> dict[str, Any]:
         """The wrapped optimizer's, with each parameter's "weight_accumulator" (or compensation) among its state."""
-        for pre_hook in _compat.hooks(self, "state_dict_pre"):
+        for pre_hook in _compat.state_hooks(self, "state_dict_pre"):
             pre_hook(self)
         saved: dict[str, Any] = self.optim.state_dict()
         state = dict(saved["state"])
@@ -238,7 +238,7 @@ class OptimLP(Optimizer):
             if p in self._held:
                 state[i] = {**state.get(i, {}), self._key: self._kept(p)}
         saved = {**saved, "state": state}
-        for post_hook in _compat.hooks(self, "state_dict_post"):
+        for post_hook in _compat.state_hooks(self, "state_dict_post"):
             saved = post_hook(self, saved) or saved
         return saved
 
@@ -252,7 +252,7 @@ class OptimLP(Optimizer):
             ValueError: other groups or shapes, or accumulators where no acc_quant (or update) goes on with them.
         """
         state_dict = state_dict.copy()
-        for pre_hook in _compat.hooks(self, "load_state_dict_pre"):
+        for pre_hook in _compat.state_hooks(self, "load_state_dict_pre"):
             state_dict = pre_hook(self, state_dict) or state_dict
         params = dict(zip(listed(state_dict["param_groups"]), listed(self.param_groups), strict=False))
         state, held = {}, {}
@@ -270,7 +270,7 @@ class OptimLP(Optimizer):
         self.optim.load_state_dict({**state_dict, "state": {i: entries for i, entries in state.items() if entries}})
         self._held = held
         self._follow_accumulators()
-        for post_hook in _compat.hooks(self, "load_state_dict_post"):
+        for post_hook in _compat.state_hooks(self, "load_state_dict_post"):
             post_hook(self)
 
     def __getstate__(self) -> dict[str, Any]:

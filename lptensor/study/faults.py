@@ -110,12 +110,8 @@ class faults(observe.Observer):  # noqa: N801 - reads as a function
             paths = [*dict(named_modules(model)), *dict(named_parameters(model, remove_duplicate=False))]
             if not any(fnmatchcase(known, path) for known in paths):
                 raise ValueError(f"path={path!r} matches no module or parameter; the model has {paths[1:]}")
-        self._rate, self._seed, self._roles, self._path = (
-            rate,
-            check_int("seed", seed, -(2**63), 2**64 - 1),
-            chosen,
-            path,
-        )
+        self._seed = check_int("seed", seed, -(2**63), 2**64 - 1)
+        self._rate, self._roles, self._path = rate, chosen, path
         self._bits = None if bits is None else _listed(bits)
         self._model = model
         self._open: ExitStack | None = None
