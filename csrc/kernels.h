@@ -29,6 +29,9 @@ template <class T> struct lpt_loops {
     // stochastic. `large`: y is another tensor than x, and more than the cache holds.
     void (*grid)(const T *x, T *y, int64_t first, int64_t last, const lpt_grid &, const lpt_rule &,
                  bool large);
+    // y[column * y_row + row] = x[row * x_row + column]
+    void (*transpose)(const T *x, int64_t x_row, T *y, int64_t y_row, int64_t rows,
+                      int64_t columns);
     // raises `largest`, one for each block of a unit, to the magnitudes of elements from .. to
     void (*maxima)(const T *x, const lpt_layout &, const lpt_unit &, int64_t from, int64_t to,
                    bool finite, U *largest);

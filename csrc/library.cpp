@@ -1,5 +1,6 @@
 // The C interface: picks the build for this processor, splits the work among threads.
 #include "kernels.h"
+#include "transposed.h"
 #include <fenv.h>
 #include <stdlib.h>
 
@@ -107,6 +108,40 @@ void round_posit(const T *x, T *y, int64_t n, const lpt_posit &p, const lpt_rule
                  int threads) {
     const lpt_codebook_loops<T> &f = codebooks(T());
     split(n, threads, [&](int64_t first, int64_t last) { f.posit(x, y, first, last, p, rule); });
+}
+
+// loop(tile, first, last) for the elements of matrices, by tiles, of which each thread has some.
+template <class T, class Loop>
+void split_tiles(const T *x, T *y, const lpt_matrices &m, const lpt_tiles<T> &tiles, int threads,
+                 Loop loop) {
+    const int64_t count = tiles.count(m), useful = m.count * m.rows * m.columns / GRAIN + 1;
+    const int parts = threads < useful ? threads : (int)useful;
+#pragma omp parallel for num_threads(parts) schedule(static) if (parts > 1)
+    for (int part = 0; part < parts; ++part) {
+        const plain_arithmetic guard;
+        lpt_each_tile(x, y, m, tiles, count * part / parts, count * (part + 1) / parts, loops(T()),
+                      loop);
+    }
+}
+
+// What a scalar format is lowered to, by number.
+enum { OF_GRID, OF_TABLE, OF_POSIT };
+
+template <class T>
+void round_matrices(const T *x, T *y, const lpt_matrices &m, int32_t kind, const void *format,
+                    const lpt_rule &rule, int threads) {
+    const lpt_loops<T> &f = loops(T());
+    const lpt_codebook_loops<T> &of_codebooks = codebooks(T());
+    const lpt_tiles<T> tiles(m, kind == OF_TABLE ? 4 * LPT_GROUP
+                                                 : LPT_GROUP);  // its search has to be set up
+    split_tiles(x, y, m, tiles, threads, [&](T *tile, int64_t first, int64_t last) {
+        if (kind == OF_GRID)
+            f.grid(tile, tile, first, last, *(const lpt_grid *)format, rule, false);
+        else if (kind == OF_TABLE)
+            of_codebooks.table(tile, tile, first, last, *(const lpt_table<T> *)format, rule);
+        else
+            of_codebooks.posit(tile, tile, first, last, *(const lpt_posit *)format, rule);
+    });
 }
 
 // The largest finite magnitude of n elements.
@@ -232,7 +267,7 @@ int round_blocks(const T *x, T *y, const lpt_layout &l, lpt_scales scales, const
 
 extern "C" {
 
-LPT_API int32_t lpt_abi_version() { return 10; }
+LPT_API int32_t lpt_abi_version() { return 11; }
 
 LPT_API const char *lpt_build_name() { return chosen->name; }
 
@@ -278,6 +313,16 @@ LPT_API void lpt_round_posit_f32(const float *x, float *y, int64_t n, const lpt_
 LPT_API void lpt_round_posit_f64(const double *x, double *y, int64_t n, const lpt_posit *p,
                                  const lpt_rule *rule, int32_t threads) {
     round_posit(x, y, n, *p, *rule, threads);
+}
+
+// Contiguous memory in another order; `format` is what the function above that takes this kind has.
+LPT_API void lpt_round_matrices_f32(const float *x, float *y, const lpt_matrices *m, int32_t kind,
+                                    const void *format, const lpt_rule *rule, int32_t threads) {
+    round_matrices(x, y, *m, kind, format, *rule, threads);
+}
+LPT_API void lpt_round_matrices_f64(const double *x, double *y, const lpt_matrices *m, int32_t kind,
+                                    const void *format, const lpt_rule *rule, int32_t threads) {
+    round_matrices(x, y, *m, kind, format, *rule, threads);
 }
 
 LPT_API void lpt_compensate_f32(int32_t update, const float *weight, const float *kept,

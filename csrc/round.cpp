@@ -3,6 +3,7 @@
 #include "lean.h"
 #include "loop.h"
 #include "stream.h"
+#include "transpose.h"
 
 namespace {
 
@@ -85,6 +86,7 @@ void grid(const T *x, T *y, int64_t first, int64_t last, const lpt_grid &g, cons
 #define LPT_NAME(x) LPT_STRING(x)
 extern const lpt_codebooks LPT_CODEBOOKS;
 #define LPT_LOOPS(T)                                                                               \
-    {grid<T>, maxima<T>, finite_maximum<T>, block_scales<T>, blocks<T>, runs<T>, columns<T>}
+    {grid<T>,         lpt_transpose<T>, maxima<T>, finite_maximum<T>,                              \
+     block_scales<T>, blocks<T>,        runs<T>,   columns<T>}
 extern const lpt_build LPT_BUILD = {LPT_NAME(LPT_BUILD), LPT_LOOPS(float), LPT_LOOPS(double),
                                     &LPT_CODEBOOKS};

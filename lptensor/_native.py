@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import itertools
+import math
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,7 +21,7 @@ from lptensor.posits import PositBits
 from lptensor.rounding import Mode, Rounding
 from lptensor.tables import Table, keys, steps
 
-ABI_VERSION = 10
+ABI_VERSION = 11
 MAX_DIMS = 16  # csrc/block.h
 _DTYPES = (torch.float32, torch.float64)
 
@@ -113,6 +115,8 @@ def library() -> Any:
             kernel.argtypes, kernel.restype = getattr(lib, f"lpt_round_{suffix}").argtypes, None
         for kind in ("blocks", "scaled"):
             getattr(lib, f"lpt_round_{kind}_{suffix}").argtypes = (*(pointer,) * 5, ctypes.c_int32)
+        matrices = getattr(lib, f"lpt_round_matrices_{suffix}")
+        matrices.argtypes, matrices.restype = (*(pointer,) * 3, ctypes.c_int32, pointer, pointer, ctypes.c_int32), None
         step = getattr(lib, f"lpt_compensate_{suffix}")
         step.argtypes, step.restype = (ctypes.c_int32, *(pointer,) * 5, number, pointer, ctypes.c_int32), None
     for kind in ("sums", "products"):
@@ -297,6 +301,59 @@ def table_struct(table: Table, mode: Mode, dtype: torch.dtype) -> tuple[_Table, 
         torch.cat((values, values[-1:].expand(spare))),
     )
     return _Table(*(tensor.data_ptr() for tensor in held), depth, len(values) - 1), held
+
+
+class _Matrices(ctypes.Structure):
+    _fields_ = tuple((name, ctypes.c_int64) for name in ("count", "rows", "columns"))
+
+
+@functools.lru_cache(maxsize=4096)
+def matrices_of(shape: tuple[int, ...], stride: tuple[int, ...]) -> _Matrices | None:
+    """A tensor without gaps as matrices one behind the other, which lie column by column; None if it is not so."""
+    axes = [(n, step) for n, step in zip(shape, stride, strict=True) if n != 1]
+    for first, cut in itertools.combinations(range(len(axes)), 2):
+        count, rows, columns = (math.prod(n for n, _ in some) for some in (axes[:first], axes[first:cut], axes[cut:]))
+        size = count * rows * columns
+        for n, step in [*axes[:first], *axes[cut:], *axes[first:cut]]:
+            size //= n
+            if step != size:
+                break
+        else:
+            return _Matrices(count, rows, columns)
+    return None
+
+
+# The structs of formats whose elements are rounded one by one, as csrc/library.cpp numbers them.
+_OF_ELEMENTS: dict[type, Callable[..., Any]] = {
+    Grid: lambda grid, rounding, dtype: grid_struct(grid),
+    Table: lambda table, rounding, dtype: table_struct(table, rounding.mode, dtype)[0],
+    PositBits: lambda posit, rounding, dtype: posit_struct(posit),
+}
+
+
+def round_matrices(
+    x: Tensor,
+    y: Tensor,
+    matrices: _Matrices,
+    lowered: Grid | Table | PositBits,
+    rounding: Rounding,
+    key: tuple[int, int] | None,
+) -> None:
+    """``x`` rounded into ``y``: CPU tensors of one dtype, which lie as ``matrices``; they may be one."""
+    kind, struct = next(
+        (kind, struct(lowered, rounding, x.dtype))
+        for kind, (of, struct) in enumerate(_OF_ELEMENTS.items())
+        if isinstance(lowered, of)
+    )
+    _kernels("round_matrices")[x.dtype](
+        x.data_ptr(),
+        y.data_ptr(),
+        ctypes.byref(matrices),
+        kind,
+        ctypes.byref(struct),
+        rule_reference(rounding, key),
+        torch.get_num_threads(),
+    )
 
 
 def _log2(n: Tensor) -> Tensor:

@@ -317,17 +317,27 @@ def _round_into(x: Tensor, y: Tensor, format: Format, rounding: Rounding, genera
     negated = x.is_neg() or y is not x and y.is_neg()
     alike = y is x or x.stride() == y.stride()
     same = alike and (x.is_contiguous() or elementwise and is_dense(x)) and not negated
-    if not same and alike and not negated and key is None and isinstance(format, BlockFormat):
-        # Without gaps, but for the order of axes, in which blocks lie another way round.
-        order = sorted(range(x.dim()), key=x.stride().__getitem__, reverse=True)
-        inside, outside, shape = x.permute(order), y.permute(order), format.block_shape(x.shape)
-        if inside.is_contiguous():
-            kernels.round_blocks(inside, outside, lowered, tuple(shape[d] for d in order), rounding, None)
-            return y
+    if not same and alike and not negated and _in_another_order(kernels, x, y, format, rounding, key):
+        return y
     source = x if same else x.resolve_neg().contiguous()
     target = y if same or y.is_contiguous() and not negated else torch.empty_like(source)
     _loop(kernels, lowered)(source, target, lowered, *_shape_of(format, x), rounding, key)
     return y if target is y else y.copy_(target)
+
+
+def _in_another_order(kernels: Any, x: Tensor, y: Tensor, format: Format, rounding: Rounding, key: Any) -> bool:
+    """Round tensors without gaps where they lie, whose axes lie in another order, if there is a way."""
+    if not isinstance(format, BlockFormat):
+        matrices = _native.matrices_of(x.shape, x.stride()) if kernels is _native else None
+        if matrices is not None:
+            kernels.round_matrices(x, y, matrices, format.lowered, rounding, key)
+        return matrices is not None
+    order = sorted(range(x.dim()), key=x.stride().__getitem__, reverse=True)
+    inside, outside, shape = x.permute(order), y.permute(order), format.block_shape(x.shape)
+    if key is not None or not inside.is_contiguous():
+        return False
+    kernels.round_blocks(inside, outside, format.lowered, tuple(shape[d] for d in order), rounding, None)
+    return True
 
 
 # What rounds to each kind of lowered format: by this name the kernels of a device have it, and the reference.
