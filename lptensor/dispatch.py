@@ -33,6 +33,7 @@ from lptensor.escape import leave
 from lptensor.exact_ops import correct
 from lptensor.library import traced_round
 from lptensor.limits import within_limits
+from lptensor.next_values import to_next_value, to_next_value_in_place
 from lptensor.ops import round_all_in_place, round_in_place
 from lptensor.rules import Kind, Rule, argument, rule_for
 from lptensor.running_product import TURNS, turn
@@ -57,7 +58,18 @@ def make_runner(func: Any, cls: Any) -> Runner:
         Kind.REFUSE: _refuse,
     }
     run = kinds[rule.kind](func, rule, cls)
-    return within_limits(run) if rule.limits else unscaled(run) if rule.unscales else run
+    special = _SPECIAL.get(_compat.schema(func).name)
+    return run if special is None else special(run)
+
+
+# What ops do beside their rules: those that ask what the format has.
+_SPECIAL: dict[str, Callable[[Runner], Runner]] = {
+    "aten::nan_to_num": within_limits,
+    "aten::nan_to_num_": within_limits,
+    "aten::nextafter": to_next_value,
+    "aten::nextafter_": to_next_value_in_place,
+    "aten::_amp_foreach_non_finite_check_and_unscale_": unscaled,
+}
 
 
 def refuse_higher_order(func: Any) -> NoReturn:
@@ -242,8 +254,8 @@ def _view(func: Any, rule: Rule, cls: Any) -> Runner:
         found: list[Any] = []
         plain = unwrap(args, cls, found)
         out = fast(*plain, **kwargs)
-        if isinstance(out, Tensor) and not _stays(out):
-            return leave(func, out, caller_named(rule, args, kwargs), found)
+        if isinstance(out, Tensor) and not _stays(out):  # a copy, so that no write goes by the format
+            return leave(func, out.clone(), caller_named(rule, args, kwargs), found)
         return wrap(out, found[0])
 
     def turning(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""The one op that fills in the largest and smallest value of a dtype: here it takes the format's."""
+"""nan_to_num, which fills in the largest and smallest value of a dtype: here it takes the format's."""
 
 from __future__ import annotations
 

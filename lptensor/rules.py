@@ -42,8 +42,6 @@ class Rule:
     named_dtype: tuple[int | str, ...] = ()  # arguments by which a caller names dtype or layout
     names_layout: bool = False  # an op that is called for another layout, as to_sparse()
     resizes: bool = False  # may give its argument other memory
-    limits: bool = False  # fills in the largest and smallest value of the dtype: here the format's
-    unscales: bool = False  # divides gradients by the scale of a loss
     reason: str = ""
 
 
@@ -155,8 +153,6 @@ def rule_for(func: Any) -> Rule:
         "foreach": name.startswith("aten::_foreach_"),
         "named_dtype": named,
         "names_layout": name in _LAYOUTS,
-        "limits": name.removesuffix("_") == "aten::nan_to_num",
-        "unscales": name == "aten::_amp_foreach_non_finite_check_and_unscale_",
         "scalars": tuple(place for place, _ in numbers),
         "unsaid": tuple(default for _, default in numbers),
     }

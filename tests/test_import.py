@@ -36,6 +36,7 @@ LAYERS = (
     ("arithmetic", "rules", "escape", "exact_ops", "limits", "unscale", "composites"),
     ("running_product", "sums", "multiply", "unfolded", "attention", "products", "computing"),
     ("arguments",),
+    ("next_values",),
     ("dispatch", "surface"),
     ("aot", "distributed"),
     ("tensor",),

@@ -40,7 +40,6 @@ EXCEPTIONS = {
         nn.functional.layer_norm""",
     "made of other ops, and upcast as a whole for a native dtype, where here each op rounds": """
         nn.functional.rms_norm nn.functional.scaled_dot_product_attention""",
-    "the next number of fp32 rounds back to where it came from": "nextafter",
     "asks for another dtype or layout": "float half bfloat16 to_sparse masked.argmax masked.argmin",
 }
 if torch.__version__ < "2.12":
