@@ -247,6 +247,7 @@ def prepare_for_subclasses(places: Mapping[str, int], prepare: Callable[[int, tu
         op, _, overload = name.partition(".")
         run = getattr(getattr(torch.ops.aten, op), overload or "default")
 
+        @run_by_python
         def prepared(keys: Any, *args: Any, run: Any = run, place: int = place, **kwargs: Any) -> Any:
             args = prepare(place, args)
             if torch.is_inference_mode_enabled():  # where it would arrive whole

@@ -1,6 +1,7 @@
-"""Formulas of composite operators whose own fill plain memory, in which an LPTensor's format would be lost.
+"""Composite operators that need more than to round each op that they are made of.
 
-torch takes them apart above the level at which LPTensors see ops, and there a write into plain memory looks like any.
+torch takes them apart above the level at which LPTensors see ops. Some fill plain memory, in which the format would be
+lost, as a write there looks like any.
 """
 
 from __future__ import annotations
@@ -70,6 +71,14 @@ RECURRENT = {
     **{f"{kind}.data": 2 for kind in ("rnn_tanh", "rnn_relu", "gru", "lstm")},
     **{f"{kind}_cell": 1 for kind in ("rnn_tanh", "rnn_relu", "gru", "lstm")},
 }
+
+# Those that answer yes or no: what they work out on the way is no result, and is not rounded.
+QUESTIONS = {"isclose": 0, "isfinite": 0}
+
+
+def of_values(cls: Any, place: int, args: tuple[Any, ...]) -> Any:
+    """An operator's arguments, with the plain values of tensors in low precision."""
+    return _compat.tree_map(lambda x: x._inner if type(x) is cls else x, args, Tensor)
 
 
 def with_low_state(cls: Any, place: int, args: tuple[Any, ...]) -> tuple[Any, ...]:

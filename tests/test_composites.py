@@ -1,4 +1,4 @@
-"""Composite operators of torch that fill plain memory give LPTensors nevertheless."""
+"""Composite operators of torch: those that fill plain memory give LPTensors, those that only ask round nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import rnn
 
-from lptensor import BF16, E5M2, Arithmetic, LPTensor, convert
+from lptensor import BF16, E5M2, FP16, Arithmetic, FixedPoint, LPTensor, convert
 from lptensor.composites import FORMULAS, with_low_state
 
 
@@ -147,3 +147,32 @@ def test_plain_recurrent_layers_compile_as_ever() -> None:
     net, x = nn.GRU(2, 3), torch.randn(4, 2, 2)
     compiled = torch.compile(net, backend="aot_eager")
     assert torch.equal(compiled(x)[0], net(x)[0])
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+@pytest.mark.parametrize("inference", [False, True])
+def test_closeness_is_that_of_the_values(rounding: str, inference: bool) -> None:
+    x = torch.tensor([0.0625, 1.0, 7.9375, torch.nan, torch.inf])
+    low = x.to_lp(FixedPoint(8, 4), rounding)  # type: ignore[attr-defined]
+    values, state = low.dequantize(), torch.get_rng_state()
+    with torch.inference_mode(inference):
+        for atol in (0.0, 0.04, 0.07, 8.0):
+            for rtol in (0.0, 0.01):
+                for other in (torch.zeros(5), torch.full((5,), 7.0)):
+                    ours = torch.isclose(low, other, rtol, atol, equal_nan=True)
+                    assert ours.tolist() == torch.isclose(values, other, rtol, atol, equal_nan=True).tolist()
+                    assert torch.equal(torch.isclose(other, low, rtol, atol), torch.isclose(other, values, rtol, atol))
+        assert low.isfinite().tolist() == values.isfinite().tolist()
+    assert torch.equal(torch.get_rng_state(), state), "a question draws nothing"
+
+
+def test_tensors_that_differ_by_more_than_the_tolerance_are_not_close() -> None:
+    a, b = (torch.tensor([x]).to_lp(FixedPoint(8, 4)) for x in (0.0625, 0.0))  # type: ignore[attr-defined]
+    with pytest.raises(AssertionError, match="not close"):
+        torch.testing.assert_close(a, b, atol=0.04, rtol=0)
+
+
+def test_closeness_needs_no_common_format() -> None:
+    one = torch.ones(1, requires_grad=True)
+    assert torch.isclose(one.to_lp(FP16), one.to_lp(BF16)).item()  # type: ignore[attr-defined]
+    assert torch.compile(torch.isclose)(one.to_lp(FP16), one.to_lp(BF16)).item()  # type: ignore[attr-defined]
