@@ -178,8 +178,10 @@ class LogNumber(TableFormat):
     j runs from 0 to 2**(bits - 1) - 1, or from 1 where j = 0 is given away for zero. Each value is
     the float32 nearest to the power. Rounding to nearest is nearest in log2|x|, as in LNS-Madam
     (arXiv 2106.13914): between neighbours a < b of one sign the border is the geometric mean
-    sqrt(a b), decided exactly. Zero is as far as half the smallest magnitude, and a format without
-    zero takes 0 to its smallest positive value. Stochastic rounding stays unbiased: linear in x.
+    sqrt(a b), decided exactly. A product of values, computed from their fp32 numbers, may lie just
+    beside the value that it is in logarithms: rounding in a direction then goes a whole step. Zero is
+    as far as half the smallest magnitude, and a format without zero takes 0 to its smallest positive
+    value. Stochastic rounding stays unbiased: linear in x.
     NaN propagates, infinities saturate and -0 counts as 0; codes count the values in ascending order.
 
     Args:

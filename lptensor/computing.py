@@ -41,6 +41,11 @@ def widened(values: Any, known: dict[int, Tensor] | None = None) -> Any:
     return values
 
 
+def copies_double(func: Any, plain: Sequence[Any]) -> bool:
+    """Whether an op copies float64, which torch would round to fp32 before the format has its turn."""
+    return func is torch.ops.aten.copy_.default and plain[1].dtype is torch.float64
+
+
 def _all_single(values: Sequence[Any]) -> bool:
     """Whether fp32 holds what operands are, as far as their kinds tell."""
     for value in values:
@@ -151,7 +156,7 @@ def write(op: Opened, writes: Sequence[int | str], rounds: bool, round_: Round) 
     else:
         if accumulator is not None:
             refuse_sum(func, op.plain, op.named)
-        if rounds and wide(op.found):
+        if rounds and (wide(op.found) or copies_double(func, op.plain)):
             run = in_double(func, _all_single((*op.plain, *op.named.values())))
             out = run(*widened(op.plain, known), **widened(op.named, known))
         else:

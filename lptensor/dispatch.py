@@ -27,7 +27,7 @@ from lptensor.arguments import (
 )
 from lptensor.arithmetic import Arithmetic
 from lptensor.blocks import BlockFormat
-from lptensor.computing import Opened, computed, each_once, write
+from lptensor.computing import Opened, computed, copies_double, each_once, write
 from lptensor.direction import in_backward, side_of_copy
 from lptensor.escape import leave
 from lptensor.exact_ops import correct
@@ -286,7 +286,7 @@ def _mutate(func: Any, rule: Rule, cls: Any) -> Runner:
         arithmetic = None if rule.foreach or not any(r is None for r in rule.returns) else join(found)
         backward = in_backward()
         try:
-            if direct(found):
+            if direct(found) and not copies_double(func, plain):
                 out = fast(*plain, **named)
                 written(args, kwargs, rounds)
             else:

@@ -88,6 +88,11 @@ class Surface:
     def __dlpack_device__(self) -> Any:
         return self._inner.__dlpack_device__()
 
+    def __setitem__(self, index: Any, value: Any) -> None:
+        if isinstance(value, float) and self._arithmetic.compute is torch.float64:  # torch makes an fp32 tensor of it
+            value = torch.tensor(value, dtype=torch.float64, device=self._inner.device)
+        super().__setitem__(index, value)  # type: ignore[misc]
+
     def apply_(self, function: Callable[[float], float]) -> Any:
         """Write ``function`` of every value, rounded, in place; slow, CPU only, as with any tensor."""
         values = self._inner.clone().apply_(function)

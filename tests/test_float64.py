@@ -11,6 +11,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -121,6 +122,38 @@ def test_writes_round_once_from_float64(write: str) -> None:
         case _:
             got, true = torch.add(x, b, out=torch.empty_like(x)), [p + q for p, q in terms]
     check(got, FORMATS["BF16"][1], true, "nearest")
+
+
+@pytest.mark.parametrize(("format", "dtype"), [(FP16, np.float16), (FP32, np.float32)])
+@pytest.mark.parametrize("mode", ["nearest", "down"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_float64_values_are_copied_with_one_rounding(format: Format, dtype: Any, mode: str, compiled: bool) -> None:
+    def write(x: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        x[:] = values
+        return x
+
+    values = torch.rand(999, dtype=torch.float64)
+    values[::3] = 1 + 2.0**-11 + torch.rand(333, dtype=torch.float64) * 2.0**-30  # beside a midpoint of FP16
+    x = torch.zeros(999).to_lp(format, mode)  # type: ignore[attr-defined]
+    (torch.compile(write) if compiled else write)(x, values)
+    want = values.numpy().astype(dtype)
+    if mode == "down":
+        want = np.where(want > values.numpy(), np.nextafter(want, dtype(-np.inf)), want)
+    assert x.tolist() == want.tolist()
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_numbers_written_by_index_are_exact(compiled: bool) -> None:
+    def write(x: torch.Tensor) -> torch.Tensor:
+        x[0] = 0.1
+        x[1:2] = 0.1
+        return x
+
+    down, up = (lp(torch.zeros(2), Arithmetic(FP32, rounding=r, compute=torch.float64)) for r in ("down", "up"))
+    for x in (down, up):
+        (torch.compile(write) if compiled else write)(x)
+    assert all(Fraction(v) < Fraction(0.1) for v in down.tolist())
+    assert all(Fraction(v) > Fraction(0.1) for v in up.tolist())
 
 
 def test_an_out_tensor_grows_as_torch_lets_it() -> None:

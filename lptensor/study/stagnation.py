@@ -34,10 +34,13 @@ def update_stagnation(optimizer: Optimizer, format: Format, rounding: Rounding |
 
     parameter ("group.position"), values, wanted (elements that the step changes in fp32), lost (the share
     of them that rounding puts back), edq (see ``Updates``), ratio (the mean of |step| / ulp(weight) over
-    changed elements), binades (a dict: how many changed elements have which floor(log2(|step| / ulp)); at
-    -2 and below rounding to nearest loses every one), noise (|gradient| / (sqrt(3) sqrt(d) s), where s is
-    the standard deviation of the rounding error of the gradient and d its size: below 1, rounded gradients
-    no longer help, FP4 All the Way, arXiv 2505.19115). ratio, binades are None in formats whose ulp moves.
+    parameter ("group.position"), values, wanted (elements that the step changes in fp32), lost (the share
+    of them that rounding puts back), edq (see ``Updates``), ratio (the mean of |step| / ulp(weight) over
+    changed elements), binades (a dict: how many changed elements have which floor(log2(|step| / ulp));
+    rounding to nearest loses every one at -3 and below, and at -2 all but those toward zero from a power
+    of two), noise (|gradient| / (sqrt(3) sqrt(d) s), where s is the standard deviation of the rounding
+    error of the gradient and d its size: below 1, rounded gradients no longer help, FP4 All the Way,
+    arXiv 2505.19115). ratio, binades are None in formats whose ulp moves.
 
     The step is taken by the optimizer itself and then taken back: weights, states and torch's CPU generator
     are as before, and neither hooks on its step nor a ``record`` hear of it. Run it after ``backward()``, where
