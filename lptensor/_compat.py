@@ -7,7 +7,7 @@ import functools
 import inspect
 import os
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
@@ -271,6 +271,21 @@ def refuse_as_data(cls: type) -> None:
         return fits.redispatch(keys.remove(key), x, source)
 
     _LIBRARY.impl("_has_compatible_shallow_copy_type", checked, "PythonTLSSnapshot", with_keyset=True)
+
+
+def broadcast_as(prepare: Callable[[Tensor], Tensor]) -> None:
+    """Let DistributedDataParallel send each tensor of a model as what ``prepare`` makes of it, into the same memory.
+
+    Without it all tensors of a dtype travel in one, which rounds plain ones to a format, and blocks across tensors.
+    """
+    if torch.distributed.is_available():
+        module: Any = torch.distributed
+        send = module._broadcast_coalesced
+
+        def sent(group: Any, tensors: Sequence[Tensor], *how: Any, **named: Any) -> Any:
+            return send(group, [prepare(x) for x in tensors], *how, **named)
+
+        module._broadcast_coalesced = sent
 
 
 _LIBRARY = torch.library.Library("aten", "IMPL")

@@ -82,6 +82,11 @@ def refuse_sharded(parameters: Iterable[Tensor], what: str) -> None:
         )
 
 
+def broadcast_values(cls: type) -> None:
+    """Let DistributedDataParallel send the values of low-precision tensors as they are, as it does other tensors'."""
+    _compat.broadcast_as(lambda x: x._inner if type(x) is cls else x)  # type: ignore[attr-defined]
+
+
 def refuse_views_of_buckets(cls: type) -> None:
     """Let no optimizer step with gradients that DistributedDataParallel has replaced by unrounded, plain ones."""
 

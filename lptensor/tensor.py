@@ -16,7 +16,7 @@ from lptensor.base import Format
 from lptensor.blocks import BlockFormat
 from lptensor.composites import FORMULAS, QUESTIONS, RECURRENT, of_values, with_low_state
 from lptensor.dispatch import Runner, make_runner, round_
-from lptensor.distributed import Sharded, refuse_distributed, refuse_views_of_buckets
+from lptensor.distributed import Sharded, broadcast_values, refuse_distributed, refuse_views_of_buckets
 from lptensor.grid import Grid
 from lptensor.ops import check_format, check_samples_draw, round_fresh
 from lptensor.rounding import Beyond, Mode, Rounding, as_rounding
@@ -398,6 +398,7 @@ _compat.refuse_linearize(LPTensor)
 _compat.guard_hooks()
 _compat.coerce_seeds(_seed)
 refuse_views_of_buckets(LPTensor)
+broadcast_values(LPTensor)
 
 
 @_compat.graph_node

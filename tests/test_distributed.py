@@ -129,3 +129,9 @@ def test_a_precision_beside_the_format_is_refused(found: dict[str, list[Any]]) -
 def test_what_is_distributed_is_not_converted_and_stays_as_it_was(found: dict[str, list[Any]]) -> None:
     for *said, kind in found["convert_what_is_distributed"]:
         assert len(said) == 4 and all("fully_shard" in text for text in said) and kind == "DTensor"
+
+
+def test_data_parallel_begins_with_the_first_process_model_as_it_is(found: dict[str, list[Any]]) -> None:
+    for (sent, kept), (other, arrived) in zip(*found["data_parallel_sends_as_it_is"], strict=True):
+        assert all(map(torch.equal, sent, kept)) and all(map(torch.equal, sent, arrived))
+        assert not torch.equal(other[0], sent[0])  # else nothing would have to be sent

@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from lptensor import E2M1, E4M3, E5M2, Arithmetic, LPTensor, OptimLP, convert
+from lptensor import E2M1, E4M3, E5M2, MXFP4, Arithmetic, LPTensor, OptimLP, convert
 
 WORLD, STEPS = 2, 3
 BOTH = Arithmetic(E4M3, backward=E5M2)
@@ -42,6 +42,10 @@ def net() -> nn.Sequential:
 
 def inputs(rank: int, step: int) -> Tensor:
     return torch.randn(4, 8, generator=torch.Generator().manual_seed(10 * step + rank))
+
+
+def plain(x: Tensor) -> Tensor:
+    return getattr(x, "dequantize", x.clone)().detach().clone()
 
 
 def low(x: Tensor) -> bool:
@@ -156,6 +160,20 @@ def data_parallel(rank: int) -> dict[str, Any]:
         "weights": weights,
         "low": kinds,
     }
+
+
+@case
+def data_parallel_sends_as_it_is(rank: int) -> list[tuple[list[Tensor], list[Tensor]]]:
+    found = []
+    for format in (E4M3, MXFP4):
+        torch.manual_seed(7 + rank)
+        model = nn.Sequential(nn.Linear(64, 48), nn.BatchNorm1d(48), nn.Linear(48, 5))
+        nn.init.normal_(model[1].running_mean)
+        convert(model, {"2": None, "*": format})
+        before = [plain(x) for x in model.state_dict().values()]
+        DistributedDataParallel(model)
+        found.append((before, [plain(x) for x in model.state_dict().values()]))
+    return found
 
 
 @case
