@@ -323,6 +323,8 @@ class TestBitLayout:
             assert 2.0 ** (regime * 2**es + exponent) * mantissa == value
             assert [row["bits"] for row in negative] == [row["bits"] for row in rows]
             assert int("".join(row["code"] for row in negative), 2) == 256 - code
+        for special, code in ((0.0, "0000000"), (math.nan, "0000000"), (2.0 ** (6 * 2**es), "1111111")):
+            assert [(row["bits"], row["code"]) for row in bit_layout(Posit(8, es), special)][1:] == [(7, code)]
 
     def test_a_block_formats_scale_comes_first(self) -> None:
         def first(format: Format) -> tuple[str, int | None]:

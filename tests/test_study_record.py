@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from backends import BUILDS, chosen
 from lptensor import Gemm, Hadamard, observe
 from lptensor.blocks import MXFP4, NVFP4, BlockFloatingPoint
-from lptensor.codebooks import NF4
+from lptensor.codebooks import NF4, Codebook
 from lptensor.convert import convert
 from lptensor.extra import MissingExtra
 from lptensor.formats import BF16, E2M1, E4M3, E5M2, E8M0, FP16, INT8, FixedPoint, FloatingPoint, Format
@@ -43,6 +43,7 @@ ENDS = {  # largest, smallest, smallest normal: IEEE 754-2019 table 3.5, OCP OFP
     FloatingPoint(3, 4, signed=False): (31.0 * 2.0**-4 * 2.0**3, 0.0, 2.0**-2),
     Posit(8): (2.0**24, -(2.0**24), 0.0),
     NF4: (1.0, -1.0, 0.0),
+    Codebook([-0.5, 0.0, 1.0]): (1.0, -0.5, 0.0),
     MXFP4: (math.inf, -math.inf, 0.0),
     NVFP4: (math.inf, -math.inf, 0.0),
     BlockFloatingPoint(8, block_size=16): (math.inf, -math.inf, 0.0),
@@ -180,6 +181,22 @@ def test_census_counts_strided_tensors_and_adds_up() -> None:
     again = [*x.flatten().tolist(), *x.flatten().tolist(), *x[:, ::2].flatten().tolist()]
     assert census.histogram() == binades(again)
     assert census.values == len(again) and census.events == 3
+
+
+def test_one_census_is_asked_about_many_roundings_and_dtypes() -> None:
+    x, census, found = torch.tensor([1 + 2.0**-12, 3.0]), Census(E4M3), []
+    for rounding, dtype in (("nearest", torch.float32), ("up", torch.float32), ("up", torch.float64)):
+        census.ask(x.to(dtype), as_rounding(rounding))
+        found += round_to(x, E4M3, rounding).tolist()
+    assert found == [1.0, 3.0, 1.125, 3.0, 1.125, 3.0]
+    assert census.row()["snr"] == pytest.approx(decibels(x.tolist() * 3, found), rel=1e-9)
+
+
+def test_zeros_have_no_ratio_of_signal_to_noise() -> None:
+    for after in (0.0, 1.0):
+        census = Census(E4M3)
+        census.add(torch.zeros(3), torch.full((3,), after))
+        assert census.row()["snr"] is None
 
 
 @pytest.mark.parametrize(
@@ -616,9 +633,13 @@ class TestLog:
             assert other.rows() == log.rows() and other.steps == log.steps == 1
 
     def test_rows_by_role_add_up(self) -> None:
-        log = self.recorded()
+        model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+        with record(model, forward=E4M3) as log:
+            for _ in range(3):
+                model(torch.ones(2, 4) * 1e-4).sum().backward()
         for row in log.rows(by="role"):
             parts = find(log, role=row["role"], format=row["format"])
+            assert len(parts) >= 2 and row["roundings"] == sum(part["roundings"] for part in parts) > 0
             assert row["values"] == sum(part["values"] for part in parts)
             zeros = sum(part["zero"] * part["values"] for part in parts)
             assert row["zero"] * row["values"] == pytest.approx(zeros)

@@ -444,6 +444,41 @@ class TestBisect:
         nearest = lambda w: round_to(w, E2M1)  # noqa: E731 - the planted one: every step is lost
         found = bisect(run, model=model, by="role")
         assert found.culprits == ["weight"]
+        found = bisect(run, model=model, by="module")  # whose parameters are rounded
+        assert found.culprits == ["0"] and found.rules == {"0": None}
+
+    def test_finds_the_op_whose_gradient_is_rounded(self) -> None:
+        def run() -> Tensor:
+            x = torch.ones(1).to_lp(BF16).requires_grad_()  # type: ignore[attr-defined]
+            (x * 1.3).sum().backward()
+            return (x.grad.dequantize() - 1.3).abs()
+
+        (culprit,) = bisect(run, target=1e-6).culprits
+        assert culprit.startswith("mul.Tensor at ") and culprit.endswith(" (backward)")
+
+    def test_a_share_of_the_way_to_the_exact_loss_is_the_target(self) -> None:
+        def run() -> Tensor:
+            x = torch.ones(2).to_lp(BF16)  # type: ignore[attr-defined]
+            return (x + 1000.0 - 1000.0 - 1).abs().sum() + 1  # 1001 becomes 1000: a loss of 3, and 1 without roundings
+
+        found = bisect(run, recovered=0.75)
+        assert (found.low, found.exact, found.target) == (3, 1, 1.5)
+        at_it = bisect(run, target=1.0)
+        assert [row["recovered"] for row in at_it] == [row["loss"] == 1 for row in at_it]
+        assert [(row["undone"], row["units"]) for row in at_it[:2]] == [(0, []), (5, ["all"])]
+
+    def test_two_layers_that_spoil_it_together_take_few_runs_among_many(self) -> None:
+        """Zeller and Hildebrandt 2002: the number of parts doubles."""
+        model = nn.Sequential(*(nn.Linear(1, 1, bias=False) for _ in range(64)))
+        for layer in model:
+            nn.init.ones_(layer.weight)  # type: ignore[arg-type]
+        lower(model, "linear", FP16, forward_rounding="nearest")
+        for place in (9, 50):
+            model[place].register_forward_hook(lambda module, args, output: round_to(output, INT8))
+        x = torch.full((1, 1), 1.5)
+        found = bisect(lambda: (model(x) - x).abs(), model=model, by="module", target=0.0)
+        assert found.culprits == ["9", "50"]
+        assert len(found) < 64
 
     def test_the_picture_has_the_runs(self) -> None:
         def run() -> float:
@@ -469,11 +504,21 @@ class TestBisect:
 
         assert bisect(run).culprits[0].startswith("mul.Tensor at ")
 
+        def no_number() -> Tensor:
+            x = torch.full((1,), 300.0).to_lp(FP16) * 300.0  # type: ignore[attr-defined]
+            return (x - x).abs()
+
+        found = bisect(no_number)
+        assert found.low == math.inf and math.isnan(found[0]["loss"]) and 0 < found.target < 1
+        assert found.culprits[0].startswith("mul.Tensor at ")
+
     def test_what_is_refused(self) -> None:
         with pytest.raises(ValueError, match="line"):
             bisect(lambda: 0.0, by="line")
         with pytest.raises(ValueError, match="model="):
             bisect(lambda: 0.0, by="module")
+        with pytest.raises(ValueError, match="whose roles are meant"):
+            bisect(lambda: 0.0, by="role")
         with pytest.raises(ValueError, match="nothing to recover"):
             bisect(lambda: 0.0)
         assert observe.anyone == 0

@@ -287,6 +287,20 @@ class TestAccumulation:
         one = 2.0**-9 / (1 + 2.0**-9) / 2.0**-8  # of the first trial, in units of u; the second is exact
         assert found[-1]["error"] == pytest.approx(one / math.sqrt(2), rel=1e-12)
 
+    def test_terms_of_both_signs_have_an_error_for_their_magnitudes_and_trials_one_for_all(self) -> None:
+        """Higham, Accuracy and Stability of Numerical Algorithms, section 4.2: the backward error."""
+        terms = [[1.0, -(2.0**-9)], [0.5, 0.25]]  # in BF16 the first sum is 1, the second is exact
+        found = accumulation_error(torch.tensor(terms), BF16)[-1]
+        one = Fraction(1, 2**9) / (1 + Fraction(1, 2**9)) * 2**8
+        assert found["error"] == pytest.approx(float(one) / math.sqrt(2), rel=1e-12)
+        assert found["exact"] == (1 - 2.0**-9 + 0.75) / 2 and found["sum"] == (1 + 0.75) / 2
+
+    def test_rounded_terms_have_a_sum_of_their_own(self) -> None:
+        terms = torch.tensor([1 + 2.0**-10, 2.0**-9])
+        assert accumulation_error(terms, BF16)[-1]["exact"] == 1 + 2.0**-10 + 2.0**-9
+        rounded = accumulation_error(terms, BF16, quantize_terms=True)[-1]
+        assert (rounded["exact"], rounded["sum"]) == (1 + 2.0**-9, 1.0)
+
     def test_it_stops_at_the_first_term_that_changes_nothing_in_chunks_too(self) -> None:
         terms = torch.tensor([1.0, 256.0, 1.0, 1.0, 1.0])
         assert accumulation_error(terms, BF16, chunk=5).stagnation == accumulation_error(terms, BF16).stagnation == [3]
@@ -521,7 +535,8 @@ def test_plain_gradients_beside_low_precision_weights_stay_plain_and_step_as_the
 
 
 def test_terms_of_zero_are_no_stagnation() -> None:
-    assert accumulation_error(torch.tensor([1.0, 0.0, 0.5, 2.0**-10]), BF16).stagnation == [4]
+    for chunk in (None, 4):
+        assert accumulation_error(torch.tensor([1.0, 0.0, 0.5, 2.0**-10]), BF16, chunk=chunk).stagnation == [4]
 
 
 def test_noise_without_a_signal_is_minus_infinite() -> None:
@@ -597,7 +612,7 @@ def test_no_value_of_a_wide_format_lies_beyond_its_ends() -> None:
 
 def test_an_infinite_error_has_no_part_in_a_slope() -> None:
     found = accumulation_error(torch.full((40,), 30000.0), FP16)
-    assert any(row["error"] == math.inf for row in found) and found.slope is None or math.isfinite(found.slope or 0.0)
+    assert [row["error"] for row in found[:2]] == [0, 0] and found[-1]["error"] == math.inf and found.slope is None
 
 
 def test_replicas_of_which_some_overflow_agree_in_no_digit() -> None:
