@@ -681,6 +681,10 @@ class TestExponentHistogram:
                 wanted = "underflow" if high <= positive[0] else "overflow"
             assert row["region"] == wanted, row
 
+    def test_the_largest_value_is_that_of_either_sign(self) -> None:
+        found = exponent_histogram(torch.tensor([-128.0, -256.0]), INT8)
+        assert [row["region"] for row in found] == ["normal", "overflow"]
+
     def test_shares_are_of_all_values(self) -> None:
         found = exponent_histogram(torch.tensor([0.0, math.nan, 1.0, 1e9]), E4M3)
         assert found.zeros == 2 and found.share("normal") == found.share("overflow") == 0.25
@@ -726,7 +730,21 @@ def test_a_layer_map_shows_what_is_infinite_and_leaves_blank_what_was_not_record
     plot_layer_map(rows, axes, column="snr")
     image = axes.images[0].get_array()
     assert image.mask.ravel().tolist() == [False, False, True] and image[1, 0] == image[0, 0] == 30.0
-    assert [t.get_text() for t in axes.texts] == ["30", "inf"]
+    assert [t.get_text() for t in axes.texts] == ["30", "inf"] and axes.get_title("left") == "snr (dB)"
+
+
+def test_a_cell_of_a_layer_map_shows_the_format_with_the_most_values_in_two_digits_that_can_be_read() -> None:
+    shares = (("", 8, 0.125), ("", 4, 0.5), ("b", 1, 0.0123))
+    rows = [{"role": "weight", "path": p, "values": n, "underflow": share} for p, n, share in shares]
+    axes = __import__("matplotlib.figure").figure.Figure().subplots()
+    plot_layer_map(rows, axes)
+    assert [(t.get_text(), t.get_color()) for t in axes.texts] == [("12", "white"), ("1.2", "black")]
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["(whole)", "b"]
+    assert axes.get_title("left") == "underflow (%)"
+    plot_layer_map(
+        [{"role": "weight", "path": p, "values": 1, "change": c} for p, c in (("a", -2.0), ("b", 1.0))], axes, "change"
+    )
+    assert axes.images[-1].get_clim() == (0, 2)
 
 
 def test_the_draws_of_random_signs_are_no_roundings_of_the_model() -> None:

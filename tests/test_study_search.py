@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -265,6 +266,23 @@ class TestFormatSearch:
         (second,) = (row for row in found.tried if row["narrowed"] == 2)
         assert second["formats"] == {"0": "E4M3", "1": "E4M3", "2": "BF16"}
 
+    def test_a_layer_whose_loss_is_no_number_comes_last_and_is_not_on_the_front(self) -> None:
+        model = nn.Sequential(*(nn.Linear(2, 2, bias=False) for _ in range(3)))
+        losses = {"": 1.0, "0": 0.5, "2": 0.3, "02": 0.9}
+
+        def loss(m: Any) -> float:
+            return losses.get("".join(str(i) for i, layer in enumerate(m) if layer.weight.format == E4M3), math.nan)
+
+        front = format_search(model, loss, [BF16, E4M3])
+        assert [(row["narrowed"], row["loss"]) for row in front] == [(2, 0.9), (1, 0.3)]
+        assert front.rules(loss=0.95) == {"0": E4M3, "1": BF16, "2": E4M3}  # the fewest bits, not the least loss
+
+    def test_scales_of_short_blocks_count_and_every_run_draws_the_same(self) -> None:
+        model = nn.Linear(4, 1, bias=False)  # one scale of 8 bits for four numbers
+        front = format_search(model, lambda m: torch.rand(()).item(), [BF16, MXFP4])
+        assert [row["bits"] for row in front.tried] == [16.0, 4 + 8 / 4]
+        assert len({row["loss"] for row in front.tried}) == 1
+
     def test_the_front_is_what_no_other_point_beats(self) -> None:
         model = Planted()
         front = format_search(model, distance(model(X).detach()), [BF16, E4M3, E2M1])
@@ -304,6 +322,11 @@ class TestFormatSearch:
             kept = [p.numel() * p.format.bits for p in low.parameters()]  # an AttributeError if one is plain
             assert row["bits"] == sum(kept) / sum(p.numel() for p in low.parameters())
             assert loss(low).item() == row["loss"]
+
+    def test_a_path_that_begins_like_another_is_another(self) -> None:
+        model = nn.Sequential(OrderedDict(a=nn.Linear(2, 2), ab=nn.Linear(2, 2)))
+        front = format_search(model, lambda m: 0.0, [BF16, E4M3], layers=["a", "ab"])
+        assert sorted(row["bits"] for row in front.tried) == [8, 12, 12, 16]
 
     def test_a_parameter_may_be_a_layer(self) -> None:
         model = ClassToken()
@@ -564,7 +587,8 @@ class TestFaults:
         assert run(3) == run(3) != run(4)
         assert torch.equal(torch.get_rng_state(), state)
 
-    def test_hits_are_where_they_were_aimed(self) -> None:
+    @pytest.mark.parametrize("path", ["2", "[!01]"])
+    def test_hits_are_where_they_were_aimed(self, path: str) -> None:
         model = convert(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)), E4M3)
         x = torch.randn(5, 4).to_lp(E4M3)  # type: ignore[attr-defined]
         outputs: dict[bool, dict[str, Any]] = {}
@@ -575,7 +599,7 @@ class TestFaults:
                 for n, m in model.named_children()
             ]
             if hitting:
-                with faults(1.0, bits=[7], model=model, path="2", roles="activation") as hit:
+                with faults(1.0, bits=[7], model=model, path=path, roles="activation") as hit:
                     model(x)
             else:
                 model(x)
@@ -599,6 +623,26 @@ class TestFaults:
             optimizer.step()
         assert torch.equal(model.weight.dequantize(), -round_to(weight - 0.125 * gradient, BF16))  # type: ignore[operator]
 
+    @pytest.mark.parametrize("role", ["activation", "gradient"])
+    def test_no_other_role_is_hit(self, role: str) -> None:
+        model = convert(nn.Linear(3, 1, bias=False), BF16)
+        nn.init.ones_(model.weight)  # type: ignore[arg-type]
+        x, ones = torch.ones(2, 3).to_lp(BF16), torch.ones(2, 1).to_lp(BF16)  # type: ignore[attr-defined]
+        with faults(1.0, bits=[15], model=model, roles=[role]) as hit:
+            y = model(x)
+            y.backward(ones)
+        assert (y.flatten().tolist(), model.weight.grad.flatten().tolist()) == (  # type: ignore[union-attr]
+            ([-3.0] * 2, [2.0] * 3) if role == "activation" else ([3.0] * 2, [-2.0] * 3)
+        )
+        assert hit.words == hit.flips == (2 if role == "activation" else 3)
+
+    def test_the_same_faults_come_again_when_they_are_entered_again(self) -> None:
+        hit, x, seen = faults(0.05, seed=3), torch.ones(64).to_lp(E4M3), []  # type: ignore[attr-defined]
+        for _ in range(2):
+            with hit:
+                seen.append([str(value) for value in (x * 1.5).tolist()])
+        assert seen[0] == seen[1] != ["1.5"] * 64
+
     def test_one_object_is_not_entered_within_itself(self) -> None:
         hit = faults(rate=1.0, bits=[7])
         for _ in range(2):  # but again afterwards
@@ -612,6 +656,10 @@ class TestFaults:
         x = torch.ones(3).to_lp(E4M3)  # type: ignore[attr-defined]
         hit = flip_bits(x, rate=1.0, bits=[7])
         assert hit.format == E4M3 and hit.tolist() == [-1.0] * 3 and x.tolist() == [1.0] * 3  # type: ignore[attr-defined]
+        leaf = torch.ones(3).to_lp(E4M3, grad=E5M2).requires_grad_()  # type: ignore[attr-defined]
+        leaf.sum().backward()
+        hit = flip_bits(leaf.grad, rate=1.0, bits=[7])
+        assert hit.format == E5M2 and hit.tolist() == [-1.0] * 3  # type: ignore[attr-defined]
 
     @pytest.mark.parametrize("format", [LogNumber(8), FP4_RADIX4, Codebook([0.0, 1.0, 3.0])], ids=repr)
     def test_a_word_past_the_end_of_a_list_is_nan(self, format: Any) -> None:

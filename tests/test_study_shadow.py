@@ -245,6 +245,18 @@ class TestShadow:
         with pytest.raises(ValueError, match="nothing ran"):
             type(seen)().rows().plot(axes)
 
+    def test_the_picture_leaves_out_ops_without_an_error_in_ulps(self) -> None:
+        x, blocks = low(1.0), torch.randn(64).to_lp(MXFP8_E4M3)  # type: ignore[attr-defined]
+        with shadow() as seen:
+            blocks * 1.1
+            x / 3
+        axes = __import__("matplotlib.figure").figure.Figure().subplots()
+        seen.rows().plot(axes)
+        (error,) = axes.lines[0].get_ydata()
+        assert error == seen.rows()[1]["error"] and [text.get_text() for text in axes.get_xticklabels()] == [
+            "div.Tensor"
+        ]
+
 
 class TestReplicas:
     @pytest.mark.parametrize("at_once", [True, False])
