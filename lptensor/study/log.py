@@ -15,7 +15,7 @@ from lptensor.study.histogram import Histogram
 from lptensor.study.layer_map import plot_layer_map
 from lptensor.study.places import ROLES
 from lptensor.study.rows import Rows
-from lptensor.study.updates import NONE, Updates
+from lptensor.study.updates import Updates
 
 _Key = tuple[str, str, int]  # role, path, id of the format
 _MAIN = ("role", "path", "format", "underflow", "subnormal", "saturated", "overflow", "nonfinite", "snr", "lost", "edq")
@@ -87,8 +87,7 @@ class Log:
         found = []
         for (role, path, format), (census, updates) in merged.items():
             where = {"role": role, "path": path} if by == "path" else {"role": role}
-            update = updates.row() if updates.wanted else NONE
-            counted = {**census.row(), **update, "binades": census.histogram()}
+            counted = {**census.row(), **updates.row(), "binades": census.histogram()}
             found.append({**where, "format": name_of(format), **counted})
         return Rows(found, plot_layer_map, _MAIN)
 

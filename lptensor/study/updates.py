@@ -92,6 +92,3 @@ class Updates:
             "lost": self._found.lost / self.wanted if self.wanted else None,
             "edq": along / whole if whole > 0 else None,
         }
-
-
-NONE = Updates().row()
