@@ -620,7 +620,11 @@ class TestLog:
         log.to_tensorboard(writer, 7)
         (row,) = find(log, role="activation")
         assert writer.scalars["activation/0/underflow"] == (row["underflow"], 7)
-        low, high, count, *_ = writer.histograms["activation/0/binades"]
+        low, high, count, total, squares, edges, counts, step = writer.histograms["activation/0/binades"]
+        assert counts == [row["binades"].get(e, 0) for e in range(low, high)] and step == 7
+        assert edges == [*range(low + 1, high + 1)]  # the upper ones
+        assert total == sum(e * n for e, n in row["binades"].items())
+        assert squares == sum(e**2 * n for e, n in row["binades"].items())
         assert count == sum(row["binades"].values()) and low == min(row["binades"]) and high == max(row["binades"]) + 1
 
     def test_a_log_travels_through_pickle_and_copy(self) -> None:
