@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from backends import BUILDS, chosen
 from lptensor import Gemm, Hadamard, observe
@@ -29,7 +30,7 @@ from lptensor.optim import OptimLP
 from lptensor.posits import Posit
 from lptensor.quantizer import quantizer
 from lptensor.rounding import Stochastic, as_rounding
-from lptensor.study import Rows, exponent_histogram, plot_layer_map, record
+from lptensor.study import Rows, exponent_histogram, places, plot_layer_map, record
 from lptensor.study.census import Census
 from lptensor.study.updates import Updates
 
@@ -359,9 +360,78 @@ class TestRecord:
         for role, format in (("weight", "E4M3"), ("gradient", "BF16"), ("state", "INT8"), ("accumulator", "FP16")):
             found = find(log, role=role, format=format)
             assert {row["path"] for row in found} >= set(names), role
+            assert role != "accumulator" or {row["roundings"] for row in found} == {4 if converted else 2}
         assert not find(log, role="update") or converted
         # What the step writes into an LPTensor is rounded to the accumulator's format, and is no weight yet.
         assert {row["format"] for row in find(log, role="weight")} == {"E4M3", *["FP16"] * converted}
+
+    def test_states_of_all_parameters_are_known_in_the_step_that_makes_them(self) -> None:
+        model = convert(nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1)), BF16)
+        optimizer = torch.optim.Adam(model.parameters(), foreach=False)
+        with record(model, optimizer) as log:
+            one_step(model, optimizer, torch.randn(4, 3).to_lp(BF16))  # type: ignore[attr-defined]
+        assert {row["path"] for row in find(log, role="state")} == {name for name, _ in model.named_parameters()}
+
+    def test_what_a_closure_computes_within_a_step_has_the_roles_that_it_has_outside(self) -> None:
+        model = convert(nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1)), BF16)
+        optimizer, x = torch.optim.SGD(model.parameters(), lr=0.125), torch.ones(4, 3).to_lp(BF16)  # type: ignore[attr-defined]
+        with record(model, optimizer) as log:
+            optimizer.step(lambda: model(x).sum().backward())  # type: ignore[arg-type]
+        assert {"0", "1"} <= {row["path"] for row in find(log, role="activation")}
+        assert {"0", "1"} <= {row["path"] for row in find(log, role="gradient")}
+
+    def test_what_a_checkpoint_computes_a_second_time_counts_as_it_runs(self) -> None:
+        model, x = convert(nn.Sequential(nn.Linear(3, 2), nn.Tanh()), BF16), torch.ones(4, 3).to_lp(BF16)  # type: ignore[attr-defined]
+        with record(model) as log:
+            checkpoint(model, x.requires_grad_(), use_reentrant=False).sum().backward()
+        assert [row["values"] for row in find(log, role="activation", path="0")] == [2 * 4 * 2]
+
+    def test_gradients_of_what_follows_a_child_belong_to_its_parent_also_after_many_steps(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Parent(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.child = nn.Linear(3, 2)
+
+            def forward(self, x: Tensor) -> Tensor:
+                y: Tensor = self.child(x) * 3
+                return y
+
+        monkeypatch.setattr(places, "_MOST_MARKS", 6)  # older ones are forgotten
+        model, x = convert(nn.Sequential(Parent()), BF16), torch.ones(4, 3).to_lp(BF16)  # type: ignore[attr-defined]
+        with record(model) as log:
+            for _ in range(5):
+                model.zero_grad()
+                model(x).backward(torch.ones(4, 2).to_lp(BF16))  # type: ignore[attr-defined]
+        known = {row["path"]: row["values"] for row in find(log, role="gradient")}
+        assert known["0"] == 5 * 4 * 2 and known["0.child"] > 0 and known.keys() <= {"0", "0.child", "0.child.weight"}
+
+    @pytest.mark.parametrize(("step", "lost"), [(0.05, 1.0), (-0.05, 0.0)])  # above 1 E4M3 has half the numbers
+    def test_asking_tells_whether_the_step_would_move_a_narrow_weight(self, step: float, lost: float) -> None:
+        model = nn.Linear(1, 1, bias=False)
+        nn.init.ones_(model.weight)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        with record(model, optimizer, forward=E4M3) as log:
+            (model(torch.ones(1, 1)) * -step).sum().backward()
+            optimizer.step()
+        (row,) = find(log, role="weight")
+        assert (row["wanted"], row["lost"]) == (1, lost)
+
+    def test_counters_and_sparse_gradients_are_left_out(self) -> None:
+        model = nn.Linear(3, 2)
+        optimizer = torch.optim.Adam(model.parameters())
+        with record(model, optimizer, forward=E4M3) as log:
+            one_step(model, optimizer, torch.randn(4, 3))
+        assert {row["path"]: row["values"] for row in find(log, role="state")} == {"weight": 2 * 6, "bias": 2 * 2}
+        table = nn.Embedding(5, 2, sparse=True)
+        with record(table, forward=E4M3) as log:
+            table(torch.tensor([1, 3])).sum().backward()
+        assert [(row["role"], row["path"]) for row in log] == [
+            ("weight", "weight"),
+            ("activation", ""),
+            ("gradient", ""),
+        ]
 
     def test_what_else_a_step_computes_is_an_update(self) -> None:
         model = convert(nn.Linear(3, 1, bias=False), BF16)
@@ -625,6 +695,12 @@ class TestLog:
         assert edges == [*range(low + 1, high + 1)]  # the upper ones
         assert total == sum(e * n for e, n in row["binades"].items())
         assert squares == sum(e**2 * n for e, n in row["binades"].items())
+        exact = nn.Linear(2, 2)
+        nn.init.ones_(exact.weight)
+        with record(exact, forward=E4M3) as log:
+            exact(torch.ones(1, 2))
+        log.to_tensorboard(writer)  # nothing moved: an infinite ratio, which a chart has no place for
+        assert "weight/weight/underflow" in writer.scalars and "weight/weight/snr" not in writer.scalars
         assert count == sum(row["binades"].values()) and low == min(row["binades"]) and high == max(row["binades"]) + 1
 
     def test_a_log_travels_through_pickle_and_copy(self) -> None:
@@ -641,6 +717,7 @@ class TestLog:
         with record(model, forward=E4M3) as log:
             for _ in range(3):
                 model(torch.ones(2, 4) * 1e-4).sum().backward()
+        assert [row["role"] for row in log.rows(by="role")] == ["weight", "activation", "gradient"]
         for row in log.rows(by="role"):
             parts = find(log, role=row["role"], format=row["format"])
             assert len(parts) >= 2 and row["roundings"] == sum(part["roundings"] for part in parts) > 0

@@ -16,7 +16,7 @@ from lptensor import LogNumber, study
 from lptensor.accumulator import Accumulator
 from lptensor.arithmetic import Arithmetic
 from lptensor.blocks import MXFP4, MXFP8_E4M3, MXINT8, NVFP4, BlockFloatingPoint
-from lptensor.codebooks import NF4
+from lptensor.codebooks import NF4, Codebook
 from lptensor.convert import convert
 from lptensor.formats import (
     BF16,
@@ -134,6 +134,17 @@ class TestRelativeError:
         rows = relative_error(FixedPoint(8, 4, clamp=False), count=50)
         assert rows[0]["x"] == 2.0**-6 and rows[-1]["x"] == 2.0**5
         assert {row["region"] for row in rows} == {"underflow", "normal"}
+
+    def test_ulps_and_regions_are_those_of_the_number_before_it_is_rounded(self) -> None:
+        x = torch.tensor([15.75, 2.0**-6 - 2.0**-11], dtype=torch.float64)  # both become a power of two above them
+        assert [(row["rounded"], row["ulps"], row["region"]) for row in relative_error(E4M3, x)] == [
+            (16.0, 0.25, "normal"),
+            (2.0**-6, 0.25, "subnormal"),
+        ]
+
+    def test_a_format_without_positive_values_is_looked_at_below_zero(self) -> None:
+        rows = relative_error(Codebook([-4.0, -1.0]), count=7)
+        assert [row["x"] for row in rows] == [-(2.0 ** (k - 2)) for k in range(7)]
 
     def test_formats_without_ulps_and_without_a_range(self) -> None:
         assert relative_error(Posit(8), count=9)[0]["ulps"] is None
