@@ -108,10 +108,19 @@ class TestSensitivity:
         model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 1))
         with torch.no_grad():
             model[2].weight.mul_(1e-6)
+        model[2].requires_grad_(False)  # whose large gradients would drown the others
         rows = sensitivity(model, lambda m: m(torch.ones(2, 3)).sum(), E4M3, roles=["gradient"])
-        assert rows[0]["path"] in ("1", "0") and rows[0]["cosine"] < 1 and all(row["change"] == 0 for row in rows)
-        worst = {row["path"]: row["cosine"] for row in rows}
-        assert worst["2"] == pytest.approx(1.0, abs=1e-6)  # a gradient of 1 is a number of E4M3
+        assert [row["path"] for row in rows] == ["1", "0", "2"] and all(row["change"] == 0 for row in rows)
+        assert rows[0]["cosine"] == 0 and 0 < rows[1]["cosine"] < 0.999  # all gradients are lost, or those of one layer
+        assert rows[2]["cosine"] == pytest.approx(1.0, abs=1e-6)  # a gradient of 1 is a number of E4M3
+
+    @pytest.mark.parametrize("role", ["weight", "activation"])
+    def test_the_rounding_is_the_one_that_is_named(self, role: str) -> None:
+        model = nn.Sequential(nn.Linear(1, 1, bias=False))
+        nn.init.constant_(model[0].weight, 1.875)  # type: ignore[arg-type]
+        for rounding, value in (("nearest", 2.0), ("toward_zero", 1.5)):
+            (row,) = sensitivity(model, lambda m: m(torch.ones(1, 1)).sum(), E2M1, [role], rounding=rounding)
+            assert (row["loss"], row["change"], row["values"]) == (value, value - 1.875, int(role == "weight"))
 
     def test_finds_the_activation_that_overflows(self) -> None:
         model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
@@ -172,6 +181,9 @@ class TestSensitivity:
             for p in rounded.parameters():
                 p.copy_(round_to(p, E2M1))
         assert row["loss"] == mse_loss(rounded(X), target).item() and row["values"] == 48
+        model.last.weight = model.first.weight
+        (row,) = sensitivity(model, distance(target), E2M1, roles=["weight"], per="role")
+        assert row["values"] == 32  # a weight of two layers is one
 
     def test_what_is_refused(self) -> None:
         for kwargs, says in ((dict(roles=["state"]), "state"), (dict(per="op"), "op")):

@@ -297,6 +297,11 @@ class TestReplicas:
         assert len({tuple(row) for row in found.samples.tolist()}) > 2
 
     @pytest.mark.parametrize("at_once", [True, False])
+    def test_each_replica_draws_its_own_random_numbers(self, at_once: bool) -> None:
+        found = replicas(lambda x: x + torch.rand(()), low(1.0, FP16, "stochastic"), count=8, at_once=at_once)
+        assert len(found.samples.unique()) > 2
+
+    @pytest.mark.parametrize("at_once", [True, False])
     def test_what_is_written_in_place_is_a_copy(self, at_once: bool) -> None:
         x = low(1.0, BF16, "stochastic")
         found = replicas(lambda x: x.div_(3), x, count=64, at_once=at_once)

@@ -25,6 +25,7 @@ from lptensor.formats import (
     E3M2,
     E4M3,
     E5M2,
+    E8M0,
     FP16,
     FP32,
     INT4,
@@ -251,13 +252,19 @@ class TestRoundingBias:
     def test_what_is_refused(self) -> None:
         with pytest.raises(ValueError, match="21"):
             rounding_bias("nearest", 21)
-        with pytest.raises(ValueError, match="lacks"):
-            rounding_bias("nearest", format=INT8)  # type: ignore[arg-type]
+        for format in (INT8, E8M0):
+            with pytest.raises(ValueError, match="lacks"):
+                rounding_bias("nearest", format=format)
 
     def test_the_picture_has_the_rows(self) -> None:
         rows = rounding_bias(Stochastic(2), 4, trials=100)
-        chance = next(line for line in rows.plot(axes()).lines if line.get_label() == "chance")
+        ax = rows.plot(axes())
+        chance = next(line for line in ax.lines if line.get_label() == "chance")
         assert chance.get_ydata().tolist() == [row["up"] for row in rows]
+        ((points, _, (bars,)),) = ax.containers
+        assert points.get_ydata() == pytest.approx([row["position"] + row["measured"] for row in rows])
+        lengths = [segment[1][1] - segment[0][1] for segment in bars.get_segments()]
+        assert lengths == pytest.approx([2 * 3 * row["deviation"] for row in rows])  # three of them up and down
 
 
 def test_a_posit_has_no_even_spacing() -> None:
@@ -632,3 +639,5 @@ def test_replicas_of_which_some_overflow_agree_in_no_digit() -> None:
     found = study.replicas(lambda x: x * 1.00001 + 15.9, x)
     assert set(found.samples[:, 0].tolist()) == {65504.0, math.inf}
     assert found.digits[0] == 0 and found.digits[1].isnan()
+    found = study.replicas(lambda x: (y := x * 1.00001 + 15.9) - y, x)  # NaN where it overflows, else 0
+    assert {str(value) for value in found.samples[:, 0].tolist()} == {"0.0", "nan"} and found.digits[0] == 0
