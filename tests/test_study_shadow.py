@@ -96,6 +96,32 @@ class TestShadow:
             x / 3 - 0.25
         first, second = seen.rows()
         assert first["growth"] is None and second["growth"] == second["relative"] / first["relative"]
+        with shadow() as seen:
+            x / 3 * low(1.0)  # the worst operand counts, not the exact one
+        assert seen.rows()[-1]["growth"] == 1
+
+    def test_units_in_the_last_place_are_those_of_the_twin(self) -> None:
+        with shadow() as seen:
+            y = low(255.0) + 0.75  # becomes 256, from where on they are twice as large
+        assert y.item() == 256.0 and seen.error(y).item() == seen.rows()[-1]["error"] == 0.25
+
+    def test_a_dtype_that_is_named_does_not_round_the_twin(self) -> None:
+        x = torch.tensor([1.0, 2.0**-30]).to_lp(BF16)  # type: ignore[attr-defined]
+        with shadow() as seen:
+            y = x.sum(dtype=torch.float32)
+        assert seen.twin(y).item() == 1 + 2.0**-30
+
+    def test_a_gradient_has_the_ulps_of_its_own_format(self) -> None:
+        x = torch.tensor([1.0]).to_lp(BF16, grad=E5M2).requires_grad_()  # type: ignore[attr-defined]
+        with shadow() as seen:
+            (x * 1.3).backward()
+        (row,) = (row for row in seen.rows() if row["op"] == "mul.Tensor" and row["backward"])
+        assert (row["format"], row["error"]) == ("E5M2", pytest.approx((1.3 - 1.25) / 0.25))
+
+    def test_what_should_be_zero_and_is_not_is_wrong_without_end(self) -> None:
+        with shadow() as seen:
+            low(1.0) / 3 - 1 / 3
+        assert seen.rows()[-1]["relative"] == math.inf
 
     def test_an_infinity_that_float64_has_too_is_no_finding(self) -> None:
         with shadow() as seen:
@@ -164,6 +190,7 @@ class TestShadow:
             x.t()[1].mul_(3)
         assert seen.twin(x).tolist() == [[1.0, 771.0], [0.0, 0.0]]
         assert x.tolist() == [[1.0, 768.0], [0.0, 0.0]]
+        assert [row["op"] for row in seen.rows()].count("mul_.Tensor") == 1
 
     @pytest.mark.parametrize("axis", [0, 1])
     @pytest.mark.parametrize("op", [torch.sort, torch.max, torch.median, torch.cummax, lambda x, d: x.topk(2, d)])

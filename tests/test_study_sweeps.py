@@ -196,6 +196,8 @@ class TestSqnr:
         assert (row["zeros"], row["lost"], row["sqnr"]) == (0.5, 0.5, pytest.approx(180, abs=0.1))
         (row,) = sqnr(torch.tensor([0.0, 0.0, 1e-9, 1.0]), [E5M2])
         assert row["zeros"] == 0.25  # not those that were zero
+        (row,) = sqnr(torch.tensor([1.125, 2.0, 3.0, 1e9]), [E5M2])  # 1.125 becomes 1
+        assert (row["lost"], row["mse"], row["largest"]) == (0.25, 0.125**2 / 3, 0.125)
 
     def test_of_nothing_nothing_is_lost(self) -> None:
         for row in sqnr(torch.empty(0, 3), [E4M3, MXFP4, NVFP4]):
