@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from lptensor import LogNumber, study
+from lptensor import CurrentMaximum, LogNumber, Scaled, Tile, study
 from lptensor.accumulator import Accumulator
 from lptensor.arithmetic import Arithmetic
 from lptensor.blocks import MXFP4, MXFP8_E4M3, MXINT8, NVFP4, BlockFloatingPoint
@@ -46,6 +46,7 @@ from lptensor.study import (
     exactness,
     format_table,
     number_line,
+    plot_stagnation,
     plot_training,
     record,
     relative_error,
@@ -199,6 +200,14 @@ class TestSqnr:
         (row,) = sqnr(torch.tensor([1.125, 2.0, 3.0, 1e9]), [E5M2])  # 1.125 becomes 1
         assert (row["lost"], row["mse"], row["largest"]) == (0.25, 0.125**2 / 3, 0.125)
 
+    def test_infinities_have_no_part_in_signal_or_noise(self) -> None:
+        (row,) = sqnr(torch.tensor([1.0, math.inf]), [INT8])  # which saturates
+        assert (row["sqnr"], row["mse"], row["largest"], row["lost"]) == (math.inf, 0, 0, 0.5)
+
+    def test_the_cosine_is_that_of_the_values_and_what_they_become(self) -> None:
+        (row,) = sqnr(torch.tensor([1.125, 2.0]), [E5M2])  # 1 and 2
+        assert row["cosine"] == pytest.approx((1.125 + 4) / math.sqrt((1.125**2 + 4) * 5), rel=1e-12)
+
     def test_of_nothing_nothing_is_lost(self) -> None:
         for row in sqnr(torch.empty(0, 3), [E4M3, MXFP4, NVFP4]):
             assert (row["zeros"], row["lost"], row["mse"]) == (0, 0, 0)
@@ -218,6 +227,7 @@ class TestSqnr:
         assert bits_per_value(MXFP4) == 4 + 8 / 32 and bits_per_value(NVFP4) == 4 + 8 / 16
         assert bits_per_value(MXFP4, (33,)) == 4 + 16 / 33
         assert bits_per_value(BlockFloatingPoint(8), (4, 4)) == 8 + 8 / 16
+        assert bits_per_value(Scaled(INT8, CurrentMaximum(Tile((32,)), scale=FP16))) == 8 + 16 / 32
         assert [bits_per_value(f) for f in (E4M3, E2M1, INT4, Posit(16), NF4)] == [8, 4, 4, 16, 4]
 
     def test_the_picture_has_the_rows(self) -> None:
@@ -459,6 +469,30 @@ class TestUpdateStagnation:
         model(torch.ones(1, 2).to_lp(FP16)).sum().backward()  # type: ignore[attr-defined]
         (row,) = update_stagnation(optimizer, E4M3)
         assert row["lost"] == 1.0 and row["noise"] == math.inf and model.weight.tolist() == [[1.0, 1.0]]
+
+    def test_noise_is_that_of_the_gradients_own_format(self) -> None:
+        w = torch.ones(2).to_lp(BF16, grad=E4M3).requires_grad_()  # type: ignore[attr-defined]
+        (w * 1.125).sum().backward()  # a number of E4M3, not of E2M1
+        (row,) = update_stagnation(torch.optim.SGD([w], lr=2.0**-9), E2M1)
+        assert row["noise"] == math.inf
+
+    def test_a_step_starts_from_the_weight_as_the_format_has_it(self) -> None:
+        w = nn.Parameter(torch.tensor([1.3]))
+        w.grad = torch.tensor([1.0])
+        (row,) = update_stagnation(torch.optim.SGD([w], lr=2.0**-12), BF16)
+        assert (row["wanted"], row["lost"]) == (1, 1.0)  # rounding 1.3 itself is no step
+
+    def test_an_infinite_step_has_no_binade(self) -> None:
+        w = nn.Parameter(torch.ones(2))
+        w.grad = torch.tensor([math.inf, 1.0])
+        (row,) = update_stagnation(torch.optim.SGD([w], lr=2.0**-10), BF16)
+        assert row["binades"] == {-3: 1} and row["ratio"] == math.inf
+
+    def test_the_picture_divides_at_half_a_unit(self) -> None:
+        ax = axes()
+        plot_stagnation([{"binades": {-2: 1, -1: 3}}, {"binades": None}], ax)
+        heights = {bars.get_label(): [bar.get_height() for bar in bars] for bars in ax.containers}
+        assert heights == {"lost": [25.0], "may be kept": [75.0]}
 
     def test_what_is_refused(self) -> None:
         with pytest.raises(ValueError, match="backward"):
