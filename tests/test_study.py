@@ -135,6 +135,10 @@ class TestFormatTable:
     def test_values_are_counted_as_they_are_listed(self, format: ScalarFormat) -> None:
         assert count_values(format) == len(format.values())
 
+    def test_a_format_without_1_has_no_distance_to_the_next(self) -> None:
+        rows = format_table([FixedPoint(8, 7), FixedPoint(8, 6), Codebook([0.5, 2.0]), Codebook([1.0, 2.5])])
+        assert [row["eps"] for row in rows] == [None, 2.0**-6, None, 1.5]
+
     def test_values_without_zero_have_both_signs(self) -> None:
         format = FloatingPoint(3, 2, specials="none", subnormals=False, zero=False)
         assert count_values(format) == len(format.values()) == 64
@@ -267,6 +271,8 @@ class TestNumberLine:
             number_line(FP32, 0)
         with pytest.raises(ValueError, match=r"has 8388609 values from 1 to 2; take a part"):
             number_line(FP32, 1, 2)
+        with pytest.raises(ValueError, match=rf"has {2**20 + 1} values"):  # one more than are listed
+            number_line(FP32, 1, 1 + 2.0**-3)
         with pytest.raises(ValueError, match="ends of a number line are numbers, got NaN"):
             number_line(E4M3, math.nan)
 

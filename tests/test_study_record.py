@@ -149,19 +149,22 @@ def test_asking_of_any_size_and_on_any_number_of_threads_counts_what_rounding_do
     assert found[0] == found[1]  # the noise too, to the last bit
 
 
-@pytest.mark.parametrize("way", ["native", "asked", "torch"])
+@pytest.mark.parametrize(
+    ("way", "rounding"), [("native", "nearest"), ("asked", "nearest"), ("asked", "stochastic"), ("torch", "nearest")]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("format", [E4M3, BF16, NF4, Posit(8), MXFP4], ids=repr)
-def test_lost_updates_are_those_of_exact_rationals(format: Format, dtype: torch.dtype, way: str) -> None:
+def test_lost_updates_are_those_of_exact_rationals(format: Format, dtype: torch.dtype, way: str, rounding: str) -> None:
     start = torch.randn(3001, dtype=dtype)
     now = start + torch.randn(3001, dtype=dtype) * 2.0 ** torch.randint(-12, 2, (3001,))
     now[::5] = start[::5]
-    held = round_to(start, format)
+    draws = [torch.Generator().manual_seed(3) for _ in range(2)]
+    held = round_to(start, format, rounding, generator=draws[0])
     wanted = held + (now - start)
-    after = round_to(wanted, format)
+    after = round_to(wanted, format, rounding, generator=draws[0])
     updates = Updates()
     if way == "asked":
-        updates.ask(start, now, format, as_rounding("nearest"))
+        updates.ask(start, now, format, as_rounding(rounding), draws[1])
     else:
         (updates.add if way == "native" else updates._add_with_torch)(held, wanted, after)
     a, b, c = ([Fraction(v) for v in x.tolist()] for x in (held, wanted, after))
