@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import example, given, settings, strategies as st
 
 from lptensor.formats import BF16, E4M3, E5M2, FP16, FP32, INT8, FixedPoint, FloatingPoint
 from lptensor.ops import round as round_to
@@ -107,7 +107,8 @@ class TestCounterexamples:
         for format in (BF16, FP16):
             found = exactness(format, "add", mode)
             assert found.exact is False and found.operands is not None
-            assert exactness(format, "mul", mode).exact is (format == FP16)  # BF16's products leave fp32's range
+            for op in ("mul", "div"):
+                assert exactness(format, op, mode).exact is (format == FP16)  # BF16's leave fp32's range
 
     def test_stored_bits_of_fp32_itself(self) -> None:
         assert all(exactness(FP32, op).exact for op in WITH_ROUNDED)
@@ -197,6 +198,7 @@ fractions = st.builds(
 class TestRationals:
     @settings(max_examples=200)
     @given(fractions)
+    @example(Fraction(2**53 + 1))  # what is cut off is the last bit alone
     def test_odd_rounding_is_one_step_of_any_rounding(self, x: Fraction) -> None:
         odd = Fraction(to_odd(x))
         assert nearest(odd, 24, -900) == nearest(x, 24, -900)
@@ -210,6 +212,13 @@ class TestRationals:
         assert to_carrier(x, DOUBLE) == x.numerator / x.denominator  # Python's true division is correctly rounded
         if abs(x) < 2**120:
             assert Fraction(to_carrier(x, SINGLE)) == nearest(x, 24, -126)
+
+    def test_what_is_below_float64_is_its_smallest_number(self) -> None:
+        for sign in (1, -1):
+            assert to_odd(sign * Fraction(1, 2**1080)) == sign * 2.0**-1074  # whose significand is odd
+
+    def test_the_root_of_zero_is_zero(self) -> None:
+        assert apply("sqrt", (Fraction(0),)) == 0 and apply("sqrt", (Fraction(-1, 2),)) is None
 
     @pytest.mark.parametrize("op", WITH_ROUNDED)
     def test_vectors_agree_with_rationals(self, op: str) -> None:
