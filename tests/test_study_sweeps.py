@@ -365,11 +365,12 @@ class TestAccumulation:
         """In float64 alone 1 + (2**-8 + 2**-59) is the middle of two numbers of BF16, and 1 + 2**-60 is 1."""
         for small in (2.0**-8 + 2.0**-59, 2.0**-60, -(2.0**-60)):
             terms = torch.tensor([1.0, small], dtype=torch.float64)
-            (_, itself), (_, named) = (
+            (_, itself), (_, named), (_, chunk) = (
                 accumulation_error(terms, Accumulator(BF16, rounding=rounding)),
                 accumulation_error(terms, BF16, rounding),
+                accumulation_error(terms, BF16, rounding, chunk=2),
             )
-            assert named["sum"] == itself["sum"]
+            assert named["sum"] == chunk["sum"] == itself["sum"]
 
     def test_steps_in_fp32_are_those_of_float32_terms(self) -> None:
         terms = torch.rand(100, generator=torch.Generator().manual_seed(0))
