@@ -50,6 +50,12 @@ def test_a_device_makes_the_signs_that_the_cpu_copies(block: int) -> None:
     assert sum(2**i for i, sign in enumerate(made.tolist()) if sign < 0) == bits
 
 
+def test_every_sign_is_negative_under_half_of_the_seeds() -> None:
+    like = torch.empty(0)
+    drawn = torch.stack([Hadamard(16, seed=seed).draw(like) for seed in range(400)])  # type: ignore[misc]
+    assert drawn.mean(0).abs().max() < 4.5 / 400**0.5
+
+
 def test_fixed_signs_are_always_the_same_and_random_ones_come_with_the_seed() -> None:
     like = torch.empty(0)
     fixed, other, random = Hadamard(64), Hadamard(64, seed=1), Hadamard(64, "random")
