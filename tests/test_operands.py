@@ -474,6 +474,8 @@ def test_what_is_no_operand_is_named() -> None:
         Gemm(BlockFloatingPoint(8, block_size=(2, 2, 2)))
     with pytest.raises(ValueError, match="an operand's tiles"):
         Gemm(Scaled(E4M3, CurrentMaximum(Tile((32,), others=None))))
+    with pytest.raises(ValueError, match="an operand's tiles"):
+        Gemm(Scaled(E4M3, CurrentMaximum(Tile(()))))  # a scale for each number
     with pytest.raises(TypeError, match="forward takes formats .* got 'e4m3'"):
         Gemm("e4m3")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="grad_input takes a pair"):
@@ -484,6 +486,19 @@ def test_what_is_no_operand_is_named() -> None:
         Gemm(E4M3, transform=16)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="operands must be Gemm"):
         Arithmetic(E4M3, operands=E4M3)  # type: ignore[arg-type]
+
+
+def test_the_gradient_needs_a_format_with_a_sign_and_what_it_meets_does_not() -> None:
+    positive = FixedPoint(8, 4, signed=False)  # of what comes out of a ReLU
+    for name in ("grad_input", "grad_weight"):
+        assert getattr(Gemm(**{name: (E5M2, positive)}), name) == (Operand(E5M2), Operand(positive))
+        with pytest.raises(ValueError, match="the first is the gradient's"):
+            Gemm(**{name: (positive, E5M2)})
+    assert Gemm((positive, E4M3)).forward[0] == Operand(positive)
+
+
+def test_an_operand_with_a_rounding_of_its_own_says_its_class() -> None:
+    assert repr(Gemm((Watched(BF16), BF16))).startswith("Gemm(forward=(Watched(FloatingPoint(exp=8, man=7)")
 
 
 def test_a_gemm_is_a_value() -> None:

@@ -112,6 +112,7 @@ class TestCommand:
             (("--batch-size", "1348"), "got 1348"),
             (("--lr", "0"), "expected a positive number, got 0"),
             (("--lr", "nan"), "expected a positive number, got nan"),
+            (("--lr", "inf"), "expected a positive number, got inf"),
             (("--lr", "fast"), "expected a positive number, got fast"),
             (("--turbo",), "No such option: --turbo"),
             (("extra",), "unexpected extra argument"),
