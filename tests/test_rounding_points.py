@@ -17,7 +17,7 @@ import lptensor
 from count_roundings import CASES, roundings, table
 from function_samples import FUNCTIONS, S
 from low import is_low, rounded, same, values
-from lptensor import BF16, E4M3, E5M2, Arithmetic, LPTensor
+from lptensor import BF16, E4M3, E5M2, Arithmetic, Gemm, LPTensor
 from lptensor.contracts import CONTRACTS
 from lptensor.functions import _inside, functions
 from lptensor.rounding_points import rounding_points
@@ -198,6 +198,30 @@ def test_running_statistics_are_right(kind: str, buffers: bool) -> None:
         assert type(mine) is (LPTensor if buffers else Tensor)
         assert same(mine, rounded(theirs, BF16) if buffers else theirs)
     assert t.count()[kind] == 1 + 2 * buffers
+
+
+def test_statistics_that_are_only_read_are_not_rounded() -> None:
+    mean, var = (b.to_lp(BF16) for b in (torch.zeros(4), torch.ones(4)))  # type: ignore[attr-defined]
+    x = plain_operands((S,))[0].detach().to_lp(BF16)  # type: ignore[attr-defined]
+    with rounding_points("function"), trace() as t:
+        F.batch_norm(x, mean, var)
+    assert t.count().total() == 1
+
+
+def test_operands_are_rounded_also_where_functions_round_once() -> None:
+    narrow = Arithmetic(BF16, operands=Gemm(E4M3))
+    x, w = (t.detach() for t in plain_operands(((3, 5), (4, 5))))
+    with rounding_points("function"):
+        got = F.linear(x.to_lp(narrow), w.to_lp(narrow))  # type: ignore[attr-defined]
+    assert same(got, rounded(rounded(x, E4M3) @ rounded(w, E4M3).T, BF16))
+
+
+@pytest.mark.parametrize("correction", [None, 0, 1, 2])
+def test_a_variance_by_primitives_has_the_divisor_of_torch(correction: int | None) -> None:
+    x = plain_operands(((3, 5),))[0].detach()
+    with rounding_points("primitive"):
+        low = x.to_lp(BF16).var(1, correction=correction)  # type: ignore[attr-defined]
+    torch.testing.assert_close(values(low), x.var(1, correction=correction), rtol=2.0**-6, atol=0)
 
 
 def test_a_plain_parameter_gets_a_rounded_gradient() -> None:
