@@ -355,6 +355,13 @@ def test_the_gradient_passes_straight_through() -> None:
         assert (x.grad == 1).all()
 
 
+def test_the_inverse_of_a_delayed_scale_is_an_fp32_number_in_float64_too() -> None:
+    quantize = DelayedScaling(E4M3).eval()
+    quantize.scale.fill_(3.0)
+    third = torch.tensor(3.0).reciprocal().double()
+    assert quantize(torch.ones(1, dtype=torch.float64)) == 3 * third != 1
+
+
 def test_float64_tensors_stay_float64() -> None:
     module = DelayedScaling(E4M3, DelayedMaximum(2))
     assert module(torch.randn(4, dtype=torch.float64)).dtype == torch.float64
