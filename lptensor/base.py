@@ -6,7 +6,7 @@ import contextlib
 import math
 import operator
 from dataclasses import fields
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -29,6 +29,9 @@ class Format:
     Formats are frozen, hashable and compare by their parameters, so they may be dictionary keys
     and travel through pickle, ``deepcopy`` and ``torch.compile``.
     """
+
+    kind: ClassVar[str] = ""  # what tables call such formats; if empty, the name of the class
+    kind_source: ClassVar[str | None] = None  # the standard or the paper that defines them all
 
     def __init_subclass__(cls) -> None:
         torch.serialization.add_safe_globals([cls, rebuild])  # so that torch.load(weights_only=True) makes them

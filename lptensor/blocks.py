@@ -20,6 +20,7 @@ from lptensor.formats import (
     E4M3,
     E5M2,
     E8M0,
+    OCP_MX,
     FixedPoint,
     FloatingPoint,
     Format,
@@ -30,6 +31,7 @@ from lptensor.formats import (
     set_int,
 )
 from lptensor.layout import Layout
+from lptensor.names import row
 from lptensor.scaling import (
     INFINITE,
     SCALE_RULES,
@@ -78,6 +80,7 @@ class BlockFormat(Format):
     """A format whose elements share one scale per block; ``element`` is what they are before they are scaled."""
 
     element: ScalarFormat
+    kind = "block"
 
     @property
     def lowered(self) -> Blocks | ScaledBlocks:
@@ -127,6 +130,7 @@ class BlockFloatingPoint(BlockFormat):
     block_size: int | tuple[int, ...] | None = None
     overflow: str = "clip"
     infinite: str = "nan"
+    kind_source = "QPyTorch, arXiv 1910.04540"
 
     def __post_init__(self) -> None:
         set_int(self, "wl", 2, 24)
@@ -239,6 +243,7 @@ class MX(_Scaled):
     axis: int = -1
     scale_rule: str = "floor"
     infinite: str = "nan"
+    kind_source = OCP_MX
 
     def __post_init__(self) -> None:
         check_one_of("scale_rule", self.scale_rule, SCALE_RULES)
@@ -285,6 +290,7 @@ class TwoLevel(_Scaled):
     floor: float = 0.0
     reciprocal: bool = False
     infinite: str = "nan"
+    kind_source = "arXiv 2509.25149"
 
     def __post_init__(self) -> None:
         set_int(self, "axis", -16, 15)
@@ -311,6 +317,7 @@ class Shifted(ScalarFormat):
 
     element: ScalarFormat
     exponent: int
+    kind = "scaled"
 
     def __post_init__(self) -> None:
         if not isinstance(self.element, ScalarFormat):
@@ -392,11 +399,21 @@ def _bump(rule: str, element: Grid) -> float:
     return {"floor": 2.0, "ceil": 1.0, "even": carries, "rceil": largest}[rule]
 
 
-MXINT = FixedPoint(8, 6, symmetric=True)  # OCP MX v1.0 section 5.3.4: two's complement with -2 unused
-MXFP8_E4M3 = MX(E4M3)
-MXFP8_E5M2 = MX(E5M2)
-MXFP6_E3M2 = MX(E3M2)
-MXFP6_E2M3 = MX(E2M3)
-MXFP4 = MX(E2M1)
-MXINT8 = MX(MXINT)
-NVFP4 = TwoLevel(E2M1)
+MXINT = row(
+    "MXINT",
+    FixedPoint(8, 6, symmetric=True),  # section 5.3.4: two's complement with -2 unused
+    OCP_MX,
+    "The element of MXINT8, from -127/64 to 127/64: one bit before the point, six behind.",
+)
+MXFP8_E4M3 = row("MXFP8_E4M3", MX(E4M3), OCP_MX, "The range of E4M3 inside a block.")
+MXFP8_E5M2 = row("MXFP8_E5M2", MX(E5M2), OCP_MX, "The range of E5M2 inside a block.")
+MXFP6_E3M2 = row("MXFP6_E3M2", MX(E3M2), OCP_MX, "The wider six-bit format of MX.")
+MXFP6_E2M3 = row("MXFP6_E2M3", MX(E2M3), OCP_MX, "The finer six-bit format of MX.")
+MXFP4 = row("MXFP4", MX(E2M1), OCP_MX, "E2M1 under powers of two.")
+MXINT8 = row("MXINT8", MX(MXINT), OCP_MX, "Eight-bit integers under powers of two.")
+NVFP4 = row(
+    "NVFP4",
+    TwoLevel(E2M1),
+    "arXiv 2509.25149",
+    "E2M1 under scales with a significand, and all of those under one fp32 scale for the tensor.",
+)

@@ -16,6 +16,7 @@ from torch import Tensor
 from lptensor import _compat
 from lptensor.base import set_number
 from lptensor.formats import CARRIER_MAX, Format, check_bool, set_int
+from lptensor.names import row
 from lptensor.tables import Table, table_of
 
 
@@ -126,6 +127,7 @@ class Codebook(TableFormat):
     # replace() passes on neither of them by itself: a list of other values has no name.
     given: tuple[float, ...] = field(init=False, metadata={"argument": "values"})
     name: str = field(init=False, compare=False, metadata={"argument": "name"})
+    kind = "codebook"
 
     def __init__(self, values: Iterable[float] | Tensor, name: str = "") -> None:
         given = values.flatten().tolist() if isinstance(values, Tensor) else values
@@ -205,6 +207,7 @@ class LogNumber(TableFormat):
     base: float = 2.0
     bias: int | None = None
     zero: bool = True
+    kind, kind_source = "log", "LNS-Madam, arXiv 2106.13914"
 
     def __post_init__(self) -> None:
         set_int(self, "bits", 2, 16)
@@ -285,9 +288,27 @@ def _dynamic_map(signed: bool, name: str) -> Codebook:
     return Codebook(sorted([*negative, 0.0, *positive, 1.0]), name)
 
 
-NF4 = _normal_float_4()
-DYNAMIC8 = _dynamic_map(signed=True, name="DYNAMIC8")
-UDYNAMIC8 = _dynamic_map(signed=False, name="UDYNAMIC8")
-# Radix 4, no mantissa (Sun et al., Ultra-low precision 4-bit training, NeurIPS 2020): 4**-3 .. 4**3,
-# borders halfway, as there.
-FP4_RADIX4 = Codebook(sorted(s * 4.0**k for s in (-1, 0, 1) for k in (range(-3, 4) if s else [0])), "FP4_RADIX4")
+NF4 = row(
+    "NF4",
+    _normal_float_4(),
+    "QLoRA, arXiv 2305.14314, section 3",
+    "Quantiles of a normal distribution, scaled to [-1, 1]: for weights, under a scale for each block.",
+)
+DYNAMIC8 = row(
+    "DYNAMIC8",
+    _dynamic_map(signed=True, name="DYNAMIC8"),
+    "arXiv 2110.02861, section 1.3",
+    "A decimal exponent in unary, and a linear fraction in the bits it leaves: for optimizer states.",
+)
+UDYNAMIC8 = row(
+    "UDYNAMIC8",
+    _dynamic_map(signed=False, name="UDYNAMIC8"),
+    "arXiv 2110.02861, section 1.3",
+    "The same without a sign, for second moments.",
+)
+FP4_RADIX4 = row(
+    "FP4_RADIX4",  # no mantissa, borders halfway, as there
+    Codebook(sorted(s * 4.0**k for s in (-1, 0, 1) for k in (range(-3, 4) if s else [0])), "FP4_RADIX4"),
+    "Sun et al., NeurIPS 2020 (Ultra-low precision 4-bit training)",
+    "A sign and a power of four, 4^-3 to 4^3: for gradients.",
+)

@@ -20,6 +20,7 @@ from lptensor.base import (
 )
 from lptensor.grid import Grid as Grid, Overflow as Overflow, Subnormals as Subnormals
 from lptensor.layout import Layout
+from lptensor.names import row
 
 _WIDTHS = {4: (2, 1), 6: (3, 2), 8: (5, 2), 16: (5, 10), 32: (8, 23)}
 _SPECIALS = ("ieee", "fn", "fnuz", "none")
@@ -70,6 +71,7 @@ class FloatingPoint(ScalarFormat):
     overflow: str = "inf"
     signed: bool = True
     zero: bool = True
+    kind = "float"
 
     def __init__(
         self,
@@ -241,6 +243,7 @@ class FixedPoint(ScalarFormat):
     clamp: bool = True
     symmetric: bool = False
     signed: bool = True
+    kind, kind_source = "fixed", "two's complement"
 
     def __post_init__(self) -> None:
         set_int(self, "wl", 1, 53, why=" (53 bits is what a float64 carrier holds)")
@@ -275,20 +278,51 @@ class FixedPoint(ScalarFormat):
         return Layout(self.wl, top=2 ** (self.wl - int(self.signed)) - 1, twos_complement=True)
 
 
+IEEE_754 = "IEEE 754-2019, table 3.5"
+OCP_FP8 = "OCP OFP8 v1.0, section 5"
+OCP_MX = "OCP Microscaling Formats (MX) v1.0, section 5"
+FNUZ = "arXiv 2206.02915"
+
 # Named rows. Overflow is that of the types of the same name in ml_dtypes; E4M3 saturates, as OCP OFP8 allows.
-FP32 = FloatingPoint(8, 23)
-TF32 = FloatingPoint(8, 10)
-BF16 = FloatingPoint(8, 7)
-FP16 = FloatingPoint(5, 10)
-E5M2 = FloatingPoint(5, 2)  # OCP OFP8 section 5
-E4M3 = FloatingPoint(4, 3, specials="fn", overflow="saturate")  # OCP OFP8 section 5
-E5M2FNUZ = FloatingPoint(5, 2, specials="fnuz")  # arXiv 2206.02915
-E4M3FNUZ = FloatingPoint(4, 3, specials="fnuz")
-E4M3B11FNUZ = FloatingPoint(4, 3, specials="fnuz", bias=11)
-E3M4 = FloatingPoint(3, 4)
-E3M2 = FloatingPoint(3, 2, specials="none")  # OCP MX v1.0 section 5.3
-E2M3 = FloatingPoint(2, 3, specials="none")
-E2M1 = FloatingPoint(2, 1, specials="none")
-E8M0 = FloatingPoint(8, 0, specials="fn", signed=False, zero=False, subnormals=False)  # OCP MX v1.0 section 5.4
-INT8 = FixedPoint(8, 0)
-INT4 = FixedPoint(4, 0)
+FP32 = row("FP32", FloatingPoint(8, 23), f"{IEEE_754} (binary32)", "Single precision, the carrier of all others here.")
+TF32 = row(
+    "TF32",
+    FloatingPoint(8, 10),
+    "NVIDIA A100 whitepaper, 2020",
+    "What NVIDIA's tensor cores make of fp32 matrices: the range of FP32, the precision of FP16.",
+)
+BF16 = row("BF16", FloatingPoint(8, 7), "arXiv 1905.12322", "The upper half of FP32.")
+FP16 = row("FP16", FloatingPoint(5, 10), f"{IEEE_754} (binary16)", "Half precision.")
+E5M2 = row("E5M2", FloatingPoint(5, 2), OCP_FP8, "FP16 without its last eight bits, for gradients.")
+E4M3 = row(
+    "E4M3",
+    FloatingPoint(4, 3, specials="fn", overflow="saturate"),
+    OCP_FP8,
+    "For weights and activations: one code for NaN, and infinities given up for a larger range.",
+)
+E5M2FNUZ = row(
+    "E5M2FNUZ",
+    FloatingPoint(5, 2, specials="fnuz"),
+    FNUZ,
+    "As E5M2 without infinities and -0, the bias one higher.",
+)
+E4M3FNUZ = row("E4M3FNUZ", FloatingPoint(4, 3, specials="fnuz"), FNUZ, "As E4M3 with one zero, the bias one higher.")
+E4M3B11FNUZ = row(
+    "E4M3B11FNUZ",
+    FloatingPoint(4, 3, specials="fnuz", bias=11),
+    "float8_e4m3b11fnuz of ml_dtypes",
+    "E4M3FNUZ moved down by three binades.",
+)
+E3M4 = row("E3M4", FloatingPoint(3, 4), "float8_e3m4 of ml_dtypes", "More precision, less range than E4M3.")
+E3M2 = row("E3M2", FloatingPoint(3, 2, specials="none"), OCP_MX, "The wider of the two six-bit elements of MX.")
+E2M3 = row("E2M3", FloatingPoint(2, 3, specials="none"), OCP_MX, "The finer of the two six-bit elements of MX.")
+E2M1 = row("E2M1", FloatingPoint(2, 1, specials="none"), OCP_MX, "The four-bit element of MX and NVFP4.")
+E8M0 = row(
+    "E8M0",
+    FloatingPoint(8, 0, specials="fn", signed=False, zero=False, subnormals=False),
+    OCP_MX,
+    "The scale of MX blocks: powers of two and nothing else. What is positive and smaller than 2^-127 becomes "
+    "2^-127; zero becomes NaN.",
+)
+INT8 = row("INT8", FixedPoint(8, 0), "two's complement", "Eight-bit integers.")
+INT4 = row("INT4", FixedPoint(4, 0), "two's complement", "Four-bit integers.")

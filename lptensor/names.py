@@ -1,9 +1,29 @@
-"""The names of formats that have one."""
+"""The named formats: each is a row, made where the format is made."""
 
 from __future__ import annotations
 
-from lptensor import blocks, codebooks, formats as scalars, p3109, posits
-from lptensor.formats import Format
+from typing import NamedTuple, TypeVar
+
+from lptensor.base import Format
+
+F = TypeVar("F", bound=Format)
+
+
+class Row(NamedTuple):
+    """A format that has a name."""
+
+    format: Format
+    source: str | None = None  # the standard or the paper that defines it
+    words: str = ""  # what it is for, on the page of formats
+
+
+ROWS: dict[str, Row] = {}
+
+
+def row(name: str, format: F, source: str | None = None, words: str = "") -> F:
+    """The format, which has a name from now on: the pages, the tests and the command line find it in ``ROWS``."""
+    ROWS[name] = Row(format, source, words)
+    return format
 
 
 def named_formats() -> dict[str, Format]:
@@ -12,19 +32,14 @@ def named_formats() -> dict[str, Format]:
     >>> named_formats()["FP16"]
     FloatingPoint(exp=5, man=10)
     """
-    homes = (scalars, p3109, posits, codebooks, blocks)
-    return {
-        name: row
-        for home in homes
-        for name, row in vars(home).items()
-        if name.isupper() and not name.startswith("_") and isinstance(row, Format)
-    }
+    return {name: row.format for name, row in ROWS.items()}
 
 
 def name_of(format: Format) -> str:
     """The name of the row that equals the format; else its repr().
 
-    >>> name_of(scalars.FloatingPoint(8)), name_of(posits.Posit(8))
+    >>> from lptensor import FloatingPoint, Posit
+    >>> name_of(FloatingPoint(8)), name_of(Posit(8))
     ('E5M2', 'Posit(nbits=8)')
     """
-    return next((name for name, row in named_formats().items() if row == format), repr(format))
+    return next((name for name, row in ROWS.items() if row.format == format), repr(format))

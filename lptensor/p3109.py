@@ -40,6 +40,7 @@ class P3109(ScalarFormat):
     signed: bool = True
     extended: bool = True
     overflow: str | None = None
+    kind, kind_source = "P3109", "IEEE P3109 interim report, 2025"
 
     def __post_init__(self) -> None:
         set_int(self, "k", 2, 16)

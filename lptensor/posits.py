@@ -55,6 +55,7 @@ class Posit(Format):
 
     nbits: int
     es: int = 2
+    kind, kind_source = "posit", "Standard for Posit Arithmetic, 2022"
 
     def __post_init__(self) -> None:
         set_int(self, "nbits", 2, 32)

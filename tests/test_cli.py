@@ -19,7 +19,7 @@ from lptensor.blocks import BlockFloatingPoint
 from lptensor.cli import app
 from lptensor.cli.names import _SPELLINGS, parse_format, short
 from lptensor.formats import E4M3, E5M2, FP16, FixedPoint, FloatingPoint, Format
-from lptensor.names import named_formats
+from lptensor.names import ROWS, Row, named_formats
 from lptensor.posits import Posit
 
 # Rows with a type of the same name, overflow included; E4M3 is apart, since the row saturates.
@@ -60,7 +60,7 @@ class TestFormats:
         assert all(any(line.split()[:1] == [name] for line in table.splitlines()) for name in rows)
 
     def test_a_new_row_appears_by_itself(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(formats, "E4M2", FloatingPoint(4, 2), raising=False)
+        monkeypatch.setitem(ROWS, "E4M2", Row(FloatingPoint(4, 2)))
         assert "E4M2" in run("formats")
         assert parse_format("e4m2") == FloatingPoint(4, 2)
 
@@ -95,12 +95,12 @@ class TestFormats:
         assert len({tuple(row) for row in rows}) == 1
 
     def test_a_posit_has_limits_and_no_exponents(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(formats, "P8", Posit(8, 1), raising=False)
+        monkeypatch.setitem(ROWS, "P8", Row(Posit(8, 1)))
         (row,) = [row for row in json.loads(run("formats", "--json")) if row["name"] == "P8"]
         assert (row["kind"], row["bits"], row["emin"], row["max"]) == ("posit", 8, None, 2**12)
 
     def test_a_block_format_shows_its_elements(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(formats, "BLOCKS", BlockFloatingPoint(8), raising=False)
+        monkeypatch.setitem(ROWS, "BLOCKS", Row(BlockFloatingPoint(8)))
         (row,) = [row for row in json.loads(run("formats", "--json")) if row["name"] == "BLOCKS"]
         assert (row["kind"], row["precision"], row["smallest_normal"]) == ("block", 7, None)
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from lptensor import blocks, codebooks, formats, study
+from lptensor import blocks, names, study
 from lptensor.blocks import BlockFloatingPoint, BlockFormat
 from lptensor.codebooks import NF4, UDYNAMIC8, Codebook, LogNumber
 from lptensor.codes import decode
@@ -151,12 +151,18 @@ class TestFormatTable:
         assert all(row["source"] for row in rows)
         json.dumps(rows, allow_nan=False)
 
-    @pytest.mark.parametrize("home", [formats, codebooks, blocks], ids=lambda home: home.__name__)
-    def test_a_new_row_appears_by_itself(self, home: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(home, "NEW", FloatingPoint(4, 2), raising=False)
-        rows = {row["name"]: row for row in format_table()}
-        assert rows["NEW"]["max"] == 224.0 and rows["NEW"]["source"]
-        assert "### NEW" in page() and "pictures/new.svg" in page()
+    def test_a_new_row_appears_by_itself(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(names.ROWS, "NEW", names.ROWS["E4M3"])  # which is undone, with what follows
+        format = names.row("NEW", FloatingPoint(4, 2), "A paper", "For tests.")
+        (row,) = (row for row in format_table() if row["name"] == "NEW")
+        assert row["max"] == format.max == 224.0 and row["source"] == "A paper" and names.name_of(format) == "NEW"
+        assert "### NEW\n\nFor tests. `FloatingPoint(exp=4, man=2)`." in page() and "pictures/new.svg" in page()
+
+    @pytest.mark.parametrize("format", [FloatingPoint(4, 2), BlockFloatingPoint(4), Posit(6)], ids=repr)
+    def test_a_row_without_a_source_shows_none(self, format: Format, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(names.ROWS, "NEW", names.Row(format))
+        assert format_table({"NEW": format})[0]["source"] is None
+        assert format_table({"mine": format})[0]["source"] == format.kind_source
 
     def test_a_block_format_shows_its_elements(self) -> None:
         row = row_of(BlockFloatingPoint(5))

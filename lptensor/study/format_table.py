@@ -15,20 +15,10 @@ from lptensor.codebooks import TableFormat
 from lptensor.finfo import finfo
 from lptensor.formats import Format, ScalarFormat
 from lptensor.grid import Subnormals
-from lptensor.names import name_of, named_formats
+from lptensor.names import ROWS, name_of, named_formats
 from lptensor.study.ranges import plot_ranges
 from lptensor.study.rows import Rows
-from lptensor.study.sources import source_of
 
-_KINDS = {
-    "FloatingPoint": "float",
-    "FixedPoint": "fixed",
-    "P3109": "P3109",
-    "Posit": "posit",
-    "Codebook": "codebook",
-    "LogNumber": "log",
-    "Shifted": "scaled",
-}
 _MAIN = ("name", "bits", "precision", "max", "smallest_normal", "smallest_subnormal")
 
 
@@ -40,7 +30,8 @@ def format_table(formats: Mapping[str, Format] | Iterable[Format] | Format | Non
     and of the largest value's binade), max, min, smallest_normal (None where there are no normals),
     smallest_subnormal (the smallest positive value), eps (from 1 to the next value), codes, values
     (finite ones, zero once), binades and decibels (of max / smallest positive value), specials (what
-    has a code beyond plain numbers, and which numbers have none), overflow, source.
+    has a code beyond plain numbers, and which numbers have none), overflow, source
+    (of a row; of the kind, where a format has no name).
     A block format's numbers are those of its elements before they are scaled.
 
     Args:
@@ -87,16 +78,12 @@ def element_of(format: Format) -> Format:
 
 
 def _row(name: str, format: Format) -> dict[str, Any]:
-    kind, element = type(format).__name__, element_of(format)
-    row = {
-        "name": name,
-        "kind": "block" if isinstance(format, BlockFormat) else _KINDS.get(kind, kind),
-        "made": _made(format),
-    }
+    element, named = element_of(format), ROWS.get(name)
+    row = {"name": name, "kind": format.kind or type(format).__name__, "made": _made(format)}
     row |= _of_scalar(element) if isinstance(element, ScalarFormat) else _of_values(element)
     if isinstance(format, BlockFormat):
         row["overflow"] = "saturate"
-    return row | {"source": source_of(name, format)}
+    return row | {"source": named.source if named and named.format == format else format.kind_source}
 
 
 def _made(format: Format) -> str:

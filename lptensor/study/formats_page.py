@@ -12,35 +12,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lptensor.blocks import BlockFloatingPoint, BlockFormat
-from lptensor.codebooks import LogNumber
-from lptensor.formats import FixedPoint, Format
-from lptensor.names import name_of, named_formats
-from lptensor.p3109 import P3109
+from lptensor.blocks import BlockFormat
+from lptensor.formats import Format
+from lptensor.names import ROWS, name_of, named_formats
 from lptensor.posits import Posit
 from lptensor.study.format_picture import save_picture
 from lptensor.study.format_table import format_table, shown
-from lptensor.study.formats_words import HEAD, KINDS, NUMBERS, WORDS
-
-# Formats without a name of their own, one or a few for each kind that a constructor makes.
-_EXAMPLES = (
-    FixedPoint(8, 4),
-    P3109(8, 3),
-    P3109(8, 4),
-    P3109(8, 5),
-    Posit(8),
-    Posit(16),
-    LogNumber(8),
-    BlockFloatingPoint(8),
-)
-_SECTIONS = ("float", "fixed", "P3109", "posit", "log", "codebook", "block")
+from lptensor.study.formats_words import EXAMPLES, HEAD, KINDS, NUMBERS
 
 
 def shown_formats() -> dict[str, Format]:
     """What the page shows, by section: the named formats, and examples where a kind has constructors alone."""
-    every = named_formats() | {_spelled(format): format for format in _EXAMPLES}
+    every = named_formats() | {_spelled(format): format for format in EXAMPLES}
     rows = format_table(every)
-    order = {kind: i for i, kind in enumerate(_SECTIONS)}
+    order = {kind: i for i, kind in enumerate(KINDS)}
     rows.sort(key=lambda row: order.get(row["kind"], len(order)))
     return {row["name"]: every[row["name"]] for row in rows}
 
@@ -67,7 +52,8 @@ def page() -> str:
 def _section(row: dict[str, Any], format: Format) -> str:
     name = row["name"]
     made = "" if row["made"].startswith(name.partition("(")[0]) else f"`{row['made']}`. "
-    facts = [*([WORDS[name]] if name in WORDS else []), *_blocks(row, format)]
+    words = ROWS[name].words if name in ROWS else EXAMPLES.get(format, "")
+    facts = [*([words] if words else []), *_blocks(row, format)]
     facts.append(f"{made}{_specials(row, format)} {_overflow(row, format)}")
     source = f"Source: {row['source']}." if row["source"] else ""
     text = textwrap.fill(" ".join([*facts, source]).strip(), 108, break_long_words=False, break_on_hyphens=False)

@@ -1,6 +1,12 @@
-"""The words of docs/formats.md that no table holds."""
+"""The words of docs/formats.md that no row holds, and its examples of formats without a name."""
 
 from __future__ import annotations
+
+from lptensor.blocks import BlockFloatingPoint
+from lptensor.codebooks import LogNumber
+from lptensor.formats import FixedPoint, Format
+from lptensor.p3109 import P3109
+from lptensor.posits import Posit
 
 HEAD = """
 # Formats
@@ -79,7 +85,7 @@ NaN, and become NaN in posits); the directed modes overflow as IEEE 754 says. A 
 still carries NaN through arithmetic, so that an error does not pass for a number; `lptensor.encode` refuses it.
 """
 
-# A section's title and its words, by kind.
+# A section's title and its words, by kind, in the order of the page.
 KINDS = {
     "float": (
         "Floating point",
@@ -138,44 +144,15 @@ gives scaled values; with a block in each row, their parts are
     ),
 }
 
-# What a format is for, by name.
-WORDS = {
-    "FP32": "Single precision, the carrier of all others here.",
-    "TF32": "What NVIDIA's tensor cores make of fp32 matrices: the range of FP32, the precision of FP16.",
-    "BF16": "The upper half of FP32.",
-    "FP16": "Half precision.",
-    "E5M2": "FP16 without its last eight bits, for gradients.",
-    "E4M3": "For weights and activations: one code for NaN, and infinities given up for a larger range.",
-    "E5M2FNUZ": "As E5M2 without infinities and -0, the bias one higher.",
-    "E4M3FNUZ": "As E4M3 with one zero, the bias one higher.",
-    "E4M3B11FNUZ": "E4M3FNUZ moved down by three binades.",
-    "E3M4": "More precision, less range than E4M3.",
-    "E3M2": "The wider of the two six-bit elements of MX.",
-    "E2M3": "The finer of the two six-bit elements of MX.",
-    "E2M1": "The four-bit element of MX and NVFP4.",
-    "E8M0": "The scale of MX blocks: powers of two and nothing else. What is positive and smaller than 2^-127 "
-    "becomes 2^-127; zero becomes NaN.",
-    "INT8": "Eight-bit integers.",
-    "INT4": "Four-bit integers.",
-    "MXINT": "The element of MXINT8, from -127/64 to 127/64: one bit before the point, six behind.",
-    "FixedPoint(8, 4)": "Four bits before the point, the sign among them, and four behind.",
-    "P3109(8, 3)": "Nearly the range of E5M2, and one binade below it.",
-    "P3109(8, 4)": "Near E4M3FNUZ, with infinities.",
-    "P3109(8, 5)": "Near E3M4.",
-    "Posit(8)": "From 2^-24 to 2^24, with three fraction bits next to 1.",
-    "Posit(16)": "From 2^-56 to 2^56, with eleven fraction bits next to 1.",
-    "LogNumber(8)": "Eight steps to the binade, as in LNS-Madam.",
-    "NF4": "Quantiles of a normal distribution, scaled to [-1, 1]: for weights, under a scale for each block.",
-    "DYNAMIC8": "A decimal exponent in unary, and a linear fraction in the bits it leaves: for optimizer states.",
-    "UDYNAMIC8": "The same without a sign, for second moments.",
-    "FP4_RADIX4": "A sign and a power of four, 4^-3 to 4^3: for gradients.",
-    "BlockFloatingPoint(8)": "Sign and magnitude integers under one exponent for the whole tensor; "
+# Formats without a name, one or a few for each kind that a constructor makes, and what each is for.
+EXAMPLES: dict[Format, str] = {
+    FixedPoint(8, 4): "Four bits before the point, the sign among them, and four behind.",
+    P3109(8, 3): "Nearly the range of E5M2, and one binade below it.",
+    P3109(8, 4): "Near E4M3FNUZ, with infinities.",
+    P3109(8, 5): "Near E3M4.",
+    Posit(8): "From 2^-24 to 2^24, with three fraction bits next to 1.",
+    Posit(16): "From 2^-56 to 2^56, with eleven fraction bits next to 1.",
+    LogNumber(8): "Eight steps to the binade, as in LNS-Madam.",
+    BlockFloatingPoint(8): "Sign and magnitude integers under one exponent for the whole tensor; "
     "`dim` and `block_size` make more blocks.",
-    "MXFP8_E4M3": "The range of E4M3 inside a block.",
-    "MXFP8_E5M2": "The range of E5M2 inside a block.",
-    "MXFP6_E3M2": "The wider six-bit format of MX.",
-    "MXFP6_E2M3": "The finer six-bit format of MX.",
-    "MXFP4": "E2M1 under powers of two.",
-    "MXINT8": "Eight-bit integers under powers of two.",
-    "NVFP4": "E2M1 under scales with a significand, and all of those under one fp32 scale for the tensor.",
 }
