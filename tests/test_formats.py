@@ -303,6 +303,7 @@ def test_formats_that_differ_in_one_parameter_differ() -> None:
         (formats.FP16, 65504, -14, -24),
         (formats.BF16, torch.finfo(torch.bfloat16).max, -126, -133),
         (formats.FP32, torch.finfo(torch.float32).max, -126, -149),
+        (formats.TF32, (2 - 2.0**-10) * 2.0**127, -126, -136),  # the exponents of FP32, the digits of FP16
     ],
     ids=repr,
 )

@@ -18,14 +18,12 @@ import lptensor
 from lptensor.blocks import (
     MX,
     MXFP4,
-    MXFP6_E2M3,
-    MXFP6_E3M2,
     MXFP8_E4M3,
-    MXFP8_E5M2,
     MXINT8,
     BlockFloatingPoint,
 )
 from lptensor.formats import E2M1, E4M3, E5M2, E8M0, FP16, FP32, FixedPoint, FloatingPoint, ScalarFormat
+from lptensor.names import named_formats
 from lptensor.ops import round as lp_round
 from lptensor.rounding import Stochastic
 from oracles import exact, mx
@@ -35,14 +33,7 @@ from rounders import NATIVE_BUILDS, assert_same, assert_same_bits, judge, run
 from strategies import fixed_parameters, float_parameters, numbers_near
 
 ROUNDERS = ["reference", *NATIVE_BUILDS]
-ROWS = {
-    "MXFP8_E4M3": MXFP8_E4M3,
-    "MXFP8_E5M2": MXFP8_E5M2,
-    "MXFP6_E3M2": MXFP6_E3M2,
-    "MXFP6_E2M3": MXFP6_E2M3,
-    "MXFP4": MXFP4,
-    "MXINT8": MXINT8,
-}
+ROWS = {name: row for name, row in named_formats().items() if isinstance(row, MX)}
 TYPES = {
     "MXFP8_E4M3": ml_dtypes.float8_e4m3fn,
     "MXFP8_E5M2": ml_dtypes.float8_e5m2,
