@@ -383,7 +383,7 @@ def _foreach(func: Any, rule: Rule, cls: Any) -> Runner:
         backward = in_backward()
         values = (*args, *kwargs.values())
         shared = [v for v in values if type(v) is cls]
-        lists = [v for v in values if isinstance(v, (list, tuple)) and len(v) == len(outs)]
+        lists = [v for v in values if isinstance(v, (list, tuple))]  # all of one length
         grids: list[Side | None] = []
         for i in range(len(outs)):
             operands = [v[i] for v in lists if type(v[i]) is cls] + shared

@@ -87,7 +87,7 @@ def _norm(
         return selected
     if ord == 2:
         return _root(add(x.square(), dim, acc, keepdim))
-    return add(x.abs() if ord == 1 else x.abs().pow(ord), dim, acc, keepdim).pow(1.0 / ord)
+    return add(x.abs().pow(ord), dim, acc, keepdim).pow(1.0 / ord)
 
 
 def _norm_of(acc: Accumulator, x: Tensor, p: Any = 2, dim: Any = None, keepdim: bool = False, **named: Any) -> Tensor:
