@@ -97,7 +97,7 @@ def computed(op: Opened) -> Any:
             return SUMS[func](accumulator, *plain, **named)
         if _compat.schema(func).name in FORMULAS:
             return by_formula(op)
-        refuse_sum(func, plain, named)
+        refuse_sum(func, plain)
     return run(*plain, **named)
 
 
@@ -155,7 +155,7 @@ def write(op: Opened, writes: Sequence[int | str], rounds: bool, round_: Round) 
         out = by_formula(op)
     else:
         if accumulator is not None:
-            refuse_sum(func, op.plain, op.named)
+            refuse_sum(func, op.plain)
         if rounds and (wide(op.found) or copies_double(func, op.plain)):
             run = in_double(func, _all_single((*op.plain, *op.named.values())))
             out = run(*widened(op.plain, known), **widened(op.named, known))

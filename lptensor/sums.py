@@ -286,14 +286,14 @@ _REFUSED = frozenset(
 _ADDED_UP = frozenset(_compat.schema(func).name for func in SUMS) | FORMULAS | {"aten::softmax", "aten::log_softmax"}
 
 
-def refuse_sum(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+def refuse_sum(func: Any, args: Sequence[Any]) -> None:
     """Raise if ``func`` adds up numbers in a way that no accumulator stands for."""
     base = _compat.schema(func).name.removesuffix("_")
     accumulates = base.endswith("index_put") or base.endswith("_index_put_impl") or base == "aten::put"
     reduces = base == "aten::scatter" and "reduce" in _compat.schema(func).overload_name
     if base in _ADDED_UP:
         raise NotImplementedError(_refusal(func, "call it without out="))
-    if base in _REFUSED or reduces or accumulates and (kwargs.get("accumulate") or len(args) > 3 and args[3]):
+    if base in _REFUSED or reduces or accumulates and len(args) > 3 and args[3]:
         raise NotImplementedError(_refusal(func, "compute it on .dequantize()d tensors"))
 
 
