@@ -87,7 +87,7 @@ def _div(x: Any, y: Any) -> Tensor:
     q = x / y
     p, rest = two_product(q, y)
     left = ((x - p) - rest) / y
-    return odd_sum(q, torch.where(q.isfinite() & left.isfinite(), left, 0.0))
+    return odd_sum(q, torch.where(left.isfinite(), left, -0.0))
 
 
 def _in_place(f: Callable[..., Tensor]) -> Callable[..., Tensor]:
