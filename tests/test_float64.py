@@ -17,7 +17,20 @@ import torch
 from torch import Tensor
 
 from backends import flushed_denormals
-from lptensor import BF16, E4M3, FP16, FP32, Arithmetic, FloatingPoint, Format, LPTensor, accumulate, convert, odd_sums
+from lptensor import (
+    BF16,
+    E4M3,
+    E5M2,
+    FP16,
+    FP32,
+    Arithmetic,
+    FloatingPoint,
+    Format,
+    LPTensor,
+    accumulate,
+    convert,
+    odd_sums,
+)
 from lptensor.arithmetic import promote
 from oracles import exact
 
@@ -160,6 +173,9 @@ def test_an_out_tensor_grows_as_torch_lets_it() -> None:
     out = lp(torch.empty(0), WIDE)
     torch.mul(lp(torch.ones(3), WIDE), 2, out=out)
     assert out.shape == (3,) and out.tolist() == [2, 2, 2]
+    out = lp(torch.empty(0), WIDE)
+    torch.add(lp(torch.ones(3), WIDE), 1, out=out)
+    assert out.tolist() == [2, 2, 2]
 
 
 def test_sums_and_products_are_those_of_float64() -> None:
@@ -402,6 +418,75 @@ def test_mantissas_and_exponents_are_those_of_frexp() -> None:
     (mantissa, exponent), expected = accumulate._mantissa(x), torch.frexp(x)
     assert torch.equal(mantissa, expected.mantissa)
     assert torch.equal(exponent[x != 0], expected.exponent[x != 0].long())
+
+
+def test_an_operand_that_does_not_ask_for_float64_does_not_take_it_from_another() -> None:
+    one, tiny = torch.ones(1), torch.full((1,), 2.0**-40)
+    x, y = lp(one, Arithmetic(FP32, rounding="up", compute=torch.float64)), lp(tiny, Arithmetic(FP32, rounding="up"))
+    assert (x + y).item() == (y + x).item() == 1 + 2.0**-23
+
+
+def test_a_tensor_may_be_an_operand_of_an_op_that_writes_into_it() -> None:
+    for write, wanted in ((Tensor.mul_, 2.25), (Tensor.add_, 3.0), (Tensor.div_, 1.0), (Tensor.pow_, 1.5**1.5)):
+        x = lp(torch.tensor([1.5]), WIDE)
+        write(x, x)  # type: ignore[operator]
+        assert x.item() == torch.tensor(wanted).bfloat16().item()
+
+
+def test_numbers_that_fp32_lacks_are_multiplied_exactly_in_lists_and_by_a_scalar_too() -> None:
+    """With e = 2**-23 the product (1 + e)(1 - e + e**2) is 1 + e**3, which float64 rounds to 1."""
+    e = 2.0**-23
+    x = lp(torch.tensor([1 + e]), Arithmetic(FP32, rounding="up", compute=torch.float64))
+    factor = torch.tensor([1 - e + e**2], dtype=torch.float64)
+    assert torch._foreach_mul([x], [factor])[0].item() == 1 + e
+    assert torch._foreach_mul([x], 2**46 - 2**23 + 1)[0].item() == 2**46 * (1 + e)
+    assert (x[0] * factor[0]).item() == (x * factor).item() == 1 + e
+
+
+def test_a_factor_of_a_product_that_is_added_counts() -> None:
+    format, values = FORMATS["BF16"]
+    a, b, c = (lp(x, WIDE) for x in hard_numbers(format))
+    terms = zip(*(map(Fraction, x.dequantize().tolist()) for x in (a, b, c)), strict=True)  # type: ignore[attr-defined]
+    check(torch.addcmul(a, b, c, value=-0.25), values, [p - q * r / 4 for p, q, r in terms], "nearest")
+
+
+def test_quotients_have_the_specials_of_ieee_754() -> None:
+    x = torch.tensor([1.0, -1.0, torch.inf, 1.0, 0.0, torch.inf, torch.nan, 0.0])
+    y = torch.tensor([torch.inf, torch.inf, -2.0, -0.0, 0.0, torch.inf, 1.0, -3.0], dtype=torch.float64)
+    made = lp(x, Arithmetic(FP32, compute=torch.float64)) / y
+    assert [str(v) for v in made.tolist()] == [str(v) for v in (x.double() / y).tolist()]
+
+
+def test_sums_of_lists_are_rounded_once_too() -> None:
+    format, values = FORMATS["BF16"]
+    a, b, c = (lp(x, WIDE) for x in hard_numbers(format))
+    terms = list(zip(*(map(Fraction, x.dequantize().tolist()) for x in (a, b, c)), strict=True))  # type: ignore[attr-defined]
+    check(torch._foreach_add([a], [b])[0], values, [p + q for p, q, _ in terms], "nearest")
+    check(torch._foreach_sub([a], [b])[0], values, [p - q for p, q, _ in terms], "nearest")
+    check(torch._foreach_addcmul([a], [b], [c], -0.25)[0], values, [p - q * r / 4 for p, q, r in terms], "nearest")
+    made = torch._foreach_addcmul([a, b], [b, a], [c, c], torch.tensor([0.5, 0.25]))
+    assert [x.shape for x in made] == [a.shape, b.shape]
+    torch.testing.assert_close(made[1].tolist(), torch.addcmul(b, a, c, value=0.25).tolist(), rtol=2.0**-7, atol=0)
+
+
+def test_complex_operands_leave_as_they_do_from_fp32() -> None:
+    for other in (1j, torch.full((2,), 1j)):
+        with pytest.raises(RuntimeError, match="no format has complex values"):
+            lp(torch.ones(2), WIDE) * other
+    with pytest.raises(RuntimeError, match="no format has complex values"):
+        torch._foreach_add([lp(torch.ones(2), WIDE)], 1j)
+
+
+def test_norms_of_lists_that_name_fp32_are_of_float64() -> None:
+    x = torch.randn(1000)
+    (norm,) = torch._foreach_norm([lp(x, Arithmetic(FP32, compute=torch.float64))], 1, torch.float32)
+    assert norm.item() == x.double().abs().sum().float().item()
+
+
+def test_what_is_written_to_a_gradient_is_rounded_to_its_format() -> None:
+    x = lp(torch.ones(3), Arithmetic(E4M3, backward=E5M2, compute=torch.float64)).requires_grad_()
+    x.sum().backward()
+    assert x.grad is not None and x.grad.mul_(1.1).tolist() == [1.0] * 3
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # within torch's own compiler
