@@ -852,6 +852,49 @@ def test_infinite_gradients_of_an_embedding_add_up_as_terms_do(
     assert weight.grad[1, 0] == 0
 
 
+@pytest.mark.parametrize("acc", [integer_accumulator(8, "wrap"), Accumulator(E4M3, chunk=2, inner=FP16)], ids=repr)
+def test_registers_and_chunks_make_of_an_infinite_gradient_what_they_make_of_a_term(acc: Accumulator) -> None:
+    gradients = torch.tensor([torch.inf, -100.0])
+    weight = lp(torch.zeros(2, 1), Arithmetic(None, accumulator=acc)).requires_grad_()
+    F.embedding(torch.tensor([0, 0]), weight).backward(gradients[:, None])
+    want = lptensor.sum(gradients, accumulator=acc)
+    assert weight.grad is not None
+    torch.testing.assert_close(weight.grad.dequantize()[0, 0], want, equal_nan=True, rtol=0, atol=0)  # type: ignore[attr-defined]
+
+
+def test_an_infinite_gradient_of_padding_is_none() -> None:
+    weight = lp(torch.zeros(2, 1)).requires_grad_()
+    F.embedding(torch.tensor([0, 1]), weight, padding_idx=0).backward(torch.tensor([[torch.inf], [1.0]]))
+    assert weight.grad is not None and weight.grad.tolist() == [[0.0], [1.0]]
+
+
+def test_one_index_alone_is_an_embedding_too() -> None:
+    weight = lp(torch.zeros(3, 2)).requires_grad_()
+    F.embedding(torch.tensor(1), weight).sum().backward()
+    assert weight.grad is not None and weight.grad.tolist() == [[0, 0], [1, 1], [0, 0]]
+
+
+def test_gradients_scaled_by_frequency_are_refused() -> None:
+    weight = lp(torch.zeros(3, 2)).requires_grad_()
+    with pytest.raises(NotImplementedError, match="leave scale_grad_by_freq out"):
+        F.embedding(torch.tensor([0, 0]), weight, scale_grad_by_freq=True).sum().backward()
+
+
+def test_what_an_average_over_windows_apart_gives_back_is_no_sum() -> None:
+    grad, x = torch.randn(1, 1, 2, 2), torch.zeros(1, 1, 4, 4)
+    form = ([2, 2], [2, 2], [0, 0], False, True, None)
+    made = torch.ops.aten.avg_pool2d_backward(lp(grad), lp(x), *form)
+    assert torch.equal(plain(made), torch.ops.aten.avg_pool2d_backward(grad, x, *form))
+
+
+def test_a_mean_is_written_where_it_is_wanted() -> None:
+    x = lp(narrow(3, 5))
+    out, each = lp(torch.zeros(())), lp(torch.zeros(3))
+    assert torch.mean(x, out=out).item() == out.item() == x.mean().item()
+    assert torch.ops.aten.mean.dtype_out(x, out=lp(torch.ones(()))).item() == x.mean().item()
+    assert torch.mean(x, 1, out=each).tolist() == each.tolist() == x.mean(1).tolist()
+
+
 @pytest.mark.parametrize(
     ("make", "named"),
     [
@@ -872,3 +915,44 @@ def test_means_count_all_numbers_where_no_axis_is_named_and_one_of_a_scalar() ->
     assert x.mean(()).item() == x.mean().item() == 3.5
     assert x.var(()).item() == x.var().item() > 5.0
     assert lp(torch.tensor(3.0)).mean(0).item() == lp(torch.tensor(3.0)).mean(-1).item() == 3.0
+
+
+def test_an_accumulator_of_one_operand_is_that_of_the_op() -> None:
+    x, y = narrow(50), narrow(50)
+    terms = (x.double() - y.double()).square().float()
+    wanted = loop_sum(terms) / 50
+    for a, b in ((lp(x), lp(y, Arithmetic(None))), (lp(x, Arithmetic(None)), lp(y))):
+        assert F.mse_loss(a, b).item() == wanted.item()
+
+
+def test_a_formula_adds_up_in_more_bits_than_fp32_has_where_it_computes_in_float64() -> None:
+    arithmetic = Arithmetic(FP32, accumulator=Accumulator(FixedPoint(32, 26)), compute=torch.float64)
+    x = lp(torch.tensor([1.0, 2.0**-12, 2.0**-13]), arithmetic)
+    assert F.mse_loss(x, torch.zeros(3), reduction="sum").item() == 1 + 2.0**-23
+
+
+def test_roots_in_place_are_rounded_correctly_too() -> None:
+    x = torch.rand(5000)
+    exact = x.double().sqrt().float()
+    a, b, c = (lp(x, Arithmetic(FP32, accumulator=Accumulator(FP32))) for _ in range(3))
+    torch._foreach_sqrt_([b])
+    assert all(torch.equal(plain(got), exact) for got in (a.sqrt_(), b, torch.sqrt(c, out=torch.empty_like(c))))
+
+
+def test_a_mean_that_names_float64_is_one() -> None:
+    mean = lp(torch.tensor([1.0, 2.0])).mean(dtype=torch.float64)
+    assert mean.dtype is torch.float64 and mean.item() == 1.5
+
+
+def test_a_norm_of_order_zero_counts_by_each_name() -> None:
+    x = lp(torch.tensor([[0.0, 3.0, 4.0]]))
+    assert torch.linalg.vector_norm(x, 0).item() == torch.ops.aten.norm.Scalar(x, 0).item() == 2
+    assert torch.ops.aten.norm.ScalarOpt_dim(x, 0, [1]).item() == 2
+    assert torch.ops.aten.norm.ScalarOpt_dim(x, None, [1]).item() == 5
+
+
+def test_logsumexp_goes_over_several_axes_of_equal_numbers() -> None:
+    x = lp(torch.full((2, 4, 3), 5.0))
+    made = torch.logsumexp(x, (0, 1))
+    assert made.shape == (3,) and made.tolist() == [5.0 + torch.tensor(8.0).log().item()] * 3
+    assert torch.logsumexp(x, (0, 1), keepdim=True).shape == (1, 1, 3)
