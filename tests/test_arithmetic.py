@@ -6,6 +6,7 @@ import gc
 import itertools
 import pickle
 import weakref
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -159,6 +160,27 @@ def test_other_fields_agree_or_one_of_them_is_at_its_default() -> None:
         promote(Arithmetic(E4M3, rounding="up"), Arithmetic(BF16, rounding="down"))
     with pytest.raises(TypeError, match="disagree on backward"):
         promote(Arithmetic(E4M3, E5M2), Arithmetic(E4M3, BF16))
+    up = Arithmetic(E4M3, backward_rounding="up")
+    assert promote(up, plain) == promote(plain, up) == up
+    with pytest.raises(TypeError, match="disagree on backward_rounding"):
+        promote(up, Arithmetic(BF16, backward_rounding="down"))
+
+
+def test_formats_that_differ_in_no_value_are_an_error_that_says_so() -> None:
+    with pytest.raises(TypeError, match="have the same values"):
+        promote(Arithmetic(E4M3), Arithmetic(replace(E4M3, overflow="nan")))
+
+
+def test_what_fills_up_a_gradient_is_rounded_where_its_format_lacks_zero() -> None:
+    x = torch.ones(3).to_lp(Arithmetic(BF16, backward=Codebook([-2.0, -1.0, 1.0, 2.0]))).requires_grad_()  # type: ignore[attr-defined]
+    x[:2].sum().backward()
+    assert set(x.grad.abs().tolist()) == {1.0}
+
+
+def test_fp32_unrounded_is_wider_than_every_format() -> None:
+    unrounded = Arithmetic(None)
+    for format in (E4M3, FP32, MXFP4):
+        assert promote(unrounded, Arithmetic(format)) == promote(Arithmetic(format), unrounded) == unrounded
 
 
 def test_what_is_no_format_is_named() -> None:

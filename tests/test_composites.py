@@ -143,6 +143,24 @@ def test_a_converted_recurrent_layer_takes_a_plain_state_exactly() -> None:
     assert type(net(SEQUENCES[0], state)) is LPTensor
 
 
+def test_a_recurrent_cell_needs_a_low_state_unless_all_weights_are_low() -> None:
+    x, state = torch.ones(1, 2).to_lp(BF16), torch.randn(1, 3)  # type: ignore[attr-defined]
+    first, *others = (p.detach() for p in nn.RNNCell(2, 3).parameters())
+    assert type(torch.rnn_tanh_cell(x, state, first.to_lp(BF16), *others)) is LPTensor  # type: ignore[attr-defined]
+
+
+def test_a_state_keeps_its_own_format() -> None:
+    x, state = torch.ones(1, 2).to_lp(E5M2), torch.randn(1, 3).to_lp(BF16)  # type: ignore[attr-defined]
+    weights = (p.detach() for p in nn.RNNCell(2, 3).parameters())
+    assert torch.rnn_tanh_cell(x, state, *weights).format == BF16  # type: ignore[attr-defined]
+
+
+def test_sequences_are_padded_in_the_dtype_and_the_shape_of_the_first_as_by_torch() -> None:
+    for first, second in ((torch.tensor([1, 2]), torch.tensor([1.5])), (torch.ones(2, 3), torch.full((3, 1), 1.5))):
+        padded, want = rnn.pad_sequence([first, second.to_lp(BF16)]), rnn.pad_sequence([first, second])  # type: ignore[attr-defined]
+        assert padded.dtype is want.dtype and padded.tolist() == want.tolist()
+
+
 def test_plain_recurrent_layers_compile_as_ever() -> None:
     net, x = nn.GRU(2, 3), torch.randn(4, 2, 2)
     compiled = torch.compile(net, backend="aot_eager")

@@ -172,6 +172,12 @@ def test_a_float64_tensor_with_axes_is_not_weak() -> None:
         torch.tensor(1.3).to_lp(BF16) * NUMBER[None]  # type: ignore[attr-defined]
 
 
+def test_nor_is_it_beside_a_float64_number() -> None:
+    number, axes = torch.tensor(0.1, dtype=torch.float64), torch.full((3,), 0.1, dtype=torch.float64)
+    with pytest.raises(RuntimeError, match="plain float64 tensor"):
+        torch.addcmul(torch.tensor(2.0).to_lp(BF16), number, axes)  # type: ignore[attr-defined]
+
+
 @pytest.mark.filterwarnings("ignore:Sparse CSR")
 def test_to_sparse_csr_gives_a_plain_tensor() -> None:
     assert type(low(4, 4).to_sparse_csr()) is Tensor
@@ -233,6 +239,26 @@ def test_what_selects_values_keeps_them_and_draws_no_random_numbers(select: Any)
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.parametrize(
+    "select",
+    [
+        torch.relu,
+        lambda x: x[:4],
+        lambda x: F.hardtanh(x, -0.5, 0.5),
+        lambda x: F.softshrink(x, 0.3),
+        lambda x: F.threshold(x, 0.1, 0.2),
+    ],
+    ids=["relu", "a slice", "hardtanh", "softshrink", "threshold"],
+)
+def test_what_gradients_such_ops_let_through_draw_none_either(select: Callable[[Tensor], Tensor]) -> None:
+    arithmetic = Arithmetic(BF16, backward=E5M2, backward_rounding="stochastic")
+    x, y = (torch.randn(6).to_lp(arithmetic).requires_grad_() for _ in range(2))  # type: ignore[attr-defined]
+    y.sum().backward()
+    selected, before = select(x), torch.get_rng_state()
+    selected.backward(y.grad[: len(selected)])
+    assert torch.equal(torch.get_rng_state(), before) and is_low(x.grad, E5M2)
+
+
 def test_views_and_copies_draw_no_random_numbers() -> None:
     x = torch.randn(4, 6).to_lp(E4M3, "stochastic")
     state = torch.get_rng_state()
@@ -248,6 +274,9 @@ def test_views_and_copies_draw_no_random_numbers() -> None:
         lambda: x.detach(),
         lambda: torch.zeros_like(x),
         lambda: torch.empty_like(x).copy_(x),
+        lambda: torch.empty_like(x).zero_(),
+        lambda: torch.where(x > 0, x, x),
+        lambda: x.masked_select(x > 0),
         lambda: F.pad(x, (1, 1)),
         lambda: F.max_pool1d(x, 2),
         lambda: x.dequantize(),
@@ -387,6 +416,14 @@ def test_shape_changes_in_place_reach_the_wrapper() -> None:
     assert x.shape == values(x).shape == (3, 2) and x.stride() == values(x).stride()
 
 
+def test_and_views_from_before_are_known_to_share_the_memory() -> None:
+    x = low(4, 6)
+    view = x[1:3]
+    x.t_().unsqueeze_(0)
+    view.zero_()
+    assert torch._C._is_alias_of(view, x) and (values(x)[0, :, 1:3] == 0).all()
+
+
 # -- formats that meet -------------------------------------------------------------------------------
 
 SMALL_BLOCKS, BLOCKS = BlockFloatingPoint(4), BlockFloatingPoint(8)
@@ -484,6 +521,7 @@ def test_leaving_low_precision_unasked_raises_warns_or_passes_as_set(leave: Call
         leave(x)
 
 
+@pytest.mark.filterwarnings("ignore:Sparse BSR")
 @pytest.mark.parametrize(
     "leave",
     [
@@ -492,6 +530,10 @@ def test_leaving_low_precision_unasked_raises_warns_or_passes_as_set(leave: Call
         lambda x: x.sum(dtype=torch.float64),
         lambda x: torch.ones_like(x, dtype=torch.float64),
         lambda x: x.to_sparse(),
+        lambda x: x.to_sparse_bsr((2, 2)),
+        lambda x: x.to_mkldnn(),
+        lambda x: torch.zeros_like(x, layout=torch.sparse_coo),
+        lambda x: torch.zeros_like(x, dtype=torch.float32, layout=torch.sparse_coo),
         lambda x: x.long(),
         lambda x: x > 0,
         lambda x: x.argmax(),
@@ -619,6 +661,13 @@ def test_memory_is_set_between_tensors_of_one_format_alone() -> None:
     assert x.tolist() == [1.0] * 4
 
 
+def test_a_value_does_not_take_the_memory_of_a_gradient() -> None:
+    x = torch.ones(2).to_lp(Arithmetic(E4M3, backward=E5M2)).requires_grad_()  # type: ignore[attr-defined]
+    x.sum().backward()
+    with pytest.raises(TypeError, match="gives a tensor another's memory"):
+        x.detach().clone().set_(x.grad)
+
+
 def test_an_lptensor_holds_a_plain_fp32_tensor() -> None:
     for inner in (torch.ones(2).double(), torch.ones(2).to_lp(E4M3)):
         with pytest.raises(TypeError, match="holds a plain float32 tensor"):
@@ -658,3 +707,74 @@ def test_factories_have_no_gradient_that_could_come_back_plain() -> None:
     x = torch.ones(2, 3).to_lp(BF16).requires_grad_()
     for make in (torch.zeros_like, torch.rand_like, lambda x, **how: x.new_zeros(2, **how)):
         assert make(x, dtype=torch.float64).dtype is torch.float64
+
+
+def test_a_gradient_and_a_value_that_are_joined_have_the_format_of_values() -> None:
+    x = torch.ones(2).to_lp(Arithmetic(E4M3, backward=E5M2)).requires_grad_()  # type: ignore[attr-defined]
+    (x * 1024).sum().backward()
+    assert x.grad.tolist() == [1024.0, 1024.0]
+    for joined in (torch.cat([x.grad, x.detach()]), torch.cat([x.detach(), x.grad])):
+        assert sorted(joined.tolist()) == [1.0, 1.0, 448.0, 448.0]
+
+
+def test_a_list_of_gradients_and_values_keeps_the_format_of_each() -> None:
+    x = torch.ones(2).to_lp(Arithmetic(E4M3, backward=E5M2)).requires_grad_()  # type: ignore[attr-defined]
+    x.sum().backward()
+    listed = [x.grad.clone(), x.detach().clone(), x.grad.clone()]
+    torch._foreach_mul_(listed, 1.1)
+    assert [x[0].item() for x in listed] == [1.0, 1.125, 1.0]
+
+
+def test_lists_of_several_formats_keep_the_format_of_each_too() -> None:
+    listed = [torch.ones(2).to_lp(E5M2), torch.ones(2).to_lp(E4M3), torch.ones(2).to_lp(BF16)]  # type: ignore[attr-defined]
+    wanted = [1.0, 1.125, torch.tensor(1.1).bfloat16().item()]
+    assert [x[0].item() for x in torch._foreach_mul(listed, 1.1)] == wanted
+    torch._foreach_mul_(listed, 1.1)
+    assert [x[0].item() for x in listed] == wanted
+
+
+def test_lists_leave_low_precision_as_set() -> None:
+    listed = [low(3), low(3)]
+    with pytest.raises(RuntimeError, match="plain complex64 tensor"):
+        torch._foreach_mul(listed, 1j)
+    with escapes("allow"):
+        assert all(x.dtype is torch.complex64 for x in torch._foreach_mul(listed, 1j))
+
+
+def test_a_view_that_inference_mode_makes_of_a_tensor_from_outside_is_none_of_inference() -> None:
+    x = low(2)
+    with torch.inference_mode():
+        made = [(t.view(2, 1), (t * 1).view(2, 1)) for t in (x, values(x))]
+    assert [[y.is_inference() for y in pair] for pair in made] == [[False, True]] * 2
+
+
+def test_lists_of_plain_tensors_take_the_format_of_a_number_beside_them() -> None:
+    made = torch._foreach_mul([torch.ones(1), torch.ones(2)], torch.tensor(1.1).to_lp(E4M3))  # type: ignore[attr-defined]
+    assert all(is_low(x, E4M3) and x[0].item() == 1.125 for x in made)
+
+
+def test_a_float64_number_is_weak_in_lists_too() -> None:
+    number = torch.tensor(1.3).to_lp(BF16)  # type: ignore[attr-defined]
+    (made,) = torch._foreach_mul([number], [NUMBER])
+    assert same(made, number * NUMBER)
+
+
+def test_a_half_complex_result_is_an_escape_even_if_named() -> None:
+    with pytest.raises(RuntimeError, match="no format has complex values"):
+        low(2).to(torch.complex32)
+
+
+def test_a_float64_operand_is_blamed_for_what_it_does_with_a_gradient_too() -> None:
+    with pytest.raises(RuntimeError, match="make float64 operands of yours float32"):
+        low(3).requires_grad_() * torch.ones(3, dtype=torch.float64)
+
+
+def test_where_a_format_has_no_limits_infinities_become_those_of_fp32() -> None:
+    x = torch.tensor([torch.inf, -torch.inf]).to_lp(FixedPoint(8, 4, clamp=False))  # type: ignore[attr-defined]
+    most = torch.finfo(torch.float32).max
+    assert x.nan_to_num().tolist() == [most, -most]
+
+
+def test_what_takes_the_place_of_infinities_may_be_written_elsewhere() -> None:
+    x, out = torch.tensor([torch.inf, torch.nan]).to_lp(E5M2), torch.zeros(2).to_lp(E5M2)  # type: ignore[attr-defined]
+    assert torch.nan_to_num(x, out=out).tolist() == out.tolist() == [57344.0, 0.0]
