@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lptensor import BF16, FP16, FloatingPoint, Format
+from lptensor import BF16, FP16, FP32, FloatingPoint, Format
 
 
 def nearest_root(value: Fraction, precision: int) -> Fraction:
@@ -55,3 +55,10 @@ def test_signs_and_specials_are_those_of_ieee_754() -> None:
     x = torch.tensor([0.0, -0.0, torch.inf, -1.0, torch.nan]).to_lp(FP16)  # type: ignore[attr-defined]
     for root in (torch.sqrt, in_place, into, one_of_many):
         assert [str(v) for v in root(x).tolist()] == ["0.0", "-0.0", "inf", "nan", "nan"]
+
+
+def test_a_root_is_written_to_what_grows_for_it() -> None:
+    x = torch.rand(5000)
+    out = torch.empty(0).to_lp(FP32)  # type: ignore[attr-defined]
+    torch.sqrt(x.to_lp(FP32), out=out)  # type: ignore[attr-defined]
+    assert torch.equal(out.dequantize(), x.double().sqrt().float())

@@ -102,6 +102,14 @@ def test_one_bit_of_fixed_point_has_limits_too() -> None:
     assert finfo(FixedPoint(1, 3)).binades == 0 and finfo(FixedPoint(8, 4, clamp=False)).binades == math.inf
 
 
+@pytest.mark.parametrize("options", [{}, {"clamp": False}, {"signed": False}], ids=str)
+@pytest.mark.parametrize(("wl", "fl"), [(8, 4), (4, 6), (8, -2), (1, 3)])
+def test_evenly_spaced_values_have_one_exponent_and_one_spacing(wl: int, fl: int, options: dict[str, bool]) -> None:
+    limits = finfo(FixedPoint(wl, fl, **options))
+    assert limits.emin == limits.emax == wl - fl - 1 - options.get("signed", True)
+    assert limits.tiny == limits.smallest_subnormal == limits.eps == 2.0**-fl and limits.u is None
+
+
 def test_finfo_of_a_block_format_is_its_elements_affair() -> None:
     with pytest.raises(TypeError, match="takes a scalar format, got BlockFloatingPoint"):
         finfo(BlockFloatingPoint(8))

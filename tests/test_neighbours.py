@@ -94,6 +94,21 @@ def test_past_the_largest_value_comes_what_overflow_gives() -> None:
     assert next(torch.tensor([-57344.0]), E5M2, up=False).item() == -math.inf
 
 
+def test_just_outside_the_smallest_numbers_of_a_format_without_zero_lie_these() -> None:
+    format = FloatingPoint(4, 3, subnormals=False, zero=False)
+    smallest = torch.tensor([format.grid.smallest], dtype=torch.float64)
+    outside = smallest.nextafter(2 * smallest)
+    assert next(outside, format, up=False).item() == smallest.item() == -next(-outside, format).item()
+    assert next(smallest, format, up=False).item() == -smallest.item()
+
+
+def test_below_the_least_value_of_a_format_without_negatives_comes_what_rounding_gives() -> None:
+    least = E8M0.min
+    assert next(torch.tensor([least, least / 2]), E8M0, up=False).tolist() == [least, least]
+    for format in (E8M0, FloatingPoint(4, 3, signed=False)):
+        assert next(torch.tensor([-1.0, -math.inf]), format, up=False).isnan().all()
+
+
 def test_next_to_zero_keeps_the_sign_where_there_is_a_negative_zero() -> None:
     assert math.copysign(1, next(torch.tensor([-(2.0**-9)]), E4M3).item()) == -1
     assert math.copysign(1, next(torch.tensor([-(2.0**-10)]), E4M3FNUZ).item()) == 1
