@@ -231,11 +231,19 @@ def test_an_output_padded_by_more_than_the_stride_counts_in_no_gradient(monkeypa
     x, w, form = narrow(2, 3, 7), narrow(3, 4, 2), dict(stride=1, padding=0, dilation=2)
     leaves = lp(x).requires_grad_(), lp(w).requires_grad_()
     y = F.conv_transpose1d(*leaves, output_padding=1, **form)
+    assert y.shape == F.conv_transpose1d(x, w, output_padding=1, **form).shape
     g = narrow(*y.shape)
     got = y, *torch.autograd.grad(y, leaves, lp(g))
     wanted = looped_convolution(monkeypatch, gemm_reference.transposed_convolution, x, w, g, **form)
     for mine, true in zip(got, wanted, strict=True):
         assert torch.equal(plain(mine), true)
+
+
+def test_one_number_stands_for_all_axes_of_a_convolution() -> None:
+    x, w = narrow(1, 2, 4, 5), narrow(2, 3, 3, 3)
+    made = torch.ops.aten.convolution(lp(x), lp(w), None, [2], [1], [1], True, [1], 1)
+    wanted = F.conv_transpose2d(lp(x), lp(w), stride=2, padding=1, output_padding=1)
+    assert torch.equal(plain(made), plain(wanted)) and made.shape == (1, 3, 8, 10)
 
 
 def test_a_convolution_begins_with_its_bias_and_adds_up_its_gradient() -> None:
@@ -853,11 +861,13 @@ def test_infinite_gradients_of_an_embedding_add_up_as_terms_do(
 
 
 @pytest.mark.parametrize("acc", [integer_accumulator(8, "wrap"), Accumulator(E4M3, chunk=2, inner=FP16)], ids=repr)
-def test_registers_and_chunks_make_of_an_infinite_gradient_what_they_make_of_a_term(acc: Accumulator) -> None:
-    gradients = torch.tensor([torch.inf, -100.0])
+@pytest.mark.parametrize("gradients", [[torch.inf, -100.0], [torch.inf, -torch.inf]])
+def test_registers_and_chunks_make_of_an_infinite_gradient_what_they_make_of_a_term(
+    acc: Accumulator, gradients: list[float]
+) -> None:
     weight = lp(torch.zeros(2, 1), Arithmetic(None, accumulator=acc)).requires_grad_()
-    F.embedding(torch.tensor([0, 0]), weight).backward(gradients[:, None])
-    want = lptensor.sum(gradients, accumulator=acc)
+    F.embedding(torch.tensor([0, 0]), weight).backward(torch.tensor(gradients)[:, None])
+    want = lptensor.sum(torch.tensor(gradients), accumulator=acc)
     assert weight.grad is not None
     torch.testing.assert_close(weight.grad.dequantize()[0, 0], want, equal_nan=True, rtol=0, atol=0)  # type: ignore[attr-defined]
 

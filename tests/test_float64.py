@@ -184,7 +184,8 @@ def test_sums_and_products_are_those_of_float64() -> None:
     assert torch.equal((x @ y).dequantize(), (a.double() @ b.double()).float())
     assert torch.equal(x.sum(1).dequantize(), a.double().sum(1).float())
     assert torch.equal(x.softmax(1).dequantize(), a.double().softmax(1).float())
-    assert torch.equal(x.sum(1, dtype=torch.float32).dequantize(), a.double().sum(1).float())
+    named = x.sum(1, dtype=torch.float32)
+    assert type(named) is LPTensor and torch.equal(named.dequantize(), a.double().sum(1).float())
     assert type(x.sum(1, dtype=torch.float64)) is Tensor
 
 
@@ -458,15 +459,18 @@ def test_quotients_have_the_specials_of_ieee_754() -> None:
 
 
 def test_sums_of_lists_are_rounded_once_too() -> None:
-    format, values = FORMATS["BF16"]
-    a, b, c = (lp(x, WIDE) for x in hard_numbers(format))
+    format, values = FORMATS["FP32"]
+    a, b, c = (lp(x, Arithmetic(format, rounding="up", compute=torch.float64)) for x in hard_numbers(format))
     terms = list(zip(*(map(Fraction, x.dequantize().tolist()) for x in (a, b, c)), strict=True))  # type: ignore[attr-defined]
-    check(torch._foreach_add([a], [b])[0], values, [p + q for p, q, _ in terms], "nearest")
-    check(torch._foreach_sub([a], [b])[0], values, [p - q for p, q, _ in terms], "nearest")
-    check(torch._foreach_addcmul([a], [b], [c], -0.25)[0], values, [p - q * r / 4 for p, q, r in terms], "nearest")
-    made = torch._foreach_addcmul([a, b], [b, a], [c, c], torch.tensor([0.5, 0.25]))
-    assert [x.shape for x in made] == [a.shape, b.shape]
-    torch.testing.assert_close(made[1].tolist(), torch.addcmul(b, a, c, value=0.25).tolist(), rtol=2.0**-7, atol=0)
+    check(torch._foreach_add([a], [b])[0], values, [p + q for p, q, _ in terms], "up")
+    check(torch._foreach_sub([a], [b])[0], values, [p - q for p, q, _ in terms], "up")
+    check(torch._foreach_addcmul([a], [b], [c], -0.25)[0], values, [p - q * r / 4 for p, q, r in terms], "up")
+
+
+def test_a_list_with_a_tensor_of_factors_has_one_for_each() -> None:
+    x, y = lp(torch.ones(2), WIDE), lp(torch.ones(3), WIDE)
+    made = torch._foreach_addcmul([x, y], [x, y], [x, y], torch.tensor([0.5, 0.25]))
+    assert [t.tolist() for t in made] == [[1.5] * 2, [1.25] * 3]
 
 
 def test_complex_operands_leave_as_they_do_from_fp32() -> None:

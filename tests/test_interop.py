@@ -298,3 +298,9 @@ def test_codes_of_another_shape_than_the_metadata_gives_them_are_refused(tmp_pat
     safetensors.torch.save_file(stored, tmp_path / "x.safetensors", {"lptensor": json.dumps(entries)})
     with pytest.raises(ValueError, match=r"the shape \[2, 3\], they have \[3, 2\]"):
         load_file(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("name", ["int4", "uint4"])
+def test_the_upper_bits_of_a_byte_are_no_part_of_a_code_of_four(name: str) -> None:
+    array = np.array([0xF5, 0x0D], dtype=np.uint8).view(getattr(ml_dtypes, name))
+    assert from_numpy(array).tolist() == array.astype(np.float32).tolist()

@@ -42,6 +42,7 @@ from lptensor import (
     convert,
     round as lp_round,
 )
+from lptensor.accumulator import Accumulator
 from lptensor.arithmetic import promote
 from lptensor.hadamard import Hadamard
 from lptensor.operands import Gemm, Operand, along_contraction
@@ -378,6 +379,47 @@ def test_writes_round_the_operands_and_then_into_the_target(name: str) -> None:
     assert got.arithmetic == arithmetic and torch.equal(plain(got), plain(true))
 
 
+ELSEWHERE: dict[str, tuple[Any, list[tuple[int, ...]]]] = {
+    "bmm": (torch.bmm, [(2, 3, 70), (2, 70, 4)]),
+    "mv": (torch.mv, [(3, 70), (70,)]),
+    "dot": (torch.dot, [(70,), (70,)]),
+    "vdot": (torch.vdot, [(70,), (70,)]),
+    "addmv": (torch.addmv, [(3,), (3, 70), (70,)]),
+    "addbmm": (torch.addbmm, [(3, 4), (2, 3, 70), (2, 70, 4)]),
+    "baddbmm": (torch.baddbmm, [(2, 3, 4), (2, 3, 70), (2, 70, 4)]),
+    "_addmm_activation": (torch._addmm_activation, [(4,), (3, 70), (70, 4)]),
+    "convolution": (
+        lambda x, w, out=None: (
+            torch.ops.aten.convolution.out(x, w, None, [1], [0], [1], False, [0], 1, out=out)
+            if out is not None
+            else F.conv1d(x, w)
+        ),
+        [(2, 3, 70), (4, 3, 5)],
+    ),
+}
+
+
+@pytest.mark.parametrize("accumulator", [None, Accumulator(E4M3)], ids=repr)
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_every_product_may_be_written_elsewhere(name: str, accumulator: Accumulator | None) -> None:
+    arithmetic = Arithmetic(BF16, operands=gemm_of(SCALARS), accumulator=accumulator)
+    run, shapes = ELSEWHERE[name]
+    operands = [lp(torch.randn(shape), arithmetic) for shape in shapes]
+    wanted = run(*operands)
+    out = torch.zeros_like(wanted)
+    run(*operands, out=out)
+    assert out.arithmetic == arithmetic and torch.equal(plain(out), plain(wanted)) and plain(out).any()
+
+
+def test_what_writes_a_product_and_rounds_no_operands_is_refused() -> None:
+    arithmetic = Arithmetic(BF16, operands=gemm_of(SCALARS))
+    x, w, out = (lp(torch.ones(3, 3), arithmetic) for _ in range(3))
+    with pytest.raises(NotImplementedError, match="has no rounded operands and no accumulator"):
+        torch.ops.aten.linear.out(x, w, out=out)
+    with pytest.raises(NotImplementedError, match="without out= and out_dtype="):
+        torch.ops.aten.mm.dtype_out(x, w, torch.float32, out=out)
+
+
 # -- convolutions --------------------------------------------------------------------------------------
 
 CONVOLUTIONS = {
@@ -416,6 +458,7 @@ def test_so_is_a_transposed_convolution(name: str, slots: dict[str, Format]) -> 
     values = torch.randn(shape), torch.randn(kernel).transpose(0, 1).contiguous()
     x, w = (lp(v, arithmetic).requires_grad_() for v in values)
     y = conv(x, w, output_padding=extra, **form)
+    assert y.shape == conv(*values, output_padding=extra, **form).shape
     g = torch.randn(y.shape)
     grads = torch.autograd.grad((y * g).sum(), (x, w))
     wanted = gemm_reference.transposed_convolution(values[0], values[1], g, **form, quantize=by_hand(slots))

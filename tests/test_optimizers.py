@@ -465,7 +465,9 @@ def test_the_eps_of_adafactor_counts_as_the_square_that_it_bounds() -> None:
         torch.optim.Adafactor([narrow], eps=(1e-6, 1e-3)).step()
 
 
-@pytest.mark.parametrize("format", [Posit(8, 0), NF4, LogNumber(8), FloatingPoint(8), FixedPoint(8, 4)], ids=repr)
+@pytest.mark.parametrize(
+    "format", [Posit(8, 0), NF4, LogNumber(8), FloatingPoint(8), FloatingPoint(16), FixedPoint(8, 4)], ids=repr
+)
 def test_a_gradient_scaler_is_refused_in_every_kind_of_narrow_format(format: Any) -> None:
     w = nn.Parameter(torch.ones(2))
     w.grad = torch.full((2,), 0.25).to_lp(format)

@@ -197,6 +197,19 @@ def test_saved_statistics_of_a_norm_are_not_rounded() -> None:
     assert type(mean) is Tensor and torch.equal(mean, want[1]) and torch.equal(rstd, want[2])
 
 
+def test_what_batch_norm_and_log_sigmoid_save_is_not_rounded_either() -> None:
+    x, mean, var = low(6, 4), torch.zeros(4).to_lp(BF16), torch.ones(4).to_lp(BF16)  # type: ignore[attr-defined]
+    got = torch.native_batch_norm(x, None, None, mean, var, True, 0.1, 1e-5)
+    want = torch.native_batch_norm(values(x), None, None, None, None, True, 0.1, 1e-5)
+    _, buffer = torch.ops.aten.log_sigmoid_forward(x)
+    for saved, exact in (
+        (got[1], want[1]),
+        (got[2], want[2]),
+        (buffer, torch.ops.aten.log_sigmoid_forward(values(x))[1]),
+    ):
+        assert type(saved) is Tensor and torch.equal(saved, exact)
+
+
 @pytest.mark.parametrize(
     "norm",
     [
@@ -734,7 +747,8 @@ def test_lists_of_several_formats_keep_the_format_of_each_too() -> None:
 
 
 def test_lists_leave_low_precision_as_set() -> None:
-    listed = [low(3), low(3)]
+    x = low(3)
+    listed = [x, x.clone()]
     with pytest.raises(RuntimeError, match="plain complex64 tensor"):
         torch._foreach_mul(listed, 1j)
     with escapes("allow"):
