@@ -165,7 +165,7 @@ def _added_up(a: Tensor, b: Tensor, acc: Accumulator, c: Tensor | None, running:
     shape = (*a.shape, b.shape[2]) if running else (*a.shape[:2], b.shape[2])
     y = torch.empty(shape, dtype=a.dtype, device=a.device)
     if y.numel():
-        if a.shape[1] > 1 and b.shape[2] == 1 and not running:  # kernels work on neighbouring columns
+        if a.shape[1] > 1 and b.shape[2] == 1:  # kernels work on neighbouring columns
             a, b, c = b.mT, a.mT, None if c is None else c.mT
         kernels.gemm(a, b, y, acc, c, key, running)
     return y
