@@ -352,6 +352,24 @@ def test_a_matrix_times_a_vector_is_a_product_and_so_is_the_gradient_of_the_vect
     assert torch.equal(plain(of_x), torch.outer(g, b))  # sums nothing
 
 
+def test_a_gradient_that_is_multiplied_after_its_pass_is_an_operand_of_a_forward_product() -> None:
+    quantize, arithmetic = by_hand(SIX), Arithmetic(None, operands=gemm_of(SIX))
+    x, w = lp(torch.randn(40, 70), arithmetic).requires_grad_(), torch.randn(70, 50)
+    (x * lp(torch.randn(40, 70), arithmetic)).sum().backward()
+    assert x.grad is not None
+    true = quantize(plain(x.grad), "forward 0", -1) @ quantize(w, "forward 1", -2)
+    torch.testing.assert_close(plain(x.grad @ lp(w, arithmetic)), true)
+
+
+def test_gradients_of_sums_over_a_batch_are_products_too() -> None:
+    quantize, arithmetic = by_hand(SCALARS), Arithmetic(None, operands=gemm_of(SCALARS))
+    a, b, g = torch.randn(3, 8, 20), torch.randn(3, 20, 9), torch.randn(8, 9)
+    x, y = (lp(t, arithmetic).requires_grad_() for t in (a, b))
+    of_x, of_y = torch.autograd.grad((torch.addbmm(torch.zeros(8, 9), x, y) * g).sum(), (x, y))
+    torch.testing.assert_close(plain(of_x), quantize(g, "grad_input 0", -1) @ quantize(b, "grad_input 1", -1).mT)
+    torch.testing.assert_close(plain(of_y), quantize(a, "grad_weight 1", -1).mT @ quantize(g, "grad_weight 0", -1))
+
+
 def test_dot_and_sums_over_a_batch_are_products() -> None:
     quantize, arithmetic = by_hand(SIX), Arithmetic(None, operands=gemm_of(SIX))
     a, b = torch.randn(70), torch.randn(70)
