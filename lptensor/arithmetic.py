@@ -13,7 +13,6 @@ from lptensor.accumulator import Accumulator
 from lptensor.base import check_signed, no_format
 from lptensor.blocks import BlockFormat
 from lptensor.formats import FP32, Format
-from lptensor.grid import Grid
 from lptensor.operands import Gemm
 from lptensor.rounding import Mode, Rounding, as_rounding, show_rounding
 from lptensor.text import constant
@@ -104,7 +103,7 @@ class Arithmetic:
         object.__setattr__(self, "gradient_format", sides[True][0])
         object.__setattr__(self, "gradient_rounding", sides[True][1])
         object.__setattr__(self, "direct", operands is None and accumulator is None and compute is torch.float32)
-        object.__setattr__(self, "has_zero", all(map(_has_zero, (forward, backward))))
+        object.__setattr__(self, "has_zero", all(f is None or f.has(0.0) for f in (forward, backward)))
         object.__setattr__(self, "_hash", hash(tuple(values.values())))
 
     def __hash__(self) -> int:
@@ -128,14 +127,6 @@ class Arithmetic:
         if self.compute is not torch.float32:
             shown.append(f"compute={self.compute}")
         return f"Arithmetic({', '.join(shown)})"
-
-
-@lru_cache(maxsize=256)
-def _has_zero(format: Format | None) -> bool:
-    """Whether zero is a value; it is of blocks, whatever their elements."""
-    lowered = None if format is None else format.lowered
-    values = getattr(lowered, "values", None)
-    return getattr(lowered, "zero", True) if values is None else 0.0 in values
 
 
 def as_arithmetic(
@@ -219,16 +210,13 @@ def _wider(a: Arithmetic, b: Arithmetic) -> Format | None:
 @lru_cache(maxsize=256)
 def contains(f: Format, g: Format) -> bool:
     """Whether ``f``, or its element, has every finite value of ``g``, or of its element."""
-    ours, theirs = (h.lowered.element if isinstance(h, BlockFormat) else h.lowered for h in (f, g))
-    if isinstance(ours, Grid) and isinstance(theirs, Grid):
-        return ours.contains(theirs)
-    if f == FP32:
+    if f == FP32 and g.carrier is torch.float32:
         return True  # the carrier
-    listed: Any = f
-    single: Any = g.element if isinstance(g, BlockFormat) else g
+    ours: Any
+    ours, theirs = (h.element if isinstance(h, BlockFormat) else h for h in (f, g))
     with _compat.real_tensors():
         try:
-            return all(map(ours.has, single.values().tolist())) if isinstance(ours, Grid) else listed.contains(single)
+            return bool(ours.contains(theirs))
         except ValueError:
             return False  # more values than can be listed, which no list has
 

@@ -52,6 +52,15 @@ class Format:
         """The dtype that holds every value."""
         return torch.float32
 
+    def has(self, x: float) -> bool:
+        """Whether a number is a value, in whatever block; for an infinity or NaN, whether it has a code.
+
+        >>> from lptensor import E4M3, E5M2, MXFP4, NF4
+        >>> E4M3.has(0.5), E4M3.has(0.3), E4M3.has(float("inf")), E5M2.has(float("inf")), NF4.has(1.0), MXFP4.has(1.0)
+        (True, False, False, True, True, False)
+        """
+        raise NotImplementedError
+
     def check_carrier(self, dtype: torch.dtype) -> None:
         """Refuse a dtype that does not hold every value.
 
@@ -135,19 +144,28 @@ class ScalarFormat(Format):
         ascending: Tensor = torch.unique(every[every.isfinite()] + 0.0)
         return ascending
 
-    def contains(self, other: ScalarFormat) -> bool:
+    def has(self, x: float) -> bool:
+        if math.isfinite(x):
+            return self.grid.has(x)
+        code = self.layout.nan if math.isnan(x) else self.layout.inf
+        return code is not None and (self.grid.signed or not x < 0)
+
+    def contains(self, other: Format) -> bool:
         """Whether every finite value of ``other`` is a value of this format too; specials and -0 do not count.
 
         Raises:
-            TypeError: ``other`` is no scalar format.
+            TypeError: ``other`` is a block format, or no format.
+            ValueError: its values are too many to list.
 
-        >>> from lptensor import BF16, E4M3, E5M2
-        >>> BF16.contains(E4M3), E4M3.contains(E5M2)
-        (True, False)
+        >>> from lptensor import BF16, E4M3, E5M2, Posit
+        >>> BF16.contains(E4M3), E4M3.contains(E5M2), BF16.contains(Posit(8))
+        (True, False, True)
         """
-        if not isinstance(other, ScalarFormat):
-            raise TypeError(f"contains() compares scalar formats, got {no_scalar(other)}")
-        return self.grid.contains(other.grid)
+        if isinstance(other, ScalarFormat):
+            return self.grid.contains(other.grid)
+        if not hasattr(other, "values"):
+            raise TypeError(f"contains() compares formats of single numbers, got {no_scalar(other)}")
+        return all(map(self.grid.has, other.values().tolist()))
 
 
 def no_format(given: object) -> str:

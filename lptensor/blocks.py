@@ -87,6 +87,9 @@ class BlockFormat(Format):
         """The plain numbers that a kernel gets of the format."""
         raise NotImplementedError
 
+    def has(self, x: float) -> bool:
+        return x == 0  # what else a block has is its scale's to say
+
     def block_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """How wide a block is along each axis of a tensor of this shape.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -151,6 +152,15 @@ class Posit(Format):
         if wrong.any():
             raise ValueError(f"{x[wrong][0].item()!r} is not a value of {self!r}; round to the format first")
         return codes
+
+    def has(self, x: float) -> bool:
+        if x == 0 or not math.isfinite(x):
+            return not math.isinf(x)
+        (n, es), (significand, exponent) = self.lowered, math.frexp(abs(x))
+        log = (exponent - 2 << 52) + int(significand * 2.0**53)  # as the bits of a float64 count, from 1 on
+        regime = log >> es + 52
+        room = max(n - 2 - (regime + 1 if regime >= 0 else -regime), 0)
+        return abs(log) <= self.lowered.scale << 52 and log % (1 << max(es + 52 - room, 0)) == 0
 
     def contains(self, other: Any) -> bool:
         """Whether every finite value of ``other``, a posit of this es or a format with ``values()``, is among these."""

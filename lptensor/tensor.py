@@ -17,7 +17,6 @@ from lptensor.blocks import BlockFormat
 from lptensor.composites import FORMULAS, QUESTIONS, RECURRENT, of_values, with_low_state
 from lptensor.dispatch import Runner, make_runner, round_
 from lptensor.distributed import Sharded, broadcast_values, refuse_distributed, refuse_views_of_buckets
-from lptensor.grid import Grid
 from lptensor.ops import check_format, check_samples_draw, round_fresh
 from lptensor.rounding import Beyond, Mode, Rounding, as_rounding
 from lptensor.rules import Kind, rule_for
@@ -232,7 +231,7 @@ def _seed(output: Any, grad: Tensor, batched: bool, given: bool) -> Tensor:
     if not isinstance(inner, LPTensor) or grad.layout is not torch.strided:
         return grad
     if not given:
-        if _has_one(inner._arithmetic.forward):
+        if inner._arithmetic.forward is None or inner._arithmetic.forward.has(1.0):
             return grad
         return _apply(
             _EnterSeed, torch.ones(output.shape, dtype=torch.float32, device=output.device), inner._arithmetic
@@ -242,13 +241,6 @@ def _seed(output: Any, grad: Tensor, batched: bool, given: bool) -> Tensor:
     if batched and isinstance(inner._arithmetic.gradient_format, BlockFormat):  # the blocks are those of each one
         return torch.stack([_apply(_EnterSeed, one.float(), inner._arithmetic) for one in grad])
     return _apply(_EnterSeed, grad.float(), inner._arithmetic)
-
-
-# These are kept by format: an arithmetic may hold functions of a user's, and what hangs on them.
-@lru_cache(maxsize=256)
-def _has_one(format: Format | None) -> bool:
-    """Whether the format of a result is known to have the number 1."""
-    return format is None or isinstance(format.lowered, Grid) and format.lowered.has(1.0)
 
 
 def is_low(x: Any) -> bool:

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from lptensor.blocks import BlockFloatingPoint
+from lptensor.codebooks import NF4
 from lptensor.finfo import finfo
 from lptensor.formats import (
     BF16,
@@ -33,6 +34,7 @@ from lptensor.formats import (
     ScalarFormat,
 )
 from lptensor.p3109 import P3109
+from lptensor.posits import Posit
 
 TORCH = {FP32: torch.float32, FP16: torch.float16, BF16: torch.bfloat16, E5M2: torch.float8_e5m2}
 TORCH |= {E4M3: torch.float8_e4m3fn, E4M3FNUZ: torch.float8_e4m3fnuz, E5M2FNUZ: torch.float8_e5m2fnuz}
@@ -207,7 +209,7 @@ def test_known_inclusions() -> None:
     assert FixedPoint(8, 4, clamp=False).contains(FixedPoint(8, 3, clamp=False))
     assert not FixedPoint(8, 3, clamp=False).contains(FixedPoint(8, 4, clamp=False))
     assert not FP32.contains(FixedPoint(8, 4, clamp=False))
-    with pytest.raises(TypeError, match="compares scalar formats, got BlockFloatingPoint"):
+    with pytest.raises(TypeError, match="formats of single numbers, got BlockFloatingPoint"):
         FP32.contains(BlockFloatingPoint(8))  # type: ignore[arg-type]
 
 
@@ -221,3 +223,21 @@ def test_emax_is_the_exponent_of_the_largest_value(format: ScalarFormat) -> None
 def test_eps_is_the_distance_from_one_to_the_next_value(format: ScalarFormat) -> None:
     values = format.values().tolist()
     assert finfo(format).eps == values[values.index(1.0) + 1] - 1
+
+
+@pytest.mark.parametrize(
+    "format", [E4M3, E8M0, E2M1, FixedPoint(6, 2), FixedPoint(5, 0, symmetric=True), P3109(6, 3)], ids=repr
+)
+def test_has_is_membership_in_the_list_of_values(format: ScalarFormat) -> None:
+    values = format.values()
+    numbers = torch.cat([values, values / 3, (values[1:] + values[:-1]) / 2]).tolist()
+    assert [format.has(x) for x in numbers] == [x in {*values.tolist()} for x in numbers]
+
+
+def test_specials_are_had_where_they_have_a_code() -> None:
+    inf, nan = math.inf, math.nan
+    had = {f: (f.has(inf), f.has(-inf), f.has(nan)) for f in (E5M2, E4M3, E2M1, FixedPoint(8, 4), E8M0)}
+    assert had[E5M2] == (True, True, True) and had[E4M3] == had[E8M0] == (False, False, True)
+    assert had[E2M1] == had[FixedPoint(8, 4)] == (False, False, False)
+    assert not NF4.has(nan) and not NF4.has(inf) and NF4.has(0.0) and not NF4.has(0.5)
+    assert BF16.contains(Posit(8)) and not E4M3.contains(Posit(8)) and not BF16.contains(NF4)

@@ -266,3 +266,13 @@ def test_any_layout_and_gradient() -> None:
     y.sum().backward()
     assert torch.equal(x.grad, torch.ones(6, 4))
     assert ops.round(torch.empty(0, 3), Posit(8)).shape == (0, 3)
+
+
+@pytest.mark.parametrize("posit", [Posit(2), Posit(3, 0), Posit(5, 3), Posit(8, 0), Posit(8), Posit(10, 1)], ids=str)
+def test_has_is_membership_in_the_list_of_values(posit: Posit) -> None:
+    values = posit.values()
+    between = torch.cat([(values[1:] + values[:-1]) / 2, values * (1 + 2.0**-50), values * 2, values / 2]).tolist()
+    assert all(map(posit.has, values.tolist())) and posit.has(math.nan) and posit.has(-0.0)
+    listed = {*values.tolist()}
+    assert [posit.has(x) for x in between] == [x in listed for x in between]
+    assert not posit.has(math.inf) and not posit.has(-math.inf)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from contextlib import ExitStack
 from fnmatch import fnmatchcase
@@ -15,7 +16,7 @@ from lptensor.base import check_int, check_number, no_format
 from lptensor.blocks import BlockFormat
 from lptensor.codebooks import TableFormat
 from lptensor.codes import decode, encode
-from lptensor.formats import Format, ScalarFormat
+from lptensor.formats import Format
 from lptensor.study.places import Places, check_roles, named_modules, named_parameters, values_of
 from lptensor.tensor import LPTensor
 
@@ -194,7 +195,7 @@ def _flip(
         places = (
             (torch.rand(chances, dtype=torch.float32, generator=generator, device="cpu") < rate).nonzero().flatten()
         )
-    if _lacks_nan(format):
+    if not format.has(math.nan):
         places = places[~x.detach().reshape(-1)[(places // len(bits)).to(x.device)].isnan().cpu()]
     mask = torch.zeros(x.numel(), dtype=torch.int64, device="cpu")
     flip = torch.tensor([1 << bit for bit in bits], dtype=torch.int64, device="cpu")[places % len(bits)]
@@ -207,10 +208,6 @@ def _flip(
         codes = encode(flat[at_x], format).long() & (1 << format.bits) - 1
         flat[at_x] = _values(codes ^ some, format).to(x.dtype)
     return result, len(places)
-
-
-def _lacks_nan(format: Any) -> bool:
-    return isinstance(format, TableFormat) or isinstance(format, ScalarFormat) and format.layout.nan is None
 
 
 def _values(codes: Tensor, format: Any) -> Tensor:
