@@ -108,6 +108,9 @@ _LAYOUTS = frozenset(
 # What selecting ops call the tensors by which they select.
 _SELECTORS = frozenset({"condition", "index", "indices", "lengths", "mask", "offsets", "random_samples"})
 
+# Libraries of torch's own that say aten's names for what aten does.
+_TORCH = frozenset({"aten", "prims", "fsdp"})
+
 # Ops whose results are values of their operands, or zero: found by running every op on PyTorch's own
 # samples, held by a property test. A fill value is looked at when the op runs.
 _KEEP = frozenset(
@@ -211,8 +214,9 @@ def _mutating(func: Any, arguments: list[int | str], common: dict[str, Any]) -> 
 
 
 def _overload(func: Any) -> str:
-    """The name of an overload as in _KEEP: ``relu``, ``scatter.src``."""
-    return str(func).partition(".")[2].removesuffix(".default")
+    """The name of an overload as in _KEEP, ``relu`` or ``scatter.src``; of a user's library with the library's."""
+    library, _, name = str(func).partition(".")
+    return name.removesuffix(".default") if library in _TORCH else str(func)
 
 
 def _is_number(kind: Any) -> bool:

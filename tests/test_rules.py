@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import ml_dtypes
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lptensor import FloatingPoint
+import lptensor
+from lptensor import E4M3, Accumulator, Arithmetic, FloatingPoint
+from lptensor.operands import Gemm
 from lptensor.rules import Kind, Rule, argument, rule_for
 from op_samples import attempt, bits, is_operand, op_database, samples_of, tensors
 
@@ -182,3 +186,42 @@ def test_what_an_op_saves_for_its_gradient_is_plain_and_exact(name: str) -> None
     torch.manual_seed(0)
     plain = call(lambda x: x.to_lp(FloatingPoint(8)).dequantize())
     assert type(low[place]) is Tensor and torch.equal(low[place], plain[place])
+
+
+# Ops of a user's, two of them with names of aten's that select values.
+MINE = torch.library.Library("lptensor_test_rules", "DEF")
+MINE.define("clamp(Tensor x) -> Tensor")
+MINE.define("clamp_(Tensor(a!) x) -> Tensor(a!)")
+MINE.define("copy_(Tensor(a!) x) -> Tensor(a!)")
+MINE.define("topk(Tensor x) -> (Tensor, Tensor)")
+MINE.define("total(Tensor x) -> Tensor")
+MINE.define("product(Tensor a, Tensor b) -> Tensor")
+MINE.impl("clamp", lambda x: x / 3, "CompositeExplicitAutograd")
+MINE.impl("clamp_", lambda x: x.div_(3), "CompositeExplicitAutograd")
+MINE.impl("copy_", lambda x: x.div_(3), "CompositeExplicitAutograd")
+MINE.impl("topk", lambda x: (x / 3, x.argsort()), "CompositeExplicitAutograd")
+MINE.impl("total", lambda x: x.sum(), "CompositeExplicitAutograd")
+MINE.impl("product", lambda a, b: a @ b, "CompositeExplicitAutograd")
+mine = torch.ops.lptensor_test_rules
+
+
+def in_e4m3(x: Tensor) -> Tensor:
+    """Rounded by ml_dtypes."""
+    return torch.from_numpy(x.numpy().astype(ml_dtypes.float8_e4m3fn).astype(np.float32))
+
+
+@pytest.mark.parametrize("op", [mine.clamp, mine.clamp_, mine.copy_, lambda x: mine.topk(x)[0]])
+def test_an_op_of_ones_own_rounds_whatever_its_name(op: Callable[[Tensor], Tensor]) -> None:
+    x = lptensor.round(torch.randn(1000), E4M3)
+    thirds = op(x.to_lp(E4M3))  # type: ignore[attr-defined]
+    assert torch.equal(thirds.dequantize(), in_e4m3(x / 3))
+    assert not torch.equal(in_e4m3(x / 3), x / 3)
+
+
+def test_an_op_of_ones_own_takes_no_part_in_accumulators_and_operand_formats() -> None:
+    few = Arithmetic(E4M3, accumulator=Accumulator(FloatingPoint(4, 2)), operands=Gemm(FloatingPoint(3, 1)))
+    x = lptensor.round(torch.rand(100), E4M3)
+    low = x.to_lp(few)  # type: ignore[attr-defined]
+    total, product = mine.total(low).dequantize(), mine.product(low, low).dequantize()
+    assert torch.equal(total, in_e4m3(x.sum())) and total != low.sum()
+    assert torch.equal(product, in_e4m3(x @ x)) and product != low @ low
