@@ -195,12 +195,14 @@ MINE.define("clamp_(Tensor(a!) x) -> Tensor(a!)")
 MINE.define("copy_(Tensor(a!) x) -> Tensor(a!)")
 MINE.define("topk(Tensor x) -> (Tensor, Tensor)")
 MINE.define("total(Tensor x) -> Tensor")
+MINE.define("composite(Tensor x) -> Tensor")
 MINE.define("product(Tensor a, Tensor b) -> Tensor")
 MINE.impl("clamp", lambda x: x / 3, "CompositeExplicitAutograd")
 MINE.impl("clamp_", lambda x: x.div_(3), "CompositeExplicitAutograd")
 MINE.impl("copy_", lambda x: x.div_(3), "CompositeExplicitAutograd")
 MINE.impl("topk", lambda x: (x / 3, x.argsort()), "CompositeExplicitAutograd")
 MINE.impl("total", lambda x: x.sum(), "CompositeExplicitAutograd")
+MINE.impl("composite", lambda x: x.sum())
 MINE.impl("product", lambda a, b: a @ b, "CompositeExplicitAutograd")
 mine = torch.ops.lptensor_test_rules
 
@@ -225,3 +227,4 @@ def test_an_op_of_ones_own_takes_no_part_in_accumulators_and_operand_formats() -
     total, product = mine.total(low).dequantize(), mine.product(low, low).dequantize()
     assert torch.equal(total, in_e4m3(x.sum())) and total != low.sum()
     assert torch.equal(product, in_e4m3(x @ x)) and product != low @ low
+    assert mine.composite(low) == low.sum()  # which is taken apart
