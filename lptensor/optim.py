@@ -20,10 +20,10 @@ from lptensor.observe import saying
 from lptensor.parameters import listed, read, restore, round_values, write
 from lptensor.quantizer import Quant, Quantize, Step, as_step
 from lptensor.tensor import LPTensor
-from lptensor.updates import COMPENSATED, KEPT, by_update, check_update
+from lptensor.updates import UPDATES, as_update, by_update
 
 _ACCUMULATOR = "weight_accumulator"  # its name in state_dict()["state"][parameter]
-_KEYS = {_ACCUMULATOR: "an acc_quant", **{KEPT[update]: f"update={update!r}" for update in KEPT}}
+_KEYS = {_ACCUMULATOR: "an acc_quant", **{row.kept: f"update={row.name!r}" for row in UPDATES.values() if row.kept}}
 
 
 def _of_the_wrapped(name: str) -> Any:
@@ -105,14 +105,13 @@ class OptimLP(Optimizer):
         if not isinstance(optim, Optimizer) or isinstance(optim, OptimLP):
             raise TypeError(f"OptimLP wraps a torch.optim.Optimizer that is no OptimLP yet, got {type(optim).__name__}")
         grad_scaling = check_positive("grad_scaling", grad_scaling)
-        check_update(update, weight_quant, acc_quant)
         self.optim = optim
         self.grad_scaling = grad_scaling
-        self.update = update
-        self.weight_quant = by_update(update, as_step("weight_quant", weight_quant))
+        self._update = as_update(update, weight_quant, acc_quant)
+        self.weight_quant = by_update(self._update, as_step("weight_quant", weight_quant))
         check_signed(grad_quant, "leave grad_quant out, or name one that has")
         self.grad_quant = as_step("grad_quant", grad_quant)
-        self.acc_quant = by_update(update, as_step("acc_quant", acc_quant))
+        self.acc_quant = by_update(self._update, as_step("acc_quant", acc_quant))
         self.momentum_quant = as_momenta(momentum_quant)
         self._held: dict[Tensor, _Held] = {}
         self._loans = Loans()  # LPTensors that a step has given their accumulator's arithmetic
@@ -130,6 +129,11 @@ class OptimLP(Optimizer):
 
     _checked = -1  # the count of conversions when formats were last checked against each other
     _step_supports_amp_scaling = True  # GradScaler then leaves it to the step to divide gradients
+
+    @property
+    def update(self) -> str | None:
+        """The name of the rule by which weights are rounded, None for QPyTorch's step."""
+        return self._update.name
 
     param_groups: Any = _of_the_wrapped("param_groups")
     state: Any = _of_the_wrapped("state")
@@ -275,7 +279,7 @@ class OptimLP(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         quantizers = ("weight_quant", "grad_quant", "acc_quant", "momentum_quant")
-        kept = ("optim", "update", "grad_scaling", *quantizers, "_held", "_loans")
+        kept = ("optim", "_update", "grad_scaling", *quantizers, "_held", "_loans")
         return {name: self.__dict__[name] for name in kept}
 
     def __repr__(self) -> str:
@@ -295,7 +299,7 @@ class OptimLP(Optimizer):
     @property
     def _key(self) -> str | None:
         """What the state_dict calls that which is kept of a weight; None if nothing is."""
-        return KEPT.get(self.update or "", None if self.acc_quant is None else _ACCUMULATOR)
+        return self._update.kept if self.acc_quant is None else _ACCUMULATOR
 
     def _weight_rule(self, p: Tensor) -> Step | None:
         """What rounds the weight ``p``: under ``update``, an LPTensor's own format is named by the LPTensor."""
@@ -307,7 +311,7 @@ class OptimLP(Optimizer):
                 f"update={self.update!r} needs to know the weights' format: give weight_quant; or where only some "
                 "of them are LPTensors, lptensor.convert() the others, to FP32 say"
             )
-        return by_update(self.update, as_step("weight_quant", own))
+        return by_update(self._update, as_step("weight_quant", own))
 
     def _check(self, groups: list[dict[str, Any]]) -> None:
         refuse_sharded(listed(groups), "OptimLP")
@@ -334,7 +338,7 @@ class OptimLP(Optimizer):
         """Give ``p`` these values for the time of the step; an LPTensor takes on the step's arithmetic too."""
         if isinstance(p, LPTensor) and (self.acc_quant is not None or self.update is not None):
             wide = None if self.acc_quant is None else self.acc_quant.format
-            self._loans.lend(p, Arithmetic(wide, rounding="nearest" if self.update == "nearest" else "stochastic"))
+            self._loans.lend(p, Arithmetic(wide, rounding=self._update.rounding))
             p._inner.copy_(values)  # exactly: a function's accumulator lies on no format
         else:
             write(p, values)
@@ -355,7 +359,7 @@ class OptimLP(Optimizer):
     def _kept(self, p: Tensor) -> Tensor:
         """The accumulator or compensation of ``p``, brought up to date where something else has changed the weight."""
         now = read(p)
-        start = torch.zeros_like(now) if self.update in COMPENSATED else now
+        start = torch.zeros_like(now) if self._update.compensated else now
         kept, weight = self._held.get(p, (start, None))
         if weight is None or now.is_cpu and torch.equal(now, weight):  # a device would be waited for
             return kept
@@ -409,7 +413,7 @@ class OptimLP(Optimizer):
 
     def _round_weights(self, weights: dict[Tensor, Tensor]) -> None:
         """Round accumulators, then weights; a parameter without a gradient gets its weight back."""
-        if self.update in COMPENSATED:
+        if self._update.compensated:
             both = {p: self._compensate(p, weights[p]) for p in self._stepped()}
             after, kept = ({p: pair[i] for p, pair in both.items()} for i in (0, 1))
         else:
@@ -422,9 +426,9 @@ class OptimLP(Optimizer):
 
     def _compensate(self, p: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         """What the step has changed of ``p``, added to the weight that it was."""
-        rule = self._weight_rule(p)
-        assert self.update is not None and rule is not None and rule.format is not None
-        return COMPENSATED[self.update](weight, self._held[p].kept, read(p) - weight, rule.format)
+        rule, step = self._weight_rule(p), self._update.compensated
+        assert step is not None and rule is not None and rule.format is not None
+        return step(weight, self._held[p].kept, read(p) - weight, rule.format)
 
 
 def _apply(rule: Step | None, x: Tensor) -> Tensor:

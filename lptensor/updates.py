@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import torch
@@ -15,28 +15,36 @@ from lptensor.ops import round_fresh
 from lptensor.quantizer import Step, quantizer
 from lptensor.rounding import Rounding
 
-UPDATES = ("nearest", "stochastic", "kahan", "mcf")
 Compensated: TypeAlias = Callable[[Tensor, Tensor, Tensor, Format], tuple[Tensor, Tensor]]
 
 
-def check_update(update: str | None, weight_quant: object, acc_quant: object) -> None:
-    """Refuse an ``update`` that is unknown, or that contradicts the quantizers."""
-    if update is None:
-        return
-    if update not in UPDATES:
-        raise ValueError(f"update must be one of {', '.join(map(repr, UPDATES))} or None, got {update!r}")
-    if update in COMPENSATED and acc_quant is not None:
+@dataclass(frozen=True)
+class Update:
+    """A rule by which weights take their steps; None is the name of QPyTorch's."""
+
+    name: str | None
+    rounding: str = "nearest"  # of the sum of a weight and its step, where a format is named
+    kept: str | None = None  # under this name state_dicts hold what is kept of a weight beside it
+    compensated: Compensated | None = None  # the step that keeps it
+
+
+def as_update(update: str | None, weight_quant: object, acc_quant: object) -> Update:
+    """The rule that ``update`` names; refuses one that is unknown, or that contradicts the quantizers."""
+    if update not in list(UPDATES):
+        *names, last = map(repr, UPDATES)
+        raise ValueError(f"update must be one of {', '.join(names)} or {last}, got {update!r}")
+    if UPDATES[update].kept is not None and acc_quant is not None:
         raise ValueError(f"update={update!r} keeps what rounding loses itself; leave acc_quant out")
-    if weight_quant is not None and not isinstance(weight_quant, Format):
+    if update is not None and weight_quant is not None and not isinstance(weight_quant, Format):
         raise ValueError(f"update={update!r} rounds to a format, got weight_quant={weight_quant!r}")
+    return UPDATES[update]
 
 
-def by_update(update: str | None, rule: Step | None) -> Step | None:
+def by_update(update: Update, rule: Step | None) -> Step | None:
     """A rule that names a format, rounding to it as ``update`` says."""
-    if rule is None or rule.format is None or update is None:
+    if rule is None or rule.format is None:
         return rule
-    rounding = "stochastic" if update == "stochastic" else "nearest"
-    return replace(rule, quantize=quantizer(rule.format, forward_rounding=rounding))
+    return replace(rule, quantize=quantizer(rule.format, forward_rounding=update.rounding))
 
 
 def kahan(weight: Tensor, compensation: Tensor, update: Tensor, format: Format) -> tuple[Tensor, Tensor]:
@@ -70,9 +78,14 @@ def grow(weight: Tensor, residual: Tensor, update: Tensor, format: Format) -> tu
     return w.to(weight.dtype), r.to(weight.dtype)
 
 
-COMPENSATED: dict[str, Compensated] = {"kahan": kahan, "mcf": grow}
-# Under these names state_dicts hold what is kept of a weight beside it.
-KEPT = {"kahan": "weight_compensation", "mcf": "weight_residual"}
+_ROWS = (
+    Update("nearest"),
+    Update("stochastic", rounding="stochastic"),
+    Update("kahan", kept="weight_compensation", compensated=kahan),
+    Update("mcf", kept="weight_residual", compensated=grow),
+    Update(None, rounding="stochastic"),
+)
+UPDATES = {row.name: row for row in _ROWS}
 
 
 def _compiled(weight: Tensor, format: Format) -> bool:

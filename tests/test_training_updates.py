@@ -305,6 +305,23 @@ def test_the_repr_names_the_update() -> None:
     assert "update='mcf'" in repr(OptimLP(SGD([nn.Parameter(torch.ones(1))]), BF16, update="mcf"))
 
 
+@pytest.mark.parametrize("low", [False, True], ids=["plain", "lp"])
+def test_a_rule_is_a_row(low: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that rounds up, and keeps the whole step beside the weight."""
+    row = updates.Update("own", rounding="up", kept="own_kept", compensated=lambda w, c, u, f: (lp_round(w, f), c + u))
+    monkeypatch.setitem(updates.UPDATES, "own", row)
+    monkeypatch.setitem(updates.UPDATES, "up", updates.Update("up", rounding="up"))
+    ends = {}
+    for update in ("own", "up"):
+        w = nn.Parameter(torch.ones(2).to_lp(BF16) if low else torch.ones(2))  # type: ignore[attr-defined]
+        w.grad = torch.full((2,), -(2.0**-12))
+        optim = OptimLP(SGD([w], lr=1.0), None if low else BF16, update=update)
+        optim.step()
+        ends[update] = w.tolist(), optim.update, optim.state_dict()["state"].get(0)
+    assert ends["up"] == ([1 + 2**-7] * 2, "up", None)
+    assert ends["own"][:2] == ([1.0] * 2, "own") and ends["own"][2]["own_kept"].tolist() == [2**-12] * 2
+
+
 def test_an_expansion_of_what_is_or_becomes_infinite_is_infinite() -> None:
     top = torch.finfo(torch.float32).max  # which BF16 rounds up
     assert Expansion(BF16)(torch.tensor([math.inf, -math.inf, top])).tolist() == [math.inf, -math.inf, math.inf]
