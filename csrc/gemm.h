@@ -12,7 +12,7 @@
 #include "philox.h"
 #include <math.h>
 
-// lptensor/accumulator.py: ORDERS
+// lptensor/_native_gemm.py: _ORDERS
 enum lpt_order {
     LPT_SEQUENTIAL = 0,
     LPT_PAIRWISE = 1,

@@ -17,7 +17,7 @@ DEEPEST = 2  # accumulators in one another, csrc/gemm_element.h
 def fits(acc: Accumulator) -> bool:
     """Whether the kernels nest as deeply as the accumulator; ``accumulate.gemm`` does at any depth."""
     depth = 1
-    while acc.chunk > 1 and acc.order != "aligned":
+    while acc.nested:
         acc, depth = acc.inside, depth + 1
     return depth <= DEEPEST
 

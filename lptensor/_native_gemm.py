@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from lptensor import _native
-from lptensor.accumulator import ORDERS, Accumulator
+from lptensor.accumulator import Accumulator
 from lptensor.grid import Overflow
 
+_ORDERS = {"sequential": 0, "pairwise": 1, "kahan": 2, "exact": 3, "aligned": 4}  # enum lpt_order in csrc/gemm.h
 _STRIDES = ctypes.c_int64 * 3
 
 
@@ -64,14 +65,14 @@ def accumulator_struct(acc: Accumulator) -> _Accumulator:
         mode=acc.rounding.mode,
         bits=acc.rounding.bits,
         beyond=acc.rounding.beyond,
-        order=ORDERS.index(acc.order),
+        order=_ORDERS[acc.order],
         has_product=acc.product is not None,
         fp32=acc.compute == "fp32",
         alignment=acc.alignment or 0,
         chunk=acc.chunk,
         turn=turn,
     )
-    if acc.chunk > 1 and acc.order != "aligned":
+    if acc.nested:
         struct.inner = ctypes.pointer(accumulator_struct(acc.inside))
     return struct
 

@@ -54,13 +54,11 @@ class _Sums:
         return torch.zeros(self.shape, dtype=torch.float64, device=self.a.device)
 
     def run(self, acc: Accumulator, c: Tensor | None) -> Tensor:
-        # The first event is the rounding of the addend, whether there is one or not.
-        if acc.order == "exact":
-            self.event = 1
-            return self.total(acc, 0, self.a.shape[2], None if c is None else exact(c.contiguous()))
-        start = self.zeros() if c is None else self.rounded(exact(c.contiguous()), acc)
-        self.event = 1
-        return self.total(acc, 0, self.a.shape[2], start if c is not None or acc.order != "pairwise" else None)
+        start = None if c is None else exact(c.contiguous())
+        if start is not None and acc.order != "exact":
+            start = self.rounded(start, acc)
+        self.event = 1  # the first is the rounding of the addend, whether there is one or not
+        return self.total(acc, 0, self.a.shape[2], start)
 
     def running(self, acc: Accumulator) -> Iterator[Tensor]:
         self.event, s = 1, self.zeros()
@@ -86,9 +84,11 @@ class _Sums:
                 grown = self.rounded(self.added(t, (-s, None), acc), acc)
                 error = self.rounded(self.added(grown, (-y, None), acc), acc)
                 s = t
-        else:
+        elif acc.order == "sequential":
             for term in self.terms(acc, first, last):
                 s = self.rounded(self.added(s, term, acc), acc)
+        else:
+            raise NotImplementedError(f"nothing here adds up in the order {acc.order!r}")
         return s
 
     def pairwise(self, acc: Accumulator, first: int, last: int, s: Tensor | None) -> Tensor:
@@ -132,7 +132,7 @@ class _Sums:
 
     def terms(self, acc: Accumulator, first: int, last: int) -> Iterator[Term]:
         """Products, each rounded where it has a format, or the sums of chunks."""
-        if acc.chunk > 1:
+        if acc.nested:
             for k in range(first, last, acc.chunk):
                 yield self.total(acc.inside, k, min(k + acc.chunk, last), None), None
         elif acc.product is None:

@@ -13,7 +13,7 @@ from lptensor.formats import FP32, FixedPoint, FloatingPoint, Format
 from lptensor.rounding import Mode, Rounding, as_rounding
 from lptensor.text import constant
 
-ORDERS = ("sequential", "pairwise", "kahan", "exact", "aligned")  # the numbers of enum lpt_order in csrc/gemm.h
+ORDERS = ("sequential", "pairwise", "kahan", "exact", "aligned")
 _COMPUTE = ("exact", "fp32")
 EXACT_PRECISION = 51  # of a sum rounded to odd in 53 bits, two more than are kept (Boldo and Melquiond 2008)
 
@@ -135,6 +135,11 @@ class Accumulator:
         set_int(self, "chunk", 1, 512, why=' in the order "aligned"')
         if self.product is not None:
             raise ValueError(f'order="aligned" adds exact products, got product={self.product!r}; leave it out')
+
+    @property
+    def nested(self) -> bool:
+        """Whether something adds up inside chunks."""
+        return self.chunk > 1 and self.order != "aligned"
 
     @property
     def inside(self) -> Accumulator:

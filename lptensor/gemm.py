@@ -112,8 +112,8 @@ def _column_sums(terms: Tensor, acc: Accumulator, generator: Any, running: bool 
     """The sums of [1, k, n] over k. Kernels add up neighbouring columns at once: chunks of one long column are such."""
     count, columns = terms.shape[1:]
     # A tree of pairs is one of chunks as well, if their size is a power of two.
-    size = acc.chunk if acc.chunk > 1 else _LEAVES if acc.order == "pairwise" else count
-    apart = not acc.stochastic and acc.order != "aligned" and not _compat.traced()  # each chunk's sum is of its own
+    size = acc.chunk if acc.nested else _LEAVES if acc.order == "pairwise" else count
+    apart = not acc.stochastic and not _compat.traced()  # each chunk's sum is of its own
     if apart and columns == 1 and count >= max(_LONG, _FEW * size) and size >= _SHORT:
         chunks, left = divmod(count, size)
         whole, rest = terms.split([chunks * size, left], 1)

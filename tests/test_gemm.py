@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
-from lptensor import _native_gemm, accumulate
+from lptensor import _native_gemm, accumulate, accumulator
 from lptensor.accumulator import Accumulator, integer_accumulator, tensor_core
 from lptensor.formats import BF16, E4M3, E5M2, FP16, FP32, FixedPoint, FloatingPoint, ScalarFormat
 from lptensor.gemm import cumsum, gemm, reduce
@@ -444,6 +444,13 @@ def test_a_register_that_wraps_takes_any_number(build: str, mode: str) -> None:
     for m, n in ((40, 40), (40, 1), (1, 40), (1, 1)):
         given = a[:, :m], b[:, :, :n], acc, c[:, :m, :n]
         assert same(product(build, *given), accumulate.gemm(*given, KEY))
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_an_order_that_nothing_adds_in_is_refused(implementation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accumulator, "ORDERS", (*accumulator.ORDERS, "backwards"))
+    with pytest.raises((KeyError, NotImplementedError), match="backwards"):
+        product(implementation, torch.ones(1, 2, 3), torch.ones(1, 3, 2), Accumulator(FP16, order="backwards"))
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
