@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -34,6 +34,7 @@ from lptensor.layout import Layout
 from lptensor.names import row
 from lptensor.scaling import (
     INFINITE,
+    PER_TENSOR,
     SCALE_RULES,
     Channel,
     CurrentMaximum,
@@ -77,10 +78,37 @@ class ScaledBlocks(NamedTuple):
 
 
 class BlockFormat(Format):
-    """A format whose elements share one scale per block; ``element`` is what they are before they are scaled."""
+    """A format whose elements share one scale per block; ``element`` is what they are before they are scaled.
+
+    A kind of its own says its ``tile``, its ``lowered`` and, to stand in a ``Gemm``, its ``tiled``.
+    """
 
     element: ScalarFormat
     kind = "block"
+
+    @property
+    def tile(self) -> Tile:
+        """Which elements share a scale."""
+        raise NotImplementedError(f"{type(self).__name__} does not say which elements share a scale: give it a tile")
+
+    def tiled(self, tile: Tile) -> BlockFormat:
+        """The same format with other blocks.
+
+        Raises:
+            ValueError: blocks that the format cannot have.
+            NotImplementedError: a kind of format that has no other blocks.
+
+        >>> MXFP4.tiled(Tile((16, 16)))
+        MX(element=FloatingPoint(exp=2, man=1, specials='none'), block_size=(16, 16))
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} does not say what it is with blocks of {tile!r}: give it a method tiled(tile)"
+        )
+
+    @property
+    def scale(self) -> ScalarFormat | None:
+        """The format of its scales; None if they are powers of two that nothing bounds."""
+        return None
 
     @property
     def lowered(self) -> Blocks | ScaledBlocks:
@@ -96,7 +124,7 @@ class BlockFormat(Format):
         >>> MXFP4.block_shape((4, 64)), NVFP4.block_shape((4, 64))
         ((1, 32), (1, 16))
         """
-        raise NotImplementedError
+        return self.tile.block_shape(shape)
 
 
 @dataclass(frozen=True, repr=False)
@@ -139,7 +167,7 @@ class BlockFloatingPoint(BlockFormat):
         set_int(self, "wl", 2, 24)
         set_int(self, "dim", -16 if self.block_size is not None else -1, 15)
         if self.block_size is not None:
-            _settle_size(self, _tile(self.block_size, self.dim))
+            _settle_size(self, self.tile)
         check_one_of("overflow", self.overflow, ("clip", "bump"))
         check_one_of("infinite", self.infinite, INFINITE)
 
@@ -155,10 +183,21 @@ class BlockFloatingPoint(BlockFormat):
         bump = _bump("even" if self.overflow == "bump" else "floor", element)
         return Blocks(element, 0, -(2**20), 2**20, bump, saturate=self.infinite == "saturate")
 
-    def block_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+    @cached_property
+    def tile(self) -> Tile:
+        """Which elements share an exponent."""
         if self.block_size is not None:
-            return _tile(self.block_size, self.dim).block_shape(shape)
-        return (Tile((), others=None) if self.dim < 0 else Channel(self.dim)).block_shape(shape)
+            return _tile(self.block_size, self.dim)
+        return PER_TENSOR if self.dim < 0 else Channel(self.dim)
+
+    def tiled(self, tile: Tile) -> BlockFloatingPoint:
+        """The same format with other blocks; a whole axis is a block of 2**62."""
+        if tile == PER_TENSOR:
+            return replace(self, dim=-1, block_size=None)
+        if tile.axes and tile.axes[0] >= 0 and tile == Channel(tile.axes[0]):
+            return replace(self, dim=tile.axes[0], block_size=None)
+        size, axis = _size_and_axis(self, tile)
+        return replace(self, dim=axis, block_size=2**62 if size is None else size)
 
 
 class _Scaled(BlockFormat):
@@ -192,8 +231,15 @@ class _Scaled(BlockFormat):
         whole = whole if scaling.tensor_scale else 0.0
         return ScaledBlocks(grid, scale, top, whole, floor, scale.max, scaling.reciprocal, saturate)
 
-    def block_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-        return self.scaling.tile.block_shape(shape)
+    @property
+    def tile(self) -> Tile:
+        """Which elements share a scale: what the scaling says."""
+        return self.scaling.tile
+
+    @property
+    def scale(self) -> ScalarFormat:
+        """The format of its scales: what the scaling says."""
+        return self.scaling.scale
 
 
 @dataclass(frozen=True, repr=False)
@@ -205,6 +251,10 @@ class ScaledBlockFormat(_Scaled):
 
     def __post_init__(self) -> None:
         _ = self.lowered
+
+    def tiled(self, tile: Tile) -> ScaledBlockFormat:
+        """The same format with other blocks."""
+        return replace(self, scaling=replace(self.scaling, tile=tile))
 
     def __repr__(self) -> str:
         return f"Scaled({self.element!r}, {self.scaling!r})"
@@ -259,6 +309,11 @@ class MX(_Scaled):
         """The scales, as ``Scaled`` takes them."""
         return CurrentMaximum(_tile(self.block_size, self.axis), E8M0, self.scale_rule, infinite=self.infinite)
 
+    def tiled(self, tile: Tile) -> MX:
+        """The same format with other blocks."""
+        size, axis = _size_and_axis(self, tile)
+        return replace(self, block_size=size, axis=axis)
+
 
 @dataclass(frozen=True, repr=False)
 class TwoLevel(_Scaled):
@@ -312,6 +367,11 @@ class TwoLevel(_Scaled):
             reciprocal=self.reciprocal,
             infinite=self.infinite,
         )
+
+    def tiled(self, tile: Tile) -> TwoLevel:
+        """The same format with other blocks."""
+        size, axis = _size_and_axis(self, tile)
+        return replace(self, block_size=size, axis=axis)
 
 
 @dataclass(frozen=True, repr=False)
@@ -376,6 +436,17 @@ def _tile(block_size: int | tuple[int, ...], axis: int) -> Tile:
             f"a tile {block_size} lies on the last axes, got axis {axis}; runs along an axis have one size"
         )
     return Tile(block_size) if isinstance(block_size, tuple) else Tile((block_size,), (axis,))
+
+
+def _size_and_axis(format: BlockFormat, tile: Tile) -> tuple[Any, int]:
+    """The block size and the axis that make a tile; a size of None is the whole axis."""
+    one = len(tile.widths) == 1
+    size: Any = tile.widths[0] if one else tile.widths
+    axis = (tile.axes or ())[0] if one else -1
+    if not tile.widths or tile != _tile(size, axis):
+        kind = type(format).__name__
+        raise ValueError(f"{kind} has blocks along one axis, or tiles over the last axes, which {tile!r} is not")
+    return size, axis
 
 
 def _settle_size(format: Any, tile: Tile) -> None:

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from lptensor.blocks import BlockFloatingPoint, Blocks
+from lptensor.blocks import MX, NVFP4, BlockFloatingPoint, BlockFormat, Blocks, Scaled
 from lptensor.formats import E4M3
 from lptensor.ops import round as lp_round
 from lptensor.rounding import Stochastic
+from lptensor.scaling import PER_TENSOR, Channel, CurrentMaximum, Tile
 from oracles import exact
 from oracles.exact import MODES
 from oracles.philox import word_of_element
@@ -240,6 +241,36 @@ def test_block_formats_are_values(format: BlockFloatingPoint) -> None:
     for other in (eval(repr(format)), pickle.loads(pickle.dumps(format)), copy.deepcopy(format)):
         assert other == format and hash(other) == hash(format) and other.lowered == format.lowered
     assert format != BlockFloatingPoint(9)
+
+
+TILES = [Tile((3,)), Tile((3,), (0,)), Tile((None,), (1,)), Tile((2, 3)), Tile((2, None))]
+WHOLES = [PER_TENSOR, Channel(0), Channel(1)]
+
+
+@pytest.mark.parametrize("tile", [*TILES, *WHOLES, Channel(-1), Tile(()), Tile((2, 3), (0, 1))], ids=repr)
+@pytest.mark.parametrize(
+    "format",
+    [
+        BlockFloatingPoint(5, 1, overflow="bump"),
+        BlockFloatingPoint(5, block_size=(2, 2)),
+        MX(E4M3, (2, 2), scale_rule="rceil"),
+        NVFP4,
+        Scaled(E4M3, CurrentMaximum(margin=1)),
+    ],
+    ids=repr,
+)
+def test_a_format_with_other_blocks_has_those_or_says_that_it_cannot(format: BlockFormat, tile: Tile) -> None:
+    anything = isinstance(format, type(Scaled(E4M3, CurrentMaximum())))
+    if not (anything or tile in TILES or tile in WHOLES and isinstance(format, BlockFloatingPoint)):
+        with pytest.raises(ValueError, match=r"blocks along one axis, or tiles over the last axes, which Tile\("):
+            format.tiled(tile)
+        return
+    other = format.tiled(tile)
+    assert type(other) is type(format) and other.lowered == format.lowered
+    x = torch.randn(4, 7)
+    one, same = ([min(wide, n) for wide, n in zip(f.block_shape(x.shape), x.shape, strict=True)] for f in (tile, other))
+    assert one == same
+    assert other.tiled(tile) == other and other.tiled(format.tile).tile == format.tile
 
 
 @pytest.mark.parametrize("wl", [2, 3, 8, 24])
