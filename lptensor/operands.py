@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lptensor.base import Format, check_signed, no_format
-from lptensor.blocks import MX, BlockFloatingPoint, BlockFormat, ScaledBlockFormat, TwoLevel
+from lptensor.blocks import BlockFormat
 from lptensor.hadamard import Hadamard
 from lptensor.rounded_copy import rounded_copy
 from lptensor.rounding import Mode, Rounding, as_rounding, show_rounding
-from lptensor.scaling import Tile
+from lptensor.scaling import PER_TENSOR, Tile
 
 
 class Product(enum.Enum):
@@ -39,6 +39,7 @@ class Operand:
     Raises:
         TypeError: no format.
         ValueError: an unknown rounding, or tiles over more than two axes.
+        NotImplementedError: a block format of one's own whose blocks cannot be moved.
 
     >>> from lptensor import BF16
     >>> Operand(BF16, "stochastic")
@@ -160,35 +161,24 @@ def along_contraction(format: Format) -> Format:
     scale per channel (``Channel``, ``BlockFloatingPoint(8, dim=0)``) is one per row, and one for the
     tensor stays so. The axes that the format itself names count for nothing here.
 
-    >>> from lptensor import MXFP8_E4M3
-    >>> along_contraction(replace(MXFP8_E4M3, axis=0)) == MXFP8_E4M3
+    Raises:
+        ValueError: other tiles.
+        NotImplementedError: a format of one's own without ``tile``, or without ``tiled`` where its blocks must move.
+
+    >>> from lptensor import E4M3, MX, MXFP8_E4M3
+    >>> along_contraction(MX(E4M3, axis=0)) == MXFP8_E4M3
     True
     """
-    if isinstance(format, (MX, TwoLevel)):
-        return replace(format, axis=-1, block_size=_flat(format, format.block_size))
-    if isinstance(format, BlockFloatingPoint):
-        if format.block_size is not None:
-            return replace(format, dim=-1, block_size=_flat(format, format.block_size))
-        return format if format.dim < 0 else replace(format, dim=-1, block_size=2**62)
-    if isinstance(format, ScaledBlockFormat):
-        tile = format.scaling.tile
-        if tile.widths == () and tile.others is None:
-            return format
-        if tile.widths == (1,) and tile.others is None:
-            tile = Tile((None,), (-1,))
-        elif tile.others == 1 and tile.widths:
-            widths = _flat(format, tile.widths)
-            tile = Tile(widths, tuple(range(-len(widths), 0)))
-        else:
-            raise ValueError(f"an operand's tiles are blocks, (rows, contraction), Channel or PER_TENSOR, got {tile!r}")
-        return replace(format, scaling=replace(format.scaling, tile=tile))
-    return format
-
-
-def _flat(format: Format, block: Any) -> Any:
-    if isinstance(block, tuple) and len(block) > 2:
-        raise ValueError(f"the tiles of an operand have two sides, (rows, contraction), {format!r} has {len(block)}")
-    return block
+    if not isinstance(format, BlockFormat) or format.tile == PER_TENSOR:
+        return format
+    tile, widths = format.tile, format.tile.widths
+    per_channel = tile.others is None and widths == (1,)
+    if not per_channel and (tile.others is None or not widths):
+        raise ValueError(f"an operand's tiles are blocks, (rows, contraction), Channel or PER_TENSOR, got {tile!r}")
+    if len(widths) > 2:
+        raise ValueError(f"the tiles of an operand have two sides, (rows, contraction), {format!r} has {len(widths)}")
+    along = Tile((None,) if per_channel else widths)
+    return format if tile == along else format.tiled(along)
 
 
 def as_operand(name: str, given: object) -> Operand | None:

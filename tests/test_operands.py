@@ -6,6 +6,7 @@ import copy
 import io
 import pickle
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -44,6 +45,7 @@ from lptensor import (
 )
 from lptensor.accumulator import Accumulator
 from lptensor.arithmetic import promote
+from lptensor.blocks import BlockFormat, Blocks
 from lptensor.hadamard import Hadamard
 from lptensor.operands import Gemm, Operand, along_contraction
 from lptensor.rounding_points import rounding_points
@@ -528,6 +530,56 @@ def test_one_scale_per_channel_is_one_per_row_of_each_product() -> None:
     for format in (Scaled(E4M3, CurrentMaximum(Channel(0))), BlockFloatingPoint(8, dim=0)):
         rows = [lp_round(row, along_contraction(format)) for row in x.flatten(0, 1)]
         assert torch.equal(Operand(format).quantize(x), torch.stack(rows).view(3, 5, 40))
+
+
+@dataclass(frozen=True)
+class Mine(BlockFormat):
+    """Block floating point of eight bits with blocks of four, as somebody outside may write it."""
+
+    axis: int = -2
+    element = BlockFloatingPoint(8).element
+
+    @property
+    def lowered(self) -> Blocks:
+        return BlockFloatingPoint(8).lowered
+
+    @property
+    def tile(self) -> Tile:
+        return Tile((4,), (self.axis,))
+
+    def tiled(self, tile: Tile) -> BlockFormat:
+        return replace(self, axis=(tile.axes or ())[0])
+
+
+def test_the_blocks_of_a_format_of_ones_own_run_along_the_contraction() -> None:
+    x, w, g = torch.randn(12, 8), torch.randn(6, 8), torch.randn(12, 6)
+
+    def along(t: Tensor, axis: int) -> Tensor:
+        return lp_round(t.movedim(axis, -1).contiguous(), BlockFloatingPoint(8, block_size=4)).movedim(-1, axis)
+
+    assert not torch.equal(lp_round(x, Mine()), along(x, -1))
+    for given in (Mine(), Mine(axis=0), Mine(axis=-1)):
+        arithmetic = Arithmetic(None, operands=Gemm(given, given, given))
+        a, b = lp(x, arithmetic).requires_grad_(), lp(w, arithmetic).requires_grad_()
+        y = F.linear(a, b)
+        y.backward(lp(g, arithmetic))
+        assert torch.equal(plain(y), along(x, 1) @ along(w, 1).T)
+        assert torch.equal(plain(a.grad), along(g, 1) @ along(w, 0))
+        assert torch.equal(plain(b.grad), along(g, 0).T @ along(x, 0))
+
+
+def test_a_format_of_ones_own_whose_blocks_cannot_be_moved_is_named() -> None:
+    class Fixed(Mine):
+        tiled = BlockFormat.tiled
+
+    class Unsaid(Mine):
+        tile = BlockFormat.tile  # type: ignore[assignment]
+
+    assert along_contraction(Fixed(-1)) == Fixed(-1)
+    with pytest.raises(NotImplementedError, match=r"Fixed does not say .* Tile\(widths=\(4,\).* a method tiled"):
+        Gemm(Fixed(-2))
+    with pytest.raises(NotImplementedError, match="Unsaid does not say which elements share a scale: give it a tile"):
+        Gemm(Unsaid(-1))
 
 
 def test_what_is_no_operand_is_named() -> None:
