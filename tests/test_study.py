@@ -349,6 +349,19 @@ class TestBitLayout:
         assert first(BlockFloatingPoint(8)) == ("shared exponent", None)
         assert [row["field"] for row in bit_layout(BlockFloatingPoint(8))[1:]] == ["sign", "magnitude"]
 
+    def test_a_block_format_of_ones_own_says_what_its_scales_are(self) -> None:
+        class Unbounded(BlockFormat):
+            element = E2M1
+            tile = blocks.MX(E2M1, 4).tile
+
+        class Short(Unbounded):
+            scale = E3M2
+
+        first = [bit_layout(format)[0] for format in (Unbounded(), Short())]
+        assert [(row["field"], row["bits"]) for row in first] == [("shared exponent", None), ("shared scale", 6)]
+        assert study.bits_per_value(Unbounded(), (3, 6)) == 4 + 8 / 3
+        assert study.bits_per_value(Short(), (3, 6)) == 4 + 6 / 3
+
 
 @pytest.fixture
 def ax() -> Iterator[Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from lptensor.base import check_number
-from lptensor.blocks import BlockFloatingPoint
+from lptensor.blocks import BlockFormat
 from lptensor.codes import encode
 from lptensor.extra import need
 from lptensor.formats import Format, ScalarFormat
@@ -53,11 +53,11 @@ def bit_layout(format: Format, value: float = 1.0) -> Rows:
 
 
 def _scale(format: Format) -> list[dict[str, Any]]:
-    scale = getattr(getattr(format, "scaling", None), "scale", None)
-    if isinstance(format, BlockFloatingPoint) or scale is not None:
-        name = "shared exponent" if scale is None or scale.grid.precision == 1 else "shared scale"
-        return [{"field": name, "bits": getattr(scale, "bits", None), "code": None, "shared": True}]
-    return []
+    if not isinstance(format, BlockFormat):
+        return []
+    scale = format.scale
+    name = "shared exponent" if scale is None or scale.grid.precision == 1 else "shared scale"
+    return [{"field": name, "bits": None if scale is None else scale.bits, "code": None, "shared": True}]
 
 
 def _fields(format: Any, code: str) -> list[tuple[str, int]]:

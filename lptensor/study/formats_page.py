@@ -62,12 +62,11 @@ def _section(row: dict[str, Any], format: Format) -> str:
 
 
 def _blocks(row: dict[str, Any], format: Format) -> list[str]:
-    scaling, size = getattr(format, "scaling", None), getattr(format, "block_size", None)
-    if scaling is None or size is None:
+    if not isinstance(format, BlockFormat) or format.scale is None or None in (format.tile.others, *format.tile.widths):
         return []
-    count = math.prod(size) if isinstance(size, tuple) else size
-    mean = row["bits"] + scaling.scale.bits / count
-    return [f"{count} elements share a scale in {name_of(scaling.scale)}: {mean:g} bits for each number."]
+    count = math.prod(width or 1 for width in format.tile.widths)
+    mean = row["bits"] + format.scale.bits / count
+    return [f"{count} elements share a scale in {name_of(format.scale)}: {mean:g} bits for each number."]
 
 
 def _specials(row: dict[str, Any], format: Format) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from lptensor.base import wrong_format
-from lptensor.blocks import BlockFloatingPoint, BlockFormat
+from lptensor.blocks import BlockFormat
 from lptensor.extra import need
 from lptensor.formats import Format
 from lptensor.ops import round as round_to
@@ -37,8 +37,7 @@ def bits_per_value(format: Format, shape: Sequence[int] = (1024, 1024)) -> float
     element: Any = element_of(format)
     if not isinstance(format, BlockFormat):
         return float(element.bits)
-    scale = getattr(getattr(format, "scaling", None), "scale", None)
-    wide = _SHARED_EXPONENT if isinstance(format, BlockFloatingPoint) or scale is None else scale.bits
+    wide = _SHARED_EXPONENT if format.scale is None else format.scale.bits
     blocks = math.prod(-(-n // side) for n, side in zip(shape, format.block_shape(shape), strict=True))
     return float(element.bits) + wide * blocks / max(math.prod(shape), 1)
 
