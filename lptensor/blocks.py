@@ -180,7 +180,7 @@ class BlockFloatingPoint(BlockFormat):
     def lowered(self) -> Blocks:
         """The plain numbers that a kernel gets of the format."""
         element = self.element.grid
-        bump = _bump("even" if self.overflow == "bump" else "floor", element)
+        bump = SCALE_RULES["even" if self.overflow == "bump" else "floor"](element)
         return Blocks(element, 0, -(2**20), 2**20, bump, saturate=self.infinite == "saturate")
 
     @cached_property
@@ -219,7 +219,7 @@ class _Scaled(BlockFormat):
         saturate, emax = scaling.infinite == "saturate", _exponent(grid.max)
         scale = scaling.scale.grid
         if scaling.powers:
-            bump, high = _bump(scaling.rule, grid), _exponent(scale.max)
+            bump, high = SCALE_RULES[scaling.rule](grid), _exponent(scale.max)
             return Blocks(grid, emax - scaling.margin, scale.emin, high, bump, saturate)
         if scale.precision > CARRIER_PRECISION:
             raise ValueError(f"{scaling.scale!r} has {scale.precision} significant bits, scales {CARRIER_PRECISION}")
@@ -464,13 +464,6 @@ def _no_element(given: object) -> TypeError:
     return TypeError(
         f"the element must be a scalar format such as E4M3 or FixedPoint(8, 6), got {no_format(given)}{way}"
     )
-
-
-def _bump(rule: str, element: Grid) -> float:
-    """The significand above which the exponent of a block goes one up; none is above 2."""
-    largest = element.max / 2.0 ** _exponent(element.max)
-    carries = math.nextafter(2.0 - 2.0**-element.precision, 0.0)  # from here on, rounding gives 2
-    return {"floor": 2.0, "ceil": 1.0, "even": carries, "rceil": largest}[rule]
 
 
 MXINT = row(

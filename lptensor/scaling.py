@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from lptensor.base import check_bool, no_format, set_number
-from lptensor.formats import FP32, ScalarFormat, check_int, set_int
+from lptensor.formats import FP32, Grid, ScalarFormat, check_int, set_int
 
-SCALE_RULES = ("floor", "ceil", "even", "rceil")
+# The significand of a block's maximum above which its exponent goes one up, by the grid of an element; none is above 2.
+SCALE_RULES: dict[str, Callable[[Grid], float]] = {
+    "floor": lambda element: 2.0,
+    "ceil": lambda element: 1.0,
+    "even": lambda element: math.nextafter(2.0 - 2.0**-element.precision, 0.0),  # from here on, rounding gives 2
+    "rceil": lambda element: 2.0 * math.frexp(element.max)[0],
+}
 INFINITE = ("nan", "saturate")
 
 
-def check_one_of(name: str, value: object, allowed: Sequence[object]) -> None:
+def check_one_of(name: str, value: object, allowed: Iterable[object]) -> None:
     """Refuse a value that is not among the allowed ones, naming them."""
-    if value not in allowed:
+    if value not in list(allowed):
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
 
 

@@ -21,11 +21,13 @@ from lptensor.blocks import (
     MXFP8_E4M3,
     MXINT8,
     BlockFloatingPoint,
+    Scaled,
 )
 from lptensor.formats import E2M1, E4M3, E5M2, E8M0, FP16, FP32, FixedPoint, FloatingPoint, ScalarFormat
 from lptensor.names import named_formats
 from lptensor.ops import round as lp_round
 from lptensor.rounding import Stochastic
+from lptensor.scaling import SCALE_RULES, CurrentMaximum, Tile
 from oracles import exact, mx
 from oracles.exact import MODES
 from oracles.philox import word_of_element
@@ -202,6 +204,21 @@ def test_every_rule_lets_only_its_own_values_clip(rule: str) -> None:
     y = lp_round(x, MX(E4M3, 1, scale_rule=rule))
     worst = float(((x - y) / x).max())
     assert (worst > 2.0**-4) == (rule in ("floor", "even"))
+
+
+def test_a_rule_of_ones_own_is_a_threshold_by_the_grid_of_the_element(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SCALE_RULES, "low", lambda grid: 1.0 + 2.0**-grid.precision)
+    x = torch.arange(1.0, 4.0, 2.0**-6)[:, None]
+    for element in (E2M1, E4M3):
+        above = x / torch.where(x < 2, 1, 2) > 1 + 2.0 ** -precision_of(element)
+        exponents = (x >= 2).double() + above - np.floor(np.log2(element.max))
+        for format in (
+            MX(element, 1, scale_rule="low"),
+            Scaled(element, CurrentMaximum(Tile((1,)), E8M0, "low")),
+        ):
+            assert torch.equal(lptensor.scales(x, format), exponents.exp2())
+    with pytest.raises(ValueError, match="'rceil', 'low', got 'half'"):
+        MX(E2M1, scale_rule="half")
 
 
 # --- values ---------------------------------------------------------------------------------------
