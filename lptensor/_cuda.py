@@ -178,6 +178,9 @@ def round_blocks(
     """``x`` rounded into ``y`` in blocks of ``shape``: contiguous tensors, else as in ``round_grid``."""
     layout = ctypes.byref(_native.layout_struct(tuple(x.shape) or (1,), tuple(shape) or (1,)))
     scratch = torch.empty(library().lpt_cuda_scratch(layout), dtype=x.dtype, device=x.device)
-    kind = "blocks_" if isinstance(blocks, Blocks) else "scaled_"
+    kind = blocks.loop.removeprefix("round_") + "_"
     struct = ctypes.byref(_native.blocks_struct(blocks))
     _call(kind, x, y, layout, struct, rounding=rounding, key=key, scratch=(scratch.data_ptr(),))
+
+
+round_scaled = round_blocks  # one call for both: the blocks say which kernel it is

@@ -159,8 +159,8 @@ def grid_reference(grid: Grid) -> Any:
 def blocks_struct(blocks: Blocks | ScaledBlocks) -> _Blocks | _ScaledBlocks:
     """The C struct of the blocks of a format."""
     grids = {name: grid_struct(value) for name, value in blocks._asdict().items() if isinstance(value, Grid)}
-    struct = _Blocks if isinstance(blocks, Blocks) else _ScaledBlocks
-    return struct(**{**blocks._asdict(), **grids})
+    structs: dict[str, type[_Blocks | _ScaledBlocks]] = {"round_blocks": _Blocks, "round_scaled": _ScaledBlocks}
+    return structs[blocks.loop](**{**blocks._asdict(), **grids})
 
 
 @functools.lru_cache(maxsize=256)
@@ -323,11 +323,11 @@ def matrices_of(shape: tuple[int, ...], stride: tuple[int, ...]) -> _Matrices | 
     return None
 
 
-# The structs of formats whose elements are rounded one by one, as csrc/library.cpp numbers them.
-_OF_ELEMENTS: dict[type, Callable[..., Any]] = {
-    Grid: lambda grid, rounding, dtype: grid_struct(grid),
-    Table: lambda table, rounding, dtype: table_struct(table, rounding.mode, dtype)[0],
-    PositBits: lambda posit, rounding, dtype: posit_struct(posit),
+# By loop, as csrc/library.cpp numbers them: the struct of a format that rounds each element on its own, and its tables.
+OF_ELEMENTS: dict[str, Callable[..., tuple[Any, Any]]] = {
+    "round_grid": lambda grid, rounding, dtype: (grid_struct(grid), None),
+    "round_table": lambda table, rounding, dtype: table_struct(table, rounding.mode, dtype),
+    "round_posit": lambda posit, rounding, dtype: (posit_struct(posit), None),
 }
 
 
@@ -340,11 +340,8 @@ def round_matrices(
     key: tuple[int, int] | None,
 ) -> None:
     """``x`` rounded into ``y``: CPU tensors of one dtype, which lie as ``matrices``; they may be one."""
-    kind, struct = next(
-        (kind, struct(lowered, rounding, x.dtype))
-        for kind, (of, struct) in enumerate(_OF_ELEMENTS.items())
-        if isinstance(lowered, of)
-    )
+    kind = list(OF_ELEMENTS).index(lowered.loop)
+    struct, _ = OF_ELEMENTS[lowered.loop](lowered, rounding, x.dtype)
     _kernels("round_matrices")[x.dtype](
         x.data_ptr(),
         y.data_ptr(),
@@ -393,7 +390,7 @@ def round_blocks(
     key: tuple[int, int] | None,
 ) -> None:
     """``x`` rounded into ``y`` in blocks of ``shape``: contiguous CPU tensors of one dtype; they may be one."""
-    kernel = _kernels("round_blocks" if isinstance(blocks, Blocks) else "round_scaled")[x.dtype]
+    kernel = _kernels(blocks.loop)[x.dtype]
     failed = kernel(
         x.data_ptr(),
         y.data_ptr(),
@@ -404,6 +401,9 @@ def round_blocks(
     )
     if failed:
         raise MemoryError(f"no memory for the scales of {x.numel()} elements in blocks of {tuple(shape)}")
+
+
+round_scaled = round_blocks  # one call for both: the blocks say which kernel it is
 
 
 def ask_for_large_pages(y: Tensor) -> None:

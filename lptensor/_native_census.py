@@ -83,13 +83,8 @@ class Rounder:
     """Calls the loops that round to one format as one rounding says, and count what that does."""
 
     def __init__(self, lowered: Grid | Table | PositBits, rounding: Rounding, dtype: torch.dtype) -> None:
-        self._format: Any
-        if isinstance(lowered, Grid):
-            kind, self._format = "grid_", _native.grid_struct(lowered)
-        elif isinstance(lowered, Table):
-            kind, (self._format, self._held) = "table_", _native.table_struct(lowered, rounding.mode, dtype)
-        else:
-            kind, self._format = "posit_", _native.posit_struct(lowered)
+        kind = lowered.loop.removeprefix("round_") + "_"
+        self._format, self._held = _native.OF_ELEMENTS[lowered.loop](lowered, rounding, dtype)
         self.rounding, self.dtype = rounding, dtype
         self._rule = None if rounding.stochastic else _native.rule(rounding, None)
         self._rules = None if self._rule is None else _PAIR(self._rule, self._rule)

@@ -24,7 +24,7 @@ CARRIER_PRECISION, CARRIER_MIN_EXPONENT, CARRIER_MAX = 24, -149, (2.0 - 2.0**-23
 
 @constant
 class Format:
-    """A set of representable values. ``lowered`` is what a kernel gets of it.
+    """A set of representable values. ``lowered`` is what a kernel gets of it, and names its ``loop``.
 
     Formats are frozen, hashable and compare by their parameters, so they may be dictionary keys
     and travel through pickle, ``deepcopy`` and ``torch.compile``.

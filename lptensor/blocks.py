@@ -59,6 +59,11 @@ class Blocks(NamedTuple):
     bump: float = 2.0
     saturate: bool = False
 
+    @property
+    def loop(self) -> str:
+        """What rounds to it: a function of this name in reference.py and in the kernels of a device."""
+        return "round_blocks"
+
 
 class ScaledBlocks(NamedTuple):
     """What a kernel gets where scales are any number; ``struct lpt_scaled`` in csrc/block.h.
@@ -75,6 +80,11 @@ class ScaledBlocks(NamedTuple):
     ceiling: float
     reciprocal: bool = False
     saturate: bool = False
+
+    @property
+    def loop(self) -> str:
+        """What rounds to it: a function of this name in reference.py and in the kernels of a device."""
+        return "round_scaled"
 
 
 class BlockFormat(Format):

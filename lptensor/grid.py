@@ -43,6 +43,11 @@ class Grid(NamedTuple):
     ties_to_even_code: bool = False
 
     @property
+    def loop(self) -> str:
+        """What rounds to it: a function of this name in reference.py and in the kernels of a device."""
+        return "round_grid"
+
+    @property
     def signed(self) -> bool:
         return self.min < 0
 

@@ -11,11 +11,9 @@ from torch import Tensor
 
 from lptensor import _compat, _cuda, _native, _nvrtc, library, observe, reference
 from lptensor.base import wrong_format
-from lptensor.blocks import BlockFormat, Blocks, ScaledBlocks
+from lptensor.blocks import BlockFormat
 from lptensor.formats import Format, Grid
-from lptensor.posits import PositBits
 from lptensor.rounding import Mode, Rounding, as_rounding
-from lptensor.tables import Table
 
 
 def round(
@@ -302,13 +300,13 @@ def _round_into(x: Tensor, y: Tensor, format: Format, rounding: Rounding, genera
     key = call_key(x, generator) if rounding.stochastic else None
     lowered = format.lowered
     kernels = _kernels(x.device)
-    if kernels is None:
-        if x.device.type == "cpu":
+    loop = getattr(kernels, lowered.loop, None)  # of one's own formats there may be none
+    if loop is None:
+        if kernels is None and x.device.type == "cpu":
             _native.warn_missing()
         if isinstance(key, Tensor):
-            raise RuntimeError(
-                "rounding stochastically in a CUDA graph needs lptensor's CUDA library: " + backend("cuda")
-            )
+            why = backend("cuda") if kernels is None else f"it has no kernel that rounds to {format!r}"
+            raise RuntimeError("rounding stochastically in a CUDA graph needs lptensor's CUDA library: " + why)
         return y.copy_(_reference(x, format, lowered, rounding, key))
 
     # Random words and blocks go by position in contiguous order; else any order without gaps will do.
@@ -317,15 +315,17 @@ def _round_into(x: Tensor, y: Tensor, format: Format, rounding: Rounding, genera
     negated = x.is_neg() or y is not x and y.is_neg()
     alike = y is x or x.stride() == y.stride()
     same = alike and (x.is_contiguous() or elementwise and is_dense(x)) and not negated
-    if not same and alike and not negated and _in_another_order(kernels, x, y, format, rounding, key):
+    if not same and alike and not negated and _in_another_order(kernels, loop, x, y, format, rounding, key):
         return y
     source = x if same else x.resolve_neg().contiguous()
     target = y if same or y.is_contiguous() and not negated else torch.empty_like(source)
-    _loop(kernels, lowered)(source, target, lowered, *_shape_of(format, x), rounding, key)
+    loop(source, target, lowered, *_shape_of(format, x), rounding, key)
     return y if target is y else y.copy_(target)
 
 
-def _in_another_order(kernels: Any, x: Tensor, y: Tensor, format: Format, rounding: Rounding, key: Any) -> bool:
+def _in_another_order(
+    kernels: Any, loop: Any, x: Tensor, y: Tensor, format: Format, rounding: Rounding, key: Any
+) -> bool:
     """Round tensors without gaps where they lie, whose axes lie in another order, if there is a way."""
     if not isinstance(format, BlockFormat):
         matrices = _native.matrices_of(x.shape, x.stride()) if kernels is _native else None
@@ -336,22 +336,8 @@ def _in_another_order(kernels: Any, x: Tensor, y: Tensor, format: Format, roundi
     inside, outside, shape = x.permute(order), y.permute(order), format.block_shape(x.shape)
     if key is not None or not inside.is_contiguous():
         return False
-    kernels.round_blocks(inside, outside, format.lowered, tuple(shape[d] for d in order), rounding, None)
+    loop(inside, outside, format.lowered, tuple(shape[d] for d in order), rounding, None)
     return True
-
-
-# What rounds to each kind of lowered format: by this name the kernels of a device have it, and the reference.
-_LOOPS = {
-    Grid: "round_grid",
-    Table: "round_table",
-    PositBits: "round_posit",
-    Blocks: "round_blocks",
-    ScaledBlocks: "round_blocks",
-}
-
-
-def _loop(module: Any, lowered: Any) -> Any:
-    return getattr(module, _LOOPS[type(lowered)])
 
 
 def _shape_of(format: Format, x: Tensor) -> tuple[Any, ...]:
@@ -365,7 +351,7 @@ def _rounded_copy(x: Tensor, format: Format, rounding: Rounding) -> Tensor:
 
 
 def _reference(x: Tensor, format: Format, lowered: Any, rounding: Rounding, key: Any) -> Tensor:
-    rounded: Tensor = _loop(reference, lowered)(x, lowered, *_shape_of(format, x), rounding, key)
+    rounded: Tensor = getattr(reference, lowered.loop)(x, lowered, *_shape_of(format, x), rounding, key)
     return rounded
 
 

@@ -19,6 +19,11 @@ class PositBits(NamedTuple):
     es: int
 
     @property
+    def loop(self) -> str:
+        """What rounds to it: a function of this name in reference.py and in the kernels of a device."""
+        return "round_posit"
+
+    @property
     def scale(self) -> int:
         """log2 of the largest value, maxPos; minPos is its inverse."""
         return (self.nbits - 2) << self.es

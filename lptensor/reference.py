@@ -7,7 +7,7 @@ numbers to zero must not change a result.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -47,19 +47,24 @@ def round_grid(x: Tensor, grid: Grid, rounding: Rounding, key: Key | Words | Non
     return _round(x, grid, torch.zeros((), dtype=torch.int64, device=x.device), rounding, key)
 
 
-def round_blocks(
-    x: Tensor, blocks: Blocks | ScaledBlocks, shape: Sequence[int], rounding: Rounding, key: Key | None = None
-) -> Tensor:
-    """``x`` rounded in blocks of ``shape``, each on its grid under its scale; ``CurrentMaximum`` says how."""
+def round_blocks(x: Tensor, blocks: Blocks, shape: Sequence[int], rounding: Rounding, key: Key | None = None) -> Tensor:
+    """``x`` rounded in blocks of ``shape``, each on its grid under its power of two; ``CurrentMaximum`` says how."""
     number = _block_numbers(x, shape)
     largest, lost = _largest(x, number, blocks.saturate)
-    if isinstance(blocks, Blocks):
-        shift = _shifts(largest, lost, blocks)
-        # Blocks at the bottom of float64 are rounded 2**512 higher, where no step meets a subnormal number.
-        lift = torch.where(shift < -500, 512, 0) if x.dtype == torch.float64 else torch.zeros_like(shift)
-        shift, lift = shift[number], lift[number]
-        rounded = lowered(_round(raised(x, lift), blocks.element, shift + lift, rounding, key), lift)
-        return torch.where(lost[number], torch.nan, rounded)
+    shift = _shifts(largest, lost, blocks)
+    # Blocks at the bottom of float64 are rounded 2**512 higher, where no step meets a subnormal number.
+    lift = torch.where(shift < -500, 512, 0) if x.dtype == torch.float64 else torch.zeros_like(shift)
+    shift, lift = shift[number], lift[number]
+    rounded = lowered(_round(raised(x, lift), blocks.element, shift + lift, rounding, key), lift)
+    return torch.where(lost[number], torch.nan, rounded)
+
+
+def round_scaled(
+    x: Tensor, blocks: ScaledBlocks, shape: Sequence[int], rounding: Rounding, key: Key | None = None
+) -> Tensor:
+    """``x`` rounded as in ``round_blocks`` under scales of any number."""
+    number = _block_numbers(x, shape)
+    largest, lost = _largest(x, number, blocks.saturate)
     scale, reciprocal = (t[number] for t in _scales(x, largest, lost, blocks))
     dividend = exact(x)
     if x.dtype == torch.float64:  # quotients of smaller numbers might vanish
@@ -80,10 +85,7 @@ def block_scales(x: Tensor, blocks: Blocks | ScaledBlocks, shape: Sequence[int])
     tensor([1.], dtype=torch.float64)
     """
     largest, lost = _largest(x, _block_numbers(x, shape), blocks.saturate)
-    if isinstance(blocks, Blocks):
-        scales = torch.where(lost, torch.nan, power(_shifts(largest, lost, blocks)))
-    else:
-        scales = _scales(x, largest, lost, blocks)[0]
+    scales: Tensor = _SCALES[blocks.loop](x, largest, lost, blocks)
     return scales.reshape([-(-n // wide) for n, wide in zip(x.shape, shape, strict=True)])
 
 
@@ -114,6 +116,11 @@ def _shifts(largest: Tensor, lost: Tensor, blocks: Blocks) -> Tensor:
     return torch.where(lost | (u == 0), 0, shift)
 
 
+def _powers(x: Tensor, largest: Tensor, lost: Tensor, blocks: Blocks) -> Tensor:
+    """The scale of each block that has a power of two; float64."""
+    return torch.where(lost, torch.nan, power(_shifts(largest, lost, blocks)))
+
+
 def _scales(x: Tensor, largest: Tensor, lost: Tensor, blocks: ScaledBlocks) -> tuple[Tensor, Tensor]:
     """The scale of each block and what multiplies where that stands for dividing; float64 with fp32 numbers in it."""
     most = torch.finfo(torch.float32).max
@@ -128,6 +135,12 @@ def _scales(x: Tensor, largest: Tensor, lost: Tensor, blocks: ScaledBlocks) -> t
     )
     reciprocal = _single(_single(1.0 / whole) / s).clamp(max=most)
     return torch.where(lost, torch.nan, _single(s * whole).clamp(max=most)), reciprocal
+
+
+_SCALES: dict[str, Callable[..., Tensor]] = {
+    "round_blocks": _powers,
+    "round_scaled": lambda *given: _scales(*given)[0],
+}
 
 
 def _single(x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

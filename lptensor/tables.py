@@ -33,6 +33,11 @@ class Table:
     values: tuple[float, ...]
     geometric: bool = False
 
+    @property
+    def loop(self) -> str:
+        """What rounds to it: a function of this name in reference.py and in the kernels of a device."""
+        return "round_table"
+
 
 table_of = functools.lru_cache(maxsize=256)(Table)  # one object for equal values: what is derived is kept by identity
 

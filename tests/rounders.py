@@ -49,7 +49,8 @@ def run(
     rule, lowered = as_rounding(rounding), format.lowered
     if rounder == "reference":
         if isinstance(format, BlockFormat):
-            return reference.round_blocks(x, lowered, format.block_shape(x.shape), rule, key)
+            blocks: torch.Tensor = getattr(reference, lowered.loop)(x, lowered, format.block_shape(x.shape), rule, key)
+            return blocks
         return reference.round_grid(x, lowered, rule, key)
     before = chosen_build()
     assert choose_build(rounder)

@@ -98,11 +98,8 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def call(kernels: Any, x: torch.Tensor, y: torch.Tensor, format: Format, rule: Rounding, key: Any) -> None:
     lowered = format.lowered
-    if isinstance(format, BlockFormat):
-        kernels.round_blocks(x, y, lowered, format.block_shape(x.shape), rule, key)
-    else:
-        kind = {"Grid": "grid", "Table": "table", "PositBits": "posit"}[type(lowered).__name__]
-        getattr(kernels, f"round_{kind}")(x, y, lowered, rule, key)
+    shape = (format.block_shape(x.shape),) if isinstance(format, BlockFormat) else ()
+    getattr(kernels, lowered.loop)(x, y, lowered, *shape, rule, key)
 
 
 def assert_same_as_cpu(

@@ -11,11 +11,14 @@ from torch import nn
 from torch.autograd import forward_ad
 
 import lptensor
-from lptensor import _native, lower, ops, reference
+from lptensor import _cuda, _native, lower, ops, reference
 from lptensor.blocks import MX, NVFP4, BlockFloatingPoint
-from lptensor.formats import BF16, E4M3, E5M2, FP32, FixedPoint
+from lptensor.codebooks import NF4
+from lptensor.formats import BF16, E4M3, E5M2, FP32, FixedPoint, Format
 from lptensor.ops import backend, round as lp_round
+from lptensor.posits import Posit
 from lptensor.rounding import Mode, Rounding, Stochastic, as_rounding
+from own_formats import Centred, Multiples, Step, in_steps, teach
 from rounders import NATIVE_BUILDS, assert_same_bits, choose_build
 
 
@@ -363,7 +366,7 @@ def test_blocks_of_any_layout_and_length_are_those_of_the_reference(shape: Any, 
     x = torch.randn(shape) * torch.exp2(torch.randint(-20, 20, shape))
     x.view(-1)[::11] = 0.0
     rounding, key = as_rounding(mode), (3, 4)
-    want = reference.round_blocks(x, format.lowered, format.block_shape(x.shape), rounding, key)
+    want = getattr(reference, format.lowered.loop)(x, format.lowered, format.block_shape(x.shape), rounding, key)
     orders = [range(x.dim()), [*range(x.dim())][::-1], [0, *range(2, x.dim()), 1]]
     for order in orders:
         inverse = [list(order).index(d) for d in range(x.dim())]
@@ -387,3 +390,41 @@ def test_large_outputs_may_lie_anywhere(offset: int) -> None:
     x = torch.randn(n)
     lp_round(x, E4M3, out=y)
     assert torch.equal(y, lp_round(x, E4M3))
+
+
+# --- formats of one's own -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("format", [E4M3, NF4, Posit(8), MX(E4M3), NVFP4], ids=repr)
+def test_every_place_has_a_loop_for_what_formats_are_lowered_to(format: Format) -> None:
+    """Where a device lacks one, the reference would round without a word."""
+    assert all(callable(getattr(place, format.lowered.loop)) for place in (reference, _native, _cuda))
+
+
+@pytest.mark.parametrize("format", [Multiples(), Centred()], ids=repr)
+def test_what_no_kernel_knows_is_rounded_by_the_reference(format: Format, monkeypatch: pytest.MonkeyPatch) -> None:
+    teach(monkeypatch)
+    warned: list[None] = []
+    monkeypatch.setattr(_native, "warn_missing", lambda: warned.append(None))
+    x = torch.randn(6, 8)
+    wanted = in_steps(x, format.lowered, (1, 4))
+    assert torch.equal(lp_round(x, format), wanted)
+    assert torch.equal(lp_round(x.T.contiguous().T, format), wanted)
+    assert torch.equal(lp_round(x.clone(), format, out=(out := torch.empty(8, 6).T)), wanted) and out.stride() == (1, 6)
+    summed = x.to_lp(format) + 0.0  # type: ignore[attr-defined]
+    assert torch.equal(summed.dequantize(), in_steps(wanted, format.lowered, (1, 4)))
+    assert not warned or _native.library() is None  # another compiler would not help
+
+
+def test_a_graph_cannot_draw_where_no_kernel_reads_the_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    teach(monkeypatch)
+    monkeypatch.setattr(ops, "_kernels", lambda device: object())
+    monkeypatch.setattr(ops, "call_key", lambda x, generator: torch.tensor([1, 2]))
+    with pytest.raises(RuntimeError, match=r"CUDA library: it has no kernel that rounds to Multiples\(step=0.25\)"):
+        lp_round(torch.ones(3), Multiples(), "stochastic")
+
+
+def test_a_loop_that_the_reference_lacks_is_named() -> None:
+    assert not hasattr(reference, Step(1.0).loop)
+    with pytest.raises(AttributeError, match="lptensor.reference.* 'round_step'"):
+        lp_round(torch.ones(3), Multiples())

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from backends import BUILDS, chosen
 from lptensor import Gemm, Hadamard, observe
+from lptensor._native_census import Rounder
 from lptensor.blocks import MXFP4, NVFP4, BlockFloatingPoint
 from lptensor.codebooks import NF4, Codebook
 from lptensor.convert import convert
@@ -33,6 +34,7 @@ from lptensor.rounding import Stochastic, as_rounding
 from lptensor.study import Rows, exponent_histogram, places, plot_layer_map, record
 from lptensor.study.census import Census
 from lptensor.study.updates import Updates
+from own_formats import Multiples, in_steps, teach
 
 ENDS = {  # largest, smallest, smallest normal: IEEE 754-2019 table 3.5, OCP OFP8, and two's complement
     E4M3: (448.0, -448.0, 2.0**-6),
@@ -221,6 +223,22 @@ def test_zeros_of_a_format_without_zero_overflow() -> None:
     census, x = Census(E8M0), torch.zeros(2000)
     census.ask(x, as_rounding("nearest"))
     assert round_to(x, E8M0).isnan().all() and census.row()["overflow"] == 1.0
+
+
+def test_what_the_loops_do_not_round_to_is_counted_as_it_is_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    teach(monkeypatch)
+    format, x, now = Multiples(), torch.randn(3001), torch.randn(3001)
+    y = in_steps(x, format.lowered)
+    told, asked, updates, wanted = Census(format), Census(format), Updates(), Updates()
+    told.add(x, y)
+    asked.ask(x, as_rounding("nearest"))
+    assert asked.row() == told.row() and asked.row()["zero"] == (y == 0).double().mean()
+    assert not asked.round(x, x.clone(), as_rounding("nearest"))
+    updates.ask(x, now, format, as_rounding("nearest"))
+    wanted.add(y, y + (now - x), in_steps(y + (now - x), format.lowered))
+    assert updates.row() == wanted.row()
+    with pytest.raises(KeyError, match="round_step"):
+        Rounder(format.lowered, as_rounding("nearest"), torch.float32)  # type: ignore[arg-type]
 
 
 def test_census_under_flushed_subnormals(flush_denormal: None) -> None:

@@ -46,6 +46,11 @@ def native(x: Tensor) -> bool:
     return type(x) is Tensor and x.is_cpu and _native.library() is not None
 
 
+def rounds(x: Tensor, format: Format) -> bool:
+    """Whether the compiled loops round this tensor to the format and count on the way."""
+    return native(x) and format.lowered.loop in _native.OF_ELEMENTS
+
+
 def alike(first: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
     """The same tensors with their elements in one order of memory, without gaps.
 
@@ -106,15 +111,14 @@ class Census:
 
     def ask(self, x: Tensor, rounding: Rounding, generator: torch.Generator | None = None) -> None:
         """Count what rounding a plain tensor would do to it, without making what it would become."""
-        if isinstance(self.format, BlockFormat) or not native(x):
-            self.add(x, round_fresh(x, self.format, rounding, generator))
-        else:
+        if rounds(x, self.format):
             self._round(alike(x)[0], None, rounding, generator)
+        else:
+            self.add(x, round_fresh(x, self.format, rounding, generator))
 
     def round(self, x: Tensor, y: Tensor, rounding: Rounding, generator: torch.Generator | None = None) -> bool:
         """Round ``x`` into ``y``, which may be ``x``, and count on the way; whether the compiled loops do that."""
-        can = native(x) and not isinstance(self.format, BlockFormat)
-        can = can and x.is_contiguous() and y.is_contiguous() and not x.is_neg() and not y.is_neg()
+        can = rounds(x, self.format) and x.is_contiguous() and y.is_contiguous() and not x.is_neg() and not y.is_neg()
         if can:
             self._round(x, y, rounding, generator)
         return can

@@ -9,11 +9,10 @@ from torch import Tensor
 
 from lptensor import _native_census
 from lptensor._native_census import Rounder, UpdatesStruct
-from lptensor.blocks import BlockFormat
 from lptensor.formats import Format
 from lptensor.ops import draw_key, round_fresh
 from lptensor.rounding import Rounding
-from lptensor.study.census import alike, native
+from lptensor.study.census import alike, native, rounds
 
 
 class Updates:
@@ -58,7 +57,7 @@ class Updates:
         generator: torch.Generator | None = None,
     ) -> None:
         """One step of a plain weight, as it would be if the weight were held, and written, in a format."""
-        if isinstance(format, BlockFormat) or not native(now):
+        if not rounds(now, format):
             held = round_fresh(start, format, rounding, generator)
             wanted = held + (now - start)
             self.add(held, wanted, round_fresh(wanted, format, rounding, generator))
