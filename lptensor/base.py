@@ -59,7 +59,7 @@ class Format:
         >>> E4M3.has(0.5), E4M3.has(0.3), E4M3.has(float("inf")), E5M2.has(float("inf")), NF4.has(1.0), MXFP4.has(1.0)
         (True, False, False, True, True, False)
         """
-        raise NotImplementedError
+        return False  # a kind that does not say it: zeros are rounded then like any number
 
     def check_carrier(self, dtype: torch.dtype) -> None:
         """Refuse a dtype that does not hold every value.
