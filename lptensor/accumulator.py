@@ -39,7 +39,7 @@ class Accumulator:
     terms are -0. Stochastic rounding draws its words as a function of key, element and step.
 
     Args:
-        sum: the format of the running sum: signed, with zero, each element rounded on its own.
+        sum: the format of the running sum: floating point or fixed point, signed, with zero.
         product: the format that each product is rounded to before it is added; None for no such step.
         chunk: so many terms are first added among themselves, from zero, and then the chunks'
             sums (Wang et al. 2018). In the order "aligned", how many products are added at once.
@@ -196,8 +196,8 @@ torch.serialization.add_safe_globals([Accumulator])  # so that torch.load(weight
 def _check_format(name: str, format: object, compute: str) -> None:
     if not isinstance(format, ScalarFormat):
         raise TypeError(
-            f"{name} must be a format that rounds each number on its own, such as FloatingPoint(16) or "
-            f"FixedPoint(16, 8), got {no_format(format)}"
+            f"{name} must be a floating-point or fixed-point format, such as FloatingPoint(16) or FixedPoint(16, 8), "
+            f"got {no_format(format)}"
         )
     grid = format.grid
     if not grid.signed or not grid.zero:

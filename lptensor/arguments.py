@@ -71,6 +71,8 @@ def join_list(operands: Sequence[Any]) -> Arithmetic:
     try:
         return join(operands)
     except TypeError as error:
+        if not any(operand._gradient for operand in operands):
+            raise
         raise TypeError(
             f"{error}. Gradients in several formats have a norm once they are plain, get_total_norm([p.grad."
             "dequantize() for p in parameters]), by which clip_grads_with_norm_ clips them; LBFGS takes such within "

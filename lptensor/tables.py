@@ -13,6 +13,7 @@ import itertools
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,6 +33,13 @@ class Table:
 
     values: tuple[float, ...]
     geometric: bool = False
+
+    def __post_init__(self) -> None:
+        values = np.asarray(self.values)
+        with np.errstate(over="ignore"):
+            beyond = values[values.astype(np.float32) != values]
+        if len(beyond):
+            raise ValueError(f"values of a list are fp32 numbers, got {beyond[0].item()!r}; round it to one first")
 
     @property
     def loop(self) -> str:

@@ -201,3 +201,10 @@ def test_an_arithmetic_is_freed_with_the_model_that_it_formed() -> None:
     kept = train()
     gc.collect()
     assert kept() is None
+
+
+def test_a_list_in_two_roundings_is_refused_without_a_word_of_gradients() -> None:
+    one = torch.ones(1)
+    with pytest.raises(TypeError, match="disagree on rounding") as refused:
+        torch.stack([one.to_lp(BF16, "down"), one.to_lp(BF16, "up")])  # type: ignore[attr-defined]
+    assert "norm" not in str(refused.value)

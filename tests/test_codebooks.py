@@ -7,6 +7,7 @@ import dataclasses
 import math
 import pickle
 import random
+import re
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
@@ -36,6 +37,7 @@ from lptensor.formats import CARRIER_MAX, FixedPoint
 from lptensor.names import named_formats
 from lptensor.posits import Posit
 from lptensor.rounding import Mode, Rounding, Stochastic
+from lptensor.tables import Table
 from oracles import codebook
 
 TINY = 2.0**-149
@@ -447,3 +449,10 @@ def test_values_that_a_tracer_was_the_first_to_ask_for_are_real() -> None:
     make_fx(lambda x: x * listed.values().max(), tracing_mode="fake")(torch.ones(2))
     assert listed.values().tolist() == [-1.0, 0.0, 0.5, 2.125]
     assert listed.codes_of(torch.tensor([0.5])).tolist() == [2]
+
+
+def test_values_that_fp32_lacks_are_refused_by_name() -> None:
+    for wrong in (0.1, 2.0**-150, 2.0**128, math.nan):
+        with pytest.raises(ValueError, match=re.escape(f"fp32 numbers, got {wrong!r};")):
+            Table((-1.0, wrong))
+    assert Table((-1.0, 2.0**-149, 0.10000000149011612)).values[1] == 2.0**-149
