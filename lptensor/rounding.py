@@ -6,9 +6,13 @@ import enum
 import operator
 from dataclasses import dataclass
 from difflib import get_close_matches
+from typing import Any, Literal, get_args
 
 from lptensor import _compat
 from lptensor.text import constant, learn
+
+# Which of two neighbours: the one toward zero or away from it, that of the even or the odd code, the lower, the upper.
+Way = Literal["zero", "away", "even", "odd", "down", "up"]
 
 
 @learn
@@ -23,23 +27,45 @@ class Mode(enum.IntEnum):
       its variants for few random bits (``Stochastic``).
     - STOCHASTIC_EQUAL: up or down with probability 1/2.
 
-    The numbers are those of ``enum lpt_mode`` in csrc/grid.h.
+    A row is the number in ``enum lpt_mode`` of csrc/grid.h, the neighbour that a value goes ``toward`` ("drawn": as
+    random words say), and of the nearer one the way of a ``tie``. Nothing else in Python tells modes apart that draw
+    nothing.
 
     >>> import torch, lptensor
     >>> lptensor.round(torch.tensor([0.1]), lptensor.FloatingPoint(8), Mode.UP)
     tensor([0.1094])
+    >>> Mode.NEAREST.toward, Mode.NEAREST.tie, Mode.UP.tie
+    ('nearer', 'even', 'up')
     """
 
-    NEAREST = 0  # IEEE 754-2019 4.3.1 roundTiesToEven
-    NEAREST_AWAY = 1  # roundTiesToAway
-    TOWARD_ZERO = 2  # 4.3.2 roundTowardZero
-    DOWN = 3  # roundTowardNegative
-    UP = 4  # roundTowardPositive
-    ODD = 5  # inexact results take the odd neighbour (Boldo and Melquiond 2008)
-    STOCHASTIC = 6  # up with the probability of the fraction
-    STOCHASTIC_HALF_OFFSET = 7  # half a unit of the last random bit is added first
-    STOCHASTIC_PRE_ROUNDED = 8  # the fraction is first rounded to the random bits, ties to even
-    STOCHASTIC_EQUAL = 9  # what is inexact goes up with probability 1/2
+    toward: Way | Literal["nearer", "drawn"]
+    tie: Way | Literal["drawn"]
+
+    def __new__(cls, number: int, *ways: Any) -> Mode:
+        """The member of a row: "nearer" and the way of ties, or one way for all, or "drawn"."""
+        nearer = ways[0] == "nearer"
+        if len(ways) != 1 + nearer or ways[-1] not in get_args(Way) and ways != ("drawn",):
+            raise ValueError(
+                f'a mode goes "nearer" and a way in ties, or a way ({", ".join(get_args(Way))}), got {ways}'
+            )
+        mode = int.__new__(cls, number)
+        mode._value_, mode.toward, mode.tie = number, ways[0], ways[-1]
+        return mode
+
+    NEAREST = 0, "nearer", "even"  # IEEE 754-2019 4.3.1 roundTiesToEven
+    NEAREST_AWAY = 1, "nearer", "away"  # roundTiesToAway
+    TOWARD_ZERO = 2, "zero"  # 4.3.2 roundTowardZero
+    DOWN = 3, "down"  # roundTowardNegative
+    UP = 4, "up"  # roundTowardPositive
+    ODD = 5, "odd"  # inexact results take the odd neighbour (Boldo and Melquiond 2008)
+    STOCHASTIC = 6, "drawn"  # up with the probability of the fraction
+    STOCHASTIC_HALF_OFFSET = 7, "drawn"  # half a unit of the last random bit is added first
+    STOCHASTIC_PRE_ROUNDED = 8, "drawn"  # the fraction is first rounded to the random bits, ties to even
+    STOCHASTIC_EQUAL = 9, "drawn"  # what is inexact goes up with probability 1/2
+
+    def leads_back(self, negative: bool) -> bool:
+        """Whether what lies beyond the largest value of its sign becomes that value (IEEE 754-2019 7.4)."""
+        return self.toward in ("zero", "even", "odd", "up" if negative else "down")
 
 
 @learn
@@ -99,7 +125,8 @@ class Rounding:
 
     def __post_init__(self) -> None:
         if _compat.ENUMS_TURN_INTO_NUMBERS:
-            for name, kind in (("mode", Mode), ("beyond", Beyond)):
+            kinds: dict[str, type[enum.IntEnum]] = {"mode": Mode, "beyond": Beyond}
+            for name, kind in kinds.items():
                 if type(value := getattr(self, name)) is int:
                     object.__setattr__(self, name, kind(value))
         if not isinstance(self.mode, Mode):
@@ -122,7 +149,7 @@ class Rounding:
     @property
     def stochastic(self) -> bool:
         """Whether the mode draws random words."""
-        return self.mode >= Mode.STOCHASTIC
+        return self.mode.toward == "drawn"
 
     @property
     def name(self) -> str:
