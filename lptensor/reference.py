@@ -199,22 +199,12 @@ def round_posit(x: Tensor, posit: PositBits, rounding: Rounding, key: Key | None
     low = torch.where(tiny, 0.0, (below + one).view(torch.float64))
     high = (torch.where(tiny, log, below + unit) + one).view(torch.float64)
     inexact = tiny | (lost > 0)
-    match rounding.mode:
-        case Mode.NEAREST:
-            up = tiny | (2 * lost > unit) | (2 * lost == unit) & odd
-        case Mode.NEAREST_AWAY:
-            up = tiny | (2 * lost >= unit)
-        case Mode.TOWARD_ZERO:
-            up = torch.zeros_like(tiny)
-        case Mode.DOWN:
-            up = inexact & negative
-        case Mode.UP:
-            up = inexact & ~negative
-        case Mode.ODD:
-            up = tiny | inexact & ~odd
-        case _:
-            up = inexact & _drawn((magnitude - low) / (high - low), rounding, key)
-    r = torch.where(up, high, low)
+    if rounding.stochastic:
+        up = _drawn((magnitude - low) / (high - low), rounding, key)
+    else:  # to nearest nothing but zero becomes zero
+        past_half = torch.where(tiny, 1, 2 * lost - unit)
+        up = _goes_up(rounding.mode, past_half, odd & ~tiny, torch.zeros_like(tiny), negative)
+    r = torch.where(inexact & up, high, low)
 
     # 4. zero, the ends, the sign
     r = torch.where(magnitude == 0, 0.0, r.clamp(max=2.0**posit.scale))
@@ -244,8 +234,12 @@ def _round(x: Tensor, grid: Grid, shift: Tensor, rounding: Rounding, key: Key | 
     if grid.ties_to_even_code:
         odd = torch.where(odd, (binade - grid.emin - shift + 1) % 2 == 1, odd)
     limit, beyond = _ends(grid, shift, negative, x.dtype)
-    at_end = times_power(k, q) == limit  # the lower neighbour is the largest value
-    up = _goes_up(fraction, odd, below, negative, at_end, grid, rounding, key)
+    if rounding.stochastic:
+        at_end = times_power(k, q) == limit  # the lower neighbour is the largest value
+        up = _drawn_up(fraction, at_end, rounding, key)
+    else:
+        bare = below & (grid.subnormals is Subnormals.NONE)
+        up = (fraction > 0) & _goes_up(rounding.mode, fraction - 0.5, odd, bare, negative)
     if grid.subnormals is Subnormals.FLUSH:
         k, up = torch.where(below, 0.0, k), up & ~below
     r = torch.where(settled, magnitude, times_power(k + up, q))
@@ -254,9 +248,8 @@ def _round(x: Tensor, grid: Grid, shift: Tensor, rounding: Rounding, key: Key | 
         r = torch.where(magnitude == 0, torch.nan, torch.where(r == 0, lowest, r))
 
     # 4. the ends of the format, the specials, the sign
-    always = rounding.mode in (Mode.TOWARD_ZERO, Mode.ODD) or rounding.beyond is Beyond.SATURATE
-    inward = torch.full_like(negative, always)
-    inward |= negative if rounding.mode is Mode.UP else ~negative & (rounding.mode is Mode.DOWN)
+    mode, always = rounding.mode, rounding.beyond is Beyond.SATURATE
+    inward = torch.where(negative, mode.leads_back(True) or always, mode.leads_back(False) or always)
     r = torch.where(r > limit, torch.where(inward, limit, beyond), r)
     r = torch.where(magnitude.isinf(), torch.where(limit.isinf(), limit, beyond), r)
     r = torch.where(magnitude.isnan(), torch.nan, r)
@@ -267,32 +260,27 @@ def _round(x: Tensor, grid: Grid, shift: Tensor, rounding: Rounding, key: Key | 
     return carried(torch.where(negative & ~r.isnan(), -r, r), x.dtype)
 
 
-def _goes_up(
-    fraction: Tensor,
-    odd: Tensor,
-    below: Tensor,
-    negative: Tensor,
-    at_end: Tensor,
-    grid: Grid,
-    rounding: Rounding,
-    key: Key | Words | None,
-) -> Tensor:
-    """Whether a value takes the neighbour of larger magnitude."""
-    match rounding.mode:
-        case Mode.NEAREST:
-            upward_tie = below & (grid.subnormals is Subnormals.NONE)
-            return (fraction > 0.5) | (fraction == 0.5) & (odd | upward_tie)
-        case Mode.NEAREST_AWAY:
-            return fraction >= 0.5
-        case Mode.TOWARD_ZERO:
-            return torch.zeros_like(odd)
-        case Mode.DOWN:
-            return (fraction > 0) & negative
-        case Mode.UP:
-            return (fraction > 0) & ~negative
-        case Mode.ODD:
-            return (fraction > 0) & ~odd
-    certain = torch.zeros_like(odd)
+def _goes_up(mode: Mode, past_half: Tensor, odd: Tensor, bare: Tensor, negative: Tensor) -> Tensor:
+    """Whether a value between two neighbours takes the one of larger magnitude, in a mode that draws nothing.
+
+    ``past_half`` has the sign of the value less the middle of the two, ``odd`` is of the lower one. Where the two are
+    zero and the least normal value (``bare``), up is the even one and the odd one.
+    """
+    up = {
+        "nearer": past_half > 0,
+        "zero": torch.zeros_like(odd),
+        "away": torch.ones_like(odd),
+        "even": odd | bare,
+        "odd": ~odd,
+        "down": negative,
+        "up": ~negative,
+    }
+    return torch.where(past_half == 0, up[mode.tie], up[mode.toward])
+
+
+def _drawn_up(fraction: Tensor, at_end: Tensor, rounding: Rounding, key: Key | Words | None) -> Tensor:
+    """The same in a mode that draws, ``fraction`` of a spacing above the lower neighbour."""
+    certain = torch.zeros_like(at_end)
     if rounding.beyond is Beyond.PROBABILITY:  # the odds of overflow count to half a spacing above the end
         certain = at_end & (fraction >= 0.5)
         fraction = torch.where(at_end, 2 * fraction % 1, fraction)
@@ -315,8 +303,10 @@ def _drawn(fraction: Tensor, rounding: Rounding, key: Key | Words | None) -> Ten
             up = (cut + 0.5).floor() + draws >= 2**bits
         case Mode.STOCHASTIC_PRE_ROUNDED:
             up = (cut if bits > 30 else fraction * 2.0**bits).round() + draws >= 2**bits
-        case _:  # equal odds
+        case Mode.STOCHASTIC_EQUAL:
             up = draws >= 2**31
+        case unknown:
+            raise ValueError(f"no odds are known for {unknown!r}")
     return up
 
 
