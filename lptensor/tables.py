@@ -65,28 +65,27 @@ def steps(table: Table, mode: Mode, dtype: torch.dtype) -> Tensor:
     """The key of the first float that rounds to value i + 1 rather than to value i, for each i.
 
     "even" and "odd" are the parity of i, the value's code. Stochastic rounding starts from the lower
-    neighbour, so its steps are those of rounding down. Toward zero, a number between the two values
-    around a missing zero keeps its sign.
+    neighbour, so its steps are those of rounding down. Toward zero and away from it, a number between the two
+    values around a missing zero keeps its sign.
     """
     at, values = keys(table, dtype), torch.tensor(table.values, dtype=torch.float64, device="cpu")
     low, high = values[:-1], values[1:]
     reached, passed = at[1:], at[:-1] + 1  # x >= high; x > low
     odd = torch.arange(len(low), device="cpu") % 2 == 1
-    match mode:
-        case Mode.NEAREST:
-            middle, tie = _midpoints(table, dtype)
-            return middle + (tie & ~odd)
-        case Mode.NEAREST_AWAY:
-            middle, tie = _midpoints(table, dtype)
-            return middle + (tie & (-low > high))
-        case Mode.TOWARD_ZERO:
-            return torch.where(low >= 0, reached, torch.where(high <= 0, passed, 0))
-        case Mode.UP:
-            return passed
-        case Mode.ODD:
-            return torch.where(odd, reached, passed)
-        case _:  # down, and stochastic
-            return reached
+    upward = {  # whether the upper one is taken
+        "zero": -low >= high,
+        "away": -low <= high,
+        "even": odd,
+        "odd": ~odd,
+        "down": torch.zeros_like(odd),
+        "up": torch.ones_like(odd),
+        "drawn": torch.zeros_like(odd),
+    }
+    if mode.toward == "nearer":
+        middle, tie = _midpoints(table, dtype)
+        return middle + (tie & ~upward[mode.tie])
+    step = torch.where(upward[mode.toward], passed, reached)
+    return torch.where((low < 0) & (high > 0), 0, step) if mode.toward in ("zero", "away") else step
 
 
 @functools.lru_cache(maxsize=64)
