@@ -9,6 +9,7 @@ a graph holds only the steps that its format needs.
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -114,7 +115,7 @@ def _adds(grid: Grid, carrier: Carrier) -> bool:
 def _added(a: Any, negative: Any, grid: Grid, mode: Mode, carrier: Carrier, ops: Algebra) -> Any:
     """Magnitudes rounded by adding and taking away a power of two whose last place is the spacing there.
 
-    That rounds to nearest, and the other modes take the neighbour where they want it; ``lpt_round_roomy``
+    That rounds to nearest even, and the other modes take the neighbour where they want it; ``lpt_round_roomy``
     in csrc/lean.h. No result is subnormal and a subnormal a has next to nothing of the spacing, so that a
     machine may take those for zero.
     """
@@ -127,18 +128,39 @@ def _added(a: Any, negative: Any, grid: Grid, mode: Mode, carrier: Carrier, ops:
         power = ops.least(e, number(high << place)) + number(drop << place)
     total = ops.plus(a, power)
     r = ops.minus(total, power)
-    if mode is Mode.NEAREST:
+    nearest = mode.toward == "nearer"
+    if nearest and mode.tie == "even":
         return r
     spacing = power - number(place << place)
-    up, down = ops.plus(r, spacing), ops.minus(r, spacing)
-    if mode is Mode.NEAREST_AWAY:
-        return ops.where(ops.minus(a, r) < spacing - number(1 << place), r, up)  # half of the spacing: a tie
-    inward, outward = ops.where(a < r, down, r), ops.where(r < a, up, r)
-    if mode is Mode.ODD:  # the last place of the sum is that of r
-        return ops.where(total & number(1) < number(1), ops.where(r < a, up, inward), r)
-    if mode is Mode.TOWARD_ZERO:
-        return inward
-    return ops.where(negative, *((inward, outward) if mode is Mode.UP else (outward, inward)))
+
+    def apart(p: Any, q: Any) -> Any:
+        """Whether p is above q, to nearest by half of the spacing, a tie."""
+        return spacing - number((1 << place) + 1) < ops.minus(p, q) if nearest else q < p
+
+    def lower() -> Any:
+        return ops.where(apart(r, a), ops.minus(r, spacing), r)
+
+    def upper(otherwise: Any = r) -> Any:
+        return ops.where(apart(a, r), ops.plus(r, spacing), otherwise)
+
+    if mode.tie in ("even", "odd"):  # the last place of the sum is that of r
+        even, moved = total & number(1) < number(1), upper(lower())
+        return ops.where(even, r, moved) if mode.tie == "even" else ops.where(even, moved, r)
+    return _by_sign(mode, negative, lower, upper, ops)
+
+
+def _by_sign(mode: Mode, negative: Any, lower: Callable[[], Any], upper: Callable[[], Any], ops: Algebra) -> Any:
+    """What is made for the neighbour of smaller or of larger magnitude, by the way that a mode goes."""
+    match mode.tie:
+        case "zero":
+            return lower()
+        case "away":
+            return upper()
+        case "down":
+            return ops.where(negative, upper(), lower())
+        case "up":
+            return ops.where(negative, lower(), upper())
+    raise ValueError(f"no operations are known for {mode!r}")
 
 
 def _smallest(grid: Grid, carrier: Carrier) -> int:
@@ -181,24 +203,30 @@ def _shifted(a: Any, negative: Any, grid: Grid, mode: Mode, carrier: Carrier, op
     odd = ops.right(significand, s) & number(1)
     if grid.ties_to_even_code:
         odd = odd & (e - number(emin - 1))
-    if mode is Mode.NEAREST:
-        tie = odd if simple and drop else odd & ops.least(s, number(1))
-        if grid.subnormals is Subnormals.NONE:
-            tie = ops.where(below, number(1), tie)
-        more = ops.right(mask, number(1)) + tie
-    elif mode is Mode.NEAREST_AWAY:
-        more = ops.right(mask + number(1), number(1))
-    elif mode is Mode.ODD:
-        more = ops.where(odd < number(1), mask, number(0))
+    nearest = mode.toward == "nearer"
+
+    def least() -> Any:  # added, it takes the fewest to the next multiple
+        return ops.right(mask, number(1)) if nearest else number(0)
+
+    def most() -> Any:
+        return ops.right(mask + number(1), number(1)) if nearest else mask
+
+    if mode.tie == "even" and grid.subnormals is Subnormals.NONE:
+        odd = ops.where(below, number(1), odd)
+    if nearest and mode.tie == "even":
+        more = least() + (odd if simple and drop else odd & ops.least(s, number(1)))
+    elif mode.tie == "even":
+        more = ops.where(odd < number(1), least(), most())
+    elif mode.tie == "odd":
+        more = ops.where(odd < number(1), most(), least())
     else:
-        up = {Mode.UP: (mask, number(0)), Mode.DOWN: (number(0), mask)}.get(mode)
-        more = number(0) if up is None else ops.where(negative, up[1], up[0])
+        more = _by_sign(mode, negative, least, most, ops)
     k = ops.right(significand + more, s)
 
     # 4. the multiple of the spacing, as bits: a carry moves on to the next binade by itself
     smallest = _smallest(grid, carrier)
     r = (k << s) + base
-    if emin > 1 and gradual and mode in (Mode.NEAREST, Mode.NEAREST_AWAY, Mode.TOWARD_ZERO):
+    if emin > 1 and gradual and mode.toward in ("nearer", "zero"):
         r = ops.where(number(0) < k, r, number(0))  # s = mantissa + 1 leads from base to one spacing
     elif not (emin == 1 and gradual):
         r = ops.where(number(mantissa) < s, ops.where(number(0) < k, number(smallest), number(0)), r)
@@ -215,8 +243,7 @@ def _ends(negative: bool, grid: Grid, rounding: Rounding, carrier: Carrier) -> t
         return infinity, infinity, infinity
     nan = infinity | 1 << carrier.mantissa - 1
     beyond = {Overflow.INF: infinity, Overflow.NAN: nan, Overflow.SATURATE: largest}[grid.overflow]
-    inward = rounding.mode in (Mode.TOWARD_ZERO, Mode.ODD, Mode.UP if negative else Mode.DOWN)  # IEEE 754-2019 7.4
-    return largest, largest if inward else beyond, beyond
+    return largest, largest if rounding.mode.leads_back(negative) else beyond, beyond
 
 
 class _Tensors:
