@@ -140,21 +140,23 @@ def _why(
         return "below the smallest value"
     if (beyond is not None or lower is None or upper is None) and not _prefers_end(x, beyond, result, grid, rule):
         return f"overflow: saturates at {result!r}"
-    if rule.mode in (Mode.NEAREST, Mode.NEAREST_AWAY):
+    if rule.mode.toward == "nearer":
         assert lower is not None and upper is not None
         down, up = Fraction(x) - Fraction(lower), Fraction(upper) - Fraction(x)
         if down != up:  # posits round their codes, logarithmic numbers their exponents
             return "nearer" if result == (lower if down < up else upper) else "nearer as the format measures"
-        return "tie: away from zero" if rule.mode is Mode.NEAREST_AWAY or _ties_up(x, grid) else "tie: to even"
-    return _REASONS[rule.mode]
+        return "tie: " + _WAYS["away" if rule.mode.tie == "even" and _ties_up(x, grid) else rule.mode.tie]
+    return "inexact: " * (rule.mode.toward in ("even", "odd")) + _WAYS[rule.mode.toward]
 
 
-_REASONS = {
-    Mode.TOWARD_ZERO: "toward zero",
-    Mode.DOWN: "down",
-    Mode.UP: "up",
-    Mode.ODD: "inexact: to odd",
-    **dict.fromkeys(_ODDS, "drawn"),
+_WAYS = {
+    "zero": "toward zero",
+    "away": "away from zero",
+    "even": "to even",
+    "odd": "to odd",
+    "down": "down",
+    "up": "up",
+    "drawn": "drawn",
 }
 
 
@@ -167,14 +169,15 @@ def _ties_up(x: float, grid: Grid | None) -> bool:
 
 def _prefers_end(x: float, beyond: float | None, end: float, grid: Grid | None, rule: Rounding) -> bool:
     """Whether a value past the format's end rounds back to the end by its mode, whatever overflow does."""
-    if rule.mode is (Mode.UP if x < 0 else Mode.DOWN) or rule.mode in (Mode.TOWARD_ZERO, Mode.ODD):
+    if rule.mode.leads_back(x < 0):
         return True
     if beyond is None or grid is None:
         return False
     if rule.stochastic:
         return grid.overflow is not Overflow.SATURATE and rule.beyond is not Beyond.SATURATE
-    if rule.mode not in (Mode.NEAREST, Mode.NEAREST_AWAY):
+    if rule.mode.toward != "nearer":
         return False
     inside, outside = abs(Fraction(x) - Fraction(end)), abs(Fraction(beyond) - Fraction(x))
     even = abs(Fraction(end) / (Fraction(beyond) - Fraction(end))) % 2 == 0
-    return inside < outside or inside == outside and even and rule.mode is Mode.NEAREST
+    ties = {"zero": True, "away": False, "even": even, "odd": not even, "down": x > 0, "up": x < 0}
+    return inside < outside or inside == outside and ties[rule.mode.tie]

@@ -115,7 +115,7 @@ def _theorem(format: ScalarFormat, op: str, rule: Rounding, carrier: Carrier) ->
     """
     grid, p, q = format.grid, format.grid.precision, carrier.precision
     low, top = grid.quantum(grid.emin), math.ceil(math.log2(max(grid.max, -grid.min)))
-    nearest = rule.mode in (Mode.NEAREST, Mode.NEAREST_AWAY)
+    nearest = rule.mode.toward == "nearer"
     fits = 2 * low >= carrier.lowest and 2 * top <= carrier.emax  # products neither under- nor overflow
     # Of results below 2**(top + 1): what is larger overflows whether it is exact or not.
     widths = {"add": top + 1 - low, "sub": top + 1 - low, "mul": min(2 * p, top + 1 - 2 * low)}

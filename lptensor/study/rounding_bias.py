@@ -86,22 +86,18 @@ def rounding_bias(
 
 def _chance(rule: Rounding, position: Fraction, negative: bool) -> Fraction:
     """The probability of the neighbour of larger magnitude."""
-    inexact = Fraction(int(position > 0))
-    match rule.mode:
-        case Mode.NEAREST:
-            return Fraction(1, 2) if position == Fraction(1, 2) else Fraction(int(position > Fraction(1, 2)))
-        case Mode.NEAREST_AWAY:
-            return Fraction(int(position >= Fraction(1, 2)))
-        case Mode.TOWARD_ZERO:
-            return Fraction(0)
-        case Mode.DOWN:
-            return inexact * int(negative)
-        case Mode.UP:
-            return inexact * int(not negative)
-        case Mode.ODD:
-            return inexact / 2
-        case Mode.STOCHASTIC_EQUAL:
-            return inexact / 2
+    inexact, half = Fraction(int(position > 0)), Fraction(1, 2)
+    if not rule.stochastic:
+        chances: dict[str, Fraction | int] = {
+            "nearer": int(position > half),
+            "zero": 0,
+            "away": 1,
+            "even": half,
+            "odd": half,
+            "down": int(negative),
+            "up": int(not negative),
+        }
+        return inexact * chances[rule.mode.tie if position == half else rule.mode.toward]
     draws = 2**rule.bits
     cut = Fraction(math.floor(position * 2**_EXACT_BITS), 2**_EXACT_BITS) * draws
     match rule.mode:
@@ -109,8 +105,12 @@ def _chance(rule: Rounding, position: Fraction, negative: bool) -> Fraction:
             up = math.floor(cut)
         case Mode.STOCHASTIC_HALF_OFFSET:
             up = math.floor(cut + Fraction(1, 2))
-        case _:
+        case Mode.STOCHASTIC_PRE_ROUNDED:
             up = round(cut)  # of a Fraction to the even neighbour in a tie
+        case Mode.STOCHASTIC_EQUAL:
+            up = draws // 2
+        case unknown:
+            raise ValueError(f"no odds are known for {unknown!r}")
     return Fraction(up, draws) * inexact
 
 
