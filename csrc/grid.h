@@ -32,12 +32,13 @@ template <int32_t N> struct lpt_constant {
     static constexpr int32_t value = N;
 };
 
-// f(lpt_constant<MODE>()) for a mode that is known only when the program runs.
+// f(lpt_constant<MODE>()) for a mode that is known only when the program runs. There is no default,
+// so that compilers warn of a mode without a case; Python hands over nothing but modes.
 #if defined(__CUDACC__)
 #pragma nv_exec_check_disable
 #endif
 template <class F> LPT_FN auto lpt_with_mode(int32_t mode, const F &f) {
-    switch (mode) {
+    switch ((lpt_mode)mode) {
     case LPT_NEAREST: return f(lpt_constant<LPT_NEAREST>());
     case LPT_NEAREST_AWAY: return f(lpt_constant<LPT_NEAREST_AWAY>());
     case LPT_TOWARD_ZERO: return f(lpt_constant<LPT_TOWARD_ZERO>());
@@ -47,8 +48,9 @@ template <class F> LPT_FN auto lpt_with_mode(int32_t mode, const F &f) {
     case LPT_STOCHASTIC: return f(lpt_constant<LPT_STOCHASTIC>());
     case LPT_STOCHASTIC_HALF_OFFSET: return f(lpt_constant<LPT_STOCHASTIC_HALF_OFFSET>());
     case LPT_STOCHASTIC_PRE_ROUNDED: return f(lpt_constant<LPT_STOCHASTIC_PRE_ROUNDED>());
-    default: return f(lpt_constant<LPT_STOCHASTIC_EQUAL>());
+    case LPT_STOCHASTIC_EQUAL: break;
     }
+    return f(lpt_constant<LPT_STOCHASTIC_EQUAL>());
 }
 
 // lptensor/rounding.py: Beyond
