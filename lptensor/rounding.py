@@ -28,8 +28,7 @@ class Mode(enum.IntEnum):
     - STOCHASTIC_EQUAL: up or down with probability 1/2.
 
     A row is the number in ``enum lpt_mode`` of csrc/grid.h, the neighbour that a value goes ``toward`` ("drawn": as
-    random words say), and of the nearer one the way of a ``tie``. Nothing else in Python tells modes apart that draw
-    nothing.
+    random words say), and beside "nearer" the way of a ``tie``. Python rounds by that alone where nothing is drawn.
 
     >>> import torch, lptensor
     >>> lptensor.round(torch.tensor([0.1]), lptensor.FloatingPoint(8), Mode.UP)
