@@ -220,7 +220,8 @@ int32_t lpt_in_turn(const lpt_some<T> &work, int64_t chunk, const Launch &launch
         lpt_spans<T> spans = {};
         for (int64_t k = from; k < work.count && spans.count < LPT_MANY; ++k) {
             const lpt_span<T> span = lpt_make_span<T>(work.at[k], work.at[k], work.n[k]);
-            const int64_t chunks = lpt_chunks(span, chunk), blocks = chunks < MOST ? chunks : MOST;
+            const int64_t chunks = lpt_chunks(span, chunk),
+                          blocks = chunks < MOST ? chunks : (int64_t)MOST;
             spans.at[spans.count] = work.at[k];
             spans.n[spans.count] = work.n[k];
             spans.first[spans.count + 1] = spans.first[spans.count] + (int32_t)blocks;
