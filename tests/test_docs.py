@@ -41,3 +41,13 @@ def test_named_formats_stand_on_the_page_of_formats() -> None:
 def test_every_format_that_has_a_name_is_public() -> None:
     assert {name for name, row in named_formats().items() if getattr(lptensor, name, None) is not row} == set()
     assert set(named_formats()) <= set(lptensor.__all__)
+
+
+def test_the_map_of_the_code_has_every_file_once() -> None:
+    page = (DOCS / "extending.md").read_text(encoding="utf-8")
+    rows = re.findall(
+        r"^\|[^|]*\|([^|]*)\|$", page.partition("## Where things are")[2].partition("\n`training/`")[0], re.M
+    )
+    named = re.findall(r"`(\w+)`", " ".join(rows))
+    files = [path.stem for path in Path(lptensor.__file__).parent.glob("*.py") if not path.stem.startswith("__")]
+    assert sorted(named) == sorted(files)
