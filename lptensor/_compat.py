@@ -609,6 +609,32 @@ def known_signature(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+def differentiable_once(what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The ``backward`` of an autograd function, whose gradients raise when they are differentiated in their turn.
+
+    Without it penalties on gradients vanish, as by torch's own ``once_differentiable`` where the incoming gradient
+    needs none.
+    """
+    says = f"the gradients of {what} are not differentiated again, as a penalty on gradients asks: exempt such layers"
+    refuse = torch._C._functions.DelayedError(says.encode(), 1)
+
+    def refusing(gradient: Any) -> Any:
+        gradient = gradient.detach()
+        gradient.requires_grad = True
+        return refuse(gradient)
+
+    def decorate(backward: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(backward)
+        def run(ctx: Any, *gradients: Any) -> Any:
+            with torch.no_grad():
+                found = backward(ctx, *gradients)
+            return tuple(g if g is None else refusing(g) for g in found) if torch.is_grad_enabled() else found
+
+        return run
+
+    return decorate
+
+
 def calls_of(module: torch.nn.Module) -> int:
     """How many calls of a module run on this thread.
 

@@ -166,3 +166,12 @@ def test_torchs_fused_paths_do_not_pass_it_by() -> None:
 def test_scales_end_at_two_to_the_126() -> None:
     y = ThreeQuarters()(torch.tensor([2.0**200], dtype=torch.float64))
     assert y.item() == pytest.approx(6 * 2.0**126 * 4 / 3, rel=1e-12)
+
+
+def test_a_penalty_on_gradients_is_refused() -> None:
+    net = recipes.quartet().model(nn.Sequential(nn.Linear(32, 4)))
+    x = torch.randn(3, 32, requires_grad=True)
+    (g,) = torch.autograd.grad(net(x).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="not differentiated again"):
+        (net(x).sum() + g.square().sum()).backward()
+    assert torch.func.grad(lambda x: net(x).sum())(x.detach()).shape == x.shape

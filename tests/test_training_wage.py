@@ -114,3 +114,12 @@ def test_errors_and_gradients_at_the_edges() -> None:
 def test_dtypes_that_are_not_rounded_are_named(role: Any) -> None:
     with pytest.raises(TypeError, match="bfloat16"):
         role(torch.ones(2, 3, dtype=torch.bfloat16))
+
+
+def test_a_penalty_on_gradients_is_refused() -> None:
+    net = nn.Sequential(nn.Linear(32, 4), WageActivation())
+    x = torch.randn(3, 32, requires_grad=True)
+    (g,) = torch.autograd.grad(net(x).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="not differentiated again"):
+        (net(x).sum() + g.square().sum()).backward()
+    assert torch.func.grad(lambda x: net(x).sum())(x.detach()).shape == x.shape

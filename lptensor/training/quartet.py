@@ -64,6 +64,7 @@ class _Products(torch.autograd.Function):
         ctx.set_materialize_grads(False)
 
     @staticmethod
+    @_compat.differentiable_once("QuartetLinear")
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, Tensor | None, None]:
         if grad is None:
             return None, None, None

@@ -141,6 +141,7 @@ class _Activation(torch.autograd.Function):
         ctx.save_for_backward(inside)
 
     @staticmethod
+    @_compat.differentiable_once("WageActivation")
     def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, None, None]:
         (inside,) = ctx.saved_tensors
         return ctx.error(torch.where(inside, grad, torch.zeros_like(grad))), None, None
