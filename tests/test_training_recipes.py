@@ -27,6 +27,7 @@ from lptensor import (
     Gemm,
     LPTensor,
     OptimLP,
+    Quantizer,
     convert,
     lower,
     round as lp_round,
@@ -484,6 +485,57 @@ class TestRoundLayers:
             round_layers(net, weight=LUQ)
         with pytest.raises(ValueError, match="a LazyLinear has no weight yet"):
             round_layers(nn.LazyLinear(2), weight=LUQ)
+
+    @pytest.mark.parametrize(
+        "make", [lambda: torch.round, lambda: Quantizer(FixedPoint(24, 0), forward_rounding="nearest")]
+    )
+    def test_a_penalty_on_gradients_reaches_the_weights(self, make: Any) -> None:
+        """All values are small integers, which no rounding changes: gradients are those of the plain layers."""
+        plain = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+        for p in plain.parameters():
+            p.data = torch.randint(-3, 4, p.shape).float()
+        rounded = round_layers(copy.deepcopy(plain), gradient=make)
+        x = torch.randint(-3, 4, (5, 3)).float()
+        for net in (plain, rounded):
+            net.zero_grad()
+            (g,) = torch.autograd.grad(net(x.requires_grad_()).sum(), x, create_graph=True)
+            g.square().sum().backward()
+        for a, b in zip(plain, rounded, strict=True):
+            assert a.weight.grad is not None and torch.equal(a.weight.grad, b.weight.grad)
+
+    def test_a_function_that_works_in_place_changes_nothing_of_the_callers(self) -> None:
+        net = nn.Sequential(nn.Linear(4, 4))
+        want, x = copy.deepcopy(net), torch.full((2, 4), 3.0)
+        round_layers(net, *[lambda: lambda t: t.clamp_(-0.1, 0.1)] * 3)
+        seen: list[Tensor] = []
+        y = net(x)
+        y.register_hook(seen.append)
+        y.backward(torch.ones(2, 4))
+        assert torch.equal(x, torch.full((2, 4), 3.0)) and torch.equal(seen[0], torch.ones(2, 4))
+        assert torch.equal(net[0].parametrizations.weight.original, want[0].weight)
+        assert torch.equal(y, x.clamp(-0.1, 0.1) @ want[0].weight.clamp(-0.1, 0.1).T + want[0].bias)
+        assert net[0].bias.grad.tolist() == pytest.approx(4 * [0.2])
+
+    @pytest.mark.parametrize("which", ["input", "weight", "gradient"])
+    @pytest.mark.parametrize(
+        "wrong, got", [(lambda t: None, "NoneType"), (lambda t: t.double(), "float64"), (lambda t: t[:1], r"\(1,")]
+    )
+    def test_a_function_that_returns_something_else_is_named(self, which: str, wrong: Any, got: str) -> None:
+        net = round_layers(nn.Linear(4, 4), **{which: lambda: wrong})
+        with pytest.raises(TypeError, match=rf"lambda.*must return a tensor like the torch.float32 of .*got .*{got}"):
+            net(torch.ones(2, 4)).backward(torch.ones(2, 4))
+
+    def test_an_activation_may_work_in_place(self) -> None:
+        plain = nn.Sequential(nn.Linear(4, 4), nn.ReLU(inplace=True))
+        net = round_layers(copy.deepcopy(plain), gradient=lambda: torch.clone)
+        x = torch.randn(3, 4)
+        for model in (plain, net):
+            model(x).sum().backward()
+        assert torch.equal(net(x), plain(x)) and torch.equal(net[0].weight.grad, plain[0].weight.grad)
+
+    def test_the_gradient_of_several_outputs_is_refused(self) -> None:
+        with pytest.raises(TypeError, match="gradient of one tensor, which a LSTM does not return but a tuple"):
+            round_layers(nn.LSTM(2, 2), gradient=LUQ, layers=(nn.LSTM,))(torch.ones(3, 2))
 
     def test_an_input_may_come_by_its_name(self) -> None:
         layer, x = round_layers(nn.Linear(3, 2), input=S2FP8), torch.randn(4, 3)

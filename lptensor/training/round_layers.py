@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 
 from lptensor import _compat
 from lptensor.ops import StraightThrough
+from lptensor.training.technique import made_by
 from lptensor.weighted_layers import LAYERS, called_layers, check_made, check_weights, kind_of, with_first
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -32,8 +33,9 @@ def round_layers(
     These are the operands of the layer's three products, each tensor rounded once, as it is right for
     scales of whole tensors (for blocks along the contraction axis there is ``Gemm``). Every argument is
     called once per layer and returns a function of a tensor, or a module: a scaling with a state, whose
-    buffers the state_dict then holds. The derivative of a function is taken to be one; a module is
-    differentiated as it stands.
+    buffers the state_dict then holds. A function may work in place, as it gets a copy, and returns a tensor of
+    the same shape and dtype. Its derivative is taken to be one, of gradients too; a module is differentiated as it
+    stands.
 
     The model is changed in place and returned. ``layer.weight`` is the rounded weight, made anew
     whenever it is read; its exact one, ``layer.parametrizations.weight.original``, is what
@@ -48,9 +50,10 @@ def round_layers(
         layers: the classes to change.
 
     Raises:
-        TypeError: an argument that cannot be called.
+        TypeError: an argument that cannot be called; in a call of the model, a function that returns something else, or
+            a ``gradient`` of a layer that does not return one tensor.
         ValueError: no such layer, a pattern in ``exempt`` that matches none, or layers that are changed already or
-            lazy. Whatever is raised, by the arguments too, the model is unchanged.
+            lazy. Whatever is raised here, by the arguments too, the model is unchanged.
 
     >>> from lptensor import E4M3, DelayedScaling
     >>> net = round_layers(nn.Sequential(nn.Linear(2, 1)), input=lambda: DelayedScaling(E4M3))
@@ -98,6 +101,11 @@ def _round_input(module: nn.Module, args: Any, kwargs: Any) -> Any:
 
 
 def _round_gradient(module: nn.Module, args: Any, output: Any) -> Any:
+    if not isinstance(output, Tensor):
+        raise TypeError(
+            f"round_layers(gradient=) rounds the gradient of one tensor, which a {kind_of(module)} does not return "
+            f"but a {type(output).__name__}; leave it out of layers, lower(model, backward_number=...) rounds it"
+        )
     return _apply(_Backward, output, module.get_submodule(_GRADIENT))
 
 
@@ -107,26 +115,21 @@ def _apply(function: type[torch.autograd.Function], x: Tensor, quantize: Callabl
 
 
 def _as_module(quantize: Callable[[Tensor], Tensor]) -> nn.Module:
-    return quantize if isinstance(quantize, nn.Module) else _StraightThrough(quantize)
+    return quantize if isinstance(quantize, nn.Module) else _Function(quantize)
 
 
 class _Function(nn.Module):
-    """A function as a module, which a module it already is goes into whole."""
+    """A function as a module, straight through; a module that goes into it whole is differentiated as it stands."""
 
     def __init__(self, quantize: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.quantize = quantize
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.quantize(x)
+        return self.quantize(x) if isinstance(self.quantize, nn.Module) else _apply(_Forward, x, self.quantize)
 
     def extra_repr(self) -> str:
         return "" if isinstance(self.quantize, nn.Module) else repr(self.quantize)
-
-
-class _StraightThrough(_Function):
-    def forward(self, x: Tensor) -> Tensor:
-        return _apply(_Forward, x, self.quantize)
 
 
 class _Forward(StraightThrough):
@@ -137,7 +140,7 @@ class _Forward(StraightThrough):
     @staticmethod
     @_compat.known_signature
     def forward(x: Tensor, quantize: Callable[[Tensor], Tensor]) -> Tensor:
-        return quantize(x.detach())
+        return made_by(quantize, x.detach().clone(), repr(quantize))  # a copy: a function may work in place
 
 
 class _Backward(torch.autograd.Function):
@@ -147,8 +150,8 @@ class _Backward(torch.autograd.Function):
 
     @staticmethod
     @_compat.known_signature
-    def forward(x: Tensor, quantize: Callable[[Tensor], Tensor]) -> Tensor:
-        return x.view_as(x)
+    def forward(x: Tensor, quantize: nn.Module) -> Tensor:
+        return x.clone()  # no view, which torch forbids a layer that works in place to change
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
@@ -156,9 +159,8 @@ class _Backward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        with torch.no_grad():
-            return ctx.quantize(grad), None
+        return ctx.quantize(grad), None
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, _: Any) -> Tensor:
-        return tangent.view_as(tangent)
+        return tangent.clone()
