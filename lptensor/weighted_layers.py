@@ -87,6 +87,14 @@ def check_weights(layers: Iterable[Any]) -> None:
             )
 
 
+def check_dtypes(weights: Iterable[Tensor]) -> None:
+    """Refuse weights of half precision and the like, whose layers would fail in their first call."""
+    for weight in weights:
+        if weight.is_floating_point() and weight.dtype not in (torch.float32, torch.float64):
+            got = f"{weight.dtype}; convert the model with .float() first"
+            raise TypeError(f"only float32 and float64 weights are rounded, got {got}")
+
+
 def with_first(change: Callable[[Any], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """A call's arguments with the first of them changed, which may come by its name."""
     if args or not kwargs:

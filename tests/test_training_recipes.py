@@ -8,6 +8,7 @@ import math
 import re
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 from torch.optim import SGD, Adam
 
 from lptensor import (
@@ -274,6 +276,19 @@ def test_guptas_outputs_reach_32_and_everything_else_8() -> None:
     assert torch.allclose(next(net.parameters()).detach().double(), wanted, atol=2**-11)
     with pytest.raises(ValueError, match="fl must be"):
         recipes.gupta(outputs=200)
+
+
+def test_gupta_rounds_the_outputs_of_layers_that_have_parts() -> None:
+    """Attention, and a layer whose weight another module makes, which is no layer and keeps its values."""
+    attention, normed = nn.MultiheadAttention(4, 2), parametrizations.weight_norm(nn.Linear(4, 4))
+    net = recipes.gupta(8, 6).model(nn.ModuleList([attention, normed]))  # outputs have 2 fraction bits
+    x = torch.randn(3, 2, 4)
+    with torch.no_grad():
+        w = copy.deepcopy(normed.weight)
+        for y in (net[0](x, x, x)[0], net[1](x)):
+            assert torch.equal(y * 4, (y * 4).round())
+    exact = normed.parametrizations.weight.original1
+    assert torch.allclose(w, normed.parametrizations.weight.original0 * exact / exact.norm(dim=1, keepdim=True))
 
 
 @pytest.mark.parametrize("name", ["mxfp4", "luq", "luq by maximum"])
@@ -577,6 +592,24 @@ def test_wage_leaves_a_model_alone_that_its_grid_cannot_hold() -> None:
     with pytest.raises(TypeError, match="bfloat16"):
         recipes.wage().model(net)
     assert list(net.state_dict()) == list(before) and torch.equal(net[1].weight, before["1.weight"])
+
+
+@pytest.mark.parametrize("name", ["gupta", "quartet", "unit_scaling", "hbfp", "wage"])
+def test_models_of_half_precision_are_refused_before_they_change(name: str) -> None:
+    net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2, dtype=torch.bfloat16))
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(TypeError, match="bfloat16"):
+        getattr(recipes, name)().model(net)
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    assert type(net[0]) is nn.Linear and not net[0]._forward_hooks and not net[1]._forward_hooks
+    with pytest.raises(TypeError, match="a recipe changes a torch.nn.Module, got None"):
+        getattr(recipes, name)().model(None)
+
+
+def test_gupta_takes_half_precision_in_exempt_layers() -> None:
+    net = nn.Sequential(nn.Linear(4, 4, dtype=torch.bfloat16), nn.Linear(4, 2))
+    replace(recipes.gupta(), exempt=["0"]).model(net)
+    assert net[1]._forward_hooks and not net[0]._forward_hooks
 
 
 def test_a_technique_is_an_operand() -> None:

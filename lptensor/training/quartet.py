@@ -14,7 +14,7 @@ from lptensor.formats import E2M1
 from lptensor.hadamard import Hadamard
 from lptensor.ops import check_roundable, round_fresh
 from lptensor.rounding import Rounding
-from lptensor.weighted_layers import become, layers_of
+from lptensor.weighted_layers import become, check_dtypes, layers_of
 
 Round: TypeAlias = Callable[[Tensor], Tensor]
 BLOCK = 32
@@ -134,5 +134,6 @@ def quartet_layers(model: nn.Module, unbiased: Round, exempt: Sequence[str] = ()
     for path, module in chosen.items():
         if type(module) is not nn.Linear:
             raise ValueError(f"{path!r} is a {type(module).__name__}, not a plain nn.Linear; name it in exempt")
+    check_dtypes([module.weight for module in chosen.values()])
     for module in chosen.values():
         become(module, QuartetLinear, unbiased=unbiased)

@@ -19,7 +19,7 @@ from lptensor.hadamard import Hadamard
 from lptensor.lower import lower
 from lptensor.operands import Gemm, Operand
 from lptensor.optim import OptimLP
-from lptensor.path_rules import listed
+from lptensor.path_rules import listed, matches
 from lptensor.posits import Posit
 from lptensor.quantizer import quantizer
 from lptensor.rounding import Mode, Rounding, as_rounding
@@ -45,7 +45,7 @@ from lptensor.training.wage import (
     draw_weight,
     grid,
 )
-from lptensor.weighted_layers import LAYERS, called_layers
+from lptensor.weighted_layers import LAYERS, called_layers, check_dtypes
 
 Model = TypeVar("Model", bound=nn.Module)
 Exempt = Sequence[str]
@@ -104,9 +104,11 @@ class Recipe:
         """The model, its layers changed in place.
 
         Raises:
-            TypeError: no module.
+            TypeError: no module, or weights of half precision in a recipe that changes layers.
             ValueError: a path in ``exempt`` that matches nothing, no layer left to change.
         """
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"a recipe changes a torch.nn.Module, got {model!r}")
         if self.change is not None:
             self.change(model, self.exempt)
         if self.operands is not None or self.accumulator is not None:
@@ -170,8 +172,9 @@ def gupta(
     Gupta et al., Deep Learning with Limited Numerical Precision (1502.02551). Products add up in fp32
     (48 bits in the paper). ``outputs`` are the fraction bits of what layers put out, by default ``fl`` or
     what leaves 6 integer bits, so that the default is (4, 12) and outputs are (6, 10): with 4
-    they would end at 8, which logits pass, and training ends where they clip. All layers take part, those that
-    have no weights too; ``dataclasses.replace(gupta(), exempt=["2"])`` leaves some out.
+    they would end at 8, which logits pass, and training ends where they clip. The layers of torch.nn take part, those
+    without weights too, and so do other modules that have no parts; ``dataclasses.replace(gupta(), exempt=["2"])``
+    leaves some out.
 
     Args:
         wl, fl: word length and fraction bits, as of ``FixedPoint``.
@@ -191,8 +194,12 @@ def gupta(
     wide = FixedPoint(wl, min(fl, wl - 6) if outputs is None else outputs)
 
     def change(model: nn.Module, exempt: Exempt) -> None:
-        kinds = tuple({type(m) for m in model.modules() if not list(m.children()) and not isinstance(m, nn.Identity)})
-        lower(model, list(kinds), wide, number, rule, rule, exempt=exempt)
+        # Layers are those of torch.nn, and whatever has no parts but those that make its weights.
+        makers = [path for path, _ in model.named_modules() if path.rpartition(".")[2] == "parametrizations"]
+        whole = (m for m in model.modules() if not dict(m.named_children()).keys() - {"parametrizations"})
+        kinds = ["all", *{type(m) for m in whole if not isinstance(m, nn.Identity)}]
+        check_dtypes(p for path, p in model.named_parameters() if not any(matches(out, path) for out in exempt))
+        lower(model, kinds, wide, number, rule, rule, exempt=(*exempt, *makers))
 
     return Recipe(
         change=change,

@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 from lptensor import _compat
 from lptensor.ops import StraightThrough
 from lptensor.training.technique import made_by
-from lptensor.weighted_layers import LAYERS, called_layers, check_made, check_weights, kind_of, with_first
+from lptensor.weighted_layers import LAYERS, called_layers, check_dtypes, check_made, check_weights, kind_of, with_first
 
 Model = TypeVar("Model", bound=nn.Module)
 Make: TypeAlias = "Callable[[], Callable[[Tensor], Tensor]]"
@@ -90,10 +90,7 @@ def check_unrounded(layers: Sequence[nn.Module], weights: bool = True) -> None:
         if hasattr(layer, _INPUT) or hasattr(layer, _GRADIENT):
             raise ValueError(f"a {kind_of(layer)} is rounded already; begin with a fresh model")
     (check_weights if weights else check_made)(layers)
-    for layer in layers if weights else ():
-        if layer.weight.dtype not in (torch.float32, torch.float64):
-            got = f"{layer.weight.dtype}; convert the model with .float() first"
-            raise TypeError(f"only float32 and float64 weights are rounded, got {got}")
+    check_dtypes([layer.weight for layer in layers if weights])
 
 
 def _round_input(module: nn.Module, args: Any, kwargs: Any) -> Any:

@@ -15,7 +15,7 @@ from torch.nn import functional as F  # noqa: N812
 from lptensor import _compat
 from lptensor.formats import Format
 from lptensor.quantizer import quantizer
-from lptensor.weighted_layers import become, check_weights, layers_of, with_first
+from lptensor.weighted_layers import become, check_dtypes, check_weights, layers_of, with_first
 
 ACTIVATIONS = (nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.ELU, nn.Softplus, nn.LeakyReLU, nn.Mish)
 
@@ -172,6 +172,8 @@ def unit_layers(
                 f"{path!r} is a {type(module).__name__}; unit scaling is for plain nn.Linear, nn.Embedding"
             )
     check_weights(scaled.values())
+    if (forward, backward) != (None, None):
+        check_dtypes([module.weight for module in rounded.values()])
     factors = {m: activation_scale(m) for m in model.modules() if isinstance(m, ACTIVATIONS)}
     for path, module in scaled.items():
         if isinstance(module, nn.Linear):
