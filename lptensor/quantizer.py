@@ -18,6 +18,7 @@ from lptensor.rounding import Mode, Rounding, as_rounding
 from lptensor.tensor import LPTensor
 
 Quant: TypeAlias = "Format | Callable[[Tensor], Tensor]"
+Hook: TypeAlias = "Callable[[Tensor], Tensor | None]"
 
 
 def quantizer(
@@ -26,7 +27,7 @@ def quantizer(
     forward_rounding: Rounding | Mode | str = "stochastic",
     backward_rounding: Rounding | Mode | str = "stochastic",
     clamping_grad_zero: bool = False,
-    backward_hooks: Iterable[Callable[[Tensor], Tensor]] = (),
+    backward_hooks: Iterable[Hook] = (),
 ) -> Quantize:
     """A function ``x -> x rounded to forward_number``, whose gradient is rounded to ``backward_number``.
 
@@ -41,7 +42,7 @@ def quantizer(
         forward_rounding, backward_rounding: names as of ``round``, a ``Mode`` or a ``Rounding``.
         clamping_grad_zero: the gradient becomes zero where rounding met the limits of
             ``forward_number``, a float or fixed-point format that has some.
-        backward_hooks: functions applied to the gradient, in order, before it is rounded.
+        backward_hooks: functions applied to the gradient, in order, before it is rounded; None from one leaves it.
 
     Raises:
         TypeError: a number that is no format, a hook that cannot be called, integer tensors.
@@ -85,7 +86,7 @@ class Quantizer(nn.Module):
         forward_rounding: Rounding | Mode | str = "stochastic",
         backward_rounding: Rounding | Mode | str = "stochastic",
         clamping_grad_zero: bool = False,
-        backward_hooks: Iterable[Callable[[Tensor], Tensor]] = (),
+        backward_hooks: Iterable[Hook] = (),
     ) -> None:
         super().__init__()
         self.quantize = quantizer(
@@ -153,7 +154,7 @@ class Quantize:
     forward_rounding: Rounding
     backward_rounding: Rounding
     clamping_grad_zero: bool
-    backward_hooks: tuple[Callable[[Tensor], Tensor], ...]
+    backward_hooks: tuple[Hook, ...]
 
     def __post_init__(self) -> None:
         if self.clamping_grad_zero and self.forward_number is not None:
@@ -194,8 +195,7 @@ class Quantize:
             ops.round_in_place(x.detach(), self.forward_number, self.forward_rounding)
 
     def backward(self, grad: Tensor) -> Tensor:
-        for hook in self.backward_hooks:
-            grad = hook(grad)
+        grad = _hooked(grad, self.backward_hooks)
         if self.backward_number is None:
             return grad
         # By a quantizer in its turn: double backward and functional transforms then find a Function here too.
@@ -258,20 +258,26 @@ class _Hooked(torch.autograd.Function):
 
     @staticmethod
     @_compat.known_signature
-    def forward(ctx: Any, x: Tensor, *hooks: Callable[[Tensor], Tensor]) -> Tensor:
+    def forward(ctx: Any, x: Tensor, *hooks: Hook) -> Tensor:
         ctx.hooks = hooks
         return x.clone()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        for hook in ctx.hooks:
-            grad = hook(grad)
-        return grad, *(None for _ in ctx.hooks)
+        return _hooked(grad, ctx.hooks), *(None for _ in ctx.hooks)
 
 
 @_compat.graph_node
 def _lptensor_quantize(x: Tensor, *settings: Any) -> Tensor:
     return quantizer(*settings)(x)
+
+
+def _hooked(grad: Tensor, hooks: Iterable[Hook]) -> Tensor:
+    """The gradient through functions, of which one that returns None leaves it, as torch's own hooks do."""
+    for hook in hooks:
+        made = hook(grad)
+        grad = grad if made is None else made
+    return grad
 
 
 def _masked(grad: Tensor, clamped: Tensor | None) -> Tensor:
@@ -312,7 +318,7 @@ def _gradient_format(number: object) -> Format | None:
     return _format("backward_number", number)
 
 
-def _hooks(hooks: object) -> tuple[Callable[[Tensor], Tensor], ...]:
+def _hooks(hooks: object) -> tuple[Hook, ...]:
     if not isinstance(hooks, Iterable):
         raise TypeError(f"backward_hooks must be a list of functions of the gradient, got {hooks!r}")
     listed = tuple(hooks)

@@ -140,6 +140,15 @@ def test_the_mask_comes_after_hooks_and_rounding():
     assert x.grad.tolist() == [torch.tensor(0.64).to(torch.float8_e5m2).item(), 0.0]
 
 
+def test_a_hook_that_returns_nothing_leaves_the_gradient():
+    seen = []
+    for hook in (lambda g: seen.append(g.clone()), lambda g: None):
+        x = torch.ones(3, requires_grad=True)
+        quantizer(E4M3, backward_hooks=[hook, lambda g: g * 2])(x).backward(torch.tensor([0.3, 1.0, 7.0]))
+        assert torch.equal(x.grad, 2 * torch.tensor([0.3, 1.0, 7.0]))
+    assert torch.equal(seen[0], torch.tensor([0.3, 1.0, 7.0]))
+
+
 def test_hooks_run_in_order_before_rounding_without_a_mask_too():
     x = torch.ones(3, requires_grad=True)
     quantizer(None, E5M2, "nearest", "nearest", backward_hooks=(doubled, lambda g: g + 1))(x).sum().backward()
