@@ -252,6 +252,11 @@ class TestRoundingBias:
         for row in rounding_bias(name, 4, trials=4000, negative=negative):
             assert abs(row["measured"] - row["bias"]) <= 4.5 * row["deviation"] + 1e-12, row
 
+    def test_a_flag_is_no_number(self) -> None:
+        """2 times a chance of 1 would be one of 2."""
+        with pytest.raises(TypeError, match="negative must be True or False, got 2"):
+            rounding_bias("down", 2, negative=2)  # type: ignore[arg-type]
+
     @pytest.mark.parametrize("variant", ["plain", "half_offset", "pre_rounded"])
     @pytest.mark.parametrize("r", [1, 3])
     def test_real_roundings_with_few_bits_agree(self, r: int, variant: str) -> None:
@@ -428,6 +433,12 @@ class TestUpdateStagnation:
         assert first["binades"] == {-3: 1, 1: 1, -4: 1}
         assert (second["parameter"], second["lost"], second["edq"]) == ("1.0", 0.0, 1.0)
         assert second["ratio"] == 0.5 * 2**7
+
+    def test_a_gradient_of_nan_is_not_praised(self) -> None:
+        p = nn.Parameter(torch.ones(2))
+        p.grad = torch.tensor([math.nan, 0.3])
+        (row,) = update_stagnation(torch.optim.SGD([p], lr=0.1), BF16)
+        assert row["wanted"] == 2 and math.isnan(row["noise"]) and math.isnan(row["edq"])
 
     def test_takes_the_step_back(self) -> None:
         p, q, optimizer = self.model()

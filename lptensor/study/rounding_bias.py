@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lptensor.base import check_int
+from lptensor.base import check_bool, check_int
 from lptensor.extra import need
 from lptensor.formats import FP16, ScalarFormat
 from lptensor.ops import round as round_to
@@ -49,7 +49,7 @@ def rounding_bias(
         negative: of negative numbers; only "up" and "down" tell them apart.
 
     Raises:
-        TypeError: no scalar format, trials that are no integer.
+        TypeError: no scalar format, trials that are no integer, a ``negative`` that is neither True nor False.
         ValueError: bits or trials out of range, or a format with fewer than 2 significant bits or without 1 among
             its normals.
 
@@ -62,6 +62,7 @@ def rounding_bias(
     rule = as_rounding(rounding)
     bits = check_int("bits", bits, 1, 20)
     trials = check_int("trials", trials, 0, 2**31 - 1)
+    check_bool("negative", negative)
     if not isinstance(format, ScalarFormat):
         raise TypeError(f"rounding_bias() takes a scalar format, whose neighbours are evenly spaced, got {format!r}")
     grid = format.grid

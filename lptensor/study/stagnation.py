@@ -175,7 +175,7 @@ def _row(name: str, p: Tensor, before: Tensor, after: Tensor, format: Format, ro
         "lost": row["lost"],
         "edq": row["edq"],
         "ratio": ratio,
-        "noise": float(gradient.norm()) / noise if noise > 0 else math.inf,
+        "noise": float(gradient.norm()) / noise if noise != 0 else math.inf,
         "binades": binades,
     }
 

@@ -89,5 +89,5 @@ class Updates:
         return {
             "wanted": self.wanted or None,
             "lost": self._found.lost / self.wanted if self.wanted else None,
-            "edq": along / whole if whole > 0 else None,
+            "edq": None if whole == 0 else along / whole,
         }
