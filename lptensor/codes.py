@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lptensor import _compat, layout, reference
 from lptensor._bits import carried, exact
-from lptensor.base import wrong_format
+from lptensor.base import check_bool, wrong_format
 from lptensor.blocks import BlockFormat, Shifted
 from lptensor.codebooks import TableFormat
 from lptensor.formats import FixedPoint, Format, Overflow, ScalarFormat
@@ -116,7 +116,7 @@ def encode(x: Tensor, format: Format, strict: bool = False) -> Tensor:
         uint8 for up to 8 bits, int16 to 16, int32 to 32, int64 beyond; the shape of ``x``.
 
     Raises:
-        TypeError: x is no float32 or float64 tensor, the format no format with codes.
+        TypeError: x is no float32 or float64 tensor, the format no format with codes, ``strict`` no bool.
         ValueError: NaN in a format without a code for it, a value off the grid where strict.
         RuntimeError: within a transformation of torch.func.
 
@@ -127,6 +127,7 @@ def encode(x: Tensor, format: Format, strict: bool = False) -> Tensor:
     tensor([15,  7,  7], dtype=torch.uint8)
     """
     check_roundable(x, format)
+    check_bool("strict", strict)
     if x.is_meta:
         return torch.empty(x.shape, dtype=code_dtype(_bits(format)), device="meta")
     if _compat.transforming():

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lptensor import _compat
 from lptensor.accumulator import Accumulator
-from lptensor.base import as_int, check_int
+from lptensor.base import as_int, check_bool, check_int
 from lptensor.gemm import axes_of, gemm, reduce
 from lptensor.ops import check_samples_draw
 
@@ -117,7 +117,7 @@ def sum(
         node: Tensor = _lptensor_sum(x, dim, keepdim, accumulator, generator)
         return node
     _check_tensors(x)
-    total: Tensor = _Sum.apply(x, axes_of(dim, x.dim()), keepdim, accumulator, generator)  # type: ignore[no-untyped-call]
+    total: Tensor = _Sum.apply(x, axes_of(dim, x.dim()), check_bool("keepdim", keepdim), accumulator, generator)  # type: ignore[no-untyped-call]
     return total
 
 

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from lptensor import _compat, ops, optimizer_state
 from lptensor.arithmetic import Arithmetic, contains
-from lptensor.base import Format, check_positive, check_signed
+from lptensor.base import Format, check_bool, check_positive, check_signed
 from lptensor.distributed import refuse_sharded
 from lptensor.loans import Loans
 from lptensor.momenta import as_momenta
@@ -152,6 +152,7 @@ class OptimLP(Optimizer):
         Raises:
             RuntimeError: its ``unscale_`` has divided gradients that ``grad_quant`` was to round.
         """
+        check_bool("gradients_rounded", gradients_rounded)
         infinite, scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)  # GradScaler sets them
         if infinite is not None and scale is None and self.grad_quant is not None:
             raise RuntimeError(

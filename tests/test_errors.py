@@ -159,6 +159,15 @@ WRONG: list[tuple[Callable[[], object], str]] = [
     (lambda: lptensor.training.recipes.hbfp().model(W), "torch.nn.Module, got Parameter"),  # type: ignore[type-var]
     (lambda: lptensor.training.recipes.mxfp8().optimizer([W]), "torch.optim.Optimizer, got list"),  # type: ignore[arg-type]
     (lambda: lptensor.LPTensor(X, BF16), r"made by x\.to_lp\(format\), which rounds; .*no Floating"),  # type: ignore[arg-type]
+    (lambda: lptensor.sum(X, 0, 2, accumulator=ACC), "keepdim must be True or False, got 2"),  # type: ignore[arg-type]
+    (lambda: lptensor.encode(X, BF16, "no"), "strict must be True or False, got 'no'"),  # type: ignore[arg-type]
+    (
+        lambda: OptimLP(torch.optim.SGD([W], 0.1)).step(gradients_rounded="no"),
+        "gradients_rounded must be True or False, got 'no'",
+    ),  # type: ignore[arg-type]
+    (lambda: lptensor.training.recipes.mxfp4("no"), "unbiased must be True or False, got 'no'"),  # type: ignore[arg-type]
+    (lambda: lptensor.training.recipes.wage(initialize="no"), "initialize must be True or False, got 'no'"),  # type: ignore[arg-type]
+    (lambda: lptensor.training.recipes.unit_scaling(initialize=0), "initialize must be True or False, got 0"),  # type: ignore[arg-type]
     (lambda: lptensor.sum(X, True, accumulator=ACC), "dim must be an integer, or a tuple of them, got True"),
     (lambda: lptensor.conv(X.view(1, 1, 3), X.view(1, 1, 3), ACC, stride={1}), r"one for each axis \(1\), got {1}"),  # type: ignore[arg-type]
     (lambda: lptensor.conv(X.view(1, 1, 3), X.view(1, 1, 3), ACC, groups="a"), "groups must be an integer .* got 'a'"),  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from lptensor.accumulator import Accumulator, tensor_core
 from lptensor.arithmetic import Arithmetic
+from lptensor.base import check_bool
 from lptensor.blocks import MX, MXFP4, NVFP4, Scaled, TwoLevel
 from lptensor.codebooks import LogNumber
 from lptensor.delayed import DelayedScaling
@@ -395,13 +396,15 @@ def mxfp4(unbiased: bool = True, block: int | None = 64, exempt: Exempt = ()) ->
         exempt: paths of layers to leave alone, as ``exempt`` of ``lower``.
 
     Raises:
-        TypeError, ValueError: an ``exempt`` that is no list, a block that ``Hadamard`` refuses.
+        TypeError, ValueError: an ``exempt`` that is no list, an ``unbiased`` that is neither True nor
+            False, a block that ``Hadamard`` refuses.
 
     >>> mxfp4().operands.forward, mxfp4().operands.transform[1]
     ((None, None), Hadamard(block=64, signs='random', seed=0))
     >>> mxfp4(unbiased=False, block=None).operands.forward[0].format == MXFP4
     True
     """
+    check_bool("unbiased", unbiased)
     transform = None if block is None else Hadamard(block, "random")
     if not unbiased:
         return Recipe(_operands(MXFP4, MXFP4, MXFP4, transform), exempt=exempt)
@@ -526,6 +529,7 @@ def wage(weight: int = 2, activation: int = 8, gradient: int = 8, error: int = 8
     >>> model[0].weight.unique().numel()  # minus, zero and plus
     3
     """
+    check_bool("initialize", initialize)
 
     def change(model: nn.Module, exempt: Exempt) -> None:
         layers = called_layers(model, exempt, LAYERS)
@@ -582,7 +586,7 @@ def unit_scaling(
         exempt: paths of layers to leave alone, as ``exempt`` of ``lower``.
 
     Raises:
-        TypeError: an ``exempt`` that is no list.
+        TypeError: an ``exempt`` that is no list, an ``initialize`` that is neither True nor False.
         ValueError: from ``model``, a ``backward`` without negative numbers.
 
     >>> import torch
@@ -590,6 +594,7 @@ def unit_scaling(
     >>> 0.9 < model(torch.randn(256, 64)).std().item() < 1.1
     True
     """
+    check_bool("initialize", initialize)
     return Recipe(change=lambda model, exempt: unit_layers(model, forward, backward, exempt, initialize), exempt=exempt)
 
 
