@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from lptensor import BF16, Accumulator, Arithmetic, convert, round as lp_round
 from lptensor.training import ThreeQuarters, recipes
 from lptensor.training.quartet import QuartetLinear, clipped_mxfp4
 
@@ -175,3 +177,49 @@ def test_a_penalty_on_gradients_is_refused() -> None:
     with pytest.raises(RuntimeError, match="not differentiated again"):
         (net(x).sum() + g.square().sum()).backward()
     assert torch.func.grad(lambda x: net(x).sum())(x.detach()).shape == x.shape
+
+
+def test_the_values_of_lptensors_go_in_and_outputs_lie_on_their_format() -> None:
+    plain = nn.Linear(64, 4)
+    with torch.no_grad():
+        for p in plain.parameters():
+            p.copy_(lp_round(p, BF16, "nearest"))
+    x = lp_round(torch.randn(3, 64), BF16, "nearest")
+    low = recipes.quartet().model(convert(copy.deepcopy(plain), BF16))
+    exact = recipes.quartet().model(nn.Sequential(plain))[0]
+    bias, exact.bias = exact.bias, None
+    y = low(x)
+    want = lp_round(lp_round(exact(x), BF16, "nearest") + bias, BF16, "nearest")
+    assert torch.equal(y.dequantize(), want)
+    y.sum().backward()
+    assert low.weight.grad.shape == (4, 64) and low.weight.grad.dequantize().count_nonzero() > 0
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        recipes.mxfp8().model,
+        lambda net: convert(net, recipes.mxfp8().arithmetic),
+        lambda net: convert(net, Arithmetic(BF16, accumulator=Accumulator(BF16))),
+    ],
+)
+def test_operands_that_are_rounded_already_are_refused_before_a_layer_changes(first: Any) -> None:
+    net = first(nn.Sequential(nn.Linear(32, 4)))
+    with pytest.raises((TypeError, ValueError), match="rounds operands itself|rounded already"):
+        recipes.quartet().model(net)
+    assert type(net[0]) is nn.Linear
+    late = recipes.quartet().model(nn.Sequential(nn.Linear(32, 4)))
+    with pytest.raises(TypeError, match="rounds operands itself"):
+        first(late)(torch.randn(2, 32))
+
+
+@pytest.mark.parametrize("unbiased", [3, None, ThreeQuarters])
+def test_what_is_no_function_is_refused(unbiased: Any) -> None:
+    with pytest.raises(TypeError, match="unbiased must be a function of a tensor"):
+        QuartetLinear(32, 4, unbiased=unbiased)
+
+
+def test_a_function_that_returns_another_shape_is_refused() -> None:
+    layer = QuartetLinear(32, 4, unbiased=lambda t: t[:1])
+    with pytest.raises(TypeError, match=r"lambda.* must return a tensor like the torch.float32 of .*got .*\(1, 32\)"):
+        layer(torch.randn(8, 32)).sum().backward()

@@ -10,10 +10,14 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from lptensor import _compat
+from lptensor.arithmetic import Arithmetic
 from lptensor.formats import E2M1
 from lptensor.hadamard import Hadamard
+from lptensor.layer_products import LayerProducts
 from lptensor.ops import check_roundable, round_fresh
 from lptensor.rounding import Rounding
+from lptensor.tensor import is_low
+from lptensor.training.technique import made_by
 from lptensor.weighted_layers import become, check_dtypes, layers_of
 
 Round: TypeAlias = Callable[[Tensor], Tensor]
@@ -85,7 +89,7 @@ def _products(x: Tensor, w: Tensor, unbiased: Round) -> Tensor:
 def _turned(a: Tensor, b: Tensor, unbiased: Round) -> Tensor:
     """a @ b.T, both turned by the same random signs and rounded along the axis they share."""
     signs = _BACKWARD.draw(a)
-    first, second = (unbiased(_BACKWARD.apply(t, signs)) for t in (a, b))
+    first, second = (made_by(unbiased, _BACKWARD.apply(t, signs), repr(unbiased)) for t in (a, b))
     return first @ second.T
 
 
@@ -104,7 +108,8 @@ class QuartetLinear(nn.Linear):
         made: what else ``nn.Linear`` takes: ``device`` and ``dtype``.
 
     Raises:
-        TypeError: an input that is not float32 or float64.
+        TypeError: an input that is not float32 or float64, LPTensors with operands or an accumulator of their own; an
+            ``unbiased`` that cannot be called, or that returns something else.
 
     >>> from lptensor.training import ThreeQuarters
     >>> layer = QuartetLinear(64, 3, unbiased=ThreeQuarters())
@@ -116,16 +121,31 @@ class QuartetLinear(nn.Linear):
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, *, unbiased: Round, **made: Any) -> None:
         super().__init__(in_features, out_features, bias, **made)
+        if not callable(unbiased) or isinstance(unbiased, type):
+            raise TypeError(f"unbiased must be a function of a tensor, such as ThreeQuarters(), got {unbiased!r}")
         self.unbiased = unbiased
 
     def forward(self, input: Tensor) -> Tensor:
-        """``input`` (..., in_features), float32 or float64, times the weight, as (..., out_features)."""
-        flat = input.reshape(-1, input.shape[-1])
+        """``input`` (..., in_features), times the weight, as (..., out_features).
+
+        Float32, float64 or an LPTensor, of which the values go in, and on whose format the outputs lie.
+        """
+        low: Any = next((t for t in (input, self.weight) if is_low(t)), None)
+        if low is not None:
+            _check_alone(low.arithmetic)
+        x, w = (t.dequantize() if is_low(t) else t for t in (input, self.weight))  # type: ignore[operator]
+        flat = x.reshape(-1, x.shape[-1])
         if flat.shape[0] == 0:
             return linear(input, self.weight, self.bias)
-        y = _products(flat, self.weight, self.unbiased)
-        y = y.unflatten(0, input.shape[:-1]) if input.dim() > 1 else y.squeeze(0)
+        y = _products(flat, w, self.unbiased)
+        y = y.unflatten(0, x.shape[:-1]) if x.dim() > 1 else y.squeeze(0)
+        y = y if low is None else y.to_lp(low.arithmetic)
         return y if self.bias is None else y + self.bias
+
+
+def _check_alone(arithmetic: Arithmetic) -> None:
+    if arithmetic.operands is not None or arithmetic.accumulator is not None:
+        raise TypeError(f"Quartet rounds operands itself, and takes no LPTensors with products of {arithmetic!r}")
 
 
 def quartet_layers(model: nn.Module, unbiased: Round, exempt: Sequence[str] = ()) -> None:
@@ -135,5 +155,10 @@ def quartet_layers(model: nn.Module, unbiased: Round, exempt: Sequence[str] = ()
         if type(module) is not nn.Linear:
             raise ValueError(f"{path!r} is a {type(module).__name__}, not a plain nn.Linear; name it in exempt")
     check_dtypes([module.weight for module in chosen.values()])
+    for path, module in chosen.items():
+        if LayerProducts.attached(module):
+            raise ValueError(f"the operands of {path!r} are rounded already; begin with a fresh model, or exempt it")
+        if is_low(module.weight):
+            _check_alone(module.weight.arithmetic)
     for module in chosen.values():
         become(module, QuartetLinear, unbiased=unbiased)
