@@ -75,8 +75,9 @@ class Recipe:
     >>> model = recipe.model(nn.Sequential(nn.Linear(32, 8), nn.ReLU(), nn.Linear(8, 2)))
     >>> optim, scaler = recipe.optimizer(Adam(model.parameters())), recipe.scaler()
 
-    Everything they hold is in their state_dicts. Linear and convolutional layers take part, but those
-    at or below the paths in ``exempt``, which stay fp32; parameters and what layers put out are plain.
+    Everything they hold is in their state_dicts. Linear and convolutional layers take part, transposed ones where
+    there is an ``arithmetic``, but those at or below the paths in ``exempt``, which stay fp32; parameters and what
+    layers put out are plain.
     A model takes one recipe: a second is refused or takes the place of the first if it works by the same means,
     and if not, both round. ``lower(model, ["linear", "conv"])`` takes off what has an ``arithmetic``.
     ``recipe.arithmetic`` is for whoever wants LPTensors: ``convert(model, recipes.mxfp8().arithmetic)``.
@@ -198,7 +199,7 @@ def gupta(
         # Layers are those of torch.nn, and whatever has no parts but those that make its weights.
         makers = [path for path, _ in model.named_modules() if path.rpartition(".")[2] == "parametrizations"]
         whole = (m for m in model.modules() if not dict(m.named_children()).keys() - {"parametrizations"})
-        kinds = ["all", *{type(m) for m in whole if not isinstance(m, nn.Identity)}]
+        kinds: list[str | type[nn.Module]] = ["all", *{type(m) for m in whole if not isinstance(m, nn.Identity)}]
         check_dtypes(p for path, p in model.named_parameters() if not any(matches(out, path) for out in exempt))
         lower(model, kinds, wide, number, rule, rule, exempt=(*exempt, *makers))
 
