@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -87,12 +87,35 @@ def check_weights(layers: Iterable[Any]) -> None:
             )
 
 
-def check_dtypes(weights: Iterable[Tensor]) -> None:
+def check_dtypes(weights: Iterable[Any]) -> None:
     """Refuse weights of half precision and the like, whose layers would fail in their first call."""
     for weight in weights:
         if weight.is_floating_point() and weight.dtype not in (torch.float32, torch.float64):
             got = f"{weight.dtype}; convert the model with .float() first"
             raise TypeError(f"only float32 and float64 weights are rounded, got {got}")
+
+
+def parametrize_weights(rounders: Sequence[tuple[nn.Module, nn.Module]], unsafe: bool = False) -> None:
+    """Let the weight of each layer be what its module makes of it; if one of them raises, all weights are as they were.
+
+    ``unsafe`` as of ``register_parametrization``.
+    """
+    before: list[tuple[Any, ...]] = [(layer, [*_compat.parameters(layer)], layer.weight) for layer, _ in rounders]
+    values = [weight.data for *_, weight in before]  # a right_inverse() may give the parameter others
+    try:
+        for layer, rounder in rounders:
+            parametrize.register_parametrization(layer, "weight", rounder, unsafe=unsafe)
+    except BaseException:
+        for (layer, names, weight), value in zip(before, values, strict=True):
+            weight.data = value
+            if parametrize.is_parametrized(layer, "weight"):
+                held = layer.parametrizations["weight"]
+                held.is_tensor, held.original = True, weight  # a right_inverse() may have made several tensors of it
+                parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
+                own = _compat.parameters(layer)
+                for name in names:  # in which optimizers and their states know them
+                    own[name] = own.pop(name)
+        raise
 
 
 def with_first(change: Callable[[Any], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

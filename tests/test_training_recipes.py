@@ -540,6 +540,27 @@ class TestRoundLayers:
         with pytest.raises(TypeError, match=rf"lambda.*must return a tensor like the torch.float32 of .*got .*{got}"):
             net(torch.ones(2, 4)).backward(torch.ones(2, 4))
 
+    @pytest.mark.parametrize("pieces", [1, 2])
+    @pytest.mark.parametrize("low", [False, True])
+    def test_a_module_that_refuses_a_later_weight_leaves_all_layers_as_they_were(self, low: bool, pieces: int) -> None:
+        class Picky(nn.Module):
+            def forward(self, *w: Tensor) -> Tensor:
+                return sum(w)  # type: ignore[return-value]
+
+            def right_inverse(self, w: Tensor) -> Any:
+                if w.shape[0] == 1:
+                    raise ValueError("too narrow")
+                return w / 2 if pieces == 1 else (w / 2, w / 2)
+
+        net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+        net = convert(net, BF16) if low else net
+        parameters, before = dict(net.named_parameters()), copy.deepcopy(net.state_dict())
+        with pytest.raises(ValueError, match="too narrow"):
+            round_layers(net, *[Picky] * 3)
+        assert [*dict(net.named_parameters())] == [*parameters] == [*before] and type(net[0]) is nn.Linear
+        assert all(p is parameters[name] and torch.equal(p, before[name]) for name, p in net.named_parameters())
+        assert not net[0]._forward_hooks and not [*net[0].children()]
+
     def test_an_activation_may_work_in_place(self) -> None:
         plain = nn.Sequential(nn.Linear(4, 4), nn.ReLU(inplace=True))
         net = round_layers(copy.deepcopy(plain), gradient=lambda: torch.clone)

@@ -8,12 +8,11 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrize
 
-from lptensor import _compat
 from lptensor.formats import Format
 from lptensor.ops import check_roundable
 from lptensor.quantizer import Quantizer
 from lptensor.rounding import Mode, Rounding
-from lptensor.weighted_layers import LAYERS, check_classes, check_weights
+from lptensor.weighted_layers import LAYERS, check_classes, check_weights, parametrize_weights
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -36,7 +35,7 @@ def prepare(
         model: any module, itself a chosen layer or with such inside.
         format: of the weights.
         rounding: as for ``round``; to nearest by default.
-        layers: the classes to change; linear and convolutional layers by default.
+        layers: the classes to change; linear and convolutional layers, but transposed ones, by default.
 
     Raises:
         TypeError: no module, no format, or weights that it cannot round.
@@ -62,17 +61,7 @@ def prepare(
     check_weights(chosen)
     for module in chosen:
         check_roundable(module.weight, format)
-    order = [[*_compat.parameters(module)] for module in chosen]
-    for i, module in enumerate(chosen):
-        try:
-            parametrize.register_parametrization(module, "weight", quantizer)
-        except BaseException:
-            for prepared, names in zip(chosen[:i], order, strict=False):
-                parametrize.remove_parametrizations(prepared, "weight", leave_parametrized=False)
-                own = _compat.parameters(prepared)
-                for name in names:  # in which optimizers and their states know them
-                    own[name] = own.pop(name)
-            raise
+    parametrize_weights([(module, quantizer) for module in chosen])
     return model
 
 

@@ -133,14 +133,14 @@ class QuartetLinear(nn.Linear):
         low: Any = next((t for t in (input, self.weight) if is_low(t)), None)
         if low is not None:
             _check_alone(low.arithmetic)
-        x, w = (t.dequantize() if is_low(t) else t for t in (input, self.weight))  # type: ignore[operator]
+        x, w = (t.dequantize() if is_low(t) else t for t in (input, self.weight))
         flat = x.reshape(-1, x.shape[-1])
         if flat.shape[0] == 0:
             return linear(input, self.weight, self.bias)
-        y = _products(flat, w, self.unbiased)
+        y: Any = _products(flat, w, self.unbiased)
         y = y.unflatten(0, x.shape[:-1]) if x.dim() > 1 else y.squeeze(0)
         y = y if low is None else y.to_lp(low.arithmetic)
-        return y if self.bias is None else y + self.bias
+        return y if self.bias is None else y + self.bias  # type: ignore[no-any-return]
 
 
 def _check_alone(arithmetic: Arithmetic) -> None:
@@ -158,7 +158,8 @@ def quartet_layers(model: nn.Module, unbiased: Round, exempt: Sequence[str] = ()
     for path, module in chosen.items():
         if LayerProducts.attached(module):
             raise ValueError(f"the operands of {path!r} are rounded already; begin with a fresh model, or exempt it")
-        if is_low(module.weight):
-            _check_alone(module.weight.arithmetic)
+        weight: Any = module.weight
+        if is_low(weight):
+            _check_alone(weight.arithmetic)
     for module in chosen.values():
         become(module, QuartetLinear, unbiased=unbiased)

@@ -7,12 +7,20 @@ from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from lptensor import _compat
 from lptensor.ops import StraightThrough
 from lptensor.training.technique import made_by
-from lptensor.weighted_layers import LAYERS, called_layers, check_dtypes, check_made, check_weights, kind_of, with_first
+from lptensor.weighted_layers import (
+    LAYERS,
+    called_layers,
+    check_dtypes,
+    check_made,
+    check_weights,
+    kind_of,
+    parametrize_weights,
+    with_first,
+)
 
 Model = TypeVar("Model", bound=nn.Module)
 Make: TypeAlias = "Callable[[], Callable[[Tensor], Tensor]]"
@@ -47,7 +55,7 @@ def round_layers(
         input, weight, gradient: what makes the function or module that rounds this operand, called without
             arguments; None leaves it alone.
         exempt: path patterns of what to leave alone, as ``exempt`` of ``lower``.
-        layers: the classes to change.
+        layers: the classes to change; linear and convolutional layers, but transposed ones, by default.
 
     Raises:
         TypeError: an argument that cannot be called; in a call of the model, a function that returns something else, or
@@ -70,10 +78,9 @@ def round_layers(
         for what in each:
             if what is not None and not callable(what):
                 raise TypeError(f"what {name}= makes rounds a tensor, such as quantizer(E4M3), got {what!r}")
-    for module, (of_weight, of_input, of_gradient) in zip(chosen, made, strict=True):
-        if of_weight is not None:
-            # Unsafe: not tried out beforehand, which a scaling with a state would remember.
-            parametrize.register_parametrization(module, "weight", _as_module(of_weight), unsafe=True)
+    rounders = [(layer, _as_module(of)) for layer, (of, *_) in zip(chosen, made, strict=True) if of is not None]
+    parametrize_weights(rounders, unsafe=True)  # not tried out beforehand, which a scaling with a state would remember
+    for module, (_, of_input, of_gradient) in zip(chosen, made, strict=True):
         if of_input is not None:
             module.add_module(_INPUT, _as_module(of_input))
         if of_gradient is not None:
