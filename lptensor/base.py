@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import operator
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, ClassVar
 
@@ -226,8 +227,12 @@ def set_int(owner: object, name: str, low: int, high: int, why: str = "") -> Non
 def check_number(name: str, value: Any) -> float:
     """``value`` as a float if it is a number of any kind, or a tensor of one, else an error that says so."""
     if not isinstance(value, (bool, np.bool_)) and hasattr(value, "__float__"):
-        with contextlib.suppress(TypeError, ValueError, RuntimeError):  # of many numbers
+        try:
             return float(value)
+        except OverflowError:
+            raise ValueError(f"{name} must be a number that float64 holds, got one beyond 2**1024") from None
+        except (TypeError, ValueError, RuntimeError):  # of many numbers
+            pass
     raise TypeError(f"{name} must be a number, got {value!r}")
 
 
@@ -249,6 +254,13 @@ def check_bool(name: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {value!r}")
     return value
+
+
+def check_state(what: str, state: object, *keys: str) -> None:
+    """Refuse to load what is no state_dict with these keys."""
+    if not isinstance(state, Mapping) or not all(key in state for key in keys):
+        got = [*state] if isinstance(state, Mapping) else repr(state)
+        raise ValueError(f"the state of a {what} is a dict of {', '.join(keys)}, got {got}")
 
 
 def check_carried(format: Format, grid: Grid, precision: int = CARRIER_PRECISION) -> None:

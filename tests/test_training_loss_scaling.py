@@ -317,7 +317,7 @@ def test_calls_out_of_order_are_named() -> None:
     ("make", "error", "says"),
     [
         (lambda: LossScaler("dynamic"), TypeError, "policy must be"),  # type: ignore[arg-type]
-        (lambda: LossScaler(0), ValueError, "initial must be positive"),
+        (lambda: LossScaler(0), ValueError, "policy must be positive"),
         (lambda: Static(math.inf), ValueError, "got inf"),
         (lambda: Static(True), TypeError, "got True"),
         (lambda: Static(torch.ones(2)), TypeError, "initial must be a number"),  # type: ignore[arg-type]
@@ -327,7 +327,7 @@ def test_calls_out_of_order_are_named() -> None:
         (lambda: Automatic(BF16, threshold=1.0), ValueError, "share"),
         (lambda: Automatic("e4m3"), ValueError, "scalar format"),  # type: ignore[arg-type]
         (lambda: LossScaler(1.0).load_state_dict({"scale": -1.0, "count": 0}), ValueError, "scale must be positive"),
-        (lambda: LossScaler(1.0).load_state_dict({"scale": 1.0}), ValueError, r"scale and count, got \['scale'\]"),
+        (lambda: LossScaler(1.0).load_state_dict({"scale": 1.0}), ValueError, r"dict of scale, count, got \['scale'\]"),
     ],
 )
 def test_bad_input_is_named(make: Any, error: type[Exception], says: str) -> None:

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from lptensor import _compat
 from lptensor.arithmetic import Arithmetic
-from lptensor.base import check_int, check_number, check_positive, set_number
+from lptensor.base import check_int, check_number, check_positive, check_state, set_number
 from lptensor.formats import ScalarFormat, set_int
 from lptensor.nests import remade
 from lptensor.optim import OptimLP
@@ -139,6 +139,18 @@ class Automatic:
         return min(scale * 2 ** (1 / self.span), torch.finfo(torch.float32).max), 0
 
 
+def as_policy(name: str, given: Any) -> Static | Dynamic | Automatic:
+    """The policy that the argument ``name`` gives, of which a number is a static one."""
+    if isinstance(given, Static | Dynamic | Automatic):
+        return given
+    try:
+        check_number(name, given)
+    except TypeError:
+        kinds = "Static(...), Dynamic(...), Automatic(...) or a number"
+        raise TypeError(f"{name} must be {kinds}, got {given!r}") from None
+    return Static(check_positive(name, given))
+
+
 @dataclass
 class Seen:
     """What the gradients of one step were like, when they were rounded and still scaled."""
@@ -179,15 +191,8 @@ class LossScaler:
     """
 
     def __init__(self, policy: Static | Dynamic | Automatic | float | None = None) -> None:
-        policy = Dynamic() if policy is None else policy
-        if not isinstance(policy, Static | Dynamic | Automatic):
-            try:
-                policy = Static(check_number("policy", policy))
-            except TypeError:
-                kinds = "Static(...), Dynamic(...), Automatic(...) or a number"
-                raise TypeError(f"policy must be {kinds}, got {policy!r}") from None
-        self.policy = policy
-        self._scale = float(policy.initial)
+        self.policy = Dynamic() if policy is None else as_policy("policy", policy)
+        self._scale = float(self.policy.initial)
         self._count = 0
         self._seen = Seen()
 
@@ -211,8 +216,10 @@ class LossScaler:
         """Round the optimizer's gradients if it is an ``OptimLP``, then divide them by the scale, in place.
 
         Raises:
+            TypeError: no optimizer.
             RuntimeError: called before for this step, or after it.
         """
+        _check_optimizer(optimizer)
         if _among(optimizer, self._seen.stepped):
             raise RuntimeError("unscale_() came after step(): call update() first")
         if _among(optimizer, self._seen.unscaled):
@@ -234,10 +241,12 @@ class LossScaler:
         """One step of the optimizer, unless a gradient is infinite or NaN; None if it was skipped.
 
         Raises:
+            TypeError: no optimizer.
             RuntimeError: called before, without ``update`` in between; a closure.
         """
         if args or kwargs:
             raise RuntimeError("a closure's gradients come too late for loss scaling: call step(optimizer) alone")
+        _check_optimizer(optimizer)
         if _among(optimizer, self._seen.stepped):
             raise RuntimeError("step() was called before: call update() after each step")
         if not _among(optimizer, self._seen.unscaled):
@@ -268,10 +277,10 @@ class LossScaler:
         Raises:
             ValueError: a scale that is not positive, or a state without it.
         """
-        count = state_dict.get("count", state_dict.get(_compat.GROWTH_COUNT))
-        if "scale" not in state_dict or count is None:
-            raise ValueError(f"a scaler's state holds its scale and count, got {sorted(state_dict)}")
-        scale, count = check_positive("scale", state_dict["scale"]), check_int("count", count, 0, 2**62)
+        check_state("scaler", state_dict, "scale")
+        key = _compat.GROWTH_COUNT if _compat.GROWTH_COUNT in state_dict else "count"
+        check_state("scaler", state_dict, "scale", key)
+        scale, count = check_positive("scale", state_dict["scale"]), check_int("count", state_dict[key], 0, 2**62)
         self._scale, self._count = scale, count
 
     def _look(self, grad: Tensor) -> bool:
@@ -280,6 +289,11 @@ class LossScaler:
             self._seen.elements += grad.numel()
             self._seen.saturated += grad.numel() - int((grad.abs() < self.policy.format.max).sum())
         return bool(grad.isfinite().all())
+
+
+def _check_optimizer(given: object) -> None:
+    if not isinstance(given, Optimizer):
+        raise TypeError(f"a scaler takes a torch.optim.Optimizer, got {given!r}")
 
 
 def _plain(grad: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from lptensor.base import no_format
+from lptensor.base import check_state, no_format
 from lptensor.formats import Format, check_int
 
 
@@ -82,5 +82,9 @@ class FormatSchedule:
 
         Load the schedule before the model and the optimizer: until then these have the format of step 0, to which
         what is loaded would be rounded.
+
+        Raises:
+            TypeError, ValueError: a state without a count of steps.
         """
+        check_state("schedule", state_dict, "steps")
         self._apply_at(check_int("steps", state_dict["steps"], 0, 2**62))

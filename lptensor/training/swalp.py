@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lptensor.base import check_state
 from lptensor.formats import Format, check_int
 from lptensor.ops import check_format, round as lp_round
 from lptensor.parameters import read, restore, write
@@ -120,11 +121,14 @@ class SWALP:
         """Continue from what ``state_dict`` returned.
 
         Raises:
-            ValueError: means of other shapes; nothing is then loaded.
+            TypeError, ValueError: a state without counts and means, or with means of other shapes; nothing is loaded.
         """
-        shapes = [tuple(m.shape) for m in state_dict["means"]]
+        check_state("SWALP", state_dict, "steps", "collected", "means")
+        steps, collected = (check_int(key, state_dict[key], 0, 2**62) for key in ("steps", "collected"))
+        given = state_dict["means"] if isinstance(state_dict["means"], list | tuple) else [state_dict["means"]]
+        shapes = [tuple(m.shape) if isinstance(m, Tensor) else m for m in given]
         if shapes != [tuple(m.shape) for m in self.means]:
             raise ValueError(f"the parameters have shapes {[tuple(m.shape) for m in self.means]}, the means {shapes}")
-        self.steps, self.collected = int(state_dict["steps"]), int(state_dict["collected"])
-        for mean, saved in zip(self.means, state_dict["means"], strict=True):
+        self.steps, self.collected = steps, collected
+        for mean, saved in zip(self.means, given, strict=True):
             mean.copy_(saved)
