@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -75,7 +76,9 @@ def listed(name: str, patterns: Iterable[str]) -> tuple[str, ...]:
     """The path patterns of an argument; a string, which is a list of its letters, is refused."""
     if isinstance(patterns, str):
         raise TypeError(f"{name} takes a list of path patterns, got {patterns!r}; say {name}=[{patterns!r}]")
-    given = tuple(patterns) if isinstance(patterns, Iterable) else None
+    given = None
+    with contextlib.suppress(TypeError):  # of what cannot be gone through, as a tensor of one number
+        given = tuple(patterns)
     if given is None or not all(isinstance(pattern, str) for pattern in given):
         raise TypeError(f'{name} takes a list of path patterns such as "head.*", got {patterns!r}')
     return given

@@ -24,11 +24,14 @@ def layers_of(model: nn.Module, exempt: Iterable[str], layers: tuple[type[nn.Mod
     exempt = listed("exempt", exempt)
     check_classes(layers)
     found = {path: module for path, module in model.named_modules() if isinstance(module, layers)}
+    if not found:
+        kinds = ", ".join(cls.__name__ for cls in (layers if isinstance(layers, tuple) else (layers,)))
+        raise ValueError(f"{type(model).__name__} has no layer of {kinds}")
     if unknown := [pattern for pattern in exempt if not any(matches(pattern, path) for path in found)]:
-        raise ValueError(f"exempt names {unknown[0]!r}, which is none of the layers {', '.join(found) or '(none)'}")
+        raise ValueError(f"exempt names {unknown[0]!r}, which is none of the layers {', '.join(found)}")
     chosen = {path: module for path, module in found.items() if not any(matches(pattern, path) for pattern in exempt)}
     if not chosen:
-        raise ValueError(f"{type(model).__name__} has no layer left to round among {', '.join(found) or '(none)'}")
+        raise ValueError(f"{type(model).__name__} has no layer left to round among {', '.join(found)}")
     return chosen
 
 

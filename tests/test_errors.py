@@ -148,7 +148,7 @@ WRONG: list[tuple[Callable[[], object], str]] = [
     (lambda: lptensor.training.HALP([W], lr="0.1", mu=1.0), "lr must be a number, got '0.1'"),  # type: ignore[arg-type]
     (lambda: lptensor.training.HALP([{"params": [W], "bits": 100}], 0.1, 1.0), "bits must be .* got 100"),  # type: ignore[list-item]
     (lambda: lptensor.training.Madam([W], beta=None), "beta must be a number, got None"),  # type: ignore[arg-type]
-    (lambda: lptensor.training.Madam([{"params": [W], "lr": -1}]), "lr must be positive, got -1"),  # type: ignore[list-item]
+    (lambda: lptensor.training.Madam([{"params": [W], "lr": -1}]), "lr must be positive and finite, got -1"),  # type: ignore[list-item]
     (lambda: lptensor.training.Dynamic(growth="2"), "growth must be a number, got '2'"),  # type: ignore[arg-type]
     (lambda: lptensor.training.Automatic(BF16, threshold=None), "threshold must be a number, got None"),  # type: ignore[arg-type]
     (lambda: lptensor.training.DynamicFixedPoint(max_overflow="1"), "max_overflow must be a number, got '1'"),  # type: ignore[arg-type]
@@ -159,6 +159,59 @@ WRONG: list[tuple[Callable[[], object], str]] = [
     (lambda: lptensor.training.recipes.hbfp().model(W), "torch.nn.Module, got Parameter"),  # type: ignore[type-var]
     (lambda: lptensor.training.recipes.mxfp8().optimizer([W]), "torch.optim.Optimizer, got list"),  # type: ignore[arg-type]
     (lambda: lptensor.LPTensor(X, BF16), r"made by x\.to_lp\(format\), which rounds; .*no Floating"),  # type: ignore[arg-type]
+    (lambda: lptensor.training.recipes.wage(gradient="8"), "gradient must be an integer from 2 to 24, got '8'"),
+    (lambda: lptensor.training.recipes.wage(error=1), "error must be from 2 to 24, got 1"),
+    (lambda: lptensor.training.WageActivation(error="8"), "error must be an integer from 2 to 24, got '8'"),
+    (lambda: lptensor.training.recipes.lns_madam(bits="8"), "bits must be an integer from 2 to 16, got '8'"),
+    (lambda: lptensor.training.recipes.lns_madam(bits=10**9), "bits must be from 2 to 16, got 1000000000"),
+    (lambda: lptensor.training.recipes.hbfp(storage="x"), "storage must be an integer from 2 to 24, got 'x'"),
+    (lambda: lptensor.training.recipes.gupta(outputs="x"), "outputs must be an integer .* got 'x'"),
+    (lambda: lptensor.training.recipes.deepseek(promote_every="x"), "promote_every must be an integer .* got 'x'"),
+    (lambda: lptensor.training.recipes.dorefa(weight="x"), "weight must be an integer from 1 to 16, got 'x'"),
+    (lambda: lptensor.training.recipes.Recipe(scaling="x"), "scaling must be Static.* or a number, got 'x'"),
+    (lambda: lptensor.training.recipes.quartet().model(nn.ReLU()), "ReLU has no layer of Linear"),
+    (lambda: lptensor.training.hbfp_widths(3, 4), "hbfp_widths takes a torch.nn.Module, got 3"),
+    (lambda: lptensor.training.LossScaler().unscale_(3), "a scaler takes a torch.optim.Optimizer, got 3"),
+    (lambda: lptensor.training.LossScaler().step("opt"), "a scaler takes a torch.optim.Optimizer, got 'opt'"),
+    (lambda: lptensor.training.LossScaler().load_state_dict(None), "state of a scaler is a dict of scale, got None"),
+    (
+        lambda: lptensor.training.LossScaler().load_state_dict({"scale": 1.0}),
+        r"a dict of scale, count, got \['scale'\]",
+    ),
+    (
+        lambda: lptensor.training.LossScaler(10**400),
+        r"policy must be a number that float64 holds, got one beyond 2\*\*1024",
+    ),
+    (
+        lambda: lptensor.training.FormatSchedule({0: BF16}, print).load_state_dict({}),
+        r"state of a schedule is a dict of steps, got \[\]",
+    ),
+    (
+        lambda: lptensor.training.SWALP([W]).load_state_dict({}),
+        r"state of a SWALP is a dict of steps, collected, means, got \[\]",
+    ),
+    (
+        lambda: lptensor.training.SWALP([W]).load_state_dict({"steps": "3", "collected": 1, "means": [W]}),
+        "steps must be an integer .* got '3'",
+    ),
+    (
+        lambda: lptensor.training.SWALP([W]).load_state_dict({"steps": 3, "collected": 1.7, "means": [W]}),
+        "collected must be an integer .* got 1.7",
+    ),
+    (
+        lambda: lptensor.training.SWALP([W]).load_state_dict({"steps": 3, "collected": 1, "means": 3}),
+        r"the means \[3\]",
+    ),
+    (lambda: lptensor.training.Madam([W], lr=float("inf")), "lr must be positive and finite, got inf"),
+    (lambda: lptensor.training.unit_scaling.scale(X, "2"), "forward must be a number, got '2'"),
+    (
+        lambda: lptensor.training.unit_scaling.cross_entropy([1.0], X),
+        "cross_entropy takes tensors, got list and Tensor",
+    ),
+    (
+        lambda: lptensor.training.recipes.mxfp8(exempt=torch.tensor(3)),
+        r"exempt takes a list of path patterns .* got tensor\(3\)",
+    ),
     (lambda: lptensor.sum(X, 0, 2, accumulator=ACC), "keepdim must be True or False, got 2"),  # type: ignore[arg-type]
     (lambda: lptensor.encode(X, BF16, "no"), "strict must be True or False, got 'no'"),  # type: ignore[arg-type]
     (

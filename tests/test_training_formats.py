@@ -418,6 +418,11 @@ class TestFineTuning:
             prepare(nn.Linear(2, 2), None)  # type: ignore[arg-type]
 
 
+def test_flexpoints_factors_are_plain_numbers() -> None:
+    quantize = Flexpoint(alpha=torch.tensor(3))  # type: ignore[arg-type]
+    assert type(quantize.alpha) is float and "alpha=3" in repr(quantize)
+
+
 def test_calls_with_nothing_in_them_leave_the_exponent_alone() -> None:
     quantize = DynamicFixedPoint(4, interval=1)
     for _ in range(3):

@@ -274,7 +274,7 @@ def test_guptas_outputs_reach_32_and_everything_else_8() -> None:
     error = fixed(g, 12)
     wanted = fixed(w - 0.25 * fixed(error.T @ x.detach().double(), 12), 12)
     assert torch.allclose(next(net.parameters()).detach().double(), wanted, atol=2**-11)
-    with pytest.raises(ValueError, match="fl must be"):
+    with pytest.raises(ValueError, match="outputs must be"):
         recipes.gupta(outputs=200)
 
 

@@ -68,7 +68,7 @@ class Flexpoint(nn.Module):
             if not 0 <= check_number(name, value) < math.inf or (name == "alpha" and value == 0):
                 sign = "positive" if name == "alpha" else "not negative"
                 raise ValueError(f"{name} must be finite and {sign}, got {value!r}")
-        self.alpha, self.beta, self.gamma = alpha, beta, gamma
+        self.alpha, self.beta, self.gamma = float(alpha), float(beta), float(gamma)
         self.rounding = as_rounding(rounding)
         self.register_buffer("exponent", torch.tensor(_UNKNOWN))
         self.register_buffer("magnitudes", torch.full((history,), -1.0, dtype=torch.float64))

@@ -86,8 +86,10 @@ def hbfp_widths(model: nn.Module, wl: int, ends: int | None = None) -> None:
         wl, ends: word lengths, 2 to 24; without ``ends`` all layers have ``wl``.
 
     Raises:
-        TypeError, ValueError: no such layer, or a width that is none; nothing is then changed.
+        TypeError, ValueError: no module, no such layer, or a width that is none; nothing is then changed.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"hbfp_widths takes a torch.nn.Module, got {model!r}")
     held = [
         [(part, q) for part in layer.modules() if isinstance(q := getattr(part, "quantize", None), HBFP)]
         for layer in model.modules()

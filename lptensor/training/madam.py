@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lptensor.base import check_number
+from lptensor.base import check_number, check_positive
 
 
 class Madam(Optimizer):
@@ -53,7 +53,8 @@ class Madam(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As other optimizers'; the options of the group are checked like those of all."""
         options = {**self.defaults, **param_group}
-        for name in ("lr", "limit", "bound"):
+        check_positive("lr", options["lr"])
+        for name in ("limit", "bound"):
             if not check_number(name, options[name]) > 0:
                 raise ValueError(f"{name} must be positive, got {options[name]!r}")
         if not 0 <= check_number("beta", options["beta"]) < 1:

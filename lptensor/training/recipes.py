@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from lptensor.accumulator import Accumulator, tensor_core
 from lptensor.arithmetic import Arithmetic
-from lptensor.base import check_bool
+from lptensor.base import check_bool, check_int
 from lptensor.blocks import MX, MXFP4, NVFP4, Scaled, TwoLevel
 from lptensor.codebooks import LogNumber
 from lptensor.delayed import DelayedScaling
@@ -28,7 +28,7 @@ from lptensor.scaling import PER_TENSOR, CurrentMaximum, DelayedMaximum, Tile
 from lptensor.training.blockwise import Blockwise
 from lptensor.training.dorefa import DoReFaActivation, DoReFaGradient, DoReFaWeight
 from lptensor.training.hbfp import HBFP
-from lptensor.training.loss_scaling import Automatic, Dynamic, LossScaler, Static
+from lptensor.training.loss_scaling import Automatic, Dynamic, LossScaler, Static, as_policy
 from lptensor.training.luq import LUQ
 from lptensor.training.quartet import quartet_layers
 from lptensor.training.round_layers import Make, check_unrounded, round_layers
@@ -96,9 +96,7 @@ class Recipe:
             raise TypeError(f"change must be a function of a model and of what is exempt, got {self.change!r}")
         if not isinstance(self.optim, Mapping):
             raise TypeError(f"optim must be a dict of arguments of OptimLP, got {self.optim!r}")
-        if self.scaling is None:
-            raise TypeError("scaling must be Static(...), Dynamic(...), Automatic(...) or a number, got None")
-        LossScaler(self.scaling)
+        as_policy("scaling", self.scaling)
         object.__setattr__(self, "exempt", listed("exempt", self.exempt))
         object.__setattr__(self, "optim", dict(self.optim))
 
@@ -193,7 +191,9 @@ def gupta(
     if rule.name not in ("nearest", "stochastic") or rule != as_rounding(rule.name):
         raise ValueError(f'gupta rounds "stochastic" or "nearest", got {rounding!r}')
     number = FixedPoint(wl, fl)
-    wide = FixedPoint(wl, min(fl, wl - 6) if outputs is None else outputs)
+    wide = FixedPoint(
+        wl, min(number.fl, number.wl - 6) if outputs is None else check_int("outputs", outputs, -126, 149)
+    )
 
     def change(model: nn.Module, exempt: Exempt) -> None:
         # Layers are those of torch.nn, and whatever has no parts but those that make its weights.
@@ -319,7 +319,10 @@ def deepseek(promote_every: int | None = None, exempt: Exempt = ()) -> Recipe:
     ((1, 128), (128, 128))
     """
     tile = Scaled(E4M3, CurrentMaximum(Tile((1, 128))))
-    sums = None if promote_every is None else Accumulator(FP32, chunk=promote_every, inner=tensor_core("hopper_fp8"))
+    sums = None
+    if promote_every is not None:
+        chunk = check_int("promote_every", promote_every, 2, 2**31 - 1)
+        sums = Accumulator(FP32, chunk=chunk, inner=tensor_core("hopper_fp8"))
     return Recipe(_operands(tile, Scaled(E4M3, CurrentMaximum(Tile((128, 128)))), tile), sums, exempt=exempt)
 
 
@@ -344,6 +347,7 @@ def hbfp(wl: int = 8, storage: int = 16, tile: int = 24, rounding: str = "stocha
     >>> optim = hbfp(wl=4, storage=12).optimizer(torch.optim.SGD(model.parameters(), lr=0.1))
     >>> model(torch.randn(2, 64)).sum().backward(); optim.step()
     """
+    check_int("storage", storage, 2, 24)
     samples, tiles = (lambda: HBFP(wl, None, rounding)), (lambda: HBFP(wl, tile, rounding))
     return _by_layers(exempt, samples, tiles, samples, optim={"weight_quant": HBFP(storage, tile, rounding)})
 
@@ -507,6 +511,8 @@ def dorefa(weight: int = 1, activation: int = 2, gradient: int = 6, exempt: Exem
     >>> model[0].weight.abs().unique().numel()  # a sign and one magnitude
     1
     """
+    for name, bits in {"weight": weight, "activation": activation, "gradient": gradient}.items():
+        check_int(name, bits, 1, 16)
     makes = (lambda: DoReFaActivation(activation)), (lambda: DoReFaWeight(weight)), (lambda: DoReFaGradient(gradient))
     return _by_layers(exempt, *makes)
 
@@ -524,12 +530,14 @@ def wage(weight: int = 2, activation: int = 8, gradient: int = 8, error: int = 8
         weight, activation, gradient, error: bits, 2 to 24.
 
     Raises:
-        TypeError, ValueError: a gradient out of range; from ``model``, other bits.
+        TypeError, ValueError: bits out of range, an ``initialize`` that is neither True nor False.
 
     >>> model = wage().model(nn.Sequential(nn.Linear(64, 8, bias=False)))
     >>> model[0].weight.unique().numel()  # minus, zero and plus
     3
     """
+    for name, bits in {"weight": weight, "activation": activation, "gradient": gradient, "error": error}.items():
+        check_int(name, bits, 2, 24)
     check_bool("initialize", initialize)
 
     def change(model: nn.Module, exempt: Exempt) -> None:
@@ -567,6 +575,7 @@ def lns_madam(bits: int = 8, gamma: int = 8, exempt: Exempt = ()) -> Recipe:
     >>> model = lns_madam().model(nn.Sequential(nn.Linear(8, 2)))
     >>> optim = lns_madam().optimizer(Madam(model.parameters(), lr=0.01))
     """
+    bits = check_int("bits", bits, 2, 16)
     table = LogNumber(bits, gamma, bias=2 ** (bits - 1) - 1)
     q = Technique(table, Blockwise(table, block_size=None, min_size=0))
     return Recipe(_operands(q, q, q), exempt=exempt)

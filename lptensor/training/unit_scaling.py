@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from lptensor import _compat
+from lptensor.base import check_number
 from lptensor.formats import Format
 from lptensor.quantizer import quantizer
 from lptensor.weighted_layers import become, check_dtypes, check_weights, layers_of, with_first
@@ -27,6 +28,8 @@ def scale(x: Tensor, forward: float = 1.0, backward: float = 1.0) -> Tensor:
     >>> scale(x, 2.0, 3.0).backward(); x.grad.item()
     3.0
     """
+    if not torch.compiler.is_dynamo_compiling():
+        forward, backward = check_number("forward", forward), check_number("backward", backward)
     function: Any = _Scale if torch.compiler.is_dynamo_compiling() else _ScaleTangents  # Dynamo traces no jvp
     scaled: Tensor = function.apply(x, forward, backward)
     return scaled
@@ -66,12 +69,15 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
         target: int64 (n,), the right class of each row.
 
     Raises:
+        TypeError: what is no tensor.
         ValueError: logits of another shape; what torch's cross entropy refuses raises torch's own error.
 
     >>> z = torch.zeros(4, 5, requires_grad=True)
     >>> cross_entropy(z, torch.tensor([0, 1, 2, 3])).backward(); round(z.grad.square().mean().item(), 4)
     1.0
     """
+    if not isinstance(logits, Tensor) or not isinstance(target, Tensor):
+        raise TypeError(f"cross_entropy takes tensors, got {type(logits).__name__} and {type(target).__name__}")
     if logits.dim() != 2 or logits.shape[1] < 2:
         raise ValueError(f"logits are (n, classes) with two classes or more, got {tuple(logits.shape)}")
     n, classes = logits.shape

@@ -111,7 +111,7 @@ class WageActivation(nn.Module):
 
     def __init__(self, bits: int = 8, error: int = 8) -> None:
         super().__init__()
-        self.bits, self.error = check_int("bits", bits, 2, 24), WageError(error)
+        self.bits, self.error = check_int("bits", bits, 2, 24), WageError(check_int("error", error, 2, 24))
 
     @_compat.break_graph
     @of_values
