@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from typing import Any
 
 import pytest
@@ -114,6 +115,13 @@ def test_errors_and_gradients_at_the_edges() -> None:
 def test_dtypes_that_are_not_rounded_are_named(role: Any) -> None:
     with pytest.raises(TypeError, match="bfloat16"):
         role(torch.ones(2, 3, dtype=torch.bfloat16))
+
+
+def test_the_last_layer_is_the_one_held_last_whatever_the_names() -> None:
+    net = nn.Sequential(OrderedDict({"ab": nn.Linear(4, 4), "b": nn.ReLU(), "a*": nn.Linear(4, 4)}))
+    recipes.wage().model(net)
+    assert [hasattr(layer, "rounded_gradient") for layer in net] == [False, False, True]
+    assert [hasattr(layer, "rounded_input") for layer in net] == [True, False, True]
 
 
 def test_a_penalty_on_gradients_is_refused() -> None:

@@ -31,7 +31,7 @@ from lptensor.training.hbfp import HBFP
 from lptensor.training.loss_scaling import Automatic, Dynamic, LossScaler, Static, as_policy
 from lptensor.training.luq import LUQ
 from lptensor.training.quartet import quartet_layers
-from lptensor.training.round_layers import Make, check_unrounded, round_layers
+from lptensor.training.round_layers import Make, check_unrounded, round_each, round_layers
 from lptensor.training.s2fp8 import S2FP8
 from lptensor.training.sawb import SAWB
 from lptensor.training.technique import Technique
@@ -523,7 +523,8 @@ def wage(weight: int = 2, activation: int = 8, gradient: int = 8, error: int = 8
     The inputs of layers are clipped to (-1, 1), errors and gradients lose their magnitude, and weights
     are kept on the 8-bit grid inside (-1, 1), updated stochastically. The paper has bare SGD with rates of 8, then
     1, then 1/8, which count steps of that grid, no biases, no normalisation and the sum of squares
-    as the loss. With ``initialize`` weights are drawn anew, as the paper needs it. All layers take part;
+    as the loss. The layer whose incoming error is rounded is the last one of ``model.modules()``, wherever it is
+    called. With ``initialize`` weights are drawn anew, as the paper needs it. All layers take part;
     ``dataclasses.replace(wage(), exempt=["2"])`` leaves some out.
 
     Args:
@@ -541,17 +542,15 @@ def wage(weight: int = 2, activation: int = 8, gradient: int = 8, error: int = 8
     check_bool("initialize", initialize)
 
     def change(model: nn.Module, exempt: Exempt) -> None:
-        layers = called_layers(model, exempt, LAYERS)
-        check_unrounded([*layers.values()])
-        weights: list[Any] = [layer.weight for layer in layers.values()]
+        layers = [*called_layers(model, exempt, LAYERS).values()]
+        check_unrounded(layers)
+        weights: list[Any] = [layer.weight for layer in layers]
         for w in weights if initialize else ():
             check_drawable(w, gradient)
-        *others, last = layers
         inputs, rounded = (lambda: WageActivation(activation, error)), (lambda: WageWeight(weight))
         # Errors are rounded where they leave a layer's input; the first one enters the last layer's output.
-        round_layers(model, inputs, rounded, lambda: WageError(error), exempt=(*exempt, *others))
-        if others:
-            round_layers(model, inputs, rounded, exempt=(*exempt, last))
+        round_each(layers[-1:], inputs, rounded, lambda: WageError(error))
+        round_each(layers[:-1], inputs, rounded)
         for w in weights if initialize else ():
             draw_weight(w, WageWeight(weight), gradient)
 

@@ -71,7 +71,14 @@ def round_layers(
     for name, make in (("input", input), ("weight", weight), ("gradient", gradient)):
         if make is not None and (not callable(make) or isinstance(make, nn.Module)):
             raise TypeError(f"{name} makes what rounds, once for each layer: say {name}=lambda: ..., got {make!r}")
-    chosen = [*called_layers(model, exempt, layers).values()]
+    round_each([*called_layers(model, exempt, layers).values()], input, weight, gradient)
+    return model
+
+
+def round_each(
+    chosen: Sequence[nn.Module], input: Make | None = None, weight: Make | None = None, gradient: Make | None = None
+) -> None:
+    """``round_layers`` of these layers themselves, whatever their paths."""
     check_unrounded(chosen, weight is not None)
     made = [[None if make is None else make() for make in (weight, input, gradient)] for _ in chosen]
     for name, *each in zip(("weight", "input", "gradient"), *made, strict=True):
@@ -88,7 +95,6 @@ def round_layers(
         before = _round_input if of_input is not None else None
         after = _round_gradient if of_gradient is not None else None
         _compat.set_hooks(module, _compat.ROUND_LAYERS, before=before, after=after)
-    return model
 
 
 def check_unrounded(layers: Sequence[nn.Module], weights: bool = True) -> None:
