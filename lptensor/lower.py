@@ -101,7 +101,8 @@ def lower(
     Raises:
         TypeError: a model, a layer type or a number that is none.
         ValueError: an unknown group or rounding, a pattern that matches nothing, no such layer in
-            the model, or a backward_number without negative numbers. The model is unchanged.
+            the model, a layer within another if their products are to be rounded, or a backward_number without
+            negative numbers. The model is unchanged.
 
     >>> from lptensor import FloatingPoint
     >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU())
@@ -126,6 +127,14 @@ def lower(
             raise ValueError(f"exempt={exempt} leaves no layer of {_names(wanted)}; name fewer paths")
         raise ValueError(f"{type(model).__name__} has no layer of {_names(wanted)}; it is made of {', '.join(present)}")
     if products is not None:
+        chosen = {id(layer) for layer in layers}
+        within = {id(part) for layer in layers for part in layer.modules() if part is not layer} & chosen
+        if within:
+            paths = [path for path, module in model.named_modules() if id(module) in within]
+            raise ValueError(
+                f"{', '.join(paths)} lie within other layers, whose products are rounded whatever is in them; "
+                f"say exempt={[*exempt, *paths]}"
+            )
         for layer in layers:
             for parameter in layer.parameters():
                 check_plain(parameter)

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lptensor import (
     BF16,
+    E4M3,
     MXFP4,
     MXFP8_E4M3,
     MXFP8_E5M2,
@@ -288,3 +289,28 @@ def test_a_copy_of_an_interrupted_layer_runs_and_leaves_the_original_alone() -> 
     for each in (twin, layer, twin):
         each(x)
         assert each.weight is each._parameters["weight"]
+
+
+class Adapted(nn.Linear):
+    """A linear layer with a bypass of two others."""
+
+    def __init__(self) -> None:
+        super().__init__(8, 8)
+        self.down, self.up = nn.Linear(8, 2), nn.Linear(2, 8)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) + self.up(self.down(input))
+
+
+def test_a_layer_within_another_is_refused_and_rounded_with_it_where_it_is_exempt() -> None:
+    model, x = nn.Sequential(Adapted()), torch.randn(3, 8)
+    with pytest.raises(ValueError, match=r"0.down, 0.up lie within other layers.* say exempt=\['0.down', '0.up'\]"):
+        lower(model, ["linear"], operands=Gemm((E4M3, E4M3)))
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in model.modules())
+
+    def product(t: Tensor, layer: nn.Linear) -> Tensor:
+        return lp_round(t, E4M3, "nearest") @ lp_round(layer.weight, E4M3, "nearest").T + layer.bias
+
+    want = product(x, model[0]) + product(product(x, model[0].down), model[0].up)
+    lower(model, ["linear"], operands=Gemm((E4M3, E4M3)), exempt=["0.down", "0.up"])
+    assert torch.allclose(model(x), want, atol=1e-6)
