@@ -14,10 +14,10 @@ from lptensor.arithmetic import Arithmetic
 from lptensor.formats import E2M1
 from lptensor.hadamard import Hadamard
 from lptensor.layer_products import LayerProducts
+from lptensor.of_values import made_by
 from lptensor.ops import check_roundable, round_fresh
 from lptensor.rounding import Rounding
 from lptensor.tensor import is_low
-from lptensor.training.technique import made_by
 from lptensor.weighted_layers import become, check_dtypes, layers_of
 
 Round: TypeAlias = Callable[[Tensor], Tensor]

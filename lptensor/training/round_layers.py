@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lptensor import _compat
+from lptensor.of_values import made_by
 from lptensor.ops import StraightThrough
-from lptensor.training.technique import made_by
 from lptensor.weighted_layers import (
     LAYERS,
     called_layers,

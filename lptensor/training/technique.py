@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from lptensor.formats import Format
+from lptensor.of_values import made_by
 from lptensor.operands import Operand
 from lptensor.rounding import Rounding
 
@@ -53,17 +54,3 @@ class Technique(Operand):
             TypeError: it made no tensor of the shape and dtype that it was given.
         """
         return made_by(self.function, x, repr(self))
-
-
-def made_by(function: Callable[[Tensor], Tensor], x: Tensor, name: str) -> Tensor:
-    """``function(x)``, or a TypeError that begins with ``name``, unless it is a tensor of the shape and dtype of x.
-
-    >>> import torch
-    >>> made_by(torch.neg, torch.ones(1), "torch.neg")
-    tensor([-1.])
-    """
-    made = function(x)
-    if not isinstance(made, Tensor) or made.shape != x.shape or made.dtype != x.dtype:
-        got = f"{made.dtype} of shape {tuple(made.shape)}" if isinstance(made, Tensor) else type(made).__name__
-        raise TypeError(f"{name} must return a tensor like the {x.dtype} of {tuple(x.shape)} it gets, got {got}")
-    return made
