@@ -622,6 +622,23 @@ class TestFaults:
         assert outputs[True]["2"] == [[-v for v in row] for row in outputs[False]["2"]]
         assert (hit.flips, hit.words) == (10, 10)
 
+    @pytest.mark.parametrize("path", ["a.weight", "b.weight", "b*"])
+    def test_what_is_shared_is_hit_under_any_of_its_paths(self, path: str) -> None:
+        model = nn.ModuleDict({"a": nn.Linear(2, 2, bias=False), "b": nn.Linear(2, 2, bias=False)})
+        model["b"].weight = model["a"].weight
+        model = convert(model, BF16)
+        model["a"](torch.ones(1, 2).to_lp(BF16)).sum().backward()  # type: ignore[attr-defined]
+        with faults(1.0, bits=[15], model=model, path=path, roles=["weight"]) as hit:
+            torch.optim.SGD(model.parameters(), lr=0.125).step()
+        assert (hit.flips, hit.words) == (4, 4)
+
+    def test_a_layer_that_is_used_twice_is_hit_under_both_paths(self) -> None:
+        layer = nn.Linear(2, 2)
+        model = convert(nn.Sequential(layer, nn.ReLU(), layer), E4M3)
+        with faults(1.0, bits=[7], model=model, path="2", roles="activation") as hit:
+            model(torch.ones(1, 2).to_lp(E4M3))  # type: ignore[attr-defined]
+        assert hit.words == 4
+
     def test_gradients_and_weights_can_be_hit(self) -> None:
         model = convert(nn.Linear(3, 1, bias=False), BF16)
         x = torch.ones(2, 3).to_lp(BF16)  # type: ignore[attr-defined]

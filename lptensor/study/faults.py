@@ -76,7 +76,7 @@ class faults(observe.Observer):  # noqa: N801 - reads as a function
         seed: of the faults alone; torch's generator is left alone.
         bits: the bits that may flip, 0 the lowest; by default all of each format.
         model: the one whose paths ``path`` means, and whose roles ``roles`` does.
-        path: a shell pattern for the module's or parameter's path.
+        path: a shell pattern for a path of the module or parameter, any of those it is shared under.
         roles: among "weight", "accumulator", "activation", "gradient", "state", "update".
 
     Raises:
@@ -105,14 +105,13 @@ class faults(observe.Observer):  # noqa: N801 - reads as a function
         if model is not None and not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
         chosen = None if roles is None else check_roles(roles)
+        self._paths: set[str] | None = None
         if model is None and (path is not None or chosen is not None):
             raise ValueError("path= and roles= need model=, whose they are")
         if model is not None and path is not None:
-            paths = [*dict(named_modules(model)), *dict(named_parameters(model, remove_duplicate=False))]
-            if not any(fnmatchcase(known, path) for known in paths):
-                raise ValueError(f"path={path!r} matches no module or parameter; the model has {paths[1:]}")
+            self._paths = _places(model, path)
         self._seed = check_int("seed", seed, -(2**63), 2**64 - 1)
-        self._rate, self._roles, self._path = rate, chosen, path
+        self._rate, self._roles = rate, chosen
         self._bits = None if bits is None else _listed(bits)
         self._model = model
         self._open: ExitStack | None = None
@@ -140,7 +139,7 @@ class faults(observe.Observer):  # noqa: N801 - reads as a function
             role, path = self._places.of(before, after)
             if self._roles is not None and role not in self._roles:
                 return
-            if self._path is not None and not fnmatchcase(path, self._path):
+            if self._paths is not None and path not in self._paths:
                 return
         hit, flips = _flip(after, format, self._rate, _allowed(self._bits, _width(format)), self._generator)
         self.words += after.numel()
@@ -148,6 +147,17 @@ class faults(observe.Observer):  # noqa: N801 - reads as a function
         if flips:
             with torch.no_grad():
                 after.copy_(hit)
+
+
+def _places(model: nn.Module, pattern: str) -> set[str]:
+    """What a pattern matches, each under its first path: the one that ``Places`` gives it."""
+    named = [*named_modules(model, remove_duplicate=False), *named_parameters(model, remove_duplicate=False)]
+    first = {id(part): path for path, part in reversed(named)}
+    found = {first[id(part)] for path, part in named if fnmatchcase(path, pattern)}
+    if not found:
+        known = list(dict(named))[1:]
+        raise ValueError(f"path={pattern!r} matches no module or parameter; the model has {known}")
+    return found
 
 
 def _check_rate(rate: float) -> None:

@@ -42,13 +42,14 @@ def innermost(optimizer: Optimizer | None) -> Optimizer | None:
     return optimizer
 
 
-def named_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
+def named_modules(model: nn.Module, remove_duplicate: bool = True) -> list[tuple[str, nn.Module]]:
     """The modules of a model with their paths, those that ``torch.compile`` wraps under their own.
 
     >>> [path for path, _ in named_modules(torch.compile(nn.Sequential(nn.ReLU()), backend="eager"))]
     ['', '', '0']
     """
-    return [(plain_path(path), module) for path, module in model.named_modules()]
+    found = model.named_modules(remove_duplicate=remove_duplicate)
+    return [(plain_path(path), module) for path, module in found]
 
 
 def named_parameters(model: nn.Module, remove_duplicate: bool = True) -> list[tuple[str, nn.Parameter]]:
