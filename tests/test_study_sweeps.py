@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lptensor import CurrentMaximum, LogNumber, Scaled, Tile, study
 from lptensor.accumulator import Accumulator
@@ -44,6 +44,7 @@ from lptensor.study import (
     accumulation_error,
     bits_per_value,
     exactness,
+    exponent_histogram,
     format_table,
     number_line,
     plot_stagnation,
@@ -542,6 +543,29 @@ class TestUpdateStagnation:
 def test_lists_are_refused_by_name(study: Any) -> None:
     with pytest.raises(TypeError, match="expected a tensor, got list"):
         study()
+
+
+@pytest.mark.parametrize(
+    "study",
+    [
+        lambda x: relative_error(E4M3, x),
+        lambda x: sqnr(x, [E4M3]),
+        lambda x: accumulation_error(x, BF16),
+        lambda x: exponent_histogram(x, E4M3),
+    ],
+)
+@pytest.mark.parametrize(
+    ("x", "says"),
+    [
+        (torch.ones(2, dtype=torch.complex64), "got torch.complex64; take .real and .imag"),
+        (torch.ones(2).to_sparse(), r"got torch.sparse_coo; take its .values\(\)"),
+        (torch.ones(2, device="meta"), "meta device"),
+    ],
+    ids=["complex", "sparse", "meta"],
+)
+def test_tensors_that_are_no_dense_real_numbers_are_refused(study: Any, x: Tensor, says: str) -> None:
+    with pytest.raises(TypeError, match=says):
+        study(x)
 
 
 class TestPictures:

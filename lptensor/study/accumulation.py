@@ -20,7 +20,7 @@ from lptensor.gemm import cumsum, reduce
 from lptensor.ops import round as round_to
 from lptensor.rounding import Mode, Rounding, as_rounding
 from lptensor.study.palette import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION
-from lptensor.study.places import values_of
+from lptensor.study.places import numbers_of
 from lptensor.study.progress import track
 from lptensor.study.rows import Rows
 
@@ -72,7 +72,7 @@ def accumulation_error(
         progress: show how far it has come, on a terminal.
 
     Raises:
-        TypeError: terms are no tensor, or a block format, which does not round a sum on its own.
+        TypeError: terms are no dense tensor of real numbers, or a block format, which does not round a sum on its own.
         ValueError: no terms, more than two axes, a chunk below 1, an Accumulator beside a rounding or a chunk.
 
     >>> from lptensor import BF16
@@ -81,7 +81,7 @@ def accumulation_error(
     >>> found.stagnation, found[-1]["sum"]
     ([65], 5.0625)
     """
-    terms = values_of(terms)
+    terms = numbers_of(terms)
     if isinstance(format, BlockFormat):
         raise TypeError(f"a running sum is rounded on its own, got the block format {format!r}; ask its element")
     if terms.dim() not in (1, 2) or terms.numel() == 0:

@@ -17,7 +17,7 @@ from lptensor.scaling import check_one_of
 from lptensor.study.census import Census
 from lptensor.study.format_table import format_table, smallest_magnitude
 from lptensor.study.palette import BLACK, BLUE, GREEN, VERMILLION
-from lptensor.study.places import values_of
+from lptensor.study.places import numbers_of
 from lptensor.study.rows import Rows
 
 REGIONS = ("underflow", "subnormal", "normal", "overflow")
@@ -72,7 +72,7 @@ def exponent_histogram(x: Tensor, format: Format) -> Histogram:
     [(-14, 'underflow'), (-7, 'subnormal'), (0, 'normal'), (9, 'overflow')]
     """
     check_format(format, torch.float64)
-    plain = values_of(x)
+    plain = numbers_of(x)
     census = Census(format)
     census.add(plain, round_to(plain, format))
     return Histogram(census)

@@ -69,6 +69,22 @@ def values_of(x: Tensor) -> Tensor:
     return x._inner if isinstance(x, LPTensor) else x.detach()
 
 
+def numbers_of(x: Tensor) -> Tensor:
+    """The same of a dense tensor of real numbers, which a study reads one by one.
+
+    Raises:
+        TypeError: no tensor, or one that is complex, sparse or without memory.
+    """
+    plain = values_of(x)
+    if plain.is_complex():
+        raise TypeError(f"expected real numbers, got {plain.dtype}; take .real and .imag, one at a time")
+    if plain.layout is not torch.strided:
+        raise TypeError(f"expected a dense tensor, got {plain.layout}; take its .values(), or call .to_dense()")
+    if plain.is_meta:
+        raise TypeError("expected a tensor with values, got one on the meta device, which has none; make it on the CPU")
+    return plain
+
+
 def tensors_of(nest: Any) -> list[Tensor]:
     """The tensors in what a module returned: one, or any nest of tuples, lists and dicts.
 

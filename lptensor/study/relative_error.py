@@ -18,7 +18,7 @@ from lptensor.ops import round as round_to
 from lptensor.rounding import Mode, Rounding
 from lptensor.study.format_table import format_table, smallest_magnitude
 from lptensor.study.palette import BLUE, GREEN, VERMILLION
-from lptensor.study.places import values_of
+from lptensor.study.places import numbers_of
 from lptensor.study.rows import Rows
 
 
@@ -40,7 +40,8 @@ def relative_error(
             negative ones if the format has no positive value.
 
     Raises:
-        TypeError: no format, or a block format, whose range moves: ask its element.
+        TypeError: no format, a block format, whose range moves: ask its element, or x that is no dense tensor of
+            real numbers.
         ValueError: no x for a format of nothing but zero, a count below 1.
 
     >>> from lptensor import E4M3
@@ -60,7 +61,7 @@ def relative_error(
             raise ValueError(f"{format!r} has no value but zero; say at which x=")
         low, high = math.log2(smallest) - 2, math.log2(most) + 2
         x = torch.linspace(low, high, count, dtype=torch.float64, device="cpu").exp2() * (1 if ends["max"] > 0 else -1)
-    x = values_of(x).flatten().double()
+    x = numbers_of(x).flatten().double()
     x = x[(x != 0) & ~x.isnan()]
     y = round_to(x, format, rounding)
     gap = (y - x).abs()

@@ -16,7 +16,7 @@ from lptensor.ops import round as round_to
 from lptensor.rounding import Mode, Rounding
 from lptensor.study.format_table import by_name, element_of
 from lptensor.study.palette import BLUE
-from lptensor.study.places import values_of
+from lptensor.study.places import numbers_of
 from lptensor.study.rows import Rows
 
 _SHARED_EXPONENT = 8  # bits; nothing bounds that of BlockFloatingPoint, and an fp32 exponent holds it
@@ -59,14 +59,14 @@ def sqnr(
         formats: some formats, or a dict from the names to show.
 
     Raises:
-        TypeError: something that is no format.
+        TypeError: something that is no format, no dense tensor of real numbers.
 
     >>> import torch
     >>> from lptensor import E4M3, INT8
     >>> [round(row["sqnr"], 1) for row in sqnr(torch.linspace(1, 100, 1000), [E4M3, INT8])]
     [31.4, 46.1]
     """
-    plain = values_of(x)
+    plain = numbers_of(x)
     rows = [_row(name, plain, format, rounding) for name, format in by_name(formats).items()]
     return Rows(rows, plot_sqnr)
 
