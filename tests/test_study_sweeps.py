@@ -545,6 +545,13 @@ def test_lists_are_refused_by_name(study: Any) -> None:
         study()
 
 
+@pytest.mark.parametrize(("given", "error"), [("", ValueError), (0, TypeError), (False, TypeError), ([], TypeError)])
+def test_only_none_is_no_rounding(given: Any, error: Any) -> None:
+    for format in (BF16, NF4):
+        with pytest.raises(error, match="rounding"):
+            accumulation_error(torch.ones(3), format, given)
+
+
 @pytest.mark.parametrize(
     "study",
     [

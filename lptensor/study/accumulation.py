@@ -92,7 +92,7 @@ def accumulation_error(
         raise ValueError(f"an Accumulator names its rounding and chunks, got rounding={rounding!r} and chunk={chunk!r}")
     x = terms.double().reshape(-1, terms.shape[-1])
     summed = format.sum if isinstance(format, Accumulator) else format
-    nearest = format.rounding if isinstance(format, Accumulator) else rounding or "nearest"
+    nearest = format.rounding if isinstance(format, Accumulator) else "nearest" if rounding is None else rounding
     if quantize_terms:
         x = round_to(x, summed, nearest)
     count = x.shape[1]
