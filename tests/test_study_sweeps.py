@@ -163,7 +163,8 @@ class TestRelativeError:
     def test_the_picture_shows_a_single_point_and_none(self) -> None:
         (line,) = relative_error(E4M3, torch.tensor([1.03])).plot(axes()).lines
         assert line.get_marker() == "."
-        assert len(relative_error(E4M3, torch.zeros(3)).plot(axes()).lines) == 0  # without a warning
+        with pytest.raises(ValueError, match="no rows to draw"):
+            relative_error(E4M3, torch.zeros(3)).plot(axes())
 
 
 class TestSqnr:
@@ -575,6 +576,65 @@ def test_tensors_that_are_no_dense_real_numbers_are_refused(study: Any, x: Tenso
         study(x)
 
 
+PICTURES: dict[Any, list[dict[str, Any]]] = {
+    study.plot_accumulation: accumulation_error(torch.ones(4), BF16),
+    study.plot_bias: rounding_bias("nearest", bits=1),
+    study.plot_bisect: [{"undone": 0, "loss": 2.0, "recovered": False}],
+    study.plot_bit_layout: study.bit_layout(E4M3),
+    study.plot_errors: [{"op": "add", "error": 0.5, "born": 0.5, "nonfinite": 0}],
+    study.plot_front: [{"bits": 4, "loss": 0.5}],
+    study.plot_histogram: exponent_histogram(torch.ones(3), E4M3),
+    study.plot_layer_map: [{"role": "weight", "values": 4, "underflow": 0.25}],
+    study.plot_number_line: number_line(E2M1),
+    study.plot_ranges: format_table([E4M3, FP16]),
+    study.plot_relative_error: relative_error(E4M3, count=20),
+    study.plot_sqnr: sqnr(torch.linspace(1, 9, 50), [E4M3, INT8]),
+    plot_stagnation: [{"binades": {-3: 1, 1: 1}}],
+}
+
+
+@pytest.mark.parametrize("plot", PICTURES)
+class TestRowsOfAPicture:
+    def test_a_generator_gives_the_picture_of_a_list(self, plot: Any) -> None:
+        parts = [
+            [(type(part), str(part)) for part in plot(rows, axes()).get_children()]
+            for rows in (list(PICTURES[plot]), (row for row in PICTURES[plot]))
+        ]
+        assert parts[0] == parts[1]
+
+    def test_no_rows_are_refused(self, plot: Any) -> None:
+        for nothing in ([], iter([])):
+            with pytest.raises(ValueError, match="no rows to draw"):
+                plot(nothing, axes())
+
+    @pytest.mark.parametrize("rows", [None, 3, "abc", [1, 2], [{}], [{"a": 1}], E4M3], ids=repr)
+    def test_rows_of_something_else_are_refused(self, plot: Any, rows: Any) -> None:
+        with pytest.raises(TypeError, match="this picture is of rows, dicts with .*, got "):
+            plot(rows, axes())
+
+    @pytest.mark.parametrize("ax", ["ax", 3, np.array([None, None])], ids=str)
+    def test_axes_are_one_of_matplotlib(self, plot: Any, ax: Any) -> None:
+        with pytest.raises(TypeError, match="ax must be one matplotlib axes"):
+            plot(PICTURES[plot], ax)
+
+
+def test_rows_without_a_column_of_their_picture_say_which() -> None:
+    rows = sqnr(torch.ones(2), [E4M3]).only("format", "bits")
+    with pytest.raises(TypeError, match="dicts with format, bits, sqnr, got a row of format, bits$"):
+        rows.plot(axes())
+
+
+def test_zeros_have_a_picture_of_a_range() -> None:
+    assert len(exponent_histogram(torch.zeros(3), E4M3).plot(axes()).lines) == 3
+
+
+@pytest.mark.parametrize("column", ["format", "binades", "nothing"])
+def test_a_layer_map_shows_numbers(column: str) -> None:
+    rows = [{"role": "weight", "values": 4, "underflow": 0.25, "format": "E4M3", "binades": {0: 4}}]
+    with pytest.raises(ValueError, match=f"such as values, underflow, got column='{column}'"):
+        study.plot_layer_map(rows, axes(), column=column)
+
+
 class TestPictures:
     def test_older_rows_draw_themselves(self) -> None:
         assert len(number_line(E2M1).plot(axes()).lines) >= 3
@@ -593,6 +653,19 @@ class TestPictures:
         assert (list(cross.get_xdata()), list(cross.get_ydata())) == ([2], [2.0])
         with pytest.raises(ValueError, match="no curves"):
             plot_training({}, axes())
+
+    @pytest.mark.parametrize("values", [[], [math.nan], [math.inf, 0.0, -1.0]], ids=str)
+    def test_curves_without_a_value_to_draw_are_refused(self, values: list[float]) -> None:
+        with pytest.raises(ValueError, match="no curve has a positive value to draw: fp8"):
+            plot_training({"fp8": values}, axes())
+        assert len(plot_training({"fp8": values, "fp32": [1.0]}, axes()).lines) >= 2
+
+    @pytest.mark.parametrize("values", ["abc", [None], torch.ones(2, 2)], ids=["letters", "none", "matrix"])
+    def test_values_of_a_curve_are_numbers(self, values: Any) -> None:
+        with pytest.raises(TypeError, match="a value of 'fp8' must be a number"):
+            plot_training({"fp8": values}, axes())
+        with pytest.raises(TypeError, match="ax must be one matplotlib axes"):
+            plot_training({"fp8": [1.0]}, "ax")
 
 
 class Counting(torch.optim.SGD):

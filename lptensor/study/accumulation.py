@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any, TypeGuard
 
 import torch
@@ -22,7 +22,7 @@ from lptensor.rounding import Mode, Rounding, as_rounding
 from lptensor.study.palette import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION
 from lptensor.study.places import numbers_of
 from lptensor.study.progress import track
-from lptensor.study.rows import Rows
+from lptensor.study.rows import Rows, drawable
 
 
 class Accumulation(Rows):
@@ -187,7 +187,7 @@ class _Sum:
         return self.inner if self.outer is None else self._added(self.outer, self.inner)
 
 
-def plot_accumulation(rows: Sequence[dict[str, Any]], ax: Any = None, label: str = "error") -> Any:
+def plot_accumulation(rows: Iterable[dict[str, Any]], ax: Any = None, label: str = "error") -> Any:
     """Draw the error over n, with the bounds n u and sqrt(n) u; returns the axes.
 
     Args:
@@ -197,13 +197,15 @@ def plot_accumulation(rows: Sequence[dict[str, Any]], ax: Any = None, label: str
 
     Raises:
         MissingExtra: matplotlib is not installed.
+        TypeError: rows without the columns it shows, or no axes.
+        ValueError: no rows.
 
     >>> from lptensor import BF16
     >>> axes = need("matplotlib.figure").Figure().subplots()
     >>> accumulation_error(torch.ones(4), BF16).plot(axes).lines[0].get_xdata().tolist()
     [1, 2, 4]
     """
-    ax = need("matplotlib.pyplot").gca() if ax is None else ax
+    rows, ax = drawable(rows, ax, "n", "error", "worst", "sqrt")
     np = need("numpy")
     n = np.array([row["n"] for row in rows])
     before = sum(line.get_gid() == "error" for line in ax.lines)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import Any
 
@@ -17,7 +17,7 @@ from lptensor.study.losses import check_callable, number_of
 from lptensor.study.palette import BLACK, BLUE, VERMILLION
 from lptensor.study.places import Places, named_modules
 from lptensor.study.progress import counting
-from lptensor.study.rows import Rows
+from lptensor.study.rows import Rows, drawable
 from lptensor.trace import Origins
 
 UNITS = ("op", "module", "role")
@@ -207,7 +207,7 @@ class _Undo(_compat.TorchDispatchMode, observe.Observer):
         return path if path in self.modules else path.rpartition(".")[0]
 
 
-def plot_bisect(rows: Sequence[dict[str, Any]], ax: Any = None) -> Any:
+def plot_bisect(rows: Iterable[dict[str, Any]], ax: Any = None) -> Any:
     """Draw the losses of ``bisect`` run by run, and what counts as recovered; returns the axes.
 
     Runs that recovered are dots, others crosses; a loss that is no number is a cross at the upper edge.
@@ -218,6 +218,7 @@ def plot_bisect(rows: Sequence[dict[str, Any]], ax: Any = None) -> Any:
 
     Raises:
         MissingExtra: matplotlib is not installed.
+        TypeError: rows without the columns it shows, or no axes.
         ValueError: no rows.
 
     >>> axes = need("matplotlib.figure").Figure().subplots()
@@ -225,9 +226,7 @@ def plot_bisect(rows: Sequence[dict[str, Any]], ax: Any = None) -> Any:
     >>> [line.get_ydata().tolist() for line in plot_bisect(rows, axes).lines]
     [[0.5], [2.0]]
     """
-    if not rows:
-        raise ValueError("there are no runs to draw")
-    ax = need("matplotlib.pyplot").gca() if ax is None else ax
+    rows, ax = drawable(rows, ax, "undone", "loss", "recovered")
     np = need("numpy")
     finite = [row["loss"] for row in rows if math.isfinite(row["loss"])]
     for good, look, label in (

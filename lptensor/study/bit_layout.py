@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from lptensor.formats import Format, ScalarFormat
 from lptensor.posits import Posit
 from lptensor.study.format_table import element_of
 from lptensor.study.palette import BLACK
-from lptensor.study.rows import Rows
+from lptensor.study.rows import Rows, drawable
 
 
 def bit_layout(format: Format, value: float = 1.0) -> Rows:
@@ -106,7 +106,7 @@ _TINTS = {
 _WIDEST = 16  # boxes that fill the axes; wider formats have narrower ones
 
 
-def plot_bit_layout(rows: Sequence[dict[str, Any]], ax: Any = None) -> Any:
+def plot_bit_layout(rows: Iterable[dict[str, Any]], ax: Any = None) -> Any:
     """Draw the rows of ``bit_layout``: a box for each bit, named and coloured by field; returns the axes.
 
     Args:
@@ -115,13 +115,15 @@ def plot_bit_layout(rows: Sequence[dict[str, Any]], ax: Any = None) -> Any:
 
     Raises:
         MissingExtra: matplotlib is not installed.
+        TypeError: rows without the columns it shows, or no axes.
+        ValueError: no rows.
 
     >>> from lptensor import E4M3
     >>> axes = need("matplotlib.figure").Figure().subplots()
     >>> len(plot_bit_layout(bit_layout(E4M3), axes).patches)
     8
     """
-    ax = need("matplotlib.pyplot").gca() if ax is None else ax
+    rows, ax = drawable(rows, ax, "field", "bits", "code", "shared")
     box = need("matplotlib.patches").Rectangle
     at = 0.0
     for row in rows:

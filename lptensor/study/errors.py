@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from lptensor.extra import need
 from lptensor.study.palette import BLACK, BLUE, VERMILLION
+from lptensor.study.rows import drawable
 
 
-def plot_errors(rows: Sequence[dict[str, Any]], ax: Any = None) -> Any:
+def plot_errors(rows: Iterable[dict[str, Any]], ax: Any = None) -> Any:
     """Draw the rows of a shadow: the error after each op, what the op made of it itself, where it is no number.
 
     Returns the axes.
@@ -20,6 +21,7 @@ def plot_errors(rows: Sequence[dict[str, Any]], ax: Any = None) -> Any:
 
     Raises:
         MissingExtra: matplotlib is not installed.
+        TypeError: rows without the columns it shows, or no axes.
         ValueError: no row has an error.
 
     >>> rows = [{"op": "add", "error": 0.5, "born": 0.5, "nonfinite": 0, "backward": False}]
@@ -27,10 +29,10 @@ def plot_errors(rows: Sequence[dict[str, Any]], ax: Any = None) -> Any:
     >>> [line.get_ydata().tolist() for line in plot_errors(rows, axes).lines]
     [[0.5], [0.5]]
     """
+    rows, ax = drawable(rows, ax, "op", "error", "born", "nonfinite")
     known = [row for row in rows if row["error"] is not None]
     if not known:
         raise ValueError("no op has an error in ulps: nothing ran, or in block formats only")
-    ax = need("matplotlib.pyplot").gca() if ax is None else ax
     np = need("numpy")
     at = np.arange(len(known))
     total, born = (np.array([row[key] for row in known]) for key in ("error", "born"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +20,7 @@ from lptensor.study.losses import check_callable, number_of
 from lptensor.study.palette import BLUE, ORANGE
 from lptensor.study.places import named_modules, named_parameters
 from lptensor.study.progress import track
-from lptensor.study.rows import Rows
+from lptensor.study.rows import Rows, drawable
 from lptensor.study.sensitivity import kept, layers_in
 from lptensor.study.sqnr import bits_per_value
 
@@ -237,7 +237,7 @@ def _front(rows: list[dict[str, Any]]) -> Front:
     return front
 
 
-def plot_front(rows: Sequence[dict[str, Any]], ax: Any = None) -> Any:
+def plot_front(rows: Iterable[dict[str, Any]], ax: Any = None) -> Any:
     """Draw losses over bits: what was tried as small marks, the front as a line; returns the axes.
 
     Args:
@@ -246,12 +246,14 @@ def plot_front(rows: Sequence[dict[str, Any]], ax: Any = None) -> Any:
 
     Raises:
         MissingExtra: matplotlib is not installed.
+        TypeError: rows without the columns it shows, or no axes.
+        ValueError: no rows.
 
     >>> axes = need("matplotlib.figure").Figure().subplots()
     >>> plot_front([{"bits": 4, "loss": 0.5}], axes).lines[-1].get_xdata().tolist()
     [4]
     """
-    ax = need("matplotlib.pyplot").gca() if ax is None else ax
+    rows, ax = drawable(rows, ax, "bits", "loss")
     np = need("numpy")
     tried = getattr(rows, "tried", [])
     if tried:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lptensor.blocks import BlockFormat
-from lptensor.extra import need
 from lptensor.formats import Format
 from lptensor.ops import check_format, round as round_to
 from lptensor.scaling import check_one_of
@@ -18,7 +17,7 @@ from lptensor.study.census import Census
 from lptensor.study.format_table import format_table, smallest_magnitude
 from lptensor.study.palette import BLACK, BLUE, GREEN, VERMILLION
 from lptensor.study.places import numbers_of
-from lptensor.study.rows import Rows
+from lptensor.study.rows import Rows, drawable
 
 REGIONS = ("underflow", "subnormal", "normal", "overflow")
 
@@ -106,7 +105,7 @@ _LOOKS = {
 }
 
 
-def plot_histogram(rows: Sequence[dict[str, Any]], ax: Any = None) -> Any:
+def plot_histogram(rows: Iterable[dict[str, Any]], ax: Any = None) -> Any:
     """Draw a histogram of exponents, with the format's range: bars hatched and coloured by region; returns the axes.
 
     Args:
@@ -115,13 +114,16 @@ def plot_histogram(rows: Sequence[dict[str, Any]], ax: Any = None) -> Any:
 
     Raises:
         MissingExtra: matplotlib is not installed.
+        TypeError: rows without the columns it shows, or no axes.
+        ValueError: no rows.
 
     >>> from lptensor import E4M3
-    >>> axes = need("matplotlib.figure").Figure().subplots()
+    >>> from matplotlib.figure import Figure
+    >>> axes = Figure().subplots()
     >>> len(exponent_histogram(torch.ones(3), E4M3).plot(axes).patches)
     1
     """
-    ax = need("matplotlib.pyplot").gca() if ax is None else ax
+    rows, ax = drawable(rows, ax, "binade", "share", "region", empty=hasattr(rows, "ends"))
     for region, (colour, hatch) in _LOOKS.items():
         part = [row for row in rows if row["region"] == region]
         if part:

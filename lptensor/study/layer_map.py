@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
-from lptensor.extra import need
+from lptensor.study.rows import drawable
 
 _SHARES = ("zero", "underflow", "subnormal", "saturated", "overflow", "nonfinite", "lost")
 
 
-def plot_layer_map(rows: Sequence[dict[str, Any]], ax: Any = None, column: str = "underflow") -> Any:
+def plot_layer_map(rows: Iterable[dict[str, Any]], ax: Any = None, column: str = "underflow") -> Any:
     """Draw one column of a recording's rows: paths downwards, roles to the right; returns the axes.
 
     A cell says its number too: shares in percent, "snr" in dB. Several formats of one path and role
@@ -24,16 +24,19 @@ def plot_layer_map(rows: Sequence[dict[str, Any]], ax: Any = None, column: str =
 
     Raises:
         MissingExtra: matplotlib is not installed.
-        ValueError: no rows, or no such column.
+        TypeError: rows without the columns it shows, or no axes.
+        ValueError: no rows, no such column, or one that has no numbers.
 
     >>> rows = [{"role": "weight", "path": "a", "values": 4, "underflow": 0.25}]
-    >>> axes = need("matplotlib.figure").Figure().subplots()
+    >>> from matplotlib.figure import Figure
+    >>> axes = Figure().subplots()
     >>> [text.get_text() for text in plot_layer_map(rows, axes).texts]
     ['25']
     """
-    if not rows or column not in rows[0]:
-        raise ValueError(f"a layer map needs rows with a column {column!r}")
-    ax = need("matplotlib.pyplot").gca() if ax is None else ax
+    rows, ax = drawable(rows, ax, "role", "values")
+    if not all(isinstance(row.get(column, ""), (int, float, type(None))) for row in rows):
+        known = [key for key, value in rows[0].items() if isinstance(value, (int, float))]
+        raise ValueError(f"a layer map shows a column of numbers such as {', '.join(known)}, got column={column!r}")
     paths = list(dict.fromkeys(row.get("path", "") for row in rows))
     roles = list(dict.fromkeys(row["role"] for row in rows))
     cells: dict[tuple[int, int], dict[str, Any]] = {}

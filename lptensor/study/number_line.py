@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -11,12 +11,11 @@ from torch import Tensor
 
 from lptensor.base import check_number
 from lptensor.codes import decode, encode
-from lptensor.extra import need
 from lptensor.formats import Format
 from lptensor.ops import round as round_to
 from lptensor.study.format_table import element_of, format_table
 from lptensor.study.palette import BLACK, BLUE, GREEN, VERMILLION
-from lptensor.study.rows import Rows
+from lptensor.study.rows import Rows, drawable
 
 _LISTED_BITS = 16  # wider formats show a part
 _MOST_ROWS = 2**20
@@ -111,7 +110,7 @@ _ENDS = {
 }
 
 
-def plot_number_line(rows: Sequence[dict[str, Any]], ax: Any = None, log: bool = False) -> Any:
+def plot_number_line(rows: Iterable[dict[str, Any]], ax: Any = None, log: bool = False) -> Any:
     """Draw the rows of ``number_line`` as ticks on an axis; returns the axes.
 
     Normals are blue and stand on the line, subnormals are orange and hang below it, zero is a circle. At
@@ -124,17 +123,19 @@ def plot_number_line(rows: Sequence[dict[str, Any]], ax: Any = None, log: bool =
 
     Raises:
         MissingExtra: matplotlib is not installed.
+        TypeError: rows without the columns it shows, or no axes.
         ValueError: no rows, or none that is positive on a log2 axis.
 
     >>> from lptensor import E2M1
-    >>> axes = need("matplotlib.figure").Figure().subplots()
+    >>> from matplotlib.figure import Figure
+    >>> axes = Figure().subplots()
     >>> plot_number_line(number_line(E2M1), axes) is axes
     True
     """
-    ax = need("matplotlib.pyplot").gca() if ax is None else ax
+    rows, ax = drawable(rows, ax, "value", "kind", "beyond")
     rows = [row for row in rows if row["value"] > 0] if log else rows
     if not rows:
-        raise ValueError("a number line needs at least one value" + " above zero" * log)
+        raise ValueError("a number line on a log2 axis needs at least one value above zero")
     low, high = rows[0]["value"], rows[-1]["value"]
     if log:
         first, last = math.frexp(low)[1] - 1, math.frexp(high)[1]

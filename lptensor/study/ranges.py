@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
-from lptensor.extra import need
 from lptensor.study.palette import BLUE, GREEN
+from lptensor.study.rows import drawable
 
 
-def plot_ranges(rows: Sequence[dict[str, Any]], ax: Any = None) -> Any:
+def plot_ranges(rows: Iterable[dict[str, Any]], ax: Any = None) -> Any:
     """Draw the rows of ``format_table``: a bar from the smallest to the largest positive value, on a log2 axis.
 
     The part below the smallest normal is thinner and green. Returns the axes.
@@ -21,13 +21,16 @@ def plot_ranges(rows: Sequence[dict[str, Any]], ax: Any = None) -> Any:
 
     Raises:
         MissingExtra: matplotlib is not installed.
+        TypeError: rows without the columns it shows, or no axes.
+        ValueError: no rows.
 
     >>> row = {"name": "E4M3", "smallest_subnormal": 2.0**-9, "smallest_normal": 2.0**-6, "max": 448.0}
-    >>> axes = need("matplotlib.figure").Figure().subplots()
+    >>> from matplotlib.figure import Figure
+    >>> axes = Figure().subplots()
     >>> [round(float(bar.get_width()), 1) for bar in plot_ranges([row], axes).patches]
     [14.8, 3.0]
     """
-    ax = need("matplotlib.pyplot").gca() if ax is None else ax
+    rows, ax = drawable(rows, ax, "name", "max", "smallest_normal", "smallest_subnormal")
     for i, row in enumerate(rows):
         if row["smallest_subnormal"] is None:  # a codebook without positive values
             continue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -11,7 +11,6 @@ from torch import Tensor
 
 from lptensor.base import check_int
 from lptensor.blocks import BlockFormat
-from lptensor.extra import need
 from lptensor.formats import Format, ScalarFormat
 from lptensor.neighbours import ulp
 from lptensor.ops import round as round_to
@@ -19,7 +18,7 @@ from lptensor.rounding import Mode, Rounding
 from lptensor.study.format_table import format_table, smallest_magnitude
 from lptensor.study.palette import BLUE, GREEN, VERMILLION
 from lptensor.study.places import numbers_of
-from lptensor.study.rows import Rows
+from lptensor.study.rows import Rows, drawable
 
 
 def relative_error(
@@ -90,7 +89,7 @@ _COLOURS = {"underflow": VERMILLION, "subnormal": GREEN, "normal": BLUE, "overfl
 _STYLES = {"underflow": ":", "subnormal": "--", "normal": "-", "overflow": "-."}
 
 
-def plot_relative_error(rows: Sequence[dict[str, Any]], ax: Any = None, label: str | None = None) -> Any:
+def plot_relative_error(rows: Iterable[dict[str, Any]], ax: Any = None, label: str | None = None) -> Any:
     """Draw relative errors over x, both on log2 axes; regions differ in colour and line; returns the axes.
 
     Args:
@@ -100,13 +99,16 @@ def plot_relative_error(rows: Sequence[dict[str, Any]], ax: Any = None, label: s
 
     Raises:
         MissingExtra: matplotlib is not installed.
+        TypeError: rows without the columns it shows, or no axes.
+        ValueError: no rows.
 
     >>> from lptensor import E4M3
-    >>> axes = need("matplotlib.figure").Figure().subplots()
+    >>> from matplotlib.figure import Figure
+    >>> axes = Figure().subplots()
     >>> len(relative_error(E4M3).plot(axes).lines)  # one for each region
     4
     """
-    ax = need("matplotlib.pyplot").gca() if ax is None else ax
+    rows, ax = drawable(rows, ax, "x", "relative", "region")
     said = set()
     start = 0
     for i in range(1, len(rows) + 1):  # one line for each run of a region
@@ -124,8 +126,7 @@ def plot_relative_error(rows: Sequence[dict[str, Any]], ax: Any = None, label: s
     ax.set_ylabel("relative error")
     if label is not None:
         ax.set_title(label, loc="left", fontsize=9)
-    if rows:
-        ax.legend(frameon=False, fontsize=8, loc="lower left")
+    ax.legend(frameon=False, fontsize=8, loc="lower left")
     ax.grid(True, alpha=0.3)
     ax.spines[["top", "right"]].set_visible(False)
     return ax

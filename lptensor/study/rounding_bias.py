@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from fractions import Fraction
 from typing import Any
 
@@ -15,7 +15,7 @@ from lptensor.formats import FP16, ScalarFormat
 from lptensor.ops import round as round_to
 from lptensor.rounding import Mode, Rounding, as_rounding
 from lptensor.study.palette import BLACK, BLUE, VERMILLION
-from lptensor.study.rows import Rows
+from lptensor.study.rows import Rows, drawable
 
 _EXACT_BITS = 32  # of the fraction that stochastic rounding looks at
 
@@ -126,7 +126,7 @@ def _measured(
     return {"measured": float(moved.mean()), "deviation": math.sqrt(float(up * (1 - up)) / len(x))}
 
 
-def plot_bias(rows: Sequence[dict[str, Any]], ax: Any = None) -> Any:
+def plot_bias(rows: Iterable[dict[str, Any]], ax: Any = None) -> Any:
     """Draw the chance to go up over the position, beside the unbiased one; returns the axes.
 
     Args:
@@ -135,17 +135,19 @@ def plot_bias(rows: Sequence[dict[str, Any]], ax: Any = None) -> Any:
 
     Raises:
         MissingExtra: matplotlib is not installed.
+        TypeError: rows without the columns it shows, or no axes.
+        ValueError: no rows.
 
     >>> axes = need("matplotlib.figure").Figure().subplots()
     >>> rounding_bias("nearest", bits=2).plot(axes).lines[1].get_ydata().tolist()
     [0.0, 0.0, 0.5, 1.0]
     """
-    ax = need("matplotlib.pyplot").gca() if ax is None else ax
+    rows, ax = drawable(rows, ax, "position", "up")
     np = need("numpy")
     at = np.array([row["position"] for row in rows])
     ax.plot([0, 1], [0, 1], color=BLACK, linewidth=0.8, linestyle="--", label="unbiased")
     ax.plot(at, np.array([row["up"] for row in rows]), color=BLUE, linewidth=1.2, drawstyle="steps-mid", label="chance")
-    if rows and "measured" in rows[0]:
+    if "measured" in rows[0]:
         seen = np.array([row["measured"] + row["position"] for row in rows])
         error = np.array([3 * row["deviation"] for row in rows])
         ax.errorbar(at, seen, error, color=VERMILLION, marker="o", markersize=3, linestyle="", label="measured, 3 s.d.")

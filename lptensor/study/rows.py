@@ -52,7 +52,8 @@ class Rows(list[Row]):
 
         Raises:
             MissingExtra: matplotlib is not installed.
-            TypeError: rows without a picture.
+            TypeError: rows without a picture, or without the columns that it shows; no axes.
+            ValueError: no rows.
         """
         if self._draw is None:
             raise TypeError("these rows have no picture of their own; plot a column of them")
@@ -78,3 +79,41 @@ class Rows(list[Row]):
         if others:
             lines += wrap(f"Not shown: {', '.join(others)}; Rows.only(...) chooses columns.", 80)
         return "\n".join(lines)
+
+
+def drawable(rows: Iterable[Row], ax: Any, *columns: str, empty: bool = False) -> tuple[list[Row], Any]:
+    """The rows of a picture in a list, a study's own as they are, and the axes to draw them on.
+
+    Args:
+        rows: dicts with these columns.
+        empty: none of them make a picture too.
+
+    Raises:
+        TypeError: something else than such rows, no axes.
+        ValueError: no rows.
+
+    >>> axes = need("matplotlib.figure").Figure().subplots()
+    >>> drawable(({"bits": n} for n in (4, 8)), axes, "bits")[0]
+    [{'bits': 4}, {'bits': 8}]
+    """
+    found: list[Any] = rows if isinstance(rows, list) else list(rows) if isinstance(rows, Iterable) else [rows]
+    for row in found:
+        if not isinstance(row, dict) or not row.keys() >= set(columns):
+            given = f"a row of {', '.join(map(str, row))}" if isinstance(row, dict) and row else repr(row)
+            raise TypeError(f"this picture is of rows, dicts with {', '.join(columns)}, got {given}")
+    if not found and not empty:
+        raise ValueError("there are no rows to draw: nothing ran, or they come from a generator that is spent")
+    return found, axes_of(ax)
+
+
+def axes_of(ax: Any) -> Any:
+    """The matplotlib axes that an argument means: for None pyplot's current ones.
+
+    Raises:
+        MissingExtra: matplotlib is not installed.
+        TypeError: something else, or several.
+    """
+    ax = need("matplotlib.pyplot").gca() if ax is None else ax
+    if not hasattr(ax, "add_line"):
+        raise TypeError(f"ax must be one matplotlib axes, such as that of fig, ax = plt.subplots(), got {ax!r}")
+    return ax

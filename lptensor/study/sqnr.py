@@ -10,14 +10,13 @@ from torch import Tensor
 
 from lptensor.base import wrong_format
 from lptensor.blocks import BlockFormat
-from lptensor.extra import need
 from lptensor.formats import Format
 from lptensor.ops import round as round_to
 from lptensor.rounding import Mode, Rounding
 from lptensor.study.format_table import by_name, element_of
 from lptensor.study.palette import BLUE
 from lptensor.study.places import numbers_of
-from lptensor.study.rows import Rows
+from lptensor.study.rows import Rows, drawable
 
 _SHARED_EXPONENT = 8  # bits; nothing bounds that of BlockFloatingPoint, and an fp32 exponent holds it
 
@@ -90,7 +89,7 @@ def _row(name: str, x: Tensor, format: Format, rounding: Any) -> dict[str, Any]:
     }
 
 
-def plot_sqnr(rows: Sequence[dict[str, Any]], ax: Any = None) -> Any:
+def plot_sqnr(rows: Iterable[dict[str, Any]], ax: Any = None) -> Any:
     """Draw formats by their bits and decibels, beside the 6.02 dB that a bit brings; returns the axes.
 
     Args:
@@ -99,14 +98,17 @@ def plot_sqnr(rows: Sequence[dict[str, Any]], ax: Any = None) -> Any:
 
     Raises:
         MissingExtra: matplotlib is not installed.
+        TypeError: rows without the columns it shows, or no axes.
+        ValueError: no rows.
 
     >>> import torch
     >>> from lptensor import E4M3, INT8
-    >>> axes = need("matplotlib.figure").Figure().subplots()
+    >>> from matplotlib.figure import Figure
+    >>> axes = Figure().subplots()
     >>> sorted(t.get_text() for t in sqnr(torch.randn(99), [E4M3, INT8]).plot(axes).texts)
     ['E4M3', 'INT8']
     """
-    ax = need("matplotlib.pyplot").gca() if ax is None else ax
+    rows, ax = drawable(rows, ax, "format", "bits", "sqnr")
     known = sorted((row for row in rows if math.isfinite(row["sqnr"])), key=lambda row: (row["bits"], row["sqnr"]))
     ax.plot([row["bits"] for row in known], [row["sqnr"] for row in known], "o", color=BLUE, markersize=4)
     for i, row in enumerate(known):  # neighbours say their names above and below

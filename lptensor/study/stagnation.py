@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +15,6 @@ from torch.optim import Optimizer
 
 from lptensor import _compat, observe
 from lptensor.arithmetic import Arithmetic
-from lptensor.extra import need
 from lptensor.formats import Format, ScalarFormat
 from lptensor.loans import Loans
 from lptensor.neighbours import ulp
@@ -24,7 +23,7 @@ from lptensor.optim import OptimLP
 from lptensor.rounding import Mode, Rounding
 from lptensor.study.palette import BLACK, BLUE, VERMILLION
 from lptensor.study.places import values_of
-from lptensor.study.rows import Rows
+from lptensor.study.rows import Rows, drawable
 from lptensor.study.updates import Updates
 from lptensor.tensor import LPTensor
 
@@ -180,7 +179,7 @@ def _row(name: str, p: Tensor, before: Tensor, after: Tensor, format: Format, ro
     }
 
 
-def plot_stagnation(rows: Sequence[dict[str, Any]], ax: Any = None) -> Any:
+def plot_stagnation(rows: Iterable[dict[str, Any]], ax: Any = None) -> Any:
     """Draw how large the steps of all parameters are in ulps of the weights; returns the axes.
 
     What lies left of the line, half an ulp, rounding to nearest loses.
@@ -191,19 +190,21 @@ def plot_stagnation(rows: Sequence[dict[str, Any]], ax: Any = None) -> Any:
 
     Raises:
         MissingExtra: matplotlib is not installed.
+        TypeError: rows without the columns it shows, or no axes.
         ValueError: no row has a histogram.
 
-    >>> axes = need("matplotlib.figure").Figure().subplots()
+    >>> from matplotlib.figure import Figure
+    >>> axes = Figure().subplots()
     >>> len(plot_stagnation([{"binades": {-3: 1, 1: 1}}], axes).patches)
     2
     """
+    rows, ax = drawable(rows, ax, "binades")
     counts: dict[int, int] = {}
     for row in rows:
         for e, n in (row["binades"] or {}).items():
             counts[e] = counts.get(e, 0) + n
     if not counts:
         raise ValueError("no step has a size in ulps: nothing changes, or the format's ulp moves")
-    ax = need("matplotlib.pyplot").gca() if ax is None else ax
     total = sum(counts.values())
     for lost, colour, hatch, label in ((True, VERMILLION, "//", "lost"), (False, BLUE, "", "may be kept")):
         part = {e: n for e, n in counts.items() if (e < -1) == lost}

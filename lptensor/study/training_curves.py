@@ -6,8 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lptensor.base import check_number
 from lptensor.extra import need
 from lptensor.study.palette import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION
+from lptensor.study.rows import axes_of
 
 _COLOURS = (BLACK, BLUE, VERMILLION, GREEN, PURPLE, SKY, ORANGE)
 _MARKERS = "os^Dv*X"
@@ -27,8 +29,8 @@ def plot_training(curves: Mapping[str, Sequence[float]], ax: Any = None, log: bo
 
     Raises:
         MissingExtra: matplotlib is not installed.
-        ValueError: no curves.
-        TypeError: something else than sequences by name.
+        ValueError: no curves, or none with a value to draw.
+        TypeError: something else than sequences of numbers by name, or no axes.
 
     >>> axes = need("matplotlib.figure").Figure().subplots()
     >>> [line.get_ydata().tolist() for line in plot_training({"fp32": [1.0, 0.5]}, axes).lines]
@@ -38,9 +40,12 @@ def plot_training(curves: Mapping[str, Sequence[float]], ax: Any = None, log: bo
         raise TypeError(f"curves are lists of values by name, {{name: values}}, got {curves!r}")
     if not curves:
         raise ValueError("there are no curves to draw")
-    ax = need("matplotlib.pyplot").gca() if ax is None else ax
+    numbers = {name: [check_number(f"a value of {name!r}", v) for v in values] for name, values in curves.items()}
+    if not any(math.isfinite(v) and (v > 0 or not log) for values in numbers.values() for v in values):
+        raise ValueError(f"no curve has a {'positive ' * log}value to draw: {', '.join(map(str, curves))}")
+    ax = axes_of(ax)
     np = need("numpy")
-    for i, (name, values) in enumerate(curves.items()):
+    for i, (name, values) in enumerate(numbers.items()):
         y = np.array([v if math.isfinite(v) and (v > 0 or not log) else math.nan for v in values], dtype=float)
         look = {
             "color": _COLOURS[i % len(_COLOURS)],
