@@ -449,6 +449,28 @@ def test_the_most_negative_value_is_no_overflow() -> None:
 
 
 MODEL = torch.nn.Linear(1, 1)
+ONES = torch.ones(3)
+AXES = need("matplotlib.figure").Figure().subplots()
+FLAGS: dict[str, Callable[[Any], object]] = {
+    "progress": lambda yes: study.accumulation_error(ONES, BF16, progress=yes),
+    "progress of sums": lambda yes: study.accumulation_error(ONES, BF16, "stochastic", progress=yes),
+    "progress of runs": lambda yes: study.bisect(lambda: 1.0, progress=yes),
+    "progress of layers": lambda yes: study.sensitivity(MODEL, lambda m: m(torch.ones(1, 1)).sum(), E4M3, progress=yes),
+    "progress of a search": lambda yes: study.format_search(MODEL, lambda m: 1.0, [E4M3, BF16], progress=yes),
+    "quantize_terms": lambda yes: study.accumulation_error(ONES, BF16, quantize_terms=yes),
+    "at_once": lambda yes: study.replicas(lambda x: x, ONES.to_lp(BF16, "stochastic"), at_once=yes),  # type: ignore[attr-defined]
+    "log": lambda yes: study.plot_number_line(number_line(E4M3), AXES, log=yes),
+    "log of curves": lambda yes: study.plot_training({"a": [1.0]}, AXES, log=yes),
+}
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_a_flag_is_true_or_false(name: str) -> None:
+    for given in ("no", 0, None):
+        with pytest.raises(TypeError, match=f"^{name.split()[0]} must be True or False, got {given!r}"):
+            FLAGS[name](given)
+
+
 UNFIT: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "trials": (lambda: study.rounding_bias("nearest", trials=-3), ValueError, "trials must be from 0 .* got -3"),
     "count": (lambda: study.relative_error(E4M3, count=0), ValueError, "count must be from 1 .* got 0"),

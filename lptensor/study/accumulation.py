@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lptensor.accumulate import odd_sum
 from lptensor.accumulator import EXACT_PRECISION, Accumulator
-from lptensor.base import check_int
+from lptensor.base import check_bool, check_int
 from lptensor.blocks import BlockFormat
 from lptensor.extra import need
 from lptensor.finfo import finfo
@@ -93,7 +93,8 @@ def accumulation_error(
     x = terms.double().reshape(-1, terms.shape[-1])
     summed = format.sum if isinstance(format, Accumulator) else format
     nearest = format.rounding if isinstance(format, Accumulator) else "nearest" if rounding is None else rounding
-    if quantize_terms:
+    check_bool("progress", progress)
+    if check_bool("quantize_terms", quantize_terms):
         x = round_to(x, summed, nearest)
     count = x.shape[1]
     marks = sorted({2**k for k in range(count.bit_length()) if 2**k <= count} | {count})

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lptensor.base import check_number
+from lptensor.base import check_bool, check_number
 from lptensor.codes import decode, encode
 from lptensor.formats import Format
 from lptensor.ops import round as round_to
@@ -133,7 +133,7 @@ def plot_number_line(rows: Iterable[dict[str, Any]], ax: Any = None, log: bool =
     True
     """
     rows, ax = drawable(rows, ax, "value", "kind", "beyond")
-    rows = [row for row in rows if row["value"] > 0] if log else rows
+    rows = [row for row in rows if row["value"] > 0] if check_bool("log", log) else rows
     if not rows:
         raise ValueError("a number line on a log2 axis needs at least one value above zero")
     low, high = rows[0]["value"], rows[-1]["value"]

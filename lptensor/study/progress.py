@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
+from lptensor.base import check_bool
+
 T = TypeVar("T")
 
 
@@ -20,7 +22,7 @@ def track(items: Sequence[T], what: str, show: bool) -> Iterable[T]:
     from rich.progress import track as rich_track
 
     console = Console(file=sys.stderr)
-    if not show or not console.is_terminal:
+    if not check_bool("progress", show) or not console.is_terminal:
         return items
     return rich_track(items, what, console=console, transient=True)
 
@@ -36,7 +38,7 @@ def counting(what: str, show: bool) -> Iterator[Callable[[], None]]:
     from rich.progress import Progress, SpinnerColumn
 
     console = Console(file=sys.stderr)
-    if not show or not console.is_terminal:
+    if not check_bool("progress", show) or not console.is_terminal:
         yield lambda: None
         return
     columns = SpinnerColumn(), "{task.description}: {task.completed:g}"

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lptensor.base import check_int
+from lptensor.base import check_bool, check_int
 from lptensor.study.places import values_of
 from lptensor.tensor import LPTensor
 
@@ -59,6 +59,7 @@ def replicas(f: Callable[..., Any], *args: Any, count: int = 16, at_once: bool =
     >>> replicas(lambda x: x * 2, x).trusted, replicas(lambda x: (x / 3 + 100) - 100, x).trusted < 1
     (inf, True)
     """
+    at_once = check_bool("at_once", at_once)
     count = check_int("count", count, 2, 2**31, ", as a spread is that of several")
     if not any(isinstance(x, LPTensor) and x.arithmetic.rounding.stochastic for x in args):
         raise TypeError('no argument rounds stochastically; make one with x.to_lp(format, "stochastic")')

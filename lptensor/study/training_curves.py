@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lptensor.base import check_number
+from lptensor.base import check_bool, check_number
 from lptensor.extra import need
 from lptensor.study.palette import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION
 from lptensor.study.rows import axes_of
@@ -38,6 +38,7 @@ def plot_training(curves: Mapping[str, Sequence[float]], ax: Any = None, log: bo
     """
     if not isinstance(curves, Mapping) or not all(hasattr(values, "__len__") for values in curves.values()):
         raise TypeError(f"curves are lists of values by name, {{name: values}}, got {curves!r}")
+    check_bool("log", log)
     if not curves:
         raise ValueError("there are no curves to draw")
     numbers = {name: [check_number(f"a value of {name!r}", v) for v in values] for name, values in curves.items()}
