@@ -166,6 +166,15 @@ class TestRelativeError:
         with pytest.raises(ValueError, match="no rows to draw"):
             relative_error(E4M3, torch.zeros(3)).plot(axes())
 
+    def test_infinities_have_no_relative_error(self) -> None:
+        rows = relative_error(E5M2, torch.tensor([math.inf, 1.03, -math.inf, math.nan]))
+        assert rows == relative_error(E5M2, torch.tensor([1.03]))
+
+    @pytest.mark.parametrize("x", [[1.0, 2.0], [1e9]], ids=["exact", "overflows"])
+    def test_errors_that_are_zero_or_infinite_have_no_picture(self, x: list[float]) -> None:
+        with pytest.raises(ValueError, match="all are zero or infinite"):
+            relative_error(E5M2, torch.tensor(x)).plot(axes())
+
 
 class TestSqnr:
     @pytest.mark.parametrize("rounding", ["nearest", "stochastic"])

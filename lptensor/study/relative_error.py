@@ -31,7 +31,7 @@ def relative_error(
 
     x, rounded, relative, ulps (|round(x) - x| in units in the last place; None in formats whose last place
     moves: posits and codebooks), region ("underflow" where x became zero, "subnormal", "normal",
-    "overflow" beyond the largest or the most negative value; zeros and NaN are left out).
+    "overflow" beyond the largest or the most negative value; zeros, NaN and infinities are left out).
 
     Args:
         x: float64 (or float32) numbers; by default ``count`` of them, evenly spaced in log2, from a quarter
@@ -61,7 +61,7 @@ def relative_error(
         low, high = math.log2(smallest) - 2, math.log2(most) + 2
         x = torch.linspace(low, high, count, dtype=torch.float64, device="cpu").exp2() * (1 if ends["max"] > 0 else -1)
     x = numbers_of(x).flatten().double()
-    x = x[(x != 0) & ~x.isnan()]
+    x = x[(x != 0) & x.isfinite()]
     y = round_to(x, format, rounding)
     gap = (y - x).abs()
     units = (gap / ulp(x, format)).tolist() if isinstance(format, ScalarFormat) else [None] * len(x)
@@ -100,7 +100,7 @@ def plot_relative_error(rows: Iterable[dict[str, Any]], ax: Any = None, label: s
     Raises:
         MissingExtra: matplotlib is not installed.
         TypeError: rows without the columns it shows, or no axes.
-        ValueError: no rows.
+        ValueError: no rows, or none with an error above zero.
 
     >>> from lptensor import E4M3
     >>> from matplotlib.figure import Figure
@@ -109,6 +109,8 @@ def plot_relative_error(rows: Iterable[dict[str, Any]], ax: Any = None, label: s
     4
     """
     rows, ax = drawable(rows, ax, "x", "relative", "region")
+    if not any(0 < row["relative"] < math.inf for row in rows):
+        raise ValueError("no row has an error that a logarithmic axis shows: all are zero or infinite")
     said = set()
     start = 0
     for i in range(1, len(rows) + 1):  # one line for each run of a region
