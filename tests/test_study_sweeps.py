@@ -247,6 +247,21 @@ class TestSqnr:
         assert sorted(line.get_xdata()) == [8, 8, 16]
         assert sorted(line.get_ydata()) == sorted(row["sqnr"] for row in rows)
 
+    def test_the_picture_names_what_lost_nothing_at_the_upper_edge(self) -> None:
+        ax = sqnr(torch.tensor([1.25, 1.5]), [E4M3, INT8, FP16, E5M2]).plot(axes())
+        finite, *beyond = ax.lines
+        assert finite.get_xdata().tolist() == [8]
+        marks = [(x, y, line.get_marker()) for line in beyond for x, y in line.get_xydata().tolist()]
+        assert marks == [(8, 0.98, "^"), (16, 0.98, "^")]
+        assert [text.get_text() for text in ax.texts] == ["INT8", "E4M3\nE5M2", "FP16"]
+        assert [text.get_text() for text in ax.get_legend().get_texts()] == ["infinite"]
+
+    def test_the_picture_names_noise_without_a_signal_at_the_lower_edge(self) -> None:
+        ax = sqnr(torch.zeros(3), {"log": LogNumber(4, zero=False), "E4M3": E4M3}).plot(axes())
+        marks = {line.get_marker(): line.get_ydata().tolist() for line in ax.lines[1:]}
+        assert marks == {"v": [0.02], "^": [0.98]}
+        assert [text.get_text() for text in ax.texts] == ["E4M3", "log"]
+
 
 class TestRoundingBias:
     @pytest.mark.parametrize("r", [1, 2, 3])

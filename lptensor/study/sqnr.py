@@ -14,7 +14,7 @@ from lptensor.formats import Format
 from lptensor.ops import round as round_to
 from lptensor.rounding import Mode, Rounding
 from lptensor.study.format_table import by_name, element_of
-from lptensor.study.palette import BLUE
+from lptensor.study.palette import BLUE, VERMILLION
 from lptensor.study.places import numbers_of
 from lptensor.study.rows import Rows, drawable
 
@@ -90,7 +90,7 @@ def _row(name: str, x: Tensor, format: Format, rounding: Any) -> dict[str, Any]:
 
 
 def plot_sqnr(rows: Iterable[dict[str, Any]], ax: Any = None) -> Any:
-    """Draw formats by their bits and decibels, beside the 6.02 dB that a bit brings; returns the axes.
+    """Draw formats by their bits and decibels, those of infinite decibels at the edges; returns the axes.
 
     Args:
         rows: of ``sqnr``.
@@ -114,8 +114,19 @@ def plot_sqnr(rows: Iterable[dict[str, Any]], ax: Any = None) -> Any:
     for i, row in enumerate(known):  # neighbours say their names above and below
         at, beside = (row["bits"], row["sqnr"]), (4, 4) if i % 2 else (4, -9)
         ax.annotate(row["format"], at, xytext=beside, textcoords="offset points", fontsize=7)
+    for edge, marker, end, label in ((math.inf, "^", 0.98, "infinite"), (-math.inf, "v", 0.02, "minus infinite")):
+        beyond = [row for row in rows if row["sqnr"] == edge]
+        place = ax.get_xaxis_transform()
+        for i, bits in enumerate(sorted({row["bits"] for row in beyond})):
+            look = dict(color=VERMILLION, markersize=5, linestyle="", label=None if i else label)
+            ax.plot([bits], [end], marker=marker, transform=place, **look)
+            names = "\n".join(row["format"] for row in beyond if row["bits"] == bits)
+            side, down = ("top", -9 * (i % 2)) if edge > 0 else ("bottom", 9 * (i % 2))
+            ax.annotate(names, (bits, end), (6, down), place, "offset points", va=side, fontsize=7)
     ax.set_xlabel("bits per value")
     ax.set_ylabel("SQNR (dB)")
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
     ax.grid(True, alpha=0.3)
     ax.spines[["top", "right"]].set_visible(False)
     return ax
