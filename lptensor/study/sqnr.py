@@ -50,7 +50,8 @@ def sqnr(
 
     format, bits (per value, with the share of the scales), sqnr (10 log10 of sum x**2 / sum (x - q)**2, in
     dB; infinite where nothing moved), mse, largest (|x - q|), cosine (of x and q), zeros (the share of
-    values that were not zero and became it), lost (the share that came out NaN or infinite, left out of the rest).
+    values that were not zero and became it), lost (the share that came in or out NaN or infinite, and has no
+    part in the rest).
     Of an empty tensor, of zeros and where all is lost, nothing moved; the cosine is None where x or q is zero.
 
     Args:
