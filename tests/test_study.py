@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from lptensor import blocks, names, study
-from lptensor.blocks import BlockFloatingPoint, BlockFormat
+from lptensor.blocks import MXFP4, BlockFloatingPoint, BlockFormat
 from lptensor.codebooks import NF4, UDYNAMIC8, Codebook, LogNumber
 from lptensor.codes import decode
 from lptensor.extra import MissingExtra, need
@@ -279,6 +279,7 @@ class TestNumberLine:
             number_line(FP32, 1, 2)
         with pytest.raises(ValueError, match=rf"has {2**20 + 1} values"):  # one more than are listed
             number_line(FP32, 1, 1 + 2.0**-3)
+        assert number_line(E2M1, -(2**70), 2**70) == number_line(E2M1)
         with pytest.raises(ValueError, match="ends of a number line are numbers, got NaN"):
             number_line(E4M3, math.nan)
 
@@ -471,6 +472,7 @@ def test_a_flag_is_true_or_false(name: str) -> None:
             FLAGS[name](given)
 
 
+LINES = [{"bits": 4.0, "loss": 0.5, "rules": {}}]
 UNFIT: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "trials": (lambda: study.rounding_bias("nearest", trials=-3), ValueError, "trials must be from 0 .* got -3"),
     "count": (lambda: study.relative_error(E4M3, count=0), ValueError, "count must be from 1 .* got 0"),
@@ -482,6 +484,30 @@ UNFIT: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         lambda: study.format_search(MODEL, 3, [E4M3, BF16]),  # type: ignore[arg-type]
         TypeError,
         "loss must be a function",
+    ),
+    "model": (lambda: study.bisect(lambda: 1.0, 3), TypeError, "model must be a torch.nn.Module, got int"),  # type: ignore[arg-type]
+    "share": (lambda: study.bisect(lambda: 1.0, recovered="x"), TypeError, "recovered must be a number, got 'x'"),  # type: ignore[arg-type]
+    "no share": (lambda: study.bisect(lambda: 1.0, recovered=0), ValueError, "above 0 and up to 1, got 0"),
+    "share above one": (lambda: study.bisect(lambda: 1.0, recovered=1.5), ValueError, "above 0 and up to 1, got 1.5"),
+    "target": (lambda: study.bisect(lambda: 1.0, target="x"), TypeError, "target must be a number, got 'x'"),  # type: ignore[arg-type]
+    "replica": (lambda: study.replicas(3, ONES), TypeError, "f must be a function that returns one tensor, got 3"),  # type: ignore[arg-type]
+    "seed": (lambda: study.exactness(FP16, "fma", seed="x"), TypeError, "seed must be an integer .* got 'x'"),  # type: ignore[arg-type]
+    "words": (lambda: study.faults(0.1, bits="yes"), TypeError, "a bit must be an integer .* got 'y'"),  # type: ignore[arg-type]
+    "negative bit": (lambda: study.faults(0.1, bits=[-1]), ValueError, "a bit must be from 0 to 63, got -1"),
+    "path": (lambda: study.faults(0.1, model=MODEL, path=()), TypeError, r"path is a shell pattern .* got \(\)"),  # type: ignore[arg-type]
+    "rules": (lambda: study.Front(LINES).rules(bits="8"), TypeError, "bits must be a number, got '8'"),  # type: ignore[arg-type]
+    "rules of a loss": (lambda: study.Front(LINES).rules(loss="8"), TypeError, "loss must be a number"),  # type: ignore[arg-type]
+    "births": (lambda: study.Shadow().births(-1), ValueError, "count must be from 0 .* got -1"),
+    "growths": (lambda: study.Shadow().growths("2"), TypeError, "count must be an integer .* got '2'"),  # type: ignore[arg-type]
+    "twin": (lambda: study.Shadow().twin(None), TypeError, "expected a tensor, got NoneType"),  # type: ignore[arg-type]
+    "census": (lambda: study.Census("E4M3"), TypeError, "expected a number format .* got 'E4M3'"),  # type: ignore[arg-type]
+    "shape": (lambda: study.bits_per_value(MXFP4, (-4, 8)), ValueError, "a size must be from 0 .* got -4"),
+    "no formats": (lambda: study.format_table([]), ValueError, r"at least one format, got \[\]"),
+    "no formats of a tensor": (lambda: study.sqnr(ONES, []), ValueError, "at least one format"),
+    "no formats of a model": (
+        lambda: study.sensitivity(MODEL, lambda m: m.bias, {}),
+        ValueError,
+        "at least one format",
     ),
     "bits": (lambda: study.bits_per_value("x"), TypeError, "expected a number format"),  # type: ignore[arg-type]
     "formats": (lambda: study.format_table(3), TypeError, "expected a number format"),  # type: ignore[arg-type]

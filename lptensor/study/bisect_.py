@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lptensor import _compat, direction, observe
+from lptensor.base import check_number
 from lptensor.convert import remembered
 from lptensor.extra import need
 from lptensor.study.losses import check_callable, number_of
@@ -58,14 +59,14 @@ def bisect(
         model: the one whose modules are meant; needed for "module" and "role".
         by: "op" (an op at a line of the user's code, backward ones apart), "module" (its path, forward and
             backward; parameters count to their modules), or "role" ("weight", "activation", "gradient", ...).
-        recovered: the share of the way from the low to the exact loss that counts as recovered.
+        recovered: the share of the way from the low to the exact loss that counts as recovered, above 0, up to 1.
         target: or the loss that does: anything at or below it.
         progress: count the runs, on a terminal.
 
     Raises:
-        ValueError: an unknown ``by``, no model where it is needed, a loss of several numbers, or undoing everything
-            does not help.
-        TypeError: no function, or one whose loss is no number.
+        ValueError: an unknown ``by``, no model where it is needed, a share out of range, a loss of several numbers, or
+            undoing everything does not help.
+        TypeError: no function, or one whose loss is no number; no module, no number.
 
     >>> from lptensor import BF16
     >>> def run():
@@ -79,7 +80,13 @@ def bisect(
         raise ValueError(f"bisect goes by one of {', '.join(UNITS)}, got {by!r}")
     if by != "op" and model is None:
         raise ValueError(f"by={by!r} needs model=, whose {by}s are meant")
+    if model is not None and not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     check_callable("run", run)
+    recovered = check_number("recovered", recovered)
+    if not 0 < recovered <= 1:
+        raise ValueError(f"recovered is a share of the way, above 0 and up to 1, got {recovered:g}")
+    target = None if target is None else check_number("target", target)
     with counting("runs", progress) as done:
         return _bisect(_Search(run, model, by, done), recovered, target)
 

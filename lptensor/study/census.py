@@ -13,7 +13,7 @@ from lptensor._bits import exact, exponent
 from lptensor._native_census import COUNTS, HIGHEST, LOWEST, CensusStruct, Rounder
 from lptensor.blocks import BlockFormat
 from lptensor.formats import Format, ScalarFormat
-from lptensor.ops import draw_key, round_fresh
+from lptensor.ops import check_format, draw_key, round_fresh
 from lptensor.rounding import Rounding
 
 
@@ -90,6 +90,7 @@ class Census:
     """
 
     def __init__(self, format: Format) -> None:
+        check_format(format, torch.float64)
         self.format = format
         self.range = range_of(format)
         self.events = self.values = 0

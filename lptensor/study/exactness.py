@@ -97,6 +97,7 @@ def exactness(
     if compute not in rationals.CARRIERS:
         raise ValueError(f"compute must be torch.float32 or torch.float64, got {compute}")
     trials = check_int("trials", trials, 0, 2**31 - 1)
+    seed = check_int("seed", seed, -(2**63), 2**64 - 1)
     carrier = rationals.CARRIERS[compute]
     if format.grid.precision > carrier.precision or math.isinf(format.max):
         raise ValueError(f"{format!r} has values that {compute} does not hold, or no largest one")

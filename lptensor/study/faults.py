@@ -63,6 +63,9 @@ def flip_bits(
     return LPTensor(flipped, x._arithmetic, x._gradient) if format == x.format else flipped
 
 
+_WIDEST = 64  # bits of a code
+
+
 class faults(observe.Observer):  # noqa: N801 - reads as a function
     """A context in which bits flip in the encoded words of what is rounded: of any op's result, or of chosen ones.
 
@@ -80,8 +83,8 @@ class faults(observe.Observer):  # noqa: N801 - reads as a function
         roles: among "weight", "accumulator", "activation", "gradient", "state", "update".
 
     Raises:
-        ValueError: a rate out of range, an unknown role, path or roles without a model.
-        TypeError: when it is met, a block format.
+        ValueError: a rate or a bit out of range, an unknown role, path or roles without a model.
+        TypeError: a bit, a model or a path that is none; when it is met, a block format.
         RuntimeError: entered within itself.
 
     >>> from lptensor import E4M3
@@ -108,11 +111,13 @@ class faults(observe.Observer):  # noqa: N801 - reads as a function
         self._paths: set[str] | None = None
         if model is None and (path is not None or chosen is not None):
             raise ValueError("path= and roles= need model=, whose they are")
+        if path is not None and not isinstance(path, str):
+            raise TypeError(f"path is a shell pattern such as '0.weight' or 'layers.*', got {path!r}")
         if model is not None and path is not None:
             self._paths = _places(model, path)
         self._seed = check_int("seed", seed, -(2**63), 2**64 - 1)
         self._rate, self._roles = rate, chosen
-        self._bits = None if bits is None else _listed(bits)
+        self._bits = None if bits is None else tuple(check_int("a bit", bit, 0, _WIDEST - 1) for bit in _listed(bits))
         self._model = model
         self._open: ExitStack | None = None
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from lptensor.base import check_number
 from lptensor.convert import convert
 from lptensor.extra import need
 from lptensor.formats import Format
@@ -34,14 +35,17 @@ class Front(Rows):
         """The rule set for ``convert`` with the least loss for so many bits, or the fewest bits for such a loss.
 
         Raises:
+            TypeError: no number.
             ValueError: both or neither asked for, or no point that good.
         """
         if (bits is None) == (loss is None):
             raise ValueError("ask for bits= or for loss=, one of them")
         if bits is not None:
+            bits = check_number("bits", bits)
             fitting = [row for row in self if row["bits"] <= bits]
             best = min(fitting, key=lambda row: float(row["loss"]), default=None)
         else:
+            loss = check_number("loss", loss)
             fitting = [row for row in self if row["loss"] <= loss]
             best = min(fitting, key=lambda row: float(row["bits"]), default=None)
         if best is None:

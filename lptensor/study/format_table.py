@@ -39,6 +39,7 @@ def format_table(formats: Mapping[str, Format] | Iterable[Format] | Format | Non
 
     Raises:
         TypeError: something that is no format.
+        ValueError: no formats.
 
     >>> from lptensor import FP16
     >>> (row,) = format_table([FP16])
@@ -54,6 +55,7 @@ def by_name(formats: Mapping[str, Format] | Iterable[Format] | Format) -> Mappin
 
     Raises:
         TypeError: something that is no format.
+        ValueError: none.
 
     >>> from lptensor import FP16
     >>> list(by_name(FP16)), list(by_name({"half": FP16}))
@@ -61,6 +63,8 @@ def by_name(formats: Mapping[str, Format] | Iterable[Format] | Format) -> Mappin
     """
     given = formats if isinstance(formats, Iterable) and not isinstance(formats, str) else [formats]
     named = given if isinstance(given, Mapping) else {name_of(format): format for format in given}
+    if not named:
+        raise ValueError(f"expected at least one format, got {formats!r}")
     for format in named.values():
         if not isinstance(format, Format):
             raise wrong_format(format)

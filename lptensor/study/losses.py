@@ -7,10 +7,10 @@ from typing import Any
 from torch import Tensor
 
 
-def check_callable(name: str, given: Any) -> None:
+def check_callable(name: str, given: Any, returns: str = "one number") -> None:
     """An error that says what was given, unless it can be called."""
     if not callable(given):
-        raise TypeError(f"{name} must be a function that returns one number, got {given!r}")
+        raise TypeError(f"{name} must be a function that returns {returns}, got {given!r}")
 
 
 def number_of(value: Any, name: str) -> float:

@@ -45,9 +45,9 @@ def number_line(format: Format, lo: float | None = None, hi: float | None = None
     [True, True, False]
     """
     element: Any = element_of(format)
-    for end in (lo, hi):
-        if end is not None and math.isnan(check_number("an end of a number line", end)):
-            raise ValueError("the ends of a number line are numbers, got NaN")
+    lo, hi = (None if end is None else check_number("an end of a number line", end) for end in (lo, hi))
+    if any(end != end for end in (lo, hi)):
+        raise ValueError("the ends of a number line are numbers, got NaN")
     (limits,) = format_table({"": format})
     if element.bits <= _LISTED_BITS:
         values = element.values()
@@ -82,7 +82,9 @@ def _between(format: Any, lo: float, hi: float, smallest: float) -> Tensor:
         if there and side[0] <= side[1] and inner[0] <= inner[1]:
             first, last = sorted((encode(inner, format).long() & (1 << format.bits) - 1).tolist())
             if last - first >= _MOST_ROWS:
-                raise ValueError(f"{format!r} has {last - first + 1} values from {side[0]} to {side[1]}; take a part")
+                raise ValueError(
+                    f"{format!r} has {last - first + 1} values from {side[0]:g} to {side[1]:g}; take a part"
+                )
             found.append(decode(torch.arange(first, last + 1), format).double())
     ascending: Tensor = torch.unique(torch.cat(found))
     return ascending

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lptensor.base import check_bool, check_int
+from lptensor.study.losses import check_callable
 from lptensor.study.places import values_of
 from lptensor.tensor import LPTensor
 
@@ -50,7 +51,7 @@ def replicas(f: Callable[..., Any], *args: Any, count: int = 16, at_once: bool =
             other, for what vmap cannot (``.item()``, in-place writes to what is not batched).
 
     Raises:
-        TypeError: no argument rounds stochastically, or f returns no tensor.
+        TypeError: no argument rounds stochastically, f is no function, or returns no tensor.
         ValueError: count below 2.
 
     >>> from lptensor import BF16
@@ -61,6 +62,7 @@ def replicas(f: Callable[..., Any], *args: Any, count: int = 16, at_once: bool =
     """
     at_once = check_bool("at_once", at_once)
     count = check_int("count", count, 2, 2**31, ", as a spread is that of several")
+    check_callable("f", f, "one tensor")
     if not any(isinstance(x, LPTensor) and x.arithmetic.rounding.stochastic for x in args):
         raise TypeError('no argument rounds stochastically; make one with x.to_lp(format, "stochastic")')
     with torch.no_grad():

@@ -56,7 +56,7 @@ def sensitivity(
         progress: show how far it has come, on a terminal.
 
     Raises:
-        ValueError: an unknown role, rounding or ``per``, a loss of several numbers.
+        ValueError: no formats, an unknown role, rounding or ``per``, a loss of several numbers.
         TypeError: something that is no
             format, a loss that is no number, parameters in a dtype that is not rounded, an output of a
             class that torch cannot look into.

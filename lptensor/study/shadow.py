@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from lptensor import _compat, direction, observe
+from lptensor.base import check_int
 from lptensor.formats import ScalarFormat
 from lptensor.names import name_of
 from lptensor.neighbours import ulp
 from lptensor.rules import argument, rule_for
 from lptensor.study.errors import plot_errors
+from lptensor.study.places import values_of
 from lptensor.study.rows import Rows
 from lptensor.tensor import LPTensor
 from lptensor.trace import Origins
@@ -92,7 +94,7 @@ class Shadow:
     def twin(self, x: Tensor) -> Tensor:
         """What ``x`` would be without rounding: float64, a copy; its own values if nothing is known of it."""
         found = self._find(x)
-        return found.detach().clone() if found is not None else _double(x).detach()
+        return found.detach().clone() if found is not None else _double(values_of(x)).detach()
 
     def error(self, x: LPTensor) -> Tensor:
         """How far ``x`` is from its twin, in units in the last place of its format at the twin; float64.
@@ -120,12 +122,14 @@ class Shadow:
         return Rows(self._rows, plot_errors)
 
     def births(self, count: int = 10) -> Rows:
-        """The ops that made the largest errors themselves."""
+        """The ops that made the largest errors themselves, ``count`` of them at most."""
+        count = check_int("count", count, 0, 2**31)
         known = [row for row in self._rows if row["born"] is not None]
         return Rows(sorted(known, key=lambda row: -row["born"])[:count], plot_errors)
 
     def growths(self, count: int = 10) -> Rows:
-        """The ops that made the errors of their operands grow most."""
+        """The ops that made the errors of their operands grow most, ``count`` of them at most."""
+        count = check_int("count", count, 0, 2**31)
         known = [row for row in self._rows if row["growth"] is not None]
         return Rows(sorted(known, key=lambda row: -row["growth"])[:count], plot_errors)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lptensor.base import wrong_format
+from lptensor.base import check_int, wrong_format
 from lptensor.blocks import BlockFormat
 from lptensor.formats import Format
 from lptensor.ops import round as round_to
@@ -25,7 +25,8 @@ def bits_per_value(format: Format, shape: Sequence[int] = (1024, 1024)) -> float
     """The bits that one value of a tensor takes, with its share of the scales of blocks.
 
     Raises:
-        TypeError: no format.
+        TypeError: no format, a size that is no integer.
+        ValueError: a size below 0.
 
     >>> from lptensor import E4M3, MXFP4
     >>> bits_per_value(E4M3), bits_per_value(MXFP4)
@@ -33,6 +34,7 @@ def bits_per_value(format: Format, shape: Sequence[int] = (1024, 1024)) -> float
     """
     if not isinstance(format, Format):
         raise wrong_format(format)
+    shape = [check_int("a size", size, 0, 2**63 - 1) for size in shape]
     element: Any = element_of(format)
     if not isinstance(format, BlockFormat):
         return float(element.bits)
@@ -60,6 +62,7 @@ def sqnr(
 
     Raises:
         TypeError: something that is no format, no dense tensor of real numbers.
+        ValueError: no formats.
 
     >>> import torch
     >>> from lptensor import E4M3, INT8
