@@ -199,6 +199,15 @@ class TestFormatTable:
         with pytest.raises(TypeError, match="expected a number format such as .* got 'E4M3'"):
             format_table({"E4M3": "E4M3"})  # type: ignore[dict-item]
 
+    @pytest.mark.parametrize("format", [*KINDS, FixedPoint(8, -2), FixedPoint(8, 7), FixedPoint(8, 6)], ids=repr)
+    def test_eps_is_the_step_from_one_to_the_next_value(self, format: Any) -> None:
+        values = format.values().tolist()
+        above = [value for value in values if value > 1]
+        assert row_of(format)["eps"] == (above[0] - 1 if above and 1.0 in values else None)
+
+    def test_there_is_no_eps_without_one(self) -> None:
+        assert row_of(FixedPoint(8, -2))["eps"] is row_of(FixedPoint(8, -2, clamp=False))["eps"] is None
+
 
 class TestNumberLine:
     @by_listed

@@ -16,6 +16,7 @@ from lptensor.finfo import finfo
 from lptensor.formats import Format, ScalarFormat
 from lptensor.grid import Subnormals
 from lptensor.names import ROWS, name_of, named_formats
+from lptensor.ops import round as round_to
 from lptensor.study.ranges import plot_ranges
 from lptensor.study.rows import Rows
 
@@ -112,7 +113,7 @@ def _of_scalar(format: ScalarFormat) -> dict[str, Any]:
         "min": info.min,
         "smallest_normal": None if info.u is None else info.smallest_normal,
         "smallest_subnormal": info.smallest_subnormal,
-        "eps": info.eps if format.max > 1 else None,
+        "eps": info.eps if format.max > 1 and _has_one(format) else None,
         "codes": info.codes,
         "values": count_values(format),
         "binades": info.binades,
@@ -120,6 +121,10 @@ def _of_scalar(format: ScalarFormat) -> dict[str, Any]:
         "specials": _specials(format),
         "overflow": grid.overflow.name.lower(),
     }
+
+
+def _has_one(format: ScalarFormat) -> bool:
+    return round_to(torch.ones(1, dtype=torch.float64, device="cpu"), format).item() == 1
 
 
 def _of_values(format: Any) -> dict[str, Any]:
