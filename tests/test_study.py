@@ -208,6 +208,13 @@ class TestFormatTable:
     def test_there_is_no_eps_without_one(self) -> None:
         assert row_of(FixedPoint(8, -2))["eps"] is row_of(FixedPoint(8, -2, clamp=False))["eps"] is None
 
+    def test_some_of_the_rows_print_and_are_drawn_as_all_are(self) -> None:
+        rows = format_table([E4M3, FP16, BF16])
+        some = rows[:2]
+        assert isinstance(some, study.Rows) and list(some) == list(rows)[:2] and rows[-1]["name"] == "BF16"
+        assert str(some).splitlines()[-1] == str(rows).splitlines()[-1]  # of the columns not shown
+        assert [text.get_text() for text in some.plot(AXES).get_yticklabels()] == ["E4M3", "FP16"]
+
 
 class TestNumberLine:
     @by_listed

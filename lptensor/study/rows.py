@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from textwrap import wrap
-from typing import Any
+from typing import Any, SupportsIndex, overload
 
 from lptensor.extra import need
 from lptensor.study.text import cell
@@ -34,6 +34,18 @@ class Rows(list[Row]):
     ) -> None:
         super().__init__(rows)
         self._draw, self._main = draw, main
+
+    @overload
+    def __getitem__(self, at: SupportsIndex) -> Row: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> Rows: ...
+
+    def __getitem__(self, at: SupportsIndex | slice) -> Row | Rows:
+        """A row, or some of them, which print and can be drawn as all do."""
+        if isinstance(at, slice):
+            return Rows(super().__getitem__(at), self._draw, self._main)
+        return super().__getitem__(at)
 
     def only(self, *columns: str) -> Rows:
         """The rows with these columns alone, in this order.
