@@ -119,9 +119,10 @@ the fields move.""",
     ),
     "log": (
         "Logarithmic numbers",
-        """`LogNumber(bits, gamma)` has the values +-2^((j - bias) / gamma), and zero: the relative distance of
-neighbours is the same everywhere. Rounding to nearest is nearest in the logarithm. A code counts the values in
-ascending order.""",
+        """`LogNumber(bits, gamma)` has the values +-2^((j - bias) / gamma), each the nearest fp32 number, and zero:
+the relative distance of neighbours is the same everywhere. Rounding to nearest is nearest in the logarithm. A
+product of two values is computed from their fp32 numbers and may lie just beside a third, to which rounding to
+nearest takes it, but not rounding in a direction. A code counts the values in ascending order.""",
     ),
     "codebook": (
         "Codebooks",
