@@ -71,7 +71,7 @@ def join_list(operands: Sequence[Any]) -> Arithmetic:
     try:
         return join(operands)
     except TypeError as error:
-        if not any(operand._gradient for operand in operands):
+        if not all(operand._gradient or operand.dim() == 0 for operand in operands):  # no gradients, nor norms
             raise
         raise TypeError(
             f"{error}. Gradients in several formats have a norm once they are plain, get_total_norm([p.grad."

@@ -13,7 +13,6 @@ import itertools
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,11 +34,10 @@ class Table:
     geometric: bool = False
 
     def __post_init__(self) -> None:
-        values = np.asarray(self.values)
-        with np.errstate(over="ignore"):
-            beyond = values[values.astype(np.float32) != values]
-        if len(beyond):
-            raise ValueError(f"values of a list are fp32 numbers, got {beyond[0].item()!r}; round it to one first")
+        for v in self.values:
+            significand, exponent = math.frexp(v)
+            if math.ldexp(significand, min(24, exponent + 149)) % 1 != 0 or exponent > 128:
+                raise ValueError(f"values of a list are fp32 numbers, got {v!r}; round it to one first")
 
     @property
     def loop(self) -> str:

@@ -648,7 +648,7 @@ WIDE_INSIDE = Accumulator(BF16, chunk=3, inner=FixedPoint(32, 0))
         (lambda: Accumulator(BF16, order="tree"), ValueError, "unknown order 'tree'; known: sequential"),
         (lambda: Accumulator(BF16, compute="bf16"), ValueError, "unknown compute"),
         (lambda: Accumulator(BF16, rounding="far"), ValueError, "unknown rounding"),
-        (lambda: Accumulator("bf16"), TypeError, "sum must be a format"),
+        (lambda: Accumulator("bf16"), TypeError, "sum must be a floating-point or fixed-point format"),
         (lambda: Accumulator(FloatingPoint(5, 2, signed=False)), ValueError, "use a signed format"),
         (lambda: Accumulator(FixedPoint(8, 4, clamp=False)), ValueError, "say clamp=True"),
         (lambda: Accumulator(FixedPoint(53, 4)), ValueError, "use a narrower format"),

@@ -21,7 +21,20 @@ Round = Callable[[Tensor], Tensor]
 
 def by_cast(dtype: torch.dtype) -> Round:
     """Rounding as PyTorch's own conversion to a narrow dtype does it."""
-    return lambda x: x.to(dtype).float()
+
+    def cast(x: Tensor) -> Tensor:
+        return x.to(dtype).float()
+
+    cast.dtype = dtype  # type: ignore[attr-defined]
+    return cast
+
+
+def run(func: Any, args: Any, kwargs: Any, dtype: torch.dtype | None) -> Any:
+    """An op in fp32; nextafter, which asks for the values that there are, in the narrow dtype itself."""
+    if dtype is None or func._schema.name.removesuffix("_") != "aten::nextafter":
+        return func(*args, **kwargs)
+    there = torch.nextafter(*(x.to(dtype) for x in args)).float()
+    return func(args[0].copy_(there) if func._schema.name.endswith("_") else there, there, **kwargs)
 
 
 # Results that an op saves for its own backward, by position: they are computed, and stay, in fp32.
@@ -90,7 +103,7 @@ class AtenReference(TorchDispatchMode):
         known = {_key(x) for x in given}
         if not any(key in self._low for key in known):
             return func(*args, **kwargs)
-        out = func(*args, **kwargs)
+        out = run(func, args, kwargs, getattr(self.forward, "dtype", None))
         schema, name = func._schema, func._schema.name.partition("::")[2]
         if torch.Tag.inplace_view in func.tags or name in ("resize_", "resize_as_", "set_"):
             return out
