@@ -468,6 +468,14 @@ def replace_tensors(module: torch.nn.Module, new: Callable[[Tensor], Tensor]) ->
     module._apply(new, recurse=False)
 
 
+def could_not_swap(error: BaseException) -> bool:
+    """Whether ``replace_tensors`` failed because something else holds a tensor.
+
+    Without its words, no memory or an error of a user's format would be taken for a graph that is alive.
+    """
+    return isinstance(error, RuntimeError) and "Couldn't swap" in str(error)
+
+
 # Where an RNN keeps its weights in the order of its kernel. Without it an RNN computes with others than it shows.
 FLAT_WEIGHTS = "_flat_weights"
 

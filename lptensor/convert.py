@@ -214,6 +214,7 @@ def _carry_out(model: nn.Module, plan: Plan) -> None:
     """Apply a plan, or leave the model as it was."""
     before: dict[int, Tensor] = {}  # by id of a tensor that has changed, its old values in their old form
     after: dict[int, Tensor] = {}  # by id of a buffer, what came in its place: also where modules share it
+    gradients = {id(p): p.grad for p in model.parameters()}  # torch takes one away while it is at its parameter
 
     def apply(tensor: Tensor) -> Tensor:
         if id(tensor) in after:
@@ -233,8 +234,10 @@ def _carry_out(model: nn.Module, plan: Plan) -> None:
         try:
             with _swapping(), _without_lazy(module):
                 _compat.replace_tensors(module, apply)
-        except RuntimeError as error:
-            _undo(touched[: i + 1], before, {id(new): plan[old][0] for old, new in after.items()})
+        except BaseException as error:  # also the user's: Ctrl-C, or what a format of his raises
+            _undo(touched[: i + 1], before, gradients, {id(new): plan[old][0] for old, new in after.items()})
+            if not _compat.could_not_swap(error):
+                raise
             raise RuntimeError(
                 "a parameter is in use by a computation graph or a weak reference and cannot be converted now: "
                 f"let go of losses and outputs (del loss) and convert again; the model is unchanged (torch: {error})"
@@ -261,18 +264,24 @@ def _let_go_of_results(modules: list[nn.Module]) -> None:
                 vars(module)[name] = value.detach()
 
 
-def _undo(modules: list[nn.Module], before: dict[int, Tensor], buffers: dict[int, Tensor]) -> None:
-    """Give the tensors of ``modules`` their old contents back, and the modules their buffers, by id of those there."""
+def _undo(
+    modules: list[nn.Module],
+    before: dict[int, Tensor],
+    gradients: dict[int, Tensor | None],
+    buffers: dict[int, Tensor],
+) -> None:
+    """Give the tensors of ``modules`` their old contents back, parameters their gradients, by id, and the modules their
+    buffers, by id of those there."""
     for module in modules:
         _compat.forget_flat_weights(module)
         for parameter in module.parameters(recurse=False):
-            grad, old = parameter.grad, before.get(id(parameter))
+            grad, old = gradients[id(parameter)], before.get(id(parameter))
+            parameter.grad = None
             if old is not None and not _same_form(parameter, old):
-                parameter.grad = None
                 torch.utils.swap_tensors(parameter, nn.Parameter(old, requires_grad=parameter.requires_grad))
-                if grad is not None and id(grad) in before:
-                    torch.utils.swap_tensors(grad, before[id(grad)])
-                parameter.grad = grad
+            if grad is not None and not _same_form(grad, before.get(id(grad), grad)):
+                torch.utils.swap_tensors(grad, before[id(grad)])
+            parameter.grad = grad
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffers.get(id(buffer), buffer))
         _compat.gather_flat_weights(module)

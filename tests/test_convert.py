@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import io
 import pickle
 from collections import OrderedDict, defaultdict
@@ -356,6 +357,31 @@ def test_what_was_converted_before_the_failure_is_undone(already: Any, first: Ca
         [],
         [id(p) for p in model["first"].parameters()],
     )
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("of a format"), RuntimeError("no memory")], ids=repr)
+@pytest.mark.parametrize("roundings", [2, 3])  # the next is that of a parameter, of its gradient
+def test_whatever_breaks_a_conversion_off_comes_out_as_it_is_and_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, error: BaseException, roundings: int
+) -> None:
+    done: list[Tensor] = []
+
+    def enter(*args: Any) -> Tensor:
+        if len(done) == roundings:
+            raise error
+        done.append(rounding(*args))
+        return done[-1]
+
+    module = importlib.import_module("lptensor.convert")  # not the function of that name
+    rounding = module.enter
+    monkeypatch.setattr(module, "enter", enter)
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
+    model(torch.ones(3)).sum().backward()
+    before = snapshot(model)
+    with pytest.raises(type(error)) as raised:
+        convert(model, E4M3)
+    assert raised.value is error
+    assert_unchanged(model, before)
 
 
 def test_buffers_converted_before_the_failure_are_undone() -> None:
