@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lptensor import _compat
+from lptensor.thread_contexts import close_on_thread, open_on_thread
 
 CONTRACTS = ("aten", "function", "primitive")
 _KEY = "lptensor.rounding_points"
@@ -10,9 +11,16 @@ _KEY = "lptensor.rounding_points"
 
 def contract() -> str:
     """The contract that holds on this thread, and on those of its backward passes."""
-    return _compat.thread_local(_KEY) or CONTRACTS[0]
+    held = _compat.thread_local(_KEY)
+    return held[-1].name if held else CONTRACTS[0]
 
 
-def set_contract(name: str) -> None:
-    """Let a contract hold on this thread; its mode has to be on as well."""
-    _compat.set_thread_local(_KEY, name)
+class Held:
+    """A contract that holds on this thread until it ends, or a later one comes; its mode has to be on as well."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        open_on_thread(_KEY, self)
+
+    def end(self) -> None:
+        close_on_thread(_KEY, self)

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from lptensor import _compat
+from lptensor.thread_contexts import close_on_thread, open_on_thread
 
 
 class Observer:
@@ -43,14 +44,13 @@ class observing:  # noqa: N801 - reads as a function
 
     def __enter__(self) -> None:
         global anyone
-        self._before = _compat.thread_local(_KEY) or ()
-        _compat.set_thread_local(_KEY, (*self._before, self._observer))
+        open_on_thread(_KEY, self._observer)
         with _lock:
             anyone += 1
 
     def __exit__(self, *_: Any) -> None:
         global anyone
-        _compat.set_thread_local(_KEY, self._before)
+        close_on_thread(_KEY, self._observer)
         with _lock:
             anyone -= 1
 

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from lptensor import _compat
-from lptensor.contracts import CONTRACTS, contract, set_contract
+from lptensor.contracts import CONTRACTS, Held
 from lptensor.functions import Functions
 from lptensor.primitives import Primitives
 
@@ -47,7 +47,7 @@ class rounding_points:  # noqa: N801 - reads as a function
         if name not in CONTRACTS:
             raise ValueError(f"rounding_points takes one of {', '.join(map(repr, CONTRACTS))}, got {name!r}")
         self._name = name
-        self._open: list[tuple[str, ExitStack]] = []
+        self._open: list[tuple[Held, ExitStack]] = []
 
     @_compat.run_by_python
     def __enter__(self) -> None:
@@ -57,11 +57,10 @@ class rounding_points:  # noqa: N801 - reads as a function
         if self._name == "primitive":
             mode: Any = Primitives
             stack.enter_context(mode())
-        self._open.append((contract(), stack))
-        set_contract(self._name)
+        self._open.append((Held(self._name), stack))
 
     @_compat.run_by_python
     def __exit__(self, *_: Any) -> None:
-        before, stack = self._open.pop()
-        set_contract(before)
+        held, stack = self._open.pop()
+        held.end()
         stack.close()

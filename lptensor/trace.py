@@ -20,6 +20,7 @@ from lptensor.base import Format
 from lptensor.names import name_of
 from lptensor.rounding import Rounding, show_rounding
 from lptensor.rules import Kind
+from lptensor.thread_contexts import close_on_thread, open_on_thread
 
 _KINDS = {
     Kind.DECOMPOSE: "composite",
@@ -134,14 +135,13 @@ class trace:  # noqa: N801 - reads as a function
         if self._recorder is not None:
             raise RuntimeError("this trace is entered already; make another trace() for a context within")
         self._recorder = _Recorder()
-        self._before = _compat.thread_local(_KEY) or ()
-        _compat.set_thread_local(_KEY, (*self._before, self._recorder))
+        open_on_thread(_KEY, self._recorder)
         _watch(1)
         return self._recorder.trace
 
     @_compat.run_by_python
     def __exit__(self, *_: Any) -> None:
-        _compat.set_thread_local(_KEY, self._before)
+        close_on_thread(_KEY, self._recorder)
         self._recorder = None
         _watch(-1)
 

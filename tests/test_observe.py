@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lptensor.observe import about, said
+from lptensor.observe import Observer, about, observers, observing, said
 
 
 def test_an_inner_subject_gives_way_to_the_outer_one_again() -> None:
@@ -16,3 +16,15 @@ def test_an_inner_subject_gives_way_to_the_outer_one_again() -> None:
             raise KeyError
         assert inner == ("weight", q) and said() == ("accumulator", p)
     assert said() is None
+
+
+def test_observers_that_leave_in_the_order_in_which_they_came_see_what_runs_within() -> None:
+    first, second = Observer(), Observer()
+    a, b = observing(first), observing(second)
+    a.__enter__()
+    b.__enter__()
+    assert observers() == [first, second]
+    a.__exit__()
+    assert observers() == [second]
+    b.__exit__()
+    assert observers() == []

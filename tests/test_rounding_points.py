@@ -18,7 +18,7 @@ from count_roundings import CASES, roundings, table
 from function_samples import FUNCTIONS, S
 from low import is_low, rounded, same, values
 from lptensor import BF16, E4M3, E5M2, Arithmetic, Gemm, LPTensor
-from lptensor.contracts import CONTRACTS
+from lptensor.contracts import CONTRACTS, contract
 from lptensor.functions import _inside, functions
 from lptensor.rounding_points import rounding_points
 from lptensor.trace import Trace, trace
@@ -40,6 +40,30 @@ def lowered(xs: list[Tensor]) -> list[Any]:
 
 def shown(t: Trace, backward: bool) -> list[str]:
     return [row.op for row in t for _ in row.rounded if row.backward == backward]
+
+
+@pytest.mark.parametrize("first", CONTRACTS)
+@pytest.mark.parametrize("second", CONTRACTS)
+def test_contexts_that_close_in_the_order_in_which_they_opened_leave_each_other_alone(first: str, second: str) -> None:
+    """As those of two tasks of asyncio do."""
+
+    def softplus() -> int:
+        with trace() as t:
+            F.softplus(x)
+        return t.count().total()
+
+    x, alone = lowered([torch.randn(3)])[0], {}
+    for name in CONTRACTS:
+        with rounding_points(name):
+            alone[name] = softplus()
+    a, b = rounding_points(first), rounding_points(second)
+    a.__enter__()
+    b.__enter__()
+    assert softplus() == alone[second]
+    a.__exit__()
+    assert softplus() == alone[second]
+    b.__exit__()
+    assert softplus() == alone["aten"] and contract() == "aten"
 
 
 def test_every_function_of_the_contract_is_judged() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -239,6 +240,22 @@ def test_inference_mode_lists_the_same_roundings() -> None:
         F.softmax(F.linear(x, w), -1)
     assert inference.count() == plain.count() != {}
     assert not any(row.kind == "composite" for row in inference)
+
+
+def test_traces_that_close_in_the_order_in_which_they_opened_list_what_runs_within_each() -> None:
+    """As those of two tasks of asyncio do."""
+    x, a, b = low(3), trace(), trace()
+    first, second = a.__enter__(), b.__enter__()
+    x * 2
+    a.__exit__()
+    x * 3
+    b.__exit__()
+    with trace() as last:
+        x * 4
+    assert [len(t) for t in (first, second, last)] == [1, 2, 1]
+    gone = weakref.ref(first)
+    del first
+    assert gone() is None
 
 
 def test_traces_nest_and_end() -> None:
