@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+import threading
 import warnings
+import weakref
 from collections.abc import Sequence
 from types import FrameType
 from typing import Any
@@ -14,7 +16,10 @@ from torch import Tensor
 from lptensor import _compat
 
 _SETTINGS = ("error", "warn", "allow")
-_setting = "error"
+_Said = tuple["weakref.ref[escapes]", str]
+_said: list[_Said] = []  # on all threads, the last first, which holds; without those that are over
+_setting = "error"  # what holds
+_lock = threading.Lock()
 
 _AUTOCAST = (
     "autocast does this, and so do .half() and .bfloat16(); an LPTensor's format already is its precision: "
@@ -37,7 +42,8 @@ class escapes:  # noqa: N801 - reads as a function, and in a with statement
     A dtype or layout that the caller names (``x.double()``, ``x.to_sparse()``, ``dtype=``) is no
     escape: it gives a plain tensor. A complex or float64 result nobody asked for is one, and so are
     casts to half, bfloat16 and complex, which autocast and torch.fft make without being asked. Holds
-    at once and for the whole process; as a context manager until the end of the block.
+    at once and for the whole process; as a context manager until the end of the block. Where blocks
+    overlap, on whatever threads, the last that began, and has not ended, holds.
 
     Args:
         setting: "error", the default of the process, raises a RuntimeError; "warn" a RuntimeWarning; "allow"
@@ -51,17 +57,30 @@ class escapes:  # noqa: N801 - reads as a function, and in a with statement
     """
 
     def __init__(self, setting: str) -> None:
-        global _setting
         if setting not in _SETTINGS:
             raise ValueError(f"escapes takes one of {', '.join(_SETTINGS)}, got {setting!r}")
-        self._before, _setting = _setting, setting
+        self._said, self._entered = (weakref.ref(self), setting), False
+        _change(None, self._said)
 
     def __enter__(self) -> None:
-        return None
+        _change(None if self._entered else self._said, self._said)
+        self._entered = True
 
     def __exit__(self, *_: Any) -> None:
-        global _setting
-        _setting = self._before
+        _change(self._said, None)
+
+
+def _change(over: _Said | None, new: _Said | None) -> None:
+    """Strike out what is ``over``, where it was said last, and say what is ``new``."""
+    global _setting
+    with _lock:
+        if over is not None:
+            _said.remove(over)
+        if new is not None:
+            _said.insert(0, new)
+        for_good = [each for each in _said if each[0]() is None]  # nobody can enter or leave it any more
+        _said[:] = [each for each in _said if each not in for_good[1:]]
+        _setting = _said[0][1] if _said else "error"
 
 
 def leave(func: Any, result: Tensor, named: bool, operands: Sequence[Tensor] = ()) -> Tensor:
