@@ -237,10 +237,15 @@ def replace_for_subclasses(formulas: Mapping[str, Callable[..., Any]]) -> None:
             _LIBRARY.impl(name, formula, key)
 
 
-def prepare_for_subclasses(places: Mapping[str, int], prepare: Callable[[int, tuple[Any, ...]], Any]) -> None:
+def prepare_for_subclasses(
+    places: Mapping[str, int],
+    prepare: Callable[[int, tuple[Any, ...]], Any],
+    around: Callable[[tuple[Any, ...]], AbstractContextManager[None]] | None = None,
+) -> None:
     """Let ``prepare(place, arguments)`` change arguments of composite operators where tensors are of Python classes.
 
-    Without it what such an operator writes to inside is plain, and nothing of a class is left.
+    Without it what such an operator writes to inside is plain, and nothing of a class is left. They run within
+    ``around(arguments)``, also in torch.func, whatever the tensors are there.
     """
     key = torch._C.DispatchKey.PythonTLSSnapshot
     for name, place in places.items():
@@ -250,12 +255,22 @@ def prepare_for_subclasses(places: Mapping[str, int], prepare: Callable[[int, tu
         @run_by_python
         def prepared(keys: Any, *args: Any, run: Any = run, place: int = place, **kwargs: Any) -> Any:
             args = prepare(place, args)
-            if torch.is_inference_mode_enabled():  # where it would arrive whole
+            if keys is None or torch.is_inference_mode_enabled():  # where it would arrive whole
                 # Not run.decompose(): torch 2.11's formula in Python gives an LSTM's state one axis too many.
                 return run._op_dk(torch._C.DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
             return run.redispatch(keys.remove(key), *args, **kwargs)
 
-        _LIBRARY.impl(name, prepared, "PythonTLSSnapshot", with_keyset=True)
+        if around is None:
+            _LIBRARY.impl(name, prepared, key.name, with_keyset=True)
+            continue
+
+        @run_by_python
+        def within(keys: Any, *args: Any, prepared: Any = prepared, **kwargs: Any) -> Any:
+            with around(args):
+                return prepared(keys, *args, **kwargs)
+
+        _LIBRARY.impl(name, within, key.name, with_keyset=True)
+        _LIBRARY.impl(name, functools.partial(within, None), "FuncTorchDynamicLayerFrontMode")
 
 
 def refuse_as_data(cls: type) -> None:
@@ -297,7 +312,7 @@ def disable_fused_attention() -> None:
 
 
 # Keys of our hooks on modules: one for each purpose, for what sets or drops hooks of a key does so to all of them.
-OUTPUTS, BOUNDARY, LSTM, LAZY, LOADING, UNIT_SCALING, WEIGHTED, PRODUCTS, ROUND_LAYERS = range(-1, -10, -1)
+OUTPUTS, BOUNDARY, LAZY, LOADING, UNIT_SCALING, WEIGHTED, PRODUCTS, ROUND_LAYERS = range(-1, -9, -1)
 
 
 def set_hooks(module: torch.nn.Module, key: int, before: Any = None, after: Any = None, always: bool = False) -> None:

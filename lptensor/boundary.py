@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor, nn
 
 from lptensor import _compat
 from lptensor.arithmetic import Arithmetic
 from lptensor.nests import Cast, begin_crossing, end_crossing
-from lptensor.process_wide import without_onednn
 from lptensor.tensor import LPTensor, enter, is_low
 
 
 def unhook(module: nn.Module) -> None:
     """Take the hooks of an earlier conversion off a module."""
-    for key in (_compat.BOUNDARY, _compat.LSTM, _compat.LAZY, _compat.LOADING):
+    for key in (_compat.BOUNDARY, _compat.LAZY, _compat.LOADING):
         _compat.drop_hooks(module, key)
 
 
@@ -54,32 +52,6 @@ def _recast(source: Arithmetic | None, target: Arithmetic | None) -> Cast:
         return x
 
     return cast
-
-
-class StepByStep:
-    """Runs an LSTM as one op per gate and time step: on the CPU, oneDNN would round a whole layer once.
-
-    oneDNN is on or off for the whole process: it stays off until the last LSTM that runs, on any thread, has ended.
-    """
-
-    _running: ClassVar[set[tuple[int, int]]] = set()  # thread and module
-
-    def attach(self, module: nn.Module) -> None:
-        _compat.set_hooks(module, _compat.LSTM, self.begin, self.end, always=True)
-
-    @_compat.run_by_python  # Dynamo would turn oneDNN off while it traces, and once more
-    def begin(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        call = threading.get_ident(), id(module)
-        if call not in self._running:
-            without_onednn.__enter__()
-            self._running.add(call)
-
-    @_compat.run_by_python
-    def end(self, module: nn.Module, args: Any, output: Any) -> None:
-        call = threading.get_ident(), id(module)
-        if call in self._running:  # a hook before ours may have raised, and we have not begun
-            self._running.remove(call)
-            without_onednn.__exit__()
 
 
 @dataclass(frozen=True)

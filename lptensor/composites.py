@@ -7,6 +7,7 @@ lost, as a write there looks like any.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from lptensor import _compat
+from lptensor.process_wide import without_onednn
 
 
 def _vander(x: Tensor, N: int | None = None, increasing: bool = False) -> Tensor:  # noqa: N803 - torch's name
@@ -67,10 +69,12 @@ FORMULAS: dict[str, Callable[..., Any]] = {
 # Recurrent layers and cells, and where their state stands among the arguments. What comes of the input is added in
 # place to what comes of the state, which is as plain as state and weights are.
 RECURRENT = {
-    **{f"{kind}.input": 1 for kind in ("rnn_tanh", "rnn_relu", "gru", "lstm")},
+    **{f"{kind}.input": 1 for kind in ("rnn_tanh", "rnn_relu", "gru")},
     **{f"{kind}.data": 2 for kind in ("rnn_tanh", "rnn_relu", "gru", "lstm")},
     **{f"{kind}_cell": 1 for kind in ("rnn_tanh", "rnn_relu", "gru", "lstm")},
 }
+
+LSTM = {"lstm.input": 1}
 
 # Those that answer yes or no: what they work out on the way is no result, and is not rounded.
 QUESTIONS = {"isclose": 0, "isfinite": 0}
@@ -92,3 +96,9 @@ def with_low_state(cls: Any, place: int, args: tuple[Any, ...]) -> tuple[Any, ..
         return args
     state = _compat.tree_map(lambda x: x if type(x) is cls else x.to_lp(low.arithmetic), args[place], Tensor)
     return (*args[:place], state, *args[place + 1 :])
+
+
+def step_by_step(cls: Any, args: tuple[Any, ...]) -> AbstractContextManager[None]:
+    """A context in which a low-precision LSTM is one op per gate and time step: on the CPU oneDNN has one for all."""
+    low = any(isinstance(_compat.innermost(x), cls) for x in (args[0], *args[1], *args[2]))
+    return without_onednn if low else nullcontext()

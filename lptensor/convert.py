@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lptensor import _compat, optimizer_state
 from lptensor.arithmetic import Arithmetic, as_arithmetic
-from lptensor.boundary import Boundary, Materialize, StepByStep, keep_formats_when_loading, unhook
+from lptensor.boundary import Boundary, Materialize, keep_formats_when_loading, unhook
 from lptensor.distributed import refuse_distributed
 from lptensor.formats import Format
 from lptensor.layer_products import WAY_OUT, LayerProducts
@@ -327,7 +327,7 @@ _compat.keep_what_hangs_on_tensors(_changes_form, ("_inner", "_arithmetic", "_gr
 
 
 def _hook(model: nn.Module, rules: PathRules, buffers: bool) -> None:
-    """What must happen when modules run: casts at boundaries, lazy parameters, LSTMs step by step."""
+    """What must happen when modules run: casts at boundaries and lazy parameters."""
     for path, module in model.named_modules():
         verdict = rules.of(path)
         if verdict is UNTOUCHED and rules.of_parent(path) is UNTOUCHED:
@@ -341,8 +341,6 @@ def _hook(model: nn.Module, rules: PathRules, buffers: bool) -> None:
         if path and inside != outside and not _only_holds(module):
             Boundary(inside, outside).attach(module)
             LayerProducts.stay_innermost(module)
-        if isinstance(module, nn.LSTM) and inside is not None:
-            StepByStep().attach(module)
         lazy = {
             name: rules.of(f"{path}.{name}" if path else name)
             for name, p in module.named_parameters(recurse=False)

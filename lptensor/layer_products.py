@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from lptensor import _compat
 from lptensor.arithmetic import Arithmetic
 from lptensor.nests import Crossing
-from lptensor.process_wide import without_onednn
 from lptensor.tensor import is_low
 
 _BEFORE = "_lptensor_before"  # where a running layer keeps its calls, the inner one last
@@ -30,7 +29,6 @@ class _Call(NamedTuple):
 
     thread: int
     changed: list[tuple[nn.Module, str, Any]]  # parts, not their dicts: a copy of the layer copies them too
-    stepwise: bool  # without oneDNN
     crossing: Crossing
 
 
@@ -81,12 +79,10 @@ class LayerProducts:
 
     def begin(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         compiling = torch.compiler.is_dynamo_compiling()  # then nothing changes but in the traced code's own view
-        call = _Call(0 if compiling else threading.get_ident(), [], isinstance(module, nn.RNNBase), Crossing())
+        call = _Call(0 if compiling else threading.get_ident(), [], Crossing())
         if not compiling:
             _undo_broken_off(module, 1)
             _lock(module).acquire()
-        if call.stepwise:
-            without_onednn.__enter__()
         # Before anything changes: what comes next may raise, and end() undoes what was done by then.
         module.__dict__.setdefault(_BEFORE, []).append(call)
         changed, crossing = call.changed, call.crossing
@@ -132,11 +128,7 @@ def _undo(module: nn.Module, calls: list[_Call]) -> Crossing:
             part.__dict__.pop(name, None)
         else:
             part.__dict__[name] = value
-    if call.thread and not _owned(_lock(module)):  # a copy of an interrupted layer, which holds nothing
-        return call.crossing
-    if call.stepwise:
-        without_onednn.__exit__()
-    if call.thread:
+    if call.thread and _owned(_lock(module)):  # a copy of an interrupted layer holds nothing
         _lock(module).release()
     return call.crossing
 

@@ -123,6 +123,23 @@ def test_an_lstm_rounds_every_step_while_others_end_and_fail_on_other_threads() 
     assert torch.backends.mkldnn.enabled
 
 
+def test_an_interrupted_lstm_leaves_onednn_on() -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    layer = convert(nn.LSTM(2, 3), BF16)
+    layer.register_forward_hook(interrupt, prepend=True)
+    with pytest.raises(KeyboardInterrupt):
+        layer(torch.randn(4, 1, 2))
+    assert torch.backends.mkldnn.enabled
+
+
+def test_torch_func_differentiates_an_lstm_step_by_step() -> None:
+    layer, x = convert(nn.LSTM(2, 3), BF16), torch.randn(4, 1, 2).to_lp(BF16).requires_grad_()  # type: ignore[attr-defined]
+    layer(x)[0].sum().backward()
+    assert same(torch.func.grad(lambda x: layer(x)[0].sum())(x.detach()), x.grad)
+
+
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 @pytest.mark.parametrize("options", [dict(bidirectional=True, num_layers=2), dict(batch_first=True, dropout=0.1)])
 @pytest.mark.filterwarnings("ignore:dropout option")
@@ -131,11 +148,6 @@ def test_recurrent_layers_train_in_every_form(kind: Any, options: Any) -> None:
     out = layer(torch.randn(4, 3, 5).to_lp(BOTH))[0]
     out.sum().backward()
     assert is_low(out, BF16) and all(is_low(p.grad, E5M2) for p in layer.parameters())
-
-
-def test_an_unconverted_lstm_with_a_low_precision_input_says_what_to_do() -> None:
-    with pytest.raises(NotImplementedError, match="convert"), torch.no_grad():
-        nn.LSTM(5, 6)(torch.randn(4, 3, 5).to_lp(BF16))
 
 
 def test_packed_sequences_cross_boundaries() -> None:
