@@ -658,15 +658,15 @@ def differentiable_once(what: str) -> Callable[[Callable[..., Any]], Callable[..
     return decorate
 
 
-def calls_of(module: torch.nn.Module) -> int:
-    """How many calls of a module run on this thread.
+def calls_of(module: torch.nn.Module, thread: int | None = None) -> int:
+    """How many calls of a module run on a thread, this one if none is given; on one that has ended none does.
 
     Torch runs no hook after a ``KeyboardInterrupt``: without it what such a call has changed would stay so.
     """
-    count, frame = 0, sys._getframe(1)
+    count, frame = 0, sys._getframe(1) if thread is None else sys._current_frames().get(thread)
     while frame is not None:
         count += frame.f_code is MODULE_CALL and frame.f_locals.get("self") is module
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return count
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import weakref
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -32,20 +31,15 @@ class _Call(NamedTuple):
     crossing: Crossing
 
 
-_locks: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
-_making = threading.Lock()
+_turn = threading.Condition()  # what is done to the calls of a layer
 
 
-def _lock(module: nn.Module) -> threading.RLock:
-    """What a thread holds while it runs a layer: another's call would see, and take away, what it changes on it."""
-    with _making:
-        return _locks.setdefault(module, threading.RLock())
-
-
-def _owned(lock: Any) -> bool:
-    """Whether this thread holds a lock, which threading.Condition asks in the same way."""
-    owned: bool = lock._is_owned()
-    return owned
+def _take_turn(module: nn.Module, call: _Call) -> None:
+    """Begin a call when no other thread runs the layer: it would see, and take away, what this one changes on it."""
+    with _turn:
+        while not _undo_broken_off(module, 1):
+            _turn.wait(0.1)  # again and again: a call that is broken off tells nobody
+        module.__dict__.setdefault(_BEFORE, []).append(call)
 
 
 @dataclass(frozen=True)
@@ -74,17 +68,18 @@ class LayerProducts:
 
     @staticmethod
     def detach(module: nn.Module) -> None:
-        _undo_broken_off(module)
+        with _turn:
+            _undo_broken_off(module)
         _compat.drop_hooks(module, _compat.PRODUCTS)
 
     def begin(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         compiling = torch.compiler.is_dynamo_compiling()  # then nothing changes but in the traced code's own view
         call = _Call(0 if compiling else threading.get_ident(), [], Crossing())
-        if not compiling:
-            _undo_broken_off(module, 1)
-            _lock(module).acquire()
         # Before anything changes: what comes next may raise, and end() undoes what was done by then.
-        module.__dict__.setdefault(_BEFORE, []).append(call)
+        if compiling:
+            module.__dict__.setdefault(_BEFORE, []).append(call)
+        else:
+            _take_turn(module, call)
         changed, crossing = call.changed, call.crossing
         args, named = crossing.enter(args, kwargs, self._enter)
         for part in module.modules():
@@ -104,9 +99,14 @@ class LayerProducts:
     def end(self, module: nn.Module, args: Any, output: Any) -> Any:
         compiling = torch.compiler.is_dynamo_compiling()
         calls: list[_Call] = module.__dict__.get(_BEFORE, [])
-        if not calls or not compiling and calls[-1].thread != threading.get_ident():
+        if compiling:
+            return _undo(module, calls).leave(output, _leave) if calls else None
+        if not calls or calls[-1].thread != threading.get_ident():
             return None  # another hook raised before begin()
-        return _undo(module, calls).leave(output, _leave)
+        with _turn:
+            crossing = _undo(module, calls)
+            _turn.notify_all()
+        return crossing.leave(output, _leave)
 
     def _enter(self, x: Tensor) -> Tensor:
         check_plain(x)
@@ -128,17 +128,23 @@ def _undo(module: nn.Module, calls: list[_Call]) -> Crossing:
             part.__dict__.pop(name, None)
         else:
             part.__dict__[name] = value
-    if call.thread and _owned(_lock(module)):  # a copy of an interrupted layer holds nothing
-        _lock(module).release()
     return call.crossing
 
 
-def _undo_broken_off(module: nn.Module, beginning: int = 0) -> None:
-    """Do what ``end`` would have done after calls that a ``KeyboardInterrupt`` has ended."""
+def _undo_broken_off(module: nn.Module, beginning: int = 0) -> bool:
+    """Do what ``end`` would have done after calls that a ``KeyboardInterrupt``, or the like, has ended.
+
+    Returns:
+        Whether no other thread runs the layer.
+    """
     calls: list[_Call] = module.__dict__.get(_BEFORE, [])
-    going_on = _compat.calls_of(module) - beginning if calls else 0
-    while len(calls) > going_on and calls[-1].thread == threading.get_ident():
+    while calls and calls[-1].thread:
+        thread = calls[-1].thread
+        mine = thread == threading.get_ident()
+        if len(calls) <= _compat.calls_of(module, thread) - beginning * mine:
+            return mine
         _undo(module, calls).leave(None, _leave)
+    return True
 
 
 def check_plain(x: Tensor) -> None:

@@ -6,6 +6,7 @@ import copy
 import io
 import pickle
 import threading
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -221,6 +222,43 @@ def test_an_interrupted_layer_finds_its_parameters_again(way: str) -> None:
     other.start()
     other.join(30)
     assert not other.is_alive()
+
+
+def test_an_interrupted_layer_does_not_keep_other_threads_waiting() -> None:
+    layer = lower(Interrupted(4, 4), [Interrupted], operands=OPERANDS)
+    layer.armed = True
+    with pytest.raises(KeyboardInterrupt):
+        layer(torch.randn(2, 4))
+    layer.armed = False
+    other = threading.Thread(target=lambda: layer(torch.randn(2, 4)), daemon=True)
+    other.start()
+    other.join(30)
+    assert not other.is_alive() and layer.weight is layer._parameters["weight"]
+
+
+def test_a_thread_that_ends_within_a_layer_leaves_it_to_those_that_wait() -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    class Left(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            if threading.current_thread() is first:
+                begun.set()
+                assert go_on.wait(10)
+                raise SystemExit
+            return super().forward(input)
+
+    def run() -> None:
+        with suppress(SystemExit):
+            layer(torch.randn(2, 4))
+
+    layer = lower(Left(4, 4), [Left], operands=OPERANDS)
+    first, second = (threading.Thread(target=run, daemon=True) for _ in range(2))
+    first.start()
+    assert begun.wait(10)
+    second.start()
+    go_on.set()
+    second.join(30)
+    assert not second.is_alive() and layer.weight is layer._parameters["weight"]
 
 
 def test_a_layer_that_calls_itself_is_not_taken_for_an_interrupted_one() -> None:
