@@ -209,11 +209,18 @@ def decomposition(func: Any) -> Callable[..., Any] | None:
     return formula
 
 
-def attention_in_steps() -> Any:
-    """A context in which attention is made of products and a softmax. It holds for the whole process."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
+def attention_in_steps(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args: Any, **kwargs: Any
+) -> Tensor:
+    """``F.scaled_dot_product_attention``, made of products and a softmax.
 
-    return sdpa_kernel(SDPBackend.MATH)
+    Without it only ``sdpa_kernel`` could ask for that, which does so of the whole process.
+    """
+    if attn_mask is not None and attn_mask.dtype is torch.bool:  # the public function gives this one sums to add
+        zeros = torch.zeros(attn_mask.shape, dtype=query.dtype, device=attn_mask.device)
+        attn_mask = zeros.masked_fill(~attn_mask, -torch.inf)
+    attention: Tensor = torch._scaled_dot_product_attention_math(query, key, value, attn_mask, *args, **kwargs)[0]
+    return attention
 
 
 def refuse_higher_order(cls: type, refuse: Callable[[Any], None]) -> None:

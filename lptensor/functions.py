@@ -73,8 +73,7 @@ class Functions(TorchFunctionMode):
         if name is not None and holds == "function":
             return _once(name, func, args, kwargs)
         if name == "scaled_dot_product_attention":  # by primitives, it is no single op
-            with _compat.attention_in_steps():
-                return func(*args, **kwargs)
+            return _compat.attention_in_steps(*args, **kwargs)
         if func in _ENTERED:
             with self:  # torch takes a mode off while it asks it
                 return _inside(func)(*args, **kwargs)

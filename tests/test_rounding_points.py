@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import lptensor
@@ -154,6 +155,35 @@ def test_attention_rounds_once_with_every_backend() -> None:
     assert counts["function"] == [1, 1]
     assert counts["aten"] == [5, 1]  # two scalings, two products, a softmax
     assert counts["primitive"][0] == counts["primitive"][1] > counts["aten"][0]
+
+
+def test_attention_by_primitives_asks_nothing_of_the_whole_process() -> None:
+    """Other threads would compute otherwise meanwhile."""
+    fused = []
+
+    class Settings(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            fused.append(torch.backends.cuda.flash_sdp_enabled())
+            return func(*args, **(kwargs or {}))
+
+    (q,) = lowered(plain_operands(((1, 2, 4, 8),)))
+    with Settings(), rounding_points("primitive"):
+        F.scaled_dot_product_attention(q, q, q)
+    assert fused and all(fused)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"is_causal": True}, {"attn_mask": torch.ones(4, 4).tril() > 0}, {"attn_mask": torch.ones(4, 4)}],
+    ids=str,
+)
+def test_attention_by_primitives_has_the_values_of_attention_in_steps(options: Any) -> None:
+    q, k, v = lowered(plain_operands(((1, 2, 4, 8),) * 3))
+    with rounding_points("primitive"):
+        y = F.scaled_dot_product_attention(q, k, v, **options)
+        with sdpa_kernel(SDPBackend.MATH):
+            want = torch.ops.aten.scaled_dot_product_attention(q, k, v, **options)
+    assert same(y, want)
 
 
 def test_multi_head_attention_is_entered() -> None:
