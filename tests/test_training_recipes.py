@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import math
+import pickle
 import re
 from collections import OrderedDict
 from collections.abc import Callable
@@ -242,6 +243,12 @@ def one_step(recipe: Recipe, x: Tensor, w: Tensor, g: Tensor) -> tuple[Tensor, .
     y.backward(g if type(y) is Tensor else g.to_lp(y.arithmetic))  # type: ignore[attr-defined]
     grads = [leaf.grad, next(iter(layer.parameters())).grad]
     return tuple(t.dequantize().detach() if hasattr(t, "arithmetic") else t.detach() for t in (y, *grads))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_pickle_and_equal_their_like(name: str) -> None:
+    recipe = RECIPES[name]()
+    assert pickle.loads(pickle.dumps(recipe)) == recipe == RECIPES[name]()
 
 
 @pytest.mark.parametrize("name", BY_HAND)

@@ -147,13 +147,26 @@ def _operands(x: Any, w: Any, g: Any, transform: Any = None) -> Gemm:
     return Gemm((x, w), (g, w), (g, x), transform)
 
 
+@dataclass(frozen=True)
+class _With:
+    """A function that gets ``last`` after its own arguments: one that pickles, and equals its like."""
+
+    function: Callable[..., Any]
+    last: tuple[Any, ...]
+
+    def __call__(self, *first: Any) -> Any:
+        return self.function(*first, *self.last)
+
+
 def _by_layers(exempt: Exempt, input: Make, weight: Make, gradient: Make, **others: Any) -> Recipe:
     """Layers whose input, weight and gradient are rounded by what these make; each is made once to refuse it now."""
     for make in (input, weight, gradient):
         make()
-    return Recipe(
-        change=lambda model, exempt: round_layers(model, input, weight, gradient, exempt), exempt=exempt, **others
-    )
+    return Recipe(change=_With(_round_layers, (input, weight, gradient)), exempt=exempt, **others)
+
+
+def _round_layers(model: nn.Module, exempt: Exempt, input: Make, weight: Make, gradient: Make) -> None:
+    round_layers(model, input, weight, gradient, exempt)
 
 
 def _per_tensor(element: ScalarFormat) -> Format:
@@ -194,23 +207,23 @@ def gupta(
     wide = FixedPoint(
         wl, min(number.fl, number.wl - 6) if outputs is None else check_int("outputs", outputs, -126, 149)
     )
-
-    def change(model: nn.Module, exempt: Exempt) -> None:
-        # Layers are those of torch.nn, and whatever has no parts but those that make its weights.
-        makers = [path for path, _ in model.named_modules() if path.rpartition(".")[2] == "parametrizations"]
-        whole = (m for m in model.modules() if not dict(m.named_children()).keys() - {"parametrizations"})
-        kinds: list[str | type[nn.Module]] = ["all", *{type(m) for m in whole if not isinstance(m, nn.Identity)}]
-        check_dtypes(p for path, p in model.named_parameters() if not any(matches(out, path) for out in exempt))
-        lower(model, kinds, wide, number, rule, rule, exempt=(*exempt, *makers))
-
     return Recipe(
-        change=change,
+        change=_With(_lower_all, (wide, number, rule)),
         optim={
             "weight_quant": number,
             "grad_quant": quantizer(number, forward_rounding=rule),
             "update": rule.name,
         },
     )
+
+
+def _lower_all(model: nn.Module, exempt: Exempt, wide: Format, number: Format, rule: Rounding) -> None:
+    # Layers are those of torch.nn, and whatever has no parts but those that make its weights.
+    makers = [path for path, _ in model.named_modules() if path.rpartition(".")[2] == "parametrizations"]
+    whole = (m for m in model.modules() if not dict(m.named_children()).keys() - {"parametrizations"})
+    kinds: list[str | type[nn.Module]] = ["all", *{type(m) for m in whole if not isinstance(m, nn.Identity)}]
+    check_dtypes(p for path, p in model.named_parameters() if not any(matches(out, path) for out in exempt))
+    lower(model, kinds, wide, number, rule, rule, exempt=(*exempt, *makers))
 
 
 def wang(exempt: Exempt = ()) -> Recipe:
@@ -289,14 +302,8 @@ def fp8_delayed(history: int = 1024, margin: int = 0, amax: str = "max", exempt:
     ([7.0, 0.0, 0.0, 0.0], 64.0)
     """
     scaling = DelayedMaximum(history, margin, amax)
-
-    def change(model: nn.Module, exempt: Exempt) -> None:
-        def forward() -> DelayedScaling:
-            return DelayedScaling(E4M3, scaling)
-
-        round_layers(model, forward, forward, lambda: DelayedScaling(E5M2, scaling), exempt)
-
-    return Recipe(change=change, exempt=exempt)
+    forward, backward = (_With(DelayedScaling, (format, scaling)) for format in (E4M3, E5M2))
+    return _by_layers(exempt, forward, forward, backward)
 
 
 def deepseek(promote_every: int | None = None, exempt: Exempt = ()) -> Recipe:
@@ -348,7 +355,7 @@ def hbfp(wl: int = 8, storage: int = 16, tile: int = 24, rounding: str = "stocha
     >>> model(torch.randn(2, 64)).sum().backward(); optim.step()
     """
     check_int("storage", storage, 2, 24)
-    samples, tiles = (lambda: HBFP(wl, None, rounding)), (lambda: HBFP(wl, tile, rounding))
+    samples, tiles = (_With(HBFP, (wl, size, rounding)) for size in (None, tile))
     return _by_layers(exempt, samples, tiles, samples, optim={"weight_quant": HBFP(storage, tile, rounding)})
 
 
@@ -433,7 +440,11 @@ def quartet(exempt: Exempt = ()) -> Recipe:
     >>> type(model[0]).__name__
     'QuartetLinear'
     """
-    return Recipe(change=lambda model, exempt: quartet_layers(model, ThreeQuarters(), exempt), exempt=exempt)
+    return Recipe(change=_quartet, exempt=exempt)
+
+
+def _quartet(model: nn.Module, exempt: Exempt) -> None:
+    quartet_layers(model, ThreeQuarters(), exempt)
 
 
 def nvfp4(exempt: Exempt = ()) -> Recipe:
@@ -469,7 +480,7 @@ def s2fp8(exempt: Exempt = ()) -> Recipe:
     >>> model(torch.full((1, 8), 1e-20)).isfinite().all().item()
     True
     """
-    return Recipe(change=lambda model, exempt: round_layers(model, S2FP8, S2FP8, S2FP8, exempt), exempt=exempt)
+    return _by_layers(exempt, S2FP8, S2FP8, S2FP8)
 
 
 def luq(samples: int = 1, forward: Operand | Format | None = None, exempt: Exempt = ()) -> Recipe:
@@ -511,10 +522,10 @@ def dorefa(weight: int = 1, activation: int = 2, gradient: int = 6, exempt: Exem
     >>> model[0].weight.abs().unique().numel()  # a sign and one magnitude
     1
     """
+    makes = {DoReFaActivation: activation, DoReFaWeight: weight, DoReFaGradient: gradient}
     for name, bits in {"weight": weight, "activation": activation, "gradient": gradient}.items():
         check_int(name, bits, 1, 16)
-    makes = (lambda: DoReFaActivation(activation)), (lambda: DoReFaWeight(weight)), (lambda: DoReFaGradient(gradient))
-    return _by_layers(exempt, *makes)
+    return _by_layers(exempt, *(_With(make, (bits,)) for make, bits in makes.items()))
 
 
 def wage(weight: int = 2, activation: int = 8, gradient: int = 8, error: int = 8, initialize: bool = True) -> Recipe:
@@ -540,22 +551,25 @@ def wage(weight: int = 2, activation: int = 8, gradient: int = 8, error: int = 8
     for name, bits in {"weight": weight, "activation": activation, "gradient": gradient, "error": error}.items():
         check_int(name, bits, 2, 24)
     check_bool("initialize", initialize)
-
-    def change(model: nn.Module, exempt: Exempt) -> None:
-        layers = [*called_layers(model, exempt, LAYERS).values()]
-        check_unrounded(layers)
-        weights: list[Any] = [layer.weight for layer in layers]
-        for w in weights if initialize else ():
-            check_drawable(w, gradient)
-        inputs, rounded = (lambda: WageActivation(activation, error)), (lambda: WageWeight(weight))
-        # Errors are rounded where they leave a layer's input; the first one enters the last layer's output.
-        round_each(layers[-1:], inputs, rounded, lambda: WageError(error))
-        round_each(layers[:-1], inputs, rounded)
-        for w in weights if initialize else ():
-            draw_weight(w, WageWeight(weight), gradient)
-
+    change = _With(_wage, (weight, activation, gradient, error, initialize))
     optim = {"weight_quant": grid(gradient), "grad_quant": WageGradient(gradient), "update": "stochastic"}
     return Recipe(change=change, optim=optim)
+
+
+def _wage(
+    model: nn.Module, exempt: Exempt, weight: int, activation: int, gradient: int, error: int, initialize: bool
+) -> None:
+    layers = [*called_layers(model, exempt, LAYERS).values()]
+    check_unrounded(layers)
+    weights: list[Any] = [layer.weight for layer in layers]
+    for w in weights if initialize else ():
+        check_drawable(w, gradient)
+    inputs, rounded = _With(WageActivation, (activation, error)), _With(WageWeight, (weight,))
+    # Errors are rounded where they leave a layer's input; the first one enters the last layer's output.
+    round_each(layers[-1:], inputs, rounded, _With(WageError, (error,)))
+    round_each(layers[:-1], inputs, rounded)
+    for w in weights if initialize else ():
+        draw_weight(w, WageWeight(weight), gradient)
 
 
 def lns_madam(bits: int = 8, gamma: int = 8, exempt: Exempt = ()) -> Recipe:
@@ -604,7 +618,13 @@ def unit_scaling(
     True
     """
     check_bool("initialize", initialize)
-    return Recipe(change=lambda model, exempt: unit_layers(model, forward, backward, exempt, initialize), exempt=exempt)
+    return Recipe(change=_With(_unit_layers, (forward, backward, initialize)), exempt=exempt)
+
+
+def _unit_layers(
+    model: nn.Module, exempt: Exempt, forward: Format | None, backward: Format | None, initialize: bool
+) -> None:
+    unit_layers(model, forward, backward, exempt, initialize)
 
 
 def posit(exempt: Exempt = ()) -> Recipe:
