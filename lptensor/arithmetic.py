@@ -13,6 +13,7 @@ from lptensor.accumulator import Accumulator
 from lptensor.base import check_signed, no_format
 from lptensor.blocks import BlockFormat
 from lptensor.formats import FP32, Format
+from lptensor.grid import Grid
 from lptensor.operands import Gemm
 from lptensor.rounding import Mode, Rounding, as_rounding, show_rounding
 from lptensor.text import constant
@@ -210,15 +211,14 @@ def _wider(a: Arithmetic, b: Arithmetic) -> Format | None:
 @lru_cache(maxsize=256)
 def contains(f: Format, g: Format) -> bool:
     """Whether ``f``, or its element, has every finite value of ``g``, or of its element."""
-    if f == FP32 and g.carrier is torch.float32:
-        return True  # the carrier
-    ours: Any
     ours, theirs = (h.element if isinstance(h, BlockFormat) else h for h in (f, g))
+    if ours == FP32 and not isinstance(theirs.lowered, Grid):
+        return True  # the carrier
     with _compat.real_tensors():
         try:
-            return bool(ours.contains(theirs))
-        except ValueError:
-            return False  # more values than can be listed, which no list has
+            return ours.contains(theirs)
+        except (TypeError, ValueError):
+            return False  # values that cannot be listed, or too many, which no list has
 
 
 def _agree(a: Arithmetic, b: Arithmetic, name: str, default: Any) -> Any:

@@ -60,7 +60,26 @@ class Format:
         >>> E4M3.has(0.5), E4M3.has(0.3), E4M3.has(float("inf")), E5M2.has(float("inf")), NF4.has(1.0), MXFP4.has(1.0)
         (True, False, False, True, True, False)
         """
-        return False  # a kind that does not say it: zeros are rounded then like any number
+        ask = getattr(self.lowered, "has", None)
+        return ask is not None and ask(x)
+
+    def contains(self, other: Format) -> bool:
+        """Whether every finite value of ``other`` is a value of this format too; specials and -0 do not count.
+
+        Raises:
+            TypeError: ``other`` is a block format, or no format.
+            ValueError: its values are too many to list.
+
+        >>> from lptensor import BF16, E4M3, E5M2, Posit
+        >>> BF16.contains(E4M3), E4M3.contains(E5M2), BF16.contains(Posit(8))
+        (True, False, True)
+        """
+        ours, theirs = self.lowered, getattr(other, "lowered", None)
+        if isinstance(ours, Grid) and isinstance(theirs, Grid):
+            return ours.contains(theirs)
+        if not hasattr(other, "values"):
+            raise TypeError(f"contains() compares formats of single numbers, got {no_scalar(other)}")
+        return all(map(self.has, other.values().tolist()))
 
     def check_carrier(self, dtype: torch.dtype) -> None:
         """Refuse a dtype that does not hold every value.
@@ -150,23 +169,6 @@ class ScalarFormat(Format):
             return self.grid.has(x)
         code = self.layout.nan if math.isnan(x) else self.layout.inf
         return code is not None and (self.grid.signed or not x < 0)
-
-    def contains(self, other: Format) -> bool:
-        """Whether every finite value of ``other`` is a value of this format too; specials and -0 do not count.
-
-        Raises:
-            TypeError: ``other`` is a block format, or no format.
-            ValueError: its values are too many to list.
-
-        >>> from lptensor import BF16, E4M3, E5M2, Posit
-        >>> BF16.contains(E4M3), E4M3.contains(E5M2), BF16.contains(Posit(8))
-        (True, False, True)
-        """
-        if isinstance(other, ScalarFormat):
-            return self.grid.contains(other.grid)
-        if not hasattr(other, "values"):
-            raise TypeError(f"contains() compares formats of single numbers, got {no_scalar(other)}")
-        return all(map(self.grid.has, other.values().tolist()))
 
 
 def no_format(given: object) -> str:

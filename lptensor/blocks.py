@@ -128,6 +128,9 @@ class BlockFormat(Format):
     def has(self, x: float) -> bool:
         return x == 0  # what else a block has is its scale's to say
 
+    def contains(self, other: Format) -> bool:
+        raise TypeError(f"the values of {self!r} depend on its scales; ask its element")
+
     def block_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """How wide a block is along each axis of a tensor of this shape.
 
@@ -177,7 +180,7 @@ class BlockFloatingPoint(BlockFormat):
         set_int(self, "wl", 2, 24)
         set_int(self, "dim", -16 if self.block_size is not None else -1, 15)
         if self.block_size is not None:
-            _settle_size(self, self.tile)
+            _settle_size(self, _tile(self.block_size, self.dim))
         check_one_of("overflow", self.overflow, ("clip", "bump"))
         check_one_of("infinite", self.infinite, INFINITE)
 

@@ -51,9 +51,6 @@ class TableFormat(Format):
         """The smallest value: the most negative one."""
         return self.table.values[0]
 
-    def has(self, x: float) -> bool:
-        return x in self.table.values
-
     @cached_property
     def _values(self) -> Tensor:
         with _compat.real_tensors():  # one that is made fake, while something traces, would stay so

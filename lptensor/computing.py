@@ -42,8 +42,18 @@ def widened(values: Any, known: dict[int, Tensor] | None = None) -> Any:
 
 
 def copies_double(func: Any, plain: Sequence[Any]) -> bool:
-    """Whether an op copies float64, which torch would round to fp32 before the format has its turn."""
-    return func is torch.ops.aten.copy_.default and plain[1].dtype is torch.float64
+    """Whether an op copies float64, which torch would round to fp32 before the format has its turn.
+
+    Into an expanded tensor torch refuses to copy.
+    """
+    if func is torch.ops.aten.copy_.default:
+        pairs = [plain[:2]]
+    elif func is torch.ops.aten._foreach_copy_.default:
+        pairs = [*zip(*plain[:2], strict=True)]
+    else:
+        return False
+    expanded = any(n > 1 and step == 0 for x, _ in pairs for n, step in zip(x.shape, x.stride(), strict=True))
+    return not expanded and any(source.dtype is torch.float64 for _, source in pairs)
 
 
 def _all_single(values: Sequence[Any]) -> bool:

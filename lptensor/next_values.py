@@ -26,16 +26,21 @@ def to_next_value(run: Callable[..., Any]) -> Callable[..., Any]:
 
 def to_next_value_in_place(run: Callable[..., Any]) -> Callable[..., Any]:
     """``nextafter_`` likewise."""
-    return lambda args, kwargs: args[0].copy_(_beside(args, args[0].format))
+
+    def stepped(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not hasattr(args[0], "_arithmetic"):  # a plain tensor steps among its own values
+            return run(args, kwargs)
+        return args[0].copy_(_beside(args, args[0].format))
+
+    return stepped
 
 
 def _beside(args: tuple[Any, ...], format: Format | None) -> Tensor:
-    x, toward = torch.broadcast_tensors(*(getattr(x, "_inner", x).float() for x in args))
+    x, toward = torch.broadcast_tensors(*(getattr(x, "_inner", x).double() for x in args))
     if format is None:
-        return torch.nextafter(x, toward)
+        return torch.nextafter(x.float(), toward.float())
     if not isinstance(format, ScalarFormat):
         raise TypeError(f"nextafter() goes to the next value of a scalar format, got {no_scalar(format)}")
     up, down = next_value(x, format), next_value(x, format, up=False)
     beside = torch.where(toward > x, up, torch.where(toward < x, down, toward))
-    result: Tensor = torch.where(x.isnan(), x, beside)
-    return result
+    return torch.where(x.isnan(), x, beside).float()

@@ -307,7 +307,7 @@ def _round_into(x: Tensor, y: Tensor, format: Format, rounding: Rounding, genera
         if isinstance(key, Tensor):
             why = backend("cuda") if kernels is None else f"it has no kernel that rounds to {format!r}"
             raise RuntimeError("rounding stochastically in a CUDA graph needs lptensor's CUDA library: " + why)
-        return y.copy_(_reference(x, format, lowered, rounding, key))
+        return y.copy_(_reference(x.resolve_neg(), format, lowered, rounding, key))
 
     # Random words and blocks go by position in contiguous order; else any order without gaps will do.
     elementwise = not isinstance(format, BlockFormat) and key is None

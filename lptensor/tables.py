@@ -39,6 +39,10 @@ class Table:
             if math.ldexp(significand, min(24, exponent + 149)) % 1 != 0 or exponent > 128:
                 raise ValueError(f"values of a list are fp32 numbers, got {v!r}; round it to one first")
 
+    def has(self, x: float) -> bool:
+        """Whether a number is in the list."""
+        return x in self.values
+
     @property
     def loop(self) -> str:
         """What rounds to it: a function of this name in reference.py and in the kernels of a device."""

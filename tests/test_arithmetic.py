@@ -6,7 +6,7 @@ import gc
 import itertools
 import pickle
 import weakref
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -38,6 +38,7 @@ from lptensor import (
     BlockFloatingPoint,
     Codebook,
     FixedPoint,
+    Format,
     Gemm,
     LogNumber,
     Posit,
@@ -45,6 +46,7 @@ from lptensor import (
     Stochastic,
 )
 from lptensor.arithmetic import as_arithmetic, promote
+from lptensor.grid import Grid
 from lptensor.rounding import Mode
 from lptensor.training import Technique
 
@@ -208,3 +210,30 @@ def test_a_list_in_two_roundings_is_refused_without_a_word_of_gradients() -> Non
     with pytest.raises(TypeError, match="disagree on rounding") as refused:
         torch.stack([one.to_lp(BF16, "down"), one.to_lp(BF16, "up")])  # type: ignore[attr-defined]
     assert "norm" not in str(refused.value)
+
+
+@dataclass(frozen=True)
+class Own(Format):
+    """A format that says nothing but what it is lowered to."""
+
+    @property
+    def lowered(self) -> Grid:
+        return E4M3.lowered
+
+
+def test_a_format_of_ones_own_is_compared_by_what_it_is_lowered_to() -> None:
+    one = torch.ones(1)
+    assert (one.to_lp(Own()) + one.to_lp(BF16)).format == BF16  # type: ignore[attr-defined]
+    assert (one.to_lp(BF16) + one.to_lp(Own())).format == BF16  # type: ignore[attr-defined]
+    assert Arithmetic(Own()).has_zero and Own().has(0.5) and not Own().has(0.3) and Own().contains(E2M1)
+    with pytest.raises(TypeError, match="neither of"):
+        one.to_lp(Own()) + one.to_lp(E5M2)  # type: ignore[attr-defined]
+
+
+def test_open_fixed_point_promotes_as_its_grid_says() -> None:
+    wide = FixedPoint(8, 4, clamp=False)
+    assert not FP32.contains(wide)
+    with pytest.raises(TypeError, match="neither of"):
+        torch.ones(1).to_lp(FP32) + torch.ones(1).to_lp(wide)  # type: ignore[attr-defined]
+    with pytest.raises(TypeError, match="ask its element"):
+        MXFP4.contains(E2M1)

@@ -155,6 +155,14 @@ def test_float64_values_are_copied_with_one_rounding(format: Format, dtype: Any,
     assert x.tolist() == want.tolist()
 
 
+def test_lists_of_float64_are_copied_so_too_and_expanded_targets_refused() -> None:
+    x, value = lp(torch.zeros(1), Arithmetic(BF16)), torch.tensor([1 + 2.0**-8 + 2.0**-40], dtype=torch.float64)
+    torch._foreach_copy_([x], [value])
+    assert x.item() == 1 + 2.0**-7  # beyond the midpoint, on which fp32 puts it
+    with pytest.raises(RuntimeError, match="single memory location"):
+        x.expand(3).copy_(value.expand(3))
+
+
 @pytest.mark.parametrize("compiled", [False, True])
 def test_numbers_written_by_index_are_exact(compiled: bool) -> None:
     def write(x: torch.Tensor) -> torch.Tensor:

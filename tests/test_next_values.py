@@ -71,3 +71,15 @@ def test_shapes_spread_and_formats_join() -> None:
 def test_lists_of_values_are_refused_by_name() -> None:
     with pytest.raises(TypeError, match="scalar format, got NF4"):
         torch.nextafter(torch.ones(1).to_lp(NF4), torch.tensor(2.0))  # type: ignore[attr-defined]
+
+
+def test_operands_of_float64_are_compared_as_they_are() -> None:
+    just_above = torch.tensor([1 + 2.0**-40], dtype=torch.float64)
+    assert torch.nextafter(torch.ones(1).to_lp(E4M3), just_above).item() == 1.125  # type: ignore[attr-defined]
+    just_below, two = 2 - just_above, torch.tensor([2.0]).to_lp(E4M3)  # type: ignore[attr-defined]
+    assert torch.nextafter(just_below, two).item() == 1.0
+
+
+def test_a_plain_tensor_steps_among_its_own_values() -> None:
+    x = torch.ones(1)
+    assert x.nextafter_(torch.tensor([2.0]).to_lp(E4M3)).item() == 1 + 2.0**-23  # type: ignore[attr-defined]

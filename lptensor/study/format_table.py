@@ -32,7 +32,7 @@ def format_table(formats: Mapping[str, Format] | Iterable[Format] | Format | Non
     smallest_subnormal (the smallest positive value), eps (from 1 to the next value), codes, values
     (finite ones, zero once), binades and decibels (of max / smallest positive value), specials (what
     has a code beyond plain numbers, and which numbers have none), overflow, source
-    (of a row; of the kind, where a format has no name).
+    (of a row; else of the kind, where all of it has one).
     A block format's numbers are those of its elements before they are scaled.
 
     Args:

@@ -33,8 +33,6 @@ def update_stagnation(optimizer: Optimizer, format: Format, rounding: Rounding |
 
     parameter ("group.position"), values, wanted (elements that the step changes in fp32), lost (the share
     of them that rounding puts back), edq (see ``Updates``), ratio (the mean of |step| / ulp(weight) over
-    parameter ("group.position"), values, wanted (elements that the step changes in fp32), lost (the share
-    of them that rounding puts back), edq (see ``Updates``), ratio (the mean of |step| / ulp(weight) over
     changed elements), binades (a dict: how many changed elements have which floor(log2(|step| / ulp));
     rounding to nearest loses every one at -3 and below, and at -2 all but those toward zero from a power
     of two), noise (|gradient| / (sqrt(3) sqrt(d) s), where s is the standard deviation of the rounding
