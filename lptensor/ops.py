@@ -320,7 +320,15 @@ def _round_into(x: Tensor, y: Tensor, format: Format, rounding: Rounding, genera
     source = x if same else x.resolve_neg().contiguous()
     target = y if same or y.is_contiguous() and not negated else torch.empty_like(source)
     loop(source, target, lowered, *_shape_of(format, x), rounding, key)
-    return y if target is y else y.copy_(target)
+    if target is not y:  # in the order in which y lies, in which torch is faster
+        order = _memory_order(y)
+        y.permute(order).copy_(target.permute(order))
+    return y
+
+
+def _memory_order(x: Tensor) -> list[int]:
+    """The axes of a tensor, that along which its elements lie furthest apart first."""
+    return sorted(range(x.dim()), key=x.stride().__getitem__, reverse=True)
 
 
 def _in_another_order(
@@ -332,7 +340,7 @@ def _in_another_order(
         if matrices is not None:
             kernels.round_matrices(x, y, matrices, format.lowered, rounding, key)
         return matrices is not None
-    order = sorted(range(x.dim()), key=x.stride().__getitem__, reverse=True)
+    order = _memory_order(x)
     inside, outside, shape = x.permute(order), y.permute(order), format.block_shape(x.shape)
     if key is not None or not inside.is_contiguous():
         return False
