@@ -16,7 +16,6 @@ from lptensor.finfo import finfo
 from lptensor.formats import Format, ScalarFormat
 from lptensor.grid import Subnormals
 from lptensor.names import ROWS, name_of, named_formats
-from lptensor.ops import round as round_to
 from lptensor.study.ranges import plot_ranges
 from lptensor.study.rows import Rows
 
@@ -113,7 +112,7 @@ def _of_scalar(format: ScalarFormat) -> dict[str, Any]:
         "min": info.min,
         "smallest_normal": None if info.u is None else info.smallest_normal,
         "smallest_subnormal": info.smallest_subnormal,
-        "eps": info.eps if format.max > 1 and _has_one(format) else None,
+        "eps": info.eps if format.max > 1 and format.has(1.0) else None,
         "codes": info.codes,
         "values": count_values(format),
         "binades": info.binades,
@@ -121,10 +120,6 @@ def _of_scalar(format: ScalarFormat) -> dict[str, Any]:
         "specials": _specials(format),
         "overflow": grid.overflow.name.lower(),
     }
-
-
-def _has_one(format: ScalarFormat) -> bool:
-    return round_to(torch.ones(1, dtype=torch.float64, device="cpu"), format).item() == 1
 
 
 def _of_values(format: Any) -> dict[str, Any]:
