@@ -146,26 +146,25 @@ def test_outputs_are_rounded_after_the_products_in_whatever_order_things_were_sa
 
 
 LAYERS = {
-    "conv": (nn.Conv2d(3, 4, 3), lambda: (torch.randn(2, 3, 6, 6, requires_grad=True),)),
-    "lstm": (nn.LSTM(6, 5), lambda: (torch.randn(3, 2, 6, requires_grad=True),)),
-    "gru": (nn.GRU(6, 5, bidirectional=True), lambda: (torch.randn(3, 2, 6, requires_grad=True),)),
+    "conv": (lambda: nn.Conv2d(3, 4, 3), lambda: (torch.randn(2, 3, 6, 6, requires_grad=True),)),
+    "lstm": (lambda: nn.LSTM(6, 5), lambda: (torch.randn(3, 2, 6, requires_grad=True),)),
+    "gru": (lambda: nn.GRU(6, 5, bidirectional=True), lambda: (torch.randn(3, 2, 6, requires_grad=True),)),
     "attention": (
-        nn.MultiheadAttention(8, 2),
+        lambda: nn.MultiheadAttention(8, 2),
         lambda: (lambda x: (x, x, x))(torch.randn(3, 2, 8, requires_grad=True)),
     ),
     "weight norm": (
-        nn.utils.parametrizations.weight_norm(nn.Linear(8, 4)),
+        lambda: nn.utils.parametrizations.weight_norm(nn.Linear(8, 4)),
         lambda: (torch.randn(3, 8, requires_grad=True),),
     ),
-    "encoder": (nn.TransformerEncoderLayer(8, 2, 16), lambda: (torch.randn(3, 2, 8, requires_grad=True),)),
+    "encoder": (lambda: nn.TransformerEncoderLayer(8, 2, 16), lambda: (torch.randn(3, 2, 8, requires_grad=True),)),
 }
 
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_every_layer_stays_plain_outside_and_gets_plain_gradients(name: str) -> None:
-    layer, make = copy.deepcopy(LAYERS[name][0]), LAYERS[name][1]
+    layer, args = (make() for make in LAYERS[name])
     layer.eval()
-    args = make()
     before = {key: value.clone() for key, value in layer.state_dict().items()}
     true = layer(*args)
     lower(layer, [type(layer)], operands=OPERANDS)
