@@ -41,14 +41,17 @@ def widened(values: Any, known: dict[int, Tensor] | None = None) -> Any:
     return values
 
 
+_COPY, _COPY_LISTS = torch.ops.aten.copy_.default, torch.ops.aten._foreach_copy_.default
+
+
 def copies_double(func: Any, plain: Sequence[Any]) -> bool:
     """Whether an op copies float64, which torch would round to fp32 before the format has its turn.
 
     Into an expanded tensor torch refuses to copy.
     """
-    if func is torch.ops.aten.copy_.default:
+    if func is _COPY:
         pairs = [plain[:2]]
-    elif func is torch.ops.aten._foreach_copy_.default:
+    elif func is _COPY_LISTS:
         pairs = [*zip(*plain[:2], strict=True)]
     else:
         return False
