@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lptensor.arguments import join
-from lptensor.base import Format, ScalarFormat, no_scalar
+from lptensor.base import Format
 from lptensor.neighbours import next as next_value
 
 
@@ -39,8 +39,6 @@ def _beside(args: tuple[Any, ...], format: Format | None) -> Tensor:
     x, toward = torch.broadcast_tensors(*(getattr(x, "_inner", x).double() for x in args))
     if format is None:
         return torch.nextafter(x.float(), toward.float())
-    if not isinstance(format, ScalarFormat):
-        raise TypeError(f"nextafter() goes to the next value of a scalar format, got {no_scalar(format)}")
     up, down = next_value(x, format), next_value(x, format, up=False)
     beside = torch.where(toward > x, up, torch.where(toward < x, down, toward))
     return torch.where(x.isnan(), x, beside).float()

@@ -13,6 +13,7 @@ import torch
 from compiling import since
 from lptensor import _native
 from lptensor.blocks import MXFP4, NVFP4, BlockFloatingPoint
+from lptensor.codebooks import NF4, Codebook, LogNumber
 from lptensor.codes import scales
 from lptensor.formats import (
     BF16,
@@ -29,6 +30,7 @@ from lptensor.formats import (
 )
 from lptensor.neighbours import next, ulp
 from lptensor.p3109 import P3109
+from lptensor.posits import Posit
 
 FORMATS = [
     E4M3,
@@ -49,6 +51,8 @@ FORMATS = [
     P3109(6, 6),
 ]
 every_format = pytest.mark.parametrize("format", FORMATS, ids=repr)
+LISTS = [Posit(8), Posit(6, es=1), Posit(16), NF4, LogNumber(6), Codebook([-3.0, 0.5, 2.0])]  # whose ends saturate
+every_list = pytest.mark.parametrize("format", FORMATS + LISTS, ids=repr)
 
 
 def probes(values: list[float]) -> torch.Tensor:
@@ -58,7 +62,7 @@ def probes(values: list[float]) -> torch.Tensor:
     return torch.cat([v, v.nextafter(inf), v.nextafter(-inf), (v[1:] + v[:-1]) / 2, torch.tensor([-1e300, 1e300])])
 
 
-@every_format
+@every_list
 def test_next_is_the_nearest_value_on_the_other_side(format: ScalarFormat) -> None:
     values = format.values().tolist()
     x = probes(values)
@@ -69,20 +73,29 @@ def test_next_is_the_nearest_value_on_the_other_side(format: ScalarFormat) -> No
     assert next(x, format, up=False).tolist() == below
 
 
-@every_format
+@every_list
 def test_next_walks_through_all_values(format: ScalarFormat) -> None:
     values = format.values()
     assert torch.equal(next(values[:-1], format), values[1:])
     assert torch.equal(next(values[1:], format, up=False), values[:-1])
 
 
-@every_format
+@every_list
 def test_from_beyond_the_ends_next_comes_to_the_end(format: ScalarFormat) -> None:
     values = format.values().tolist()
     low = torch.tensor([-math.inf, values[0] - (1e-9 * abs(values[0]) or 1)], dtype=torch.float64)
     high = torch.tensor([values[-1] * (1 + 1e-9)], dtype=torch.float64)
     assert next(low, format).tolist() == [values[0]] * 2
     assert next(high, format, up=False).tolist() == [values[-1]]
+
+
+@pytest.mark.parametrize("format", LISTS, ids=repr)
+def test_past_the_ends_of_posits_and_lists_comes_the_end(format: Any) -> None:
+    low, high = format.values()[[0, -1]].tolist()
+    x = torch.tensor([low, high, -math.inf, math.inf, math.nan])
+    assert next(x, format).nan_to_num(7).tolist()[1::2] == [high, high]
+    assert next(x, format, up=False).nan_to_num(7).tolist()[::2] == [low, low, 7]
+    assert next(torch.tensor([[-0.0], [0.0]]), format).unique().numel() == 1
 
 
 def test_past_the_largest_value_comes_what_overflow_gives() -> None:
@@ -158,6 +171,10 @@ def test_bad_input_is_named() -> None:
         next(1.0, E4M3)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="expected a scalar format, got BlockFloatingPoint"):
         ulp(torch.ones(2), BlockFloatingPoint(8))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="of single numbers, got MXFP4; ask its element"):
+        next(torch.ones(2), MXFP4)
+    with pytest.raises(ValueError, match=r"values\(\) lists up to"):
+        next(torch.ones(2).double(), Posit(32))
 
 
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from lptensor import BF16, E4M3, FP16, NF4, Arithmetic, FixedPoint, LPTensor
+from lptensor import BF16, E4M3, FP16, MXFP4, NF4, Arithmetic, FixedPoint, LPTensor, Posit
 from lptensor.base import ScalarFormat
 
 
@@ -42,13 +42,13 @@ def test_in_fp16_it_is_numpys() -> None:
     assert torch.equal(ours.dequantize().isnan(), want.isnan())
 
 
-@pytest.mark.parametrize("format", [E4M3, FixedPoint(6, 2)], ids=repr)
+@pytest.mark.parametrize("format", [E4M3, FixedPoint(6, 2), NF4, Posit(8)], ids=repr)
 def test_elsewhere_it_is_the_neighbour_in_the_list_of_values(format: ScalarFormat) -> None:
     values = format.values().float()
     low = values.to_lp(format)  # type: ignore[attr-defined]
     up, down = torch.nextafter(low, torch.tensor(math.inf)), torch.nextafter(low, torch.tensor(-math.inf))
-    assert up.tolist() == [*values[1:].tolist(), format.max]  # the ends saturate
-    assert down.tolist() == [format.min, *values[:-1].tolist()]
+    assert up.tolist() == [*values[1:].tolist(), values[-1].item()]  # the ends saturate
+    assert down.tolist() == [values[0].item(), *values[:-1].tolist()]
     assert torch.nextafter(low, low).tolist() == values.tolist()
 
 
@@ -68,9 +68,9 @@ def test_shapes_spread_and_formats_join() -> None:
     assert plain.item() == 1 + 2**-23
 
 
-def test_lists_of_values_are_refused_by_name() -> None:
-    with pytest.raises(TypeError, match="scalar format, got NF4"):
-        torch.nextafter(torch.ones(1).to_lp(NF4), torch.tensor(2.0))  # type: ignore[attr-defined]
+def test_block_formats_are_refused_by_name() -> None:
+    with pytest.raises(TypeError, match="of single numbers, got MXFP4"):
+        torch.nextafter(torch.ones(32).to_lp(MXFP4), torch.tensor(2.0))  # type: ignore[attr-defined]
 
 
 def test_operands_of_float64_are_compared_as_they_are() -> None:
