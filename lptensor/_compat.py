@@ -469,6 +469,11 @@ def has_hooks(module: torch.nn.Module, key: int) -> bool:
     return key in module._forward_hooks
 
 
+def hook_of(module: torch.nn.Module, key: int) -> Any:
+    """What ``set_hooks`` runs after the module, or None. Without it a study could not tell what a layer rounds to."""
+    return module._forward_hooks.get(key)
+
+
 def parameters(module: torch.nn.Module) -> dict[str, torch.nn.Parameter | None]:
     """A module's own parameters by name, to look at or to change.
 

@@ -19,6 +19,7 @@ from lptensor.study.histogram import (
     plot_histogram as plot_histogram,
 )
 from lptensor.study.layer_map import plot_layer_map as plot_layer_map
+from lptensor.study.layers import layers as layers
 from lptensor.study.log import Log as Log
 from lptensor.study.number_line import number_line as number_line, plot_number_line as plot_number_line
 from lptensor.study.ranges import plot_ranges as plot_ranges

@@ -15,8 +15,8 @@ Row = dict[str, Any]
 class Rows(list[Row]):
     """What a study found: a list of dicts with the same keys, so that JSON and pandas take it as it is.
 
-    ``print`` shows a table, of many columns the main ones, and names the others; ``plot`` draws the picture
-    that belongs to it.
+    ``print`` shows a table, of many columns the main ones, and names the others that hold something; ``plot`` draws
+    the picture that belongs to it.
 
     >>> rows = Rows([{"bits": 8, "sqnr": 31.5}, {"bits": 4, "sqnr": None}])
     >>> print(rows)
@@ -84,7 +84,7 @@ class Rows(list[Row]):
             return "(no rows)"
         plain = [key for key in self[0] if not isinstance(self[0][key], (dict, list))]
         keys = [key for key in plain if key in self._main] or plain
-        others = [key for key in plain if key not in keys]
+        others = [key for key in plain if key not in keys and any(row[key] is not None for row in self)]
         table = [keys, *([cell(row[key]) for key in keys] for row in self)]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines = ["  ".join(text.ljust(n) for text, n in zip(line, widths, strict=True)).rstrip() for line in table]

@@ -25,7 +25,7 @@ from lptensor.weighted_layers import (
 Model = TypeVar("Model", bound=nn.Module)
 Make: TypeAlias = "Callable[[], Callable[[Tensor], Tensor]]"
 
-_INPUT, _GRADIENT = "rounded_input", "rounded_gradient"  # under these names a layer holds what rounds
+INPUT, GRADIENT = "rounded_input", "rounded_gradient"  # under these names a layer holds what rounds
 
 
 def round_layers(
@@ -89,9 +89,9 @@ def round_each(
     parametrize_weights(rounders, unsafe=True)  # not tried out beforehand, which a scaling with a state would remember
     for module, (_, of_input, of_gradient) in zip(chosen, made, strict=True):
         if of_input is not None:
-            module.add_module(_INPUT, _as_module(of_input))
+            module.add_module(INPUT, _as_module(of_input))
         if of_gradient is not None:
-            module.add_module(_GRADIENT, _Function(of_gradient))
+            module.add_module(GRADIENT, _Function(of_gradient))
         before = _round_input if of_input is not None else None
         after = _round_gradient if of_gradient is not None else None
         _compat.set_hooks(module, _compat.ROUND_LAYERS, before=before, after=after)
@@ -100,14 +100,14 @@ def round_each(
 def check_unrounded(layers: Sequence[nn.Module], weights: bool = True) -> None:
     """Refuse layers that ``round_layers`` has changed, and those whose weight it cannot change."""
     for layer in layers:
-        if hasattr(layer, _INPUT) or hasattr(layer, _GRADIENT):
+        if hasattr(layer, INPUT) or hasattr(layer, GRADIENT):
             raise ValueError(f"a {kind_of(layer)} is rounded already; begin with a fresh model")
     (check_weights if weights else check_made)(layers)
     check_dtypes([layer.weight for layer in layers if weights])
 
 
 def _round_input(module: nn.Module, args: Any, kwargs: Any) -> Any:
-    return with_first(module.get_submodule(_INPUT), args, kwargs)
+    return with_first(module.get_submodule(INPUT), args, kwargs)
 
 
 def _round_gradient(module: nn.Module, args: Any, output: Any) -> Any:
@@ -116,7 +116,7 @@ def _round_gradient(module: nn.Module, args: Any, output: Any) -> Any:
             f"round_layers(gradient=) rounds the gradient of one tensor, which a {kind_of(module)} does not return "
             f"but a {type(output).__name__}; leave it out of layers, lower(model, backward_number=...) rounds it"
         )
-    return _apply(_Backward, output, module.get_submodule(_GRADIENT))
+    return _apply(_Backward, output, module.get_submodule(GRADIENT))
 
 
 @_compat.break_graph
