@@ -59,7 +59,7 @@ class Accumulator:
 
     >>> from lptensor import BF16, FP32
     >>> Accumulator(BF16, chunk=32, inner=FP32)
-    Accumulator(FloatingPoint(exp=8, man=7), chunk=32, inner=Accumulator(FloatingPoint(exp=8, man=23)))
+    Accumulator(BF16, chunk=32, inner=Accumulator(FP32))
     """
 
     sum: ScalarFormat
@@ -241,7 +241,7 @@ def tensor_core(name: str = "ampere") -> Accumulator:
         ValueError: another name.
 
     >>> tensor_core("volta")
-    Accumulator(FloatingPoint(exp=8, man=23), chunk=4, order='aligned', rounding='toward_zero', alignment=23)
+    Accumulator(FP32, chunk=4, order='aligned', rounding='toward_zero', alignment=23)
     """
     if not isinstance(name, str) or name not in _TENSOR_CORES:
         raise ValueError(f'unknown tensor core {name!r}; known: {", ".join(_TENSOR_CORES)}; or order="aligned"')

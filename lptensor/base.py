@@ -15,7 +15,8 @@ from torch import Tensor
 
 from lptensor.grid import Grid
 from lptensor.layout import Layout, decode
-from lptensor.text import constant, learn
+from lptensor.names import name_of
+from lptensor.text import call, constant, learn
 
 VALUES_BITS = 20  # a list of values is for reading and plotting
 
@@ -95,9 +96,16 @@ class Format:
         return rebuild, (type(self), given)
 
     def __repr__(self) -> str:
-        given = [f for f in fields(self) if f.init]  # type: ignore[arg-type]
-        shown = [f"{f.name}={getattr(self, f.name)!r}" for f in given if getattr(self, f.name) != f.default]
-        return f"{type(self).__name__}({', '.join(shown)})"
+        return name_of(self) or self.spelled()
+
+    def spelled(self) -> str:
+        """The call that makes the format, where repr() says the name of one that has a name.
+
+        >>> from lptensor import FloatingPoint
+        >>> FloatingPoint(8), FloatingPoint(8).spelled()
+        (E5M2, 'FloatingPoint(exp=5, man=2)')
+        """
+        return call(self)
 
 
 def rebuild(kind: type[Format], given: dict[str, Any]) -> Format:

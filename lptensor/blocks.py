@@ -109,7 +109,7 @@ class BlockFormat(Format):
             NotImplementedError: a kind of format that has no other blocks.
 
         >>> MXFP4.tiled(Tile((16, 16)))
-        MX(element=FloatingPoint(exp=2, man=1, specials='none'), block_size=(16, 16))
+        MX(element=E2M1, block_size=(16, 16))
         """
         raise NotImplementedError(
             f"{type(self).__name__} does not say what it is with blocks of {tile!r}: give it a method tiled(tile)"
@@ -269,7 +269,8 @@ class ScaledBlockFormat(_Scaled):
         """The same format with other blocks."""
         return replace(self, scaling=replace(self.scaling, tile=tile))
 
-    def __repr__(self) -> str:
+    def spelled(self) -> str:
+        """The call that makes the format."""
         return f"Scaled({self.element!r}, {self.scaling!r})"
 
 
@@ -400,7 +401,8 @@ class Shifted(ScalarFormat):
             raise TypeError(f"expected a scalar format such as E4M3, got {no_format(self.element)}")
         check_carried(self, self.grid, precision=53)
 
-    def __repr__(self) -> str:
+    def spelled(self) -> str:
+        """The call that makes the format."""
         return f"Scaled({self.element!r}, PowerOfTwo({self.exponent}))"
 
     @cached_property

@@ -169,7 +169,8 @@ class Codebook(TableFormat):
     def __reduce__(self) -> tuple[Any, ...]:
         return Codebook, (self.given, self.name)
 
-    def __repr__(self) -> str:
+    def spelled(self) -> str:
+        """The name that was given to the list; else how many values there are, and from where to where."""
         return self.name or f"Codebook({len(self.given)} values from {self.min:g} to {self.max:g})"
 
 
@@ -240,7 +241,8 @@ class LogNumber(TableFormat):
         positive = self._magnitudes()
         return table_of((*(-v for v in reversed(positive)), *(0.0,) * self.zero, *positive), geometric=True)
 
-    def __repr__(self) -> str:
+    def spelled(self) -> str:
+        """The call that makes the format: the bits, and what is not at its default."""
         middle = self.bias == 2 ** (self.bits - 2)
         default = dict(gamma=8, base=2.0, bias=self.bias if middle else None, zero=True)
         shown = [f"{name}={getattr(self, name)!r}" for name, v in default.items() if getattr(self, name) != v]

@@ -63,7 +63,7 @@ def convert(target: Target, format: Spec | Mapping[str, Spec], buffers: bool = F
     >>> from lptensor import FloatingPoint
     >>> model = convert(nn.Linear(2, 1), FloatingPoint(8))
     >>> model.weight.format
-    FloatingPoint(exp=5, man=2)
+    E5M2
     """
     if not isinstance(buffers, bool):
         raise TypeError(

@@ -34,7 +34,7 @@ def format_from(description: Mapping[str, Any]) -> Format:
         ValueError: no description, or one of a class that this version of lptensor lacks.
 
     >>> format_from({"type": "FloatingPoint", "exp": 5, "man": 2})
-    FloatingPoint(exp=5, man=2)
+    E5M2
     """
     if not isinstance(description, Mapping):
         raise ValueError(f"a format is described by a dict with its type, got {description!r}")

@@ -59,7 +59,7 @@ class FloatingPoint(ScalarFormat):
     >>> FloatingPoint(4, 3, specials="fn", overflow="saturate").max
     448.0
     >>> FloatingPoint(exp=8, man=7)
-    FloatingPoint(exp=8, man=7)
+    BF16
     """
 
     _: KW_ONLY  # by position the constructor takes a width, or exp and man
@@ -165,7 +165,8 @@ class FloatingPoint(ScalarFormat):
             return Layout(bits, top=ones - 1, nan=ones)
         return Layout(bits, top=ones, nan=ones + 1 if self.specials == "fnuz" else None)
 
-    def __repr__(self) -> str:
+    def spelled(self) -> str:
+        """The call that makes the format: its widths, and what is not as these alone would have it."""
         plain = FloatingPoint.__new__(FloatingPoint)
         default_bias = 2 ** (self.exp - 1) - (self.specials != "fnuz")
         plain.__dict__.update(

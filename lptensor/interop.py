@@ -174,7 +174,7 @@ def format_of(dtype: torch.dtype | np.dtype[Any] | type) -> ScalarFormat:
         ValueError: the type has no format here; the message lists those that have.
 
     >>> format_of(torch.bfloat16)
-    FloatingPoint(exp=8, man=7)
+    BF16
     """
     if isinstance(dtype, torch.dtype):
         found = {known: format for format, known in _TORCH.items()}.get(dtype)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from lptensor.base import Format
+if TYPE_CHECKING:
+    from lptensor.base import Format
 
-F = TypeVar("F", bound=Format)
+F = TypeVar("F", bound="Format")
 
 
 class Row(NamedTuple):
@@ -21,7 +22,7 @@ ROWS: dict[str, Row] = {}
 
 
 def row(name: str, format: F, source: str | None = None, words: str = "") -> F:
-    """The format, which has a name from now on: the pages, the tests and the command line find it in ``ROWS``."""
+    """The format, which has a name from now on: repr(), pages, tests and the command line find it in ``ROWS``."""
     ROWS[name] = Row(format, source, words)
     return format
 
@@ -29,17 +30,17 @@ def row(name: str, format: F, source: str | None = None, words: str = "") -> F:
 def named_formats() -> dict[str, Format]:
     """Every format that the package has a name for, in the order in which they are written down.
 
-    >>> named_formats()["FP16"]
-    FloatingPoint(exp=5, man=10)
+    >>> named_formats()["FP16"].spelled()
+    'FloatingPoint(exp=5, man=10)'
     """
     return {name: row.format for name, row in ROWS.items()}
 
 
-def name_of(format: Format) -> str:
-    """The name of the row that equals the format; else its repr().
+def name_of(format: Format) -> str | None:
+    """The name of the row that equals the format, if there is one.
 
     >>> from lptensor import FloatingPoint, Posit
     >>> name_of(FloatingPoint(8)), name_of(Posit(8))
-    ('E5M2', 'Posit(nbits=8)')
+    ('E5M2', None)
     """
-    return next((name for name, row in ROWS.items() if row.format == format), repr(format))
+    return next((name for name, row in ROWS.items() if row.format == format), None)

@@ -43,7 +43,7 @@ class Operand:
 
     >>> from lptensor import BF16
     >>> Operand(BF16, "stochastic")
-    Operand(FloatingPoint(exp=8, man=7), 'stochastic')
+    Operand(BF16, 'stochastic')
     """
 
     format: Format

@@ -10,6 +10,7 @@ import torch
 
 from lptensor.base import check_bool, no_format, set_number
 from lptensor.formats import FP32, Grid, ScalarFormat, check_int, set_int
+from lptensor.text import call
 
 # The significand of a block's maximum above which its exponent goes one up, by the grid of an element; none is above 2.
 SCALE_RULES: dict[str, Callable[[Grid], float]] = {
@@ -27,7 +28,7 @@ def check_one_of(name: str, value: object, allowed: Iterable[object]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Tile:
     """Which elements share a scale: the widths of a tile along some axes.
 
@@ -67,6 +68,13 @@ class Tile:
             raise ValueError(f"a tile needs one axis for each width {self.widths}, got axes {self.axes}")
         check_one_of("others", self.others, (1, None))
 
+    def __repr__(self) -> str:
+        if self.others is None and self.widths in ((), (1,)):
+            return f"Channel({self.axes[0]})" if self.axes else "PER_TENSOR"
+        last = self.axes == tuple(range(-len(self.widths), 0))
+        shown = [f"{self.widths}", *([] if last else [f"axes={self.axes}"]), *([] if self.others else ["others=None"])]
+        return f"Tile({', '.join(shown)})"
+
     def block_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """How wide a tile is along each axis of a tensor of this shape."""
         whole = [max(n, 1) for n in shape]
@@ -105,8 +113,11 @@ class Scaling:
     Every scaling is told by its scale s: x rounds to s * R(x / s), R being the format's rounding.
     """
 
+    def __repr__(self) -> str:
+        return call(self)
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class PowerOfTwo(Scaling):
     """A fixed scale 2**exponent: the grid of the format moves, element by element, nothing else changes.
 
@@ -129,7 +140,7 @@ class PowerOfTwo(Scaling):
         set_int(self, "exponent", -300, 300)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CurrentMaximum(Scaling):
     """Scales made from the largest magnitude of what is being rounded, a tensor or each tile of it.
 
@@ -214,7 +225,7 @@ class CurrentMaximum(Scaling):
         return self.scale.grid.precision == 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DelayedMaximum(Scaling):
     """One scale for a tensor, from the largest magnitudes of earlier ones (Micikevicius et al., 2209.05433).
 

@@ -53,7 +53,7 @@ class LPTensor(Traceable, Sharded, Surface, Tensor):  # type: ignore[misc]
 
     >>> from lptensor import FloatingPoint
     >>> torch.tensor([0.1, 0.2]).to_lp(FloatingPoint(8)) * 3
-    LPTensor([0.2500, 0.5000], format=FloatingPoint(exp=5, man=2), rounding='nearest')
+    LPTensor([0.2500, 0.5000], format=E5M2, rounding='nearest')
     """
 
     _inner: Tensor

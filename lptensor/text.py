@@ -81,6 +81,17 @@ def arguments(cls: type[Any]) -> dict[str, str]:
     return {f.name: f.metadata.get("argument", f.name) for f in taken}
 
 
+def call(value: Any) -> str:
+    """The call of a dataclass that makes this value of it: the arguments that are not at their defaults.
+
+    >>> from lptensor import E8M0, CurrentMaximum
+    >>> call(CurrentMaximum(scale=E8M0, margin=1))
+    'CurrentMaximum(scale=E8M0, margin=1)'
+    """
+    given = {f.name: getattr(value, f.name) for f in fields(value) if f.init and getattr(value, f.name) != f.default}
+    return f"{type(value).__name__}({', '.join(f'{name}={value!r}' for name, value in given.items())})"
+
+
 def _name(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 

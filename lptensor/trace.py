@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from lptensor import _compat, direction, dispatch
 from lptensor.base import Format
-from lptensor.names import name_of
 from lptensor.rounding import Rounding, show_rounding
 from lptensor.rules import Kind
 from lptensor.thread_contexts import close_on_thread, open_on_thread
@@ -44,7 +43,7 @@ class Rounded:
 
     def __str__(self) -> str:
         how = "" if self.rounding == Rounding() else f" {show_rounding(self.rounding)}"
-        return f"{name_of(self.format)}{how}"
+        return f"{self.format}{how}"
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,13 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
+import lptensor
 from lptensor import formats
 from lptensor.accumulator import Accumulator
+from lptensor.arithmetic import Arithmetic
 from lptensor.blocks import MX, TwoLevel
 from lptensor.codebooks import Codebook, LogNumber
-from lptensor.formats import E2M1, E4M3, E8M0, FP16, FP32, INT4, INT8, FixedPoint, FloatingPoint, Format
+from lptensor.formats import E2M1, E4M3, E5M2, E8M0, FP16, FP32, INT4, INT8, FixedPoint, FloatingPoint, Format
 from lptensor.p3109 import P3109
 from lptensor.posits import Posit
 from lptensor.rounding import Stochastic
@@ -261,9 +263,23 @@ def test_fixed_formats_are_values(given_: dict[str, Any]) -> None:
     check_value(FixedPoint(**given_))
 
 
+@pytest.mark.parametrize("name", NAMED)
+def test_a_named_format_is_shown_by_its_name(name: str) -> None:
+    format = NAMED[name]
+    assert repr(format) == str(format) == name and repr(copy.deepcopy(format)) == name
+    assert f"format={name}," in repr(torch.ones(2).to_lp(Arithmetic(format, backward=E5M2)))
+    if not isinstance(format, Codebook):  # whose values are many
+        assert eval(format.spelled(), vars(lptensor)) == format and name != format.spelled()
+
+
 def check_value(format: Any) -> None:
     """It prints as what makes it again, and travels as itself."""
-    for other in (eval(repr(format)), pickle.loads(pickle.dumps(format)), copy.deepcopy(format), copy.copy(format)):
+    for other in (
+        eval(repr(format), vars(lptensor)),
+        pickle.loads(pickle.dumps(format)),
+        copy.deepcopy(format),
+        copy.copy(format),
+    ):
         assert type(other) is type(format) and other == format and hash(other) == hash(format)
         assert other.lowered == format.lowered and repr(other) == repr(format)
     with pytest.raises(dataclasses.FrozenInstanceError):

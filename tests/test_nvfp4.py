@@ -336,7 +336,7 @@ def test_a_margin_leaves_the_largest_value_an_fp32_number(element: ScalarFormat,
 
 @pytest.mark.parametrize("format", [NVFP4, TwoLevel(E2M1, (16, 16), scale=UE5M3, reciprocal=True)], ids=repr)
 def test_two_level_formats_are_values(format: TwoLevel) -> None:
-    for other in (eval(repr(format)), pickle.loads(pickle.dumps(format)), copy.deepcopy(format)):
+    for other in (eval(repr(format), vars(lptensor)), pickle.loads(pickle.dumps(format)), copy.deepcopy(format)):
         assert other == format and hash(other) == hash(format) and other.lowered == format.lowered
     assert format != TwoLevel(E2M1, 1234)
 

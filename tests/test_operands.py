@@ -611,7 +611,7 @@ def test_the_gradient_needs_a_format_with_a_sign_and_what_it_meets_does_not() ->
 
 
 def test_an_operand_with_a_rounding_of_its_own_says_its_class() -> None:
-    assert repr(Gemm((Watched(BF16), BF16))).startswith("Gemm(forward=(Watched(FloatingPoint(exp=8, man=7)")
+    assert repr(Gemm((Watched(BF16), BF16))).startswith("Gemm(forward=(Watched(BF16, ")
 
 
 def test_a_gemm_is_a_value() -> None:

@@ -671,7 +671,7 @@ def test_the_repr_tells_what_rounds():
     optim = OptimLP(Task().optim, weight_quant=E4M3, momentum_quant={"momentum_buffer": BF16}, grad_scaling=2)
     for part in (
         "SGD",
-        "weight_quant=FloatingPoint(exp=4, man=3",
+        "weight_quant=E4M3",
         "momentum_quant['momentum_buffer']",
         "grad_scaling=2.0",
     ):

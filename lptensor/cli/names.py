@@ -121,8 +121,8 @@ def short(format: Format | None) -> str:
     """
     if format is None:
         return "-"
-    if (name := name_of(format)) != repr(format):
+    if name := name_of(format):
         return name
-    text = re.sub(r"\b(wl|fl|exp|man)=", "", repr(format))
+    text = re.sub(r"\b(wl|fl|exp|man)=", "", format.spelled())
     word = next((word for word, kind in _SHORT.items() if kind is type(format)), type(format).__name__)
     return text.replace(type(format).__name__, word, 1)

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from lptensor.base import check_int, no_scalar
 from lptensor.formats import ScalarFormat, Subnormals
-from lptensor.names import name_of
 from lptensor.ops import round as round_to
 from lptensor.rounding import Mode, Rounding, as_rounding
 from lptensor.study import rationals
@@ -158,7 +157,7 @@ def _exhaustive(format: ScalarFormat, op: str, rule: Rounding, carrier: Carrier)
         found = _differing(format, op, rule, carrier, operands)
         if found is not None:
             return _counterexample(format, op, rule, carrier, found, tried)
-    return Exactness(True, "exhaustive", f"all {tried} operands of {name_of(format)} agree", tried)
+    return Exactness(True, "exhaustive", f"all {tried} operands of {format} agree", tried)
 
 
 def _search(format: ScalarFormat, op: str, rule: Rounding, carrier: Carrier, trials: int, seed: int) -> Exactness:

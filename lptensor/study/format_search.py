@@ -93,7 +93,7 @@ def format_search(
     >>> _ = model[0].weight.data.fill_(1.5), model[1].weight.data.fill_(1.3125)
     >>> front = format_search(model, lambda m: abs(m(torch.ones(1, 1)).item() - 1.96875), [BF16, E2M1])
     >>> front.rules(loss=0.0)
-    {'0': FloatingPoint(exp=2, man=1, specials='none'), '1': FloatingPoint(exp=8, man=7)}
+    {'0': E2M1, '1': BF16}
     """
     named = dict(by_name(formats))
     order = sorted(named, key=lambda name: -bits_per_value(named[name]))

@@ -15,7 +15,7 @@ from lptensor.codebooks import TableFormat
 from lptensor.finfo import finfo
 from lptensor.formats import Format, ScalarFormat
 from lptensor.grid import Subnormals
-from lptensor.names import ROWS, name_of, named_formats
+from lptensor.names import ROWS, named_formats
 from lptensor.study.ranges import plot_ranges
 from lptensor.study.rows import Rows
 
@@ -62,7 +62,7 @@ def by_name(formats: Mapping[str, Format] | Iterable[Format] | Format) -> Mappin
     (['FP16'], ['half'])
     """
     given = formats if isinstance(formats, Iterable) and not isinstance(formats, str) else [formats]
-    named = given if isinstance(given, Mapping) else {name_of(format): format for format in given}
+    named = given if isinstance(given, Mapping) else {repr(format): format for format in given}
     if not named:
         raise ValueError(f"expected at least one format, got {formats!r}")
     for format in named.values():
@@ -91,14 +91,8 @@ def _row(name: str, format: Format) -> dict[str, Any]:
 
 
 def _made(format: Format) -> str:
-    """The constructor's call, with the names of the formats inside."""
-    if isinstance(format, codebooks.Codebook):
-        return f"Codebook({len(format.given)} values)"
-    text = repr(format)
-    inner = {repr(row): name for name, row in named_formats().items() if isinstance(row, ScalarFormat)}
-    for said, name in inner.items():
-        text = text.replace(f"={said}", f"={name}")
-    return text
+    """The constructor's call."""
+    return f"Codebook({len(format.given)} values)" if isinstance(format, codebooks.Codebook) else format.spelled()
 
 
 def _of_scalar(format: ScalarFormat) -> dict[str, Any]:

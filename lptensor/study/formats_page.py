@@ -14,7 +14,7 @@ from typing import Any
 
 from lptensor.blocks import BlockFormat
 from lptensor.formats import Format
-from lptensor.names import ROWS, name_of, named_formats
+from lptensor.names import ROWS, named_formats
 from lptensor.posits import Posit
 from lptensor.study.format_picture import save_picture
 from lptensor.study.format_table import format_table, shown
@@ -32,7 +32,7 @@ def shown_formats() -> dict[str, Format]:
 
 def _spelled(format: Format) -> str:
     """A constructor as one types it: P3109(8, 3)."""
-    kind, _, rest = repr(format).partition("(")
+    kind, _, rest = format.spelled().partition("(")
     return f"{kind}({', '.join(part.partition('=')[2] for part in rest[:-1].split(', '))})"
 
 
@@ -66,7 +66,7 @@ def _blocks(row: dict[str, Any], format: Format) -> list[str]:
         return []
     count = math.prod(width or 1 for width in format.tile.widths)
     mean = row["bits"] + format.scale.bits / count
-    return [f"{count} elements share a scale in {name_of(format.scale)}: {mean:g} bits for each number."]
+    return [f"{count} elements share a scale in {format.scale}: {mean:g} bits for each number."]
 
 
 def _specials(row: dict[str, Any], format: Format) -> str:

@@ -28,7 +28,7 @@ gave them instead: `E4M3` is an FN format, and `E3M2`, `E2M3` and `E2M1` have no
 ```python
 >>> from lptensor import *
 >>> FloatingPoint(8)                       # a width: 4, 6, 8, 16 or 32 bits
-FloatingPoint(exp=5, man=2)
+E5M2
 >>> FloatingPoint(4, 3) == E4M3            # exponent and mantissa bits, with IEEE's infinities and NaNs
 False
 >>> FloatingPoint(4, 3).max, E4M3.max      # which cost E4M3's top binade

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from lptensor.formats import Format
-from lptensor.names import name_of
 from lptensor.study.census import Census
 from lptensor.study.histogram import Histogram
 from lptensor.study.layer_map import plot_layer_map
@@ -88,7 +87,7 @@ class Log:
         for (role, path, format), (census, updates) in merged.items():
             where = {"role": role, "path": path} if by == "path" else {"role": role}
             counted = {**census.row(), **updates.row(), "binades": census.histogram()}
-            found.append({**where, "format": name_of(format), **counted})
+            found.append({**where, "format": repr(format), **counted})
         return Rows(found, plot_layer_map, _MAIN)
 
     def histogram(self, role: str, path: str | None = None) -> Histogram:

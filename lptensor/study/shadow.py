@@ -13,7 +13,6 @@ from torch import Tensor
 from lptensor import _compat, direction, observe
 from lptensor.base import check_int
 from lptensor.formats import ScalarFormat
-from lptensor.names import name_of
 from lptensor.neighbours import ulp
 from lptensor.rules import argument, rule_for
 from lptensor.study.errors import plot_errors
@@ -178,7 +177,7 @@ class Shadow:
                 "module": module,
                 "backward": direction.in_backward(),
                 "shape": tuple(x.shape),
-                "format": None if format is None else name_of(format),
+                "format": None if format is None else repr(format),
                 "error": _ulps(value, twin, format),
                 "born": _ulps(value, born, format),
                 "relative": relative,
