@@ -9,8 +9,8 @@ from torch import Tensor
 
 from lptensor import _compat
 from lptensor.arithmetic import Arithmetic
-from lptensor.dispatch import round_
 from lptensor.text import code, write
+from lptensor.watch import round_
 
 
 class Traceable:

@@ -5,16 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from functools import lru_cache, reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lptensor.arithmetic import Arithmetic, promote, wider
-from lptensor.computing import names_single, wide
 from lptensor.rules import Rule, argument
 
 Side = tuple[Arithmetic, bool]  # what values are on: an arithmetic, and whether its gradient side
+
+
+class Opened(NamedTuple):
+    """An op that runs: its arguments as the caller gave them, and with plain tensors for its LPTensors."""
+
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    plain: tuple[Any, ...]
+    named: dict[str, Any]
+    found: list[Any]  # the LPTensors
 
 
 def unwrap(values: Any, cls: Any, found: list[Any]) -> Any:
@@ -88,6 +98,11 @@ def direct(operands: Sequence[Any]) -> bool:
     return True
 
 
+def wide(operands: Sequence[Any]) -> bool:
+    """Whether any of these LPTensors computes in float64."""
+    return any(x._arithmetic.compute is torch.float64 for x in operands)
+
+
 def each(values: Any) -> Iterator[Any]:
     """The values of a nest of lists, or the one value that it is."""
     for value in values if isinstance(values, (list, tuple)) else (values,):
@@ -119,6 +134,12 @@ def common_grid(rule: Rule, args: Any, kwargs: Any, cls: Any) -> Side | None:
             elif isinstance(value, Tensor):  # integers and bools are values as well, and no format has all of them
                 return None
     return grid if grid is None or grid[0].has_zero else None  # what is filled up is so with zeros
+
+
+def names_single(rule: Rule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether the dtype that the caller names, and the layout if any, is the one an LPTensor has anyway."""
+    given = [argument(p, args, kwargs) for p in rule.named_dtype]
+    return torch.float32 in given and all(value in (None, torch.float32, torch.strided) for value in given)
 
 
 def caller_named(rule: Rule, args: Any, kwargs: Any) -> bool:

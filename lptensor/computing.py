@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lptensor import _compat
 from lptensor.accumulator import Accumulator
+from lptensor.arguments import Opened, join, wide
 from lptensor.arithmetic import Arithmetic
 from lptensor.exact_ops import correct
-from lptensor.multiply import Seen
 from lptensor.odd_sums import in_double
 from lptensor.products import PRODUCTS, WRITTEN, multiplied, refuse_product
-from lptensor.rules import Rule, argument
+from lptensor.rules import argument
 from lptensor.sums import FORMULAS, SUMS, WRITTEN_SUMS, refuse_sum
-
-
-def wide(found: Sequence[Any]) -> bool:
-    """Whether any of these LPTensors computes in float64."""
-    return any(x._arithmetic.compute is torch.float64 for x in found)
+from lptensor.watch import round_
 
 
 def widened(values: Any, known: dict[int, Tensor] | None = None) -> Any:
@@ -73,25 +69,6 @@ def _all_single(values: Sequence[Any]) -> bool:
     return True
 
 
-def names_single(rule: Rule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether the dtype that the caller names, and the layout if any, is the one an LPTensor has anyway."""
-    given = [argument(p, args, kwargs) for p in rule.named_dtype]
-    return torch.float32 in given and all(value in (None, torch.float32, torch.strided) for value in given)
-
-
-class Opened(NamedTuple):
-    """An op that runs: its arguments as the caller gave them, and with plain tensors for its LPTensors."""
-
-    func: Any
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    plain: tuple[Any, ...]
-    named: dict[str, Any]
-    found: list[Any]  # the LPTensors
-    join: Callable[[list[Any]], Arithmetic]  # the arithmetic of an op between them
-    seen: Seen  # is told of each operand that is rounded
-
-
 def computed(op: Opened) -> Any:
     """What an op gives: in float64, by a product with rounded operands, or added up, as its arithmetic says."""
     func, plain, named, run = op.func, op.plain, op.named, correct(op.func)
@@ -102,9 +79,9 @@ def computed(op: Opened) -> Any:
         named = {name: torch.float64 if value is torch.float32 else value for name, value in named.items()}
     if any(shapes_products(x) for x in op.found):
         if func in PRODUCTS:
-            return multiplied(func, op.args, plain, named, op.join(op.found), op.seen)
+            return multiplied(op._replace(plain=plain, named=named))
         refuse_product(func)
-    accumulator = accumulator_of(op.found, op.join)
+    accumulator = accumulator_of(op.found)
     if accumulator is not None:
         if func in SUMS:
             return SUMS[func](accumulator, *plain, **named)
@@ -119,7 +96,7 @@ def shapes_products(x: Any) -> bool:
     return x._arithmetic.operands is not None or x._arithmetic.accumulator is not None
 
 
-def accumulator_of(found: list[Any], join: Callable[[list[Any]], Arithmetic]) -> Accumulator | None:
+def accumulator_of(found: list[Any]) -> Accumulator | None:
     """The accumulator of an op between LPTensors; what has none need have no arithmetic in common."""
     if all(x._arithmetic.accumulator is None for x in found):
         return None
@@ -128,7 +105,7 @@ def accumulator_of(found: list[Any], join: Callable[[list[Any]], Arithmetic]) ->
 
 def by_formula(op: Opened) -> Any:
     """An op by its formula in simpler ones, whose sums are added up and of which nothing else is rounded."""
-    arithmetic, cls = op.join(op.found), type(op.found[0])
+    arithmetic, cls = join(op.found), type(op.found[0])
     inside = Arithmetic(None, accumulator=arithmetic.accumulator, compute=arithmetic.compute)
     formula = _compat.decomposition(op.func)
     assert formula is not None, f"torch has no formula for {op.func}"
@@ -140,17 +117,14 @@ def by_formula(op: Opened) -> Any:
     return _compat.tree_map(lambda x: x._inner if type(x) is cls else x, formula(*args, **kwargs), cls)
 
 
-Round = Callable[[Tensor, Arithmetic, bool], Any]
-
-
-def write(op: Opened, writes: Sequence[int | str], rounds: bool, round_: Round) -> Any:
+def write(op: Opened, writes: Sequence[int | str], rounds: bool) -> Any:
     """Run an op that writes into its arguments, and leave each as its format has it, rounded once.
 
     Args:
         writes: the places of what is written to.
         rounds: False for what only selects values.
     """
-    func, accumulator = op.func, accumulator_of(op.found, op.join)
+    func, accumulator = op.func, accumulator_of(op.found)
     known: dict[int, Tensor] = {}  # what is to be written, by id of the plain tensor it goes to
     source = None
     if any(shapes_products(x) for x in op.found):

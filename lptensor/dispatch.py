@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from lptensor import _compat
 from lptensor.arguments import (
+    Opened,
     Side,
     caller_named,
     common_grid,
@@ -25,19 +26,17 @@ from lptensor.arguments import (
     promoted_by_numbers,
     unwrap,
 )
-from lptensor.arithmetic import Arithmetic
 from lptensor.blocks import BlockFormat
-from lptensor.computing import Opened, computed, copies_double, each_once, write
+from lptensor.computing import computed, copies_double, each_once, write
 from lptensor.direction import in_backward, side_of_copy
 from lptensor.escape import leave
 from lptensor.exact_ops import correct
-from lptensor.library import traced_round
 from lptensor.limits import within_limits
 from lptensor.next_values import to_next_value, to_next_value_in_place
-from lptensor.ops import round_all_in_place, round_in_place
 from lptensor.rules import Kind, Rule, argument, rule_for
 from lptensor.running_product import TURNS, turn
 from lptensor.unscale import unscaled
+from lptensor.watch import round_, round_all
 
 Runner = Callable[[tuple[Any, ...], dict[str, Any]], Any]
 
@@ -80,58 +79,7 @@ def refuse_higher_order(func: Any) -> NoReturn:
     )
 
 
-# -- who watches -----------------------------------------------------------------------------------
-
-
-class Watcher(Protocol):
-    """One who wants to see every op and every rounding, as a trace does."""
-
-    def run(self, func: Any, kind: Kind, work: Callable[[], Any]) -> Any:
-        """Do the work of an op, or of a boundary that rounds without one, and return its result."""
-
-    def rounded(self, inner: Tensor, format: Any, rounding: Any, gradient: bool) -> None:
-        """A tensor was rounded in the op that runs."""
-
-
-watcher: Watcher | None = None  # nobody watches unless asked, and then an op pays for one look at this
-
-
-def watched(func: Any, kind: Kind, work: Callable[[], Any]) -> Any:
-    """Do ``work`` under the eyes of whoever watches."""
-    eyes = watcher  # another thread may close its trace meanwhile
-    return work() if eyes is None else eyes.run(func, kind, work)
-
-
 # -- pieces ------------------------------------------------------------------------------------------
-
-
-def round_(inner: Tensor, arithmetic: Arithmetic, gradient: bool) -> Tensor:
-    """A plain tensor rounded to one side of an arithmetic: in place, or anew where a tracer watches it."""
-    format, rounding = arithmetic.sides[gradient]
-    if format is None:
-        return inner
-    if type(inner) is Tensor and not _compat.traced_by_mode():
-        if _compat.is_zero_tensor(inner):
-            inner = inner.clone()
-        round_in_place(inner, format, rounding)
-    else:
-        inner = traced_round(inner, format, rounding)
-    eyes = watcher
-    if eyes is not None:
-        eyes.rounded(inner, format, rounding, gradient)
-    return inner
-
-
-def _round_all(inners: Sequence[Tensor], arithmetic: Arithmetic, gradient: bool) -> None:
-    """``round_`` of each where it lies: plain tensors that no tracer watches."""
-    format, rounding = arithmetic.sides[gradient]
-    if format is None:
-        return
-    round_all_in_place(inners, format, rounding)
-    eyes = watcher
-    if eyes is not None:
-        for inner in inners:
-            eyes.rounded(inner, format, rounding, gradient)
 
 
 def _alike(grids: Sequence[Side | None], inners: Sequence[Any]) -> bool:
@@ -146,13 +94,6 @@ def _alike(grids: Sequence[Side | None], inners: Sequence[Any]) -> bool:
         and not _compat.is_zero_tensor(inner)
         for grid, inner in zip(grids, inners, strict=True)
     )
-
-
-def _seen(inner: Tensor, format: Any, rounding: Any, gradient: bool) -> None:
-    """An operand of a product was rounded."""
-    eyes = watcher
-    if eyes is not None:
-        eyes.rounded(inner, format, rounding, gradient)
 
 
 def _computes_wide(grid: Side) -> bool:
@@ -196,7 +137,7 @@ def _compute(func: Any, rule: Rule, cls: Any) -> Runner:
         if direct(found):
             out = fast(*plain, **named)
         else:
-            out = computed(Opened(func, args, kwargs, plain, named, found, join, _seen))
+            out = computed(Opened(func, args, kwargs, plain, named, found))
         if _stays(out):  # most ops, the short way through _fresh
             grid = join(found), in_backward()
             return cls(round_(out, *grid), *grid)
@@ -223,7 +164,7 @@ def _keep(func: Any, rule: Rule, cls: Any) -> Runner:
         if grid == kept or direct(found):
             out = fast(*plain, **named)
         else:
-            out = computed(Opened(func, args, kwargs, plain, named, found, join, _seen))
+            out = computed(Opened(func, args, kwargs, plain, named, found))
         if _stays(out):
             return cls(out if grid == kept else round_(out, *grid), *grid)
         if promoted_by_numbers(out, found, (*plain, *named.values())):
@@ -290,8 +231,8 @@ def _mutate(func: Any, rule: Rule, cls: Any) -> Runner:
                 out = fast(*plain, **named)
                 written(args, kwargs, rounds)
             else:
-                op = Opened(func, args, kwargs, plain, named, found, join, _seen)
-                out = write(op, rule.writes, rounds, round_)
+                op = Opened(func, args, kwargs, plain, named, found)
+                out = write(op, rule.writes, rounds)
                 written(args, kwargs, False)
         except BaseException:  # an index out of range half way, or a person who stops a loop: formats hold all the same
             for place in rule.writes:
@@ -329,7 +270,7 @@ def _written(target: Any, rounds: bool) -> None:
 def _all_written(targets: Sequence[Any], rounds: bool) -> None:
     inners = [target._inner for target in targets]
     if rounds and _alike([(target._arithmetic, target._gradient) for target in targets], inners):
-        _round_all(inners, targets[0]._arithmetic, targets[0]._gradient)
+        round_all(inners, targets[0]._arithmetic, targets[0]._gradient)
         rounds = False
     for target in targets:
         _written(target, rounds)
@@ -377,7 +318,7 @@ def _foreach(func: Any, rule: Rule, cls: Any) -> Runner:
         if direct(found):
             outs = fast(*plain, **named)
         else:
-            outs = computed(Opened(func, args, kwargs, plain, named, found, join, _seen))
+            outs = computed(Opened(func, args, kwargs, plain, named, found))
         if promoted_by_numbers(outs, found, (*plain, *named.values())):
             return run(in_single(args), in_single(kwargs))
         backward = in_backward()
@@ -390,7 +331,7 @@ def _foreach(func: Any, rule: Rule, cls: Any) -> Runner:
             grids.append((join(operands), backward) if operands else None)
         together = _alike(grids, outs)
         if together and grids[0] is not None:
-            _round_all(outs, *grids[0])
+            round_all(outs, *grids[0])
         return [
             _fresh(func, rule, cls, out, grid, not together) if grid else out
             for out, grid in zip(outs, grids, strict=True)

@@ -12,7 +12,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from lptensor import _compat
 from lptensor.arithmetic import Arithmetic
-from lptensor.dispatch import round_
+from lptensor.watch import round_
 
 
 class Sharded:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode, get_overridable_functions
 
-from lptensor import _compat, direction, dispatch
+from lptensor import _compat, direction, watch
 from lptensor.arguments import join
 from lptensor.arithmetic import Arithmetic
 from lptensor.contracts import contract
@@ -131,7 +131,7 @@ def _once(name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: di
     result = _compat.tree_map(close, func(*opened, **named), LPTensor)
     for buffer, old in zip(buffers, before, strict=True):
         if not torch.equal(buffer._inner, old):
-            dispatch.watched(name, Kind.MUTATE, partial(dispatch.round_, buffer._inner, buffer._arithmetic, False))
+            watch.watched(name, Kind.MUTATE, partial(watch.round_, buffer._inner, buffer._arithmetic, False))
     return args[0].copy_(result) if inplace else result
 
 
@@ -171,8 +171,8 @@ class _Result(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, arithmetic: Arithmetic, gradient: bool, name: str) -> LPTensor:
         inner = (x._inner if type(x) is LPTensor else x).detach().clone()
-        round_ = partial(dispatch.round_, inner, arithmetic, gradient)
-        return LPTensor(dispatch.watched(name, Kind.ROUND, round_), arithmetic, gradient)
+        round_ = partial(watch.round_, inner, arithmetic, gradient)
+        return LPTensor(watch.watched(name, Kind.ROUND, round_), arithmetic, gradient)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:

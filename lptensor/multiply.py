@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,8 +13,7 @@ from lptensor.gemm import gemm
 from lptensor.hadamard import Hadamard
 from lptensor.operands import Gemm, Operand, Product
 from lptensor.sums import add
-
-Seen = Callable[[Tensor, Any, Any, bool], None]  # is told every rounding
+from lptensor.watch import tell
 
 
 @dataclass(frozen=True)
@@ -26,14 +23,12 @@ class Multiply:
     Args:
         gemm: what operands are rounded to.
         accumulator: what adds up the products; None for torch's own kernels.
-        seen: is told of each rounded operand: the tensor, format, rounding, and whether it is a gradient.
         product: None for a product of none of the three kinds, whose operands are kept.
         gradient: the place of the gradient among the two operands.
     """
 
     gemm: Gemm | None
     accumulator: Accumulator | None
-    seen: Seen
     product: Product | None = Product.FORWARD
     gradient: int = 0
 
@@ -87,7 +82,7 @@ class Multiply:
             return x
         rounded = operand.quantize(x)
         backward = self.product is not Product.FORWARD and self.gradient == place
-        self.seen(rounded, operand.format, operand.rounding, backward)
+        tell(rounded, operand.format, operand.rounding, backward)
         return rounded
 
     def matmul(self, a: Tensor, b: Tensor, start: Tensor | None = None) -> Tensor:

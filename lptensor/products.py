@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 
 from lptensor import _compat, attention, unfolded
-from lptensor.arithmetic import Arithmetic
+from lptensor.arguments import Opened, join
 from lptensor.exact_ops import correct
 from lptensor.multiply import Multiply
 from lptensor.operands import Product
@@ -19,18 +18,7 @@ from lptensor.running_product import running_product
 aten = torch.ops.aten
 
 
-@dataclass(frozen=True)
-class Call:
-    """An op that runs: its arguments as the caller gave them, and with plain tensors."""
-
-    func: Any
-    given: tuple[Any, ...]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    multiply: Multiply
-
-
-_Handler = Callable[[Call], Any]
+_Handler = Callable[[Opened, Multiply], Any]
 
 
 class _Operands(NamedTuple):
@@ -54,33 +42,32 @@ _OPERANDS = {
 }
 
 
-def _product(call: Call) -> Any:
+def _product(op: Opened, multiply: Multiply) -> Any:
     """An op of one product: its operands are rounded as matrices, and torch computes the rest of it."""
-    (i, j), axes = _OPERANDS[call.func]
-    a, b = call.args[i], call.args[j]
+    (i, j), axes = _OPERANDS[op.func]
+    a, b = op.plain[i], op.plain[j]
     if (a.dim(), b.dim()) != axes or axes == (3, 3) and a.shape[0] != b.shape[0]:
         shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"
         alike = " of one length of the first" if axes == (3, 3) else ""
-        raise RuntimeError(f"{call.func} multiplies tensors of {axes[0]} and {axes[1]} axes{alike}, got {shapes}")
+        raise RuntimeError(f"{op.func} multiplies tensors of {axes[0]} and {axes[1]} axes{alike}, got {shapes}")
     for x in (a, b):
         if x.layout is not torch.strided:
-            _refuse(call.func, f"an operand is {x.layout}; convert it with .to_dense()")
-    multiply = call.multiply
+            _refuse(op.func, f"an operand is {x.layout}; convert it with .to_dense()")
     if multiply.gemm is not None:
-        multiply = multiply.of(*running_product(call.given[i], call.given[j]))
-    func, vector_left, vector_right = call.func, a.dim() == 1, b.dim() == 1
+        multiply = multiply.of(*running_product(op.args[i], op.args[j]))
+    func, vector_left, vector_right = op.func, a.dim() == 1, b.dim() == 1
     if func is aten.addbmm.default:  # sums over the batch too: one long contraction
         a, b, func = a.transpose(0, 1).flatten(1), b.flatten(0, 1), aten.addmm.default
     a, b = a.unsqueeze(0) if vector_left else a, b.unsqueeze(-1) if vector_right else b
-    args = list(call.args)
+    args = list(op.plain)
     if multiply.accumulator is not None:
-        addend, factors = args[0] if i == 1 else None, call.kwargs
+        addend, factors = args[0] if i == 1 else None, op.named
         if func is aten._addmm_activation.default:  # torch leaves out what is at its default
             factors = {"use_gelu": False, **factors}
         return _added_up(multiply, a, b, addend, vector_left, vector_right, **factors)
     a, b = multiply.operands(a, b)
     args[i], args[j] = a.squeeze(0) if vector_left else a, b.squeeze(-1) if vector_right else b
-    return correct(func)(*args, **call.kwargs)
+    return correct(func)(*args, **op.named)
 
 
 def _added_up(
@@ -109,26 +96,26 @@ def _added_up(
     return y if use_gelu is None else torch.nn.functional.gelu(y, approximate="tanh") if use_gelu else y.relu()
 
 
-def _convolution(call: Call) -> Any:
-    x, weight, bias, *form = call.args
-    return unfolded.forward(call.multiply.of(Product.FORWARD), x, weight, bias, unfolded.Form(*form))
+def _convolution(op: Opened, multiply: Multiply) -> Any:
+    x, weight, bias, *form = op.plain
+    return unfolded.forward(multiply.of(Product.FORWARD), x, weight, bias, unfolded.Form(*form))
 
 
-def _convolution_backward(call: Call) -> Any:
-    grad, x, weight, _, *form, mask = call.args
-    return unfolded.backward(call.multiply, grad, x, weight, unfolded.Form(*form), mask)
+def _convolution_backward(op: Opened, multiply: Multiply) -> Any:
+    grad, x, weight, _, *form, mask = op.plain
+    return unfolded.backward(multiply, grad, x, weight, unfolded.Form(*form), mask)
 
 
-def _attention(call: Call) -> Any:
-    return attention.forward(call.multiply, *call.args, **call.kwargs)
+def _attention(op: Opened, multiply: Multiply) -> Any:
+    return attention.forward(multiply, *op.plain, **op.named)
 
 
-def _attention_backward(call: Call) -> Any:
-    return attention.backward(call.multiply, *call.args, **call.kwargs)
+def _attention_backward(op: Opened, multiply: Multiply) -> Any:
+    return attention.backward(multiply, *op.plain, **op.named)
 
 
 def _refused(reason: str) -> _Handler:
-    return lambda call: _refuse(call.func, reason)
+    return lambda op, multiply: _refuse(op.func, reason)
 
 
 def _refuse(func: Any, reason: str) -> NoReturn:
@@ -189,9 +176,7 @@ def refuse_product(func: Any) -> None:
         _refuse(func, "leave options out of linear_cross_entropy()")
 
 
-def multiplied(
-    func: Any, given: tuple[Any, ...], args: tuple[Any, ...], kwargs: dict[str, Any], arithmetic: Arithmetic, seen: Any
-) -> Any:
+def multiplied(op: Opened) -> Any:
     """What a product gives on plain tensors, its operands rounded and added up as the arithmetic says."""
-    multiply = Multiply(arithmetic.operands, arithmetic.accumulator, seen)
-    return PRODUCTS[func](Call(func, given, args, kwargs, multiply))
+    arithmetic = join(op.found)
+    return PRODUCTS[op.func](op, Multiply(arithmetic.operands, arithmetic.accumulator))

@@ -9,18 +9,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lptensor import _compat, dispatch
+from lptensor import _compat, dispatch, watch
 from lptensor.aot import Traceable, accept_plain_gradients
 from lptensor.arithmetic import Arithmetic, as_arithmetic, promote
 from lptensor.base import Format
 from lptensor.blocks import BlockFormat
 from lptensor.composites import FORMULAS, LSTM, QUESTIONS, RECURRENT, of_values, step_by_step, with_low_state
-from lptensor.dispatch import Runner, make_runner, round_
+from lptensor.dispatch import Runner, make_runner
 from lptensor.distributed import Sharded, broadcast_values, refuse_distributed, refuse_views_of_buckets
 from lptensor.ops import check_format, check_samples_draw, round_fresh
 from lptensor.rounding import Beyond, Mode, Rounding, as_rounding
 from lptensor.rules import Kind, rule_for
 from lptensor.surface import Surface, rebuild
+from lptensor.watch import round_
 
 _RUNNERS: dict[Any, Runner] = {}
 
@@ -98,7 +99,7 @@ class LPTensor(Traceable, Sharded, Surface, Tensor):  # type: ignore[misc]
         run = _RUNNERS.get(func)
         if run is None:
             run = _RUNNERS[func] = make_runner(func, LPTensor)
-        eyes = dispatch.watcher
+        eyes = watch.watcher
         if eyes is not None:
             return eyes.run(func, rule_for(func).kind, partial(run, args, kwargs or {}))
         return run(args, kwargs or {})
@@ -139,7 +140,7 @@ class _Enter(_Boundary):
     @staticmethod
     @_compat.known_signature
     def forward(x: Tensor, arithmetic: Arithmetic) -> LPTensor:
-        return dispatch.watched("to_lp", Kind.ROUND, lambda: enter(x, arithmetic))  # type: ignore[no-any-return]
+        return watch.watched("to_lp", Kind.ROUND, lambda: enter(x, arithmetic))  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
@@ -218,7 +219,7 @@ class _EnterSeed(_EnterGradient):
 
 def _as_gradient(what: str, grad: Tensor, arithmetic: Arithmetic) -> LPTensor:
     inner = (grad._inner if isinstance(grad, LPTensor) else grad).clone()
-    return LPTensor(dispatch.watched(what, Kind.ROUND, partial(round_, inner, arithmetic, True)), arithmetic, True)
+    return LPTensor(watch.watched(what, Kind.ROUND, partial(round_, inner, arithmetic, True)), arithmetic, True)
 
 
 def _seed(output: Any, grad: Tensor, batched: bool, given: bool) -> Tensor:
@@ -262,9 +263,7 @@ def enter(x: Tensor, arithmetic: Arithmetic, gradient: bool = False) -> LPTensor
         rounded = x.clone()
     else:
         rounded = round_fresh(x, format, rounding)
-        eyes = dispatch.watcher
-        if eyes is not None:
-            eyes.rounded(rounded, format, rounding, gradient)
+        watch.tell(rounded, format, rounding, gradient)
     return LPTensor(rounded.float(), arithmetic, gradient)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lptensor import _compat, direction, dispatch
+from lptensor import _compat, direction, watch
 from lptensor.base import Format
 from lptensor.rounding import Rounding, show_rounding
 from lptensor.rules import Kind
@@ -154,7 +154,7 @@ def _watch(more: int) -> None:
     global _open
     with _lock:
         _open += more
-        dispatch.watcher = _Watcher() if _open else None
+        watch.watcher = _Watcher() if _open else None
 
 
 class Origins:

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 import lptensor
 from low import same
-from lptensor import BF16, E4M3, E5M2, Arithmetic, LPTensor, Stochastic, dispatch
+from lptensor import BF16, E4M3, E5M2, Arithmetic, LPTensor, Stochastic, watch
 from lptensor.rounding import Rounding
 from lptensor.rules import Kind
 from lptensor.trace import _KINDS, Trace, trace
@@ -268,7 +268,7 @@ def test_traces_nest_and_end() -> None:
     x.tan()
     assert [row.op for row in outer] == ["exp", "sin", "cos"]
     assert [row.op for row in inner] == ["sin"]
-    assert dispatch.watcher is None
+    assert watch.watcher is None
 
 
 def test_one_object_is_not_entered_within_itself() -> None:
@@ -280,7 +280,7 @@ def test_one_object_is_not_entered_within_itself() -> None:
             x.exp()
         with trace():
             x.sin()
-        assert [row.op for row in t] == ["exp"] and dispatch.watcher is None
+        assert [row.op for row in t] == ["exp"] and watch.watcher is None
 
 
 def test_a_trace_survives_errors() -> None:
@@ -291,7 +291,7 @@ def test_a_trace_survives_errors() -> None:
         x.exp()
         raise ZeroDivisionError
     assert [row.op for row in t] == ["exp"]
-    assert dispatch.watcher is None
+    assert watch.watcher is None
     other.exp()
     assert len(t) == 1
 
@@ -334,7 +334,7 @@ def test_threads_trace_each_their_own() -> None:
     for thread in threads:
         thread.join()
     assert seen == {op.__name__: [[op.__name__]] * 50 for op in ops}
-    assert dispatch.watcher is None
+    assert watch.watcher is None
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
