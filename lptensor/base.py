@@ -80,7 +80,11 @@ class Format:
             return ours.contains(theirs)
         if not hasattr(other, "values"):
             raise TypeError(f"contains() compares formats of single numbers, got {no_scalar(other)}")
-        return all(map(self.has, other.values().tolist()))
+        values = torch.as_tensor(other.values(), dtype=torch.float64, device="cpu")
+        return self._has_all(values[values.isfinite()])
+
+    def _has_all(self, values: Tensor) -> bool:
+        return all(map(self.has, values.tolist()))
 
     def check_carrier(self, dtype: torch.dtype) -> None:
         """Refuse a dtype that does not hold every value.

@@ -92,10 +92,8 @@ class TableFormat(Format):
             raise ValueError(f"{x[wrong][0].item()!r} is not a value of {self!r}; round to the format first")
         return codes
 
-    def contains(self, other: Any) -> bool:
-        """Whether every finite value of ``other``, a format that lists its ``values()``, is one of these."""
-        theirs = torch.as_tensor(other.values(), dtype=torch.float64, device="cpu")
-        return bool(torch.isin(theirs[theirs.isfinite()], self._values).all())
+    def _has_all(self, values: Tensor) -> bool:
+        return bool(torch.isin(values, self._values).all())
 
 
 @dataclass(frozen=True, repr=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -167,13 +167,13 @@ class Posit(Format):
         room = max(n - 2 - (regime + 1 if regime >= 0 else -regime), 0)
         return abs(log) <= self.lowered.scale << 52 and log % (1 << max(es + 52 - room, 0)) == 0
 
-    def contains(self, other: Any) -> bool:
-        """Whether every finite value of ``other``, a posit of this es or a format with ``values()``, is among these."""
+    def contains(self, other: Format) -> bool:
         if isinstance(other, Posit) and other.es == self.es:
             return self.nbits >= other.nbits
-        theirs = torch.as_tensor(other.values(), dtype=torch.float64, device="cpu")
-        theirs = theirs[theirs.isfinite()]
-        return bool((self.values_of(self._truncated(theirs)) == theirs).all())
+        return super().contains(other)
+
+    def _has_all(self, values: Tensor) -> bool:
+        return bool((self.values_of(self._truncated(values)) == values).all())
 
     def _truncated(self, x: Tensor) -> Tensor:
         """The bit patterns of numbers, those that do not fit cut off."""

@@ -30,7 +30,7 @@ from backends import (
     threads,
     with_neighbours,
 )
-from lptensor import E8M0, FP32, Arithmetic, ops
+from lptensor import E8M0, FP32, MXFP4, Arithmetic, ops
 from lptensor.arithmetic import contains
 from lptensor.codebooks import DYNAMIC8, FP4_RADIX4, NF4, UDYNAMIC8, Codebook, LogNumber, TableFormat
 from lptensor.formats import CARRIER_MAX, FixedPoint
@@ -319,6 +319,9 @@ def test_contains() -> None:
     assert not NF4.contains(Codebook([0.5])) and DYNAMIC8.contains(Codebook([0.0, 1.0]))
     assert contains(E8M0, Codebook([1.0, 2.0])) and not contains(E8M0, Codebook([0.0, 1.0, 2.0]))
     assert TABLES["posit8"].contains(Posit(8)) and Posit(8).contains(TABLES["posit8"])
+    for format in (NF4, Posit(8)):
+        with pytest.raises(TypeError, match="single numbers, got MX.*ask its element"):
+            format.contains(MXFP4)
 
 
 def test_any_layout_and_gradient() -> None:
