@@ -14,7 +14,7 @@ from torch import Tensor
 from lptensor import observe
 from lptensor.base import set_int
 from lptensor.formats import FixedPoint
-from lptensor.rounded_copy import rounded_copy
+from lptensor.ops import round_fresh
 from lptensor.rounding import as_rounding
 
 SIGNS = ("fixed", "random", "none")
@@ -69,7 +69,7 @@ class Hadamard:
         # Halves rounded to integers: 0 and 1 are equally probable, and the key is drawn as for any rounding.
         halves = torch.full((self.block,), 0.5, dtype=like.dtype, device=like.device)
         with observe.unseen() if observe.anyone else nullcontext():
-            return rounded_copy(halves, FixedPoint(4, 0), as_rounding("stochastic")) * 2 - 1
+            return round_fresh(halves, FixedPoint(4, 0), as_rounding("stochastic")) * 2 - 1
 
     def apply(self, x: Tensor, signs: Tensor | None) -> Tensor:
         """A tensor (..., contraction) transformed; its last axis grows to a multiple of ``block``."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from lptensor.base import Format, check_signed, no_format
 from lptensor.blocks import BlockFormat
 from lptensor.hadamard import Hadamard
-from lptensor.rounded_copy import rounded_copy
+from lptensor.ops import round_fresh
 from lptensor.rounding import Mode, Rounding, as_rounding, show_rounding
 from lptensor.scaling import PER_TENSOR, Tile
 
@@ -79,7 +79,7 @@ class Operand:
 
         NaN, infinities, -0 and overflow are the format's affair.
         """
-        return rounded_copy(x, self._lowered, self.rounding)
+        return round_fresh(x, self._lowered, self.rounding)
 
 
 Given = Operand | Format | None

@@ -251,11 +251,16 @@ def _new_like(x: Tensor) -> Tensor:
 
 
 def round_into(x: Tensor, y: Tensor, format: Format, rounding: Rounding, generator: Any = None) -> Tensor:
-    """``x`` rounded into ``y``, which has its shape and dtype and may be ``x`` itself."""
+    """``x`` rounded into ``y``, which has its shape and dtype and may be ``x`` itself.
+
+    A meta tensor, which has no values, draws no words either.
+    """
+    if x.numel() == 0 or x.is_meta:
+        return y
     if _compat.is_zero_tensor(x):
         x = x.clone()
     observers = observe.observers() if observe.anyone else []
-    if not observers or x.numel() == 0:
+    if not observers:
         return _round_into(x, y, format, rounding, generator)
     if len(observers) == 1 and observers[0].round(x, y, format, rounding, generator):
         return y
@@ -266,17 +271,14 @@ def round_into(x: Tensor, y: Tensor, format: Format, rounding: Rounding, generat
 
 
 def round_in_place(x: Tensor, format: Format, rounding: Rounding) -> None:
-    """``round_into(x, x, ...)``, by a short way where nothing is special: every op of an LPTensor comes by here.
-
-    A meta tensor, which has no values, stays as it is.
-    """
+    """``round_into(x, x, ...)``, by a short way where nothing is special: every op of an LPTensor comes by here."""
     grid = format.lowered
     special = observe.anyone or rounding.stochastic or type(grid) is not Grid or x.is_neg() or not x.is_contiguous()
     if not special and x.is_cpu and _native.library() is not None:
         _native.round_grid(x, x, grid, rounding, None)
     elif not special and x.is_cuda and x.numel() and _cuda.library() is not None:
         _cuda.round_grid(x, x, grid, rounding, None)
-    elif not x.is_meta:
+    else:
         round_into(x, x, format, rounding)
 
 
@@ -295,8 +297,6 @@ def round_all_in_place(xs: Sequence[Tensor], format: Format, rounding: Rounding)
 
 
 def _round_into(x: Tensor, y: Tensor, format: Format, rounding: Rounding, generator: Any) -> Tensor:
-    if x.numel() == 0:
-        return y
     key = call_key(x, generator) if rounding.stochastic else None
     lowered = format.lowered
     kernels = _kernels(x.device)

@@ -259,7 +259,7 @@ def enter(x: Tensor, arithmetic: Arithmetic, gradient: bool = False) -> LPTensor
         x = x.clone()
     if x.dtype not in (torch.float32, torch.float64):  # the kernels take no narrow ones, of which fp32 holds all values
         x = x.float()
-    if format is None or x.device.type == "meta":
+    if format is None:
         rounded = x.clone()
     else:
         rounded = round_fresh(x, format, rounding)

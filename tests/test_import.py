@@ -32,7 +32,7 @@ LAYERS = (
     ("ops",),
     ("gemm",),
     ("codes", "describe", "finfo", "neighbours", "packing", "interop"),
-    ("rounded_copy", "hadamard", "operands", "odd_sums"),
+    ("hadamard", "operands", "odd_sums"),
     ("arithmetic", "rules", "escape", "exact_ops", "limits", "unscale", "composites"),
     ("arguments", "watch"),
     ("running_product", "sums", "multiply", "unfolded", "attention", "products", "computing"),

@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 
 import lptensor
 from lptensor import _cuda, _native, lower, ops, reference
-from lptensor.blocks import MX, NVFP4, BlockFloatingPoint
+from lptensor.blocks import MX, MXFP4, NVFP4, BlockFloatingPoint
 from lptensor.codebooks import NF4
 from lptensor.formats import BF16, E4M3, E5M2, FP32, FixedPoint, Format
 from lptensor.ops import backend, round as lp_round
@@ -161,6 +161,16 @@ def test_an_out_that_does_not_fit_is_refused(out: torch.Tensor, named: str) -> N
 def test_an_out_that_is_no_tensor_is_refused() -> None:
     with pytest.raises(TypeError, match="out must be a tensor, got list"):
         lp_round(numbers(3), E4M3, out=[0.0] * 3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+@pytest.mark.parametrize("format", [E4M3, MXFP4, NVFP4, NF4, Posit(8)], ids=str)
+def test_tensors_without_values_are_rounded_to_one_of_their_kind(format: Format, rounding: str) -> None:
+    x = torch.empty(64, 3, device="meta").T
+    before = torch.get_rng_state()
+    y = lp_round(x, format, rounding)
+    assert y.is_meta and (y.shape, y.stride(), y.dtype) == (x.shape, x.stride(), x.dtype)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int8, torch.bool, torch.float16, torch.bfloat16, torch.complex64])
