@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lptensor.full_fp32 import in_full_fp32
+from lptensor.overloads import overloads
 
 
 def _sqrt(x: Tensor) -> Tensor:
@@ -22,32 +23,7 @@ def _sqrt(x: Tensor) -> Tensor:
     return x.sqrt()
 
 
-def _sqrt_(x: Tensor) -> Tensor:
-    return x.copy_(_sqrt(x))
-
-
-def _sqrt_out(x: Tensor, *, out: Tensor) -> Tensor:
-    if out.shape != x.shape:
-        out.resize_(x.shape)
-    return out.copy_(_sqrt(x))
-
-
-def _foreach_sqrt(xs: list[Tensor]) -> list[Tensor]:
-    return [_sqrt(x) for x in xs]
-
-
-def _foreach_sqrt_(xs: list[Tensor]) -> None:
-    for x in xs:
-        _sqrt_(x)
-
-
-_CORRECT: dict[Any, Callable[..., Any]] = {
-    torch.ops.aten.sqrt.default: _sqrt,
-    torch.ops.aten.sqrt_.default: _sqrt_,
-    torch.ops.aten.sqrt.out: _sqrt_out,
-    torch.ops.aten._foreach_sqrt.default: _foreach_sqrt,
-    torch.ops.aten._foreach_sqrt_.default: _foreach_sqrt_,
-}
+_CORRECT: dict[Any, Callable[..., Any]] = overloads("sqrt", _sqrt)
 
 
 def correct(func: Any) -> Callable[..., Any]:

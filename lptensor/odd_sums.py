@@ -8,7 +8,7 @@ hold. Rounded to odd in 53 bits, they round rightly to 51 bits or fewer (Boldo a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from lptensor import _compat, _native
 from lptensor.accumulate import odd_sum, two_product
 from lptensor.ops import is_dense
+from lptensor.overloads import overloads
 
 aten = torch.ops.aten
 
@@ -90,31 +91,6 @@ def _div(x: Any, y: Any) -> Tensor:
     return odd_sum(q, torch.where(left.isfinite(), left, -0.0))
 
 
-def _in_place(f: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    return lambda x, *args, **kwargs: x.copy_(f(x, *args, **kwargs))
-
-
-def _into(f: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def run(*args: Any, out: Tensor, **kwargs: Any) -> Tensor:
-        result = f(*args, **kwargs)
-        return (out if out.shape == result.shape else out.resize_(result.shape)).copy_(result)
-
-    return run
-
-
-def _of_lists(f: Callable[..., Any], in_place: bool) -> Callable[..., Any]:
-    """``f`` of each tensor of a list, with its item of further lists."""
-
-    def run(xs: Sequence[Tensor], *args: Any, **kwargs: Any) -> list[Tensor] | None:
-        def of(i: int, value: Any) -> Any:
-            return value[i] if isinstance(value, (list, tuple)) else value
-
-        made = [f(x, *(of(i, a) for a in args), **{k: of(i, a) for k, a in kwargs.items()}) for i, x in enumerate(xs)]
-        return None if in_place else made
-
-    return run
-
-
 def _unless_complex(f: Callable[..., Tensor], op: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """``f`` of real operands, and the op itself of others."""
 
@@ -127,17 +103,7 @@ def _unless_complex(f: Callable[..., Tensor], op: Callable[..., Tensor]) -> Call
 
 
 def _everywhere(name: str, real: Callable[..., Tensor]) -> dict[Any, Callable[..., Any]]:
-    """An op, in place, with ``out=`` and of lists: its overloads, and what computes each."""
-    found: dict[Any, Callable[..., Any]] = {}
-    f = _unless_complex(real, getattr(aten, name))
-    for spelled, run in ((name, f), (f"{name}_", _in_place(f))):
-        for packet, make in ((spelled, run), (f"_foreach_{spelled}", _of_lists(run, run is not f))):
-            op = getattr(aten, packet, None)
-            for overload in set(op.overloads() if op else ()) & {"default", "Tensor", "Scalar", "List", "ScalarList"}:
-                found[getattr(op, overload)] = make
-    if "out" in getattr(aten, name).overloads():
-        found[getattr(aten, name).out] = _into(f)
-    return found
+    return overloads(name, _unless_complex(real, getattr(aten, name)))
 
 
 _SUMS = _everywhere("add", _add) | _everywhere("sub", _sub) | _everywhere("rsub", _rsub)
