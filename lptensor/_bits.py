@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-INTEGER = {torch.float32: torch.int32, torch.float64: torch.int64}
+from lptensor.carriers import CARRIERS
 
 
 def bits(x: Tensor) -> Tensor:
     """The bits of float32 or float64 values, as int64."""
-    return x.resolve_neg().view(INTEGER[x.dtype]).long()
+    return x.resolve_neg().view(CARRIERS[x.dtype].integer).long()
 
 
 def exact(x: Tensor) -> Tensor:
@@ -47,14 +47,14 @@ def lowered(r: Tensor, lift: Tensor) -> Tensor:
 
 def exponent_of_bits(u: Tensor, dtype: torch.dtype) -> Tensor:
     """floor(log2) of the finite positive values with these bits."""
-    mantissa, bias = (23, 127) if dtype == torch.float32 else (52, 1023)
+    mantissa, bias = CARRIERS[dtype].mantissa, CARRIERS[dtype].bias
     field = u >> mantissa
     return torch.where(field > 0, field - bias, exponent(u.double()) - bias - mantissa + 1)
 
 
 def significand_of_bits(u: Tensor, dtype: torch.dtype) -> Tensor:
     """x / 2**floor(log2 x) of the finite positive values x with these bits, as float64."""
-    mantissa = 23 if dtype == torch.float32 else 52
+    mantissa = CARRIERS[dtype].mantissa
     normal = torch.where(u >> mantissa > 0, u << (52 - mantissa), u.double().view(torch.int64))
     return (normal & 0x000FFFFFFFFFFFFF | 1023 << 52).view(torch.float64)
 

@@ -15,7 +15,9 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from lptensor._bits import exponent
 from lptensor.blocks import Blocks, ScaledBlocks
+from lptensor.carriers import CARRIERS
 from lptensor.formats import Grid
 from lptensor.posits import PositBits
 from lptensor.rounding import Mode, Rounding
@@ -271,7 +273,7 @@ def table_struct(table: Table, mode: Mode, dtype: torch.dtype) -> tuple[_Table, 
     Each binade of keys is cut into equal buckets, about as narrow as the steps in it are close, but
     no more than a few per step; inside a bucket a kernel searches ``depth`` times.
     """
-    mantissa, exponents, integer = (23, 2**8, torch.int32) if dtype == torch.float32 else (52, 2**11, torch.int64)
+    mantissa, integer, exponents = CARRIERS[dtype].mantissa, CARRIERS[dtype].integer, 2 * CARRIERS[dtype].bias + 2
     at, step = keys(table, dtype), steps(table, mode, dtype)
 
     binade = (step >> mantissa) + exponents
@@ -279,7 +281,9 @@ def table_struct(table: Table, mode: Mode, dtype: torch.dtype) -> tuple[_Table, 
     closest = torch.full_like(count, 2**mantissa)
     gap = torch.where(binade[1:] == binade[:-1], step.diff(), 2**mantissa)
     closest.scatter_reduce_(0, binade[1:], gap, "amin")
-    shift = torch.maximum(_log2(closest), mantissa - 2 - _log2(count.clamp(min=1))).clamp(max=mantissa)
+    shift = torch.maximum(exponent(closest.double()), mantissa - 2 - exponent(count.clamp(min=1).double())).clamp(
+        max=mantissa
+    )
 
     buckets = 2 ** (mantissa - shift)
     base = buckets.cumsum(0) - buckets
@@ -351,11 +355,6 @@ def round_matrices(
         rule_reference(rounding, key),
         torch.get_num_threads(),
     )
-
-
-def _log2(n: Tensor) -> Tensor:
-    """floor(log2) of positive integers below 2**53."""
-    return (n.double().view(torch.int64) >> 52) - 1023
 
 
 @functools.lru_cache(maxsize=4096)

@@ -8,13 +8,13 @@ a graph holds only the steps that its format needs.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from lptensor.carriers import CARRIERS, Carrier
 from lptensor.formats import Format, Grid, Overflow, Subnormals
 from lptensor.rounding import Mode, Rounding
 
@@ -38,27 +38,6 @@ class Algebra(Protocol):
         """The bits of the sum of the floats that have the bits a and b."""
 
     def minus(self, a: Any, b: Any) -> Any: ...
-
-
-class Carrier(NamedTuple):
-    """How a float dtype lies in its bits."""
-
-    dtype: torch.dtype
-    integer: torch.dtype
-    width: int
-    mantissa: int
-    bias: int
-    pack: str
-
-    def bits(self, value: float) -> int:
-        """The bits of the magnitude of a value that the carrier has."""
-        return int.from_bytes(struct.pack(self.pack, abs(value)), "little")
-
-
-CARRIERS = {
-    torch.float32: Carrier(torch.float32, torch.int32, 32, 23, 127, "<f"),
-    torch.float64: Carrier(torch.float64, torch.int64, 64, 52, 1023, "<d"),
-}
 
 
 def fusible(format: Format, rounding: Rounding) -> bool:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from lptensor import _compat
-from lptensor.fused import CARRIERS, Carrier, fusible, rounded
+from lptensor.carriers import CARRIERS, Carrier
+from lptensor.fused import fusible, rounded
 from lptensor.text import read
 
 

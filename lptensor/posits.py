@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lptensor._bits import exponent
 from lptensor.formats import Format, set_int
 
 
@@ -133,8 +134,7 @@ class Posit(Format):
         body = signed.abs()
         ones = body >> (n - 2) & 1 == 1
         rest = torch.where(ones, 2 ** (n - 1) - 1 - body, body)  # the run is now leading zeros
-        top = (rest.double().view(torch.int64) >> 52) - 1023
-        run = torch.where(rest == 0, n - 1, n - 2 - top)
+        run = torch.where(rest == 0, n - 1, n - 2 - exponent(rest.double()))
         regime = torch.where(ones, run - 1, -run)
         room = (n - 2 - run).clamp(min=0)
         low = (body & (1 << room) - 1) << (es + 52 - room)

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from lptensor._bits import (
-    INTEGER,
     bits,
     carried,
     exact,
@@ -26,6 +25,7 @@ from lptensor._bits import (
     times_power,
 )
 from lptensor.blocks import Blocks, ScaledBlocks
+from lptensor.carriers import CARRIERS
 from lptensor.formats import FP32, Grid, Overflow, Subnormals
 from lptensor.posits import PositBits
 from lptensor.rounding import Beyond, Mode, Rounding
@@ -100,12 +100,12 @@ def _block_numbers(x: Tensor, block: Sequence[int]) -> Tensor:
 def _largest(x: Tensor, number: Tensor, finite: bool) -> tuple[Tensor, Tensor]:
     """The largest magnitude of each block, in the dtype of x, and whether the block is lost to NaN or infinity."""
     infinite = bits(x.new_tensor(torch.inf))
-    magnitude = bits(x).reshape(-1) & torch.iinfo(INTEGER[x.dtype]).max
+    magnitude = bits(x).reshape(-1) & torch.iinfo(CARRIERS[x.dtype].integer).max
     magnitude = torch.where(magnitude == infinite, 0, magnitude) if finite else magnitude
     count = int(number.max()) + 1 if x.numel() else 0
     largest = magnitude.new_zeros(count).scatter_reduce(0, number.reshape(-1), magnitude, "amax")
     lost = largest >= infinite
-    return torch.where(lost, 0, largest).to(INTEGER[x.dtype]).view(x.dtype), lost
+    return torch.where(lost, 0, largest).to(CARRIERS[x.dtype].integer).view(x.dtype), lost
 
 
 def _shifts(largest: Tensor, lost: Tensor, blocks: Blocks) -> Tensor:
@@ -156,9 +156,8 @@ def round_table(x: Tensor, table: Table, rounding: Rounding, key: Key | None = N
     >>> round_table(torch.tensor([0.4, 0.7]), Table((-1.0, 0.0, 1.0)), Rounding())
     tensor([0., 1.])
     """
-    bits = x.contiguous().view(torch.int32 if x.dtype == torch.float32 else torch.int64).long()
-    magnitude = bits & (2**31 - 1 if x.dtype == torch.float32 else 2**63 - 1)
-    order = torch.where(bits < 0, -magnitude, magnitude)
+    magnitude = bits(x) & torch.iinfo(CARRIERS[x.dtype].integer).max
+    order = torch.where(torch.signbit(x), -magnitude, magnitude)
     code = torch.searchsorted(steps(table, rounding.mode, x.dtype).to(x.device), order, right=True)
     values = torch.tensor(table.values, dtype=torch.float64, device=x.device)
     if rounding.stochastic:

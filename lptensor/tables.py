@@ -16,10 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lptensor.carriers import CARRIERS
 from lptensor.rounding import Mode
-
-# Stored mantissa bits and smallest normal exponent: IEEE 754-2019 table 3.5.
-_CARRIERS = {torch.float32: (23, -126), torch.float64: (52, -1022)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +116,7 @@ def _key(square: int, negative: bool, dtype: torch.dtype) -> tuple[int, bool]:
     """
     if square == 0:
         return 0, True
-    mantissa, emin = _CARRIERS[dtype]
+    mantissa, emin = CARRIERS[dtype].mantissa, CARRIERS[dtype].emin
     exponent = (square.bit_length() - 1) // 2 - 150
     unit = max(exponent, emin) - mantissa  # the spacing of the floats there is 2**unit
     shift = 2 * (unit + 150)

@@ -19,7 +19,7 @@ PACKAGE = Path(__file__).parents[1] / "lptensor"
 
 # Lowest first. A module imports from its own line and those before it; a name covers its submodules.
 LAYERS = (
-    ("_compat", "extra", "overloads", "process_wide", "full_fp32", "thread_contexts"),
+    ("_compat", "carriers", "extra", "overloads", "process_wide", "full_fp32", "thread_contexts"),
     ("observe", "text", "direction"),
     ("rounding", "_bits"),
     ("grid", "layout", "base"),

@@ -12,12 +12,13 @@ import pytest
 import torch
 from hypothesis import example, given, settings, strategies as st
 
+from lptensor.carriers import CARRIERS
 from lptensor.formats import BF16, E4M3, E5M2, FP16, FP32, INT8, FixedPoint, FloatingPoint
 from lptensor.ops import round as round_to
 from lptensor.rounding import Rounding
 from lptensor.study import exactness
 from lptensor.study.exactness import _search
-from lptensor.study.rationals import CARRIERS, apply, both_ways, to_carrier, to_odd
+from lptensor.study.rationals import apply, both_ways, to_carrier, to_odd
 
 FIVE = ["add", "sub", "mul", "div", "sqrt"]
 WITH_ROUNDED = [*FIVE, "fma"]

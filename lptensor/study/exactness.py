@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from lptensor.base import check_int, no_scalar
+from lptensor.carriers import CARRIERS, Carrier
 from lptensor.formats import ScalarFormat, Subnormals
 from lptensor.ops import round as round_to
 from lptensor.rounding import Mode, Rounding, as_rounding
 from lptensor.study import rationals
-from lptensor.study.rationals import OPS, Carrier
+from lptensor.study.rationals import OPS
 
 _EXHAUSTIVE_BITS = 8
 _BATCH = 2**17
@@ -93,11 +94,11 @@ def exactness(
     rule = as_rounding(rounding)
     if rule.stochastic:
         raise ValueError(f"{rule!r} has no correct result, only a correct distribution; see rounding_bias()")
-    if compute not in rationals.CARRIERS:
+    if compute not in CARRIERS:
         raise ValueError(f"compute must be torch.float32 or torch.float64, got {compute}")
     trials = check_int("trials", trials, 0, 2**31 - 1)
     seed = check_int("seed", seed, -(2**63), 2**64 - 1)
-    carrier = rationals.CARRIERS[compute]
+    carrier = CARRIERS[compute]
     if format.grid.precision > carrier.precision or math.isinf(format.max):
         raise ValueError(f"{format!r} has values that {compute} does not hold, or no largest one")
     if format.bits <= _EXHAUSTIVE_BITS:

@@ -5,30 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from fractions import Fraction
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from lptensor.carriers import Carrier
 from lptensor.formats import ScalarFormat
 from lptensor.ops import round as round_to
 
-
-class Carrier(NamedTuple):
-    """The binary format that computes: significant bits, exponents of the smallest normal, value and largest."""
-
-    dtype: torch.dtype
-    precision: int
-    emin: int
-    lowest: int
-    emax: int
-
-
-# IEEE 754-2019, table 3.5
-CARRIERS = {
-    torch.float32: Carrier(torch.float32, 24, -126, -149, 127),
-    torch.float64: Carrier(torch.float64, 53, -1022, -1074, 1023),
-}
 OPS = {"add": 2, "sub": 2, "mul": 2, "div": 2, "sqrt": 1, "fma": 3}  # and how many operands they have
 
 _ROOT_BITS = 300  # of a square root; more than any boundary between two roundings has
@@ -84,6 +68,7 @@ def to_odd(x: Fraction) -> float:
 def to_carrier(x: Fraction, carrier: Carrier) -> float:
     """``x`` rounded to nearest in the carrier, as the processor rounds.
 
+    >>> from lptensor.carriers import CARRIERS
     >>> to_carrier(Fraction(1, 3), CARRIERS[torch.float32]) == torch.tensor(1 / 3).item()
     True
     """
