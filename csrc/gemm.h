@@ -12,7 +12,8 @@
 #include "philox.h"
 #include <math.h>
 
-// lptensor/_native_gemm.py: _ORDERS
+// lptensor/accumulator.py: ORDERS. No switch over them has a default, so that compilers warn of one
+// without a case.
 enum lpt_order {
     LPT_SEQUENTIAL = 0,
     LPT_PAIRWISE = 1,

@@ -181,13 +181,14 @@ template <class T, int LEVELS> struct lpt_element {
     }
     template <int D>
     LPT_LONG double total(int64_t first, int64_t last, double start, bool started) {
-        switch (levels.at[D].order) {
+        switch ((lpt_order)levels.at[D].order) {
         case LPT_PAIRWISE: return pairwise<D>(first, last, start, started);
         case LPT_EXACT: return exactly<D>(first, last, start, started);
         case LPT_KAHAN: return kahan<D>(first, last, start);
         case LPT_ALIGNED: return aligned<D>(first, last, start);
-        default: return sequential<D>(first, last, start);
+        case LPT_SEQUENTIAL: break;
         }
+        return sequential<D>(first, last, start);
     }
 
     LPT_METHOD double run(int64_t k, const T *c) {

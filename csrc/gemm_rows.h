@@ -136,13 +136,14 @@ template <class T, int W> struct row_sums {
         return r;
     }
     LPT_SHARED L total(const level &at, int64_t first, int64_t last, const L *start) {
-        switch (at.acc->order) {
+        switch ((lpt_order)at.acc->order) {
         case LPT_PAIRWISE: return pairwise(at, first, last, start);
         case LPT_EXACT: return exactly(at, first, last, start);
         case LPT_KAHAN: return kahan(at, first, last, start ? *start : zeros());
         case LPT_ALIGNED: return aligned(at, first, last, start ? *start : zeros());
-        default: return sequential(at, first, last, start ? *start : zeros());
+        case LPT_SEQUENTIAL: break;
         }
+        return sequential(at, first, last, start ? *start : zeros());
     }
     L sequential(const level &at, int64_t first, int64_t last, L s) {
         for (int64_t k = first; k < last; k += at.acc->chunk) {

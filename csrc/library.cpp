@@ -124,23 +124,25 @@ void split_tiles(const T *x, T *y, const lpt_matrices &m, const lpt_tiles<T> &ti
     }
 }
 
-// What a scalar format is lowered to, by number.
-enum { OF_GRID, OF_TABLE, OF_POSIT };
+// What a scalar format is lowered to; lptensor/_native.py: OF_ELEMENTS.
+enum lpt_of_elements { LPT_ROUND_GRID = 0, LPT_ROUND_TABLE = 1, LPT_ROUND_POSIT = 2 };
 
 template <class T>
 void round_matrices(const T *x, T *y, const lpt_matrices &m, int32_t kind, const void *format,
                     const lpt_rule &rule, int threads) {
     const lpt_loops<T> &f = loops(T());
     const lpt_codebook_loops<T> &of_codebooks = codebooks(T());
-    const lpt_tiles<T> tiles(m, kind == OF_TABLE ? 4 * LPT_GROUP
-                                                 : LPT_GROUP);  // its search has to be set up
+    const lpt_tiles<T> tiles(
+        m, kind == LPT_ROUND_TABLE ? 4 * LPT_GROUP : LPT_GROUP);  // its search has to be set up
     split_tiles(x, y, m, tiles, threads, [&](T *tile, int64_t first, int64_t last) {
-        if (kind == OF_GRID)
-            f.grid(tile, tile, first, last, *(const lpt_grid *)format, rule, false);
-        else if (kind == OF_TABLE)
-            of_codebooks.table(tile, tile, first, last, *(const lpt_table<T> *)format, rule);
-        else
-            of_codebooks.posit(tile, tile, first, last, *(const lpt_posit *)format, rule);
+        switch ((lpt_of_elements)kind) {
+        case LPT_ROUND_GRID:
+            return f.grid(tile, tile, first, last, *(const lpt_grid *)format, rule, false);
+        case LPT_ROUND_TABLE:
+            return of_codebooks.table(tile, tile, first, last, *(const lpt_table<T> *)format, rule);
+        case LPT_ROUND_POSIT:
+            return of_codebooks.posit(tile, tile, first, last, *(const lpt_posit *)format, rule);
+        }
     });
 }
 

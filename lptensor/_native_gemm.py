@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from lptensor import _native
-from lptensor.accumulator import Accumulator
+from lptensor.accumulator import ORDERS, Accumulator
 from lptensor.grid import Overflow
 
-_ORDERS = {"sequential": 0, "pairwise": 1, "kahan": 2, "exact": 3, "aligned": 4}  # enum lpt_order in csrc/gemm.h
 _STRIDES = ctypes.c_int64 * 3
 
 
@@ -65,7 +64,7 @@ def accumulator_struct(acc: Accumulator) -> _Accumulator:
         mode=acc.rounding.mode,
         bits=acc.rounding.bits,
         beyond=acc.rounding.beyond,
-        order=_ORDERS[acc.order],
+        order=ORDERS[acc.order],
         has_product=acc.product is not None,
         fp32=acc.compute == "fp32",
         alignment=acc.alignment or 0,

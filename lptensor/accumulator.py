@@ -13,7 +13,8 @@ from lptensor.formats import FP32, FixedPoint, FloatingPoint, Format
 from lptensor.rounding import Mode, Rounding, as_rounding
 from lptensor.text import constant
 
-ORDERS = ("sequential", "pairwise", "kahan", "exact", "aligned")
+# The numbers are those of enum lpt_order in csrc/gemm.h.
+ORDERS = {"sequential": 0, "pairwise": 1, "kahan": 2, "exact": 3, "aligned": 4}
 _COMPUTE = ("exact", "fp32")
 EXACT_PRECISION = 51  # of a sum rounded to odd in 53 bits, two more than are kept (Boldo and Melquiond 2008)
 

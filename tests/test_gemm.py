@@ -446,11 +446,10 @@ def test_a_register_that_wraps_takes_any_number(build: str, mode: str) -> None:
         assert same(product(build, *given), accumulate.gemm(*given, KEY))
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_an_order_that_nothing_adds_in_is_refused(implementation: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(accumulator, "ORDERS", (*accumulator.ORDERS, "backwards"))
-    with pytest.raises((KeyError, NotImplementedError), match="backwards"):
-        product(implementation, torch.ones(1, 2, 3), torch.ones(1, 3, 2), Accumulator(FP16, order="backwards"))
+def test_an_order_that_nothing_adds_in_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accumulator, "ORDERS", accumulator.ORDERS | {"backwards": len(accumulator.ORDERS)})
+    with pytest.raises(NotImplementedError, match="backwards"):  # of the kernels test_kernels.py sees to it
+        product("reference", torch.ones(1, 2, 3), torch.ones(1, 3, 2), Accumulator(FP16, order="backwards"))
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

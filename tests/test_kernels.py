@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from lptensor import _native
+from lptensor.accumulator import ORDERS
 from lptensor.blocks import MXFP8_E4M3, NVFP4
 from lptensor.codebooks import NF4
 from lptensor.formats import (
@@ -21,10 +26,11 @@ from lptensor.formats import (
     FloatingPoint,
     Format,
 )
+from lptensor.grid import Overflow, Subnormals
 from lptensor.names import named_formats
 from lptensor.ops import round_into
 from lptensor.posits import Posit
-from lptensor.rounding import Rounding
+from lptensor.rounding import Beyond, Mode, Rounding
 from oracles import exact
 from oracles.exact import MODES
 from oracles.table import table_of
@@ -134,3 +140,29 @@ def test_no_kernel_reads_a_tensor_of_another_dtype(format: Format, dtype: torch.
     x = torch.ones(64, dtype=dtype)
     with pytest.raises(TypeError, match=str(dtype)):
         round_into(x, torch.zeros_like(x), format, Rounding())
+
+
+# What Python hands over as numbers: by the enum's name, its header and the numbers of the rows.
+NUMBERED: dict[str, tuple[str, dict[str, int]]] = {
+    "lpt_mode": ("grid.h", Mode.__members__),
+    "lpt_beyond": ("grid.h", {f"beyond_{name}": number for name, number in Beyond.__members__.items()}),
+    "lpt_overflow": ("grid.h", Overflow.__members__),
+    "lpt_subnormals": ("grid.h", Subnormals.__members__),
+    "lpt_order": ("gemm.h", ORDERS),
+    "lpt_of_elements": ("library.cpp", {name: number for number, name in enumerate(_native.OF_ELEMENTS)}),
+}
+
+
+@pytest.mark.parametrize("enum", NUMBERED)
+def test_the_numbers_of_the_kernels_are_those_of_the_rows(enum: str) -> None:
+    file, rows = NUMBERED[enum]
+    text = (Path(__file__).parents[1] / "csrc" / file).read_text()
+    numbers = re.findall(r"LPT_(\w+) = (\d+)", text.split(f"enum {enum} {{")[1].split("}")[0])
+    assert {name.lower(): int(number) for name, number in numbers} == {n.lower(): int(v) for n, v in rows.items()}
+
+
+@pytest.mark.parametrize("file", ["gemm_rows.h", "gemm_element.h"])
+def test_the_kernels_have_a_case_for_each_order(file: str) -> None:
+    text = (Path(__file__).parents[1] / "csrc" / file).read_text()
+    (cases,) = re.findall(r"switch \(\(lpt_order\).*?\n        }", text, re.DOTALL)
+    assert {name.lower() for name in re.findall(r"case LPT_(\w+):", cases)} == set(ORDERS) and "default" not in cases
