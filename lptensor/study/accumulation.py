@@ -19,7 +19,7 @@ from lptensor.formats import Format, ScalarFormat
 from lptensor.gemm import cumsum, reduce
 from lptensor.ops import round as round_to
 from lptensor.rounding import Mode, Rounding, as_rounding
-from lptensor.study.palette import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION
+from lptensor.study.palette import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION, framed
 from lptensor.study.places import numbers_of
 from lptensor.study.progress import track
 from lptensor.study.rows import Rows, drawable
@@ -222,7 +222,4 @@ def plot_accumulation(rows: Iterable[dict[str, Any]], ax: Any = None, label: str
     ax.set_yscale("log", base=2, nonpositive="mask")  # an error of zero has no place
     ax.set_xlabel("terms")
     ax.set_ylabel("backward error (u)")
-    ax.legend(frameon=False, fontsize=8)
-    ax.grid(True, alpha=0.3)
-    ax.spines[["top", "right"]].set_visible(False)
-    return ax
+    return framed(ax, grid="both")

@@ -17,7 +17,7 @@ from lptensor.extra import need
 from lptensor.formats import BF16, E4M3, E5M2, FP16
 from lptensor.gemm import cumsum
 from lptensor.study.accumulation import accumulation_error
-from lptensor.study.palette import BLACK, BLUE, GREEN, PURPLE, SKY, VERMILLION
+from lptensor.study.palette import BLACK, BLUE, GREEN, PURPLE, SKY, VERMILLION, framed
 
 WAYS = {
     "to nearest": Accumulator(BF16),
@@ -58,9 +58,7 @@ def harmonic(ax: Any, count: int = 2000) -> None:
     ax.set_xscale("log")
     ax.set_xlabel("terms")
     ax.set_ylabel("sum (the dot: the first term that changes nothing)")
-    ax.legend(frameon=False, fontsize=8)
-    ax.grid(True, alpha=0.3)
-    ax.spines[["top", "right"]].set_visible(False)
+    framed(ax, grid="both")
 
 
 PICTURES: dict[str, Callable[[Any], None]] = {"accumulation_errors": errors, "harmonic_series": harmonic}

@@ -15,7 +15,7 @@ from lptensor.base import check_number
 from lptensor.convert import remembered
 from lptensor.extra import need
 from lptensor.study.losses import check_callable, number_of
-from lptensor.study.palette import BLACK, BLUE, VERMILLION
+from lptensor.study.palette import BLACK, BLUE, VERMILLION, framed
 from lptensor.study.places import Places, named_modules
 from lptensor.study.progress import counting
 from lptensor.study.rows import Rows, drawable
@@ -252,7 +252,5 @@ def plot_bisect(rows: Iterable[dict[str, Any]], ax: Any = None) -> Any:
         ax.annotate(str(row["undone"]), at, xytext=(0, 6), textcoords="offset points", fontsize=7, ha="center")
     ax.set_xlabel("run (number: how many units were undone)")
     ax.set_ylabel("loss")
-    ax.legend(frameon=False, fontsize=8)
     ax.margins(y=0.15)
-    ax.spines[["top", "right"]].set_visible(False)
-    return ax
+    return framed(ax)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from lptensor.extra import need
-from lptensor.study.palette import BLACK, BLUE, VERMILLION
+from lptensor.study.palette import BLACK, BLUE, VERMILLION, framed
 from lptensor.study.rows import drawable
 
 
@@ -47,7 +47,4 @@ def plot_errors(rows: Iterable[dict[str, Any]], ax: Any = None) -> Any:
     ax.set_yscale("symlog", linthresh=0.5)
     ax.set_ylim(bottom=-0.05)
     ax.set_ylabel("largest error (ulps)")
-    ax.legend(frameon=False, fontsize=8)
-    ax.grid(True, axis="y", alpha=0.3)
-    ax.spines[["top", "right"]].set_visible(False)
-    return ax
+    return framed(ax, grid="y")

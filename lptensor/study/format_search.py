@@ -18,7 +18,7 @@ from lptensor.formats import Format
 from lptensor.path_rules import listed
 from lptensor.study.format_table import by_name
 from lptensor.study.losses import check_callable, number_of
-from lptensor.study.palette import BLUE, ORANGE
+from lptensor.study.palette import BLUE, ORANGE, framed
 from lptensor.study.places import named_modules, named_parameters
 from lptensor.study.progress import track
 from lptensor.study.rows import Rows, drawable
@@ -267,7 +267,4 @@ def plot_front(rows: Iterable[dict[str, Any]], ax: Any = None) -> Any:
     ax.plot(bits, losses, color=BLUE, marker="o", markersize=4, linewidth=1.2, drawstyle="steps-post", label="front")
     ax.set_xlabel("bits per parameter")
     ax.set_ylabel("loss")
-    ax.legend(frameon=False, fontsize=8)
-    ax.grid(True, alpha=0.3)
-    ax.spines[["top", "right"]].set_visible(False)
-    return ax
+    return framed(ax, grid="both")

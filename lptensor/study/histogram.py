@@ -15,7 +15,7 @@ from lptensor.ops import check_format, round as round_to
 from lptensor.scaling import check_one_of
 from lptensor.study.census import Census
 from lptensor.study.format_table import format_table, smallest_magnitude
-from lptensor.study.palette import BLACK, BLUE, GREEN, VERMILLION
+from lptensor.study.palette import BLACK, BLUE, GREEN, VERMILLION, framed
 from lptensor.study.places import numbers_of
 from lptensor.study.rows import Rows, drawable
 
@@ -139,7 +139,4 @@ def plot_histogram(rows: Iterable[dict[str, Any]], ax: Any = None) -> Any:
         ax.annotate(name, (edge, top * 1.02), rotation=90, fontsize=7, ha=side, va="bottom", annotation_clip=False)
     ax.set_xlabel("exponent, floor(log2 |x|)")
     ax.set_ylabel("share of values (%)")
-    if rows:
-        ax.legend(frameon=False, fontsize=8)
-    ax.spines[["top", "right"]].set_visible(False)
-    return ax
+    return framed(ax)

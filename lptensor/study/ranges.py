@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from lptensor.study.palette import BLUE, GREEN
+from lptensor.study.palette import BLUE, GREEN, framed
 from lptensor.study.rows import drawable
 
 
@@ -44,6 +44,4 @@ def plot_ranges(rows: Iterable[dict[str, Any]], ax: Any = None) -> Any:
     ax.set_yticks(range(len(rows)), labels=[row["name"] for row in rows])
     ax.invert_yaxis()
     ax.set_xlabel("log2 of positive values (thin: subnormal)")
-    ax.grid(True, axis="x", alpha=0.3)
-    ax.spines[["top", "right"]].set_visible(False)
-    return ax
+    return framed(ax, grid="x")

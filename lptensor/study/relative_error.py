@@ -16,7 +16,7 @@ from lptensor.neighbours import ulp
 from lptensor.ops import round as round_to
 from lptensor.rounding import Mode, Rounding
 from lptensor.study.format_table import format_table, smallest_magnitude
-from lptensor.study.palette import BLUE, GREEN, VERMILLION
+from lptensor.study.palette import BLUE, GREEN, VERMILLION, framed
 from lptensor.study.places import numbers_of
 from lptensor.study.rows import Rows, drawable
 
@@ -128,7 +128,4 @@ def plot_relative_error(rows: Iterable[dict[str, Any]], ax: Any = None, label: s
     ax.set_ylabel("relative error")
     if label is not None:
         ax.set_title(label, loc="left", fontsize=9)
-    ax.legend(frameon=False, fontsize=8, loc="lower left")
-    ax.grid(True, alpha=0.3)
-    ax.spines[["top", "right"]].set_visible(False)
-    return ax
+    return framed(ax, grid="both", loc="lower left")

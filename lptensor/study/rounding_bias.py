@@ -14,7 +14,7 @@ from lptensor.extra import need
 from lptensor.formats import FP16, ScalarFormat
 from lptensor.ops import round as round_to
 from lptensor.rounding import Mode, Rounding, as_rounding
-from lptensor.study.palette import BLACK, BLUE, VERMILLION
+from lptensor.study.palette import BLACK, BLUE, VERMILLION, framed
 from lptensor.study.rows import Rows, drawable
 
 _EXACT_BITS = 32  # of the fraction that stochastic rounding looks at
@@ -153,6 +153,4 @@ def plot_bias(rows: Iterable[dict[str, Any]], ax: Any = None) -> Any:
         ax.errorbar(at, seen, error, color=VERMILLION, marker="o", markersize=3, linestyle="", label="measured, 3 s.d.")
     ax.set_xlabel("position between neighbours (ulps)")
     ax.set_ylabel("chance of the upper one")
-    ax.legend(frameon=False, fontsize=8)
-    ax.spines[["top", "right"]].set_visible(False)
-    return ax
+    return framed(ax)

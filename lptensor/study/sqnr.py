@@ -14,7 +14,7 @@ from lptensor.formats import Format
 from lptensor.ops import round as round_to
 from lptensor.rounding import Mode, Rounding
 from lptensor.study.format_table import by_name, element_of
-from lptensor.study.palette import BLUE, VERMILLION
+from lptensor.study.palette import BLUE, VERMILLION, framed
 from lptensor.study.places import numbers_of
 from lptensor.study.rows import Rows, drawable
 
@@ -129,8 +129,4 @@ def plot_sqnr(rows: Iterable[dict[str, Any]], ax: Any = None) -> Any:
             ax.annotate(names, (bits, end), (6, down), place, "offset points", va=side, fontsize=7)
     ax.set_xlabel("bits per value")
     ax.set_ylabel("SQNR (dB)")
-    if ax.get_legend_handles_labels()[0]:
-        ax.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
-    ax.grid(True, alpha=0.3)
-    ax.spines[["top", "right"]].set_visible(False)
-    return ax
+    return framed(ax, grid="both", loc="lower right", bbox_to_anchor=(1, 1), ncols=2)

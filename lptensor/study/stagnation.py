@@ -21,7 +21,7 @@ from lptensor.neighbours import ulp
 from lptensor.ops import round as round_to
 from lptensor.optim import OptimLP
 from lptensor.rounding import Mode, Rounding
-from lptensor.study.palette import BLACK, BLUE, VERMILLION
+from lptensor.study.palette import BLACK, BLUE, VERMILLION, framed
 from lptensor.study.places import values_of
 from lptensor.study.rows import Rows, drawable
 from lptensor.study.updates import Updates
@@ -212,6 +212,4 @@ def plot_stagnation(rows: Iterable[dict[str, Any]], ax: Any = None) -> Any:
     ax.axvline(-1, color=BLACK, linewidth=0.8, linestyle="--")
     ax.set_xlabel("log2(|step| / ulp(weight))")
     ax.set_ylabel("share of steps (%)")
-    ax.legend(frameon=False, fontsize=8)
-    ax.spines[["top", "right"]].set_visible(False)
-    return ax
+    return framed(ax)

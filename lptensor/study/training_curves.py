@@ -8,7 +8,7 @@ from typing import Any
 
 from lptensor.base import check_bool, check_number
 from lptensor.extra import need
-from lptensor.study.palette import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION
+from lptensor.study.palette import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION, framed
 from lptensor.study.rows import axes_of
 
 _COLOURS = (BLACK, BLUE, VERMILLION, GREEN, PURPLE, SKY, ORANGE)
@@ -61,7 +61,4 @@ def plot_training(curves: Mapping[str, Sequence[float]], ax: Any = None, log: bo
     if log:
         ax.set_yscale("log")
     ax.set_xlabel("step")
-    ax.legend(frameon=False, fontsize=8)
-    ax.grid(True, alpha=0.3)
-    ax.spines[["top", "right"]].set_visible(False)
-    return ax
+    return framed(ax, grid="both")
