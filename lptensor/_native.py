@@ -15,13 +15,11 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from lptensor._bits import exponent
 from lptensor.blocks import Blocks, ScaledBlocks
-from lptensor.carriers import CARRIERS
 from lptensor.formats import Grid
 from lptensor.posits import PositBits
 from lptensor.rounding import Mode, Rounding
-from lptensor.tables import Table, keys, steps
+from lptensor.tables import Table, buckets
 
 ABI_VERSION = 11
 MAX_DIMS = 16  # csrc/block.h
@@ -268,43 +266,9 @@ def round_table(x: Tensor, y: Tensor, table: Table, rounding: Rounding, key: tup
 
 @functools.lru_cache(maxsize=256)
 def table_struct(table: Table, mode: Mode, dtype: torch.dtype) -> tuple[_Table, Any]:
-    """The C struct of a table, and the tensors that it points into.
-
-    Each binade of keys is cut into equal buckets, about as narrow as the steps in it are close, but
-    no more than a few per step; inside a bucket a kernel searches ``depth`` times.
-    """
-    mantissa, integer, exponents = CARRIERS[dtype].mantissa, CARRIERS[dtype].integer, 2 * CARRIERS[dtype].bias + 2
-    at, step = keys(table, dtype), steps(table, mode, dtype)
-
-    binade = (step >> mantissa) + exponents
-    count = torch.bincount(binade, minlength=2 * exponents)
-    closest = torch.full_like(count, 2**mantissa)
-    gap = torch.where(binade[1:] == binade[:-1], step.diff(), 2**mantissa)
-    closest.scatter_reduce_(0, binade[1:], gap, "amin")
-    shift = torch.maximum(exponent(closest.double()), mantissa - 2 - exponent(count.clamp(min=1).double())).clamp(
-        max=mantissa
-    )
-
-    buckets = 2 ** (mantissa - shift)
-    base = buckets.cumsum(0) - buckets
-    owner = torch.arange(2 * exponents, device="cpu").repeat_interleave(buckets)
-    start = ((owner - exponents) << mantissa) + ((torch.arange(len(owner), device="cpu") - base[owner]) << shift[owner])
-    first = torch.searchsorted(step, start, right=True)
-    inside = torch.searchsorted(step, start + (1 << shift[owner])) - first
-    depth = int(inside.max()).bit_length()
-
-    # Behind the last step come keys that only a NaN's reaches; the values go on as far.
-    spare = 2**depth
-    values = torch.tensor(table.values, dtype=torch.float64, device="cpu")
-    bits = torch.where(at < 0, torch.iinfo(integer).min - at, at)
-    held = (
-        torch.stack((base, shift), 1).to(torch.int32),
-        first.to(torch.int32),
-        torch.cat((step, step.new_full((spare,), torch.iinfo(integer).max))).to(integer),
-        torch.cat((bits, bits[-1:].expand(spare))).to(integer),
-        torch.cat((values, values[-1:].expand(spare))),
-    )
-    return _Table(*(tensor.data_ptr() for tensor in held), depth, len(values) - 1), held
+    """The C struct of a table, and the tensors that it points into."""
+    held, depth = buckets(table, mode, dtype)
+    return _Table(*(tensor.data_ptr() for tensor in held), depth, len(table.values) - 1), held
 
 
 class _Matrices(ctypes.Structure):

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lptensor._bits import exponent
 from lptensor.carriers import CARRIERS
 from lptensor.rounding import Mode
 
@@ -86,6 +87,45 @@ def steps(table: Table, mode: Mode, dtype: torch.dtype) -> Tensor:
         return middle + (tie & ~upward[mode.tie])
     step = torch.where(upward[mode.toward], passed, reached)
     return torch.where((low < 0) & (high > 0), 0, step) if mode.toward in ("zero", "away") else step
+
+
+def buckets(table: Table, mode: Mode, dtype: torch.dtype) -> tuple[tuple[Tensor, ...], int]:
+    """What a kernel searches: the tensors of ``struct lpt_table`` in csrc/table.h, and how deep a search goes.
+
+    Each binade of keys is cut into equal buckets, about as narrow as the steps in it are close, but
+    no more than a few per step; inside a bucket a kernel searches ``depth`` times.
+    """
+    mantissa, integer, exponents = CARRIERS[dtype].mantissa, CARRIERS[dtype].integer, 2 * CARRIERS[dtype].bias + 2
+    at, step = keys(table, dtype), steps(table, mode, dtype)
+
+    binade = (step >> mantissa) + exponents
+    count = torch.bincount(binade, minlength=2 * exponents)
+    closest = torch.full_like(count, 2**mantissa)
+    gap = torch.where(binade[1:] == binade[:-1], step.diff(), 2**mantissa)
+    closest.scatter_reduce_(0, binade[1:], gap, "amin")
+    each = exponent(count.clamp(min=1).double())
+    shift = torch.maximum(exponent(closest.double()), mantissa - 2 - each).clamp(max=mantissa)
+
+    cuts = 2 ** (mantissa - shift)
+    base = cuts.cumsum(0) - cuts
+    owner = torch.arange(2 * exponents, device="cpu").repeat_interleave(cuts)
+    start = ((owner - exponents) << mantissa) + ((torch.arange(len(owner), device="cpu") - base[owner]) << shift[owner])
+    first = torch.searchsorted(step, start, right=True)
+    inside = torch.searchsorted(step, start + (1 << shift[owner])) - first
+    depth = int(inside.max()).bit_length()
+
+    # Behind the last step come keys that only a NaN's reaches; the values go on as far.
+    spare = 2**depth
+    values = torch.tensor(table.values, dtype=torch.float64, device="cpu")
+    bits = torch.where(at < 0, torch.iinfo(integer).min - at, at)
+    held = (
+        torch.stack((base, shift), 1).to(torch.int32),
+        first.to(torch.int32),
+        torch.cat((step, step.new_full((spare,), torch.iinfo(integer).max))).to(integer),
+        torch.cat((bits, bits[-1:].expand(spare))).to(integer),
+        torch.cat((values, values[-1:].expand(spare))),
+    )
+    return held, depth
 
 
 @functools.lru_cache(maxsize=64)
