@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import Any, TypeGuard
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,7 +14,6 @@ from lptensor.accumulate import odd_sum
 from lptensor.accumulator import EXACT_PRECISION, Accumulator
 from lptensor.base import check_bool, check_int
 from lptensor.blocks import BlockFormat
-from lptensor.extra import need
 from lptensor.finfo import finfo
 from lptensor.formats import Format, ScalarFormat
 from lptensor.gemm import cumsum, reduce
@@ -207,7 +207,6 @@ def plot_accumulation(rows: Iterable[dict[str, Any]], ax: Any = None, label: str
     [1, 2, 4]
     """
     rows, ax = drawable(rows, ax, "n", "error", "worst", "sqrt")
-    np = need("numpy")
     n = np.array([row["n"] for row in rows])
     before = sum(line.get_gid() == "error" for line in ax.lines)
     colour = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)[before % 6]

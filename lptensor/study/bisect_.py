@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lptensor import _compat, direction, observe
 from lptensor.base import check_number
 from lptensor.convert import remembered
-from lptensor.extra import need
 from lptensor.study.losses import check_callable, number_of
 from lptensor.study.palette import BLACK, BLUE, VERMILLION, framed
 from lptensor.study.places import Places, named_modules
@@ -234,7 +234,6 @@ def plot_bisect(rows: Iterable[dict[str, Any]], ax: Any = None) -> Any:
     [[0.5], [2.0]]
     """
     rows, ax = drawable(rows, ax, "undone", "loss", "recovered")
-    np = need("numpy")
     finite = [row["loss"] for row in rows if math.isfinite(row["loss"])]
     for good, look, label in (
         (True, dict(color=BLUE, marker="o", markersize=5), "recovered"),

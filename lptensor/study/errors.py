@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from lptensor.extra import need
+import numpy as np
+
 from lptensor.study.palette import BLACK, BLUE, VERMILLION, framed
 from lptensor.study.rows import drawable
 
@@ -33,7 +34,6 @@ def plot_errors(rows: Iterable[dict[str, Any]], ax: Any = None) -> Any:
     known = [row for row in rows if row["error"] is not None]
     if not known:
         raise ValueError("no op has an error in ulps: nothing ran, or in block formats only")
-    np = need("numpy")
     at = np.arange(len(known))
     total, born = (np.array([row[key] for row in known]) for key in ("error", "born"))
     ax.plot(at, total, color=BLUE, marker="o", markersize=3.5, linewidth=1.2, label="distance to float64")

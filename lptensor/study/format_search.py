@@ -7,13 +7,13 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from lptensor.base import check_number
 from lptensor.convert import convert
-from lptensor.extra import need
 from lptensor.formats import Format
 from lptensor.path_rules import listed
 from lptensor.study.format_table import by_name
@@ -258,7 +258,6 @@ def plot_front(rows: Iterable[dict[str, Any]], ax: Any = None) -> Any:
     [4]
     """
     rows, ax = drawable(rows, ax, "bits", "loss")
-    np = need("numpy")
     tried = getattr(rows, "tried", [])
     if tried:
         at = np.array([[row["bits"], row["loss"]] for row in tried])

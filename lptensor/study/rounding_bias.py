@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import torch
 
 from lptensor.base import check_bool, check_int
-from lptensor.extra import need
 from lptensor.formats import FP16, ScalarFormat
 from lptensor.ops import round as round_to
 from lptensor.rounding import Mode, Rounding, as_rounding
@@ -143,7 +143,6 @@ def plot_bias(rows: Iterable[dict[str, Any]], ax: Any = None) -> Any:
     [0.0, 0.0, 0.5, 1.0]
     """
     rows, ax = drawable(rows, ax, "position", "up")
-    np = need("numpy")
     at = np.array([row["position"] for row in rows])
     ax.plot([0, 1], [0, 1], color=BLACK, linewidth=0.8, linestyle="--", label="unbiased")
     ax.plot(at, np.array([row["up"] for row in rows]), color=BLUE, linewidth=1.2, drawstyle="steps-mid", label="chance")

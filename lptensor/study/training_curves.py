@@ -6,8 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from lptensor.base import check_bool, check_number
-from lptensor.extra import need
 from lptensor.study.palette import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION, framed
 from lptensor.study.rows import axes_of
 
@@ -45,7 +46,6 @@ def plot_training(curves: Mapping[str, Sequence[float]], ax: Any = None, log: bo
     if not any(math.isfinite(v) and (v > 0 or not log) for values in numbers.values() for v in values):
         raise ValueError(f"no curve has a {'positive ' * log}value to draw: {', '.join(map(str, curves))}")
     ax = axes_of(ax)
-    np = need("numpy")
     for i, (name, values) in enumerate(numbers.items()):
         y = np.array([v if math.isfinite(v) and (v > 0 or not log) else math.nan for v in values], dtype=float)
         look = {
