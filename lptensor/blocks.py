@@ -254,6 +254,11 @@ class _Scaled(BlockFormat):
         """The format of its scales: what the scaling says."""
         return self.scaling.scale
 
+    def tiled(self: Any, tile: Tile) -> Any:
+        """The same format with other blocks."""
+        size, axis = _size_and_axis(self, tile)
+        return replace(self, block_size=size, axis=axis)
+
 
 @dataclass(frozen=True, repr=False)
 class ScaledBlockFormat(_Scaled):
@@ -323,11 +328,6 @@ class MX(_Scaled):
         """The scales, as ``Scaled`` takes them."""
         return CurrentMaximum(_tile(self.block_size, self.axis), E8M0, self.scale_rule, infinite=self.infinite)
 
-    def tiled(self, tile: Tile) -> MX:
-        """The same format with other blocks."""
-        size, axis = _size_and_axis(self, tile)
-        return replace(self, block_size=size, axis=axis)
-
 
 @dataclass(frozen=True, repr=False)
 class TwoLevel(_Scaled):
@@ -381,11 +381,6 @@ class TwoLevel(_Scaled):
             reciprocal=self.reciprocal,
             infinite=self.infinite,
         )
-
-    def tiled(self, tile: Tile) -> TwoLevel:
-        """The same format with other blocks."""
-        size, axis = _size_and_axis(self, tile)
-        return replace(self, block_size=size, axis=axis)
 
 
 @dataclass(frozen=True, repr=False)
