@@ -80,7 +80,7 @@ LSTM = {"lstm.input": 1}
 QUESTIONS = {"isclose": 0, "isfinite": 0}
 
 
-def of_values(cls: Any, place: int, args: tuple[Any, ...]) -> Any:
+def with_values(cls: Any, place: int, args: tuple[Any, ...]) -> Any:
     """An operator's arguments, with the plain values of tensors in low precision."""
     return _compat.tree_map(lambda x: x._inner if type(x) is cls else x, args, Tensor)
 

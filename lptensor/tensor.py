@@ -14,7 +14,7 @@ from lptensor.aot import Traceable, accept_plain_gradients
 from lptensor.arithmetic import Arithmetic, as_arithmetic, promote
 from lptensor.base import Format
 from lptensor.blocks import BlockFormat
-from lptensor.composites import FORMULAS, LSTM, QUESTIONS, RECURRENT, of_values, step_by_step, with_low_state
+from lptensor.composites import FORMULAS, LSTM, QUESTIONS, RECURRENT, step_by_step, with_low_state, with_values
 from lptensor.dispatch import Runner, make_runner
 from lptensor.distributed import Sharded, broadcast_values, refuse_distributed, refuse_views_of_buckets
 from lptensor.ops import check_format, check_samples_draw, round_fresh
@@ -384,7 +384,7 @@ accept_plain_gradients(LPTensor)
 _compat.replace_for_subclasses(FORMULAS)
 _compat.prepare_for_subclasses(RECURRENT, partial(with_low_state, LPTensor))
 _compat.prepare_for_subclasses(LSTM, partial(with_low_state, LPTensor), partial(step_by_step, LPTensor))
-_compat.prepare_for_subclasses(QUESTIONS, partial(of_values, LPTensor))
+_compat.prepare_for_subclasses(QUESTIONS, partial(with_values, LPTensor))
 _compat.refuse_higher_order(LPTensor, dispatch.refuse_higher_order)
 _compat.refuse_linearize(LPTensor)
 _compat.guard_hooks()
