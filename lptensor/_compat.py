@@ -263,8 +263,7 @@ def prepare_for_subclasses(
         def prepared(keys: Any, *args: Any, run: Any = run, place: int = place, **kwargs: Any) -> Any:
             args = prepare(place, args)
             if keys is None or torch.is_inference_mode_enabled():  # where it would arrive whole
-                # Not run.decompose(): torch 2.11's formula in Python gives an LSTM's state one axis too many.
-                return run._op_dk(torch._C.DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
+                return decompose(run, args, kwargs)
             return run.redispatch(keys.remove(key), *args, **kwargs)
 
         if around is None:

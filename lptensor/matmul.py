@@ -42,11 +42,9 @@ def matmul(
     >>> matmul(a, a.T, Accumulator(BF16)).item(), (a @ a.T).item()
     (64.0, 250.0)
     """
-    for t in (a, b):
-        if not isinstance(t, Tensor):
-            raise TypeError(f"expected a tensor, got {type(t).__name__}; make one with torch.tensor(...)")
-        if t.dim() == 0:
-            raise ValueError("matmul() takes operands of one axis or more, got a scalar; multiply it instead")
+    _check_tensors(a, b)
+    if a.dim() == 0 or b.dim() == 0:
+        raise ValueError("matmul() takes operands of one axis or more, got a scalar; multiply it instead")
     row, column = a.dim() == 1, b.dim() == 1
     if a.shape[-1] != b.shape[0 if column else -2]:
         raise ValueError(f"matmul() takes [..., m, k] and [..., k, n], got {tuple(a.shape)} and {tuple(b.shape)}")

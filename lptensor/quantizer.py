@@ -53,9 +53,10 @@ def quantizer(
     >>> quantizer(FloatingPoint(8), forward_rounding="nearest")(torch.tensor([0.3, 1e9]))
     tensor([0.3125,    inf])
     """
+    check_signed(backward_number, "leave backward_number out, or name one that has")
     return Quantize(
         _format("forward_number", forward_number),
-        _gradient_format(backward_number),
+        _format("backward_number", backward_number),
         as_rounding(forward_rounding),
         as_rounding(backward_rounding),
         check_bool("clamping_grad_zero", clamping_grad_zero),
@@ -311,11 +312,6 @@ def _format(name: str, number: object) -> Format | None:
     if number is None or isinstance(number, Format):
         return number
     raise TypeError(f"{name} must be a number format such as FloatingPoint(8), or None, got {no_format(number)}")
-
-
-def _gradient_format(number: object) -> Format | None:
-    check_signed(number, "leave backward_number out, or name one that has")
-    return _format("backward_number", number)
 
 
 def _hooks(hooks: object) -> tuple[Hook, ...]:
