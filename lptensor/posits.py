@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -68,7 +69,7 @@ class Posit(Format):
         set_int(self, "nbits", 2, 32)
         set_int(self, "es", 0, 5)
 
-    @property
+    @cached_property
     def lowered(self) -> PositBits:
         """The plain numbers that a kernel gets of the format."""
         return PositBits(self.nbits, self.es)

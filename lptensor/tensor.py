@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, NoReturn, cast
 
 import numpy as np
@@ -17,7 +17,7 @@ from lptensor.blocks import BlockFormat
 from lptensor.composites import FORMULAS, LSTM, QUESTIONS, RECURRENT, step_by_step, with_low_state, with_values
 from lptensor.dispatch import Runner, make_runner
 from lptensor.distributed import Sharded, broadcast_values, refuse_distributed, refuse_views_of_buckets
-from lptensor.ops import check_format, check_samples_draw, round_fresh
+from lptensor.ops import check_samples_draw, round_fresh
 from lptensor.rounding import Beyond, Mode, Rounding, as_rounding
 from lptensor.rules import Kind, rule_for
 from lptensor.surface import Surface, rebuild
@@ -270,16 +270,11 @@ def enter(x: Tensor, arithmetic: Arithmetic, gradient: bool = False) -> LPTensor
 def check_carrier(arithmetic: Arithmetic) -> None:
     """Refuse an arithmetic with a format of which fp32, the carrier of every LPTensor, does not hold all values."""
     for format in (arithmetic.forward, arithmetic.backward):
-        _check_held(format)
-
-
-@lru_cache(maxsize=256)
-def _check_held(format: Format | None) -> None:
-    try:
-        if format is not None:
-            check_format(format)
-    except ValueError as error:
-        raise ValueError(f"an LPTensor holds its values in float32: {error} and lptensor.round()") from None
+        try:
+            if format is not None:
+                format.check_carrier(torch.float32)
+        except ValueError as error:
+            raise ValueError(f"an LPTensor holds its values in float32: {error} and lptensor.round()") from None
 
 
 def to_lp(
