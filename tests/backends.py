@@ -11,6 +11,7 @@ import torch
 from lptensor import _native, ops
 from lptensor.formats import Format
 from lptensor.rounding import Rounding, as_rounding
+from oracles.philox import word_of_element
 
 DTYPES = (torch.float32, torch.float64)
 _INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
@@ -38,6 +39,12 @@ def run(backend: str, x: torch.Tensor, format: Format, rounding: Rounding | str,
         return ops._reference(x, format, format.lowered, rule, key)
     with chosen(backend):
         return ops.round(x, format, rule, generator=generator)
+
+
+def words_of_seed(seed: int, n: int) -> list[int]:
+    """The random words of the first elements that ``run`` rounds: a key is a generator's first two numbers."""
+    key = torch.empty(2, dtype=torch.int64).random_(generator=torch.Generator().manual_seed(seed)).tolist()
+    return [word_of_element(i, *key) for i in range(n)]
 
 
 @contextlib.contextmanager

@@ -29,6 +29,7 @@ from backends import (
     same_bits,
     threads,
     with_neighbours,
+    words_of_seed,
 )
 from lptensor import E8M0, FP32, MXFP4, Arithmetic, ops
 from lptensor.arithmetic import contains
@@ -39,7 +40,9 @@ from lptensor.posits import Posit
 from lptensor.rounding import Mode, Rounding, Stochastic
 from lptensor.tables import Table
 from oracles import codebook
+from oracles.draws import goes_up
 
+WORDS = words_of_seed(6, 400)
 TINY = 2.0**-149
 TABLES: dict[str, TableFormat] = {
     "one value": Codebook([3.0]),
@@ -166,21 +169,25 @@ def test_threads_give_the_bits_of_one(dtype: torch.dtype) -> None:
             assert same_bits(run(BACKENDS[-1], x, DYNAMIC8, rule), alone)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", ["NF4", "no zero, uneven", "log", "linear"])
-def test_stochastic_rounding_takes_either_neighbour_with_its_chance(name: str, backend: str) -> None:
-    format, oracle, words = TABLES[name], judge(TABLES[name]), 2**13
-    for x in (0.3, -0.05, 0.0001, 0.43, -0.9, 100.0, -1e30):
-        value = torch.tensor(x)
-        low, high = oracle.around(Fraction(value.item()))
-        got = run(backend, value.expand(words).contiguous(), format, "stochastic").double()
-        up, down = float(oracle.values[high]), float(oracle.values[low])
-        assert set(got.tolist()) <= {down, up}
-        chance = float(oracle.chance(Fraction(value.item())))
-        assert (
-            abs(int((got == up).sum()) - chance * words)
-            <= 5 * math.sqrt(chance * (1 - chance) * words) + (low == high) * words
-        )
+@pytest.mark.parametrize("variant", ["plain", "half_offset", "pre_rounded", "equal"])
+@pytest.mark.parametrize("name", ["NF4", "no zero, uneven", "two values", "log", "LNS-Madam"])
+def test_the_word_of_an_element_decides_from_its_exact_chance(name: str, variant: str) -> None:
+    """The chance is that of the neighbour further from zero, or across it."""
+    format, oracle = TABLES[name], codebook.Listed(TABLES[name].values().tolist())
+    values = format.values().double()
+    between = (values[:-1] + torch.arange(len(values) - 1) % 9 / 8 * values.diff())[:: max(1, len(values) // 60)]
+    x = torch.cat([torch.randn(100), between, between * (1 + 1e-5), torch.tensor([1e-9, -1e-9, 1e30, -1e30])])
+    for dtype in DTYPES:
+        exact = [Fraction(v) for v in x.to(dtype).tolist()]
+        around = [oracle.around(v) for v in exact]
+        chances = [1 - oracle.chance(v) if v < 0 else oracle.chance(v) for v in exact]
+        for bits in (1, 5, 31) if variant != "equal" else (32,):
+            far = [goes_up(c, word, bits, variant) for c, word in zip(chances, WORDS, strict=False)]
+            index = [high if up != (v < 0) else low for v, up, (low, high) in zip(exact, far, around, strict=True)]
+            expected = [float(oracle.values[i]) for i in index]
+            rule = Stochastic(bits, variant) if variant != "equal" else "stochastic_equal"
+            for backend in BACKENDS:
+                assert run(backend, x.to(dtype), format, rule, seed=6).tolist() == expected, (backend, bits)
 
 
 FEW_BITS = [Stochastic(bits, variant) for bits in (1, 2, 4, 32) for variant in ("plain", "half_offset", "pre_rounded")]

@@ -12,11 +12,23 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from backends import BACKENDS, BUILDS, DTYPES, flushed_denormals, random_bits, run, same_bits, threads, with_neighbours
+from backends import (
+    BACKENDS,
+    BUILDS,
+    DTYPES,
+    flushed_denormals,
+    random_bits,
+    run,
+    same_bits,
+    threads,
+    with_neighbours,
+    words_of_seed,
+)
 from lptensor import ops
 from lptensor.posits import Posit
 from lptensor.rounding import Mode, Stochastic
 from oracles import posit
+from oracles.draws import goes_up
 
 SIZES = [
     (2, 2),
@@ -34,6 +46,8 @@ SIZES = [
     (10, 1),
     (11, 3),
 ]
+
+WORDS = words_of_seed(6, 300)
 
 
 def exactly(x: float) -> Fraction:
@@ -124,19 +138,26 @@ def test_the_border_is_no_arithmetic_mean_where_exponent_bits_are_cut_off() -> N
     assert ops.round(x, Posit(8)).tolist() == [65536.0, 262144.0, 262144.0, 262144.0]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_stochastic_rounding_goes_up_with_the_exact_chance(backend: str) -> None:
-    """The words decide: up where the fraction, to 2**-32, and the word carry. So the share of words is counted."""
-    oracle, words = posit.Posits(8, 2), 2**14
-    for x in (3.3, -100.7, 2.0**17 * 1.37, 2.0**-23 * 1.2, 1e-9, 0.7 * 2.0**-24, 2.0**23.5):
-        low, high = (float(oracle.round(exactly(x), m)) for m in ("toward_zero", "down" if x < 0 else "up"))
-        for dtype in DTYPES:
-            value = torch.tensor(x, dtype=dtype)
-            got = run(backend, value.expand(words).contiguous(), Posit(8), "stochastic").double()
-            assert set(got.tolist()) <= {low, high}
-            chance = float(oracle.chance(exactly(value.item())))
-            count = int((got == high).sum())
-            assert abs(count - chance * words) <= 5 * math.sqrt(chance * (1 - chance) * words) + 1
+@pytest.mark.parametrize("variant", ["plain", "half_offset", "pre_rounded", "equal"])
+@pytest.mark.parametrize("n, es", [(4, 1), (8, 2), (16, 1)])
+def test_the_word_of_an_element_decides_from_its_exact_chance(n: int, es: int, variant: str) -> None:
+    oracle = posit.Posits(n, es)
+    spread = torch.randn(100, dtype=torch.float64) * 2.0 ** torch.randint(-30, 30, (100,))
+    steps = [float(oracle.at(2 ** (n - 2)) * (1 + Fraction(k, 8) * Fraction(2) ** -n)) for k in range(60)]
+    x = torch.cat([spread, torch.tensor([*steps, 1e-9, -1e-9, 3.3, 1e30, float(oracle.at(1)) / 4])])
+    for dtype in DTYPES:
+        exact = [exactly(v) for v in x.to(dtype).tolist()]
+        chances = [oracle.chance(v) for v in exact]
+        sides = [[float(oracle.round(v, mode)) for v in exact] for mode in ("toward_zero", "up", "down")]
+        for bits in (1, 5, 31) if variant != "equal" else (32,):
+            up = [goes_up(c, word, bits, variant) for c, word in zip(chances, WORDS, strict=False)]
+            expected = [
+                (above if v > 0 else below) if u else near
+                for v, u, near, above, below in zip(exact, up, *sides, strict=True)
+            ]
+            rule = Stochastic(bits, variant) if variant != "equal" else "stochastic_equal"
+            for backend in BACKENDS:
+                assert run(backend, x.to(dtype), Posit(n, es), rule, seed=6).tolist() == expected, (backend, bits)
 
 
 VARIANTS = [Stochastic(bits, name) for name in ("plain", "half_offset", "pre_rounded") for bits in (1, 5, 31)]
