@@ -436,6 +436,12 @@ def test_group_norm_adds_up_forward_and_backward() -> None:
     center, scale = (t.view(4, 2).repeat_interleave(3, 1) for t in (mean, rstd))
     torch.testing.assert_close(grads[1], loop_sum((of_gx - of_g * center) * scale, 0))
     torch.testing.assert_close(grads[2], loop_sum(of_g, 0))
+    # and, for x, of those sums over the channels of a group
+    along, total = (loop_sum((t * w).view(8, 3)) for t in (of_gx, of_g))
+    slope = (total * mean - along) * rstd**3 / 30
+    of_x = (g * w[:, None]).view_as(rows) * rstd[:, None] + slope[:, None] * rows
+    of_x = of_x - (slope * mean + total * rstd / 30)[:, None]
+    torch.testing.assert_close(grads[0], of_x.view_as(x), rtol=1e-4, atol=1e-4)
 
 
 def test_softmax_adds_up_its_exponentials_and_its_gradient() -> None:
@@ -478,8 +484,31 @@ def test_batch_norm_adds_up_and_updates_its_statistics() -> None:
     torch.testing.assert_close(plain(y), (x - mean) * (var + 1e-5).rsqrt())
     torch.testing.assert_close(norm.running_mean, 0.1 * mean)
     torch.testing.assert_close(norm.running_var, 0.9 + 0.1 * var * 30 / 29)
-    y.square().sum().backward()
-    assert type(norm.weight.grad) is LPTensor
+
+
+def test_the_gradients_of_a_batch_norm_are_added_up() -> None:
+    x, w, b, g = narrow(30, 3), narrow(3), narrow(3), narrow(30, 3)
+    leaves = [lp(t).requires_grad_() for t in (x, w, b)]
+    y = F.batch_norm(leaves[0], None, None, leaves[1], leaves[2], training=True)
+    grads = [plain(t) for t in torch.autograd.grad(y, leaves, lp(g))]
+    mean = loop_sum(x, 0) / 30
+    rstd = (loop_sum((x - mean).square(), 0) / 30 + 1e-5).rsqrt()
+    of_b, along = loop_sum(g, 0), loop_sum(g * (x - mean), 0)
+    of_x = (g - of_b / 30 - (x - mean) * along * rstd.square() / 30) * rstd * w
+    for mine, true in zip(grads, (of_x, along * rstd, of_b), strict=True):
+        torch.testing.assert_close(mine, true)
+
+
+def test_an_rms_norm_adds_up_forward_and_backward() -> None:
+    x, w, g = narrow(64).expand(7, 64), narrow(64), narrow(7, 64)
+    square = loop_sum(x.square())[0].item() / 64
+    leaves = [lp(t).requires_grad_() for t in (x, w)]
+    y = F.rms_norm(leaves[0], (64,), leaves[1], 16 - square)  # so that it divides by 4, exactly
+    assert torch.equal(plain(y), x / 4 * w)
+    of_x, of_w = (plain(t) for t in torch.autograd.grad(y, leaves, lp(g)))
+    along = loop_sum(g * w * x / 4).unsqueeze(1)
+    assert torch.equal(of_x, (g * w - x / 4 * along / 64) / 4)
+    assert torch.equal(of_w, loop_sum(g * x / 4, 0))
 
 
 @pytest.mark.parametrize("padding", [0, 5])
@@ -527,13 +556,48 @@ def test_attention_is_two_products_and_a_softmax_that_are_added_up() -> None:
     torch.testing.assert_close(plain(steps), plain(y), rtol=0.2, atol=0.05)
 
 
-def test_losses_add_up_their_means() -> None:
+LOSSES: dict[str, Callable[..., Tensor]] = {
+    "mse_loss": F.mse_loss,
+    "l1_loss": F.l1_loss,
+    "smooth_l1_loss": F.smooth_l1_loss,
+    "huber_loss": F.huber_loss,
+    "soft_margin_loss": lambda x, y, **form: F.soft_margin_loss(x, y.sign(), **form),
+    "binary_cross_entropy": lambda x, y, **form: F.binary_cross_entropy(x.sigmoid(), y.sigmoid(), **form),
+    "binary_cross_entropy_with_logits": lambda x, y, **form: F.binary_cross_entropy_with_logits(x, y.sigmoid(), **form),
+    "poisson_nll_loss": F.poisson_nll_loss,
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_add_up_their_terms(name: str) -> None:
     x, y = narrow(200), narrow(200)
-    torch.testing.assert_close(plain(F.mse_loss(lp(x), lp(y))), loop_sum((x - y).square()) / 200)
-    logits, classes = narrow(50, 4), torch.randint(0, 4, (50,))
-    leaf = lp(logits).requires_grad_()
-    F.cross_entropy(leaf, classes).backward()
-    assert type(leaf.grad) is LPTensor and leaf.grad.isfinite().all()
+    terms = plain(LOSSES[name](lp(x), y, reduction="none"))
+    torch.testing.assert_close(terms, LOSSES[name](x, y, reduction="none"))
+    total = loop_sum(terms)
+    assert not torch.allclose(total, terms.sum(), rtol=1e-3), "which a sum in fp32 is not"
+    assert torch.equal(plain(LOSSES[name](lp(x), y, reduction="sum")), total)
+    assert torch.equal(plain(LOSSES[name](lp(x), y)), total / 200)
+
+
+def test_a_margin_loss_adds_up_the_terms_of_all_samples() -> None:
+    x, classes = narrow(50, 4), torch.arange(50) % 4
+    terms = (1 - x.gather(1, classes[:, None]) + x).clamp(min=0).scatter(1, classes[:, None], 0.0)
+    assert torch.equal(plain(F.multi_margin_loss(lp(x), classes)), loop_sum(terms.flatten()) / 200)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_cross_entropy_adds_up_its_terms_and_its_weights(weighted: bool) -> None:
+    x, classes = narrow(50, 40), torch.randint(0, 40, (50,))
+    weight = narrow(40).abs() if weighted else torch.ones(40)
+    leaf = lp(x).requires_grad_()
+    loss = F.cross_entropy(leaf, classes, lp(weight) if weighted else None)
+    logs, of_each = plain(leaf.log_softmax(1)), weight[classes]
+    count = loop_sum(of_each) if weighted else torch.tensor(50.0)
+    assert count != of_each.sum() or not weighted
+    assert torch.equal(plain(loss), loop_sum(-logs.gather(1, classes[:, None])[:, 0] * of_each) / count)
+    (grad,) = torch.autograd.grad(loss, leaf)
+    of_logs = torch.zeros(50, 40).scatter(1, classes[:, None], -(of_each / count)[:, None])
+    torch.testing.assert_close(plain(grad), of_logs - logs.exp() * loop_sum(of_logs).unsqueeze(1))
 
 
 # -- what an accumulator means for an arithmetic -------------------------------------------------------------
