@@ -88,10 +88,9 @@ def test_rounding_is_gfloats(parameters: tuple[int, int, bool, bool], mode: Mode
         assert same(got, expected).all(), (x, got, expected)
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("parameters", [f for f in FORMATS if f[0] in (3, 8) and f[1] in (1, 2, 8)], ids=str)
 def test_kernel_equals_reference(parameters: tuple[int, int, bool, bool]) -> None:
-    if _native.library() is None:
-        return
     format = P3109(*parameters)
     bits = torch.randint(-(2**31), 2**31, (3000,), generator=torch.Generator().manual_seed(0)).to(torch.int32)
     x = torch.cat([bits.view(torch.float32), probes(format.values().tolist(), True)])

@@ -18,6 +18,8 @@ from lptensor import _native, reference
 from lptensor.formats import BF16, E2M1, E2M3, E4M3, E5M2, E8M0, FP16, FixedPoint, FloatingPoint, Format, ScalarFormat
 from lptensor.ops import round as round_to
 from lptensor.rounding import Beyond, Mode, Rounding, Stochastic, as_rounding
+from oracles.philox import word_of_element
+from rounders import NATIVE_BUILDS, choose_build
 
 KEY = (0x0123456789ABCDEF, 0xFEDCBA9876543210)
 GFLOAT_MODE = {
@@ -46,20 +48,7 @@ ODD_FORMATS = (
 )
 every_variant = pytest.mark.parametrize("variant", GFLOAT_MODE)
 
-
-def philox_word(element: int, key: tuple[int, int]) -> int:
-    """The random word of an element, from the definition (Salmon et al., SC 2011) and the documented layout."""
-    low = 0xFFFFFFFF
-    counter = [element // 128 * 32 + element % 32, 0, key[1] & low, key[1] >> 32]
-    k0, k1 = key[0] & low, key[0] >> 32
-    for _ in range(10):
-        p0, p1 = 0xD2511F53 * counter[0], 0xCD9E8D57 * counter[2]
-        counter = [p1 >> 32 ^ counter[1] ^ k0, p1 & low, p0 >> 32 ^ counter[3] ^ k1, p0 & low]
-        k0, k1 = (k0 + 0x9E3779B9) & low, (k1 + 0xBB67AE85) & low
-    return counter[element // 32 % 4]
-
-
-WORDS = torch.tensor([philox_word(i, KEY) for i in range(4096)])
+WORDS = torch.tensor([word_of_element(i, *KEY) for i in range(4096)])
 
 
 def both(x: Tensor, format: ScalarFormat, rounding: Rounding) -> Tensor:
@@ -158,20 +147,13 @@ def test_kernel_equals_reference_at_even_odds(beyond: Beyond) -> None:
         both(patterns.to(torch.int32).view(torch.float32), format, Rounding(Mode.STOCHASTIC_EQUAL, beyond=beyond))
 
 
-@pytest.mark.parametrize("build", ["lpt_baseline", "lpt_v3", "lpt_v4"])
+@pytest.mark.parametrize("build", NATIVE_BUILDS)
 def test_every_build_has_the_variants(build: str) -> None:
-    library = _native.library()
-    if library is None:
-        return
-    best = library.lpt_build_name()
-    try:
-        library.lpt_choose_build(build.encode())  # keeps the present one where the processor lacks it
-        x = torch.randn(5000, generator=torch.Generator().manual_seed(2)) * 30
-        for mode in Mode:
-            for beyond in Beyond if mode >= Mode.STOCHASTIC else [Beyond.OVERFLOW]:
-                both(x, E4M3, Rounding(mode, beyond=beyond))
-    finally:
-        library.lpt_choose_build(best)
+    assert choose_build(build)
+    x = torch.randn(5000, generator=torch.Generator().manual_seed(2)) * 30
+    for mode in Mode:
+        for beyond in Beyond if mode >= Mode.STOCHASTIC else [Beyond.OVERFLOW]:
+            both(x, E4M3, Rounding(mode, beyond=beyond))
 
 
 @pytest.mark.parametrize("format", [E4M3, E5M2, E2M1, E8M0, FixedPoint(8, 4), ODD_FORMATS[3]], ids=repr)
