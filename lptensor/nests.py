@@ -132,7 +132,7 @@ class Crossing:
         inner: list[tuple[Any, Any]] = []
         versions: list[tuple[Tensor, Tensor, int]] = []
 
-        found = own, inner, versions
+        found, cast = (own, inner, versions), _once(cast)
         args = _inward(args, False, cast, *found)
         named = {k: v if k.endswith("mask") else _inward(v, False, cast, *found) for k, v in kwargs.items()}
         # Only now, when no cast can fail, are the containers touched.
@@ -171,6 +171,20 @@ class Crossing:
                 self._written.append((x, new))
             return new
         return remade(x, lambda item: self._outward(item, cast, held))
+
+
+def _once(cast: Cast) -> Cast:
+    """The cast, which makes one tensor of one: attention is torch's self-attention where ``query is key``."""
+    made: list[tuple[Tensor, Any]] = []
+
+    def once(x: Tensor) -> Any:
+        for old, new in made:
+            if old is x:
+                return new
+        made.append((x, cast(x)))
+        return made[-1][1]
+
+    return once
 
 
 # No closure: one that calls itself would keep the tensors, and their graph, until Python looks for cycles.

@@ -154,6 +154,19 @@ def test_a_container_that_is_given_twice_or_holds_itself_is_one(made: Any) -> No
     assert seen == [True] and len(outs) == 3 and outs[1] is outs and type(outs[0]) is type(outs[2]) is Tensor
 
 
+@BOTH
+def test_a_tensor_that_is_given_twice_is_one(made: Any) -> None:
+    """By which nn.MultiheadAttention tells self-attention, whose projections are one product."""
+    seen: list[bool] = []
+
+    def body(y: Tensor, first: Tensor, second: list[Tensor], third: Tensor) -> Tensor:
+        seen.append(type(first) is LPTensor and first is second[0] and first is third and first is not second[1])
+        return y
+
+    made(body)(X, X, [X, X.clone()], third=X)
+    assert seen == [True]
+
+
 class Named(NamedTuple):
     x: Tensor
     n: int
