@@ -31,6 +31,7 @@ from lptensor import (
 from lptensor.accumulator import Accumulator
 from lptensor.gemm import gemm
 from lptensor.operands import Gemm
+from oracles import gemm_reference
 
 OPERANDS = Gemm((MXFP8_E4M3, MXFP4), (MXFP8_E5M2, MXFP4), (MXFP8_E5M2, MXFP8_E4M3))
 ACC = Accumulator(FloatingPoint(6, 9), chunk=8)
@@ -183,6 +184,77 @@ def test_every_layer_stays_plain_outside_and_gets_plain_gradients(name: str) -> 
     (out[0] if isinstance(out, tuple) else out).sum().backward()
     for p, grad in zip(layer.parameters(), again, strict=True):
         torch.testing.assert_close(p.grad, grad)
+
+
+SLOTS = {
+    "forward 0": MXFP8_E4M3,
+    "forward 1": MXFP4,
+    "grad_input 0": MXFP8_E5M2,
+    "grad_input 1": MXFP4,
+    "grad_weight 0": MXFP8_E5M2,
+    "grad_weight 1": MXFP8_E4M3,
+}
+
+
+def quantize(x: Tensor, slot: str, axis: int) -> Tensor:
+    return along(x, SLOTS[slot], axis)
+
+
+def by_hand(name: str, layer: Any, x: Tensor) -> Tensor:
+    """Layers from their formulas, by products whose operands are rounded, forward and backward."""
+
+    def mm(a: Tensor, b: Tensor) -> Tensor:
+        return gemm_reference.product(a, b, quantize)
+
+    p = dict(layer.named_parameters())
+    if name == "attention":
+        q, k, v = (mm(x.flatten(0, 1), p["in_proj_weight"].T) + p["in_proj_bias"]).view(3, 2, 3, 2, 4).unbind(2)
+        heads = []
+        for sample in range(2):
+            for head in range(2):
+                scores = mm(q[:, sample, head], k[:, sample, head].T) / 2
+                heads.append(mm(scores.softmax(-1), v[:, sample, head]))
+        joined = torch.stack(heads).view(2, 2, 3, 4).permute(2, 0, 1, 3).reshape(6, 8)
+        return (mm(joined, p["out_proj.weight"].T) + p["out_proj.bias"]).view(3, 2, 8)
+    h, c, out = torch.zeros(2, 5), torch.zeros(2, 5), []
+    gates_of_x = mm(x.flatten(0, 1), p["weight_ih_l0"].T).view(3, 2, -1) + p["bias_ih_l0"]
+    for of_x in gates_of_x:
+        of_h = mm(h, p["weight_hh_l0"].T) + p["bias_hh_l0"]
+        if name == "lstm":
+            i, f, g, o = (of_x + of_h).chunk(4, 1)
+            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+            h = o.sigmoid() * c.tanh()
+        else:
+            (r, z, n), (r_h, z_h, n_h) = of_x.chunk(3, 1), of_h.chunk(3, 1)
+            z = (z + z_h).sigmoid()
+            h = (1 - z) * (n + (r + r_h).sigmoid() * n_h).tanh() + z * h
+        out.append(h)
+    return torch.stack(out)
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru", "attention"])
+def test_layers_of_many_products_round_the_operands_of_each(name: str) -> None:
+    """By the distance of all numbers together, since a last bit may take one operand to its neighbour."""
+    make = {
+        "lstm": lambda: nn.LSTM(6, 5),
+        "gru": lambda: nn.GRU(6, 5),
+        "attention": lambda: nn.MultiheadAttention(8, 2),
+    }
+    layer: Any = make[name]()
+    exact, hand = copy.deepcopy(layer), copy.deepcopy(layer)
+    lower(layer, [type(layer)], operands=OPERANDS)
+    x = torch.randn(3, 2, 8 if name == "attention" else 6)
+    results = []
+    for each in (layer, hand, exact):
+        leaf = x.clone().requires_grad_()
+        args = (leaf, leaf, leaf) if name == "attention" else (leaf,)
+        y = by_hand(name, each, leaf) if each is hand else each(*args)[0]
+        y.backward(torch.linspace(-1, 1, y.numel()).view(y.shape))
+        results.append(
+            [y.detach(), leaf.grad, *(p.grad for key, p in each.named_parameters() if key != "out_proj.bias")]
+        )
+    for mine, true, unrounded in zip(*results, strict=True):
+        assert (mine - true).norm() < 0.01 * true.norm() < (unrounded - true).norm()
 
 
 def test_a_layer_that_raises_leaves_its_parameters_as_they_were() -> None:
