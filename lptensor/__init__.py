@@ -133,6 +133,7 @@ from lptensor.trace import trace as trace
 if _typing.TYPE_CHECKING:
     from lptensor import study as study, training as training
 
+    __version__: str
 
 _OF_QPYTORCH = {
     "float_quantize": "lptensor.round(x, FloatingPoint(exp, man), rounding)",
@@ -142,14 +143,16 @@ _OF_QPYTORCH = {
 }
 
 
-def __getattr__(name: str) -> object:  # most programs need neither, and both have many files
-    if name in ("study", "training"):
-        return _importlib.import_module(f"lptensor.{name}")
-    if name == "__version__":
-        return _importlib.import_module("importlib.metadata").version("lptensor")
-    if name in _OF_QPYTORCH:
-        raise AttributeError(f"lptensor has no {name!r} of QPyTorch's: say {_OF_QPYTORCH[name]}")
-    raise AttributeError(f"module 'lptensor' has no attribute {name!r}")
+if not _typing.TYPE_CHECKING:  # a type checker would take whatever name for one that this gives
+
+    def __getattr__(name: str) -> object:  # most programs need neither, and both have many files
+        if name in ("study", "training"):
+            return _importlib.import_module(f"lptensor.{name}")
+        if name == "__version__":
+            return _importlib.import_module("importlib.metadata").version("lptensor")
+        if name in _OF_QPYTORCH:
+            raise AttributeError(f"lptensor has no {name!r} of QPyTorch's: say {_OF_QPYTORCH[name]}")
+        raise AttributeError(f"module 'lptensor' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

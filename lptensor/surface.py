@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lptensor import _compat
 from lptensor.arithmetic import Arithmetic
 from lptensor.formats import Format
-from lptensor.rounding import show_rounding
+from lptensor.rounding import Rounding, show_rounding
 
 
 class Surface:
@@ -34,7 +34,7 @@ class Surface:
         return self._arithmetic.sides[self._gradient][0]
 
     @property
-    def rounding(self) -> Any:
+    def rounding(self) -> Rounding:
         """How results of its side, forward or gradient, are rounded."""
         return self._arithmetic.sides[self._gradient][1]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import numpy as np
 import torch
@@ -60,6 +60,12 @@ class LPTensor(Traceable, Sharded, Surface, Tensor):  # type: ignore[misc]
     _inner: Tensor
     _arithmetic: Arithmetic
     _gradient: bool
+
+    if TYPE_CHECKING:  # a method of every tensor, see below, of which type checkers can only be told here
+
+        def to_lp(
+            self, format: Format | Arithmetic, rounding: Rounding | Mode | str = "nearest", grad: Format | None = None
+        ) -> LPTensor: ...
 
     @staticmethod
     @_compat.run_by_python
