@@ -149,7 +149,11 @@ if not _typing.TYPE_CHECKING:  # a type checker would take whatever name for one
         if name in ("study", "training"):
             return _importlib.import_module(f"lptensor.{name}")
         if name == "__version__":
-            return _importlib.import_module("importlib.metadata").version("lptensor")
+            metadata = _importlib.import_module("importlib.metadata")
+            try:
+                return metadata.version("lptensor")
+            except metadata.PackageNotFoundError:  # no AttributeError, which help() and hasattr() expect
+                raise AttributeError("lptensor runs from its source, not installed, and has no version") from None
         if name in _OF_QPYTORCH:
             raise AttributeError(f"lptensor has no {name!r} of QPyTorch's: say {_OF_QPYTORCH[name]}")
         raise AttributeError(f"module 'lptensor' has no attribute {name!r}")

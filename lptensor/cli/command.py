@@ -24,7 +24,7 @@ app = typer.Typer(
 
 def _print_version(asked: bool) -> None:
     if asked:
-        typer.echo(f"lptensor {lptensor.__version__}")
+        typer.echo(f"lptensor {getattr(lptensor, '__version__', 'from its source')}")
         raise typer.Exit
 
 
