@@ -5,6 +5,7 @@ a format; ``lptensor.training`` holds techniques, ``lptensor.study`` questions a
 """
 
 import importlib as _importlib
+import types as _types
 import typing as _typing
 
 from lptensor.accumulator import (
@@ -159,8 +160,9 @@ if not _typing.TYPE_CHECKING:  # a type checker would take whatever name for one
         raise AttributeError(f"module 'lptensor' has no attribute {name!r}")
 
 
-def __dir__() -> list[str]:
-    return sorted({*globals(), "study", "training"})
+def __dir__() -> list[str]:  # tab completion: the files that the names come from are no names of the package
+    own = {name for name, value in globals().items() if not isinstance(value, _types.ModuleType)}
+    return sorted(own | {"study", "training"})
 
 
 __all__ = [  # a star import shadows no builtin and no module

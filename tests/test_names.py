@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import builtins
 import importlib.metadata
+import inspect
 import pydoc
+from types import ModuleType
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 import lptensor
+from lptensor import study, training
 from lptensor.cli import app
+from lptensor.training import recipes
 
 
 def test_what_runs_from_its_source_has_help_and_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,3 +26,30 @@ def test_what_runs_from_its_source_has_help_and_no_version(monkeypatch: pytest.M
     assert not hasattr(lptensor, "__version__")
     assert pydoc.render_doc(lptensor).startswith("Python Library Documentation: package lptensor")
     assert CliRunner().invoke(app, ["--version"]).stdout == "lptensor from its source\n"
+
+
+def test_tab_completion_shows_what_is_public_and_no_files() -> None:
+    shown = {module.__name__: {n for n in dir(module) if not n.startswith("_")} for module in (lptensor, *PACKAGES)}
+    modules = {n for n in shown["lptensor"] if isinstance(getattr(lptensor, n), ModuleType)}
+    assert modules == {"study", "training"} and set(lptensor.__all__) < shown["lptensor"]
+    assert {"round", "convert", "encode", "finfo", "trace"} <= shown["lptensor"]
+    for package in PACKAGES:
+        assert shown[package.__name__] == set(package.__all__)
+    exported = {n for n, value in vars(study).items() if not n.startswith("_") and not isinstance(value, ModuleType)}
+    assert exported == set(study.__all__)
+
+
+PACKAGES: Any = study, training, recipes
+
+
+@pytest.mark.parametrize("module", [lptensor, *PACKAGES], ids=lambda module: module.__name__)
+def test_a_star_import_brings_what_there_is_and_shadows_no_builtin(module: Any) -> None:
+    brought: dict[str, Any] = {}
+    exec(f"from {module.__name__} import *", brought)
+    assert set(brought) - {"__builtins__"} == set(module.__all__) and not set(module.__all__) & set(dir(builtins))
+
+
+def test_recipes_are_the_functions_of_their_module_that_return_one() -> None:
+    made = {name for name, f in vars(recipes).items() if inspect.isfunction(f) and not name.startswith("_")}
+    made = {name for name in made if inspect.signature(getattr(recipes, name)).return_annotation == "Recipe"}
+    assert made | {"Recipe"} == set(recipes.__all__)

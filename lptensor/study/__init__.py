@@ -37,3 +37,55 @@ from lptensor.study.sqnr import bits_per_value as bits_per_value, plot_sqnr as p
 from lptensor.study.stagnation import plot_stagnation as plot_stagnation, update_stagnation as update_stagnation
 from lptensor.study.training_curves import plot_training as plot_training
 from lptensor.study.updates import Updates as Updates
+
+__all__ = [
+    "Accumulation",
+    "Bias",
+    "Census",
+    "Culprits",
+    "Exactness",
+    "Front",
+    "Histogram",
+    "Log",
+    "Replicas",
+    "Rows",
+    "Shadow",
+    "Updates",
+    "accumulation_error",
+    "bisect",
+    "bit_layout",
+    "bits_per_value",
+    "exactness",
+    "exponent_histogram",
+    "faults",
+    "flip_bits",
+    "format_search",
+    "format_table",
+    "number_line",
+    "plot_accumulation",
+    "plot_bias",
+    "plot_bisect",
+    "plot_bit_layout",
+    "plot_errors",
+    "plot_front",
+    "plot_histogram",
+    "plot_layer_map",
+    "plot_number_line",
+    "plot_ranges",
+    "plot_relative_error",
+    "plot_sqnr",
+    "plot_stagnation",
+    "plot_training",
+    "record",
+    "relative_error",
+    "replicas",
+    "rounding_bias",
+    "sensitivity",
+    "shadow",
+    "sqnr",
+    "update_stagnation",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__

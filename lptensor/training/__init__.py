@@ -82,3 +82,7 @@ __all__ = [
 _exported = [value for value in map(globals().get, __all__) if isinstance(value, type)]
 _values: list[_Any] = [cls for cls in _exported if _dataclasses.is_dataclass(cls)]
 _torch.serialization.add_safe_globals(_values)
+
+
+def __dir__() -> list[str]:
+    return __all__

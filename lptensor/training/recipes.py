@@ -48,6 +48,34 @@ from lptensor.training.wage import (
 )
 from lptensor.weighted_layers import LAYERS, called_layers, check_dtypes
 
+__all__ = [
+    "Recipe",
+    "deepseek",
+    "dorefa",
+    "fp8_current",
+    "fp8_delayed",
+    "gupta",
+    "hbfp",
+    "hfp8",
+    "lns_madam",
+    "luq",
+    "mxfp4",
+    "mxfp6",
+    "mxfp8",
+    "nvfp4",
+    "posit",
+    "quartet",
+    "s2fp8",
+    "unit_scaling",
+    "wage",
+    "wang",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 Model = TypeVar("Model", bound=nn.Module)
 Exempt = Sequence[str]
 
