@@ -19,12 +19,11 @@ class _Apply:
     """Makes a recipe of a paper, and applies it."""
 
     make: Callable[..., recipes.Recipe]
-    takes_exempt: bool = True
     optimizer: MakeOptimizer | None = None
 
     def __call__(self, row: Recipe, model: nn.Module, make_optimizer: MakeOptimizer) -> tuple[nn.Module, Optimizer]:
         exempt = tuple(path for path in row.exempt if path in dict(model.named_modules()))
-        recipe = self.make(exempt=exempt) if self.takes_exempt else self.make()
+        recipe = self.make(exempt=exempt)
         model = recipe.model(model)
         return model, recipe.optimizer((self.optimizer or make_optimizer)(model.parameters()))
 
@@ -37,12 +36,12 @@ def _row(name: str, how: str, apply: _Apply, exempt: tuple[str, ...] = ("head",)
 
 # exempt: the last layer of the text's network stays fp32; DoReFa keeps the first and the last of both.
 PAPERS = (
-    _row("gupta", "1502.02551", _Apply(recipes.gupta, takes_exempt=False)),
+    _row("gupta", "1502.02551", _Apply(recipes.gupta), ()),
     _row("dorefa", "1606.06160", _Apply(lambda exempt=(): recipes.dorefa(4, 8, 8, exempt)), ("0", "7", "head")),
     _row("hbfp", "1804.01526", _Apply(recipes.hbfp)),
     _row("wang", "1812.08011", _Apply(recipes.wang)),
     _row("hfp8", "NeurIPS 2019", _Apply(recipes.hfp8)),
-    _row("wage", "1802.04680", _Apply(recipes.wage, False, optimizer=lambda params: SGD(params, lr=8.0)), ()),
+    _row("wage", "1802.04680", _Apply(recipes.wage, optimizer=lambda params: SGD(params, lr=8.0)), ()),
     _row("s2fp8", "2001.05674", _Apply(recipes.s2fp8)),
     _row("posit", "Lu 2020", _Apply(recipes.posit)),
     _row("lns_madam", "2106.13914", _Apply(recipes.lns_madam, optimizer=lambda params: Madam(params, lr=0.01))),

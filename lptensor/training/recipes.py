@@ -206,7 +206,11 @@ _IBM_UPDATE = {"weight_quant": FloatingPoint(6, 9), "update": "stochastic"}
 
 
 def gupta(
-    wl: int = 16, fl: int = 12, rounding: Rounding | Mode | str = "stochastic", outputs: int | None = None
+    wl: int = 16,
+    fl: int = 12,
+    rounding: Rounding | Mode | str = "stochastic",
+    outputs: int | None = None,
+    exempt: Exempt = (),
 ) -> Recipe:
     """Fixed point everywhere, rounded stochastically: outputs of layers, their gradients, weights and updates.
 
@@ -214,14 +218,15 @@ def gupta(
     (48 bits in the paper). ``outputs`` are the fraction bits of what layers put out, by default ``fl`` or
     what leaves 6 integer bits, so that the default is (4, 12) and outputs are (6, 10): with 4
     they would end at 8, which logits pass, and training ends where they clip. The layers of torch.nn take part, those
-    without weights too, and so do other modules that have no parts; ``dataclasses.replace(gupta(), exempt=["2"])``
-    leaves some out.
+    without weights too, and so do other modules that have no parts.
 
     Args:
         wl, fl: word length and fraction bits, as of ``FixedPoint``.
+        exempt: paths of layers to leave alone, as ``exempt`` of ``lower``.
 
     Raises:
-        TypeError, ValueError: numbers that ``FixedPoint`` refuses, another rounding than "stochastic" and "nearest".
+        TypeError, ValueError: numbers that ``FixedPoint`` refuses, another rounding than "stochastic" and "nearest";
+            an ``exempt`` that is no list.
 
     >>> import torch
     >>> model = gupta(wl=8, fl=6).model(nn.Sequential(nn.Linear(4, 2)))  # outputs have 2 fraction bits
@@ -237,6 +242,7 @@ def gupta(
     )
     return Recipe(
         change=_With(_lower_all, (wide, number, rule)),
+        exempt=exempt,
         optim={
             "weight_quant": number,
             "grad_quant": quantizer(number, forward_rounding=rule),
@@ -556,21 +562,29 @@ def dorefa(weight: int = 1, activation: int = 2, gradient: int = 6, exempt: Exem
     return _by_layers(exempt, *(_With(make, (bits,)) for make, bits in makes.items()))
 
 
-def wage(weight: int = 2, activation: int = 8, gradient: int = 8, error: int = 8, initialize: bool = True) -> Recipe:
+def wage(
+    weight: int = 2,
+    activation: int = 8,
+    gradient: int = 8,
+    error: int = 8,
+    initialize: bool = True,
+    exempt: Exempt = (),
+) -> Recipe:
     """Weights, activations, gradients and errors as integers of so many bits: Wu et al., WAGE (1802.04680).
 
     The inputs of layers are clipped to (-1, 1), errors and gradients lose their magnitude, and weights
     are kept on the 8-bit grid inside (-1, 1), updated stochastically. The paper has bare SGD with rates of 8, then
     1, then 1/8, which count steps of that grid, no biases, no normalisation and the sum of squares
     as the loss. The layer whose incoming error is rounded is the last one of ``model.modules()``, wherever it is
-    called. With ``initialize`` weights are drawn anew, as the paper needs it. All layers take part;
-    ``dataclasses.replace(wage(), exempt=["2"])`` leaves some out.
+    called. With ``initialize`` weights are drawn anew, as the paper needs it. The paper exempts no layer.
 
     Args:
         weight, activation, gradient, error: bits, 2 to 24.
+        exempt: paths of layers to leave alone, as ``exempt`` of ``lower``.
 
     Raises:
-        TypeError, ValueError: bits out of range, an ``initialize`` that is neither True nor False.
+        TypeError, ValueError: bits out of range, an ``initialize`` that is neither True nor False; an ``exempt`` that
+            is no list.
 
     >>> model = wage().model(nn.Sequential(nn.Linear(64, 8, bias=False)))
     >>> model[0].weight.unique().numel()  # minus, zero and plus
@@ -581,7 +595,7 @@ def wage(weight: int = 2, activation: int = 8, gradient: int = 8, error: int = 8
     check_bool("initialize", initialize)
     change = _With(_wage, (weight, activation, gradient, error, initialize))
     optim = {"weight_quant": grid(gradient), "grad_quant": WageGradient(gradient), "update": "stochastic"}
-    return Recipe(change=change, optim=optim)
+    return Recipe(change=change, exempt=exempt, optim=optim)
 
 
 def _wage(
