@@ -256,6 +256,7 @@ def one_step(recipe: Recipe, x: Tensor, w: Tensor, g: Tensor) -> tuple[Tensor, .
 def test_recipes_pickle_and_equal_their_like(name: str) -> None:
     recipe = RECIPES[name]()
     assert pickle.loads(pickle.dumps(recipe)) == recipe == RECIPES[name]()
+    assert len({recipe, RECIPES[name]()}) == 1 and "0x" not in repr(recipe)
 
 
 @pytest.mark.parametrize("name", BY_HAND)

@@ -115,7 +115,7 @@ class Recipe:
     accumulator: Accumulator | None = None
     change: Callable[[nn.Module, Exempt], Any] | None = None
     exempt: Exempt = ()
-    optim: Mapping[str, Any] = field(default_factory=dict)
+    optim: Mapping[str, Any] = field(default_factory=dict, hash=False)  # a dict, which has none
     scaling: Static | Dynamic | Automatic = Static(1.0)
 
     def __post_init__(self) -> None:
@@ -180,10 +180,14 @@ class _With:
     """A function that gets ``last`` after its own arguments: one that pickles, and equals its like."""
 
     function: Callable[..., Any]
-    last: tuple[Any, ...]
+    last: tuple[Any, ...] = ()
 
     def __call__(self, *first: Any) -> Any:
         return self.function(*first, *self.last)
+
+    def __repr__(self) -> str:  # by names, not by addresses
+        last = (getattr(given, "__name__", None) or repr(given) for given in self.last)
+        return f"{self.function.__name__.lstrip('_')}({', '.join(last)})"
 
 
 def _by_layers(exempt: Exempt, input: Make, weight: Make, gradient: Make, **others: Any) -> Recipe:
@@ -474,7 +478,7 @@ def quartet(exempt: Exempt = ()) -> Recipe:
     >>> type(model[0]).__name__
     'QuartetLinear'
     """
-    return Recipe(change=_quartet, exempt=exempt)
+    return Recipe(change=_With(_quartet), exempt=exempt)
 
 
 def _quartet(model: nn.Module, exempt: Exempt) -> None:
