@@ -11,7 +11,7 @@ from lptensor.direction import recomputed
 from lptensor.formats import FixedPoint, check_int
 from lptensor.of_values import of_values
 from lptensor.ops import check_roundable, round as lp_round
-from lptensor.rounding import Mode, Rounding, as_rounding
+from lptensor.rounding import Mode, Rounding, as_rounding, show_rounding
 
 
 class DynamicFixedPoint(nn.Module):
@@ -101,5 +101,7 @@ class DynamicFixedPoint(nn.Module):
         self.seen.zero_()
 
     def extra_repr(self) -> str:
-        """The format that holds now and the arguments, for ``print``."""
-        return f"{self.format!r}, max_overflow={self.max_overflow}, interval={self.interval}, {self.rounding!r}"
+        """The arguments, the exponent as it is now, for ``print``."""
+        number = f"wl={self.wl}, exponent={int(self.exponent)}"
+        rule = f"max_overflow={self.max_overflow}, interval={self.interval}"
+        return f"{number}, {rule}, rounding={show_rounding(self.rounding)}"

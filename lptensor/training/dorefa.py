@@ -54,6 +54,10 @@ class DoReFaWeight(nn.Module):
         largest = squeezed.abs().max().clamp(min=torch.finfo(w.dtype).tiny)
         return 2 * levels(squeezed / (2 * largest) + 0.5, self.bits) - 1
 
+    def extra_repr(self) -> str:
+        """The arguments, for ``print``."""
+        return f"bits={self.bits}"
+
 
 class DoReFaActivation(nn.Module):
     """q(clip(a, 0, 1)), q to ``bits`` bits (1606.06160, section 2.4); no gradient where it is clipped.
@@ -78,6 +82,10 @@ class DoReFaActivation(nn.Module):
     def forward(self, a: Tensor) -> Tensor:
         """An activation ``a``, clipped and rounded, with its derivative."""
         return levels(a.clamp(0, 1), self.bits)
+
+    def extra_repr(self) -> str:
+        """The arguments, for ``print``."""
+        return f"bits={self.bits}"
 
 
 @dataclass(frozen=True)

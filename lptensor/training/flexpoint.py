@@ -15,7 +15,7 @@ from lptensor.direction import recomputed
 from lptensor.formats import FixedPoint, check_int
 from lptensor.of_values import of_values
 from lptensor.ops import check_roundable, round as lp_round
-from lptensor.rounding import Mode, Rounding, as_rounding
+from lptensor.rounding import Mode, Rounding, as_rounding, show_rounding
 
 
 class Flexpoint(nn.Module):
@@ -114,7 +114,8 @@ class Flexpoint(nn.Module):
 
     def extra_repr(self) -> str:
         """The arguments, for ``print``."""
-        return f"bits={self.bits}, alpha={self.alpha}, beta={self.beta}, gamma={self.gamma}, {self.rounding!r}"
+        given = f"bits={self.bits}, history={len(self.magnitudes)}, alpha={self.alpha}, beta={self.beta}"
+        return f"{given}, gamma={self.gamma}, rounding={show_rounding(self.rounding)}"
 
 
 _UNKNOWN = 2**31  # no exponent yet
