@@ -10,6 +10,7 @@ from functools import cached_property
 from statistics import NormalDist
 from typing import Any, SupportsFloat
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +19,8 @@ from lptensor.base import set_number
 from lptensor.formats import CARRIER_MAX, Format, check_bool, set_int
 from lptensor.names import row
 from lptensor.tables import Table, table_of
+
+_SHOWN = 8  # values that the text of a codebook has room for
 
 
 class TableFormat(Format):
@@ -106,7 +109,7 @@ class Codebook(TableFormat):
 
     Args:
         values: numbers in ascending order (a sequence or a tensor), at most 2**16.
-        name: what repr() says; no part of equality.
+        name: what repr() says, which else has the values if they are few; no part of equality.
 
     Raises:
         TypeError: what is no list of numbers.
@@ -114,7 +117,7 @@ class Codebook(TableFormat):
             smaller value after another.
 
     >>> Codebook([-1.0, 0.0, 0.5, 2.0])
-    Codebook(4 values from -1 to 2)
+    Codebook([-1.0, 0.0, 0.5, 2.0])
     >>> Codebook(torch.arange(16.0)).bits
     4
     >>> from dataclasses import replace
@@ -168,8 +171,12 @@ class Codebook(TableFormat):
         return Codebook, (self.given, self.name)
 
     def spelled(self) -> str:
-        """The name that was given to the list; else how many values there are, and from where to where."""
-        return self.name or f"Codebook({len(self.given)} values from {self.min:g} to {self.max:g})"
+        """The name that was given to the list; else its values, or of many how many, and from where to where."""
+        if self.name:
+            return self.name
+        if len(self.given) > _SHOWN:
+            return f"Codebook({len(self.given)} values from {self.min:g} to {self.max:g})"
+        return f"Codebook([{', '.join(str(np.float32(value)) for value in self.given)}])"
 
 
 @dataclass(frozen=True, repr=False)

@@ -22,6 +22,7 @@ from lptensor import (
     NF4,
     PER_TENSOR,
     Channel,
+    Codebook,
     CurrentMaximum,
     DelayedMaximum,
     DelayedScaling,
@@ -66,6 +67,7 @@ from lptensor.training import (
 VALUES: list[Any] = [
     *named_formats().values(),
     *(FloatingPoint(3, 3, bias=5, subnormals="flush"), FixedPoint(8, -2, signed=False), Posit(8, 0)),
+    *(Codebook([0.1, 1 / 3, 1e30]), Codebook([-1.0, -2e-45, 0.0]), Codebook(range(8))),
     *(LogNumber(6, 4, 3.0, bias=0, zero=False), lptensor.P3109(6, 4, False, False)),
     *(lptensor.MX(E4M3, 16, 0, "even"), lptensor.BlockFloatingPoint(8, -1, (4, 4))),
     *(TwoLevel(INT4, 32, 0, floor=2**-9, reciprocal=True), TwoLevel(E2M1, scale=E8M0, tensor_scale=False)),

@@ -38,7 +38,7 @@ False
 >>> P3109(8, 3).max                        # width and precision
 49152.0
 >>> Codebook([-1.0, -0.25, 0.0, 0.25, 1.0])
-Codebook(5 values from -1 to 1)
+Codebook([-1.0, -0.25, 0.0, 0.25, 1.0])
 
 ```
 
