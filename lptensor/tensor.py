@@ -314,10 +314,11 @@ def to_lp(
     if torch.compiler.is_dynamo_compiling() and isinstance(x, Tensor):
         return cast(LPTensor, _lptensor_enter(x, format, as_rounding(rounding), grad))
     arithmetic = as_arithmetic(format, rounding, grad)
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        what = x.dtype if isinstance(x, Tensor) else type(x).__name__
+    if not isinstance(x, Tensor):
+        raise TypeError(f"expected a tensor, got {type(x).__name__}; make one with torch.tensor(...)")
+    if not x.is_floating_point():
         raise TypeError(
-            f"only floating-point tensors have a low-precision form, got {what}; convert with .float() first"
+            f"only floating-point tensors have a low-precision form, got {x.dtype}; convert with .float() first"
         )
     if x.layout is not torch.strided:
         raise TypeError(f"only dense tensors have a low-precision form, got {x.layout}; convert with .to_dense() first")

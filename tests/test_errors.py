@@ -126,6 +126,10 @@ WRONG: list[tuple[Callable[[], object], str]] = [
     (lambda: lptensor.round(X, BF16, "stochastic", generator=3), "must be a torch.Generator, .* got 3"),  # type: ignore[arg-type]
     (lambda: lptensor.next(X, BF16, -1), "up must be True or False, got -1"),  # type: ignore[arg-type]
     (lambda: lptensor.round([0.1], BF16), r"got list; make one with torch.tensor\(...\)"),  # type: ignore[arg-type]
+    (lambda: lptensor.to_lp([0.1], BF16), r"got list; make one with torch.tensor\(...\)"),  # type: ignore[arg-type]
+    (lambda: lptensor.training.DoReFaWeight(1)(W.half()), "got torch.float16; convert with .float"),
+    (lambda: lptensor.training.DoReFaActivation(4)([0.1]), "got list; make one with torch.tensor"),
+    (lambda: lptensor.training.DoReFaGradient(4)([0.1]), "got list; make one with torch.tensor"),  # type: ignore[arg-type]
     (lambda: lptensor.round(X + 1j, BF16), "got torch.complex64; round .real and .imag"),
     (lambda: Codebook("abc"), "a codebook lists numbers, such as .* got 'abc'"),  # type: ignore[arg-type]
     (lambda: Codebook(3), "a codebook lists numbers, such as .* got 3"),  # type: ignore[arg-type]

@@ -9,14 +9,16 @@ from torch import Tensor, nn
 
 from lptensor.formats import FixedPoint, check_int, set_int
 from lptensor.of_values import of_values
-from lptensor.ops import round as lp_round
+from lptensor.ops import check_roundable, round as lp_round
 from lptensor.rounding import Mode, Rounding
+
+_STEPS = FixedPoint(24, 0)
 
 
 def levels(x: Tensor, bits: int, rounding: Rounding | None = None) -> Tensor:
     """The nearest of 2**bits equally spaced values from 0 to 1; the gradient passes straight through."""
     steps = 2**bits - 1
-    rounded: Tensor = lp_round(x * steps, FixedPoint(24, 0), rounding or Rounding()) / steps
+    rounded: Tensor = lp_round(x * steps, _STEPS, rounding or Rounding()) / steps
     return rounded
 
 
@@ -45,6 +47,7 @@ class DoReFaWeight(nn.Module):
     @of_values
     def forward(self, w: Tensor) -> Tensor:
         """A weight ``w``, rounded, with its derivative."""
+        check_roundable(w, _STEPS)
         if w.numel() == 0:
             return w.clone()
         if self.bits == 1:
@@ -81,6 +84,7 @@ class DoReFaActivation(nn.Module):
     @of_values
     def forward(self, a: Tensor) -> Tensor:
         """An activation ``a``, clipped and rounded, with its derivative."""
+        check_roundable(a, _STEPS)
         return levels(a.clamp(0, 1), self.bits)
 
     def extra_repr(self) -> str:
@@ -115,6 +119,7 @@ class DoReFaGradient:
     @torch.no_grad()
     @of_values
     def __call__(self, grad: Tensor) -> Tensor:
+        check_roundable(grad, _STEPS)
         if grad.numel() == 0:
             return grad.clone()
         m = grad.abs()
