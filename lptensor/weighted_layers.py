@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +14,11 @@ from torch.nn.utils import parametrize
 from lptensor import _compat
 from lptensor.path_rules import listed, matches
 
+Classes: TypeAlias = "type[nn.Module] | tuple[type[nn.Module], ...]"
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-def layers_of(model: nn.Module, exempt: Iterable[str], layers: tuple[type[nn.Module], ...]) -> dict[str, nn.Module]:
+def layers_of(model: nn.Module, exempt: Iterable[str], layers: Classes) -> dict[str, nn.Module]:
     """The layers of these classes by their paths, without those at or below what the patterns in ``exempt`` match."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"layers are changed of a torch.nn.Module, got {type(model).__name__}")
@@ -35,7 +36,7 @@ def layers_of(model: nn.Module, exempt: Iterable[str], layers: tuple[type[nn.Mod
     return chosen
 
 
-def called_layers(model: nn.Module, exempt: Iterable[str], layers: tuple[type[nn.Module], ...]) -> dict[str, nn.Module]:
+def called_layers(model: nn.Module, exempt: Iterable[str], layers: Classes) -> dict[str, nn.Module]:
     """The same, without the projections within ``nn.MultiheadAttention``, which reads their weights past them."""
     found = layers_of(model, exempt, layers)
     called = {path: module for path, module in found.items() if type(module) is not NonDynamicallyQuantizableLinear}

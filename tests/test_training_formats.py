@@ -457,6 +457,17 @@ def test_the_projections_of_attention_are_prepared_together_or_not_at_all() -> N
     assert [n for n, _ in one.named_parameters() if "original" in n] == ["0.parametrizations.weight.original"]
 
 
+def test_exempt_layers_are_not_prepared() -> None:
+    net = nn.Sequential(nn.Conv1d(1, 1, 1), nn.Sequential(nn.Linear(2, 2)), nn.Linear(2, 2))
+    prepare(net, FixedPoint(3, 1), exempt=["0", "2"])
+    assert [n for n, _ in net.named_parameters() if "original" in n] == ["1.0.parametrizations.weight.original"]
+    for wrong in (["head"], ["0", "1", "2"], ["1.0", "head"]):
+        twin = nn.Sequential(nn.Conv1d(1, 1, 1), nn.Sequential(nn.Linear(2, 2)), nn.Linear(2, 2))
+        with pytest.raises(ValueError, match="'head', which is none of|no layer left"):
+            prepare(twin, FixedPoint(3, 1), exempt=wrong)
+        assert not any("original" in n for n, _ in twin.named_parameters())
+
+
 def test_the_mean_of_samples_of_the_largest_numbers_is_none_beyond_them() -> None:
     x = torch.tensor([3e38, 1e38, 0.0])
     assert LUQ(samples=3)(x).isfinite().all() and LUQ(samples=3)(x)[0] == x[0]

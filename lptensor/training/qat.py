@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from lptensor.formats import Format
 from lptensor.ops import check_roundable
 from lptensor.quantizer import Quantizer
 from lptensor.rounding import Mode, Rounding
-from lptensor.weighted_layers import LAYERS, check_classes, check_weights, parametrize_weights
+from lptensor.weighted_layers import LAYERS, check_weights, layers_of, parametrize_weights
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -22,6 +23,7 @@ def prepare(
     format: Format,
     rounding: Rounding | Mode | str = "nearest",
     layers: type[nn.Module] | tuple[type[nn.Module], ...] = LAYERS,
+    exempt: Sequence[str] = (),
 ) -> Model:
     """Round the weights of the chosen layers wherever they are used; the gradient passes straight through.
 
@@ -36,11 +38,12 @@ def prepare(
         format: of the weights.
         rounding: as for ``round``; to nearest by default.
         layers: the classes to change; linear and convolutional layers, but transposed ones, by default.
+        exempt: path patterns of what to leave alone, as ``exempt`` of ``lower``.
 
     Raises:
         TypeError: no module, no format, or weights that it cannot round.
-        ValueError: no such layer in the model, or one that is prepared already or lazy; an unknown rounding.
-            Whatever is raised, the model is unchanged.
+        ValueError: no such layer in the model, a pattern in ``exempt`` that matches none, or a layer that is prepared
+            already or lazy; an unknown rounding. Whatever is raised, the model is unchanged.
 
     >>> from lptensor import FixedPoint
     >>> net = prepare(nn.Sequential(nn.Linear(2, 1)), FixedPoint(3, 1))
@@ -49,10 +52,10 @@ def prepare(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"prepare takes a torch.nn.Module, got {type(model).__name__}")
-    layers = (layers,) if isinstance(layers, type) else layers
-    check_classes(layers)
     quantizer = Quantizer(format, forward_rounding=rounding)
-    called = [m for m in model.modules() if isinstance(m, layers) and type(m) is not NonDynamicallyQuantizableLinear]
+    layers = (layers,) if isinstance(layers, type) else layers
+    found = layers_of(model, exempt, layers).values()
+    called = [m for m in found if type(m) is not NonDynamicallyQuantizableLinear]
     chosen = [m for m in called if isinstance(getattr(m, "weight", None), Tensor)]
     if not chosen:
         raise ValueError(f"{type(model).__name__} has no layer of {', '.join(kind.__name__ for kind in layers)}")

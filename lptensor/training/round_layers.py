@@ -34,7 +34,7 @@ def round_layers(
     weight: Make | None = None,
     gradient: Make | None = None,
     exempt: Sequence[str] = (),
-    layers: tuple[type[nn.Module], ...] = LAYERS,
+    layers: type[nn.Module] | tuple[type[nn.Module], ...] = LAYERS,
 ) -> Model:
     """Give each chosen layer something that rounds its input, its weight, and the gradient of its output.
 
