@@ -54,6 +54,7 @@ from lptensor.training import (
     Flexpoint,
     Madam,
     Recipe,
+    Static,
     Technique,
     ThreeQuarters,
     WageActivation,
@@ -257,6 +258,13 @@ def test_recipes_pickle_and_equal_their_like(name: str) -> None:
     recipe = RECIPES[name]()
     assert pickle.loads(pickle.dumps(recipe)) == recipe == RECIPES[name]()
     assert len({recipe, RECIPES[name]()}) == 1 and "0x" not in repr(recipe)
+
+
+def test_arguments_that_mean_the_same_make_equal_recipes() -> None:
+    for name, mode in (("stochastic", Mode.STOCHASTIC), ("nearest", Mode.NEAREST)):
+        for recipe in (recipes.hbfp, recipes.gupta):
+            assert recipe(rounding=name) == recipe(rounding=mode) == recipe(rounding=Rounding(mode))
+    assert recipes.Recipe(scaling=8.0) == recipes.Recipe(scaling=Static(8.0))
 
 
 @pytest.mark.parametrize("name", BY_HAND)

@@ -116,7 +116,7 @@ class Recipe:
     change: Callable[[nn.Module, Exempt], Any] | None = None
     exempt: Exempt = ()
     optim: Mapping[str, Any] = field(default_factory=dict, hash=False)  # a dict, which has none
-    scaling: Static | Dynamic | Automatic = Static(1.0)
+    scaling: Static | Dynamic | Automatic | float = Static(1.0)
 
     def __post_init__(self) -> None:
         Arithmetic(operands=self.operands, accumulator=self.accumulator)  # refuses what is neither
@@ -124,7 +124,7 @@ class Recipe:
             raise TypeError(f"change must be a function of a model and of what is exempt, got {self.change!r}")
         if not isinstance(self.optim, Mapping):
             raise TypeError(f"optim must be a dict of arguments of OptimLP, got {self.optim!r}")
-        as_policy("scaling", self.scaling)
+        object.__setattr__(self, "scaling", as_policy("scaling", self.scaling))
         object.__setattr__(self, "exempt", listed("exempt", self.exempt))
         object.__setattr__(self, "optim", dict(self.optim))
 
@@ -371,7 +371,13 @@ def deepseek(promote_every: int | None = None, exempt: Exempt = ()) -> Recipe:
     return Recipe(_operands(tile, Scaled(E4M3, CurrentMaximum(Tile((128, 128)))), tile), sums, exempt=exempt)
 
 
-def hbfp(wl: int = 8, storage: int = 16, tile: int = 24, rounding: str = "stochastic", exempt: Exempt = ()) -> Recipe:
+def hbfp(
+    wl: int = 8,
+    storage: int = 16,
+    tile: int = 24,
+    rounding: Rounding | Mode | str = "stochastic",
+    exempt: Exempt = (),
+) -> Recipe:
     """Block floating point for products: an exponent for each sample, or for each tile of a weight; wide weights.
 
     Drumond et al., Training DNNs with Hybrid Block Floating Point (1804.01526). Activations and gradients
@@ -392,6 +398,7 @@ def hbfp(wl: int = 8, storage: int = 16, tile: int = 24, rounding: str = "stocha
     >>> optim = hbfp(wl=4, storage=12).optimizer(torch.optim.SGD(model.parameters(), lr=0.1))
     >>> model(torch.randn(2, 64)).sum().backward(); optim.step()
     """
+    rounding = as_rounding(rounding)
     check_int("storage", storage, 2, 24)
     samples, tiles = (_With(HBFP, (wl, size, rounding)) for size in (None, tile))
     return _by_layers(exempt, samples, tiles, samples, optim={"weight_quant": HBFP(storage, tile, rounding)})
