@@ -441,11 +441,13 @@ def Scaled(element: ScalarFormat, scaling: Scaling | None) -> Format:  # noqa: N
 
 
 def _tile(block_size: int | tuple[int, ...], axis: int) -> Tile:
-    if isinstance(block_size, tuple) and axis != -1:
+    if not isinstance(block_size, (tuple, list)):
+        return Tile((block_size,), (axis,))
+    if axis != -1:
         raise ValueError(
             f"a tile {block_size} lies on the last axes, got axis {axis}; runs along an axis have one size"
         )
-    return Tile(block_size) if isinstance(block_size, tuple) else Tile((block_size,), (axis,))
+    return Tile(block_size)
 
 
 def _size_and_axis(format: BlockFormat, tile: Tile) -> tuple[Any, int]:
@@ -461,7 +463,7 @@ def _size_and_axis(format: BlockFormat, tile: Tile) -> tuple[Any, int]:
 
 def _settle_size(format: Any, tile: Tile) -> None:
     """The block size of a format as its tile has it, in Python's own integers."""
-    size = tile.widths if isinstance(format.block_size, tuple) else tile.widths[0]
+    size = tile.widths if isinstance(format.block_size, (tuple, list)) else tile.widths[0]
     object.__setattr__(format, "block_size", size)
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import lptensor
-from lptensor.blocks import MX, NVFP4, BlockFloatingPoint, BlockFormat, Blocks, Scaled
+from lptensor.blocks import MX, NVFP4, BlockFloatingPoint, BlockFormat, Blocks, Scaled, TwoLevel
 from lptensor.formats import E4M3
 from lptensor.ops import round as lp_round
 from lptensor.rounding import Stochastic
@@ -283,3 +283,12 @@ def test_the_element_of_block_floating_point_is_what_its_values_are_over_their_p
     assert (format.element.max, format.element.min, format.element.bits) == (top, -top, wl)
     if wl <= 8:
         assert format.element.values().tolist() == [k * step for k in range(1 - 2 ** (wl - 1), 2 ** (wl - 1))]
+
+
+def test_a_list_of_sizes_is_a_tuple_of_them() -> None:
+    for one, other in (
+        (MX(E4M3, [4, 8]), MX(E4M3, (4, 8))),  # type: ignore[arg-type]
+        (TwoLevel(E4M3, [4, 8]), TwoLevel(E4M3, (4, 8))),  # type: ignore[arg-type]
+        (BlockFloatingPoint(8, block_size=[4, 8]), BlockFloatingPoint(8, block_size=(4, 8))),  # type: ignore[arg-type]
+    ):
+        assert one == other and hash(one) == hash(other) and one.block_size == (4, 8)
