@@ -18,7 +18,12 @@ from lptensor.ops import check_samples_draw
 
 
 def matmul(
-    a: Tensor, b: Tensor, accumulator: Accumulator, c: Tensor | None = None, generator: torch.Generator | None = None
+    a: Tensor,
+    b: Tensor,
+    accumulator: Accumulator,
+    c: Tensor | None = None,
+    *,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     """``torch.matmul(a, b)``, plus ``c``, each output added up by the accumulator, in the dtype of the operands.
 
@@ -133,6 +138,7 @@ def conv(
     padding: int | Sequence[int] = 0,
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
+    *,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """A convolution over 1, 2 or 3 axes as the product of the weights with the unfolded input.

@@ -53,3 +53,9 @@ def test_recipes_are_the_functions_of_their_module_that_return_one() -> None:
     made = {name for name, f in vars(recipes).items() if inspect.isfunction(f) and not name.startswith("_")}
     made = {name for name in made if inspect.signature(getattr(recipes, name)).return_annotation == "Recipe"}
     assert made | {"Recipe"} == set(recipes.__all__)
+
+
+def test_generators_go_by_name_as_torchs_do() -> None:
+    functions = [f for module in (lptensor, study) for f in map(vars(module).get, dir(module)) if inspect.isfunction(f)]
+    given = [p for f in functions for p in inspect.signature(f).parameters.values() if p.name == "generator"]
+    assert len(given) == 5 and all(p.kind is p.KEYWORD_ONLY and p.default is None for p in given)
