@@ -167,8 +167,8 @@ def from_numpy(array: np.ndarray[Any, Any]) -> Tensor:
     return decode(codes & 2**format.bits - 1 if size == 1 else codes, format)
 
 
-def format_of(dtype: torch.dtype | np.dtype[Any] | type) -> ScalarFormat:
-    """The format whose codes are those of a torch dtype, or of a type of numpy or ml_dtypes.
+def format_of(dtype: torch.dtype | np.dtype[Any] | type | str) -> ScalarFormat:
+    """The format whose codes are those of a torch dtype, or of a type of numpy or ml_dtypes, or of one's name.
 
     Raises:
         ValueError: the type has no format here; the message lists those that have.
@@ -181,8 +181,9 @@ def format_of(dtype: torch.dtype | np.dtype[Any] | type) -> ScalarFormat:
         names = [str(known) for known in _TORCH.values()]
     else:
         names = list(_NUMPY.values())
-        try:
-            found = {known: format for format, known in _NUMPY.items()}.get(np.dtype(dtype).name)
+        by_name = {known: format for format, known in _NUMPY.items()}
+        try:  # numpy knows the names of ml_dtypes only where something has imported it
+            found = by_name.get(dtype if isinstance(dtype, str) and dtype in names else np.dtype(dtype).name)
         except TypeError:
             found = None
     if found is None:

@@ -227,6 +227,15 @@ def test_bad_descriptions_are_named(description: dict[str, object], words: str) 
         format_from(description)
 
 
+def test_names_of_types_are_known_also_where_numpy_has_not_learnt_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    def knows_none(name: object) -> None:  # as before the import of ml_dtypes, which tells numpy its names
+        raise TypeError(name)
+
+    assert format_of(np.dtype("float32")) == format_of("float32") == format_of("f4") == FP32
+    monkeypatch.setattr(np, "dtype", knows_none)
+    assert {name: format_of(name) for name in _NUMPY.values()} == {name: format for format, name in _NUMPY.items()}
+
+
 def test_what_has_no_counterpart_is_named() -> None:
     x = torch.ones(2)
     with pytest.raises(ValueError, match=r"torch has no dtype with the codes of FloatingPoint\(exp=3, man=4\).*encode"):
@@ -239,7 +248,7 @@ def test_what_has_no_counterpart_is_named() -> None:
         from_numpy(np.zeros(2, np.int64))
     for name in ("bf16", "no such type"):
         with pytest.raises(ValueError, match=f"'{name}' has no format; known: float32"):
-            format_of(name)  # type: ignore[arg-type]
+            format_of(name)
     with pytest.raises(ValueError, match=r"formats are given for \['y'\], the tensors are \['x'\]"):
         save_file({"x": x}, "unused", {"y": E4M3})
     with pytest.raises(TypeError, match="expected a tensor, got ndarray; from_numpy"):
