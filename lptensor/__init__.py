@@ -1,7 +1,18 @@
 """Low-precision arithmetic for PyTorch: number formats, rounding, and tensors that round what is computed with them.
 
-``lptensor.round`` rounds plain tensors, ``x.to_lp`` and ``lptensor.convert`` make tensors and models that compute in
-a format; ``lptensor.training`` holds techniques, ``lptensor.study`` questions about formats and models.
+``from lptensor import *`` brings the nouns, formats before all (``E4M3``, ``FloatingPoint(5, 2)``, ``MX(E2M1)``;
+``study.format_table()`` lists those that have a name). These verbs are called as ``lptensor.NAME``:
+
+- of plain tensors: ``round``; ``matmul``, ``sum`` and ``conv`` add up in an ``Accumulator``.
+- of tensors that compute in a format: ``to_lp``, which is ``x.to_lp(format)``; ``convert`` of models, optimizers and
+  nests, and back; ``escapes``, ``rounding_points`` and ``trace`` say what leaves, where it rounds, and what did.
+- of formats: ``finfo``, ``ulp``, ``next``; ``describe`` and ``format_from``; ``format_of`` a dtype.
+- of codes: ``encode``, ``decode``, ``scales``; ``pack``, ``packed_bytes`` and ``unpack``.
+- with others: ``to_torch``, ``from_torch``, ``to_numpy``, ``from_numpy``; ``save_file`` and ``load_file``.
+- ``backend`` says what computes.
+
+``lower``, ``quantizer`` and ``OptimLP`` are for QPyTorch's users; ``lptensor.training`` holds techniques,
+``lptensor.study`` questions about formats and models.
 """
 
 import importlib as _importlib

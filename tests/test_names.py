@@ -6,6 +6,7 @@ import builtins
 import importlib.metadata
 import inspect
 import pydoc
+import re
 from types import ModuleType
 from typing import Any
 
@@ -26,6 +27,11 @@ def test_what_runs_from_its_source_has_help_and_no_version(monkeypatch: pytest.M
     assert not hasattr(lptensor, "__version__")
     assert pydoc.render_doc(lptensor).startswith("Python Library Documentation: package lptensor")
     assert CliRunner().invoke(app, ["--version"]).stdout == "lptensor from its source\n"
+
+
+def test_help_names_every_verb_that_a_star_import_leaves_out() -> None:
+    verbs = {name for name in dir(lptensor) if not name.startswith("_")} - set(lptensor.__all__)
+    assert verbs == set(re.findall(r"``(?:lptensor\.)?([a-z_]+)``", lptensor.__doc__ or "")) - {"lower", "quantizer"}
 
 
 def test_tab_completion_shows_what_is_public_and_no_files() -> None:
