@@ -266,7 +266,11 @@ def scales(x: Tensor, format: BlockFormat) -> Tensor:
     check_roundable(x, format)
     if not isinstance(format, BlockFormat):
         raise TypeError(f"scales are those of a block format such as MXFP4, got {format!r}, which has none")
-    return reference.block_scales(_values(x).resolve_neg(), format.lowered, format.block_shape(x.shape))
+    shape = format.block_shape(x.shape)
+    if x.is_meta:
+        counts = [-(-n // wide) for n, wide in zip(x.shape, shape, strict=True)]
+        return torch.empty(counts, dtype=torch.float64, device="meta")
+    return reference.block_scales(_values(x).resolve_neg(), format.lowered, shape)
 
 
 def _values(x: Tensor) -> Tensor:

@@ -480,6 +480,13 @@ def test_many_nans_without_a_code_are_refused() -> None:
     assert torch.equal(decode(codes, Posit(8))[:256].nan_to_num(7.7), values.float().nan_to_num(7.7))
 
 
+@pytest.mark.parametrize("format", [MXFP4, NVFP4, MX(E4M3, (2, 4)), BlockFloatingPoint(8, dim=0)])
+@pytest.mark.parametrize("shape", [(), (0,), (3, 0, 7), (5, 33)])
+def test_meta_tensors_have_scales_of_the_same_kind(format: Any, shape: tuple[int, ...]) -> None:
+    there, here = scales(torch.ones(shape, device="meta"), format), scales(torch.ones(shape), format)
+    assert there.is_meta and (there.shape, there.dtype) == (here.shape, here.dtype)
+
+
 def test_meta_tensors_have_codes_of_the_same_kind() -> None:
     for format in (E4M3, BF16, Posit(32), NF4):
         x = torch.ones(2, 3, device="meta")
