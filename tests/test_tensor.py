@@ -243,8 +243,11 @@ def test_views_share_memory_and_keep_values() -> None:
         lambda x: F.unfold(x, 2),
         lambda x: torch.nn.utils.rnn.pack_padded_sequence(x[0], torch.tensor([4, 3, 1])).data,
         lambda x: x.clamp(x[:, :, :1], x[:, :, 1:2]),
+        lambda x: x.index_put((torch.tensor([0]), torch.tensor([1])), x[:, 2]),
+        lambda x: x.clone().index_put_((torch.tensor([0]), torch.tensor([1])), x[:, 2]),
+        lambda x: x.clone().put_(torch.tensor([0, 40]), x[0, 1, 0, :2]),
     ],
-    ids=["unfold", "pack_padded_sequence", "clamp by tensors"],
+    ids=["unfold", "pack_padded_sequence", "clamp by tensors", "index_put", "index_put_", "put_"],
 )
 def test_what_selects_values_keeps_them_and_draws_no_random_numbers(select: Any) -> None:
     x = (torch.randn(1, 4, 3, 5) * torch.logspace(-4, 4, 5)).to_lp(BlockFloatingPoint(8, dim=1), "stochastic")
@@ -322,6 +325,8 @@ def test_views_and_copies_draw_no_random_numbers() -> None:
         lambda x: torch.where(x > 0, x, torch.full((4,), 0.1)),
         lambda x: torch.maximum(x, torch.full((4,), 0.1)),
         lambda x: x.nan_to_num(0.1) + 0 * x.clone().index_put_((torch.tensor(0),), torch.tensor(0.1)),
+        lambda x: x.index_put((torch.tensor([0]),), x[1:2], accumulate=True),
+        lambda x: x.clone().put_(torch.tensor([0]), x[1, :1], accumulate=True),
         lambda x: x.new_full((3,), 0.1),
         lambda x: torch.rand_like(x),
         lambda x: torch.ones_like(x) * 0.1,
