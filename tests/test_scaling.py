@@ -57,6 +57,28 @@ def test_a_tile_knows_its_block_in_a_shape(tile: Tile, shape: tuple[int, ...], b
 
 
 @pytest.mark.parametrize(
+    "call",
+    [
+        "PER_TENSOR",
+        "Channel(0)",
+        "Channel(-1)",
+        "Tile((1, 128))",
+        "Tile((32,), axes=(1,))",
+        "Tile((2, None), axes=(0, 1))",
+        "Tile((1,), axes=(0,))",
+        "Tile((4,), others=None)",
+        "CurrentMaximum()",
+        "CurrentMaximum(tile=Channel(0))",
+        "CurrentMaximum(tile=Tile((1, 32)), margin=1, infinite='saturate')",
+        "DelayedMaximum(history=16)",
+        "PowerOfTwo(exponent=-3)",
+    ],
+)
+def test_a_scaling_shows_the_call_that_makes_it_without_defaults(call: str) -> None:
+    assert repr(eval(call)) == call
+
+
+@pytest.mark.parametrize(
     ("arguments", "error", "named"),
     [
         (dict(widths=(0,)), ValueError, "block_size must be from 1"),
