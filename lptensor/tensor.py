@@ -334,7 +334,9 @@ def to_lp(
         raise NotImplementedError(
             "torch.export cannot make an LPTensor within a graph: export a converted model and give it LPTensors or "
             "plain tensors, or round plain tensors with lptensor.round(), a quantizer or lower(). Operands and an "
-            "accumulator are exported of a model that is converted to them: convert(model, Arithmetic(operands=...))"
+            "accumulator are exported of a model that is converted to them: convert(model, Arithmetic(operands=...)). "
+            "Between modules that have different rules tensors are recast, which is such a making: give rules to "
+            "parameters alone, as {'head.*': None, '*': E4M3} does"
         )
     _compat.disable_fused_attention()
     return cast(LPTensor, _apply(_Enter, x, arithmetic))

@@ -79,6 +79,14 @@ def test_entering_low_precision_in_an_export_is_refused_with_the_way_round(stric
         torch.export.export(Enters(), (torch.randn(3),), strict=strict)
 
 
+def test_a_model_with_rules_for_parameters_may_be_exported_and_one_with_rules_for_modules_says_so() -> None:
+    x = torch.randn(8, 16)
+    model = convert(network(), {"3.*": None, "*": E4M3})
+    assert torch.equal(plain(torch.export.export(model, (x,)).module()(x)), plain(model(x)))
+    with pytest.raises(NotImplementedError, match="give rules to parameters alone"):
+        torch.export.export(convert(network(), {"3": None, "*": E4M3}), (x,))
+
+
 class WithNumbers(nn.Module):
     def __init__(self) -> None:
         super().__init__()
