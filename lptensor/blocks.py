@@ -38,6 +38,7 @@ from lptensor.scaling import (
     SCALE_RULES,
     Channel,
     CurrentMaximum,
+    DelayedMaximum,
     PowerOfTwo,
     Scaling,
     Tile,
@@ -437,7 +438,10 @@ def Scaled(element: ScalarFormat, scaling: Scaling | None) -> Format:  # noqa: N
         return Shifted(element, scaling.exponent)
     if isinstance(scaling, CurrentMaximum):
         return ScaledBlockFormat(element, scaling)
-    raise TypeError(f"{scaling!r} is no scaling without a state; a delayed one needs a module, DelayedScaling")
+    way = "; say CurrentMaximum of it" if isinstance(scaling, Tile) else ""
+    if isinstance(scaling, DelayedMaximum):
+        way = "; it has a state, for which DelayedScaling is a module"
+    raise TypeError(f"scaling must be a CurrentMaximum, a PowerOfTwo or None, got {scaling!r}{way}")
 
 
 def _tile(block_size: int | tuple[int, ...], axis: int) -> Tile:

@@ -187,9 +187,11 @@ def as_operand(name: str, given: object) -> Operand | None:
         return given
     if isinstance(given, Format):
         return Operand(given)
-    got = no_format(given)
+    function = callable(given) and not isinstance(given, type)
+    way = "; training.Technique(format, function) takes a function" if function else ""
     raise TypeError(
-        f"{name} takes formats such as MXFP8_E4M3, Operand(format, rounding), or None to keep one, got {got}"
+        f"{name} takes formats such as MXFP8_E4M3, Operand(format, rounding), or None to keep one, "
+        f"got {no_format(given)}{way}"
     )
 
 

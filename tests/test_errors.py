@@ -29,6 +29,7 @@ from lptensor import (
     Arithmetic,
     Codebook,
     CurrentMaximum,
+    DelayedMaximum,
     FixedPoint,
     Gemm,
     Operand,
@@ -47,6 +48,7 @@ UNSIGNED = FixedPoint(8, 0, signed=False)
 X, W, ACC = torch.ones(3), nn.Parameter(torch.ones(1)), Accumulator(BF16)
 
 TAKE_A_FORMAT: dict[str, Callable[[Any], object]] = {
+    "prepare": lambda format: lptensor.training.prepare(nn.Linear(1, 1), format),
     "round": lambda format: lptensor.round(X, format),
     "to_lp": lambda format: X.to_lp(format),  # type: ignore[attr-defined]
     "convert": lambda format: lptensor.convert(nn.Linear(1, 1), format),
@@ -135,16 +137,24 @@ WRONG: list[tuple[Callable[[], object], str]] = [
     (lambda: Codebook(3), "a codebook lists numbers, such as .* got 3"),  # type: ignore[arg-type]
     (lambda: Scaled(NF4, PER_TENSOR), "got NF4; lptensor.training.Blockwise scales lists of values"),  # type: ignore[arg-type]
     (lambda: MX(NF4).lowered, "got NF4; lptensor.training.Blockwise scales lists of values"),  # type: ignore[arg-type]
+    (lambda: Scaled(BF16, Tile((1, 8))), r"got Tile\(\(1, 8\)\); say CurrentMaximum of it"),  # type: ignore[arg-type]
+    (lambda: Scaled(BF16, DelayedMaximum()), "it has a state, for which DelayedScaling is a module"),
+    (lambda: Gemm(torch.sign), r"got <.*>; training.Technique\(format, function\) takes a function"),  # type: ignore[arg-type]
     (lambda: Tile(128), r"widths must be a tuple such as \(1, 128\), got 128"),  # type: ignore[arg-type]
     (lambda: X.to_lp(None), r"got None; x.dequantize\(\) gives the plain values"),  # type: ignore[attr-defined]
     (lambda: OptimLP([W], weight_quant=BF16), "no OptimLP yet, got list"),  # type: ignore[arg-type]
     (lambda: lower(nn.Linear(1, 1), "Linear", BF16), "'Linear'; .*, 'all', or a class such as nn.Linear"),
+    (
+        lambda: study.sensitivity(lptensor.convert(nn.Linear(1, 1), BF16), print, E4M3),  # type: ignore[arg-type]
+        r"this one is converted: convert\(model, None\) takes it back",
+    ),
     (lambda: lptensor.study.flip_bits(X, BF16, bits=3), r"got 3; say bits=\[3\]"),  # type: ignore[arg-type]
     (lambda: lptensor.study.faults(0.1, bits=3), r"got 3; say bits=\[3\]"),  # type: ignore[arg-type]
     (lambda: lptensor.study.faults(0.1, model=nn.ReLU(), path="head"), "path='head' matches no module or parameter"),
     (lambda: lptensor.study.exponent_histogram(X, BF16).share("underflows"), "region must be one of .* 'underflows'"),
     (lambda: lptensor.study.sensitivity(3, print, BF16), "sensitivity takes a torch.nn.Module, got int"),  # type: ignore[arg-type]
     (lambda: lptensor.training.prepare(3, BF16), "prepare takes a torch.nn.Module, got int"),  # type: ignore[type-var]
+    (lambda: lptensor.training.prepare(nn.Linear(1, 1), torch.sign), "a function is for round_layers"),  # type: ignore[arg-type]
     (lambda: lptensor.training.prepare(nn.Linear(1, 1), BF16, layers="linear"), "takes classes .* got 'linear'"),  # type: ignore[arg-type]
     (lambda: lptensor.training.round_layers(nn.Linear(1, 1), layers="linear"), "takes classes .* got 'linear'"),  # type: ignore[arg-type]
     (lambda: lptensor.training.FormatSchedule({0: BF16}, 3), "apply must be a function of the format, got 3"),  # type: ignore[arg-type]

@@ -22,6 +22,7 @@ from lptensor.study.losses import check_callable, number_of
 from lptensor.study.places import check_roles, named_modules
 from lptensor.study.progress import track
 from lptensor.study.rows import Rows
+from lptensor.tensor import LPTensor
 
 ROUNDED = ("weight", "activation", "gradient")
 
@@ -57,9 +58,8 @@ def sensitivity(
 
     Raises:
         ValueError: no formats, an unknown role, rounding or ``per``, a loss of several numbers.
-        TypeError: something that is no
-            format, a loss that is no number, parameters in a dtype that is not rounded, an output of a
-            class that torch cannot look into.
+        TypeError: something that is no format, a loss that is no number, a converted model, parameters in a dtype
+            that is not rounded, an output of a class that torch cannot look into.
 
     >>> from lptensor import E2M1
     >>> model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False))
@@ -70,6 +70,8 @@ def sensitivity(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"sensitivity takes a torch.nn.Module, got {type(model).__name__}")
+    if any(isinstance(parameter, LPTensor) for parameter in model.parameters()):
+        raise TypeError("sensitivity takes a plain model, this one is converted: convert(model, None) takes it back")
     check_callable("loss", loss)
     chosen, how = check_roles(roles, ROUNDED), as_rounding(rounding)
     if per not in ("layer", "role"):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrize
 
-from lptensor.formats import Format
+from lptensor.base import Format, wrong_format
 from lptensor.ops import check_roundable
 from lptensor.quantizer import Quantizer
 from lptensor.rounding import Mode, Rounding
@@ -52,6 +52,10 @@ def prepare(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"prepare takes a torch.nn.Module, got {type(model).__name__}")
+    if not isinstance(format, Format):
+        if callable(format) and not isinstance(format, type):
+            raise TypeError(f"prepare takes a format, got {format!r}; a function is for round_layers(weight=...)")
+        raise wrong_format(format)
     quantizer = Quantizer(format, forward_rounding=rounding)
     layers = (layers,) if isinstance(layers, type) else layers
     found = layers_of(model, exempt, layers).values()
