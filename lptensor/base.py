@@ -42,7 +42,8 @@ class Format:
     def __eq__(self, other: object) -> bool:  # dataclasses have their own; torch.compile wants one here too
         return self is other or NotImplemented
 
-    __hash__ = object.__hash__
+    def __hash__(self) -> int:  # written out, or type checkers would not know what a format is
+        return object.__hash__(self)
 
     @property
     def lowered(self) -> Any:

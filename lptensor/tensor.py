@@ -95,7 +95,7 @@ class LPTensor(Traceable, Sharded, Surface, Tensor):  # type: ignore[misc]
     def __init_subclass__(cls, **_: Any) -> NoReturn:
         raise TypeError("LPTensor cannot be subclassed; carry what differs in its Arithmetic")
 
-    __torch_function__ = _compat.disabled_torch_function  # type: ignore[assignment]
+    __torch_function__: Any = _compat.disabled_torch_function
 
     @classmethod
     @_compat.run_by_python
