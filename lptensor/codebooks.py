@@ -196,7 +196,8 @@ class LogNumber(TableFormat):
         bits: width of a code with its sign, 2 to 16.
         gamma: steps per factor of ``base``, 1 to 2**16; 8 in LNS-Madam.
         base: above 1, to 2**16.
-        bias: the j that stands for 1.0; 2**(bits - 2), the middle, by default. LNS-Madam has 0.
+        bias: the j that stands for 1.0; 2**(bits - 2), the middle, by default. LNS-Madam has 0. As a field it is a
+            number, which ``dataclasses.replace`` keeps whatever bits become.
         zero: whether zero is a value.
 
     Raises:

@@ -36,7 +36,8 @@ class FloatingPoint(ScalarFormat):
 
     Args:
         size: the width, or exp and man; by name ``bit``, or ``exp`` (1 to 8) and ``man`` (0 to 23).
-        bias: value of the exponent code 0 is 2**(1 - bias); fnuz formats default to one more.
+        bias: value of the exponent code 0 is 2**(1 - bias); fnuz formats default to one more. As a field it is a
+            number, which ``dataclasses.replace`` keeps whatever exp becomes.
         subnormals: True for gradual underflow; False for zero and normals only, their midpoint
             going up; "flush" takes every input below the smallest normal to zero.
         specials: "ieee" has infinities and NaNs in the top exponent; "fn" only NaN, in the top
