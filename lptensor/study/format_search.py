@@ -58,7 +58,7 @@ class Front(Rows):
 def format_search(
     model: nn.Module,
     loss: Callable[[nn.Module], Any],
-    formats: Sequence[Format] | Mapping[str, Format],
+    formats: Mapping[str, Format] | Iterable[Format],
     layers: Sequence[str] | None = None,
     progress: bool = False,
 ) -> Front:
