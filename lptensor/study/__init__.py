@@ -61,6 +61,7 @@ __all__ = [
     "flip_bits",
     "format_search",
     "format_table",
+    "layers",
     "number_line",
     "plot_accumulation",
     "plot_bias",
