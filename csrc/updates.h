@@ -5,7 +5,8 @@
 #include "kernels.h"
 #include <math.h>
 
-enum lpt_update { LPT_KAHAN = 0, LPT_EXPANSION = 1 };
+// lptensor/_native.py: COMPENSATED
+enum lpt_update { LPT_UPDATE_KAHAN = 0, LPT_UPDATE_EXPANSION = 1 };
 
 namespace {
 
@@ -71,7 +72,10 @@ class update_stretch {
             n = last - from < MOST ? (int)(last - from) : (int)MOST;
             for (int i = 0; i < n; ++i)
                 a[i] = weight[from + i], b[i] = kept[from + i], c[i] = step[from + i];
-            update == LPT_KAHAN ? kahan() : expansion();
+            switch ((lpt_update)update) {
+            case LPT_UPDATE_KAHAN: kahan(); break;
+            case LPT_UPDATE_EXPANSION: expansion(); break;
+            }
             for (int i = 0; i < n; ++i)
                 new_weight[from + i] = (T)a[i], new_kept[from + i] = (T)b[i];
         }

@@ -200,16 +200,15 @@ def _kernels(name: str) -> _ByDtype:
     return _ByDtype((dtype, getattr(lib, f"lpt_{name}_f{torch.finfo(dtype).bits}")) for dtype in _DTYPES)
 
 
-def compensate(update: int, weight: Tensor, kept: Tensor, step: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
-    """A weight, and what is kept beside it, after a step: contiguous CPU tensors of one dtype and shape.
+COMPENSATED = ("kahan", "expansion")  # by number, as in csrc/updates.h
 
-    Args:
-        update: by csrc/updates.h, 0 for Kahan's sum and 1 for an expansion.
-    """
+
+def compensate(update: str, weight: Tensor, kept: Tensor, step: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    """A weight, and what is kept beside it, after a step: contiguous CPU tensors of one dtype and shape."""
     new = torch.empty_like(weight), torch.empty_like(weight)
     pointers = (x.data_ptr() for x in (weight, kept, step, *new))
     _kernels("compensate")[weight.dtype](
-        update, *pointers, weight.numel(), grid_reference(grid), torch.get_num_threads()
+        COMPENSATED.index(update), *pointers, weight.numel(), grid_reference(grid), torch.get_num_threads()
     )
     return new
 

@@ -55,7 +55,7 @@ def kahan(weight: Tensor, compensation: Tensor, update: Tensor, format: Format) 
     Any shape and dtype that ``round`` takes; NaN and infinities spread to both results.
     """
     if _compiled(weight, format):
-        return _native.compensate(0, *_contiguous(weight, compensation, update), format.lowered)
+        return _native.compensate("kahan", *_contiguous(weight, compensation, update), format.lowered)
     w, c, u = weight.double(), compensation.double(), update.double()
     y = _nearest(u - c, format)
     s = _nearest(w + y, format)
@@ -71,7 +71,7 @@ def grow(weight: Tensor, residual: Tensor, update: Tensor, format: Format) -> tu
     comes first, so that e is the exact error of s, as long as nothing overflows or underflows.
     """
     if _compiled(weight, format):
-        return _native.compensate(1, *_contiguous(weight, residual, update), format.lowered)
+        return _native.compensate("expansion", *_contiguous(weight, residual, update), format.lowered)
     w, r, u = weight.double(), residual.double(), _nearest(update.double(), format)
     s, e = _fast_two_sum(w, u, format)
     w, r = _fast_two_sum(s, _nearest(r + e, format), format)

@@ -149,6 +149,7 @@ NUMBERED: dict[str, tuple[str, dict[str, int]]] = {
     "lpt_overflow": ("grid.h", Overflow.__members__),
     "lpt_subnormals": ("grid.h", Subnormals.__members__),
     "lpt_order": ("gemm.h", ORDERS),
+    "lpt_update": ("updates.h", {f"update_{name}": number for number, name in enumerate(_native.COMPENSATED)}),
     "lpt_of_elements": ("library.cpp", {name: number for number, name in enumerate(_native.OF_ELEMENTS)}),
 }
 
