@@ -132,7 +132,7 @@ class Crossing:
         inner: list[tuple[Any, Any]] = []
         versions: list[tuple[Tensor, Tensor, int]] = []
 
-        found, cast = (own, inner, versions), _once(cast)
+        found = own, inner, versions, _once(cast)
         args = _inward(args, False, cast, *found)
         named = {k: v if k.endswith("mask") else _inward(v, False, cast, *found) for k, v in kwargs.items()}
         # Only now, when no cast can fail, are the containers touched.
@@ -174,7 +174,10 @@ class Crossing:
 
 
 def _once(cast: Cast) -> Cast:
-    """The cast, which makes one tensor of one: attention is torch's self-attention where ``query is key``."""
+    """The cast, which makes one tensor of one: attention is torch's self-attention where ``query is key``.
+
+    For arguments alone: what a container of the caller holds comes back to it as what it was, and they do not.
+    """
     made: list[tuple[Tensor, Any]] = []
 
     def once(x: Tensor) -> Any:
@@ -188,18 +191,18 @@ def _once(cast: Cast) -> Cast:
 
 
 # No closure: one that calls itself would keep the tensors, and their graph, until Python looks for cycles.
-def _inward(x: Any, held: bool, cast: Cast, own: Any, inner: Any, versions: Any) -> Any:
+def _inward(x: Any, held: bool, cast: Cast, own: Any, inner: Any, versions: Any, once: Cast) -> Any:
     if isinstance(x, Tensor):
-        new = cast(x) if x.is_floating_point() else x
+        new = (cast if held else once)(x) if x.is_floating_point() else x
     elif _writable(x):
         if not any(x is container for container, _ in own):
             slots: dict[Any, tuple[Any, Any]] = {}
             own.append((x, slots))
             for key, value in _slots(x):
-                slots[key] = _inward(value, True, cast, own, inner, versions), value
+                slots[key] = _inward(value, True, cast, own, inner, versions, once), value
         return x
     else:
-        new = remade(x, lambda item: _inward(item, held, cast, own, inner, versions))
+        new = remade(x, lambda item: _inward(item, held, cast, own, inner, versions, once))
     if held and not _same(new, x):
         inner.append((new, x))
         if isinstance(x, Tensor) and not torch.compiler.is_compiling() and not new.is_inference():

@@ -159,11 +159,11 @@ def test_a_tensor_that_is_given_twice_is_one(made: Any) -> None:
     """By which nn.MultiheadAttention tells self-attention, whose projections are one product."""
     seen: list[bool] = []
 
-    def body(y: Tensor, first: Tensor, second: list[Tensor], third: Tensor) -> Tensor:
+    def body(y: Tensor, first: Tensor, second: tuple[Tensor, Tensor], third: Tensor) -> Tensor:
         seen.append(type(first) is LPTensor and first is second[0] and first is third and first is not second[1])
         return y
 
-    made(body)(X, X, [X, X.clone()], third=X)
+    made(body)(X, X, (X, X.clone()), third=X)
     assert seen == [True]
 
 
