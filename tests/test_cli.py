@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lptensor import formats
-from lptensor.blocks import BlockFloatingPoint
+from lptensor.blocks import MX, BlockFloatingPoint
 from lptensor.cli import app
 from lptensor.cli.names import _SPELLINGS, parse_format, short
 from lptensor.formats import E4M3, E5M2, FP16, FixedPoint, FloatingPoint, Format
@@ -124,7 +124,9 @@ class TestNames:
     def test_a_text_names_a_format(self, text: str, format: Format) -> None:
         assert parse_format(text) == format
 
-    @pytest.mark.parametrize("format", [*named_formats().values(), FixedPoint(6, 9), BlockFloatingPoint(5, 1, 16)])
+    @pytest.mark.parametrize(
+        "format", [*named_formats().values(), FixedPoint(6, 9), BlockFloatingPoint(5, 1, 16), MX(E4M3, 24)]
+    )
     def test_what_is_shown_can_be_typed(self, format: Format) -> None:
         assert parse_format(short(format)) == parse_format(repr(format)) == format
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+import lptensor
 from lptensor import blocks, names, study
 from lptensor.blocks import MXFP4, BlockFloatingPoint, BlockFormat
 from lptensor.codebooks import NF4, UDYNAMIC8, Codebook, LogNumber
@@ -157,6 +158,19 @@ class TestFormatTable:
         (row,) = (row for row in format_table() if row["name"] == "NEW")
         assert row["max"] == format.max == 224.0 and row["source"] == "A paper" and names.name_of(format) == "NEW"
         assert "### NEW\n\nFor tests. `FloatingPoint(exp=4, man=2)`." in page() and "pictures/new.svg" in page()
+
+    @pytest.mark.parametrize(
+        "call",
+        [
+            "MX(element=E2M1, block_size=24)",
+            "TwoLevel(element=E2M1, scale=E5M2)",
+            "Scaled(E4M3, CurrentMaximum(tile=Channel(0)))",
+            "Scaled(INT8, CurrentMaximum(scale=E8M0))",
+            "Scaled(E4M3, PowerOfTwo(-3))",
+        ],
+    )
+    def test_in_a_format_without_a_name_its_element_and_its_scale_go_by_theirs(self, call: str) -> None:
+        assert repr(eval(call, dict(vars(lptensor)))) == call
 
     @pytest.mark.parametrize("format", [FloatingPoint(4, 2), BlockFloatingPoint(4), Posit(6)], ids=repr)
     def test_a_row_without_a_source_shows_none(self, format: Format, monkeypatch: pytest.MonkeyPatch) -> None:
