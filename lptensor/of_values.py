@@ -32,14 +32,14 @@ def of_values(method: Method) -> Method:
     return run
 
 
-def made_by(function: Callable[[Tensor], Tensor], x: Tensor, name: str) -> Tensor:
-    """``function(x)``, or a TypeError that begins with ``name``, unless it is a tensor of the shape and dtype of x.
+def made_by(function: Callable[[Tensor], Tensor], x: Tensor, given: object) -> Tensor:
+    """``function(x)``, or a TypeError about what was ``given``, unless it is a tensor of the shape and dtype of x.
 
-    >>> made_by(torch.neg, torch.ones(1), "torch.neg")
+    >>> made_by(torch.neg, torch.ones(1), torch.neg)
     tensor([-1.])
     """
     made = function(x)
     if not isinstance(made, Tensor) or made.shape != x.shape or made.dtype != x.dtype:
         got = f"{made.dtype} of shape {tuple(made.shape)}" if isinstance(made, Tensor) else type(made).__name__
-        raise TypeError(f"{name} must return a tensor like the {x.dtype} of {tuple(x.shape)} it gets, got {got}")
+        raise TypeError(f"{given!r} must return a tensor like the {x.dtype} of {tuple(x.shape)} it gets, got {got}")
     return made

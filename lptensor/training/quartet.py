@@ -89,7 +89,7 @@ def _products(x: Tensor, w: Tensor, unbiased: Round) -> Tensor:
 def _turned(a: Tensor, b: Tensor, unbiased: Round) -> Tensor:
     """a @ b.T, both turned by the same random signs and rounded along the axis they share."""
     signs = _BACKWARD.draw(a)
-    first, second = (made_by(unbiased, _BACKWARD.apply(t, signs), repr(unbiased)) for t in (a, b))
+    first, second = (made_by(unbiased, _BACKWARD.apply(t, signs), unbiased) for t in (a, b))
     return first @ second.T
 
 

@@ -150,7 +150,7 @@ class _Forward(StraightThrough):
     @staticmethod
     @_compat.known_signature
     def forward(x: Tensor, quantize: Callable[[Tensor], Tensor]) -> Tensor:
-        return made_by(quantize, x.detach().clone(), repr(quantize))  # a copy: a function may work in place
+        return made_by(quantize, x.detach().clone(), quantize)  # a copy: a function may work in place
 
 
 class _Backward(torch.autograd.Function):

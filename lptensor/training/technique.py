@@ -53,4 +53,4 @@ class Technique(Operand):
         Raises:
             TypeError: it made no tensor of the shape and dtype that it was given.
         """
-        return made_by(self.function, x, repr(self))
+        return made_by(self.function, x, self)
