@@ -74,15 +74,14 @@ class Multiply:
         if self.transform is not None:
             signs = self.transform.draw(a)
             rows, columns = self.transform.apply(rows, signs), self.transform.apply(columns, signs)
-        return self.round(rows, left, 0), self.round(columns, right, 1).mT
+        return self.round(rows, left), self.round(columns, right).mT
 
-    def round(self, x: Tensor, operand: Operand | None, place: int) -> Tensor:
+    def round(self, x: Tensor, operand: Operand | None) -> Tensor:
         """One operand, its contraction axis last."""
         if operand is None:
             return x
         rounded = operand.quantize(x)
-        backward = self.product is not Product.FORWARD and self.gradient == place
-        tell(rounded, operand.format, operand.rounding, backward)
+        tell(rounded, operand.format, operand.rounding)
         return rounded
 
     def matmul(self, a: Tensor, b: Tensor, start: Tensor | None = None) -> Tensor:

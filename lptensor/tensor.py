@@ -269,7 +269,7 @@ def enter(x: Tensor, arithmetic: Arithmetic, gradient: bool = False) -> LPTensor
         rounded = x.clone()
     else:
         rounded = round_fresh(x, format, rounding)
-        watch.tell(rounded, format, rounding, gradient)
+        watch.tell(rounded, format, rounding)
     return LPTensor(rounded.float(), arithmetic, gradient)
 
 

@@ -211,7 +211,7 @@ class _Watcher:
                 recorder.trace.rows.append(row)
         return result
 
-    def rounded(self, inner: Tensor, format: Format, rounding: Rounding, gradient: bool) -> None:
+    def rounded(self, inner: Tensor, format: Format, rounding: Rounding) -> None:
         if _frames():
             _frames()[-1].append(Rounded(tuple(inner.shape), format, rounding))
 

@@ -46,7 +46,7 @@ def forward(multiply: Multiply, x: Tensor, weight: Tensor, bias: Tensor | None, 
     _check(x, weight, bias, form)
     if multiply.elementwise:
         left, right = multiply.pair
-        x, weight, multiply = multiply.round(x, left, 0), multiply.round(weight, right, 1), multiply.rounded
+        x, weight, multiply = multiply.round(x, left), multiply.round(weight, right), multiply.rounded
         if multiply.accumulator is None:
             y: Tensor = aten.convolution(x, weight, bias, *form)
             return y
@@ -93,7 +93,7 @@ def backward(
 def _grad_input(multiply: Multiply, grad: Tensor, x: Tensor, weight: Tensor, form: Form) -> Tensor:
     if multiply.elementwise:
         left, right = multiply.pair
-        grad, weight, multiply = multiply.round(grad, left, 0), multiply.round(weight, right, 1), multiply.rounded
+        grad, weight, multiply = multiply.round(grad, left), multiply.round(weight, right), multiply.rounded
         if multiply.accumulator is None:
             of_input: Tensor = aten.convolution_backward(grad, x, weight, None, *form, [True, False, False])[0]
             return of_input
@@ -109,9 +109,7 @@ def _grad_weight(multiply: Multiply, grad: Tensor, x: Tensor, weight: Tensor, fo
     multiply = multiply.of(Product.GRAD_WEIGHT, 1 if form.transposed else 0)
     if multiply.elementwise:
         gradient, other = multiply.of(Product.GRAD_WEIGHT).pair
-        places = (1, 0) if form.transposed else (0, 1)
-        grad, x = multiply.round(grad, gradient, places[0]), multiply.round(x, other, places[1])
-        multiply = multiply.rounded
+        grad, x, multiply = multiply.round(grad, gradient), multiply.round(x, other), multiply.rounded
         if multiply.accumulator is None:
             of_weight: Tensor = aten.convolution_backward(grad, x, weight, None, *form, [False, True, False])[1]
             return of_weight

@@ -20,7 +20,7 @@ class Watcher(Protocol):
     def run(self, func: Any, kind: Kind, work: Callable[[], Any]) -> Any:
         """Do the work of an op, or of a boundary that rounds without one, and return its result."""
 
-    def rounded(self, inner: Tensor, format: Any, rounding: Any, gradient: bool) -> None:
+    def rounded(self, inner: Tensor, format: Any, rounding: Any) -> None:
         """A tensor was rounded in the op that runs."""
 
 
@@ -33,11 +33,11 @@ def watched(func: Any, kind: Kind, work: Callable[[], Any]) -> Any:
     return work() if eyes is None else eyes.run(func, kind, work)
 
 
-def tell(inner: Tensor, format: Any, rounding: Any, gradient: bool) -> None:
+def tell(inner: Tensor, format: Any, rounding: Any) -> None:
     """Tell whoever watches of a tensor that was rounded elsewhere."""
     eyes = watcher
     if eyes is not None:
-        eyes.rounded(inner, format, rounding, gradient)
+        eyes.rounded(inner, format, rounding)
 
 
 def round_(inner: Tensor, arithmetic: Arithmetic, gradient: bool) -> Tensor:
@@ -53,7 +53,7 @@ def round_(inner: Tensor, arithmetic: Arithmetic, gradient: bool) -> Tensor:
         inner = traced_round(inner, format, rounding)
     eyes = watcher
     if eyes is not None:
-        eyes.rounded(inner, format, rounding, gradient)
+        eyes.rounded(inner, format, rounding)
     return inner
 
 
@@ -66,4 +66,4 @@ def round_all(inners: Sequence[Tensor], arithmetic: Arithmetic, gradient: bool) 
     eyes = watcher
     if eyes is not None:
         for inner in inners:
-            eyes.rounded(inner, format, rounding, gradient)
+            eyes.rounded(inner, format, rounding)
