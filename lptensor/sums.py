@@ -161,11 +161,13 @@ def _embedding_backward(
 
 
 def _saturates(acc: Accumulator) -> bool:
-    """Whether every sum is rounded to a format that has no infinity."""
-    if acc.order not in ("sequential", "pairwise") or acc.wrap or acc.inner is not None and not _saturates(acc.inner):
-        return False
-    format: Any = acc.sum
-    return format.grid.overflow is Overflow.SATURATE
+    """Whether what is made of a term first has a format without infinities."""
+    if acc.nested:
+        return _saturates(acc.inside)
+    if acc.product is not None and acc.product.grid.overflow is Overflow.SATURATE:
+        return True
+    term_by_term = acc.order in ("sequential", "pairwise", "kahan") and not acc.wrap
+    return term_by_term and acc.sum.grid.overflow is Overflow.SATURATE
 
 
 def _apart(sizes: Any, stride: Any, dilation: Any = (1,)) -> bool:

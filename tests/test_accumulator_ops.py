@@ -912,7 +912,7 @@ def test_a_convolution_rounds_each_element_of_an_operand_once(accumulator: Accum
     "gradients", [[torch.inf, -100.0], [torch.inf, -torch.inf], [-torch.inf, 3.0], [torch.nan, 1.0]]
 )
 @pytest.mark.parametrize("overflow", ["saturate", "nan"])
-@pytest.mark.parametrize("order", ["sequential", "pairwise", "exact"])
+@pytest.mark.parametrize("order", ["sequential", "pairwise", "kahan", "exact"])
 def test_infinite_gradients_of_an_embedding_add_up_as_terms_do(
     gradients: list[float], overflow: str, order: str
 ) -> None:
@@ -924,7 +924,16 @@ def test_infinite_gradients_of_an_embedding_add_up_as_terms_do(
     assert weight.grad[1, 0] == 0
 
 
-@pytest.mark.parametrize("acc", [integer_accumulator(8, "wrap"), Accumulator(E4M3, chunk=2, inner=FP16)], ids=repr)
+@pytest.mark.parametrize(
+    "acc",
+    [
+        integer_accumulator(8, "wrap"),
+        Accumulator(E4M3, chunk=2, inner=FP16),
+        Accumulator(FP16, chunk=2, inner=E4M3),
+        Accumulator(FP16, chunk=2, order="exact", inner=Accumulator(E4M3, order="kahan")),
+    ],
+    ids=repr,
+)
 @pytest.mark.parametrize("gradients", [[torch.inf, -100.0], [torch.inf, -torch.inf]])
 def test_registers_and_chunks_make_of_an_infinite_gradient_what_they_make_of_a_term(
     acc: Accumulator, gradients: list[float]
@@ -934,6 +943,15 @@ def test_registers_and_chunks_make_of_an_infinite_gradient_what_they_make_of_a_t
     want = lptensor.sum(torch.tensor(gradients), accumulator=acc)
     assert weight.grad is not None
     torch.testing.assert_close(weight.grad.dequantize()[0, 0], want, equal_nan=True, rtol=0, atol=0)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("order", ["sequential", "exact"])
+def test_an_infinite_gradient_is_rounded_as_a_product_where_products_are(order: str) -> None:
+    acc, gradients = Accumulator(FP16, product=E4M3, order=order), torch.tensor([[torch.inf, 7.0], [1.0, torch.inf]])
+    weight = lp(torch.zeros(2, 2), Arithmetic(None, accumulator=acc)).requires_grad_()
+    F.embedding(torch.tensor([1, 1]), weight).backward(gradients)
+    assert weight.grad is not None and weight.grad.tolist() == [[0, 0], [448 + 1, 448 + 7]]
+    assert lptensor.matmul(torch.ones(1, 2), gradients, acc).tolist() == [[448 + 1, 448 + 7]]
 
 
 def test_an_infinite_gradient_of_padding_is_none() -> None:
