@@ -54,7 +54,7 @@ class _Sums:
         return torch.zeros(self.shape, dtype=torch.float64, device=self.a.device)
 
     def run(self, acc: Accumulator, c: Tensor | None) -> Tensor:
-        start = None if c is None else exact(c.contiguous())
+        start = None if c is None else exact(c)
         if start is not None and acc.order != "exact":
             start = self.rounded(start, acc)
         self.event = 1  # the first is the rounding of the addend, whether there is one or not
@@ -147,7 +147,7 @@ class _Sums:
 
     def value(self, term: Term, acc: Accumulator) -> Tensor:
         high, low = term
-        r = high if low is None else torch.where(low == 0, high, odd_sum(high, low))
+        r = high if low is None else odd_sum(high, low)
         return r if acc.compute == "exact" else _single(r)
 
     def added(self, s: Tensor, term: Term, acc: Accumulator) -> Tensor:
@@ -183,7 +183,7 @@ class _Sums:
                 n = x.numel()
                 self.words = {group: philox(torch.arange(n, device=x.device) + group * n, self.key)}
             words = self.words[group][word]
-        return round_grid(x.expand(self.shape), grid, rounding, words)
+        return round_grid(x, grid, rounding, words)
 
 
 def _two_sum(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -250,8 +250,7 @@ class _Exact:
     def add(self, x: Tensor) -> None:
         finite = x.isfinite()
         self.special = self.special + torch.where(finite, 0.0, x)
-        x = torch.where(finite, x, 0.0).expand(self.special.shape)
-        bits = x.view(torch.int64)
+        bits = torch.where(finite, x, 0.0).view(torch.int64)
         field = bits >> 52 & 0x7FF
         significand = torch.where(field > 0, bits & (1 << 52) - 1 | 1 << 52, 0)  # smaller ones never come
         place = (field - 1075 + BOTTOM).clamp(min=0)
