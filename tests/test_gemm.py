@@ -685,3 +685,29 @@ def test_aligned_products_beyond_every_format_are_no_zeros() -> None:
     huge = torch.full((1, 1, 1), 2.0**600, dtype=torch.float64)
     sums = accumulate.gemm(huge, huge, Accumulator(FP32, order="aligned", alignment=24), None, None)
     assert sums.item() == float("inf")
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_a_product_of_zero_is_aligned_to_nothing(implementation: str) -> None:
+    # nor is the exponent that zero has in its bits: 2**-1023 times 2**1023 is no 1, below which the rest is cut off
+    a = torch.tensor([0.0, 2.0**1023, 2.0**-30], dtype=torch.float64).expand(1, 2, 3)
+    b = torch.tensor([2.0**1023, 0.0, 1.0], dtype=torch.float64)[:, None].expand(1, 3, 2)
+    acc = Accumulator(FP32, chunk=3, order="aligned", alignment=24)
+    assert product(implementation, a, b, acc).unique().tolist() == [2.0**-30]
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("order", ["sequential", "pairwise", "kahan", "exact", "aligned"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_infinities_of_both_signs_make_nan_and_nan_stays(implementation: str, order: str, dtype: torch.dtype) -> None:
+    inf, nan = torch.inf, torch.nan
+    acc = Accumulator(FP32, chunk=3, order=order, alignment=24 if order == "aligned" else None)
+    for terms, lost in (
+        ((inf, -inf, 1.0), True),
+        ((nan, 1.0, inf), True),
+        ((inf, nan, -1.0), True),
+        ((inf, inf, -1.0), False),
+    ):
+        a = torch.tensor(terms, dtype=dtype).expand(1, 2, 3)
+        got = product(implementation, a, torch.ones(1, 3, 2, dtype=dtype), acc)
+        assert (got.isnan() if lost or order == "kahan" else got == inf).all()
