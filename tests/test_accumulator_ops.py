@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -764,6 +765,10 @@ def test_pools_are_refused_backward_only_where_windows_overlap() -> None:
     x = lp(torch.randn(1, 1, 6, 6)).requires_grad_()
     F.max_pool2d(x, 2).sum().backward()
     assert x.grad is not None and x.grad.sum().item() == 9
+    for apart in (dict(kernel_size=(2, 3), stride=(3,)), dict(kernel_size=(3,), stride=(3, 4))):
+        x.grad = None
+        F.max_pool2d(x, **apart).sum().backward()  # type: ignore[arg-type]
+        assert x.grad is not None and x.grad.sum().item() == (4 if len(apart["stride"]) == 1 else 2)
     for form in (dict(kernel_size=3, stride=2), dict(kernel_size=2, stride=2, dilation=2)):
         y = F.max_pool2d(x, **form).sum()  # type: ignore[arg-type]
         with pytest.raises(NotImplementedError, match="windows not overlap"):
@@ -1048,3 +1053,50 @@ def test_logsumexp_goes_over_several_axes_of_equal_numbers() -> None:
     made = torch.logsumexp(x, (0, 1))
     assert made.shape == (3,) and made.tolist() == [5.0 + torch.tensor(8.0).log().item()] * 3
     assert torch.logsumexp(x, (0, 1), keepdim=True).shape == (1, 1, 3)
+
+
+def test_logsumexp_may_keep_its_axes() -> None:
+    x = lp(torch.arange(24.0).reshape(2, 3, 4))
+    for dim in (-1, (1, -1), 0):
+        kept, gone = plain(x.logsumexp(dim, keepdim=True)), plain(x.logsumexp(dim))
+        assert kept.shape == x.sum(dim, keepdim=True).shape and torch.equal(kept.view_as(gone), gone)
+
+
+def test_sums_that_name_float64_are_formed_in_it() -> None:
+    x = lp(torch.tensor([1.0, 2.0]))
+    for made in (x.cumsum(0, dtype=torch.float64), x.sum(dtype=torch.float64), x.nansum(dtype=torch.float64)):
+        assert type(made) is Tensor and made.dtype is torch.float64 and made.flatten()[-1] == 3
+    made = torch.linalg.vector_norm(lp(torch.tensor([3.0, 4.0])), dtype=torch.float64)
+    assert type(made) is Tensor and made.dtype is torch.float64 and made == 5
+
+
+@pytest.mark.parametrize(
+    ("written", "op", "args"),
+    [
+        ("cumsum.out", "cumsum.default", (1,)),
+        ("sum.out", "sum.default", ()),
+        ("sum.IntList_out", "sum.dim_IntList", ([1],)),
+        ("nansum.out", "nansum.default", ([1],)),
+        ("mean.dtype_out", "mean.default", ()),
+        ("mean.out", "mean.dim", ([1],)),
+        ("var.correction_out", "var.correction", ([1],)),
+        ("std.correction_out", "std.correction", ([1],)),
+        ("linalg_vector_norm.out", "linalg_vector_norm.default", (3, [1])),
+        ("norm.out", "norm.ScalarOpt_dim", (3, [1])),
+        ("logsumexp.out", "logsumexp.default", ([1],)),
+    ],
+)
+def test_a_sum_is_written_into_what_out_names(written: str, op: str, args: tuple[Any, ...]) -> None:
+    x = lp(narrow(4, 40))
+    out, made = lp(torch.empty(0)), operator.attrgetter(op)(torch.ops.aten)(x, *args)
+    assert operator.attrgetter(written)(torch.ops.aten)(x, *args, out=out) is out
+    assert torch.equal(plain(out), plain(made))
+
+
+@pytest.mark.parametrize(("overload", "args"), [("Scalar", (3,)), ("ScalarOpt_dim", (3, [0, 1]))])
+def test_a_norm_of_each_name_is_one(overload: str, args: tuple[Any, ...]) -> None:
+    x, norm = lp(narrow(4, 40)), torch.ops.aten.norm
+    wanted = plain(torch.linalg.vector_norm(x, 3))
+    assert torch.equal(plain(getattr(norm, overload)(x, *args)), wanted)
+    given = getattr(norm, "ScalarOpt_dtype" if overload == "Scalar" else "ScalarOpt_dim_dtype")
+    assert torch.equal(plain(given(x, *args, *[False] * (len(args) - 1), dtype=torch.float32)), wanted)

@@ -168,10 +168,16 @@ def test_what_does_not_fit_is_refused() -> None:
         lp.conv(torch.ones(1, 3, 5), torch.ones(2, 1, 2), acc, groups=2)
     with pytest.raises(ValueError, match="stride takes one number of 1 or more, or one for each axis .1.,"):
         lp.conv(torch.ones(1, 1, 5), torch.ones(1, 1, 2), acc, stride=(1, 1))
+    with pytest.raises(ValueError, match="dilation takes one number of 1 or more"):
+        lp.conv(torch.ones(1, 1, 5), torch.ones(1, 1, 2), acc, dilation=0)
+    with pytest.raises(ValueError, match="1 to 3 axes"):
+        lp.conv(torch.ones(1, 1, 2, 2, 2, 2), torch.ones(1, 1, 2, 2, 2, 2), acc)
     with pytest.raises(ValueError, match="one number for each of 2 output channels"):
         lp.conv(torch.ones(1, 1, 5), torch.ones(2, 1, 2), acc, torch.ones(3))
     with pytest.raises(TypeError, match="expected a tensor, got list"):
         lp.matmul([1.0], torch.ones(1), acc)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="expected a tensor, got list"):
+        lp.conv(torch.ones(1, 1, 5), torch.ones(1, 1, 2), acc, [1.0])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("batch", "channels"), [(0, 2), (3, 0), (0, 0)])
@@ -201,3 +207,12 @@ def test_a_tensor_of_zeros_without_memory_is_a_tensor_of_zeros() -> None:
     assert not matmul(none, torch.ones(4, 4), accumulator=acc).any()
     assert torch.equal(matmul(torch.zeros(4, 4), torch.ones(4, 4), acc, none), torch.zeros(4, 4))
     assert lp.sum(none, accumulator=acc) == 0
+
+
+def test_the_tangent_of_one_operand_meets_nothing_of_the_other() -> None:
+    # where the other has none, no products with zero are formed: of an infinity they would be NaN
+    a, b, acc = torch.tensor([[torch.inf]]), torch.tensor([[2.0]]), Accumulator(BF16)
+    for of_a, of_b, tangent in ((torch.ones(1, 1), None, 2.0), (None, torch.ones(1, 1), torch.inf)):
+        with torch.autograd.forward_ad.dual_level():
+            x, y = (t if d is None else torch.autograd.forward_ad.make_dual(t, d) for t, d in ((a, of_a), (b, of_b)))
+            assert torch.autograd.forward_ad.unpack_dual(matmul(x, y, acc)).tangent.item() == tangent
