@@ -18,7 +18,7 @@ from lptensor import formats
 from lptensor.blocks import MX, BlockFloatingPoint
 from lptensor.cli import app
 from lptensor.cli.names import _SPELLINGS, parse_format, short
-from lptensor.formats import E4M3, E5M2, FP16, FixedPoint, FloatingPoint, Format
+from lptensor.formats import BF16, E4M3, E5M2, FP16, FixedPoint, FloatingPoint, Format
 from lptensor.names import ROWS, Row, named_formats
 from lptensor.posits import Posit
 
@@ -119,6 +119,8 @@ class TestNames:
             ("FloatingPoint(4, 3, specials='fn', overflow='saturate')", E4M3),
             ("BlockFloatingPoint(8, dim=0)", BlockFloatingPoint(8, dim=0)),
             ("fixed(8, -2)", FixedPoint(8, -2)),
+            ("torch.bfloat16", BF16),
+            ("e4m3fn", E4M3),
         ],
     )
     def test_a_text_names_a_format(self, text: str, format: Format) -> None:
@@ -130,7 +132,22 @@ class TestNames:
     def test_what_is_shown_can_be_typed(self, format: Format) -> None:
         assert parse_format(short(format)) == parse_format(repr(format)) == format
 
-    @pytest.mark.parametrize("text", ["", "8", "e4m", "list(3)", "fixed", "__import__('os')", "fixed(8,4).grid", "a b"])
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "",
+            "8",
+            "e4m",
+            "list(3)",
+            "fixed",
+            "__import__('os')",
+            "fixed(8,4).grid",
+            "lp.fixed(8, 4)",
+            "a b",
+            "float64",
+            "int64",
+        ],
+    )
     def test_what_names_none_is_refused_with_the_known_ones(self, text: str) -> None:
         with pytest.raises(ValueError, match=r"unknown format .*Known: FP32, .*; or eXmY .*MX\(E4M3, 16\)"):
             parse_format(text)
@@ -148,6 +165,7 @@ class TestNames:
         ("text", "why"),
         [
             ("fixed(8)", "fl"),
+            ("fixed('8', 4)", "wl must be"),
             ("fixed(88, 4)", "wl must be from 1 to 53"),
             ("e12m3", "exp must be from 1 to 8"),
             ("fixed(8, open('x'))", "unknown format"),
@@ -197,6 +215,15 @@ class TestRound:
         write = float.hex if "--hex" in arguments else repr
         for number in [float(a) for a in arguments if a[-1].isdigit()] + [0.09375, 0.1015625]:
             assert write(number) in shown
+
+    def test_chances_are_shown_on_narrow_terminals_too(self) -> None:
+        for columns in range(60, 120, 4):
+            output = run("round", "-0.1", "1e-3", "--format", "e4m3", "--rounding", "stochastic", columns=columns)
+            assert "P(lower)" in output and "P(upper)" in output
+
+    def test_the_step_beyond_the_largest_value_is_explained_where_it_is_shown(self) -> None:
+        assert "in brackets" in run("round", "450", "--format", "e4m3")
+        assert "in brackets" not in run("round", "440", "--format", "e4m3")
 
     def test_numbers_in_hexadecimal(self) -> None:
         assert "0x1.a000000000000p-4" in run("round", "0.1", "--format", "e4m3", "--hex", columns=200)

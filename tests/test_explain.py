@@ -121,6 +121,12 @@ class TestExplain:
         np.testing.assert_array_equal(choice.result, result)
         assert math.copysign(1, choice.result) == math.copysign(1, result)
 
+    @pytest.mark.parametrize("mode", ["nearest", "up", "stochastic"])
+    def test_what_is_flushed_lies_between_zero_and_the_normals(self, mode: str) -> None:
+        above, below = explain([2.0**-15, -(2.0**-15)], FloatingPoint(5, 2, subnormals="flush"), mode)
+        assert (above.lower, above.upper, above.result, above.chance) == (0.0, 2.0**-14, 0.0, None)
+        assert (below.lower, below.upper, below.result, below.chance) == (-(2.0**-14), 0.0, 0.0, None)
+
     def test_values_of_a_block_share_their_exponent(self) -> None:
         small, large = explain([0.1, 3.0], BlockFloatingPoint(8))
         assert (small.lower, small.upper) == (3 / 32, 4 / 32)  # 2**(1 - 8 + 2): the exponent of 3 is 1
@@ -161,7 +167,9 @@ class TestExplain:
             assert abs(choice.chance - (x - low) / (high - low)) <= Fraction(1, 2**32)
 
     @pytest.mark.parametrize("rounding", ROUNDINGS, ids=repr)
-    @pytest.mark.parametrize("value", [60000.0, -60000.0, 0.3, -0.3, 2e-6, 1 + 2.0**-6])  # a tie of three random bits
+    @pytest.mark.parametrize(
+        "value", [60000.0, -60000.0, 63000.0, 0.3, -0.3, 2e-6, 1 + 2.0**-6]
+    )  # a tie of three random bits
     def test_chances_are_those_of_the_draws(self, value: float, rounding: Rounding) -> None:
         torch.manual_seed(0)
         choices = explain([value] * 4000, E5M2, rounding)
