@@ -1100,3 +1100,11 @@ def test_a_norm_of_each_name_is_one(overload: str, args: tuple[Any, ...]) -> Non
     assert torch.equal(plain(getattr(norm, overload)(x, *args)), wanted)
     given = getattr(norm, "ScalarOpt_dtype" if overload == "Scalar" else "ScalarOpt_dim_dtype")
     assert torch.equal(plain(given(x, *args, *[False] * (len(args) - 1), dtype=torch.float32)), wanted)
+
+
+def test_norms_may_keep_their_axes() -> None:
+    x = lp(narrow(3, 40))
+    for order in (0, 2, 3, torch.inf):
+        kept, gone = (plain(torch.linalg.vector_norm(x, order, -1, keepdim)) for keepdim in (True, False))
+        assert kept.shape == (3, 1) and torch.equal(kept.view(3), gone)
+    assert plain(x.nansum(-1, keepdim=True)).shape == (3, 1)

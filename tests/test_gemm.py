@@ -658,6 +658,19 @@ WIDE_INSIDE = Accumulator(BF16, chunk=3, inner=FixedPoint(32, 0))
         (lambda: Accumulator(BF16, inner=FP32), ValueError, "give a chunk of 2 or more"),
         (lambda: Accumulator(BF16, alignment=3), ValueError, "alignment is for"),
         (lambda: Accumulator(BF16, order="aligned"), ValueError, "needs alignment="),
+        (
+            lambda: Accumulator(FP32, chunk=513, order="aligned", alignment=24),
+            ValueError,
+            'chunk must be from 1 to 512 in the order "aligned"',
+        ),
+        (lambda: Accumulator(FP32, order="aligned", alignment=41), ValueError, "alignment must be from 0 to 40"),
+        (
+            lambda: Accumulator(FP32, order="aligned", alignment=24, compute="fp32"),
+            ValueError,
+            "leave compute out",
+        ),
+        (lambda: Accumulator(FixedPoint(26, 0), compute="fp32"), ValueError, "wider than fp32"),
+        (lambda: integer_accumulator(1), ValueError, "bits must be from 2 to 52"),
         (lambda: Accumulator(BF16, order="exact", compute="fp32"), ValueError, "leave compute out"),
         (lambda: tensor_core("abacus"), ValueError, "unknown tensor core 'abacus'; known: volta"),
         (lambda: gemm(torch.ones(2, 2), torch.ones(3, 2), Accumulator(BF16)), ValueError, r"got \(2, 2\) and \(3, 2\)"),
@@ -667,6 +680,13 @@ WIDE_INSIDE = Accumulator(BF16, chunk=3, inner=FixedPoint(32, 0))
         (lambda: gemm(torch.ones(2, 2).half(), torch.ones(2, 2).half(), Accumulator(BF16)), TypeError, r"\.float\(\)"),
         (lambda: gemm(torch.ones(2, 2), torch.ones(2, 2), Accumulator(FixedPoint(32, 0))), ValueError, "use float64"),
         (lambda: gemm(torch.ones(2, 2), torch.ones(2, 2), Accumulator(BF16), torch.ones(3, 2)), ValueError, "addend"),
+        (lambda: gemm(torch.ones(2, 2), torch.ones(2, 2), Accumulator(BF16), torch.ones(2, 3)), ValueError, "addend"),
+        (
+            lambda: gemm(torch.ones(2, 2), torch.ones(2, 2), Accumulator(BF16), torch.ones(2, 2).double()),
+            ValueError,
+            "agree in dtype",
+        ),
+        (lambda: cumsum(torch.ones(2, 2), (0, 1), Accumulator(BF16)), ValueError, "goes along one axis"),  # type: ignore[arg-type]
         (lambda: reduce(torch.eye(2).to_sparse(), 0, Accumulator(BF16)), TypeError, "to_dense"),
         (
             lambda: torch.func.grad(lambda x: reduce(x, 0, Accumulator(BF16)))(torch.ones(3)),
@@ -711,3 +731,22 @@ def test_infinities_of_both_signs_make_nan_and_nan_stays(implementation: str, or
         a = torch.tensor(terms, dtype=dtype).expand(1, 2, 3)
         got = product(implementation, a, torch.ones(1, 3, 2, dtype=dtype), acc)
         assert (got.isnan() if lost or order == "kahan" else got == inf).all()
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("order", ["sequential", "pairwise", "exact", "aligned"])
+def test_products_far_beyond_every_format_keep_their_sign_and_are_no_zeros(implementation: str, order: str) -> None:
+    acc = Accumulator(FP16, order=order, alignment=24 if order == "aligned" else None, rounding="up")
+    ends = [1 + 2.0**-30, 1 - 2.0**-30]  # what float64 leaves of the product is negative
+    for size, wanted in ((2.0**-600, 2.0**-24), (2.0**500, torch.inf)):
+        a, b = (torch.full((1, 2, 1), x * size, dtype=torch.float64) for x in ends)
+        assert product(implementation, a, b.mT, acc).unique().tolist() == [wanted]
+
+
+@pytest.mark.parametrize("least", [2.0**-1074, 3 * 2.0**-1074, 2.0**-1022 - 2.0**-1074, 2.0**-1022, 1.5 * 2.0**-1000])
+def test_the_product_of_a_number_next_to_zero_and_its_rest_are_exact(least: float) -> None:
+    x, y = torch.tensor([least, -least], dtype=torch.float64), torch.tensor(2.0**1000 / 3, dtype=torch.float64)
+    for a, b in ((x, y), (y, x)):
+        p, rest = accumulate.two_product(a, b)
+        for number, high, low in zip(x.tolist(), p.tolist(), rest.tolist(), strict=True):
+            assert Fraction(high) + Fraction(low) == Fraction(number) * Fraction(y.item())

@@ -170,6 +170,12 @@ def test_what_does_not_fit_is_refused() -> None:
         lp.conv(torch.ones(1, 1, 5), torch.ones(1, 1, 2), acc, stride=(1, 1))
     with pytest.raises(ValueError, match="dilation takes one number of 1 or more"):
         lp.conv(torch.ones(1, 1, 5), torch.ones(1, 1, 2), acc, dilation=0)
+    with pytest.raises(ValueError, match="2 groups need w of .a multiple of 2"):
+        lp.conv(torch.ones(1, 4, 5), torch.ones(3, 2, 2), acc, groups=2)
+    with pytest.raises(TypeError, match="expected a tensor, got list"):
+        lp.sum([1.0], accumulator=acc)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="groups must be"):
+        lp.conv(torch.ones(1, 1, 5), torch.ones(1, 1, 2), acc, groups=0)
     with pytest.raises(ValueError, match="1 to 3 axes"):
         lp.conv(torch.ones(1, 1, 2, 2, 2, 2), torch.ones(1, 1, 2, 2, 2, 2), acc)
     with pytest.raises(ValueError, match="one number for each of 2 output channels"):
@@ -216,3 +222,28 @@ def test_the_tangent_of_one_operand_meets_nothing_of_the_other() -> None:
         with torch.autograd.forward_ad.dual_level():
             x, y = (t if d is None else torch.autograd.forward_ad.make_dual(t, d) for t, d in ((a, of_a), (b, of_b)))
             assert torch.autograd.forward_ad.unpack_dual(matmul(x, y, acc)).tangent.item() == tangent
+
+
+def test_an_addend_is_a_number_of_each_row_beside_a_vector() -> None:
+    x, y, c = torch.ones(3, 2), torch.ones(2), torch.arange(3.0)
+    assert matmul(x, y, Accumulator(BF16), c).tolist() == [2, 3, 4]
+    assert matmul(y, x.mT, Accumulator(BF16), c).tolist() == [2, 3, 4]
+    assert matmul(torch.ones(1, 2), y, Accumulator(BF16)).shape == (1,)
+    assert matmul(torch.ones(1, 1, 2), y, Accumulator(BF16)).shape == (1, 1)
+
+
+def test_samples_of_a_vmap_that_are_numbers_are_summed_alone() -> None:
+    x, acc = torch.arange(5.0), Accumulator(BF16)
+    assert torch.equal(torch.vmap(lambda t: lp.sum(t, accumulator=acc))(x), x)
+    assert torch.equal(torch.vmap(lambda t: lp.sum(t, 0, True, accumulator=acc))(x), x)
+
+
+def test_samples_of_a_vmap_draw_from_the_generator_that_is_given() -> None:
+    acc, x, g = Accumulator(BF16, rounding="stochastic"), torch.rand(5, 3, 40), torch.Generator()
+    for f in (lambda x: matmul(x, x.mT, acc, None, g), lambda x: lp.sum(x, accumulator=acc, generator=g)):
+        before, made = torch.get_rng_state(), []
+        for seed in (1, 1, 2):
+            g.manual_seed(seed)
+            made.append(torch.func.vmap(f, randomness="different")(x))
+        assert torch.equal(made[0], made[1]) and not torch.equal(made[0], made[2])
+        assert torch.equal(torch.get_rng_state(), before)
