@@ -6,8 +6,9 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+import torch
 
-from lptensor import escape, escapes
+from lptensor import E4M3, escape, escapes
 
 
 @pytest.fixture(autouse=True)
@@ -63,3 +64,15 @@ def test_calls_without_a_block_hold_until_the_next_and_do_not_add_up() -> None:
         escapes(setting)
         assert escape._setting == setting
     assert len(escape._said) <= 2
+
+
+def test_a_named_dtype_is_an_escape_only_of_a_gradient() -> None:
+    x = torch.ones(3).to_lp(E4M3).requires_grad_()  # type: ignore[attr-defined]
+    with pytest.raises(RuntimeError, match="gives a plain float64 tensor.*Its gradient would come back plain"):
+        x.double()
+    with pytest.raises(RuntimeError, match="gives a plain torch.sparse_coo tensor.*Its gradient would come back plain"):
+        x.to_sparse()
+    for made in (x.new_zeros(3, dtype=torch.float64), torch.zeros_like(x, dtype=torch.float64), x.detach().double()):
+        assert type(made) is torch.Tensor and made.dtype is torch.float64
+    with torch.no_grad():
+        assert type(x.double()) is torch.Tensor

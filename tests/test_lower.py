@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 from collections import OrderedDict, namedtuple
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -352,3 +353,34 @@ def test_a_format_that_the_outputs_cannot_have_is_refused_at_once() -> None:
     assert double(torch.ones(3, dtype=torch.float64)).tolist() == [1, 1, 1]
     lower(net.double(), ["linear"], FixedPoint(32, 10))
     assert net(torch.ones(1, 3, dtype=torch.float64)).dtype == torch.float64
+
+
+def test_a_layer_is_exempt_by_each_of_its_paths():
+    shared = nn.Linear(2, 2)
+    net = nn.ModuleDict({"a": shared, "b": shared, "c": nn.Linear(2, 2)})
+    lower(net, "linear", E5M2, exempt=["b"])
+    assert not shared._forward_hooks and net["c"]._forward_hooks
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_nested_tensors_stay_so_and_are_rounded(layout):
+    x = torch.nested.nested_tensor([torch.randn(2, 4), torch.randn(3, 4)], layout=layout)
+    for layer in (nn.Linear(4, 4), nn.ReLU()):
+        with torch.no_grad():
+            out = nearest(layer, [type(layer)])(x)
+        assert out.is_nested and out.layout is layout and [len(t) for t in out.unbind()] == [2, 3]
+        assert all(on_grid(t) for t in out.unbind())
+
+
+def test_what_is_no_tensor_passes_and_what_lies_deep_is_rounded():
+    @dataclass
+    class Result:
+        of: dict
+
+    class Layer(nn.Linear):
+        def forward(self, x):
+            return "said", Result({"deep": [super().forward(x), None]})
+
+    said, result = nearest(Layer(4, 4), [Layer])(torch.randn(3, 4))
+    assert said == "said" and on_grid(result.of["deep"][0]) and result.of["deep"][1] is None

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
+import lptensor
+from lptensor import BF16, E4M3
+from lptensor.formats import Format
 from lptensor.observe import Observer, about, observers, observing, said
+from lptensor.rounding import Rounding
 
 
 def test_an_inner_subject_gives_way_to_the_outer_one_again() -> None:
@@ -28,3 +33,28 @@ def test_observers_that_leave_in_the_order_in_which_they_came_see_what_runs_with
     assert observers() == [second]
     b.__exit__()
     assert observers() == []
+
+
+def test_what_an_observer_rounds_himself_is_shown_to_nobody() -> None:
+    class Curious(Observer):
+        seen = 0
+
+        def rounded(self, before: Tensor, after: Tensor, format: Format, rounding: Rounding) -> None:
+            self.seen += 1
+            lptensor.round(before, BF16)
+
+    one, other = Curious(), Curious()
+    with observing(one), observing(other):
+        lptensor.round(torch.ones(1), E4M3)
+    assert one.seen == other.seen == 1
+
+
+def test_an_observer_that_fails_blinds_nobody() -> None:
+    class Failing(Observer):
+        def rounded(self, before: Tensor, after: Tensor, format: Format, rounding: Rounding) -> None:
+            raise KeyError("seen")
+
+    with observing(Failing()):
+        for _ in range(2):
+            with pytest.raises(KeyError, match="seen"):
+                lptensor.round(torch.ones(1), E4M3)

@@ -21,7 +21,7 @@ from low import same
 from lptensor import BF16, E4M3, E5M2, Arithmetic, LPTensor, Stochastic, watch
 from lptensor.rounding import Rounding
 from lptensor.rules import Kind
-from lptensor.trace import _KINDS, Trace, trace
+from lptensor.trace import _KINDS, Trace, _frames, trace
 
 ROLES = Arithmetic(BF16, backward=E5M2)
 
@@ -374,3 +374,15 @@ def test_gradients_on_a_gpu_are_listed_too() -> None:
 
 def test_every_kind_of_op_has_a_name() -> None:
     assert set(_KINDS) == set(Kind)
+
+
+def test_ops_that_fail_leave_nothing_open_and_few_are_counted_in_words() -> None:
+    assert str(Trace()).splitlines()[-1] == "0 roundings in 0 ops"
+    x = torch.ones(2, 3).to_lp(E4M3)
+    with trace() as t:
+        with pytest.raises(RuntimeError):
+            x @ x
+        assert _frames() == []
+        x.sum()
+    assert [line.split()[:4] for line in str(t).splitlines()[1:]][-2] == ["sum", "rounded", "forward", "scalar"]
+    assert str(t).endswith("1 rounding in 1 op")
