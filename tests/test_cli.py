@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+import lptensor
 from lptensor import formats
 from lptensor.blocks import MX, BlockFloatingPoint
 from lptensor.cli import app
@@ -98,6 +99,12 @@ class TestFormats:
         monkeypatch.setitem(ROWS, "P8", Row(Posit(8, 1)))
         (row,) = [row for row in json.loads(run("formats", "--json")) if row["name"] == "P8"]
         assert (row["kind"], row["bits"], row["emin"], row["max"]) == ("posit", 8, None, 2**12)
+
+    def test_what_a_format_lacks_is_a_dash(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(ROWS, "POSIT8", Row(Posit(8)))
+        table = run("formats")
+        (posit,) = [line.split() for line in table.splitlines() if line.split()[:1] == ["POSIT8"]]
+        assert "-" in posit and "None" not in table
 
     def test_a_block_format_shows_its_elements(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(ROWS, "BLOCKS", Row(BlockFloatingPoint(8)))
@@ -221,6 +228,15 @@ class TestRound:
             output = run("round", "-0.1", "1e-3", "--format", "e4m3", "--rounding", "stochastic", columns=columns)
             assert "P(lower)" in output and "P(upper)" in output
 
+    def test_narrow_terminals_lack_both_distances_or_none(self) -> None:
+        tables = [run("round", "0.1", "-2.7", "--format", "e4m3", columns=columns) for columns in range(60, 120, 4)]
+        assert {"to lower" in table for table in tables} == {True, False}
+        assert all(("to lower" in table) == ("to upper" in table) for table in tables)
+
+    def test_what_never_happens_has_a_chance_too(self) -> None:
+        output = run("round", repr(16 + 2.0**-40), "--format", "e4m3", "--rounding", "stochastic")
+        assert "100 %" in output and " 0 %" in output
+
     def test_the_step_beyond_the_largest_value_is_explained_where_it_is_shown(self) -> None:
         assert "in brackets" in run("round", "450", "--format", "e4m3")
         assert "in brackets" not in run("round", "440", "--format", "e4m3")
@@ -294,6 +310,11 @@ def test_importing_the_package_leaves_the_commands_libraries_out() -> None:
     package = str(Path(formats.__file__).parents[1])
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=package, check=True)
     assert result.stdout == "[]\n"
+
+
+def test_the_version_is_printed_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(vars(lptensor), "__version__", "1.2.3")
+    assert run("--version") == "lptensor 1.2.3\n"
 
 
 def test_no_subcommand_shows_the_help() -> None:

@@ -16,7 +16,7 @@ from lptensor.cli.explain import Choice, explain
 from lptensor.cli.names import named_formats, parse_format
 from lptensor.formats import E4M3, E5M2, E8M0, INT8, FloatingPoint, Format
 from lptensor.posits import Posit
-from lptensor.rounding import Mode, Rounding, Stochastic
+from lptensor.rounding import Beyond, Mode, Rounding, Stochastic
 
 # Rows with a type of the same name, overflow included; E4M3 is apart, since the row saturates.
 ORACLES: dict[str, type] = {
@@ -40,6 +40,7 @@ ROUNDINGS = [
     Stochastic(3, "pre_rounded"),
     Stochastic(beyond="saturate"),
     Rounding(Mode.STOCHASTIC_EQUAL),
+    Rounding(Mode.STOCHASTIC_EQUAL, beyond=Beyond.PROBABILITY),
 ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from lptensor.formats import (
     E4M3,
     E4M3FNUZ,
     E5M2,
+    E5M2FNUZ,
     E8M0,
     FP16,
     FP32,
@@ -251,6 +253,8 @@ def test_what_has_no_counterpart_is_named() -> None:
             format_of(name)
     with pytest.raises(ValueError, match=r"formats are given for \['y'\], the tensors are \['x'\]"):
         save_file({"x": x}, "unused", {"y": E4M3})
+    with pytest.raises(TypeError, match="expected a numpy array, got list; from_torch"):
+        from_numpy([1.0])  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="expected a tensor, got ndarray; from_numpy"):
         from_torch(np.zeros(2))  # type: ignore[arg-type]
 
@@ -313,3 +317,34 @@ def test_codes_of_another_shape_than_the_metadata_gives_them_are_refused(tmp_pat
 def test_the_upper_bits_of_a_byte_are_no_part_of_a_code_of_four(name: str) -> None:
     array = np.array([0xF5, 0x0D], dtype=np.uint8).view(getattr(ml_dtypes, name))
     assert from_numpy(array).tolist() == array.astype(np.float32).tolist()
+
+
+def test_names_of_tensors_in_a_file_are_strings(tmp_path: Path) -> None:
+    for name in (3, "__metadata__"):
+        with pytest.raises(TypeError, match="the name of a tensor in a file is a string other than '__metadata__'"):
+            save_file({name: torch.ones(1)}, tmp_path / "x")  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize(
+    ("format", "kept"),
+    [(BF16, torch.bfloat16), (E4M3, torch.float8_e4m3fn), (E5M2FNUZ, torch.uint8), (INT8, torch.uint8)],
+    ids=repr,
+)
+def test_a_file_has_dtypes_that_other_readers_know(format: ScalarFormat, kept: torch.dtype, tmp_path: Path) -> None:
+    save_file({"x": torch.ones(2)}, tmp_path / "x", format)
+    assert safetensors.torch.load_file(tmp_path / "x")["x"].dtype is kept
+
+
+def test_a_type_has_the_format_of_its_codes() -> None:
+    assert format_of(torch.int16) == format_of(np.int16) == FixedPoint(16, 0)
+    assert format_of(torch.uint8) == format_of(np.uint8) == FixedPoint(8, 0, signed=False)
+    for name in ("int4", "uint4"):
+        held = format_of(getattr(ml_dtypes, name))
+        info = ml_dtypes.iinfo(getattr(ml_dtypes, name))
+        assert (held.min, held.max) == (info.min, info.max)
+    for name in dir(ml_dtypes):
+        kind = getattr(ml_dtypes, name)
+        if re.fullmatch(r"b?float\d.*", name) and name != "float8_e8m0fnu":
+            info = ml_dtypes.finfo(kind)
+            held = format_of(kind)
+            assert (held.max, held.grid.precision) == (float(info.max), info.nmant + 1)

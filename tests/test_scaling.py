@@ -103,6 +103,10 @@ def test_bad_tiles_are_named(arguments: dict[str, Any], error: type[Exception], 
         (dict(scale=E8M0, rule="up"), ValueError, "rule must be one of"),
         (dict(scale=E4M3, rule="ceil"), ValueError, "for scales that are powers of two"),
         (dict(scale=E8M0, reciprocal=True), ValueError, "for scales with a significand"),
+        (dict(scale=E8M0, tensor_scale=True), ValueError, "for scales with a significand"),
+        (dict(scale=E8M0, floor=0.5), ValueError, "for scales with a significand"),
+        (dict(scale=E4M3, floor="0.5"), TypeError, "floor must be a number"),
+        (dict(scale=E4M3, floor=-1.0), ValueError, "floor must be from 0 to 448, .* got -1.0"),
         (dict(scale=E4M3, floor=449.0), ValueError, "floor must be from 0 to 448, .* got 449.0"),
         (dict(margin=65), ValueError, "margin must be from -64 to 64, got 65"),
         (dict(infinite="drop"), ValueError, "infinite must be one of"),
@@ -447,3 +451,13 @@ def test_delayed_scaling_has_derivatives_under_torch_func() -> None:
     assert torch.func.grad(lambda x: quantize(x).square().sum())(torch.tensor([0.3, 2.0])).tolist() == [0.625, 4.0]
     _, tangent = torch.func.jvp(quantize, (torch.ones(2),), (torch.tensor([0.3, 1.0]),))
     assert tangent.tolist() == torch.tensor([0.3, 1.0]).tolist()
+
+
+def test_the_largest_scale_may_be_the_floor() -> None:
+    assert CurrentMaximum(scale=E4M3, floor=448.0).floor == 448
+
+
+def test_the_exponent_of_a_maximum_just_below_a_power_of_two_is_the_one_below() -> None:
+    # OCP MX 6.3: 2**floor(log2(m)) / 2**2 is 1/4, whose largest multiple in E2M1 is 6/4
+    below = torch.nextafter(torch.tensor([2.0]), torch.tensor(0.0))
+    assert lp_round(below, MX(E2M1)).item() == 1.5 and lp_round(torch.tensor([2.0]), MX(E2M1)).item() == 2

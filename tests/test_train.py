@@ -84,6 +84,7 @@ class TestCommand:
 
     def test_format_and_rounding_replace_the_recipes_own(self) -> None:
         table = invoke("--list", "--format", "e4m3", "--rounding", "nearest").stdout
+        assert "Recipes of papers" not in table and "Experiments" not in table
         rows = [line.split() for line in table.splitlines() if "E4M3" in line]
         assert [row[0] for row in rows] == ["poster", "narrow", "convert"]  # what has become the same is listed once
         assert [row[2:] for row in rows] == [["E4M3", sums, "nearest", "E4M3"] for sums in ("FP16", "E4M3", "FP16")]
