@@ -90,8 +90,6 @@ class Multiply:
         if self.accumulator is None:
             product: Tensor = in_full_fp32(torch.matmul)(a, b)
             return product if start is None else product + start
-        if start is not None and start.dim() < 2:  # a bias: one number for each column
-            start = start.expand(1, b.shape[-1])
         return gemm(a, b, self.accumulator, start)
 
     def sum(self, x: Tensor, dim: list[int] | int, keepdim: bool = False) -> Tensor:
