@@ -131,7 +131,7 @@ def _weight_norm_backward(
 
 
 def _others(x: Tensor, dim: int) -> list[int]:
-    return [d for d in range(x.dim()) if d != dim % x.dim()]
+    return [d for d in range(x.dim()) if d != dim]
 
 
 def _embedding_backward(
