@@ -88,7 +88,7 @@ class LayerProducts:
                 **{k: v for k, v in vars(part).items() if type(v) is Tensor and v.requires_grad},
             }
             for name, value in own.items():
-                if value is not None and value.is_floating_point():
+                if value is not None:
                     changed.append((part, name, part.__dict__.get(name)))
                     part.__dict__[name] = self._enter(value)
             if isinstance(part, nn.RNNBase):
