@@ -17,7 +17,7 @@ def edge(parse: Callable[[str], T]) -> Callable[[str], T]:
     def parsed(text: str) -> T:
         try:
             return parse(text)
-        except (TypeError, ValueError) as error:
+        except ValueError as error:
             raise typer.BadParameter(str(error)) from None
 
     return parsed
