@@ -287,15 +287,13 @@ def _masked(grad: Tensor, clamped: Tensor | None) -> Tensor:
 
 @dataclass(frozen=True, repr=False)
 class _Unlimited(ScalarFormat):
-    """A format without limits: its grid goes on, up to the top of the carrier's range."""
+    """A format without limits: the spacing of its last binade goes on."""
 
     format: ScalarFormat
 
     @cached_property
     def grid(self) -> Grid:
-        grid = self.format.grid
-        emax = grid.emax if grid.emin == grid.emax else 127  # fixed point has one exponent
-        return grid._replace(emax=emax, max=math.inf, min=-math.inf, overflow=Overflow.INF)
+        return self.format.grid._replace(max=math.inf, min=-math.inf, overflow=Overflow.INF)
 
 
 def _limits(format: Format) -> tuple[Grid, ScalarFormat]:
