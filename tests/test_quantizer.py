@@ -285,3 +285,15 @@ def test_gradients_of_clamped_lptensors_are_zero_too(rounding):
     y = clamps(x.to_lp(FloatingPoint(8, 23)))
     y.sum().backward()
     assert y.tolist() == [1.0, 7.9375, -8.0] and x.grad.tolist() == [1.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    "x", [torch.ones(2).half(), torch.ones(2).int(), torch.eye(2).to_sparse()], ids=["half", "int", "sparse"]
+)
+def test_what_cannot_be_rounded_is_refused_alike_with_and_without_a_mask(x):
+    said = []
+    for mask in (False, True):
+        with pytest.raises(TypeError) as error:
+            quantizer(E4M3, clamping_grad_zero=mask)(x)
+        said.append(str(error.value))
+    assert said[0] == said[1]
