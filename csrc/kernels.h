@@ -25,8 +25,8 @@ enum { LPT_STRIP = 512 };
 
 template <class T> struct lpt_loops {
     typedef typename lpt_carrier<T>::bits U;
-    // elements first .. last of x into y; `first` is a multiple of LPT_GROUP where mode is
-    // stochastic. `large`: y is another tensor than x, and more than the cache holds.
+    // elements first .. last of x into y. `large`: y is another tensor than x, and more than the
+    // cache holds.
     void (*grid)(const T *x, T *y, int64_t first, int64_t last, const lpt_grid &, const lpt_rule &,
                  bool large);
     // y[column * y_row + row] = x[row * x_row + column]
@@ -51,7 +51,7 @@ template <class T> struct lpt_loops {
                     int64_t last, const lpt_scales &, const lpt_rule &, bool large);
 };
 
-// Loops of codebooks.cpp; `first` as in lpt_loops::grid.
+// Loops of codebooks.cpp.
 template <class T> struct lpt_codebook_loops {
     void (*table)(const T *x, T *y, int64_t first, int64_t last, const lpt_table<T> &,
                   const lpt_rule &);
