@@ -44,6 +44,10 @@ GRIDS: dict[str, Format] = {
     "fixed, as low as 2**32 of its spacings have an inverse": FixedPoint(8, 94),
     "fixed, lower than that": FixedPoint(8, 95),
     "fixed, near the bottom of fp32": FixedPoint(8, 122),
+    "fixed, unbounded, with the exponent that fp32 ends in": FixedPoint(8, 132, clamp=False),
+    "all digits of fp32, a few of its exponents": FloatingPoint(5, 23),
+    "just too high for twice its largest spacings": FloatingPoint(4, 3, bias=-94),
+    "no subnormals, near the top of fp32": FloatingPoint(4, 19, bias=-106, subnormals=False),
 }
 
 
