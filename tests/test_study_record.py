@@ -44,6 +44,7 @@ ENDS = {  # largest, smallest, smallest normal: IEEE 754-2019 table 3.5, OCP OFP
     INT8: (127.0, -128.0, 0.0),
     FixedPoint(8, 4): (127 / 16, -8.0, 0.0),
     FloatingPoint(3, 4, signed=False): (31.0 * 2.0**-4 * 2.0**3, 0.0, 2.0**-2),
+    FloatingPoint(4, 3, signed=False, specials="none"): (15.0 * 2.0**-3 * 2.0**8, 0.0, 2.0**-6),
     Posit(8): (2.0**24, -(2.0**24), 0.0),
     NF4: (1.0, -1.0, 0.0),
     Codebook([-0.5, 0.0, 1.0]): (1.0, -0.5, 0.0),
@@ -131,6 +132,29 @@ def test_counts_are_those_of_a_loop(format: Format, dtype: torch.dtype, rounding
     assert census.histogram() == binades(a)
     expected = decibels(a, b)
     assert row["snr"] == (expected if expected is None else pytest.approx(expected, rel=1e-12))
+
+
+@pytest.mark.parametrize("build", BUILDS)
+def test_a_number_beyond_the_nearer_end_alone_is_found_among_many(build: str) -> None:
+    for format, beyond in ((FixedPoint(8, 4), 7.96875), (INT8, 127.5), (Codebook([-0.5, 0.0, 1.0]), -0.75)):
+        for dtype in (torch.float32, torch.float64):
+            x, census = torch.full((3000,), 0.25, dtype=dtype), Census(format)
+            x[1500] = beyond
+            with chosen(build):
+                census.add(x, round_to(x, format))
+            assert counts_of(census.row(), 3000)["saturated"] == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_what_is_or_becomes_infinite_in_any_of_many_parts_is_counted(dtype: torch.dtype) -> None:
+    x, census = torch.randn(100_003, dtype=dtype) * 2.0 ** torch.randint(-30, 20, (100_003,)), Census(E5M2)
+    x[::997], x[5::4999] = torch.inf, torch.nan
+    y = round_to(x, E5M2)
+    census.add(x, y)
+    found = counted(x.tolist(), y.tolist(), ENDS[E5M2])
+    assert counts_of(census.row(), x.numel()) == found and found["overflow"] > 100
+    census.add(x[:300], y[:300])  # knows which of the infinities were counted before
+    assert census.histogram() == binades([*x.tolist(), *x[:300].tolist()])
 
 
 @pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
