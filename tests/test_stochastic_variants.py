@@ -19,7 +19,7 @@ from lptensor.formats import BF16, E2M1, E2M3, E4M3, E5M2, E8M0, FP16, FixedPoin
 from lptensor.ops import round as round_to
 from lptensor.rounding import Beyond, Mode, Rounding, Stochastic, as_rounding
 from oracles.philox import word_of_element
-from rounders import NATIVE_BUILDS, choose_build
+from rounders import NATIVE_BUILDS, choose_build, run
 
 KEY = (0x0123456789ABCDEF, 0xFEDCBA9876543210)
 GFLOAT_MODE = {
@@ -265,3 +265,29 @@ def test_bad_roundings_are_named(make: object, words: str) -> None:
 def test_beyond_is_no_string_inside() -> None:
     with pytest.raises(TypeError, match="must be a Beyond, got 'saturate'"):
         Rounding(Mode.STOCHASTIC, beyond="saturate")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("bits", [31, 32])
+@every_variant
+def test_words_of_nearly_all_bits_decide_to_the_last(variant: str, bits: int, rounder: str) -> None:
+    """Up where fraction and word sum to one, not where anything is missing, be it less than the word has a bit for."""
+    last = 2 ** (32 - bits)
+    words = (reference.random_words(400, KEY) // last * last).double()
+    stays = (2.0**32 - last - words + 2.0**-10) / 2**32
+    goes = (2.0**32 - words) / 2**32
+    for part, up in ((stays, 0), (goes, 1)):
+        for sign in (1, -1):
+            y = run(rounder, sign * (1 + part), FixedPoint(8, 0), Stochastic(bits, variant), KEY)
+            assert (y == sign * (1 + up)).all()
+
+
+@every_variant
+def test_what_is_far_below_the_spacing_goes_up_as_rarely_as_its_words_say(variant: str, rounder: str) -> None:
+    words = reference.random_words(2**14, KEY)
+    for exponent in (-8, -9, -10, -31, -32, -41, -42, -60, -100):
+        x = 1.25 * 2.0**exponent
+        up = words >= 2**32 - int(x * 2**32)
+        assert up.sum() > 5 or exponent < -10
+        for dtype in (torch.float32, torch.float64):
+            y = run(rounder, torch.full(words.shape, x, dtype=dtype), FixedPoint(8, 0), Stochastic(32, variant), KEY)
+            assert torch.equal(y != 0, up) and (y[up] == 1).all()
