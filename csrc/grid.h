@@ -136,15 +136,15 @@ LPT_FN void lpt_split(double x, uint64_t *significand, int32_t *exponent) {
     *exponent = (e ? e : 1) - 1075;
 }
 
-// What the random bits of a word, its upper ones, leave below: the last of them, half of that, and
-// what makes half round up only where it is exceeded or the last bit kept is odd.
+// What the random bits of a word, its upper ones, leave below: half of the last of them, and what
+// makes half round up only where it is exceeded or the last bit kept is odd.
 struct lpt_odds {
-    uint32_t last_bit, half_bit, under_half, odd_bit;
+    uint32_t half_bit, under_half, odd_bit;
 };
 
 LPT_FN lpt_odds lpt_make_odds(int32_t bits) {
     const uint32_t last = 1u << (32 - bits), half = last >> 1;
-    return {last, half, half ? half - 1 : 0, half ? last : 0};
+    return {half, half ? half - 1 : 0, half ? last : 0};
 }
 
 // Whether the word `random`, its bits below the random ones zero, takes a value up that lies
@@ -156,7 +156,7 @@ LPT_FN bool lpt_drawn(uint32_t head, bool more, bool inexact, const lpt_odds &o,
     if (MODE == LPT_STOCHASTIC_PRE_ROUNDED) {
         const uint32_t f = head | (uint32_t)(more & (o.half_bit > 1));
         const uint32_t sum = f + o.under_half + (uint32_t)((f & o.odd_bit) != 0);
-        return (sum < f) | ((sum & ~(o.last_bit - 1)) > ~random);
+        return (sum < f) | (sum > ~random);  // ~random ends in ones
     }
     if (MODE == LPT_STOCHASTIC_EQUAL)
         return ((uint32_t)inexact & random >> 31) != 0;  // not &&: a branch would keep loops scalar
