@@ -202,7 +202,8 @@ def plot_accumulation(rows: Iterable[dict[str, Any]], ax: Any = None, label: str
         ValueError: no rows.
 
     >>> from lptensor import BF16
-    >>> axes = need("matplotlib.figure").Figure().subplots()
+    >>> from matplotlib.figure import Figure
+    >>> axes = Figure().subplots()
     >>> accumulation_error(torch.ones(4), BF16).plot(axes).lines[0].get_xdata().tolist()
     [1, 2, 4]
     """

@@ -228,7 +228,8 @@ def plot_bisect(rows: Iterable[dict[str, Any]], ax: Any = None) -> Any:
         TypeError: rows without the columns it shows, or no axes.
         ValueError: no rows.
 
-    >>> axes = need("matplotlib.figure").Figure().subplots()
+    >>> from matplotlib.figure import Figure
+    >>> axes = Figure().subplots()
     >>> rows = [{"undone": 0, "loss": 2.0, "recovered": False}, {"undone": 1, "loss": 0.5, "recovered": True}]
     >>> [line.get_ydata().tolist() for line in plot_bisect(rows, axes).lines]
     [[0.5], [2.0]]

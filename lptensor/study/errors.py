@@ -26,7 +26,8 @@ def plot_errors(rows: Iterable[dict[str, Any]], ax: Any = None) -> Any:
         ValueError: no row has an error.
 
     >>> rows = [{"op": "add", "error": 0.5, "born": 0.5, "nonfinite": 0, "backward": False}]
-    >>> axes = need("matplotlib.figure").Figure().subplots()
+    >>> from matplotlib.figure import Figure
+    >>> axes = Figure().subplots()
     >>> [line.get_ydata().tolist() for line in plot_errors(rows, axes).lines]
     [[0.5], [0.5]]
     """

@@ -253,7 +253,8 @@ def plot_front(rows: Iterable[dict[str, Any]], ax: Any = None) -> Any:
         TypeError: rows without the columns it shows, or no axes.
         ValueError: no rows.
 
-    >>> axes = need("matplotlib.figure").Figure().subplots()
+    >>> from matplotlib.figure import Figure
+    >>> axes = Figure().subplots()
     >>> plot_front([{"bits": 4, "loss": 0.5}], axes).lines[-1].get_xdata().tolist()
     [4]
     """

@@ -138,7 +138,8 @@ def plot_bias(rows: Iterable[dict[str, Any]], ax: Any = None) -> Any:
         TypeError: rows without the columns it shows, or no axes.
         ValueError: no rows.
 
-    >>> axes = need("matplotlib.figure").Figure().subplots()
+    >>> from matplotlib.figure import Figure
+    >>> axes = Figure().subplots()
     >>> rounding_bias("nearest", bits=2).plot(axes).lines[1].get_ydata().tolist()
     [0.0, 0.0, 0.5, 1.0]
     """

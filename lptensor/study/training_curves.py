@@ -33,7 +33,8 @@ def plot_training(curves: Mapping[str, Sequence[float]], ax: Any = None, log: bo
         ValueError: no curves, or none with a value to draw.
         TypeError: something else than sequences of numbers by name, or no axes.
 
-    >>> axes = need("matplotlib.figure").Figure().subplots()
+    >>> from matplotlib.figure import Figure
+    >>> axes = Figure().subplots()
     >>> [line.get_ydata().tolist() for line in plot_training({"fp32": [1.0, 0.5]}, axes).lines]
     [[1.0, 0.5]]
     """
