@@ -750,3 +750,12 @@ def test_the_product_of_a_number_next_to_zero_and_its_rest_are_exact(least: floa
         p, rest = accumulate.two_product(a, b)
         for number, high, low in zip(x.tolist(), p.tolist(), rest.tolist(), strict=True):
             assert Fraction(high) + Fraction(low) == Fraction(number) * Fraction(y.item())
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_a_product_of_zero_cuts_nothing_off_other_aligned_ones(implementation: str) -> None:
+    acc = Accumulator(FP32, order="aligned", chunk=4, alignment=24)
+    few, many = ([[0.0, 2.0**-60]], [[2.0**1000] * 3, [2.0**-40] * 3])
+    a, b = (torch.tensor([x], dtype=torch.float64) for x in (few, many))
+    for x, y in ((a, b), (b.mT.contiguous(), a.mT.contiguous())):
+        assert (product(implementation, x, y, acc) == 2.0**-100).all()

@@ -353,6 +353,56 @@ def test_builds_have_the_bits_of_the_reference_past_the_edges_of_tiles(acc: Accu
         assert same(product(build, a, b, acc, c), wanted), build
 
 
+# Next to what a short way takes, each in one respect; and the power of two of their operands.
+BARE, WHOLE = (FloatingPoint(5, 4, bias=8, subnormals=subnormals) for subnormals in (False, True))
+BESIDE = (
+    (0, Accumulator(FixedPoint(12, 4), BF16)),
+    (0, Accumulator(FP16, chunk=4, inner=FixedPoint(12, 4))),
+    (0, Accumulator(FixedPoint(12, 6), chunk=4, inner=Accumulator(FixedPoint(8, 4), wrap=True))),
+    (0, Accumulator(FloatingPoint(5, 22))),
+    (0, Accumulator(FloatingPoint(5, 23), compute="fp32")),
+    (0, Accumulator(FloatingPoint(8, 22), chunk=2, inner=FP32)),
+    (0, Accumulator(FloatingPoint(8, 20), chunk=4, inner=Accumulator(FloatingPoint(8, 20), compute="fp32"))),
+    (0, Accumulator(FloatingPoint(8, 20), chunk=4, rounding="toward_zero", compute="fp32", inner=FP32)),
+    (12, Accumulator(FloatingPoint(8, 7, subnormals=False), chunk=4, inner=Accumulator(BARE))),
+    (50, Accumulator(FloatingPoint(4, 3, bias=-93))),  # its largest spacing times 2**24 is beyond fp32
+    (-67, Accumulator(FloatingPoint(5, 4, bias=128))),  # starts one binade below fp32's normal numbers
+    (-67, Accumulator(FloatingPoint(4, 3, bias=133), rounding="up")),
+    (-70, Accumulator(FixedPoint(8, 148))),
+    (-70, Accumulator(FixedPoint(8, 149))),
+    (0, Accumulator(FloatingPoint(5, 0, specials="fn"), rounding="up")),
+    (-8, Accumulator(FloatingPoint(4, 3, specials="fnuz"), rounding="up")),
+    (0, Accumulator(FP16, chunk=4, rounding="up", inner=Accumulator(FixedPoint(12, 6), E5M2, rounding="up"))),
+    (0, Accumulator(FP16, chunk=4, rounding="up", inner=Accumulator(FixedPoint(12, 6), rounding="up"))),
+    (0, Accumulator(FixedPoint(12, 6), chunk=4, rounding="up", inner=Accumulator(FP16, rounding="up"))),
+    (0, Accumulator(FP32, chunk=4, rounding="up", inner=Accumulator(FP16, rounding="up"))),
+    (9, Accumulator(BF16, chunk=4, rounding="up", inner=Accumulator(FP16, rounding="up"))),
+    (0, Accumulator(FloatingPoint(5, 22), rounding="stochastic")),
+    (-5, Accumulator(BARE, chunk=4, rounding="stochastic", inner=FP32)),
+    (-5, Accumulator(BARE, chunk=4, rounding="stochastic", inner=Accumulator(WHOLE, rounding="stochastic"))),
+    (-3, Accumulator(WHOLE, chunk=4, rounding="stochastic", inner=Accumulator(BARE, rounding="stochastic"))),
+    (0, Accumulator(BF16, chunk=4, rounding="stochastic", inner=Accumulator(BF16, rounding=Stochastic(1)))),
+    (
+        0,
+        Accumulator(
+            FloatingPoint(8, 19),
+            chunk=4,
+            rounding="stochastic",
+            inner=Accumulator(FloatingPoint(8, 19), rounding="stochastic", compute="fp32"),
+        ),
+    ),
+)
+
+
+@pytest.mark.parametrize(("power", "acc"), BESIDE, ids=repr)
+def test_what_lies_beside_a_short_way_does_not_take_it(power: int, acc: Accumulator) -> None:
+    a, b, c = (t[None] for t in operands(21, 5, 24, 37, 3))
+    a, b, c = a * 2.0**power, b * 2.0**power, c * 2.0 ** (2 * power)
+    wanted = accumulate.gemm(a, b, acc, c, KEY)
+    for build in NATIVE_BUILDS:
+        assert same(product(build, a, b, acc, c), wanted), build
+
+
 @pytest.mark.parametrize(
     "acc",
     [
