@@ -59,6 +59,24 @@ inline typename lpt_carrier<T>::bits largest_of(const T *x, int64_t count,
     return (typename lpt_carrier<T>::bits)top;
 }
 
+// Raises each of `count` magnitudes to the largest of the `wide` from it on that lie `apart`;
+// behind the last there are none.
+template <class S>
+LPT_APART void raise_windows(S *largest, int64_t count, int64_t wide, int64_t apart) {
+    const auto join = [=](int64_t other) {
+        LPT_INDEPENDENT
+        for (int64_t i = 0; i < count - other; ++i) {
+            const S a = largest[i], b = largest[i + other];
+            largest[i] = a > b ? a : b;
+        }
+    };
+    int64_t joined = 1;
+    for (; 2 * joined <= wide; joined *= 2)
+        join(joined * apart);
+    if (joined < wide)
+        join((wide - joined) * apart);
+}
+
 // Raises `largest`, one for each column, to the magnitudes in rows that lie `row` apart.
 template <class T>
 LPT_APART void raise(const T *x, int64_t row, int64_t rows, int64_t count,
@@ -158,6 +176,64 @@ void blocks(const T *x, T *y, const lpt_layout &l, const lpt_unit &unit, int64_t
     });
 }
 
+// Blocks and rows of fewer elements do not pay for loops of their own, nor do fewer columns.
+enum { SHORT = 32, SHORT_ROW = 128 };
+
+// Blocks first .. last that are runs of `wide` elements, fewer than SHORT_ROW, in rows of `row`,
+// the last of a row perhaps shorter. The largest of all windows of `wide` elements are also those
+// of the blocks; then each element has a scale.
+template <class T>
+LPT_APART void short_runs(const T *x, T *y, int64_t row, int64_t wide, int64_t first, int64_t last,
+                          typename lpt_carrier<T>::bits left_out, bool numbers,
+                          const chosen<T> &rounding) {
+    typedef typename lpt_carrier<T>::bits U;
+    enum { ELEMENTS = 512, AT_ONCE = 16 };
+    const int64_t per_row = (row + wide - 1) / wide, batch = ELEMENTS / wide;
+    typename lpt_carrier<T>::sbits largest[ELEMENTS];  // `wide` for each block
+    U s[ELEMENTS], t[ELEMENTS], each_s[ELEMENTS + SHORT_ROW], each_t[ELEMENTS + SHORT_ROW];
+    const auto spread = [=](U scale, U *to) {  // where it is too far, the next block's will be
+        for (int64_t i = 0; i < wide; i += AT_ONCE)
+            for (int64_t j = 0; j < AT_ONCE; ++j)
+                to[i + j] = scale;
+    };
+    int64_t end = first / per_row * row + first % per_row * wide;
+    for (int64_t block = first; block < last;) {
+        const int64_t count = last - block < batch ? last - block : batch, at = end;
+        // visit(from, to, k) for elements of one row, which are blocks k, k + 1 .. of the batch
+        const auto each_row = [&](auto visit) {
+            int64_t from = at, before = block % per_row;
+            for (int64_t k = 0; k < count; before = 0) {
+                const int64_t left = per_row - before, n = left < count - k ? left : count - k;
+                const int64_t to = from + (n < left ? n * wide : row - before * wide);
+                visit(from, to, k);
+                from = to;
+                k += n;
+            }
+            return from;
+        };
+        if (row % wide != 0)
+            memset(largest, 0, count * wide * sizeof *largest);
+        end = each_row([&](int64_t from, int64_t to, int64_t k) {
+            LPT_INDEPENDENT
+            for (int64_t i = 0; i < to - from; ++i)
+                largest[k * wide + i] = counted(x[from + i], left_out);
+        });
+        raise_windows(largest, count * wide, wide, 1);
+        for (int64_t k = 0; k < count; ++k)
+            s[k] = (U)largest[k * wide];
+        const bool usual = rounding->scale(s, t, count);
+        each_row([&](int64_t from, int64_t to, int64_t k) {
+            for (int64_t i = from; i < to; i += wide, ++k) {
+                spread(s[k], each_s + (i - at));
+                if (numbers)
+                    spread(t[k], each_t + (i - at));
+            }
+        });
+        rounding->across(x, y, at, end, each_s, each_t, usual);
+        block += count;
+    }
+}
+
 // Blocks that are runs of `wide` elements in rows of `row`, the last of a row perhaps shorter:
 // number `first` .. `last` of them. A batch of maxima, then their scales, then their elements, all
 // in cache.
@@ -171,9 +247,13 @@ void runs(const T *x, T *y, int64_t row, int64_t wide, int64_t first, int64_t la
         wide = row, row *= last;
     const bool finite = scales.shifts ? scales.shifts->saturate : scales.numbers->saturate;
     const U left_out = finite ? (U)(2 * C::bias + 1) << C::mantissa : ~(U)0;
+    const chosen<T> rounding(scales, how);
+    // Rows end amid blocks, which then begin anywhere in a group of words.
+    const bool ragged = row % wide != 0 && (row < SHORT_ROW || how.mode >= LPT_STOCHASTIC);
+    if (wide % 16 != 0 ? wide < SHORT : ragged && wide < SHORT_ROW)
+        return short_runs(x, y, row, wide, first, last, left_out, scales.numbers, rounding);
     const int64_t per_row = (row + wide - 1) / wide, fitting = ELEMENTS / wide;
     const int64_t batch = fitting < 1 ? 1 : fitting < BATCH ? fitting : (int64_t)BATCH;
-    const chosen<T> rounding(scales, how);
     U s[BATCH], t[BATCH];
     for (int64_t block = first; block < last;) {
         const int64_t r = block / per_row, k = block % per_row, left = per_row - k;
@@ -194,6 +274,37 @@ void runs(const T *x, T *y, int64_t row, int64_t wide, int64_t first, int64_t la
     lpt_streamed();
 }
 
+// Blocks that are columns `wide` long, the last of `length` rows perhaps shorter: slabs first ..
+// last of `inner` columns, too few for a loop, but SLAB elements at most. Each has a scale.
+enum { SLAB = 2048 };
+template <class T>
+LPT_APART void narrow_columns(const T *x, T *y, int64_t length, int64_t wide, int64_t inner,
+                              int64_t first, int64_t last, typename lpt_carrier<T>::bits left_out,
+                              bool numbers, const chosen<T> &rounding) {
+    typedef typename lpt_carrier<T>::bits U;
+    const int64_t bands = (length + wide - 1) / wide;
+    typename lpt_carrier<T>::sbits largest[SLAB];
+    U s[SLAB], t[SLAB];
+    for (int64_t slab = first; slab < last; ++slab) {
+        const int64_t row = slab % bands * wide, rows = length - row < wide ? length - row : wide;
+        const int64_t at = (slab / bands * length + row) * inner, count = rows * inner;
+        LPT_INDEPENDENT
+        for (int64_t i = 0; i < count; ++i)
+            largest[i] = counted(x[at + i], left_out);
+        raise_windows(largest, count, rows, inner);
+        for (int64_t i = 0; i < inner; ++i)
+            s[i] = (U)largest[i];
+        const bool usual = rounding->scale(s, t, inner);
+        for (int64_t have = inner; have < count; have *= 2) {
+            const int64_t more = count - have < have ? count - have : have;
+            memcpy(s + have, s, more * sizeof *s);
+            if (numbers)
+                memcpy(t + have, t, more * sizeof *t);
+        }
+        rounding->across(x, y, at, at + count, s, t, usual);
+    }
+}
+
 // Blocks that are columns `wide` long, the last of `length` rows perhaps shorter: strips
 // first .. last of LPT_STRIP columns, while a strip is in cache.
 template <class T>
@@ -205,6 +316,9 @@ void columns(const T *x, T *y, int64_t length, int64_t wide, int64_t inner, int6
     const U left_out = finite ? (U)(2 * C::bias + 1) << C::mantissa : ~(U)0;
     const int64_t strips = (inner + LPT_STRIP - 1) / LPT_STRIP, bands = (length + wide - 1) / wide;
     const chosen<T> rounding(scales, how);
+    if (inner < SHORT && wide * inner <= SLAB)
+        return narrow_columns(x, y, length, wide, inner, first, last, left_out, scales.numbers,
+                              rounding);
     U s[LPT_STRIP], t[LPT_STRIP];
     for (int64_t strip = first; strip < last; ++strip) {
         const int64_t band = strip / strips, top = band / bands * length, row = band % bands * wide;

@@ -36,15 +36,16 @@ template <class T> class divided final : public block_rounding<T> {
     }
 
     void across(const T *x, T *y, int64_t first, int64_t last, const U *s, const U *t,
-                bool) override {
-        steps<1>(x, y, first, last, s, t);
+                bool usual) override {
+        if (!usual || !at_once)
+            return steps<1>(x, y, first, last, s, t);
+        rounded<1>(x, y, first, last, last - first, s, t);
     }
 
     void batch(const T *x, T *y, int64_t at, int64_t end, int64_t wide, const U *s, const U *t,
                bool usual, bool) override {
         if (usual && at_once)
-            return rule.mode == LPT_NEAREST ? rounded<LPT_NEAREST>(x, y, at, end, wide, s, t)
-                                            : rounded<LPT_STOCHASTIC>(x, y, at, end, wide, s, t);
+            return rounded<0>(x, y, at, end, wide, s, t);
         if (end - at > PIECE)
             return steps<0>(x, y, at, end, s, t);  // batches this long are one block
         const bool sixteens = wide == 16 && (end - at) % 16 == 0;
@@ -62,25 +63,33 @@ template <class T> class divided final : public block_rounding<T> {
     }
 
   private:
-    // The blocks of at .. end, whose scales are usual.
-    template <int MODE>
-    LPT_APART void rounded(const T *x, T *y, int64_t at, int64_t end, int64_t wide, const U *s,
-                           const U *t) {
+    // The blocks of at .. end, whose scales are usual. Those of a block's elements lie STEP apart.
+    template <int STEP>
+    void rounded(const T *x, T *y, int64_t at, int64_t end, int64_t wide, const U *s, const U *t) {
+        rule.mode == LPT_NEAREST ? rounded_in<LPT_NEAREST, STEP>(x, y, at, end, wide, s, t)
+                                 : rounded_in<LPT_STOCHASTIC, STEP>(x, y, at, end, wide, s, t);
+    }
+    template <int MODE, int STEP>
+    LPT_APART void rounded_in(const T *x, T *y, int64_t at, int64_t end, int64_t wide, const U *s,
+                              const U *t) {
         const lpt_cell<T> c = cell;  // a local copy: y may not alias it
         const bool multiply = b.reciprocal != 0;
         const T endless = lpt_value<T>((U)(2 * C::bias + 1) << C::mantissa);
         for (; at < end; at += wide, ++s, ++t) {
-            const T scale = lpt_value<T>(*s), times = *s ? lpt_value<T>(*t) : (T)0;
-            const T by = *s ? scale : endless;  // under a scale of zero all is zero
+            const U only = *s, inverse = *t;
             const int64_t stop = at + wide < end ? at + wide : end;
             for (int64_t from = at; from < stop;) {
                 const int64_t group = (from / LPT_GROUP + 1) * LPT_GROUP;
                 const int64_t to = MODE < LPT_STOCHASTIC || stop < group ? stop : group;
                 const uint32_t *words = MODE < LPT_STOCHASTIC ? nullptr : random.from(from);
+                const U *const each_s = s + (from - at), *const each_t = t + (from - at);
                 const auto some = [=](int64_t count) {
                     LPT_INDEPENDENT
                     for (int64_t i = 0; i < count; ++i) {
-                        const T q = multiply ? x[from + i] * times : x[from + i] / by;
+                        const U one = STEP ? each_s[i] : only, other = STEP ? each_t[i] : inverse;
+                        const T scale = lpt_value<T>(one);  // under a scale of zero all is zero
+                        const T q = multiply ? x[from + i] * (one ? lpt_value<T>(other) : (T)0)
+                                             : x[from + i] / (one ? scale : endless);
                         const U r = lpt_round_roomy<T, MODE, LPT_SATURATES>(
                             lpt_bits(q), c, MODE < LPT_STOCHASTIC ? 0 : words[i]);
                         y[from + i] = lpt_value<T>(r) * scale;

@@ -61,10 +61,8 @@ template <class T> class shifts : public block_rounding<T> {
     const lpt_blocks b;
     const lpt_rule &rule;
     const lpt_cell<T> cell;
-    // `short_to`: blocks of fewer elements are faster rounded with a scale for each.
-    LPT_APART shifts(const lpt_blocks &blocks, const lpt_rule &r, int64_t short_to)
-        : b(blocks), rule(r), cell(lpt_make_cell<T>(b.element, r, 0)), shorter(short_to),
-          bump(lpt_bump<T>(b)) {
+    LPT_APART shifts(const lpt_blocks &blocks, const lpt_rule &r)
+        : b(blocks), rule(r), cell(lpt_make_cell<T>(b.element, r, 0)), bump(lpt_bump<T>(b)) {
         lpt_movable<T>(b.element, cell, &low, &high);
     }
     ~shifts() = default;
@@ -78,8 +76,6 @@ template <class T> class shifts : public block_rounding<T> {
 
   private:
     enum : U { POISONED = 1, OWN_CELL = 2, RARE = 3 };
-    enum : int64_t { ELEMENTS = 512 };
-    const int64_t shorter;
     const U bump;
     int32_t low, high;
 
@@ -109,14 +105,18 @@ template <class T> class shifts : public block_rounding<T> {
                 bool usual) override {
         if (usual)
             return spread(x, y, first, last, s);
-        for (int64_t i = first; i < last; ++i) {
+        for (int64_t i = first; i < last;) {
             const int64_t from = i;
-            while (i < last && !(s[i - first] & RARE))
-                ++i;
-            if (i > from)
+            const U one = s[from - first];
+            if (one & RARE) {
+                while (i < last && s[i - first] == one)
+                    ++i;
+                rare(x, y, from, i, one);
+            } else {
+                while (i < last && !(s[i - first] & RARE))
+                    ++i;
                 spread(x, y, from, i, s + (from - first));
-            if (i < last)
-                rare(x, y, i, i + 1, s[i - first]);
+            }
         }
     }
 
@@ -125,15 +125,6 @@ template <class T> class shifts : public block_rounding<T> {
         const int64_t whole = (end - at) / wide;
         if (usual && wide % 16 == 0 && equal(x, y, at, whole, wide, s, large))
             at += whole * wide, s += whole;
-        if (usual && wide < shorter && end - at <= ELEMENTS) {
-            U each[ELEMENTS];
-            for (int64_t i = 0, left = wide; i < end - at; ++i) {
-                each[i] = *s;
-                if (--left == 0)
-                    ++s, left = wide;
-            }
-            return spread(x, y, at, end, each);
-        }
         for (; at < end; at += wide)
             within(x, y, at, at + wide < end ? at + wide : end, s++, t);
     }
@@ -156,8 +147,7 @@ template <class T, int MODE> class shifted final : public shifts<T> {
     random_words random;
 
   public:
-    shifted(const lpt_blocks &blocks, const lpt_rule &r)
-        : shifts<T>(blocks, r, MODE < LPT_STOCHASTIC ? 12 : 24), random(r) {}
+    shifted(const lpt_blocks &blocks, const lpt_rule &r) : shifts<T>(blocks, r), random(r) {}
 
   private:
     static U one(U u, const lpt_cell<T> &c, U moved, uint32_t word) {
@@ -242,15 +232,19 @@ template <class T> class shifted_any final : public shifts<T> {
     typedef typename lpt_carrier<T>::bits U;
 
   public:
-    shifted_any(const lpt_blocks &blocks, const lpt_rule &r) : shifts<T>(blocks, r, 0) {}
+    shifted_any(const lpt_blocks &blocks, const lpt_rule &r) : shifts<T>(blocks, r) {}
 
   private:
     void span(const T *x, T *y, int64_t first, int64_t last, const U *s) override {
         run_cell(x, y, first, last, lpt_move<T>(this->cell, *s), this->rule, false);
     }
     void spread(const T *x, T *y, int64_t first, int64_t last, const U *s) override {
-        for (int64_t i = first; i < last; ++i)
-            run_cell(x, y, i, i + 1, lpt_move<T>(this->cell, s[i - first]), this->rule, false);
+        for (int64_t i = first; i < last;) {
+            const int64_t from = i;
+            while (i < last && s[i - first] == s[from - first])
+                ++i;
+            run_cell(x, y, from, i, lpt_move<T>(this->cell, s[from - first]), this->rule, false);
+        }
     }
     bool equal(const T *, T *, int64_t, int64_t, int64_t, const U *, bool) override {
         return false;

@@ -430,6 +430,11 @@ SHAPES_AND_FORMATS: list[tuple[tuple[int, ...], Any]] = [
     ((400, 503), BlockFloatingPoint(8, 1, overflow="bump")),
     ((2, 300, 400), BlockFloatingPoint(8, 1)),
     ((130_000, 2), MX(E5M2, 100_000, 0, "rceil")),
+    ((9_001, 7), MX(E4M3)),
+    ((60_001, 1), BlockFloatingPoint(8, 1)),
+    ((1_501, 28), MX(E2M1, 10)),
+    ((901, 56), MX(E4M3, infinite="saturate")),
+    ((41, 50, 3, 3), MX(E4M3, 32, 1)),
 ]
 
 

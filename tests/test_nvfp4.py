@@ -255,6 +255,10 @@ def test_stochastic_blocks_take_the_word_of_each_element(bits: int) -> None:
         ((200_003,), Scaled(E4M3, CurrentMaximum(PER_TENSOR))),
         ((300, 701), Scaled(E4M3, CurrentMaximum(Tile((1, 128))))),
         ((3, 200, 301), Scaled(E4M3, CurrentMaximum(Channel(1)))),
+        ((9_001, 7), NVFP4),
+        ((1_501, 28), TwoLevel(E2M1, 16, reciprocal=True)),
+        ((901, 56), TwoLevel(E2M1, 32, infinite="saturate")),
+        ((41, 50, 3, 3), TwoLevel(E2M1, 16, 1)),
     ],
     ids=str,
 )

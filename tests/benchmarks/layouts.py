@@ -1,13 +1,14 @@
 """What rounding costs away from the beaten track: `python tests/benchmarks/layouts.py`.
 
-Other orders of axes, blocks that are longer than rows, and codes: over `copy_`, or `clone` of codes, one thread, a
-million numbers, both in memory already there.
+Other orders of axes, blocks that are longer than rows or end with them, and codes: over `copy_`, or `clone` of codes,
+one thread, a million numbers, both in memory already there.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from measure import Figure, ratio
@@ -25,6 +26,7 @@ TENSORS: dict[str, Callable[[], Tensor]] = {
     "channels_last": lambda: torch.randn(32, 32, 32, 32).to(memory_format=torch.channels_last),
     "3 x 3 kernels": lambda: torch.randn(256, 256, 3, 3),
     "rows of 10": lambda: torch.randn(100_000, 10),
+    "rows of 56": lambda: torch.randn(18_000, 56),
 }
 WAYS = {
     "E4M3": (E4M3, "nearest"),
@@ -32,6 +34,9 @@ WAYS = {
     "MXFP8": (MXFP8_E4M3, "nearest"),
     "MXFP8, stochastic": (MXFP8_E4M3, "stochastic"),
     "NVFP4": (NVFP4, "nearest"),
+    "NVFP4, stochastic": (NVFP4, "stochastic"),
+    "MXFP8, along channels": (replace(MXFP8_E4M3, axis=1), "nearest"),
+    "NVFP4, along channels": (replace(NVFP4, axis=1), "nearest"),
 }
 
 
@@ -40,6 +45,8 @@ def layouts(turns: int) -> list[Figure]:
     for layout, make in TENSORS.items():
         x, y = make(), torch.empty_like(make())
         for name, (format, mode) in WAYS.items():
+            if "channels" in name and x.dim() < 4:
+                continue
             figures.append(
                 ratio(
                     layout,
