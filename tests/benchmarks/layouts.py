@@ -17,7 +17,7 @@ from rich.table import Table
 from torch import Tensor
 
 import lptensor as lp
-from lptensor import BF16, E4M3, FP16, MXFP8_E4M3, NF4, NVFP4
+from lptensor import BF16, E4M3, FP16, MXFP8_E4M3, NF4, NVFP4, FixedPoint, FloatingPoint
 from lptensor.codes import decode, encode
 
 TENSORS: dict[str, Callable[[], Tensor]] = {
@@ -25,7 +25,9 @@ TENSORS: dict[str, Callable[[], Tensor]] = {
     "transposed": lambda: torch.randn(1024, 1024).t(),
     "channels_last": lambda: torch.randn(32, 32, 32, 32).to(memory_format=torch.channels_last),
     "3 x 3 kernels": lambda: torch.randn(256, 256, 3, 3),
+    "rows of 7": lambda: torch.randn(150_000, 7),
     "rows of 10": lambda: torch.randn(100_000, 10),
+    "rows of 28": lambda: torch.randn(37_000, 28),
     "rows of 56": lambda: torch.randn(18_000, 56),
 }
 WAYS = {
@@ -35,8 +37,12 @@ WAYS = {
     "MXFP8, stochastic": (MXFP8_E4M3, "stochastic"),
     "NVFP4": (NVFP4, "nearest"),
     "NVFP4, stochastic": (NVFP4, "stochastic"),
+    "NVFP4, first axis": (replace(NVFP4, axis=0), "nearest"),
+    "blocks of 8": (replace(MXFP8_E4M3, block_size=8), "nearest"),
     "MXFP8, along channels": (replace(MXFP8_E4M3, axis=1), "nearest"),
+    "MXFP8, along channels, stochastic": (replace(MXFP8_E4M3, axis=1), "stochastic"),
     "NVFP4, along channels": (replace(NVFP4, axis=1), "nearest"),
+    "NVFP4, along channels, stochastic": (replace(NVFP4, axis=1), "stochastic"),
 }
 
 
@@ -63,7 +69,14 @@ def layouts(turns: int) -> list[Figure]:
 
 def codes(turns: int) -> list[Figure]:
     x, figures = torch.randn(2**20), []
-    for format, name in ((E4M3, "E4M3"), (BF16, "BF16"), (FP16, "FP16"), (NF4, "NF4")):
+    for format, name in (
+        (E4M3, "E4M3"),
+        (BF16, "BF16"),
+        (FP16, "FP16"),
+        (NF4, "NF4"),
+        (FixedPoint(16, 8), "FixedPoint(16, 8)"),
+        (FloatingPoint(8, 15), "FloatingPoint(8, 15)"),
+    ):
         stored = encode(x, format)
         for group, work in (
             ("encode", lambda format=format: encode(x, format)),  # type: ignore[misc]
