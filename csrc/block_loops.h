@@ -177,7 +177,11 @@ void blocks(const T *x, T *y, const lpt_layout &l, const lpt_unit &unit, int64_t
 }
 
 // Blocks and rows of fewer elements do not pay for loops of their own, nor do fewer columns.
+#ifdef __AVX2__
 enum { SHORT = 32, SHORT_ROW = 128 };
+#else
+enum { SHORT = 16, SHORT_ROW = 32 };
+#endif
 
 // Blocks first .. last that are runs of `wide` elements, fewer than SHORT_ROW, in rows of `row`,
 // the last of a row perhaps shorter. The largest of all windows of `wide` elements are also those
