@@ -234,11 +234,12 @@ int32_t gemm(const lpt_product &p, const lpt_accumulator &acc, const lpt_key *dr
             return t.error;
     }
     const lpt_levels levels = {{level_of(acc), level_of(in)}};
-    const int64_t blocks = (p.batch * p.m * p.n + LPT_THREADS - 1) / LPT_THREADS;
-    return acc.inner ? lpt_launch(LPT_KERNEL(lpt_gemm_elements, T, 2), lpt_blocks_for(blocks),
-                                  stream, p, levels, drawn)
-                     : lpt_launch(LPT_KERNEL(lpt_gemm_elements, T, 1), lpt_blocks_for(blocks),
-                                  stream, p, levels, drawn);
+    const lpt_tiling by = lpt_make_tiling(p);
+    const int64_t blocks = lpt_blocks_for(by.tiles);
+    return acc.inner ? lpt_launch(LPT_KERNEL(lpt_gemm_elements, T, 2), blocks, stream, p, by,
+                                  levels, drawn)
+                     : lpt_launch(LPT_KERNEL(lpt_gemm_elements, T, 1), blocks, stream, p, by,
+                                  levels, drawn);
 }
 
 }  // namespace

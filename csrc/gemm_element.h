@@ -1,8 +1,7 @@
-// Every accumulator, for one output at a time on the device: the steps of gemm_rows.h, without
+// Every accumulator on the device, one output a thread: the steps of gemm_rows.h, without
 // recursion, since a device's stack is laid out by the compiler.
 #pragma once
-#include "device.h"
-#include "gemm.h"
+#include "gemm_window.h"
 
 enum { LPT_DEEPEST = 2 };  // accumulators in one another: the outermost, and that inside its chunks
 
@@ -26,11 +25,17 @@ LPT_LONG double lpt_rounded(double x, const lpt_cell<double> &c, int32_t mode, u
     }));
 }
 
+// Out of line, as the above: every order rounds in several places.
+LPT_LONG lpt_words lpt_words_of(uint64_t counter, lpt_key key) { return lpt_philox(counter, key); }
+
+LPT_METHOD double lpt_wrapped_at(double x, const lpt_level &at) {
+    return at.turn > 0 ? lpt_wrapped(x, at.turn) : x;
+}
+
 // The sum of one output. D counts the accumulators outside.
 template <class T, int LEVELS> struct lpt_element {
     const lpt_levels &levels;
-    const T *a, *b;
-    int64_t a_step, b_step;  // to the next k
+    lpt_window<T> operands;
     lpt_key key;
     uint64_t element, elements, event, group;
     lpt_words words;
@@ -38,13 +43,13 @@ template <class T, int LEVELS> struct lpt_element {
     int64_t running_step;
 
     // 1. roundings
-    LPT_LONG double draw(double x, const lpt_cell<double> &cell, const lpt_level &at) {
+    LPT_METHOD double draw(double x, const lpt_cell<double> &cell, const lpt_level &at) {
         const uint64_t n = event++;
         uint32_t word = 0;
         if (at.mode >= LPT_STOCHASTIC) {
             if (n / 4 != group) {
                 group = n / 4;
-                words = lpt_philox(group * elements + element, key);
+                words = lpt_words_of(group * elements + element, key);
             }
             const uint32_t which = n % 4;
             word = which < 2 ? (which ? words.w[1] : words.w[0])
@@ -53,13 +58,17 @@ template <class T, int LEVELS> struct lpt_element {
         return lpt_rounded(x, cell, at.mode, word & at.mask);
     }
     LPT_METHOD double rounded(double x, const lpt_level &at) {
-        const double r = draw(x, at.sum, at);
-        return at.turn > 0 ? lpt_wrapped(r, at.turn) : r;
+        return lpt_wrapped_at(draw(x, at.sum, at), at);
     }
 
     // 2. terms and steps
-    LPT_METHOD double product(int64_t k, double *low) const {
-        return lpt_times(lpt_operand(a[k * a_step]), lpt_operand(b[k * b_step]), low);
+    LPT_METHOD double product(int64_t k, double *low) {
+        double x, y;
+        operands.get(k, &x, &y);
+        if constexpr (sizeof(T) == 8)
+            return lpt_times(x, y, low);
+        *low = -0.0;
+        return x * y;
     }
     static LPT_METHOD double single(double x, const lpt_level &at) {
         return at.fp32 ? (double)(float)x : x;
@@ -152,11 +161,12 @@ template <class T, int LEVELS> struct lpt_element {
         return s;
     }
     // s and the products first .. last, cut off below the largest exponent's places
-    LPT_METHOD double block(const lpt_level &at, int64_t first, int64_t last, double s) const {
+    LPT_METHOD double block(const lpt_level &at, int64_t first, int64_t last, double s) {
         int32_t top = s == 0 ? -(1 << 20) : lpt_exponent(s);
         for (int64_t k = first; k < last; ++k) {
-            const T x = lpt_operand(a[k * a_step]), y = lpt_operand(b[k * b_step]);
-            int32_t e = lpt_exponent((double)x) + lpt_exponent((double)y);
+            double x, y;
+            operands.get(k, &x, &y);
+            int32_t e = lpt_exponent(x) + lpt_exponent(y);
             e = e < -900 ? -900 : e > 900 ? 900 : e;
             top = x != 0 && y != 0 && e > top ? e : top;
         }
@@ -191,42 +201,39 @@ template <class T, int LEVELS> struct lpt_element {
         return sequential<D>(first, last, start);
     }
 
-    LPT_METHOD double run(int64_t k, const T *c) {
+    LPT_METHOD double run(int64_t k, bool started, T c) {
         event = 0;
         group = ~(uint64_t)0;
-        double start = c ? (double)lpt_operand(*c) : 0;
-        if (c && levels.at[0].order != LPT_EXACT)
+        double start = (double)lpt_operand(c);
+        if (started && levels.at[0].order != LPT_EXACT)
             start = rounded(start, levels.at[0]);
         event = 1;  // the addend's, whether there is one or not
-        return total<0>(0, k, start, c != nullptr);
+        return total<0>(0, k, start, started);
     }
 };
 
-// One thread for each output; neighbouring ones are of one row, so that they read the same numbers
-// of a, and neighbouring ones of b.
+// Every thread has an output, also past the edges of the product.
 template <class T, int LEVELS>
-__global__ void __launch_bounds__(LPT_THREADS)
-    lpt_gemm_elements(const __grid_constant__ lpt_product p,
+__global__ void __launch_bounds__(LPT_THREADS, 2)
+    lpt_gemm_elements(const __grid_constant__ lpt_product p, const __grid_constant__ lpt_tiling by,
                       const __grid_constant__ lpt_levels levels, const lpt_key *drawn) {
-    const int64_t outputs = p.batch * p.m * p.n;
-    for (int64_t at = (int64_t)blockIdx.x * LPT_THREADS + threadIdx.x; at < outputs;
-         at += (int64_t)gridDim.x * LPT_THREADS) {
-        const int64_t column = at % p.n, row = at / p.n % p.m, batch = at / p.n / p.m;
-        lpt_element<T, LEVELS> sum = {levels};
-        sum.a = (const T *)p.a + batch * p.a_stride[0] + row * p.a_stride[1];
-        sum.b = (const T *)p.b + batch * p.b_stride[0] + column * p.b_stride[2];
-        sum.a_step = p.a_stride[2];
-        sum.b_step = p.b_stride[1];
+    __shared__ double numbers[LPT_HELD];
+    for (int64_t tile = blockIdx.x; tile < by.tiles; tile += gridDim.x) {
+        const lpt_spot at = lpt_spot_of(by, tile, threadIdx.x);
+        const bool there = at.batch < p.batch && at.row < p.m && at.column < p.n;
+        const int64_t line = at.batch * p.m + at.row, output = line * p.n + at.column;
+        lpt_element<T, LEVELS> sum = {levels, {p, by, tile, numbers}};
         sum.key = drawn ? *drawn : p.key;
-        sum.element = (uint64_t)at;
-        sum.elements = (uint64_t)outputs;
-        sum.running = p.running ? (T *)p.y + at / p.n * p.k * p.n + column : nullptr;
+        sum.element = (uint64_t)output;
+        sum.elements = (uint64_t)(p.batch * p.m * p.n);
+        sum.running = there && p.running ? (T *)p.y + line * p.k * p.n + at.column : nullptr;
         sum.running_step = p.n;
-        const T *c = (const T *)p.c;
-        if (c)
-            c += batch * p.c_stride[0] + row * p.c_stride[1] + column * p.c_stride[2];
-        const double s = sum.run(p.k, c);
-        if (!p.running)
-            ((T *)p.y)[at] = lpt_quiet((T)s);
+        T start = 0;
+        if (p.c && there)
+            start = ((const T *)p.c)[at.batch * p.c_stride[0] + at.row * p.c_stride[1] +
+                                     at.column * p.c_stride[2]];
+        const double s = sum.run(p.k, p.c != nullptr, start);
+        if (there && !p.running)
+            ((T *)p.y)[output] = lpt_quiet((T)s);
     }
 }

@@ -85,6 +85,13 @@ OTHERS = (
     integer_accumulator(12),
     integer_accumulator(12, "saturate"),
 )
+# One output a thread, with operands of 2**n k at a time in shared memory.
+BY_OUTPUT = (
+    Accumulator(FP16, order="exact"),
+    Accumulator(FixedPoint(20, 12)),
+    Accumulator(FP16, E5M2, 3, "kahan", "stochastic"),
+    Accumulator(FP16, order="aligned", chunk=50, alignment=12, rounding="toward_zero"),
+)
 SHAPES = ((70, 35, 66), (16, 17, 129), (64, 16, 64), (17, 1, 16), (20, 0, 20), (3, 50, 5), (1, 33, 300), (300, 7, 1))
 
 
@@ -208,6 +215,7 @@ def test_float64_operands_give_the_bits_of_the_cpu(library: Any, acc: Accumulato
         Accumulator(FP16, order="kahan"),
         Accumulator(FP16, order="pairwise"),
         Accumulator(FP16, rounding="stochastic"),
+        *BY_OUTPUT,
     ],
     ids=repr,
 )
@@ -229,11 +237,29 @@ def test_any_strides(library: Any, acc: Accumulator) -> None:
         Accumulator(E4M3, rounding="up"),
         Accumulator(E4M3, order="pairwise"),
         Accumulator(E4M3, rounding="stochastic"),
+        *BY_OUTPUT,
     ],
 )
 def test_few_thread_blocks_stride_and_the_order_of_threads_is_free(library: Any, acc: Accumulator, order: str) -> None:
     a, b, c = (t.expand(2, -1, -1) for t in operands(4, 100, 50, 140, 3))
     assert_same_as_cpu(library, a, b, c, acc, blocks=2, order=order)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("acc", BY_OUTPUT, ids=repr)
+def test_thread_blocks_of_any_shape_and_of_many_matrices(library: Any, acc: Accumulator, dtype: torch.dtype) -> None:
+    for batch, m, k, n in (
+        (300, 1, 9, 1),
+        (5, 20, 130, 3),
+        (3, 2, 70, 130),
+        (2, 1, 20, 270),
+        (70, 2, 5, 3),
+        (2, 17, 65, 33),
+    ):
+        a, b, c = operands(7, batch * m, k, n, 4, dtype)
+        a, b = a.view(batch, m, k), torch.randn(batch, n, k, dtype=dtype, generator=torch.Generator().manual_seed(1)).mT
+        assert_same_as_cpu(library, a, b, c.view(batch, m, n), acc)
+        assert_same_as_cpu(library, a.mT.contiguous().mT, b.contiguous(), None, acc, blocks=2, order="ahead")
 
 
 @pytest.mark.parametrize("acc", [Accumulator(BF16), Accumulator(E4M3, rounding="stochastic")], ids=repr)
