@@ -20,6 +20,22 @@ bool is_e4m3(const lpt_grid &g) {
            g.max == 448;
 }
 
+lpt_level level_of(const lpt_accumulator &a) {
+    const lpt_rule rule = {a.mode, a.bits, a.beyond, 0, {0, 0}};
+    lpt_level l;
+    l.sum = lpt_make_cell<double>(a.sum, rule, 0);
+    l.product = lpt_make_cell<double>(a.has_product ? a.product : a.sum, rule, 0);
+    l.turn = a.turn;
+    l.chunk = a.chunk;
+    l.mode = a.mode;
+    l.order = a.order;
+    l.has_product = a.has_product;
+    l.fp32 = a.fp32;
+    l.alignment = a.alignment;
+    l.mask = 0xffffffffu << (32 - a.bits);
+    return l;
+}
+
 // What the tiles can do, tried one after the other. True: `error` is what the launch returned.
 struct tiles {
     const lpt_product &p;
@@ -42,6 +58,7 @@ struct tiles {
     }
     template <class SUM, class PRODUCT, class INNER, class OUTER> bool launch() {
         lpt_steps<SUM, PRODUCT, INNER, OUTER> steps;
+        lpt_make_sum(acc.mode, &steps.sum);
         make(in.has_product ? in.product : in.sum, in.mode, &steps.product);
         make(in.sum, in.mode, &steps.inner);
         make(acc.sum, acc.mode, &steps.outer);
@@ -50,6 +67,7 @@ struct tiles {
     }
     template <class S> bool launch_rounded() {
         S steps;
+        lpt_make_sum(acc.mode, &steps.sum);
         make(acc.sum, acc.mode, &steps.round);
         return launch_steps(steps);
     }
@@ -132,9 +150,11 @@ struct tiles {
     template <template <class, class> class STEPS> bool in_other_order(lpt_way sum) {
         if (acc.chunk > 1 || acc.has_product || acc.mode >= LPT_STOCHASTIC)
             return false;
+        if (sum == LPT_AS_CARRIER && (acc.fp32 || acc.mode == LPT_NEAREST))
+            return launch_rounded<STEPS<lpt_in_fp32, lpt_carrier_rounder>>();
         if (sum == LPT_AS_CARRIER)
-            return acc.mode == LPT_NEAREST &&
-                   launch_rounded<STEPS<lpt_in_fp32, lpt_carrier_rounder>>();
+            return acc.mode != LPT_NEAREST_AWAY &&
+                   launch_rounded<STEPS<lpt_side_in_fp32, lpt_carrier_rounder>>();
         if (acc.fp32)
             return other_order<STEPS, lpt_in_fp32>(sum);
         return lpt_odd_fits(acc.sum) && other_order<STEPS, lpt_odd_in_fp32>(sum);
@@ -154,27 +174,57 @@ struct tiles {
                                      : launch_drawn<lpt_cut_in_fp32, A>();
     }
 
-    // fp32 inside the chunks
-    template <class SUM> bool fp32_inside(lpt_way sum) {
+    // Fp32 to nearest inside the chunks.
+    template <class SUM> bool fp32_inside_of(lpt_way sum) {
         typedef lpt_carrier_rounder C;
         return sum == LPT_WIDE_RANGE ? launch<SUM, lpt_none, C, lpt_wide_rounder>()
                                      : launch<SUM, lpt_none, C, lpt_added_rounder>();
     }
+    bool fp32_inside(lpt_way sum) {
+        if (acc.mode != LPT_NEAREST || sum == LPT_NO_WAY || acc.turn > 0)
+            return false;
+        if (sum == LPT_AS_CARRIER)
+            return launch<lpt_in_fp32, lpt_none, lpt_carrier_rounder, lpt_carrier_rounder>();
+        if (acc.fp32)
+            return fp32_inside_of<lpt_in_fp32>(sum);
+        return lpt_odd_fits(acc.sum) && fp32_inside_of<lpt_odd_in_fp32>(sum);
+    }
+
+    // Fp32 itself in the modes that are not to nearest.
+    bool fp32_by_mode() {
+        typedef lpt_none O;
+        typedef lpt_no_rounder N;
+        if (acc.mode == LPT_NEAREST_AWAY || acc.mode >= LPT_STOCHASTIC || in.mode != acc.mode)
+            return false;
+        return acc.chunk > 1 ? launch<lpt_side_in_fp32, O, N, N>()
+                             : launch<lpt_side_in_fp32, O, N, O>();
+    }
 
     bool run() {
-        typedef lpt_carrier_rounder C;
         const lpt_way sum = lpt_fp32_way(acc.sum), within = lpt_fp32_way(in.sum);
         const lpt_way product = in.has_product ? lpt_fp32_way(in.product) : LPT_NO_WAY;
         const bool few = p.m < LPT_DEPTH || p.n < LPT_DEPTH;  // a tile would be mostly empty
-        if (few || p.running || sum == LPT_NO_WAY || within == LPT_NO_WAY || acc.turn > 0 ||
-            in.turn > 0 || acc.chunk > INT32_MAX || in.chunk > 1)
+        if (few || p.running)
+            return false;
+        if (acc.chunk > INT32_MAX || in.chunk > 1)
+            return false;
+        const bool sequential = acc.order == LPT_SEQUENTIAL && in.order == LPT_SEQUENTIAL;
+        // Fp32 that is rounded to fp32 stays what it is, in every mode.
+        const bool fp32 = within == LPT_AS_CARRIER && (in.fp32 || in.mode == LPT_NEAREST);
+        if (sequential && fp32 && !in.has_product && acc.chunk > 1)
+            return fp32_inside(sum);
+        if (sequential && fp32 && !in.has_product)
+            return launch<lpt_in_fp32, lpt_none, lpt_carrier_rounder, lpt_none>();
+        if (sum == LPT_NO_WAY || within == LPT_NO_WAY || acc.turn > 0 || in.turn > 0)
             return false;
         if (acc.order == LPT_KAHAN)
             return in_other_order<lpt_kahan_steps>(sum);
         if (acc.order == LPT_PAIRWISE && p.k < 2 << LPT_WAITING)
             return in_other_order<lpt_pairwise_steps>(sum);
-        if (acc.order != LPT_SEQUENTIAL || in.order != LPT_SEQUENTIAL)
+        if (!sequential)
             return false;
+        if (sum == LPT_AS_CARRIER && within == LPT_AS_CARRIER && !in.has_product && !acc.fp32)
+            return fp32_by_mode();
         if (acc.mode == LPT_STOCHASTIC)
             return by_words(sum);
         const bool exact = !acc.fp32 && !in.fp32 && lpt_odd_fits(acc.sum) && lpt_odd_fits(in.sum);
@@ -187,15 +237,6 @@ struct tiles {
         }
         if (in.has_product && (product == LPT_NO_WAY || product == LPT_AS_CARRIER))
             return false;
-        if (!in.has_product && within == LPT_AS_CARRIER) {
-            if (acc.chunk == 1)
-                return launch<lpt_in_fp32, lpt_none, C, lpt_none>();
-            if (sum == LPT_AS_CARRIER)
-                return launch<lpt_in_fp32, lpt_none, C, C>();
-            if (acc.fp32)
-                return fp32_inside<lpt_in_fp32>(sum);
-            return lpt_odd_fits(acc.sum) && fp32_inside<lpt_odd_in_fp32>(sum);
-        }
         if (in.fp32 != acc.fp32 || within != sum || within == LPT_AS_CARRIER)
             return false;
         if (acc.fp32)
@@ -204,22 +245,6 @@ struct tiles {
                in_order<lpt_odd_in_fp32>(product, sum);
     }
 };
-
-lpt_level level_of(const lpt_accumulator &a) {
-    const lpt_rule rule = {a.mode, a.bits, a.beyond, 0, {0, 0}};
-    lpt_level l;
-    l.sum = lpt_make_cell<double>(a.sum, rule, 0);
-    l.product = lpt_make_cell<double>(a.has_product ? a.product : a.sum, rule, 0);
-    l.turn = a.turn;
-    l.chunk = a.chunk;
-    l.mode = a.mode;
-    l.order = a.order;
-    l.has_product = a.has_product;
-    l.fp32 = a.fp32;
-    l.alignment = a.alignment;
-    l.mask = 0xffffffffu << (32 - a.bits);
-    return l;
-}
 
 template <class T>
 int32_t gemm(const lpt_product &p, const lpt_accumulator &acc, const lpt_key *drawn, int32_t device,

@@ -34,6 +34,7 @@ struct lpt_none {};  // there is no such step
 struct lpt_carrier_rounder {
     LPT_METHOD float operator()(float x) const { return x; }
 };
+struct lpt_no_rounder : lpt_carrier_rounder {};  // of sums that are numbers of the format
 // The device's own NaN has all bits set, which a carry would leave.
 struct lpt_wide_rounder {
     uint32_t drop, under_half, keep;
@@ -227,6 +228,7 @@ inline void lpt_make_rounder(const lpt_cell<float> &, lpt_bf16_rounder *) {}
 inline void lpt_make_rounder(const lpt_cell<float> &, lpt_e4m3_rounder *) {}
 inline void lpt_make_rounder(const lpt_cell<float> &, lpt_e5m2_rounder *) {}
 inline void lpt_make_rounder(const lpt_cell<float> &, lpt_carrier_rounder *) {}
+inline void lpt_make_rounder(const lpt_cell<float> &, lpt_no_rounder *) {}
 inline void lpt_make_rounder(const lpt_cell<float> &c, lpt_wide_rounder *r) {
     *r = {(uint32_t)c.drop, (1u << (c.drop - 1)) - 1, ~((1u << c.drop) - 1)};
 }

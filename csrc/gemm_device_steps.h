@@ -39,6 +39,31 @@ struct lpt_odd_in_fp32 {
     static LPT_METHOD float add(float a, float b) { return odd(__fadd_rd(a, b), __fadd_ru(a, b)); }
 };
 
+// Fp32 itself toward zero, up, down or to odd: of the same neighbours that below where its bits
+// under `mask` are not `other`. An exact zero is +0 in all modes, unless both terms are -0.
+struct lpt_side_in_fp32 {
+    uint32_t mask, other;
+    LPT_METHOD float side(float below, float above) const {
+        return ((lpt_bits(below) & mask) ^ other) != 0 ? below : above;
+    }
+    LPT_METHOD float fma(float a, float b, float c) const {
+        return side(__fmaf_rd(a, b, c), __fmaf_ru(a, b, c));
+    }
+    LPT_METHOD float mul(float a, float b) const { return side(__fmul_rd(a, b), __fmul_ru(a, b)); }
+    LPT_METHOD float add(float a, float b) const { return side(__fadd_rd(a, b), __fadd_ru(a, b)); }
+};
+
+template <class SUM> void lpt_make_sum(int32_t, SUM *) {}
+inline void lpt_make_sum(int32_t mode, lpt_side_in_fp32 *s) {
+    const uint32_t sign = 0x80000000u;
+    switch (mode) {
+    case LPT_UP: *s = {0, 0}; break;
+    case LPT_DOWN: *s = {~0u, sign}; break;  // unless that below is -0
+    case LPT_ODD: *s = {1, 0}; break;
+    default: *s = {sign, sign};  // toward zero
+    }
+}
+
 // Toward zero, where the digits that are left away tell hardly ever which number is drawn.
 struct lpt_cut_in_fp32 {
     static LPT_METHOD float fma(float a, float b, float c) { return __fmaf_rz(a, b, c); }
@@ -51,7 +76,22 @@ template <class A> struct lpt_same<A, A> {
     enum { yes = 1 };
 };
 
-typedef lpt_pack<float> lpt_operands[LPT_SIDE / 4 + 1];  // of one k
+template <class N> struct alignas(16) lpt_four {
+    N v[4];
+};
+template <class N> struct lpt_operands_of {
+    typedef lpt_four<N> type[LPT_SIDE / 4 + 1];  // of one k
+};
+typedef lpt_operands_of<float>::type lpt_operands;
+
+// What most steps have in common: AHEAD terms stand before the first, DEPTH lie in shared memory
+// at most, as NUMBERs.
+struct lpt_tile_steps {
+    enum { AHEAD = 0, DEPTH = LPT_DEPTH };
+    typedef float number;
+    typedef lpt_none stack;
+    LPT_METHOD int32_t depth() const { return DEPTH; }
+};
 
 // step(numbers of four rows, numbers of four columns) for each k.
 template <int UNROLL, class Step>
@@ -66,10 +106,11 @@ LPT_METHOD void lpt_each_term(const lpt_operands *rows, const lpt_operands *colu
 // Steps of sums in order: what a thread holds of its outputs while k ascends, and what becomes of
 // it. OUTER rounds sums of chunks; without chunks there is none. Where INNER is fp32's own
 // rounding, the steps inside are fused multiply-adds of fp32, whatever SUM is outside.
-template <class SUM, class PRODUCT, class INNER, class OUTER> struct lpt_steps {
+template <class SUM, class PRODUCT, class INNER, class OUTER> struct lpt_steps : lpt_tile_steps {
     enum { FUSED = lpt_same<PRODUCT, lpt_none>::yes, CHUNKED = !lpt_same<OUTER, lpt_none>::yes };
     // Thread blocks on a multiprocessor: with more in view the compiler spills to fit them.
-    enum { AT_ONCE = CHUNKED ? 2 : 3, AHEAD = 0 };
+    enum { AT_ONCE = CHUNKED ? 2 : 3 };
+    SUM sum;
     PRODUCT product;
     INNER inner;
     OUTER outer;
@@ -79,7 +120,6 @@ template <class SUM, class PRODUCT, class INNER, class OUTER> struct lpt_steps {
         float s[LPT_EACH][LPT_EACH], part[LPT_EACH][LPT_EACH];
         int32_t to_come;  // terms that the chunk still takes
     };
-    typedef lpt_none stack;
     LPT_METHOD void begin(sums &t, stack &, const lpt_product &, int64_t) const {
         t.to_come = chunk;
     }
@@ -99,18 +139,18 @@ template <class SUM, class PRODUCT, class INNER, class OUTER> struct lpt_steps {
             s0 = lpt_in_fp32::fma(a, b0, s0), s1 = lpt_in_fp32::fma(a, b1, s1);
         } else {
             if constexpr (FUSED) {
-                s0 = SUM::fma(a, b0, s0), s1 = SUM::fma(a, b1, s1);
+                s0 = sum.fma(a, b0, s0), s1 = sum.fma(a, b1, s1);
             } else {
-                float p0 = SUM::mul(a, b0), p1 = SUM::mul(a, b1);
+                float p0 = sum.mul(a, b0), p1 = sum.mul(a, b1);
                 lpt_round_both(product, p0, p1);
-                s0 = SUM::add(s0, p0), s1 = SUM::add(s1, p1);
+                s0 = sum.add(s0, p0), s1 = sum.add(s1, p1);
             }
             lpt_round_both(inner, s0, s1);
         }
     }
     LPT_METHOD float fold(float s, float part) const {
         if constexpr (CHUNKED)
-            return outer(SUM::add(s, part));
+            return outer(sum.add(s, part));
         else
             return part;
     }
@@ -118,7 +158,7 @@ template <class SUM, class PRODUCT, class INNER, class OUTER> struct lpt_steps {
                         const lpt_operands *columns, int32_t depth) const {
         // Two where chunks are added up: with four, some devices spill.
         lpt_each_term<CHUNKED ? 2 : 4>(
-            rows, columns, depth, [&](const lpt_pack<float> &x, const lpt_pack<float> &y) {
+            rows, columns, depth, [&](const lpt_four<float> &x, const lpt_four<float> &y) {
                 const bool over = CHUNKED && --t.to_come == 0;
 #pragma unroll
                 for (int i = 0; i < LPT_EACH; ++i)
@@ -144,14 +184,14 @@ template <class SUM, class PRODUCT, class INNER, class OUTER> struct lpt_steps {
 };
 
 // Kahan's, with the error of each sum beside it.
-template <class SUM, class ROUND> struct lpt_kahan_steps {
-    enum { AT_ONCE = 2, AHEAD = 0 };
+template <class SUM, class ROUND> struct lpt_kahan_steps : lpt_tile_steps {
+    enum { AT_ONCE = 2 };
+    SUM sum;
     ROUND round;
 
     struct sums {
         float s[LPT_EACH][LPT_EACH], error[LPT_EACH][LPT_EACH];
     };
-    typedef lpt_none stack;
     LPT_METHOD void begin(sums &, stack &, const lpt_product &, int64_t) const {}
     LPT_METHOD void begin(sums &t, int i, int j, const float *c) const {
         t.s[i][j] = c ? round(*c) : 0.0f;
@@ -160,20 +200,20 @@ template <class SUM, class ROUND> struct lpt_kahan_steps {
     // The next term of two sums.
     LPT_METHOD void step(float a, float b0, float b1, float &s0, float &s1, float &e0,
                          float &e1) const {
-        float y0 = SUM::fma(a, b0, -e0), y1 = SUM::fma(a, b1, -e1);
+        float y0 = sum.fma(a, b0, -e0), y1 = sum.fma(a, b1, -e1);
         lpt_round_both(round, y0, y1);
-        float t0 = SUM::add(s0, y0), t1 = SUM::add(s1, y1);
+        float t0 = sum.add(s0, y0), t1 = sum.add(s1, y1);
         lpt_round_both(round, t0, t1);
-        float grown0 = SUM::add(t0, -s0), grown1 = SUM::add(t1, -s1);
+        float grown0 = sum.add(t0, -s0), grown1 = sum.add(t1, -s1);
         lpt_round_both(round, grown0, grown1);
-        e0 = SUM::add(grown0, -y0), e1 = SUM::add(grown1, -y1);
+        e0 = sum.add(grown0, -y0), e1 = sum.add(grown1, -y1);
         lpt_round_both(round, e0, e1);
         s0 = t0, s1 = t1;
     }
     LPT_METHOD void add(sums &t, const lpt_product &, const lpt_operands *rows,
                         const lpt_operands *columns, int32_t depth) const {
         lpt_each_term<1>(rows, columns, depth,
-                         [&](const lpt_pack<float> &x, const lpt_pack<float> &y) {
+                         [&](const lpt_four<float> &x, const lpt_four<float> &y) {
 #pragma unroll
                              for (int i = 0; i < LPT_EACH; ++i)
 #pragma unroll
@@ -187,8 +227,9 @@ template <class SUM, class ROUND> struct lpt_kahan_steps {
 
 // Sums of 1, 2, 4 ... terms wait on a stack, one for each bit of the number of terms, but for the
 // lowest, which are at hand.
-template <class SUM, class ROUND> struct lpt_pairwise_steps {
-    enum { AT_ONCE = 2, AHEAD = 0 };
+template <class SUM, class ROUND> struct lpt_pairwise_steps : lpt_tile_steps {
+    enum { AT_ONCE = 2 };
+    SUM sum;
     ROUND round;
 
     struct sums {
@@ -211,54 +252,54 @@ template <class SUM, class ROUND> struct lpt_pairwise_steps {
     }
     LPT_METHOD void add(sums &t, const lpt_product &, const lpt_operands *rows,
                         const lpt_operands *columns, int32_t depth) const {
-        lpt_each_term<2>(
-            rows, columns, depth, [&](const lpt_pack<float> &x, const lpt_pack<float> &y) {
-                float part[LPT_EACH][LPT_EACH];
-                const bool pair = t.terms++ & 1;
+        lpt_each_term<2>(rows, columns, depth,
+                         [&](const lpt_four<float> &x, const lpt_four<float> &y) {
+                             float part[LPT_EACH][LPT_EACH];
+                             const bool pair = t.terms++ & 1;
 #pragma unroll
-                for (int i = 0; i < LPT_EACH; ++i)
+                             for (int i = 0; i < LPT_EACH; ++i)
 #pragma unroll
-                    for (int j = 0; j < LPT_EACH; j += 2) {
-                        float &p0 = part[i][j], &p1 = part[i][j + 1];
-                        p0 = SUM::mul(x.v[i], y.v[j]), p1 = SUM::mul(x.v[i], y.v[j + 1]);
-                        lpt_round_both(round, p0, p1);
-                        if (pair)
-                            both(p0, p1, t.odd[i][j], t.odd[i][j + 1]);
-                        t.odd[i][j] = p0, t.odd[i][j + 1] = p1;
-                    }
-                if (!pair)
-                    return;
-                int level = 0;
-                for (int32_t pairs = t.terms / 2; pairs % 2 == 0; pairs /= 2, ++level)
+                                 for (int j = 0; j < LPT_EACH; j += 2) {
+                                     float &p0 = part[i][j], &p1 = part[i][j + 1];
+                                     p0 = sum.mul(x.v[i], y.v[j]), p1 = sum.mul(x.v[i], y.v[j + 1]);
+                                     lpt_round_both(round, p0, p1);
+                                     if (pair)
+                                         both(p0, p1, t.odd[i][j], t.odd[i][j + 1]);
+                                     t.odd[i][j] = p0, t.odd[i][j + 1] = p1;
+                                 }
+                             if (!pair)
+                                 return;
+                             int level = 0;
+                             for (int32_t pairs = t.terms / 2; pairs % 2 == 0; pairs /= 2, ++level)
 #pragma unroll
-                    for (int i = 0; i < LPT_EACH; ++i)
+                                 for (int i = 0; i < LPT_EACH; ++i)
 #pragma unroll
-                        for (int j = 0; j < LPT_EACH; j += 2)
-                            both(t.odd[i][j], t.odd[i][j + 1], t.waiting[level][i][j],
-                                 t.waiting[level][i][j + 1]);
+                                     for (int j = 0; j < LPT_EACH; j += 2)
+                                         both(t.odd[i][j], t.odd[i][j + 1], t.waiting[level][i][j],
+                                              t.waiting[level][i][j + 1]);
 #pragma unroll
-                for (int i = 0; i < LPT_EACH; ++i)
+                             for (int i = 0; i < LPT_EACH; ++i)
 #pragma unroll
-                    for (int j = 0; j < LPT_EACH; ++j)
-                        t.waiting[level][i][j] = t.odd[i][j];
-            });
+                                 for (int j = 0; j < LPT_EACH; ++j)
+                                     t.waiting[level][i][j] = t.odd[i][j];
+                         });
     }
     LPT_METHOD float end(const sums &t, int i, int j) const {
         if (t.terms == 0)
             return t.s[i][j];
-        float sum = t.odd[i][j];
+        float s = t.odd[i][j];
         bool some = t.terms & 1;
         for (int level = 0; t.terms >> level > 1; ++level)
             if (t.terms >> level & 2) {
-                sum = some ? round(SUM::add(t.waiting[level][i][j], sum)) : t.waiting[level][i][j];
+                s = some ? round(sum.add(t.waiting[level][i][j], s)) : t.waiting[level][i][j];
                 some = true;
             }
-        return t.started ? round(SUM::add(t.s[i][j], sum)) : sum;
+        return t.started ? round(sum.add(t.s[i][j], s)) : s;
     }
 
   private:
     LPT_METHOD void both(float &s0, float &s1, float before0, float before1) const {
-        s0 = SUM::add(before0, s0), s1 = SUM::add(before1, s1);
+        s0 = sum.add(before0, s0), s1 = sum.add(before1, s1);
         lpt_round_both(round, s0, s1);
     }
 };
@@ -266,7 +307,7 @@ template <class SUM, class ROUND> struct lpt_pairwise_steps {
 // Drawn sums. Four roundings of an output share a counter, and the addend's is the first of all: it
 // stands where the term before the first would, and terms that are not there leave sums as they
 // are.
-template <class SUM, class ROUND> struct lpt_drawn_steps {
+template <class SUM, class ROUND> struct lpt_drawn_steps : lpt_tile_steps {
     enum { AT_ONCE = 2, AHEAD = 1, FP32 = lpt_same<SUM, lpt_in_fp32>::yes };
     enum { APART = (LPT_SIDE / 4 + 1) * 4 };  // from one k to the next
     ROUND round;
@@ -279,7 +320,6 @@ template <class SUM, class ROUND> struct lpt_drawn_steps {
         lpt_key key;
         uint64_t counter;  // of the first output
     };
-    typedef lpt_none stack;
     LPT_METHOD void begin(sums &t, stack &, const lpt_product &p, int64_t element) const {
         t.key = drawn ? *drawn : p.key;
         t.counter = (uint64_t)element;

@@ -62,6 +62,13 @@ IN_TILES = (
         for compute in ("exact", "fp32")
         for rounding in (Stochastic(), Stochastic(5))
     ),
+    # fp32 in directions, and to odd
+    *(
+        Accumulator(FP32, rounding=mode, **more)
+        for mode in ("toward_zero", "up", "down", "odd")
+        for more in ({}, {"chunk": 7}, {"order": "kahan"}, {"order": "pairwise"})
+    ),
+    *(Accumulator(FP32, rounding=mode, compute="fp32") for mode in ("nearest_away", "stochastic", "up")),
     # formats that devices round to themselves, and their neighbours
     *(
         Accumulator(sum, compute=compute)
