@@ -71,6 +71,14 @@ struct tiles {
         make(acc.sum, acc.mode, &steps.round);
         return launch_steps(steps);
     }
+    template <class S> bool launch_level(S steps) {
+        steps.level = level_of(acc);
+        steps.key = p.key;
+        steps.drawn = drawn;
+        steps.elements = p.batch * p.m * p.n;
+        steps.wide = p.n;
+        return launch_steps(steps);
+    }
     template <class SUM, class ROUND> bool launch_drawn() {
         const lpt_rule rule = {acc.mode, acc.bits, acc.beyond, 0, {0, 0}};
         lpt_drawn_steps<SUM, ROUND> steps;
@@ -182,12 +190,13 @@ struct tiles {
     }
     bool fp32_inside(lpt_way sum) {
         if (acc.mode != LPT_NEAREST || sum == LPT_NO_WAY || acc.turn > 0)
-            return false;
+            return launch_level(lpt_fp32_chunk_steps());
         if (sum == LPT_AS_CARRIER)
             return launch<lpt_in_fp32, lpt_none, lpt_carrier_rounder, lpt_carrier_rounder>();
         if (acc.fp32)
             return fp32_inside_of<lpt_in_fp32>(sum);
-        return lpt_odd_fits(acc.sum) && fp32_inside_of<lpt_odd_in_fp32>(sum);
+        return lpt_odd_fits(acc.sum) ? fp32_inside_of<lpt_odd_in_fp32>(sum)
+                                     : launch_level(lpt_fp32_chunk_steps());
     }
 
     // Fp32 itself in the modes that are not to nearest.

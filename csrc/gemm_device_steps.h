@@ -371,3 +371,84 @@ template <class SUM, class ROUND> struct lpt_drawn_steps : lpt_tile_steps {
     }
     LPT_METHOD float end(const sums &t, int i, int j) const { return t.s[i][j]; }
 };
+
+// What rounds as the accumulator says, in a call of its own. Each rounding of an output has a
+// number, whether a word is drawn for it or not.
+struct lpt_level_steps : lpt_tile_steps {
+    enum { AT_ONCE = 2 };
+    lpt_level level;
+    lpt_key key;
+    const lpt_key *drawn;
+    int64_t elements, wide;  // outputs, and those of a row
+
+    struct state {
+        float s[LPT_EACH][LPT_EACH];
+        uint64_t element, event;  // the first output, and the next rounding
+    };
+    static LPT_LONG float rounded_at(double x, const lpt_level_steps &by, uint64_t event,
+                                     uint64_t element) {
+        const lpt_level &at = by.level;
+        uint32_t word = 0;
+        if (at.mode >= LPT_STOCHASTIC)
+            word = lpt_event_word(event, element, (uint64_t)by.elements,
+                                  by.drawn ? *by.drawn : by.key) &
+                   at.mask;
+        return (float)lpt_wrapped_at(lpt_rounded(x, at.sum, at.mode, word), at);
+    }
+    LPT_METHOD float rounded(double x, const state &t, uint64_t event, int i, int j) const {
+        return rounded_at(x, *this, event, t.element + (uint64_t)(i * wide + j));
+    }
+    LPT_METHOD void begin(state &t, lpt_none &, const lpt_product &, int64_t element) const {
+        t.element = (uint64_t)element;
+        t.event = 1;
+    }
+    LPT_METHOD void begin(state &t, int i, int j, const float *c) const {
+        t.s[i][j] = c ? rounded((double)*c, t, 0, i, j) : 0.0f;
+    }
+};
+
+// Fp32 inside chunks, and anything in order outside. All terms count as rounded.
+struct lpt_fp32_chunk_steps : lpt_level_steps {
+    struct sums : state {
+        float part[LPT_EACH][LPT_EACH];
+        int32_t to_come;  // terms that the chunk still takes
+    };
+    LPT_METHOD void begin(sums &t, lpt_none &none, const lpt_product &p, int64_t element) const {
+        lpt_level_steps::begin(t, none, p, element);
+        t.to_come = (int32_t)level.chunk;
+    }
+    LPT_METHOD void begin(sums &t, int i, int j, const float *c) const {
+        lpt_level_steps::begin(t, i, j, c);
+        t.part[i][j] = 0;
+    }
+    LPT_METHOD float fold(const sums &t, int i, int j) const {
+        const double sum = lpt_odd_sum((double)t.s[i][j], (double)t.part[i][j]);
+        return rounded(level.fp32 ? (double)(float)sum : sum, t, t.event, i, j);
+    }
+    LPT_METHOD void add(sums &t, const lpt_product &, const lpt_operands *rows,
+                        const lpt_operands *columns, int32_t depth) const {
+        lpt_each_term<1>(rows, columns, depth,
+                         [&](const lpt_four<float> &x, const lpt_four<float> &y) {
+#pragma unroll
+                             for (int i = 0; i < LPT_EACH; ++i)
+#pragma unroll
+                                 for (int j = 0; j < LPT_EACH; ++j)
+                                     t.part[i][j] = __fmaf_rn(x.v[i], y.v[j], t.part[i][j]);
+                             ++t.event;
+                             if (--t.to_come)
+                                 return;
+#pragma unroll
+                             for (int i = 0; i < LPT_EACH; ++i)
+#pragma unroll
+                                 for (int j = 0; j < LPT_EACH; ++j) {
+                                     t.s[i][j] = fold(t, i, j);
+                                     t.part[i][j] = 0;
+                                 }
+                             ++t.event;
+                             t.to_come = (int32_t)level.chunk;
+                         });
+    }
+    LPT_METHOD float end(const sums &t, int i, int j) const {
+        return t.to_come < level.chunk ? fold(t, i, j) : t.s[i][j];
+    }
+};

@@ -69,6 +69,21 @@ IN_TILES = (
         for more in ({}, {"chunk": 7}, {"order": "kahan"}, {"order": "pairwise"})
     ),
     *(Accumulator(FP32, rounding=mode, compute="fp32") for mode in ("nearest_away", "stochastic", "up")),
+    # fp32 inside chunks, and anything outside
+    *(
+        Accumulator(sum, chunk=chunk, inner=FP32, rounding=rounding, compute=compute, wrap=wrap)
+        for sum, chunk, rounding, compute, wrap in (
+            (FP16, 30, "stochastic", "exact", False),
+            (BF16, 5, Stochastic(7), "fp32", False),
+            (FP32, 7, "down", "exact", False),
+            (FP32, 16, "nearest_away", "exact", False),
+            (E4M3, 7, "up", "fp32", False),
+            (FloatingPoint(8, 22), 3, "nearest", "exact", False),  # fp32 has too few bits to tell its ties
+            (FloatingPoint(5, 4, subnormals="flush"), 20, "nearest", "exact", False),
+            (FixedPoint(12, 6), 4, "nearest", "exact", False),
+            (FixedPoint(10, 4), 9, "odd", "exact", True),
+        )
+    ),
     # formats that devices round to themselves, and their neighbours
     *(
         Accumulator(sum, compute=compute)
@@ -85,7 +100,6 @@ OTHERS = (
     Accumulator(FP16, chunk=6, inner=Accumulator(FP16, compute="fp32")),
     Accumulator(FP16, order="aligned", chunk=4, alignment=12, rounding="toward_zero"),
     Accumulator(FloatingPoint(4, 3, specials="fnuz"), chunk=2),
-    Accumulator(FloatingPoint(8, 22), chunk=3, inner=FP32),  # fp32 has too few bits to tell its ties
     Accumulator(FloatingPoint(5, 4, subnormals="flush")),
     Accumulator(FixedPoint(20, 12)),
     Accumulator(FP16, rounding=Stochastic(3, "pre_rounded", "probability")),
@@ -145,7 +159,8 @@ def test_what_is_meant_for_tiles_is_done_there(library: Any, acc: Accumulator) -
     assert_same_as_cpu(library, a, b, c, acc)
     inner = acc.inside
     mixed = inner.compute != acc.compute or (inner.rounding.name == "nearest") != (acc.rounding.name == "nearest")
-    assert mixed != (b"lpt_gemm_tile" in library.lpt_emulate_launched())
+    in_elements = mixed and (inner.sum != FP32 or inner.rounding.name != "nearest")
+    assert in_elements != (b"lpt_gemm_tile" in library.lpt_emulate_launched())
 
 
 @pytest.mark.parametrize("acc", [*IN_TILES, *OTHERS], ids=repr)
