@@ -209,12 +209,27 @@ struct tiles {
                              : launch<lpt_side_in_fp32, O, N, O>();
     }
 
+    // Chunks that lie in shared memory.
+    bool aligned(lpt_way sum) {
+        if (acc.chunk > lpt_aligned_steps<true>::DEPTH)
+            return false;
+        const bool cut = acc.mode == LPT_TOWARD_ZERO && acc.turn == 0 &&
+                         (sum == LPT_AS_CARRIER || sum == LPT_WIDE_RANGE);
+        if (!cut)
+            return launch_level(lpt_aligned_steps<false>());
+        lpt_aligned_steps<true> steps;
+        steps.keep = ~0u << (24 - acc.sum.precision);
+        return launch_level(steps);
+    }
+
     bool run() {
         const lpt_way sum = lpt_fp32_way(acc.sum), within = lpt_fp32_way(in.sum);
         const lpt_way product = in.has_product ? lpt_fp32_way(in.product) : LPT_NO_WAY;
         const bool few = p.m < LPT_DEPTH || p.n < LPT_DEPTH;  // a tile would be mostly empty
         if (few || p.running)
             return false;
+        if (acc.order == LPT_ALIGNED)
+            return aligned(sum);
         if (acc.chunk > INT32_MAX || in.chunk > 1)
             return false;
         const bool sequential = acc.order == LPT_SEQUENTIAL && in.order == LPT_SEQUENTIAL;

@@ -1,5 +1,6 @@
 // What a thread of a device does with the outputs that it holds while k ascends, in each order:
-// sums in fp32 alone, chunk by chunk, with compensation, in pairs or with random words.
+// sums in fp32 alone, chunk by chunk, with compensation, in pairs or with random words, and what is
+// cut off below the largest exponent.
 #pragma once
 #include "gemm_device_rounders.h"
 #include "gemm_element.h"
@@ -451,4 +452,106 @@ struct lpt_fp32_chunk_steps : lpt_level_steps {
     LPT_METHOD float end(const sums &t, int i, int j) const {
         return t.to_come < level.chunk ? fold(t, i, j) : t.s[i][j];
     }
+};
+
+// Cut off below the largest exponent's places, `chunk` products and the sum at a time, all of which
+// lie in shared memory. Doubles have the products, and as integers what is left of them. CUT: the
+// sum is rounded toward zero to fp32 or a format with its range, `keep` being the bits of it.
+template <bool CUT> struct lpt_aligned_steps : lpt_level_steps {
+    enum { DEPTH = 32 };
+    typedef double number;
+    typedef lpt_operands_of<double>::type operands;
+    uint32_t keep;
+
+    typedef state sums;
+    LPT_METHOD int32_t depth() const { return DEPTH - DEPTH % (int32_t)level.chunk; }
+
+    // Of what is zero, too small to be any product's.
+    static LPT_METHOD int32_t exponent(double x) { return x == 0 ? -5000 : lpt_exponent(x); }
+    static LPT_METHOD double whole(double x, double scale) {
+        const double shift = copysign(4503599627370496.0, x);
+        return __fma_rz(x, scale, shift) - shift;
+    }
+    static LPT_METHOD double if_special(double x) { return x - x == 0 ? 0.0 : x; }
+    // What is no finite number among s and the products first .. last, added up.
+    static LPT_LONG double special(double s, const double *x, const double *y, int32_t terms) {
+        const int apart = sizeof(operands) / sizeof(double);
+        double sum = if_special(s);
+        for (int k = 0; k < terms; ++k)
+            sum += if_special(x[k * apart] * y[k * apart]);
+        return sum;
+    }
+
+    LPT_METHOD void block(sums &t, const operands *rows, const operands *columns,
+                          int32_t terms) const {
+        const int across = threadIdx.x % 16, down = threadIdx.x / 16;
+        int32_t top[LPT_EACH][LPT_EACH];
+#pragma unroll
+        for (int i = 0; i < LPT_EACH; ++i)
+#pragma unroll
+            for (int j = 0; j < LPT_EACH; ++j)
+                top[i][j] = exponent((double)t.s[i][j]);
+#pragma unroll 1
+        for (int k = 0; k < terms; ++k) {
+            int32_t x[LPT_EACH], y[LPT_EACH];
+#pragma unroll
+            for (int i = 0; i < LPT_EACH; ++i) {
+                x[i] = exponent(rows[k][down].v[i]);
+                y[i] = exponent(columns[k][across].v[i]);
+            }
+#pragma unroll
+            for (int i = 0; i < LPT_EACH; ++i)
+#pragma unroll
+                for (int j = 0; j < LPT_EACH; ++j)
+                    top[i][j] = x[i] + y[j] > top[i][j] ? x[i] + y[j] : top[i][j];
+        }
+        // Half of the rows at a time: for all of them there are too few registers.
+#pragma unroll
+        for (int half = 0; half < LPT_EACH; half += 2) {
+            double units[2][LPT_EACH], scale[2][LPT_EACH];
+#pragma unroll
+            for (int i = 0; i < 2; ++i)
+#pragma unroll
+                for (int j = 0; j < LPT_EACH; ++j) {
+                    // From infinities on, the sum is none of these.
+                    int32_t &unit = top[half + i][j];
+                    unit = (unit < 900 ? unit : 900) - level.alignment;
+                    unit = unit < -1000 ? -1000 : unit;
+                    scale[i][j] = lpt_power(-unit);
+                    units[i][j] = whole((double)t.s[half + i][j], scale[i][j]);
+                }
+#pragma unroll 1
+            for (int k = 0; k < terms; ++k) {
+                const lpt_four<double> x = rows[k][down], y = columns[k][across];
+#pragma unroll
+                for (int i = 0; i < 2; ++i)
+#pragma unroll
+                    for (int j = 0; j < LPT_EACH; ++j)
+                        units[i][j] += whole(x.v[half + i] * y.v[j], scale[i][j]);
+            }
+#pragma unroll
+            for (int i = 0; i < 2; ++i)
+#pragma unroll
+                for (int j = 0; j < LPT_EACH; ++j) {
+                    float &s = t.s[half + i][j];
+                    double sum = units[i][j] * lpt_power(top[half + i][j]);
+                    if (!(sum - sum == 0))
+                        sum = special((double)s, &rows[0][down].v[half + i],
+                                      &columns[0][across].v[j], terms);
+                    if constexpr (CUT)
+                        s = lpt_value<float>(lpt_bits(__double2float_rz(sum)) & keep);
+                    else
+                        s = rounded(sum, t, t.event, half + i, j);
+                }
+        }
+        ++t.event;
+    }
+    LPT_METHOD void add(sums &t, const lpt_product &, const operands *rows, const operands *columns,
+                        int32_t depth) const {
+        const int32_t chunk = (int32_t)level.chunk;
+#pragma unroll 1
+        for (int32_t k = 0; k < depth; k += chunk)
+            block(t, rows + k, columns + k, depth - k < chunk ? depth - k : chunk);
+    }
+    LPT_METHOD float end(const sums &t, int i, int j) const { return t.s[i][j]; }
 };

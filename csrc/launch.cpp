@@ -29,6 +29,8 @@ float __fmaf_rn(float, float, float), __fmaf_rz(float, float, float), __fmul_rn(
 float __fadd_rz(float, float);
 float __fmaf_rd(float, float, float), __fmul_rd(float, float), __fadd_rd(float, float);
 float __fmaf_ru(float, float, float), __fmul_ru(float, float), __fadd_ru(float, float);
+double __fma_rz(double, double, double);
+float __double2float_rz(double);
 float lpt_through_bf16(float);
 void lpt_through_fp16(float &, float &), lpt_through_e4m3(float &, float &);
 void lpt_through_e5m2(float &, float &);

@@ -84,6 +84,12 @@ IN_TILES = (
             (FixedPoint(10, 4), 9, "odd", "exact", True),
         )
     ),
+    # cut off below the largest exponent
+    *(tensor_core(name) for name in ("volta", "ampere", "hopper", "hopper_fp8")),
+    Accumulator(BF16, order="aligned", chunk=3, alignment=40, rounding="toward_zero"),
+    Accumulator(FP16, order="aligned", chunk=1, alignment=0, rounding="odd"),
+    Accumulator(E4M3, order="aligned", chunk=20, alignment=9, rounding="stochastic"),
+    Accumulator(FixedPoint(10, 4), order="aligned", chunk=32, alignment=12, wrap=True),
     # formats that devices round to themselves, and their neighbours
     *(
         Accumulator(sum, compute=compute)
@@ -98,7 +104,7 @@ OTHERS = (
     Accumulator(BF16, chunk=4, inner=Accumulator(FP16, rounding="stochastic")),
     Accumulator(BF16, chunk=4, order="kahan", inner=Accumulator(FP16, order="pairwise", compute="fp32")),
     Accumulator(FP16, chunk=6, inner=Accumulator(FP16, compute="fp32")),
-    Accumulator(FP16, order="aligned", chunk=4, alignment=12, rounding="toward_zero"),
+    Accumulator(FP16, order="aligned", chunk=33, alignment=12, rounding="toward_zero"),
     Accumulator(FloatingPoint(4, 3, specials="fnuz"), chunk=2),
     Accumulator(FloatingPoint(5, 4, subnormals="flush")),
     Accumulator(FixedPoint(20, 12)),

@@ -220,6 +220,15 @@ template <class Work> float with_rounding(int direction, Work work) {
     const uint32_t nan = 0x7fffffff;
     return result == result ? result : lpt_value<float>(nan);
 }
+float __double2float_rz(volatile double x) {
+    return with_rounding(FE_TOWARDZERO, [&] { return (float)x; });
+}
+double __fma_rz(volatile double a, volatile double b, volatile double c) {
+    fesetround(FE_TOWARDZERO);
+    const volatile double result = fma(a, b, c);
+    fesetround(FE_TONEAREST);
+    return result;
+}
 #define LPT_OPERATIONS(suffix, direction)                                                          \
     float __fmaf_##suffix(volatile float a, volatile float b, volatile float c) {                  \
         return with_rounding(direction, [&] { return fmaf(a, b, c); });                            \
