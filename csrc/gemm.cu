@@ -199,6 +199,21 @@ struct tiles {
                                      : launch_level(lpt_fp32_chunk_steps());
     }
 
+    // Fixed point that is not wide, to nearest.
+    template <class SUM> bool fixed_point() {
+        typedef lpt_none O;
+        typedef lpt_fixed_rounder X;
+        return acc.chunk > 1 ? launch<SUM, O, X, X>() : launch<SUM, O, X, O>();
+    }
+    bool fixed_point() {
+        if (acc.mode != LPT_NEAREST || in.mode != LPT_NEAREST || in.fp32 != acc.fp32 ||
+            !lpt_fixed_fits<float>(in.sum))
+            return false;
+        if (acc.fp32)
+            return fixed_point<lpt_in_fp32>();
+        return lpt_odd_fits(acc.sum) && lpt_odd_fits(in.sum) && fixed_point<lpt_odd_in_fp32>();
+    }
+
     // Fp32 itself in the modes that are not to nearest.
     bool fp32_by_mode() {
         typedef lpt_none O;
@@ -239,7 +254,11 @@ struct tiles {
             return fp32_inside(sum);
         if (sequential && fp32 && !in.has_product)
             return launch<lpt_in_fp32, lpt_none, lpt_carrier_rounder, lpt_none>();
-        if (sum == LPT_NO_WAY || within == LPT_NO_WAY || acc.turn > 0 || in.turn > 0)
+        if (acc.turn > 0 || in.turn > 0)
+            return false;
+        if (sequential && !in.has_product && lpt_fixed_fits<float>(acc.sum))
+            return fixed_point();
+        if (sum == LPT_NO_WAY || within == LPT_NO_WAY)
             return false;
         if (acc.order == LPT_KAHAN)
             return in_other_order<lpt_kahan_steps>(sum);

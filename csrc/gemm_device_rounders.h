@@ -79,6 +79,16 @@ struct lpt_saturating_rounder {
     }
 };
 
+// To nearest in fixed point that stops at its ends. The number that is added has the format's
+// spacing, and so have its sums; a zero becomes +0.
+struct lpt_fixed_rounder {
+    float lowest, highest, shift;
+    LPT_METHOD float operator()(float x) const {
+        const float held = -lpt_lesser(-lpt_lesser(x, highest), -lowest);
+        return __fadd_rn(__fadd_rn(held, shift), -shift);
+    }
+};
+
 // The modes in which the sign, or the last place, tells which of two neighbours it is: it is not
 // the one away from zero where this is not zero.
 struct lpt_inward {
@@ -272,6 +282,10 @@ template <class R> void lpt_make_open_ended(const lpt_cell<float> &c, R *r) {
 // Rounders that need not know the mode.
 template <class R> void lpt_make_rounder(const lpt_cell<float> &c, int32_t, R *r) {
     lpt_make_rounder(c, r);
+}
+inline void lpt_make_rounder(const lpt_cell<float> &c, lpt_fixed_rounder *r) {
+    *r = {-lpt_value<float>(c.limit[1]), lpt_value<float>(c.limit[0]),
+          1.5f * 0x1p23f * lpt_value<float>(c.tiny)};
 }
 inline void lpt_make_rounder(const lpt_cell<float> &c, lpt_ieee_rounder *r) {
     lpt_make_open_ended(c, r);

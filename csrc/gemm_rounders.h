@@ -198,12 +198,7 @@ template <class T> struct to_fixed {
         return (U)((V)((U)rest & ~(U)sign) == half);
     }
     static LPT_STEP U faint(V, V, V) { return (U)spread((T)0); }  // SUM::fits: none is half way
-    static bool fits(const lpt_grid &g) {
-        typedef lpt_carrier<T> C;
-        return g.emin == g.emax && g.subnormals == LPT_GRADUAL && g.overflow == LPT_SATURATE &&
-               !g.negative_zero && g.zero && g.min < 0 && g.precision <= C::mantissa - 2 &&
-               g.emin - g.precision + 1 + C::mantissa < C::bias;  // there is such a number
-    }
+    static bool fits(const lpt_grid &g) { return lpt_fixed_fits<T>(g); }
 };
 
 #if defined(__AVX512F__) && defined(__AVX512DQ__)

@@ -84,6 +84,13 @@ IN_TILES = (
             (FixedPoint(10, 4), 9, "odd", "exact", True),
         )
     ),
+    # fixed point
+    Accumulator(FixedPoint(22, 12, symmetric=True)),  # the widest that is added in fp32
+    Accumulator(FixedPoint(12, 6)),
+    Accumulator(FixedPoint(8, 140)),
+    Accumulator(FixedPoint(16, 6), compute="fp32"),
+    *(Accumulator(FixedPoint(14, 5), chunk=7, compute=compute) for compute in ("exact", "fp32")),
+    Accumulator(FixedPoint(10, 4), chunk=5, inner=Accumulator(FixedPoint(12, 6))),
     # cut off below the largest exponent
     *(tensor_core(name) for name in ("volta", "ampere", "hopper", "hopper_fp8")),
     Accumulator(BF16, order="aligned", chunk=3, alignment=40, rounding="toward_zero"),
@@ -115,7 +122,7 @@ OTHERS = (
 # One output a thread, with operands of 2**n k at a time in shared memory.
 BY_OUTPUT = (
     Accumulator(FP16, order="exact"),
-    Accumulator(FixedPoint(20, 12)),
+    integer_accumulator(12),
     Accumulator(FP16, E5M2, 3, "kahan", "stochastic"),
     Accumulator(FP16, order="aligned", chunk=50, alignment=12, rounding="toward_zero"),
 )
