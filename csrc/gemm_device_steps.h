@@ -472,15 +472,6 @@ template <bool CUT> struct lpt_aligned_steps : lpt_level_steps {
         const double shift = copysign(4503599627370496.0, x);
         return __fma_rz(x, scale, shift) - shift;
     }
-    static LPT_METHOD double if_special(double x) { return x - x == 0 ? 0.0 : x; }
-    // What is no finite number among s and the products first .. last, added up.
-    static LPT_LONG double special(double s, const double *x, const double *y, int32_t terms) {
-        const int apart = sizeof(operands) / sizeof(double);
-        double sum = if_special(s);
-        for (int k = 0; k < terms; ++k)
-            sum += if_special(x[k * apart] * y[k * apart]);
-        return sum;
-    }
 
     LPT_METHOD void block(sums &t, const operands *rows, const operands *columns,
                           int32_t terms) const {
@@ -513,7 +504,7 @@ template <bool CUT> struct lpt_aligned_steps : lpt_level_steps {
             for (int i = 0; i < 2; ++i)
 #pragma unroll
                 for (int j = 0; j < LPT_EACH; ++j) {
-                    // From infinities on, the sum is none of these.
+                    // Infinities and NaNs stay what they are in any scale.
                     int32_t &unit = top[half + i][j];
                     unit = (unit < 900 ? unit : 900) - level.alignment;
                     unit = unit < -1000 ? -1000 : unit;
@@ -534,10 +525,7 @@ template <bool CUT> struct lpt_aligned_steps : lpt_level_steps {
 #pragma unroll
                 for (int j = 0; j < LPT_EACH; ++j) {
                     float &s = t.s[half + i][j];
-                    double sum = units[i][j] * lpt_power(top[half + i][j]);
-                    if (!(sum - sum == 0))
-                        sum = special((double)s, &rows[0][down].v[half + i],
-                                      &columns[0][across].v[j], terms);
+                    const double sum = units[i][j] * lpt_power(top[half + i][j]);
                     if constexpr (CUT)
                         s = lpt_value<float>(lpt_bits(__double2float_rz(sum)) & keep);
                     else
