@@ -214,7 +214,7 @@ template <class T, int LEVELS> struct lpt_element {
 
 // Every thread has an output, also past the edges of the product.
 template <class T, int LEVELS>
-__global__ void __launch_bounds__(LPT_THREADS, 2)
+__global__ void __launch_bounds__(LPT_THREADS)
     lpt_gemm_elements(const __grid_constant__ lpt_product p, const __grid_constant__ lpt_tiling by,
                       const __grid_constant__ lpt_levels levels, const lpt_key *drawn) {
     __shared__ double numbers[LPT_HELD];
