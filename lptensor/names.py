@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-if TYPE_CHECKING:
-    from lptensor.base import Format
-
-F = TypeVar("F", bound="Format")
+F = TypeVar("F")  # of a Format, whose repr() asks here
 
 
 class Row(NamedTuple):
     """A format that has a name."""
 
-    format: Format
+    format: Any
     source: str | None = None  # the standard or the paper that defines it
     words: str = ""  # what it is for, on the page of formats
 
@@ -27,7 +24,7 @@ def row(name: str, format: F, source: str | None = None, words: str = "") -> F:
     return format
 
 
-def named_formats() -> dict[str, Format]:
+def named_formats() -> dict[str, Any]:
     """Every format that the package has a name for, in the order in which they are written down.
 
     >>> named_formats()["FP16"].spelled()
@@ -36,7 +33,7 @@ def named_formats() -> dict[str, Format]:
     return {name: row.format for name, row in ROWS.items()}
 
 
-def name_of(format: Format) -> str | None:
+def name_of(format: object) -> str | None:
     """The name of the row that equals the format, if there is one.
 
     >>> from lptensor import FloatingPoint, Posit

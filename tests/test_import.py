@@ -18,11 +18,11 @@ PACKAGE = Path(__file__).parents[1] / "lptensor"
 
 # Lowest first. A module imports from its own line and those before it; a name covers its submodules.
 LAYERS = (
-    ("_compat", "carriers", "extra", "overloads", "process_wide", "full_fp32", "thread_contexts"),
+    ("_compat", "carriers", "extra", "names", "overloads", "process_wide", "full_fp32", "thread_contexts"),
     ("observe", "text", "direction"),
     ("rounding", "_bits"),
     ("grid", "layout", "base"),
-    ("names", "formats", "p3109"),
+    ("formats", "p3109"),
     ("blocks", "codebooks", "posits", "tables", "scaling", "accumulator"),
     ("reference", "_native", "_native_census", "_cuda", "_nvrtc", "fused"),
     ("inductor",),

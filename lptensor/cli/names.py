@@ -48,7 +48,7 @@ def parse_format(text: str) -> Format:
     FixedPoint(wl=8, fl=4)
     """
     name = text.strip()
-    rows = {row.lower(): format for row, format in named_formats().items()}
+    rows: dict[str, Format] = {row.lower(): format for row, format in named_formats().items()}
     if name.lower() in rows:
         return rows[name.lower()]
     if (counterpart := _of_dtype(name)) is not None:
