@@ -155,7 +155,7 @@ def test_scales_of_a_negative_view_are_those_of_its_values() -> None:
 
 
 def test_what_has_no_scales_says_so() -> None:
-    with pytest.raises(TypeError, match="of a block format such as MXFP4, got FloatingPoint"):
+    with pytest.raises(TypeError, match="of a block format such as MXFP4, got E2M1"):
         scales(torch.ones(2), E2M1)  # type: ignore[arg-type]
     assert scales(torch.tensor([math.nan, 1.0]), MXFP4).isnan().all()
 

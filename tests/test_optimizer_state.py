@@ -344,7 +344,7 @@ DIVIDING = ["Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSprop", "Adadelta", 
 def test_an_eps_that_underflows_is_explained_once_and_before_the_step(name: str) -> None:
     model = convert(net(), E5M2)
     optimizer = getattr(torch.optim, name)(model.parameters())
-    with pytest.warns(RuntimeWarning, match=rf"^{name} .*eps.*FloatingPoint\(exp=5, man=2\).*way out: [la]") as caught:
+    with pytest.warns(RuntimeWarning, match=rf"^{name} .*eps.*E5M2.*way out: [la]") as caught:
         step(model, optimizer, 3)
     assert len(caught) == 1
     with warnings.catch_warnings():
