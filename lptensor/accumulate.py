@@ -54,7 +54,7 @@ class _Sums:
         return torch.zeros(self.shape, dtype=torch.float64, device=self.a.device)
 
     def run(self, acc: Accumulator, c: Tensor | None) -> Tensor:
-        start = None if c is None else exact(c)
+        start = None if c is None else exact(c).contiguous()  # as a product lies
         if start is not None and acc.order != "exact":
             start = self.rounded(start, acc)
         self.event = 1  # the first is the rounding of the addend, whether there is one or not

@@ -527,6 +527,13 @@ def test_leading_axes_broadcast_and_strides_do_not_matter() -> None:
     assert negated.is_neg() and same(gemm(x, negated, acc), gemm(x, negated.clone().resolve_neg(), acc))
 
 
+@pytest.mark.parametrize("order", ["sequential", "pairwise", "exact"])
+@pytest.mark.parametrize("k", [0, 3])
+def test_without_kernels_too_a_product_lies_row_by_row_however_its_addend_lies(order: str, k: int) -> None:
+    a, b, c = torch.ones(1, 4, k), torch.ones(1, k, 5), torch.ones(1, 5, 4).mT
+    assert product("reference", a, b, Accumulator(BF16, order=order), c).is_contiguous()
+
+
 @pytest.mark.parametrize("shape", [(0, 3, 4), (3, 0, 4), (3, 4, 0), (0, 0, 0)])
 @pytest.mark.parametrize("order", ["sequential", "pairwise", "kahan", "exact"])
 def test_empty_products_are_zero_or_empty(shape: tuple[int, int, int], order: str) -> None:
