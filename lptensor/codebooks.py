@@ -170,6 +170,9 @@ class Codebook(TableFormat):
     def __reduce__(self) -> tuple[Any, ...]:
         return Codebook, (self.given, self.name)
 
+    def __repr__(self) -> str:  # its own name before that of a row with the same values
+        return self.name or super().__repr__()
+
     def spelled(self) -> str:
         """The name that was given to the list; else its values, or of many how many, and from where to where."""
         if self.name:

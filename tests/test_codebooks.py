@@ -296,6 +296,8 @@ def test_a_codebook_is_a_value() -> None:
     for twin in (copy.deepcopy(a), pickle.loads(pickle.dumps(a))):
         assert twin == a and ops.round(torch.tensor([1.6]), twin).item() == 2.0
     assert repr(a) == "Codebook([1.0, 2.0])" and repr(b) == "pair" and repr(NF4) == "NF4"
+    mine = Codebook(NF4.given, name="mine")
+    assert mine == NF4 and repr(mine) == "mine" and repr(Codebook(NF4.given)) == "NF4"
     assert (NF4.bits, NF4.max, NF4.min) == (4, 1.0, -1.0)
 
 
