@@ -115,6 +115,11 @@ def test_print_shows_the_columns_that_hold_something() -> None:
     ]
 
 
+def test_print_hides_nothing_of_a_model_that_is_one_layer() -> None:
+    layer = nn.Linear(2, 1)
+    assert study.layers(layer)[0]["path"] == "" and "Not shown" not in str(study.layers(layer))
+
+
 def test_what_is_no_module_is_refused() -> None:
     with pytest.raises(TypeError, match=r"takes a torch\.nn\.Module, got Tensor"):
         study.layers(torch.ones(2))  # type: ignore[arg-type]

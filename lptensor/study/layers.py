@@ -59,7 +59,7 @@ def layers(model: nn.Module) -> Rows:
         within.update(id(part) for step in steps.values() for part in step.modules())
         if id(module) not in within and any(row := _row(module, steps)):
             rows.append({"path": path, "layer": kind_of(module), **dict(zip(_SAID, row, strict=True))})
-    return Rows(rows, main=[key for key in ("path", "layer", *_SAID) if any(row[key] for row in rows)])
+    return Rows(rows, main=[key for key in ("path", "layer", *_SAID) if any(row[key] is not None for row in rows)])
 
 
 def _row(module: nn.Module, steps: dict[str, nn.Module]) -> list[str | None]:
