@@ -75,7 +75,7 @@ class TestStates:
     @pytest.mark.parametrize(
         ("arguments", "error", "says"),
         [
-            (dict(table=E4M3), TypeError, "got FloatingPoint"),
+            (dict(table=E4M3), TypeError, "got E4M3"),
             (dict(table=Codebook([0.0, 2.0])), ValueError, "largest value"),
             (dict(block_size=0), ValueError, "block_size must be from 1"),
             (dict(min_size=-1), ValueError, "min_size"),
