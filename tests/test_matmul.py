@@ -240,7 +240,7 @@ def test_samples_of_a_vmap_that_are_numbers_are_summed_alone() -> None:
 
 def test_samples_of_a_vmap_draw_from_the_generator_that_is_given() -> None:
     acc, x, g = Accumulator(BF16, rounding="stochastic"), torch.rand(5, 3, 40), torch.Generator()
-    for f in (lambda x: matmul(x, x.mT, acc, None, g), lambda x: lp.sum(x, accumulator=acc, generator=g)):
+    for f in (lambda x: matmul(x, x.mT, acc, generator=g), lambda x: lp.sum(x, accumulator=acc, generator=g)):
         before, made = torch.get_rng_state(), []
         for seed in (1, 1, 2):
             g.manual_seed(seed)

@@ -527,6 +527,6 @@ def test_bad_parameters_are_named(arguments: dict[str, Any], error: type[Excepti
     "format", [*ROWS.values(), MX(E4M3, (2, 3)), MX(FixedPoint(8, 4), 7, 0, "even", "saturate")], ids=repr
 )
 def test_mx_formats_are_values(format: MX) -> None:
-    for other in (eval(repr(format)), pickle.loads(pickle.dumps(format)), copy.deepcopy(format)):
+    for other in (eval(repr(format), vars(lptensor)), pickle.loads(pickle.dumps(format)), copy.deepcopy(format)):
         assert other == format and hash(other) == hash(format) and other.lowered == format.lowered
     assert format != MX(format.element, 1234)
