@@ -110,7 +110,7 @@ LPT_METHOD void lpt_each_term(const lpt_operands *rows, const lpt_operands *colu
 template <class SUM, class PRODUCT, class INNER, class OUTER> struct lpt_steps : lpt_tile_steps {
     enum { FUSED = lpt_same<PRODUCT, lpt_none>::yes, CHUNKED = !lpt_same<OUTER, lpt_none>::yes };
     // Thread blocks on a multiprocessor: with more in view the compiler spills to fit them.
-    enum { AT_ONCE = CHUNKED ? 2 : 3 };
+    enum { AT_ONCE = CHUNKED || lpt_same<SUM, lpt_side_in_fp32>::yes ? 2 : 3 };
     SUM sum;
     PRODUCT product;
     INNER inner;
