@@ -93,6 +93,13 @@ def test_quantizers_and_rounded_weights_are_said_by_their_layer() -> None:
     assert row["input"].startswith("DelayedScaling(E4M3, ")
 
 
+def test_a_weight_under_a_norm_is_in_the_format_of_what_makes_it() -> None:
+    model = nn.utils.parametrizations.weight_norm(nn.Linear(2, 2, bias=False))
+    assert listed(model)[""] == said("Linear", "")
+    row = listed(convert(model, Arithmetic(E4M3, backward=E5M2)))[""]
+    assert row == said("Linear", "", weight="E4M3", output="E4M3", gradient="E5M2", rounding="nearest")
+
+
 def test_it_agrees_with_what_a_recording_sees() -> None:
     model = convert(net(), {"4": BF16, "*": E4M3})
     with study.record(model) as log:

@@ -66,8 +66,11 @@ def _row(module: nn.Module, steps: dict[str, nn.Module]) -> list[str | None]:
     """What a module says of itself, in the order of ``_SAID``."""
     parameters: list[Any] = [p for p in _compat.parameters(module).values() if p is not None]
     weights = [_kept(p) for p in parameters]
-    if "parametrizations" in steps:
-        weights[:0] = [_by([*rounders.children()][-1]) for rounders in steps["parametrizations"].children()]
+    for made in steps["parametrizations"].children() if "parametrizations" in steps else ():
+        last, kept = [*made.children()][-1], [*made.parameters()]
+        own = type(last).__module__.startswith("torch.")  # a norm of the weight, say, which rounds nothing
+        weights[:0] = map(_kept, kept) if own else [_by(last)]
+        parameters[:0] = kept
     low = [p.arithmetic for p in parameters if isinstance(p, LPTensor)]
     products = _compat.hook_of(module, _compat.PRODUCTS)
     how: Arithmetic | None = low[0] if low else products.__self__.arithmetic if products is not None else None
