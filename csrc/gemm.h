@@ -26,7 +26,9 @@ enum lpt_order {
 struct lpt_accumulator {
     lpt_grid sum, product;
     int32_t mode, bits, beyond;
-    int32_t order, has_product, fp32, alignment, unused;
+    int32_t order, has_product, fp32, alignment;
+    int32_t least_a, least_b;  // smallest exponents of the factors, for alignment
+    int32_t unused;
     int64_t chunk;
     double turn;  // the range of a sum that wraps, whose grid then has no ends; or 0
     const lpt_accumulator *inner;  // what adds up a chunk, or null
@@ -114,6 +116,11 @@ LPT_FN double lpt_wrapped(double x, double turn) {
 }
 
 LPT_FN int32_t lpt_exponent(double x) { return (int32_t)(lpt_bits(x) >> 52 & 0x7ff) - 1023; }
+// That of a number in a format with a smallest exponent, which subnormal numbers have.
+LPT_FN int32_t lpt_exponent(double x, int32_t least) {
+    const int32_t e = lpt_exponent(x);
+    return e > least ? e : least;
+}
 LPT_FN double lpt_power(int32_t e) { return lpt_value<double>((uint64_t)(e + 1023) << 52); }
 LPT_FN double lpt_times_power(double x, int32_t e) {
     const int32_t half = e >> 1;

@@ -467,7 +467,9 @@ template <bool CUT> struct lpt_aligned_steps : lpt_level_steps {
     LPT_METHOD int32_t depth() const { return DEPTH - DEPTH % (int32_t)level.chunk; }
 
     // Of what is zero, too small to be any product's.
-    static LPT_METHOD int32_t exponent(double x) { return x == 0 ? -5000 : lpt_exponent(x); }
+    static LPT_METHOD int32_t exponent(double x, int32_t least) {
+        return x == 0 ? -5000 : lpt_exponent(x, least);
+    }
     static LPT_METHOD double whole(double x, double scale) {
         const double shift = copysign(4503599627370496.0, x);
         return __fma_rz(x, scale, shift) - shift;
@@ -481,14 +483,14 @@ template <bool CUT> struct lpt_aligned_steps : lpt_level_steps {
         for (int i = 0; i < LPT_EACH; ++i)
 #pragma unroll
             for (int j = 0; j < LPT_EACH; ++j)
-                top[i][j] = exponent((double)t.s[i][j]);
+                top[i][j] = exponent((double)t.s[i][j], level.least);
 #pragma unroll 1
         for (int k = 0; k < terms; ++k) {
             int32_t x[LPT_EACH], y[LPT_EACH];
 #pragma unroll
             for (int i = 0; i < LPT_EACH; ++i) {
-                x[i] = exponent(rows[k][down].v[i]);
-                y[i] = exponent(columns[k][across].v[i]);
+                x[i] = exponent(rows[k][down].v[i], level.least_a);
+                y[i] = exponent(columns[k][across].v[i], level.least_b);
             }
 #pragma unroll
             for (int i = 0; i < LPT_EACH; ++i)

@@ -10,7 +10,7 @@ struct lpt_level {
     lpt_cell<double> sum, product;
     double turn;
     int64_t chunk;
-    int32_t mode, order, has_product, fp32, alignment;
+    int32_t mode, order, has_product, fp32, alignment, least, least_a, least_b;
     uint32_t mask;
 };
 struct lpt_levels {
@@ -162,11 +162,11 @@ template <class T, int LEVELS> struct lpt_element {
     }
     // s and the products first .. last, cut off below the largest exponent's places
     LPT_METHOD double block(const lpt_level &at, int64_t first, int64_t last, double s) {
-        int32_t top = s == 0 ? -(1 << 20) : lpt_exponent(s);
+        int32_t top = s == 0 ? -(1 << 20) : lpt_exponent(s, at.least);
         for (int64_t k = first; k < last; ++k) {
             double x, y;
             operands.get(k, &x, &y);
-            int32_t e = lpt_exponent(x) + lpt_exponent(y);
+            int32_t e = lpt_exponent(x, at.least_a) + lpt_exponent(y, at.least_b);
             e = e < -900 ? -900 : e > 900 ? 900 : e;
             top = x != 0 && y != 0 && e > top ? e : top;
         }

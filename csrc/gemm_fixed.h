@@ -17,14 +17,21 @@ template <class ROUND> struct aligned final : tile_steps<double> {
     const int64_t chunk;
     const ROUND round;
     const doubles above, below, exponents, least;
+    const doubles least_s, least_a, least_b;  // powers that subnormal numbers count with
 
     aligned(const lpt_accumulator &acc, bool)
         : tile_steps<double>(false), chunk(acc.chunk),
           round(rounding_of<T>(acc.sum, acc), acc.mode), above(spread(lpt_power(acc.alignment))),
           below(spread(lpt_power(-acc.alignment))),
-          exponents(spread(lpt_value<double>(2047ull << 52))), least(spread(lpt_power(-900))) {}
+          exponents(spread(lpt_value<double>(2047ull << 52))), least(spread(lpt_power(-900))),
+          least_s(spread(lpt_power(acc.sum.emin))), least_a(spread(lpt_power(acc.least_a))),
+          least_b(spread(lpt_power(acc.least_b))) {}
 
-    LPT_STEP doubles power(doubles x) const { return (doubles)((U)x & (U)exponents); }
+    // Of zero, zero.
+    LPT_STEP doubles power(doubles x, doubles smallest) const {
+        const doubles p = most((doubles)((U)x & (U)exponents), smallest);
+        return (doubles)((U)p & (U)(x != spread(0.0)));
+    }
 
     // What is no finite number among s and the products first .. last, added up.
     static LPT_SHARED doubles special(doubles s, const T *a, const T *b, int64_t first,
@@ -46,14 +53,14 @@ template <class ROUND> struct aligned final : tile_steps<double> {
             tile<T> top, units, scale;
             for (int i = 0; i < TALL; ++i)
                 for (int j = 0; j < 2; ++j)
-                    top.v[i][j] = most(power(s.v[i][j]), least);
+                    top.v[i][j] = most(power(s.v[i][j], least_s), least);
             for (int64_t k = first; k < last; ++k) {
                 const doubles *y = columns(b, k);
 #pragma GCC unroll 4
                 for (int i = 0; i < TALL; ++i) {
-                    const doubles x = power(spread(a[k * TALL + i]));
+                    const doubles x = power(spread(a[k * TALL + i]), least_a);
                     for (int j = 0; j < 2; ++j)
-                        top.v[i][j] = most(top.v[i][j], x * power(y[j]));
+                        top.v[i][j] = most(top.v[i][j], x * power(y[j], least_b));
                 }
             }
             for (int i = 0; i < TALL; ++i)

@@ -217,12 +217,13 @@ template <class T, int W> struct row_sums {
     LPT_SHARED L block(const level &at, int64_t first, int64_t last, const L &s) const {
         int32_t top[W], unit[W];
         for (int l = 0; l < W; ++l)
-            top[l] = s.v[l] == 0 ? -(1 << 20) : lpt_exponent(s.v[l]);
+            top[l] = s.v[l] == 0 ? -(1 << 20) : lpt_exponent(s.v[l], at.acc->sum.emin);
         for (int64_t k = first; k < last; ++k) {
             T x, y[W];
             factors(k, &x, y);
             for (int l = 0; l < W; ++l) {
-                int32_t e = lpt_exponent((double)x) + lpt_exponent((double)y[l]);
+                int32_t e = lpt_exponent((double)x, at.acc->least_a) +
+                            lpt_exponent((double)y[l], at.acc->least_b);
                 e = e < -900 ? -900 : e > 900 ? 900 : e;
                 top[l] = x != 0 && y[l] != 0 && e > top[l] ? e : top[l];
             }

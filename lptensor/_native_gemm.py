@@ -25,7 +25,7 @@ _Accumulator._fields_ = (
     ("sum", _native.GridStruct),
     ("product", _native.GridStruct),
     *((name, ctypes.c_int32) for name in ("mode", "bits", "beyond")),
-    *((name, ctypes.c_int32) for name in ("order", "has_product", "fp32", "alignment", "unused")),
+    *((name, ctypes.c_int32) for name in ("order", "has_product", "fp32", "alignment", "least_a", "least_b", "unused")),
     ("chunk", ctypes.c_int64),
     ("turn", ctypes.c_double),
     ("inner", ctypes.POINTER(_Accumulator)),
@@ -68,6 +68,8 @@ def accumulator_struct(acc: Accumulator) -> _Accumulator:
         has_product=acc.product is not None,
         fp32=acc.compute == "fp32",
         alignment=acc.alignment or 0,
+        least_a=acc.least_exponents[0],
+        least_b=acc.least_exponents[1],
         chunk=acc.chunk,
         turn=turn,
     )

@@ -117,9 +117,11 @@ class _Sums:
 
     def aligned(self, acc: Accumulator, s: Tensor, ks: range) -> Tensor:
         products = [self.product(k) for k in ks]
-        top = torch.where(s == 0, -(2**20), exponent(s.abs()))
+        least_a, least_b = acc.least_exponents  # which subnormal numbers have
+        top = torch.where(s == 0, -(2**20), exponent(s.abs()).clamp(min=acc.sum.grid.emin))
         for k, (p, _) in zip(ks, products, strict=True):
-            factors = exponent(exact(self.a[:, :, k, None]).abs()) + exponent(exact(self.b[:, None, k]).abs())
+            of_a = exponent(exact(self.a[:, :, k, None]).abs()).clamp(min=least_a)
+            factors = of_a + exponent(exact(self.b[:, None, k]).abs()).clamp(min=least_b)
             top = torch.maximum(top, torch.where(p == 0, -(2**20), factors.clamp(-900, 900)))
         unit = (top - (acc.alignment or 0)).clamp(min=-1000)
         units, special = self.zeros(), self.zeros()

@@ -16,6 +16,7 @@ from lptensor.text import constant
 # The numbers are those of enum lpt_order in csrc/gemm.h.
 ORDERS = {"sequential": 0, "pairwise": 1, "kahan": 2, "exact": 3, "aligned": 4}
 _COMPUTE = ("exact", "fp32")
+_LEAST = -1022  # of float64's normal numbers: no operand has a smaller exponent
 EXACT_PRECISION = 51  # of a sum rounded to odd in 53 bits, two more than are kept (Boldo and Melquiond 2008)
 
 
@@ -33,7 +34,8 @@ class Accumulator:
     kahan      compensated (Kahan 1965): y = R(a b - e), t = R(s + y), e = R(R(t - s) - y), s = t
     exact      all products and the addend are added exactly, and the sum is rounded once
     aligned    of s and the next ``chunk`` products, digits more than ``alignment`` places below the largest
-               exponent are cut off; their sum is exact and is rounded to ``sum``. So do tensor cores add
+               exponent are cut off; their sum is exact and is rounded to ``sum``. So do tensor cores add.
+               A product's exponent is the sum of its factors', a subnormal number's its format's smallest
     ========== ==========================================================================================
 
     NaN and infinities follow IEEE 754 and the format's overflow. A sum of zero is +0 unless both
@@ -51,6 +53,8 @@ class Accumulator:
         inner: what adds up inside a chunk: an ``Accumulator``, or a format, which stands for one
             that adds in order and to nearest. None: as outside.
         alignment: for the order "aligned", how many binary places below the largest exponent are kept.
+        operands: for the order "aligned", a format, or a pair, that the factors of products are in, which says
+            the exponents of their subnormal numbers; those of None are as if there were none. Nothing is rounded.
         wrap: what leaves a ``FixedPoint`` sum's range comes in again at the other end, as integers in
             two's complement do, exactly while a product, and in the order "exact" the sum,
             is below 2**52 steps of the format; an infinity becomes NaN.
@@ -72,6 +76,7 @@ class Accumulator:
     inner: Accumulator | None
     alignment: int | None
     wrap: bool
+    operands: tuple[ScalarFormat | None, ScalarFormat | None] | None
 
     def __init__(
         self,
@@ -84,11 +89,14 @@ class Accumulator:
         inner: Accumulator | Format | None = None,
         alignment: int | None = None,
         wrap: bool = False,
+        operands: Format | tuple[Format | None, Format | None] | None = None,
     ) -> None:
         if isinstance(inner, Format):
             inner = Accumulator(inner, product, compute=compute if order != "exact" else "exact")
         given = dict(sum=sum, product=product, chunk=chunk, order=order, rounding=as_rounding(rounding))
-        for name, value in {**given, **dict(compute=compute, inner=inner, alignment=alignment, wrap=wrap)}.items():
+        operands = (operands, operands) if isinstance(operands, Format) else operands
+        rest = dict(compute=compute, inner=inner, alignment=alignment, wrap=wrap, operands=operands)
+        for name, value in {**given, **rest}.items():
             object.__setattr__(self, name, value)
         for name in ("sum", "product"):
             if name == "sum" or product is not None:
@@ -127,8 +135,9 @@ class Accumulator:
 
     def _check_aligned(self) -> None:
         if self.order != "aligned":
-            if self.alignment is not None:
-                raise ValueError(f'alignment is for order="aligned", got order={self.order!r}; leave alignment out')
+            for name in ("alignment", "operands"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f'{name} is for order="aligned", got order={self.order!r}; leave {name} out')
             return
         if self.alignment is None:
             raise ValueError('order="aligned" needs alignment=, how many places below the largest exponent are kept')
@@ -136,6 +145,40 @@ class Accumulator:
         set_int(self, "chunk", 1, 512, why=' in the order "aligned"')
         if self.product is not None:
             raise ValueError(f'order="aligned" adds exact products, got product={self.product!r}; leave it out')
+        if self.operands is None:
+            return
+        if not isinstance(self.operands, tuple) or len(self.operands) != 2:
+            raise TypeError(f"operands must be a format of both factors, or a pair, got {self.operands!r}")
+        for format in self.operands:
+            if format is not None and not isinstance(format, ScalarFormat):
+                raise TypeError(
+                    f"operands are in floating-point or fixed-point formats, got {no_format(format)}; leave out others"
+                )
+
+    def of_factors(self, a: Format | None, b: Format | None) -> Accumulator:
+        """The same for products of factors in these formats, where ``operands`` does not name others.
+
+        Of formats other than ``ScalarFormat``, nothing is known.
+        """
+        inner = self.inner and self.inner.of_factors(a, b)
+        first, second = (format if isinstance(format, ScalarFormat) else None for format in (a, b))
+        if self.order != "aligned" or self.operands is not None or first is second is None:
+            return self if inner is self.inner else replace(self, inner=inner)
+        return replace(self, operands=(first, second))
+
+    @property
+    def turned(self) -> Accumulator:
+        """The same for products whose factors change places."""
+        inner = self.inner and self.inner.turned
+        if self.operands is None:
+            return self if inner is self.inner else replace(self, inner=inner)
+        return replace(self, operands=self.operands[::-1])
+
+    @property
+    def least_exponents(self) -> tuple[int, int]:
+        """The smallest exponents of the factors of products, which subnormal numbers count with."""
+        a, b = (_LEAST if format is None else format.grid.emin for format in self.operands or (None, None))
+        return a, b
 
     @property
     def nested(self) -> bool:
@@ -175,9 +218,13 @@ class Accumulator:
         shown = [repr(self.sum)]
         for f in fields(self)[1:]:
             value = getattr(self, f.name)
-            named = f.name == "rounding" and value == as_rounding(value.mode)
-            if value != _DEFAULTS[f.name]:
-                shown.append(f"{f.name}={(value.name if named else value)!r}")
+            if value == _DEFAULTS[f.name]:
+                continue
+            if f.name == "rounding" and value == as_rounding(value.mode):
+                value = value.name
+            if f.name == "operands" and value[0] == value[1]:
+                value = value[0]
+            shown.append(f"{f.name}={value!r}")
         return f"Accumulator({', '.join(shown)})"
 
 
@@ -190,6 +237,7 @@ _DEFAULTS = dict(
     inner=None,
     alignment=None,
     wrap=False,
+    operands=None,
 )
 torch.serialization.add_safe_globals([Accumulator])  # so that torch.load(weights_only=True) makes them
 
@@ -216,38 +264,55 @@ def _check_format(name: str, format: object, compute: str) -> None:
         raise ValueError(f'{name}={format!r} is wider than fp32, got compute="fp32"; leave compute out')
 
 
-# Places kept below the largest exponent, and products added at once. Volta and the truncation: Fasi, Higham,
-# Mikaitis and Pranesh, "Numerical behavior of NVIDIA tensor cores", PeerJ Computer Science 7:e330 (2021); all
-# rows: Xie, Wang, Yang and Yang, "MMA-Sim", arXiv 2511.10909 (2025). fp8 sums have 13 stored bits there.
+# Products added at once, places kept below the largest exponent, and what the sum is cut off to. Volta and the
+# truncation: Fasi, Higham, Mikaitis and Pranesh, "Numerical behavior of NVIDIA tensor cores", PeerJ Computer Science
+# 7:e330 (2021); all rows: Xie, Wang, Yang and Yang, "MMA-Sim", arXiv 2511.10909 (2025), and its package of that name.
 _TENSOR_CORES = {
-    "volta": (FP32, 4, 23),
-    "ampere": (FP32, 8, 24),
-    "hopper": (FP32, 16, 25),
-    "hopper_fp8": (FloatingPoint(8, 13), 32, 13),
+    "volta": (4, 23, FP32),
+    "turing": (8, 24, FP32),
+    "ampere": (8, 24, FP32),
+    "ampere_tf32": (4, 24, FP32),
+    "ada": (8, 24, FP32),
+    "ada_tf32": (4, 24, FP32),
+    "ada_fp8": (16, 13, FloatingPoint(8, 13)),
+    "hopper": (16, 25, FP32),
+    "hopper_tf32": (8, 25, FP32),
+    "hopper_fp8": (32, 13, FloatingPoint(8, 13)),
+    "blackwell": (16, 25, FP32),
+    "blackwell_tf32": (8, 25, FP32),
+    "blackwell_fp8": (32, 25, FP32),
 }
 
 
-def tensor_core(name: str = "ampere") -> Accumulator:
+def tensor_core(
+    name: str = "ampere", operands: Format | tuple[Format | None, Format | None] | None = None
+) -> Accumulator:
     """The truncating sums of NVIDIA's tensor cores with fp32 results, as published measurements have them.
 
     Products are exact; with the running sum they are aligned to the largest exponent, that of a
     product being the sum of its factors' exponents, cut off below, added, and truncated to fp32.
-    A subnormal operand counts with its leading bit, while hardware takes its format's smallest exponent.
 
     Args:
-        name: "volta" adds 4 products at once and keeps 23 places, "ampere" 8 and 24, "hopper" 16 and
-            25, each of FP16 or BF16 operands; "hopper_fp8" adds 32 products of FP8 and keeps 13.
+        name: an architecture, which stands for operands of FP16 or BF16, or one with "_tf32" or "_fp8" behind it: how
+            many products are added at once, from 4 ("volta") to 32 ("hopper_fp8"), and how many places are kept,
+            from 13 to 25 (docs/accumulators.md has them all).
+        operands: the format of the factors, or a pair. In hardware a subnormal number has the smallest exponent of
+            its format, which may cut off more; without a format it has that of its leading bit.
 
     Raises:
+        TypeError: operands that are no formats of single numbers.
         ValueError: another name.
 
+    >>> from lptensor import E4M3
     >>> tensor_core("volta")
     Accumulator(FP32, chunk=4, order='aligned', rounding='toward_zero', alignment=23)
+    >>> tensor_core("hopper_fp8", E4M3).operands
+    (E4M3, E4M3)
     """
     if not isinstance(name, str) or name not in _TENSOR_CORES:
         raise ValueError(f'unknown tensor core {name!r}; known: {", ".join(_TENSOR_CORES)}; or order="aligned"')
-    sum, chunk, alignment = _TENSOR_CORES[name]
-    return Accumulator(sum, chunk=chunk, order="aligned", rounding="toward_zero", alignment=alignment)
+    chunk, alignment, sum = _TENSOR_CORES[name]
+    return Accumulator(sum, None, chunk, "aligned", "toward_zero", alignment=alignment, operands=operands)
 
 
 def integer_accumulator(bits: int = 32, overflow: str = "wrap", fl: int = 0) -> Accumulator:

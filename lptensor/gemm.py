@@ -166,7 +166,7 @@ def _added_up(a: Tensor, b: Tensor, acc: Accumulator, c: Tensor | None, running:
     y = torch.empty(shape, dtype=a.dtype, device=a.device)
     if y.numel():
         if a.shape[1] > 1 and b.shape[2] == 1:  # kernels work on neighbouring columns
-            a, b, c = b.mT, a.mT, None if c is None else c.mT
+            a, b, c, acc = b.mT, a.mT, None if c is None else c.mT, acc.turned
         kernels.gemm(a, b, y, acc, c, key, running)
     return y
 
@@ -214,9 +214,14 @@ def _axis(given: object) -> int:
     return axis
 
 
+def check_accumulator(given: object) -> None:
+    """Refuse what is none."""
+    if not isinstance(given, Accumulator):
+        raise TypeError(f"expected an Accumulator, such as Accumulator(FloatingPoint(16)), got {given!r}")
+
+
 def _check(accumulator: Any, *tensors: Any) -> None:
-    if not isinstance(accumulator, Accumulator):
-        raise TypeError(f"expected an Accumulator, such as Accumulator(FloatingPoint(16)), got {accumulator!r}")
+    check_accumulator(accumulator)
     for t in tensors:
         if not isinstance(t, Tensor):
             raise TypeError(f"expected a tensor, got {type(t).__name__}; make one with torch.tensor(...)")

@@ -13,7 +13,7 @@ from torch import Tensor
 from lptensor import _compat
 from lptensor.accumulator import Accumulator
 from lptensor.base import as_int, check_bool, check_int
-from lptensor.gemm import axes_of, gemm, reduce
+from lptensor.gemm import axes_of, check_accumulator, gemm, reduce
 from lptensor.ops import check_samples_draw
 
 
@@ -166,6 +166,7 @@ def conv(
     tensor([[[[9., 9.],
               [9., 9.]]]])
     """
+    check_accumulator(accumulator)
     _check_tensors(*(x, w) if bias is None else (x, w, bias))
     axes = w.dim() - 2
     if axes not in (1, 2, 3) or x.dim() != w.dim():
@@ -185,7 +186,8 @@ def conv(
     columns = columns.reshape(len(x), groups, terms, math.prod(size))
     weights = w.reshape(groups, w.shape[0] // groups, terms)
     start = None if bias is None else bias.reshape(groups, w.shape[0] // groups, 1)
-    return with_gradients(weights, columns, accumulator, start, generator).reshape(len(x), w.shape[0], *size)
+    y = with_gradients(weights, columns, accumulator.turned, start, generator)
+    return y.reshape(len(x), w.shape[0], *size)
 
 
 def unfold(

@@ -53,7 +53,13 @@ class Multiply:
     @property
     def rounded(self) -> Multiply:
         """The same product of operands that are rounded already."""
-        return self.of(None)
+        return replace(self.of(None), accumulator=self.adder)
+
+    @property
+    def adder(self) -> Accumulator | None:
+        """The accumulator, which may ask what the operands are in."""
+        a, b = (operand.format if operand is not None and operand.elementwise else None for operand in self.pair)
+        return self.accumulator and self.accumulator.of_factors(a, b)
 
     @property
     def transform(self) -> Hadamard | None:
@@ -87,10 +93,11 @@ class Multiply:
     def matmul(self, a: Tensor, b: Tensor, start: Tensor | None = None) -> Tensor:
         """``a @ b`` of rounded operands; an accumulator begins its sums with ``start``."""
         a, b = self.operands(a, b)
-        if self.accumulator is None:
+        adder = self.adder
+        if adder is None:
             product: Tensor = in_full_fp32(torch.matmul)(a, b)
             return product if start is None else product + start
-        return gemm(a, b, self.accumulator, start)
+        return gemm(a, b, adder, start)
 
     def sum(self, x: Tensor, dim: list[int] | int, keepdim: bool = False) -> Tensor:
         """A sum that belongs to the op, over axes."""

@@ -15,6 +15,7 @@ import torch
 from backends import random_bits
 from lptensor import (
     BF16,
+    E2M1,
     E4M3,
     E5M2,
     FP16,
@@ -259,7 +260,8 @@ ACCUMULATORS = [
     Accumulator(FP16, chunk=30, inner=FP32, rounding="stochastic"),
     Accumulator(FixedPoint(10, 4), chunk=9, inner=FP32, wrap=True),
     *(tensor_core(name) for name in ("volta", "ampere", "hopper", "hopper_fp8")),
-    Accumulator(E4M3, order="aligned", chunk=20, alignment=9, rounding="stochastic"),
+    Accumulator(E4M3, order="aligned", chunk=20, alignment=9, rounding="stochastic", operands=(E2M1, None)),
+    tensor_core("blackwell_fp8", (None, E2M1)),
 ]
 
 

@@ -14,7 +14,7 @@ import lptensor
 from emulation import built, emulated
 from lptensor import _cuda, _cuda_gemm, _native, _native_gemm, gemm as gemm_module
 from lptensor.accumulator import Accumulator, integer_accumulator, tensor_core
-from lptensor.formats import BF16, E4M3, E5M2, FP16, FP32, FixedPoint, FloatingPoint
+from lptensor.formats import BF16, E2M1, E4M3, E5M2, FP16, FP32, FixedPoint, FloatingPoint
 from lptensor.gemm import cumsum, gemm, reduce
 from lptensor.rounding import Mode, Stochastic
 from oracles.exact import MODES
@@ -95,7 +95,8 @@ IN_TILES = (
     *(tensor_core(name) for name in ("volta", "ampere", "hopper", "hopper_fp8")),
     Accumulator(BF16, order="aligned", chunk=3, alignment=40, rounding="toward_zero"),
     Accumulator(FP16, order="aligned", chunk=1, alignment=0, rounding="odd"),
-    Accumulator(E4M3, order="aligned", chunk=20, alignment=9, rounding="stochastic"),
+    Accumulator(E4M3, order="aligned", chunk=20, alignment=9, rounding="stochastic", operands=(E2M1, None)),
+    tensor_core("blackwell_fp8", (None, E2M1)),
     Accumulator(FixedPoint(10, 4), order="aligned", chunk=32, alignment=12, wrap=True),
     # formats that devices round to themselves, and their neighbours
     *(
@@ -124,7 +125,8 @@ BY_OUTPUT = (
     Accumulator(FP16, order="exact"),
     integer_accumulator(12),
     Accumulator(FP16, E5M2, 3, "kahan", "stochastic"),
-    Accumulator(FP16, order="aligned", chunk=50, alignment=12, rounding="toward_zero"),
+    Accumulator(FP16, order="aligned", chunk=50, alignment=12, rounding="toward_zero", operands=(E2M1, E4M3)),
+    Accumulator(FP16, order="aligned", chunk=50, alignment=12, rounding="toward_zero", operands=(E4M3, E2M1)),
 )
 SHAPES = ((70, 35, 66), (16, 17, 129), (64, 16, 64), (17, 1, 16), (20, 0, 20), (3, 50, 5), (1, 33, 300), (300, 7, 1))
 

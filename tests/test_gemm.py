@@ -17,6 +17,7 @@ from lptensor import _native_gemm, accumulate, accumulator
 from lptensor.accumulator import Accumulator, integer_accumulator, tensor_core
 from lptensor.formats import BF16, E4M3, E5M2, FP16, FP32, FixedPoint, FloatingPoint, ScalarFormat
 from lptensor.gemm import cumsum, gemm, reduce
+from lptensor.posits import Posit
 from lptensor.rounding import Stochastic
 from oracles import exact, philox
 from oracles.accumulate import Adder
@@ -84,6 +85,13 @@ class Rounder:
         return rounded
 
 
+def least_exponent(format: Any) -> int | None:
+    """That of the smallest normal number, and in fixed point that of all numbers."""
+    if isinstance(format, FixedPoint):
+        return format.wl - 2 - format.fl
+    return None if format is None else 1 - format.bias
+
+
 def adder(acc: Accumulator, rounder: Rounder) -> Adder:
     mode = "stochastic" if acc.rounding.stochastic else acc.rounding.name
     bits = acc.rounding.bits
@@ -95,6 +103,7 @@ def adder(acc: Accumulator, rounder: Rounder) -> Adder:
         chunk=acc.chunk,
         inner=adder(acc.inner or replace(acc, chunk=1), rounder) if acc.chunk > 1 and acc.order != "aligned" else None,
         alignment=acc.alignment or 0,
+        least=(*map(least_exponent, acc.operands or (None, None)), least_exponent(acc.sum)),
         **({"step": lambda x: Fraction(exact.rounded(single, x, "nearest"))} if acc.compute == "fp32" else {}),
     )
 
@@ -144,7 +153,9 @@ def accumulators(draw: Any, modes: tuple[str, ...] = DETERMINISTIC) -> Accumulat
     chunk = draw(st.sampled_from((1, 1, 2, 3, 5)))
     wrap = isinstance(sum, FixedPoint) and not sum.symmetric and draw(st.booleans())
     if order == "aligned":
-        return Accumulator(sum, chunk=chunk, order=order, rounding=rounding, alignment=draw(st.integers(0, 30)))
+        operands = draw(st.one_of(st.none(), st.tuples(*[st.one_of(st.none(), st.sampled_from(FORMATS))] * 2)))
+        places = draw(st.integers(0, 30))
+        return Accumulator(sum, chunk=chunk, order=order, rounding=rounding, alignment=places, operands=operands)
     compute = "exact" if order == "exact" else draw(st.sampled_from(("exact", "fp32")))
     inner = draw(st.one_of(st.none(), st.just(FP32), accumulators(modes))) if chunk > 1 else None
     free = draw(st.one_of(st.none(), st.sampled_from(FORMATS)))
@@ -665,6 +676,9 @@ WIDE_INSIDE = Accumulator(BF16, chunk=3, inner=FixedPoint(32, 0))
         (lambda: Accumulator(BF16, inner=FP32), ValueError, "give a chunk of 2 or more"),
         (lambda: Accumulator(BF16, alignment=3), ValueError, "alignment is for"),
         (lambda: Accumulator(BF16, order="aligned"), ValueError, "needs alignment="),
+        (lambda: Accumulator(BF16, operands=FP16), ValueError, "operands is for order"),
+        (lambda: tensor_core("hopper", "fp16"), TypeError, "a format of both factors, or a pair, got 'fp16'"),
+        (lambda: tensor_core("hopper", (FP16, Posit(8))), TypeError, "got Posit.*; leave out others"),
         (
             lambda: Accumulator(FP32, chunk=513, order="aligned", alignment=24),
             ValueError,

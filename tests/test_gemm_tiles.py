@@ -8,7 +8,7 @@ import torch
 from lptensor import accumulate
 from lptensor.accumulator import Accumulator, tensor_core
 from lptensor.finfo import finfo
-from lptensor.formats import BF16, E4M3, E5M2, FP16, FP32, FixedPoint, FloatingPoint, Overflow, ScalarFormat
+from lptensor.formats import BF16, E2M1, E4M3, E5M2, FP16, FP32, FixedPoint, FloatingPoint, Overflow, ScalarFormat
 from lptensor.gemm import gemm
 from lptensor.rounding import Stochastic
 from rounders import NATIVE_BUILDS
@@ -64,7 +64,8 @@ TILED = (
     Accumulator(BF16, rounding="toward_zero", compute="fp32"),
     Accumulator(FixedPoint(8, 4), rounding="stochastic", wrap=True),
     tensor_core("hopper_fp8"),
-    tensor_core("volta"),
+    tensor_core("volta", (E2M1, None)),  # all below one count with its exponent
+    tensor_core("hopper", (None, E2M1)),
     Accumulator(FP16, order="aligned", chunk=3, rounding="odd", alignment=0),
     Accumulator(BF16, order="aligned", chunk=300, rounding="nearest_away", alignment=30),
     *(

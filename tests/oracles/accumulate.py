@@ -28,6 +28,7 @@ class Adder:
     inner: Adder | None = None
     step: Round = untouched
     alignment: int = 0
+    least: tuple[int | None, int | None, int | None] = (None, None, None)  # exponents of a, b and the sum; or no least
 
     def dot(self, a: Sequence[Fraction], b: Sequence[Fraction], c: Fraction | None) -> Fraction:
         start = Fraction(0)
@@ -82,20 +83,21 @@ class Adder:
                 yield x * y if self.product is None else self.product(self.step(x * y))
 
     def aligned(self, a: Sequence[Fraction], b: Sequence[Fraction], s: Fraction) -> Fraction:
-        exponents = [exponent(x) + exponent(y) for x, y in zip(a, b, strict=True) if x and y]
+        of_a, of_b, of_s = self.least
+        exponents = [exponent(x, of_a) + exponent(y, of_b) for x, y in zip(a, b, strict=True) if x and y]
         if s:
-            exponents.append(exponent(s))
+            exponents.append(exponent(s, of_s))
         if not exponents:
             return Fraction(0)
         unit = Fraction(2) ** (max(exponents) - self.alignment)
         return sum((int(t / unit) * unit for t in [s, *(x * y for x, y in zip(a, b, strict=True))]), Fraction(0))
 
 
-def exponent(x: Fraction) -> int:
-    """floor(log2 |x|), by comparison."""
+def exponent(x: Fraction, least: int | None = None) -> int:
+    """floor(log2 |x|), by comparison, or the smallest that there is."""
     e = 0
     while abs(x) >= Fraction(2) ** (e + 1):
         e += 1
     while abs(x) < Fraction(2) ** e:
         e -= 1
-    return e
+    return e if least is None else max(e, least)

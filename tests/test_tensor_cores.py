@@ -1,0 +1,136 @@
+"""Sums of tensor cores against MMA-Sim, whose authors compared it with the hardware: docs/accumulators.md."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from mmasim.nv_ptx.sim import MMA, WGMMA, TCGen05MMA
+from torch import Tensor
+
+import lptensor
+from lptensor.accumulator import _TENSOR_CORES, tensor_core
+from lptensor.arithmetic import Arithmetic
+from lptensor.base import ScalarFormat
+from lptensor.formats import BF16, E4M3, E5M2, FP16, FP32, TF32
+from lptensor.operands import Gemm
+from lptensor.tensor import LPTensor
+from test_gemm import IMPLEMENTATIONS, product
+
+# A row of ours, its operands, and instructions of the hardware that add up so.
+CORES: list[tuple[str, tuple[ScalarFormat, ScalarFormat], Any]] = [
+    ("volta", (FP16, FP16), MMA("Volta", "m8n8k4.f32.f16.f16.f32")),
+    ("turing", (FP16, FP16), MMA("Turing", "m16n8k8.f32.f16.f16.f32")),
+    ("ampere", (FP16, FP16), MMA("Ampere", "m16n8k16.f32.f16.f16.f32")),
+    ("ampere", (BF16, BF16), MMA("Ampere", "m16n8k16.f32.bf16.bf16.f32")),
+    ("ampere_tf32", (TF32, TF32), MMA("Ampere", "m16n8k8.f32.tf32.tf32.f32")),
+    ("ada", (FP16, FP16), MMA("Ada Lovelace", "m16n8k16.f32.f16.f16.f32")),
+    ("ada_tf32", (TF32, TF32), MMA("Ada Lovelace", "m16n8k8.f32.tf32.tf32.f32")),
+    ("ada_fp8", (E5M2, E4M3), MMA("Ada Lovelace", "m16n8k32.f32.e5m2.e4m3.f32")),
+    ("hopper", (FP16, FP16), WGMMA("Hopper", "m64n8k16.f32.f16.f16")),
+    ("hopper", (BF16, BF16), MMA("Hopper", "m16n8k16.f32.bf16.bf16.f32")),
+    ("hopper_tf32", (TF32, TF32), WGMMA("Hopper", "m64n8k8.f32.tf32.tf32")),
+    ("hopper_fp8", (E4M3, E4M3), WGMMA("Hopper", "m64n8k32.f32.e4m3.e4m3")),
+    ("hopper_fp8", (E4M3, E5M2), WGMMA("Hopper", "m64n8k32.f32.e4m3.e5m2")),
+    ("blackwell", (FP16, FP16), TCGen05MMA("Blackwell", "m64n8k16.kind::f16.f32.f16.f16")),
+    ("blackwell_tf32", (TF32, TF32), TCGen05MMA("Blackwell", "m64n8k8.kind::tf32.f32.tf32.tf32")),
+    ("blackwell_fp8", (E4M3, E4M3), TCGen05MMA("Blackwell", "m64n8k32.kind::f8f6f4.f32.e4m3.e4m3")),
+    ("blackwell_fp8", (E5M2, E4M3), MMA("RTX Blackwell", "m16n8k32.kind::f8f6f4.f32.e5m2.e4m3.f32")),
+]
+DTYPES = {FP32: torch.float32, FP16: torch.float16, BF16: torch.bfloat16, TF32: torch.float32}
+DTYPES |= {E4M3: torch.float8_e4m3fn, E5M2: torch.float8_e5m2}
+
+
+def numbers(shape: tuple[int, ...], format: ScalarFormat, exponent: int, g: torch.Generator) -> Tensor:
+    """Of sizes around 2**exponent, a tenth of them zero, at most the format's largest."""
+    x = torch.randn(shape, generator=g) * torch.exp2(torch.randint(-6, 7, shape, generator=g) + exponent)
+    x = torch.where(torch.rand(shape, generator=g) < 0.1, 0.0, x)
+    # PyTorch's conversion, or a mask of the ten bits that TF32 keeps
+    return x.to(DTYPES[format]) if format != TF32 else (x.view(torch.int32) & -(2**13)).view(torch.float32)
+
+
+def same(x: Tensor, y: Tensor) -> bool:
+    return bool(((x == y) | (x.isnan() & y.isnan())).all())
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize(("name", "formats", "core"), CORES, ids=[f"{c[0]}-{c[1][0]}-{c[1][1]}" for c in CORES])
+def test_tensor_cores_add_up_as_mma_sim_does(
+    name: str, formats: tuple[ScalarFormat, ScalarFormat], core: Any, implementation: str
+) -> None:
+    g = torch.Generator().manual_seed(0)
+    acc = tensor_core(name, formats)
+    for of_a, of_b, of_c in ((0, 0, 0), (-3, 2, -30), (-8, -5, -12), (-14, -14, -30), (-8, -20, -40)):
+        a = numbers((core.m, core.k), formats[0], of_a, g)
+        b = numbers((core.k, core.n), formats[1], of_b, g)
+        c = numbers((core.m, core.n), FP32 if acc.sum == FP32 else TF32, of_c, g)
+        wanted = core(a, b, c)
+        got = product(implementation, a.float()[None], b.float()[None], acc, c[None])[0]
+        assert same(got, wanted), (of_a, of_b, of_c)
+
+
+def test_every_core_has_an_instruction() -> None:
+    assert {name for name, _, _ in CORES} == set(_TENSOR_CORES)
+
+
+# Mixed factors whose subnormal numbers differ: those of E5M2 begin at 2**-14, those of E4M3 at 2**-6.
+FP8 = WGMMA("Hopper", "m64n8k32.f32.e5m2.e4m3")
+MIXED = tensor_core("hopper_fp8", (E5M2, E4M3))
+
+
+def small(*shape: int) -> Tensor:
+    """Subnormal numbers of E4M3, each of which E5M2 has among its normal ones."""
+    return torch.randint(-7, 8, shape, generator=torch.Generator().manual_seed(0)) * 2.0**-9
+
+
+def spread(*shape: int) -> Tensor:
+    """Numbers of E5M2 of many sizes."""
+    g = torch.Generator().manual_seed(1)
+    return torch.randint(-7, 8, shape, generator=g) * torch.exp2(torch.randint(-12, 1, shape, generator=g))
+
+
+def of_hardware(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b`` in E5M2 and E4M3, the sums of one instruction the addends of the next."""
+    wanted: Tensor = FP8(a.to(torch.float8_e5m2), b.to(torch.float8_e4m3fn), torch.zeros(len(a), b.shape[1]))
+    return wanted
+
+
+def test_mixed_factors_keep_their_sides() -> None:
+    a, b = spread(20, 96), small(96, 1)
+    wanted = of_hardware(a, b)
+    assert same(lptensor.matmul(a, b, MIXED), wanted)  # one column, which kernels turn into a row
+    assert not same(lptensor.matmul(a, b, tensor_core("hopper_fp8")), wanted)
+    assert not same(lptensor.matmul(a, b, tensor_core("hopper_fp8", (E4M3, E5M2))), wanted)
+
+
+def test_convolutions_have_the_input_first() -> None:
+    x, w = spread(1, 2, 6), small(5, 2, 3)
+    windows = x[0].unfold(1, 3, 1).permute(1, 0, 2).reshape(4, 6)
+    assert same(lptensor.conv(x, w, MIXED)[0], of_hardware(windows, w.reshape(5, 6).T).T)
+
+
+@pytest.mark.parametrize("lowered", [False, True])
+def test_layers_tell_their_accumulator_what_their_operands_are_in(lowered: bool) -> None:
+    acc, gemm = tensor_core("hopper_fp8"), Gemm((E5M2, E4M3), (E5M2, E4M3), (E5M2, E5M2))
+    linear, conv = torch.nn.Linear(96, 8, bias=False), torch.nn.Conv1d(2, 5, 3, bias=False)
+    linear.weight.data, conv.weight.data = small(8, 96), small(5, 2, 3)
+    layers = torch.nn.ModuleList([linear, conv])
+    if lowered:
+        lptensor.lower(layers, ["linear", "conv"], operands=gemm, accumulator=acc)
+    else:
+        lptensor.convert(layers, Arithmetic(operands=gemm, accumulator=acc))
+    a, x = spread(20, 96), spread(1, 2, 6)
+    a.requires_grad_()
+    y = linear(a)
+    assert same(plain(y), of_hardware(a.detach(), small(8, 96).T))
+    windows = x[0].unfold(1, 3, 1).permute(1, 0, 2).reshape(4, 6)
+    assert same(plain(conv(x))[0], of_hardware(windows, small(5, 2, 3).reshape(5, 6).T).T)
+    g = spread(20, 8)
+    y.backward(g)
+    assert a.grad is not None
+    assert same(plain(a.grad), of_hardware(g, small(8, 96)))
+
+
+def plain(x: Tensor) -> Tensor:
+    return x.dequantize().detach() if isinstance(x, LPTensor) else x.detach()
