@@ -22,23 +22,23 @@ SIGNS = ("fixed", "random", "none")
 
 @dataclass(frozen=True)
 class Hadamard:
-    """Blocks of the contraction axis times a sign matrix and a Hadamard matrix over sqrt(block).
+    """Blocks of the contraction axis times a sign matrix and a Hadamard matrix over sqrt(block_size).
 
     A product keeps its value in exact arithmetic, since both operands get the same orthogonal
     matrix; rounded operands lose less to outliers (Tseng et al., 2502.20586). An axis that is no
-    multiple of ``block`` counts as if zeros followed, in both operands: they change no product. The
-    transform is log2(block) steps of additions, and one product with 1 / sqrt(block), in the dtype
-    of the operand; a NaN or an infinity reaches its whole block.
+    multiple of ``block_size`` counts as if zeros followed, in both operands: they change no product. The
+    transform is log2(block_size) steps of additions, and one product with 1 / sqrt(block_size), in the
+    dtype of the operand; a NaN or an infinity reaches its whole block.
 
     Args:
-        block: a power of two, 2 to 1024.
-        signs: one vector of ``block`` signs for all blocks: "fixed", the same always; "random", fresh
+        block_size: a power of two, 2 to 1024.
+        signs: one vector of ``block_size`` signs for all blocks: "fixed", the same always; "random", fresh
             for every product, from torch's CPU generator (torch.compile may merge the draws of a
             graph); or "none".
         seed: chooses the fixed signs.
 
     Raises:
-        TypeError, ValueError: a block that is no power of two from 2 to 1024, other signs, a seed outside 0 to
+        TypeError, ValueError: a block size that is no power of two from 2 to 1024, other signs, a seed outside 0 to
             2**63 - 1.
 
     >>> x = torch.randn(3, 40)
@@ -47,14 +47,16 @@ class Hadamard:
     True
     """
 
-    block: int = 16
+    block_size: int = 16
     signs: str = "fixed"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        set_int(self, "block", 2, 1024)
-        if self.block & (self.block - 1):
-            raise ValueError(f"a Hadamard block must be a power of two such as 16, 32, 64 or 128, got {self.block}")
+        set_int(self, "block_size", 2, 1024)
+        if self.block_size & (self.block_size - 1):
+            raise ValueError(
+                f"a Hadamard block must be a power of two such as 16, 32, 64 or 128, got {self.block_size}"
+            )
         if self.signs not in SIGNS:
             raise ValueError(f"signs must be one of {', '.join(map(repr, SIGNS))}, got {self.signs!r}")
         set_int(self, "seed", 0, 2**63 - 1)
@@ -64,25 +66,25 @@ class Hadamard:
         if self.signs == "none":
             return None
         if self.signs == "fixed":
-            bits = _bits(self.block, self.seed)
-            return (_signs if like.device.type == "cpu" else _signs_there)(self.block, bits, like)
+            bits = _bits(self.block_size, self.seed)
+            return (_signs if like.device.type == "cpu" else _signs_there)(self.block_size, bits, like)
         # Halves rounded to integers: 0 and 1 are equally probable, and the key is drawn as for any rounding.
-        halves = torch.full((self.block,), 0.5, dtype=like.dtype, device=like.device)
+        halves = torch.full((self.block_size,), 0.5, dtype=like.dtype, device=like.device)
         with observe.unseen() if observe.anyone else nullcontext():
             return round_fresh(halves, FixedPoint(4, 0), as_rounding("stochastic")) * 2 - 1
 
     def apply(self, x: Tensor, signs: Tensor | None) -> Tensor:
-        """A tensor (..., contraction) transformed; its last axis grows to a multiple of ``block``."""
-        short = -x.shape[-1] % self.block
-        blocks = torch.nn.functional.pad(x, (0, short)).unflatten(-1, (-1, self.block))
+        """A tensor (..., contraction) transformed; its last axis grows to a multiple of ``block_size``."""
+        short = -x.shape[-1] % self.block_size
+        blocks = torch.nn.functional.pad(x, (0, short)).unflatten(-1, (-1, self.block_size))
         if signs is not None:
             blocks = blocks * signs
         half = 1
-        while half < self.block:  # Sylvester's construction: sums and differences of the two halves
+        while half < self.block_size:  # Sylvester's construction: sums and differences of the two halves
             a, b = blocks.unflatten(-1, (-1, 2, half)).unbind(-2)
             blocks = torch.stack((a + b, a - b), -2).flatten(-3)
             half *= 2
-        transformed: Tensor = (blocks * (1.0 / math.sqrt(self.block))).flatten(-2)
+        transformed: Tensor = (blocks * (1.0 / math.sqrt(self.block_size))).flatten(-2)
         return transformed
 
 

@@ -219,7 +219,7 @@ def _transforms(given: object) -> tuple[Hadamard | None, Hadamard | None, Hadama
         raise ValueError(f"transform takes one, or one for each of {', '.join(names)}, got {given!r}")
     for transform in listed:
         if transform is not None and not isinstance(transform, Hadamard):
-            raise TypeError(f"transform takes Hadamard(block, signs), or a dict of them, got {transform!r}")
+            raise TypeError(f"transform takes Hadamard(block_size, signs), or a dict of them, got {transform!r}")
     first, second, third = listed
     return first, second, third
 

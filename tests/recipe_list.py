@@ -20,7 +20,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "mxfp8": recipes.mxfp8,
     "mxfp6": recipes.mxfp6,
     "mxfp4": recipes.mxfp4,
-    "mxfp4 to nearest": lambda: recipes.mxfp4(unbiased=False, block=None),
+    "mxfp4 to nearest": lambda: recipes.mxfp4(unbiased=False, hadamard=None),
     "nvfp4": recipes.nvfp4,
     "s2fp8": recipes.s2fp8,
     "luq": recipes.luq,

@@ -697,7 +697,7 @@ def test_functions_follow_their_kernels_where_an_arithmetic_shapes_products() ->
 
 def test_transforms_that_differ_are_all_shown() -> None:
     gemm = Gemm(BF16, transform=(Hadamard(16), Hadamard(32), Hadamard(64)))
-    assert all(f"block={block}" in repr(gemm) for block in (16, 32, 64))
+    assert all(f"block_size={size}" in repr(gemm) for size in (16, 32, 64))
 
 
 class Watched(Operand):

@@ -714,7 +714,7 @@ def test_luqs_samples_are_of_the_weights_gradient_only() -> None:
 
 def test_defaults_are_the_papers() -> None:
     for made, wanted in (
-        (recipes.mxfp4(), recipes.mxfp4(block=64)),
+        (recipes.mxfp4(), recipes.mxfp4(hadamard=64)),
         (recipes.luq(), recipes.luq(samples=1)),
         (recipes.lns_madam(), recipes.lns_madam(bits=8, gamma=8)),
     ):

@@ -443,26 +443,26 @@ def mxfp6(element: ScalarFormat = E3M2, exempt: Exempt = ()) -> Recipe:
     return Recipe(_operands(number, number, number), exempt=exempt)
 
 
-def mxfp4(unbiased: bool = True, block: int | None = 64, exempt: Exempt = ()) -> Recipe:
+def mxfp4(unbiased: bool = True, hadamard: int | None = 64, exempt: Exempt = ()) -> Recipe:
     """MXFP4 in the two backward products, unbiased, after random Hadamard transforms; the forward one is fp32.
 
     Tseng et al., Training LLMs with MXFP4 (2502.20586). ``unbiased=False`` is MXFP4 to nearest in all
-    three products; ``block`` is the transform's width, None for no transform.
+    three products; ``hadamard`` is the width of the transforms, None for none.
 
     Args:
         exempt: paths of layers to leave alone, as ``exempt`` of ``lower``.
 
     Raises:
         TypeError, ValueError: an ``exempt`` that is no list, an ``unbiased`` that is neither True nor
-            False, a block that ``Hadamard`` refuses.
+            False, a width that ``Hadamard`` refuses.
 
     >>> mxfp4().operands.forward, mxfp4().operands.transform[1]
-    ((None, None), Hadamard(block=64, signs='random', seed=0))
-    >>> mxfp4(unbiased=False, block=None).operands.forward[0].format == MXFP4
+    ((None, None), Hadamard(block_size=64, signs='random', seed=0))
+    >>> mxfp4(unbiased=False, hadamard=None).operands.forward[0].format == MXFP4
     True
     """
     check_bool("unbiased", unbiased)
-    transform = None if block is None else Hadamard(block, "random")
+    transform = None if hadamard is None else Hadamard(hadamard, "random")
     if not unbiased:
         return Recipe(_operands(MXFP4, MXFP4, MXFP4, transform), exempt=exempt)
     q, backward = Technique(MXFP4, ThreeQuarters()), {"grad_input": transform, "grad_weight": transform}
