@@ -163,7 +163,7 @@ WRONG: list[tuple[Callable[[], object], str]] = [
     (lambda: lptensor.training.HALP([{"params": [W], "bits": 100}], 0.1, 1.0), "bits must be .* got 100"),  # type: ignore[list-item]
     (lambda: lptensor.training.Madam([W], beta=None), "beta must be a number, got None"),  # type: ignore[arg-type]
     (lambda: lptensor.training.Madam([{"params": [W], "lr": -1}]), "lr must be positive and finite, got -1"),  # type: ignore[list-item]
-    (lambda: lptensor.training.Dynamic(growth="2"), "growth must be a number, got '2'"),  # type: ignore[arg-type]
+    (lambda: lptensor.training.Dynamic(growth_factor="2"), "growth_factor must be a number, got '2'"),  # type: ignore[arg-type]
     (lambda: lptensor.training.Automatic(BF16, threshold=None), "threshold must be a number, got None"),  # type: ignore[arg-type]
     (lambda: lptensor.training.DynamicFixedPoint(max_overflow="1"), "max_overflow must be a number, got '1'"),  # type: ignore[arg-type]
     (lambda: lptensor.training.Flexpoint(gamma="1"), "gamma must be a number, got '1'"),  # type: ignore[arg-type]

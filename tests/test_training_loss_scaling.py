@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -75,7 +77,7 @@ def test_dynamic_scales_are_those_of_torch(seed: int) -> None:
         scaler: Any = (
             torch.amp.GradScaler("cpu", 2.0**125, growth_interval=3)
             if kind == "torch"
-            else LossScaler(Dynamic(2.0**125, interval=3))
+            else LossScaler(Dynamic(2.0**125, growth_interval=3))
         )
         run = []
         for _ in range(60):
@@ -90,6 +92,12 @@ def test_dynamic_scales_are_those_of_torch(seed: int) -> None:
         runs.append(run)
     assert runs[0] == runs[1]
     assert len({scale for scale, *_ in runs[1]}) >= 3
+
+
+def test_the_arguments_are_called_as_those_of_torchs_scaler() -> None:
+    theirs = {*inspect.signature(torch.amp.GradScaler.__init__).parameters}
+    assert {field.name for field in fields(Dynamic)} == theirs - {"self", "device", "enabled"}
+    assert all("init_scale" in {field.name for field in fields(kind)} for kind in (Static, Automatic))
 
 
 def test_defaults_are_the_papers_and_torchs() -> None:
@@ -250,7 +258,11 @@ def test_a_resumed_run_repeats_every_bit() -> None:
     def setup() -> tuple[nn.Module, OptimLP, LossScaler]:
         torch.manual_seed(0)
         net = lower(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), "linear", FP16, E5M2)
-        return net, OptimLP(SGD(net.parameters(), lr=0.1), grad_quant=E4M3), LossScaler(Dynamic(2.0**14, interval=2))
+        return (
+            net,
+            OptimLP(SGD(net.parameters(), lr=0.1), grad_quant=E4M3),
+            LossScaler(Dynamic(2.0**14, growth_interval=2)),
+        )
 
     def train(net: nn.Module, optim: OptimLP, scaler: LossScaler, steps: int) -> None:
         for _ in range(steps):
@@ -320,10 +332,10 @@ def test_calls_out_of_order_are_named() -> None:
         (lambda: LossScaler(0), ValueError, "policy must be positive"),
         (lambda: Static(math.inf), ValueError, "got inf"),
         (lambda: Static(True), TypeError, "got True"),
-        (lambda: Static(torch.ones(2)), TypeError, "initial must be a number"),  # type: ignore[arg-type]
-        (lambda: Dynamic(growth=1.0), ValueError, "growth must be above 1"),
-        (lambda: Dynamic(backoff=1.0), ValueError, "backoff"),
-        (lambda: Dynamic(interval=0), ValueError, "interval"),
+        (lambda: Static(torch.ones(2)), TypeError, "init_scale must be a number"),  # type: ignore[arg-type]
+        (lambda: Dynamic(growth_factor=1.0), ValueError, "growth_factor must be above 1"),
+        (lambda: Dynamic(backoff_factor=1.0), ValueError, "backoff_factor"),
+        (lambda: Dynamic(growth_interval=0), ValueError, "growth_interval"),
         (lambda: Automatic(BF16, threshold=1.0), ValueError, "share"),
         (lambda: Automatic("e4m3"), ValueError, "scalar format"),  # type: ignore[arg-type]
         (lambda: LossScaler(1.0).load_state_dict({"scale": -1.0, "count": 0}), ValueError, "scale must be positive"),
@@ -335,7 +347,9 @@ def test_bad_input_is_named(make: Any, error: type[Exception], says: str) -> Non
         make()
 
 
-@pytest.mark.parametrize("policy", [Static(256.0), Dynamic(initial=256.0), Automatic(E4M3, initial=256.0)], ids=repr)
+@pytest.mark.parametrize(
+    "policy", [Static(256.0), Dynamic(init_scale=256.0), Automatic(E4M3, init_scale=256.0)], ids=repr
+)
 @pytest.mark.parametrize("format", [E4M3, E5M2, BF16, FixedPoint(8, 4)], ids=repr)
 def test_an_infinite_gradient_is_skipped_though_its_rounding_saturates(format: Any, policy: Any) -> None:
     w = nn.Parameter(torch.ones(2))
@@ -347,7 +361,7 @@ def test_an_infinite_gradient_is_skipped_though_its_rounding_saturates(format: A
     assert scaler.get_scale() == (256 if isinstance(policy, Static) else 128)
 
 
-@pytest.mark.parametrize("policy", [Dynamic(initial=1.0), Automatic(E4M3, initial=1.0)], ids=repr)
+@pytest.mark.parametrize("policy", [Dynamic(init_scale=1.0), Automatic(E4M3, init_scale=1.0)], ids=repr)
 def test_a_scale_never_comes_down_to_zero(policy: Any) -> None:
     w = nn.Parameter(torch.ones(1))
     optimizer, scaler = SGD([w], lr=1.0), LossScaler(policy)
@@ -362,7 +376,7 @@ def test_a_scale_never_comes_down_to_zero(policy: Any) -> None:
 def test_a_scaler_goes_on_where_torchs_has_stopped() -> None:
     theirs = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=3)
     w = nn.Parameter(torch.ones(1))
-    ours = LossScaler(Dynamic(initial=1.0, interval=3))
+    ours = LossScaler(Dynamic(init_scale=1.0, growth_interval=3))
     for _ in range(2):
         theirs.scale(w.sum()).backward()
         theirs.step(SGD([w], lr=0.0))

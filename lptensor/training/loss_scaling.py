@@ -26,19 +26,19 @@ class Static:
     """The same scale at every step (Micikevicius et al., 1710.03740, section 3.2).
 
     Args:
-        initial: the scale, positive and finite; no power of two is asked for.
+        init_scale: the scale, positive and finite; no power of two is asked for.
 
     Raises:
         TypeError, ValueError: a scale that is no positive, finite number.
 
-    >>> Static(1000.0).initial
+    >>> Static(1000.0).init_scale
     1000.0
     """
 
-    initial: float = 1024.0
+    init_scale: float = 1024.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "initial", check_positive("initial", self.initial))
+        object.__setattr__(self, "init_scale", check_positive("init_scale", self.init_scale))
 
     def after(self, scale: float, count: int, seen: Seen) -> tuple[float, int]:
         """The scale of the next step, and the count that goes with it."""
@@ -53,43 +53,44 @@ class Dynamic:
     """Grows after a run of steps without infinities or NaN, backs off at one (1710.03740; torch's GradScaler).
 
     Args:
-        initial: the first scale.
-        growth: factor after ``interval`` steps in a row with finite gradients.
-        backoff: factor after a step without.
-        interval: steps in a row, at least 1.
+        init_scale: the first scale.
+        growth_factor: factor after ``growth_interval`` steps in a row with finite gradients.
+        backoff_factor: factor after a step without.
+        growth_interval: steps in a row, at least 1.
 
     Raises:
-        TypeError, ValueError: an initial scale that is no positive, finite number, growth of 1 or less, backoff
-            outside (0, 1), an interval below 1.
+        TypeError, ValueError: an initial scale that is no positive, finite number, a growth_factor of 1 or
+            less, a backoff_factor outside (0, 1), a growth_interval below 1.
 
-    >>> scaler = LossScaler(Dynamic(initial=8.0))
+    >>> scaler = LossScaler(Dynamic(init_scale=8.0))
     >>> w = torch.nn.Parameter(torch.ones(1)); w.grad = torch.tensor([math.inf])
     >>> scaler.step(torch.optim.SGD([w], lr=1.0)); scaler.update(); scaler.get_scale(), w.item()
     (4.0, 1.0)
     """
 
-    initial: float = 2.0**16
-    growth: float = 2.0
-    backoff: float = 0.5
-    interval: int = 2000
+    init_scale: float = 2.0**16
+    growth_factor: float = 2.0
+    backoff_factor: float = 0.5
+    growth_interval: int = 2000
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "initial", check_positive("initial", self.initial))
-        set_int(self, "interval", 1, 2**31)
-        set_number(self, "growth")
-        set_number(self, "backoff")
-        if not 1 < self.growth < math.inf or not 0 < self.backoff < 1:
+        object.__setattr__(self, "init_scale", check_positive("init_scale", self.init_scale))
+        set_int(self, "growth_interval", 1, 2**31)
+        set_number(self, "growth_factor")
+        set_number(self, "backoff_factor")
+        if not 1 < self.growth_factor < math.inf or not 0 < self.backoff_factor < 1:
             raise ValueError(
-                f"growth must be above 1 and backoff between 0 and 1, got {self.growth!r} and {self.backoff!r}"
+                f"growth_factor must be above 1 and backoff_factor between 0 and 1, got {self.growth_factor!r} "
+                f"and {self.backoff_factor!r}"
             )
 
     def after(self, scale: float, count: int, seen: Seen) -> tuple[float, int]:
         """The scale of the next step, and the count that goes with it."""
         if seen.infinite:
-            return max(scale * self.backoff, _LEAST), 0
-        if count + 1 < self.interval:
+            return max(scale * self.backoff_factor, _LEAST), 0
+        if count + 1 < self.growth_interval:
             return scale, count + 1
-        grown = scale * self.growth
+        grown = scale * self.growth_factor
         return (grown if grown <= torch.finfo(torch.float32).max else scale), 0
 
 
@@ -103,7 +104,7 @@ class Automatic:
 
     Args:
         format: of the gradients, a scalar format with a largest value; nothing is rounded to it here.
-        initial: the first scale.
+        init_scale: the first scale.
         threshold: a share of the elements, from 0 to below 1.
         span: steps, at least 1.
 
@@ -119,14 +120,14 @@ class Automatic:
     """
 
     format: ScalarFormat
-    initial: float = 1.0
+    init_scale: float = 1.0
     threshold: float = 1e-5
     span: int = 1000
 
     def __post_init__(self) -> None:
         if not isinstance(self.format, ScalarFormat) or not 0 < self.format.max < math.inf:
             raise ValueError(f"format must be a scalar format with a largest value, got {self.format!r}")
-        object.__setattr__(self, "initial", check_positive("initial", self.initial))
+        object.__setattr__(self, "init_scale", check_positive("init_scale", self.init_scale))
         set_int(self, "span", 1, 2**31)
         set_number(self, "threshold")
         if not 0 <= self.threshold < 1:
@@ -187,12 +188,12 @@ class LossScaler:
     >>> scaler.scale(w * 2.0**-12).backward(); scaler.step(optim); scaler.update(); w.item() == 1 - 2.0**-12
     True
     >>> scaler
-    LossScaler(Static(initial=1024.0)), now at 1024
+    LossScaler(Static(init_scale=1024.0)), now at 1024
     """
 
     def __init__(self, policy: Static | Dynamic | Automatic | float | None = None) -> None:
         self.policy = Dynamic() if policy is None else as_policy("policy", policy)
-        self._scale = float(self.policy.initial)
+        self._scale = float(self.policy.init_scale)
         self._count = 0
         self._seen = Seen()
 
