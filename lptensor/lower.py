@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from types import ModuleType
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import modules
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils.rnn import PackedSequence
 
@@ -18,6 +16,7 @@ from lptensor.accumulator import Accumulator
 from lptensor.arithmetic import Arithmetic
 from lptensor.formats import Format
 from lptensor.layer_products import LayerProducts, check_plain
+from lptensor.layer_types import LayerTypes, classes_of, names_of
 from lptensor.nests import is_container, remade
 from lptensor.operands import Gemm
 from lptensor.ops import check_format
@@ -27,42 +26,17 @@ from lptensor.quantizer import Quantize, quantizer
 from lptensor.rounding import Mode, Rounding
 
 Model = TypeVar("Model", bound=nn.Module)
-LayerType: TypeAlias = "str | type[nn.Module]"
-
-
-def _layers(*files: ModuleType) -> tuple[type[nn.Module], ...]:
-    """The public layers that these files of torch.nn define."""
-    listed = (getattr(file, name) for file in files for name in file.__all__)
-    return tuple(cls for cls in listed if issubclass(cls, nn.Module) and cls not in _NO_LAYERS | _ATTENTION)
-
-
-_ATTENTION = {nn.MultiheadAttention}  # torch keeps it with the activations
-_NO_LAYERS = {nn.Identity, NonDynamicallyQuantizableLinear}
-
-GROUPS: dict[str, tuple[type[nn.Module], ...]] = {
-    "conv": _layers(modules.conv, modules.fold),
-    "linear": _layers(modules.linear),
-    "pool": _layers(modules.pooling),
-    "pad": _layers(modules.padding),
-    "activation": _layers(modules.activation),
-    "normalization": _layers(modules.normalization, modules.batchnorm, modules.instancenorm),
-    "dropout": _layers(modules.dropout),
-    "loss": _layers(modules.loss),
-    "rnn": _layers(modules.rnn),
-    "embedding": _layers(modules.sparse),
-    "attention": tuple(_ATTENTION),
-}
 
 
 def lower(
     model: Model,
-    layer_type: LayerType | Iterable[LayerType] | None = None,
+    layer_type: LayerTypes | None = None,
     forward_number: Format | None = None,
     backward_number: Format | None = None,
     forward_rounding: Rounding | Mode | str = "stochastic",
     backward_rounding: Rounding | Mode | str = "stochastic",
     *,
-    layer_types: LayerType | Iterable[LayerType] | None = None,
+    layer_types: LayerTypes | None = None,
     operands: Gemm | None = None,
     accumulator: Accumulator | None = None,
     exempt: Iterable[str] = (),
@@ -124,8 +98,10 @@ def lower(
     if not layers:
         present = sorted({type(module).__name__ for module in model.modules()})
         if _chosen(model, wanted, ()):
-            raise ValueError(f"exempt={exempt} leaves no layer of {_names(wanted)}; name fewer paths")
-        raise ValueError(f"{type(model).__name__} has no layer of {_names(wanted)}; it is made of {', '.join(present)}")
+            raise ValueError(f"exempt={exempt} leaves no layer of {names_of(wanted)}; name fewer paths")
+        raise ValueError(
+            f"{type(model).__name__} has no layer of {names_of(wanted)}; it is made of {', '.join(present)}"
+        )
     if products is not None:
         chosen = {id(layer) for layer in layers}
         within = {id(part) for layer in layers for part in layer.modules() if part is not layer} & chosen
@@ -200,32 +176,4 @@ def _classes(layer_type: Any, layer_types: Any) -> tuple[type[nn.Module], ...]:
     """The module classes that the two ways of naming them stand for."""
     if (layer_type is None) == (layer_types is None):
         raise TypeError("lower needs layer_type= (layer_types= is the same), exactly once, such as ['conv']")
-    named = layer_types if layer_type is None else layer_type
-    if isinstance(named, str | type):
-        named = [named]
-    elif not isinstance(named, Iterable):
-        raise TypeError(f"layer_type must be names of layer groups or module classes, got {named!r}; {_KNOWN}")
-    found: list[type[nn.Module]] = []
-    for name in named:
-        if isinstance(name, type) and issubclass(name, nn.Module):
-            found.append(name)
-        elif not isinstance(name, str):
-            raise TypeError(f"a layer type is the name of a group or a module class, got {name!r}; {_KNOWN}")
-        elif name == "all":
-            found += [cls for group in GROUPS.values() for cls in group]
-        elif name in GROUPS:
-            found += GROUPS[name]
-        else:
-            raise ValueError(f"unknown layer type {name!r}; {_KNOWN}")
-    if not found:
-        raise ValueError(f"layer_type names no layers; {_KNOWN}")
-    return tuple(found)
-
-
-_KNOWN = f"known groups: {', '.join(GROUPS)}, 'all', or a class such as nn.Linear"
-
-
-def _names(wanted: tuple[type[nn.Module], ...]) -> str:
-    groups = [name for name, group in GROUPS.items() if set(group) <= set(wanted)]
-    grouped = {cls for name in groups for cls in GROUPS[name]}
-    return " or ".join(groups + [cls.__name__ for cls in wanted if cls not in grouped])
+    return classes_of("layer_type", layer_types) if layer_type is None else classes_of("layer_type", layer_type)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,22 +12,20 @@ from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
 from lptensor import _compat
+from lptensor.layer_types import LayerTypes, classes_of, names_of
 from lptensor.path_rules import listed, matches
 
-Classes: TypeAlias = "type[nn.Module] | tuple[type[nn.Module], ...]"
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-def layers_of(model: nn.Module, exempt: Iterable[str], layers: Classes) -> dict[str, nn.Module]:
-    """The layers of these classes by their paths, without those at or below what the patterns in ``exempt`` match."""
+def layers_of(model: nn.Module, exempt: Iterable[str], layer_types: LayerTypes) -> dict[str, nn.Module]:
+    """The layers of these types by their paths, without those at or below what the patterns in ``exempt`` match."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"layers are changed of a torch.nn.Module, got {type(model).__name__}")
-    exempt = listed("exempt", exempt)
-    check_classes(layers)
-    found = {path: module for path, module in model.named_modules() if isinstance(module, layers)}
+    exempt, wanted = listed("exempt", exempt), classes_of("layer_types", layer_types)
+    found = {path: module for path, module in model.named_modules() if isinstance(module, wanted)}
     if not found:
-        kinds = ", ".join(cls.__name__ for cls in (layers if isinstance(layers, tuple) else (layers,)))
-        raise ValueError(f"{type(model).__name__} has no layer of {kinds}")
+        raise ValueError(f"{type(model).__name__} has no layer of {names_of(wanted)}")
     if unknown := [pattern for pattern in exempt if not any(matches(pattern, path) for path in found)]:
         raise ValueError(f"exempt names {unknown[0]!r}, which is none of the layers {', '.join(found)}")
     chosen = {path: module for path, module in found.items() if not any(matches(pattern, path) for pattern in exempt)}
@@ -36,19 +34,13 @@ def layers_of(model: nn.Module, exempt: Iterable[str], layers: Classes) -> dict[
     return chosen
 
 
-def called_layers(model: nn.Module, exempt: Iterable[str], layers: Classes) -> dict[str, nn.Module]:
+def called_layers(model: nn.Module, exempt: Iterable[str], layer_types: LayerTypes) -> dict[str, nn.Module]:
     """The same, without the projections within ``nn.MultiheadAttention``, which reads their weights past them."""
-    found = layers_of(model, exempt, layers)
+    found = layers_of(model, exempt, layer_types)
     called = {path: module for path, module in found.items() if type(module) is not NonDynamicallyQuantizableLinear}
     if not called:
         raise ValueError(f"{type(model).__name__} has no such layer but projections of attention, which are not called")
     return called
-
-
-def check_classes(layers: Any) -> None:
-    """Refuse what isinstance() does not take, naming it."""
-    if not all(isinstance(cls, type) for cls in (layers if isinstance(layers, tuple) else (layers,))):
-        raise TypeError(f"layers takes classes such as (nn.Linear, nn.Conv2d), got {layers!r}")
 
 
 def kind_of(layer: nn.Module) -> str:

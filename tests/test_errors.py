@@ -155,8 +155,8 @@ WRONG: list[tuple[Callable[[], object], str]] = [
     (lambda: lptensor.study.sensitivity(3, print, BF16), "sensitivity takes a torch.nn.Module, got int"),  # type: ignore[arg-type]
     (lambda: lptensor.training.prepare(3, BF16), "prepare takes a torch.nn.Module, got int"),  # type: ignore[type-var]
     (lambda: lptensor.training.prepare(nn.Linear(1, 1), torch.sign), "a function is for round_layers"),  # type: ignore[arg-type]
-    (lambda: lptensor.training.prepare(nn.Linear(1, 1), BF16, layers="linear"), "takes classes .* got 'linear'"),  # type: ignore[arg-type]
-    (lambda: lptensor.training.round_layers(nn.Linear(1, 1), layers="linear"), "takes classes .* got 'linear'"),  # type: ignore[arg-type]
+    (lambda: lptensor.training.prepare(nn.Linear(1, 1), BF16, layer_types=8), "layer_types must be names .* got 8"),  # type: ignore[arg-type]
+    (lambda: lptensor.training.round_layers(nn.Linear(1, 1), layer_types=[8]), "a module class, got 8; known"),  # type: ignore[list-item]
     (lambda: lptensor.training.FormatSchedule({0: BF16}, 3), "apply must be a function of the format, got 3"),  # type: ignore[arg-type]
     (lambda: lptensor.training.FormatSchedule([BF16], print), r"formats must be a dict such as .* got \[BF16"),  # type: ignore[arg-type]
     (lambda: lptensor.training.HALP([W], lr="0.1", mu=1.0), "lr must be a number, got '0.1'"),  # type: ignore[arg-type]
@@ -468,7 +468,7 @@ def test_a_weight_that_is_parametrized_is_named_and_only_its_input_is_rounded() 
 def test_layers_without_weights_and_of_other_dtypes() -> None:
     net = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4, elementwise_affine=False))
     both = (nn.Linear, nn.LayerNorm)
-    rounded = round_layers(net, input=lambda: quantizer(E4M3), gradient=lambda: quantizer(E4M3), layers=both)
+    rounded = round_layers(net, input=lambda: quantizer(E4M3), gradient=lambda: quantizer(E4M3), layer_types=both)
     assert rounded(torch.ones(3, 4)).shape == (3, 4)
     for recipe in (lptensor.training.recipes.wage(initialize=False), lptensor.training.recipes.dorefa()):
         half = nn.Sequential(nn.Linear(4, 4).bfloat16())

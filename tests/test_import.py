@@ -48,6 +48,7 @@ LAYERS = (
         "optimizer_state",
         "convert",
         "layer_products",
+        "layer_types",
         "lower",
         "outputs",
         "quantizer",

@@ -15,7 +15,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 import lptensor
 from lptensor.convert import convert
 from lptensor.formats import BF16, E4M3, E5M2, FixedPoint, FloatingPoint
-from lptensor.lower import GROUPS, lower
+from lptensor.layer_types import GROUPS
+from lptensor.lower import lower
 from oracles.low_precision import CastBothWays, through
 
 FP8 = torch.float8_e5m2

@@ -453,7 +453,7 @@ def test_the_projections_of_attention_are_prepared_together_or_not_at_all() -> N
     exact = {name for name, p in layer.named_parameters() if "original" not in name and p.dim() > 1}
     assert exact == {"self_attn.in_proj_weight", "self_attn.out_proj.weight"}
     assert not layer.linear1.weight.mul(2).frac().any()
-    one = prepare(nn.Sequential(nn.Linear(2, 2), nn.Conv1d(1, 1, 1)), FixedPoint(3, 1), layers=nn.Linear)
+    one = prepare(nn.Sequential(nn.Linear(2, 2), nn.Conv1d(1, 1, 1)), FixedPoint(3, 1), layer_types="linear")
     assert [n for n, _ in one.named_parameters() if "original" in n] == ["0.parametrizations.weight.original"]
 
 

@@ -596,7 +596,7 @@ class TestRoundLayers:
 
     def test_the_gradient_of_several_outputs_is_refused(self) -> None:
         with pytest.raises(TypeError, match="gradient of one tensor, which a LSTM does not return but a tuple"):
-            round_layers(nn.LSTM(2, 2), gradient=LUQ, layers=(nn.LSTM,))(torch.ones(3, 2))
+            round_layers(nn.LSTM(2, 2), gradient=LUQ, layer_types=(nn.LSTM,))(torch.ones(3, 2))
 
     def test_an_input_may_come_by_its_name(self) -> None:
         layer, x = round_layers(nn.Linear(3, 2), input=S2FP8), torch.randn(4, 3)

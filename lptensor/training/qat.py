@@ -10,6 +10,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrize
 
 from lptensor.base import Format, wrong_format
+from lptensor.layer_types import LayerTypes, classes_of, names_of
 from lptensor.ops import check_roundable
 from lptensor.quantizer import Quantizer
 from lptensor.rounding import Mode, Rounding
@@ -22,7 +23,7 @@ def prepare(
     model: Model,
     format: Format,
     rounding: Rounding | Mode | str = "nearest",
-    layers: type[nn.Module] | tuple[type[nn.Module], ...] = LAYERS,
+    layer_types: LayerTypes = LAYERS,
     exempt: Sequence[str] = (),
 ) -> Model:
     """Round the weights of the chosen layers wherever they are used; the gradient passes straight through.
@@ -37,7 +38,8 @@ def prepare(
         model: any module, itself a chosen layer or with such inside.
         format: of the weights.
         rounding: as for ``round``; to nearest by default.
-        layers: the classes to change; linear and convolutional layers, but transposed ones, by default.
+        layer_types: which to change, as ``layer_type`` of ``lower`` names them; by default linear and convolutional
+            layers, but transposed ones.
         exempt: path patterns of what to leave alone, as ``exempt`` of ``lower``.
 
     Raises:
@@ -57,12 +59,12 @@ def prepare(
             raise TypeError(f"prepare takes a format, got {format!r}; a function is for round_layers(weight=...)")
         raise wrong_format(format)
     quantizer = Quantizer(format, forward_rounding=rounding)
-    layers = (layers,) if isinstance(layers, type) else layers
-    found = layers_of(model, exempt, layers).values()
+    wanted = classes_of("layer_types", layer_types)
+    found = layers_of(model, exempt, wanted).values()
     called = [m for m in found if type(m) is not NonDynamicallyQuantizableLinear]
     chosen = [m for m in called if isinstance(getattr(m, "weight", None), Tensor)]
     if not chosen:
-        raise ValueError(f"{type(model).__name__} has no layer of {', '.join(kind.__name__ for kind in layers)}")
+        raise ValueError(f"{type(model).__name__} has no layer of {names_of(wanted)}")
     if any(map(_is_prepared, chosen)):
         raise ValueError("a layer's weight is prepared already; finish(model) before preparing it anew")
     check_weights(chosen)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lptensor import _compat
+from lptensor.layer_types import LayerTypes
 from lptensor.of_values import made_by
 from lptensor.ops import StraightThrough
 from lptensor.weighted_layers import (
@@ -34,7 +35,7 @@ def round_layers(
     weight: Make | None = None,
     gradient: Make | None = None,
     exempt: Sequence[str] = (),
-    layers: type[nn.Module] | tuple[type[nn.Module], ...] = LAYERS,
+    layer_types: LayerTypes = LAYERS,
 ) -> Model:
     """Give each chosen layer something that rounds its input, its weight, and the gradient of its output.
 
@@ -55,7 +56,8 @@ def round_layers(
         input, weight, gradient: what makes the function or module that rounds this operand, called without
             arguments; None leaves it alone.
         exempt: path patterns of what to leave alone, as ``exempt`` of ``lower``.
-        layers: the classes to change; linear and convolutional layers, but transposed ones, by default.
+        layer_types: which to change, as ``layer_type`` of ``lower`` names them; by default linear and convolutional
+            layers, but transposed ones.
 
     Raises:
         TypeError: an argument that cannot be called; in a call of the model, a function that returns something else, or
@@ -71,7 +73,7 @@ def round_layers(
     for name, make in (("input", input), ("weight", weight), ("gradient", gradient)):
         if make is not None and (not callable(make) or isinstance(make, nn.Module)):
             raise TypeError(f"{name} makes what rounds, once for each layer: say {name}=lambda: ..., got {make!r}")
-    round_each([*called_layers(model, exempt, layers).values()], input, weight, gradient)
+    round_each([*called_layers(model, exempt, layer_types).values()], input, weight, gradient)
     return model
 
 
@@ -114,7 +116,7 @@ def _round_gradient(module: nn.Module, args: Any, output: Any) -> Any:
     if not isinstance(output, Tensor):
         raise TypeError(
             f"round_layers(gradient=) rounds the gradient of one tensor, which a {kind_of(module)} does not return "
-            f"but a {type(output).__name__}; leave it out of layers, lower(model, backward_number=...) rounds it"
+            f"but a {type(output).__name__}; leave it out of layer_types, lower(model, backward_number=...) rounds it"
         )
     return _apply(_Backward, output, module.get_submodule(GRADIENT))
 
