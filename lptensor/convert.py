@@ -57,7 +57,8 @@ def convert(target: Target, format: Spec | Mapping[str, Spec], buffers: bool = F
     Raises:
         ValueError: a pattern that matches nothing, one that comes after those that decide all it matches
             otherwise, a parameter tied across two rules, a format that fp32 cannot carry.
-        TypeError: a target or format that is none, a nest that holds modules or the like, a layer that ``lower``
+        TypeError: a target or format that is none, a nest that holds modules or the like, or numbers alone, a
+            layer that ``lower``
             has given operands or an accumulator. Nothing is converted in either case.
 
     >>> from lptensor import FloatingPoint
@@ -83,17 +84,28 @@ def convert(target: Target, format: Spec | Mapping[str, Spec], buffers: bool = F
         raise TypeError(f"only floating-point tensors have a low-precision form, got {target.dtype}; say .float()")
     if not isinstance(target, Tensor) and not is_container(target):
         raise TypeError(f"convert takes a module, an optimizer or a nest of tensors, got {type(target).__name__}")
-    _check_nest(target)
+    held: set[type] = set()
+    _check_nest(target, held)
+    if held and Tensor not in held:
+        kinds = " and ".join(sorted(kind.__name__ for kind in held))
+        raise TypeError(f"a nest of tensors holds {kinds} alone, and nothing to convert; make tensors of numbers")
     converted: Target = map_nest(target, lambda x: _convert_tensor(x, arithmetic))
     return converted
 
 
-def _check_nest(item: Any) -> Any:
-    """Refuse a nest with things that hold tensors and are none: they would stay as they are, unsaid."""
+def _check_nest(item: Any, held: set[type]) -> Any:
+    """Refuse a nest with things that hold tensors and are none: they would stay as they are, unsaid.
+
+    ``held`` gets the classes of what the nest holds, but for None.
+    """
     if isinstance(item, (nn.Module, torch.optim.Optimizer, np.ndarray)):
         way = "make a tensor of it" if isinstance(item, np.ndarray) else "convert each of them by itself"
         raise TypeError(f"a nest of tensors holds a {type(item).__name__}; {way}")
-    return remade(item, _check_nest) if not isinstance(item, Tensor) and is_container(item) else item
+    if not isinstance(item, Tensor) and is_container(item):
+        return remade(item, lambda part: _check_nest(part, held))
+    if item is not None:
+        held.add(Tensor if isinstance(item, Tensor) else type(item))
+    return item
 
 
 def _convert_tensor(x: Tensor, arithmetic: Arithmetic | None) -> Tensor:

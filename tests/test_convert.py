@@ -629,6 +629,20 @@ def test_a_nest_with_what_is_no_tensor_is_refused(held: Any) -> None:
             convert(nest, E4M3)
 
 
+@pytest.mark.parametrize("format", [E4M3, None], ids=repr)
+def test_a_nest_without_a_tensor_is_refused_unless_it_holds_nothing(format: Any) -> None:
+    for nest, kinds in (([0.1], "float"), ({"a": ("x", 2)}, "int and str"), (Empty(0.5), "float")):
+        with pytest.raises(TypeError, match=f"holds {kinds} alone, and nothing to convert"):
+            convert(nest, format)
+    assert convert([], format) == [] and convert({"state": None}, format) == {"state": None}
+    assert convert([torch.arange(2), 0.1], format)[1] == 0.1
+
+
+@dataclass
+class Empty:
+    rate: float
+
+
 def test_formats_of_the_same_values_say_so() -> None:
     other = FloatingPoint(4, 3, specials="fn")
     with pytest.raises(TypeError, match="have the same values, but not all the rest"):
