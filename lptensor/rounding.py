@@ -15,8 +15,16 @@ from lptensor.text import constant, learn
 Way = Literal["zero", "away", "even", "odd", "down", "up"]
 
 
+class _Named(enum.IntEnum):
+    """Members that are found by their names in lower case too, as arguments have them."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> enum.IntEnum | None:
+        return next((member for member in cls if member.name.lower() == value), None)
+
+
 @learn
-class Mode(enum.IntEnum):
+class Mode(_Named):
     """How a value between two neighbours of a format is rounded; each mode's name in lower case stands for it too.
 
     - NEAREST: to the nearer one, ties to the even code (IEEE 754-2019 4.3.1, roundTiesToEven).
@@ -35,6 +43,8 @@ class Mode(enum.IntEnum):
     tensor([0.1094])
     >>> Mode.NEAREST.toward, Mode.NEAREST.tie, Mode.UP.tie
     ('nearer', 'even', 'up')
+    >>> Mode("toward_zero") is Mode.TOWARD_ZERO
+    True
     """
 
     toward: Way | Literal["nearer", "drawn"]
@@ -68,7 +78,7 @@ class Mode(enum.IntEnum):
 
 
 @learn
-class Beyond(enum.IntEnum):
+class Beyond(_Named):
     """What stochastic rounding does with finite values past the largest one, M; ``Stochastic`` takes the names.
 
     - OVERFLOW: rounds as if the exponent had no bound, then the format's overflow takes what is larger than M.

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from lptensor.formats import BF16, E2M1, E4M3, E5M2, E8M0, FP16, FixedPoint, FloatingPoint
-from lptensor.rounding import Mode, Rounding, Stochastic, as_rounding
+from lptensor.rounding import Beyond, Mode, Rounding, Stochastic, as_rounding
 from oracles import exact
 from oracles.exact import power
 from oracles.philox import word_of_element
@@ -28,7 +28,14 @@ TO_INF = FloatingPoint(4, 3)
 def test_every_way_to_say_a_mode_means_one_value(mode: Mode) -> None:
     name = mode.name.lower()
     assert as_rounding(name) == as_rounding(mode) == as_rounding(Rounding(mode)) == Rounding(mode)
-    assert Rounding(mode).name == name
+    assert Rounding(mode).name == name and Mode(name) is Mode(mode.value) is mode
+
+
+def test_enums_are_found_by_the_names_that_arguments_have_and_no_others() -> None:
+    assert all(Beyond(beyond.name.lower()) is beyond for beyond in Beyond)
+    for unknown in ("NEAREST", "nearer", "", 99, None):
+        with pytest.raises(ValueError, match="is not a valid Mode"):
+            Mode(unknown)
 
 
 def test_the_modes_of_the_oracle_are_all_deterministic_modes() -> None:
