@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -11,6 +14,7 @@ from lptensor.base import check_bool, no_scalar
 from lptensor.formats import Format, ScalarFormat
 from lptensor.grid import Subnormals
 from lptensor.ops import check_roundable
+from lptensor.posits import Posit
 from lptensor.rounding import Mode, Rounding
 
 
@@ -30,7 +34,7 @@ def next(x: Tensor, format: Format, up: bool = True) -> Tensor:
 
     Raises:
         TypeError: x is no float32 or float64 tensor, format a block format or none, up neither True nor False.
-        ValueError: a format that the dtype does not hold, a posit of more than 16 bits.
+        ValueError: a format that the dtype does not hold.
 
     >>> from lptensor import BF16, E4M3
     >>> next(torch.tensor([1.0, 448.0, -0.1]), E4M3).tolist()
@@ -39,7 +43,9 @@ def next(x: Tensor, format: Format, up: bool = True) -> Tensor:
     check_roundable(x, format)
     check_bool("up", up)
     if not isinstance(format, ScalarFormat):
-        return carried(_listed(exact(x.detach()), format, up), x.dtype)
+        low, high, listed = _codes_beside(exact(x.detach()), format)
+        found = listed.value(low + 1 if up else high - 1)
+        return carried(torch.where(x.isnan(), torch.nan, found), x.dtype)
     toward, rounding = (torch.inf, Rounding(Mode.UP)) if up else (-torch.inf, Rounding(Mode.DOWN))
     # Anything strictly between x and its neighbour in float64 rounds to the neighbour in the format.
     beside = exact(x.detach()).nextafter(torch.tensor(toward, dtype=torch.float64, device=x.device))
@@ -57,30 +63,56 @@ def next(x: Tensor, format: Format, up: bool = True) -> Tensor:
     return carried(reference.round_grid(beside, grid, rounding), x.dtype)
 
 
-def _listed(x: Tensor, format: Format, up: bool) -> Tensor:
-    """The same of float64 numbers, among the values of a format that lists them."""
+class _Listed(NamedTuple):
+    """A format whose codes go up with the values."""
+
+    first: int
+    last: int
+    values_of: Callable[[Tensor], Tensor]
+
+    def value(self, codes: Tensor) -> Tensor:
+        """The values of these codes; beyond the ends those of the ends."""
+        return self.values_of(codes.clamp(self.first, self.last))
+
+
+def _codes_beside(x: Tensor, format: Format) -> tuple[Tensor, Tensor, _Listed]:
+    """The codes of the largest value that is at most x, and of the smallest that is at least x, float64 numbers.
+
+    Beyond an end one of them is a step further than the end's.
+    """
+    if isinstance(format, Posit) and format.nbits > 16:  # too many to list; their codes are two's complement
+        last = 2 ** (format.nbits - 1) - 1
+        inside = x.nan_to_num(0.0).clamp(format.min, format.max)
+        down, up = (
+            format.codes_of(reference.round_posit(inside, format.lowered, Rounding(mode)))
+            for mode in (Mode.DOWN, Mode.UP)
+        )
+        low, high = (torch.where(code > last, code - 2**format.nbits, code) for code in (down, up))
+        low, high = torch.where(x < format.min, low - 1, low), torch.where(x > format.max, high + 1, high)
+        return low, high, _Listed(-last, last, format.values_of)
     if not hasattr(format, "values"):
-        raise TypeError(f"next() goes to the next value of a format of single numbers, got {no_scalar(format)}")
+        raise TypeError(f"expected a format of single numbers, got {no_scalar(format)}")
     values: Tensor = format.values().to(x.device)
-    above = torch.searchsorted(values, x.contiguous(), right=up)  # of -0 as of 0
-    found = values[(above if up else above - 1).clamp(0, len(values) - 1)]
-    return torch.where(x.isnan(), x, found)
+    low, high = (torch.searchsorted(values, x.contiguous(), right=right) for right in (True, False))  # of -0 as of 0
+    return low - 1, high, _Listed(0, len(values) - 1, values.__getitem__)
 
 
-def ulp(x: Tensor, format: ScalarFormat) -> Tensor:
+def ulp(x: Tensor, format: Format) -> Tensor:
     """The spacing of the format's values in the binade of each ``x``; below the normals, theirs.
 
     2**max(floor(log2(abs(x))) - precision + 1, spacing of the subnormals); of a power of two it is the
-    spacing above. Beyond the largest value it is that of the topmost binade. NaN and infinities give
+    spacing above. Beyond the largest value it is that of the topmost binade. Of posits and lists of values
+    it is the distance of the two values around x: of a value the one to the next away from zero, of zero to
+    the next above, beyond the ends that of the last two; rounded to the dtype. NaN and infinities give
     NaN and infinity. Same shape and dtype as ``x``.
 
     Args:
         x: float32 or float64, any shape.
-        format: a scalar format.
+        format: any but a block format.
 
     Raises:
-        TypeError: x is no float32 or float64 tensor, format none of a constant precision in a binade.
-        ValueError: a format that the dtype does not hold.
+        TypeError: x is no float32 or float64 tensor, format a block format or none.
+        ValueError: a format that the dtype does not hold, a list of one value.
 
     >>> from lptensor import E4M3
     >>> ulp(torch.tensor([1.0, 300.0, 0.0]), E4M3)
@@ -88,7 +120,13 @@ def ulp(x: Tensor, format: ScalarFormat) -> Tensor:
     """
     check_roundable(x, format)
     if not isinstance(format, ScalarFormat):
-        raise TypeError(f"expected a scalar format, got {no_scalar(format)}")
+        values = exact(x.detach())
+        low, high, listed = _codes_beside(values, format)
+        if listed.first == listed.last:
+            raise ValueError(f"{format!r} has one value, and no spacing")
+        start = torch.where(values < 0, high - 1, low).clamp(listed.first, listed.last - 1)
+        spacing = listed.value(start + 1) - listed.value(start)
+        return carried(torch.where(values.isfinite(), spacing, values.abs()), x.dtype)
     grid, magnitude = format.grid, exact(x.detach()).abs()
     binade = exponent(magnitude)
     spacing = power(binade.clamp(grid.emin, grid.emax) - (grid.precision - 1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import math
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from lptensor.formats import (
 from lptensor.neighbours import next, ulp
 from lptensor.p3109 import P3109
 from lptensor.posits import Posit
+from oracles import posit
 
 FORMATS = [
     E4M3,
@@ -152,6 +154,46 @@ def test_ulp_is_the_distance_to_the_next_value_in_magnitude(format: ScalarFormat
         assert ulp(-inside, format).tolist() == [high - low] * 2
 
 
+@pytest.mark.parametrize("format", [*LISTS, Codebook([-7.0, -2.0]), Codebook([0.25, 4.0, 5.0])], ids=repr)
+def test_ulp_of_a_list_is_the_distance_of_the_values_around(format: Any) -> None:
+    values = [Fraction(v) for v in format.values().tolist()]
+    x = probes(format.values().tolist()).clamp(-1e300, 1e300)
+    x = x[:: 1 + len(x) // 3000]
+    gaps = []
+    for v in map(Fraction, x.tolist()):
+        at = bisect.bisect_right(values, v) - 1 if v >= 0 else bisect.bisect_left(values, v) - 1
+        at = min(max(at, 0), len(values) - 2)
+        gaps.append(float(values[at + 1] - values[at]))
+    assert ulp(x, format).tolist() == gaps
+    assert ulp(torch.tensor([math.inf, -math.inf]), format).tolist() == [math.inf] * 2
+    assert ulp(torch.tensor([math.nan]), format).isnan().all()
+
+
+@pytest.mark.parametrize("format", [Posit(17), Posit(28), Posit(32), Posit(24, es=0), Posit(32, es=5)], ids=repr)
+def test_posits_that_are_too_many_to_list_have_neighbours_too(format: Posit) -> None:
+    last = 2 ** (format.nbits - 1) - 1
+    codes = torch.randint(1 - last, last, (200,), generator=torch.Generator().manual_seed(0)).tolist()
+    for code in (*codes, 1 - last, last - 1, -1, 0, 1, 2):
+        below, here, above = (exact_posit(code + step, format) for step in (-1, 0, 1))
+        x = torch.tensor([float(here), float((here + above) / 2), float((below + here) / 2)], dtype=torch.float64)
+        assert next(x, format).tolist() == [above, above, here], code
+        assert next(x, format, up=False).tolist() == [below, here, below], code
+        outward = above - here if code >= 0 else here - below
+        assert ulp(x, format).tolist() == [outward, above - here, here - below], code
+    ends = torch.tensor([-math.inf, -1e300, format.min, format.max, 1e300, math.inf, math.nan], dtype=torch.float64)
+    up, down = next(ends, format).tolist(), next(ends, format, up=False).tolist()
+    second = exact_posit(last - 1, format)
+    assert up[:6] == [format.min, format.min, -second, *[format.max] * 3] and math.isnan(up[6])
+    assert down[:6] == [*[format.min] * 3, second, format.max, format.max] and math.isnan(down[6])
+
+
+def exact_posit(code: int, format: Posit) -> Fraction:
+    """The value of a code that counts from 0, up and down."""
+    value = posit.value(code % 2**format.nbits, format.nbits, format.es)
+    assert value is not None
+    return value
+
+
 def test_ulp_beyond_the_ends() -> None:
     assert ulp(torch.tensor([1e9, math.inf, -math.inf]), E4M3).tolist() == [32, math.inf, math.inf]
     assert ulp(torch.tensor([math.nan]), E4M3).isnan().all()
@@ -169,12 +211,12 @@ def test_shape_and_dtype_are_kept(dtype: torch.dtype) -> None:
 def test_bad_input_is_named() -> None:
     with pytest.raises(TypeError, match="expected a tensor, got float"):
         next(1.0, E4M3)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="expected a scalar format, got BlockFloatingPoint"):
-        ulp(torch.ones(2), BlockFloatingPoint(8))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="of single numbers, got BlockFloatingPoint"):
+        ulp(torch.ones(2), BlockFloatingPoint(8))
     with pytest.raises(TypeError, match="of single numbers, got MXFP4; ask its element"):
         next(torch.ones(2), MXFP4)
-    with pytest.raises(ValueError, match=r"values\(\) lists up to"):
-        next(torch.ones(2).double(), Posit(32))
+    with pytest.raises(ValueError, match="has one value, and no spacing"):
+        ulp(torch.ones(2), Codebook([1.0]))
 
 
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
