@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -11,7 +13,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from lptensor.blocks import BlockFloatingPoint
-from lptensor.codebooks import NF4
+from lptensor.codebooks import NF4, Codebook, LogNumber
 from lptensor.finfo import finfo
 from lptensor.formats import (
     BF16,
@@ -35,6 +37,7 @@ from lptensor.formats import (
 )
 from lptensor.p3109 import P3109
 from lptensor.posits import Posit
+from oracles import posit
 
 TORCH = {FP32: torch.float32, FP16: torch.float16, BF16: torch.bfloat16, E5M2: torch.float8_e5m2}
 TORCH |= {E4M3: torch.float8_e4m3fn, E4M3FNUZ: torch.float8_e4m3fnuz, E5M2FNUZ: torch.float8_e5m2fnuz}
@@ -99,6 +102,30 @@ def test_limits_are_those_of_the_list_of_values(format: ScalarFormat) -> None:
         assert info.u / 2 < worst < info.u == info.eps / 2
 
 
+LISTS = [
+    *(NF4, Codebook([-1.0, 0.0, 1.0, 1.75]), Codebook([-2.0, -1.0]), LogNumber(6), Posit(2), Posit(8), Posit(6, es=0)),
+    Posit(16, es=1),
+]
+
+
+@pytest.mark.parametrize("format", LISTS, ids=repr)
+def test_limits_of_posits_and_lists_are_those_of_their_values(format: Any) -> None:
+    info, values = finfo(format), list(map(Fraction, format.values().tolist()))
+    positive, above = [v for v in values if v > 0], [v for v in values if v > 1]
+    assert (info.max, info.min, info.bits, info.codes) == (values[-1], values[0], format.bits, 2**format.bits)
+    assert info.smallest_subnormal == info.smallest_normal == info.tiny == min(positive, default=None)
+    assert info.eps == (above[0] - 1 if above and 1 in values else None)
+    if positive:
+        assert info.binades == pytest.approx(math.log2(positive[-1] / positive[0]))
+        assert info.decibels == pytest.approx(20 * math.log10(positive[-1] / positive[0]))
+    assert (info.precision, info.emin, info.emax, info.u) == (None,) * 4
+
+
+def test_limits_of_posits_that_are_too_many_to_list() -> None:
+    assert finfo(Posit(32)).eps == posit.value(2**30 + 1, 32, 2) - 1 == 2.0**-27  # type: ignore[operator]
+    assert finfo(Posit(32)).max == posit.value(2**31 - 1, 32, 2) == 1 / finfo(Posit(32)).tiny  # type: ignore[operator]
+
+
 def test_one_bit_of_fixed_point_has_limits_too() -> None:
     assert (finfo(FixedPoint(1, 3)).max, finfo(FixedPoint(1, 3)).min) == (0.0, -0.125)
     assert finfo(FixedPoint(1, 3)).binades == 0 and finfo(FixedPoint(8, 4, clamp=False)).binades == math.inf
@@ -113,7 +140,7 @@ def test_evenly_spaced_values_have_one_exponent_and_one_spacing(wl: int, fl: int
 
 
 def test_finfo_of_a_block_format_is_its_elements_affair() -> None:
-    with pytest.raises(TypeError, match="takes a scalar format, got BlockFloatingPoint"):
+    with pytest.raises(TypeError, match="takes a format of single numbers, got BlockFloatingPoint"):
         finfo(BlockFloatingPoint(8))
 
 

@@ -6,8 +6,6 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
-
 from lptensor import codebooks, posits
 from lptensor.base import wrong_format
 from lptensor.blocks import BlockFormat
@@ -84,7 +82,7 @@ def element_of(format: Format) -> Format:
 def _row(name: str, format: Format) -> dict[str, Any]:
     element, named = element_of(format), ROWS.get(name)
     row = {"name": name, "kind": format.kind or type(format).__name__, "made": _made(format)}
-    row |= _of_scalar(element) if isinstance(element, ScalarFormat) else _of_values(element)
+    row |= _of_numbers(element)
     if isinstance(format, BlockFormat):
         row["overflow"] = "saturate"
     return row | {"source": named.source if named and named.format == format else format.kind_source}
@@ -95,8 +93,9 @@ def _made(format: Format) -> str:
     return f"Codebook({len(format.given)} values)" if isinstance(format, codebooks.Codebook) else format.spelled()
 
 
-def _of_scalar(format: ScalarFormat) -> dict[str, Any]:
-    info, grid = finfo(format), format.grid
+def _of_numbers(format: Any) -> dict[str, Any]:
+    """Of a format of single numbers."""
+    info, scalar = finfo(format), isinstance(format, ScalarFormat)
     return {
         "bits": info.bits,
         "precision": info.precision,
@@ -112,45 +111,8 @@ def _of_scalar(format: ScalarFormat) -> dict[str, Any]:
         "binades": info.binades,
         "decibels": info.decibels,
         "specials": _specials(format),
-        "overflow": grid.overflow.name.lower(),
+        "overflow": format.grid.overflow.name.lower() if scalar else "saturate",
     }
-
-
-def _of_values(format: Any) -> dict[str, Any]:
-    """Of a codebook or posit, whose values are what it tells of itself."""
-    smallest, eps = _smallest_and_eps(format)
-    one_zero = "no -0" if format.min < 0 else ">= 0"
-    ratio = None if smallest is None else format.max / smallest
-    count = len(format.values()) if isinstance(format, TableFormat) else 2**format.bits - 1  # all but NaR
-    return {
-        "bits": format.bits,
-        "precision": None,
-        "emin": None,
-        "emax": None,
-        "max": format.max,
-        "min": format.min,
-        "smallest_normal": None,
-        "smallest_subnormal": smallest,
-        "eps": eps,
-        "codes": 2**format.bits,
-        "values": count,
-        "binades": None if ratio is None else math.log2(ratio),
-        "decibels": None if ratio is None else 20 * math.log10(ratio),
-        "specials": one_zero if isinstance(format, TableFormat) else f"NaN, {one_zero}",
-        "overflow": "saturate",
-    }
-
-
-def _smallest_and_eps(format: Any) -> tuple[float | None, float | None]:
-    if isinstance(format, posits.Posit):
-        one = 2 ** (format.nbits - 2)  # the code of 1.0; the next code is the next value
-        if format.nbits == 2:  # -1, 0 and 1
-            return 1.0, None
-        return 1 / format.max, format.values_of(torch.tensor(one + 1)).item() - 1
-    values = format.values()
-    above = values[values > 1].tolist()
-    positive = values[values > 0].tolist()
-    return min(positive, default=None), above[0] - 1 if above and 1.0 in values.tolist() else None
 
 
 def smallest_magnitude(format: Format) -> float:
@@ -167,13 +129,17 @@ def smallest_magnitude(format: Format) -> float:
     return float(min((abs(value) for value in codebook.values().tolist() if value), default=math.inf))
 
 
-def count_values(format: ScalarFormat) -> int:
+def count_values(format: Any) -> int:
     """How many finite values there are, zero once: counted in the codes, not listed.
 
     >>> from lptensor import E4M3, E8M0
     >>> count_values(E4M3), count_values(E8M0)
     (253, 255)
     """
+    if isinstance(format, TableFormat):
+        return len(format.values())
+    if isinstance(format, posits.Posit):
+        return 2**format.bits - 1  # all but NaR
     grid, layout = format.grid, format.layout
     if layout.twos_complement:
         return (1 << layout.bits) - int(grid.min == -grid.max)
@@ -183,7 +149,10 @@ def count_values(format: ScalarFormat) -> int:
     return (1 + int(grid.signed)) * (layout.top - lost) + 1
 
 
-def _specials(format: ScalarFormat) -> str:
+def _specials(format: Any) -> str:
+    if not isinstance(format, ScalarFormat):
+        codes = [] if isinstance(format, TableFormat) else ["NaN"]
+        return ", ".join([*codes, "no -0" if format.min < 0 else ">= 0"])
     grid, layout = format.grid, format.layout
     codes = ["inf"] * (layout.inf is not None) + ["NaN"] * (layout.nan is not None)
     if not grid.signed:
