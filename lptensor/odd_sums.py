@@ -106,10 +106,20 @@ def _everywhere(name: str, real: Callable[..., Tensor]) -> dict[Any, Callable[..
     return overloads(name, _unless_complex(real, getattr(aten, name)))
 
 
+def _of_each_number(op: Callable[..., Any], f: Callable[..., Any]) -> Callable[..., Any]:
+    """``f``, which takes a list of numbers, of a tensor of one for each item; what is none the op itself refuses."""
+
+    def run(*args: Any) -> Any:
+        *lists, numbers = args
+        return f(*lists, numbers.unbind()) if numbers.shape == (len(lists[0]),) else op(*args)
+
+    return run
+
+
 _SUMS = _everywhere("add", _add) | _everywhere("sub", _sub) | _everywhere("rsub", _rsub)
 _SUMS |= _everywhere("addcmul", _addcmul)
-for _scalars in (aten._foreach_addcmul.Tensor, aten._foreach_addcmul_.Tensor):  # a tensor of one number for each
-    _SUMS.pop(_scalars)
+for _scalars in (aten._foreach_addcmul.Tensor, aten._foreach_addcmul_.Tensor):
+    _SUMS[_scalars] = _of_each_number(_scalars, _SUMS[_scalars])
 _FACTORS = _everywhere("mul", _mul) | _everywhere("div", _div)
 
 

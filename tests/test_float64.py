@@ -479,6 +479,16 @@ def test_a_list_with_a_tensor_of_factors_has_one_for_each() -> None:
     x, y = lp(torch.ones(2), WIDE), lp(torch.ones(3), WIDE)
     made = torch._foreach_addcmul([x, y], [x, y], [x, y], torch.tensor([0.5, 0.25]))
     assert [t.tolist() for t in made] == [[1.5] * 2, [1.25] * 3]
+    with pytest.raises(RuntimeError, match="Expected length of scalars to match"):
+        torch._foreach_addcmul([x, y], [x, y], [x, y], torch.tensor([0.5]))
+
+
+@pytest.mark.parametrize("op", [torch._foreach_addcmul, torch._foreach_addcmul_])
+def test_a_sum_of_lists_with_a_tensor_of_factors_is_rounded_once(op: Callable[..., Any]) -> None:
+    """1 + 2**-8 is half way between two numbers of BF16, and 2**-60 more is nothing in float64."""
+    ones, factors, more = ([lp(torch.ones(1), WIDE) for _ in range(2)] for _ in range(3))
+    made = op(ones, factors, more, torch.tensor([2.0**-8 + 2.0**-60, 2.0**-8], dtype=torch.float64))
+    assert [t.item() for t in made or ones] == [1 + 2.0**-7, 1]
 
 
 def test_complex_operands_leave_as_they_do_from_fp32() -> None:
