@@ -15,6 +15,7 @@ from lptensor import _compat
 from lptensor.layer_types import LayerTypes, classes_of, names_of
 from lptensor.path_rules import listed, matches
 
+_ORDER = "_lptensor_order"  # where a list of parametrizations keeps the names of the parameters before there were any
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -101,17 +102,26 @@ def parametrize_weights(rounders: Sequence[tuple[nn.Module, nn.Module]], unsafe:
     try:
         for layer, rounder in rounders:
             parametrize.register_parametrization(layer, "weight", rounder, unsafe=unsafe)
+        for layer, names, _ in before:
+            layer.parametrizations["weight"].__dict__[_ORDER] = names
     except BaseException:
         for (layer, names, weight), value in zip(before, values, strict=True):
             weight.data = value
             if parametrize.is_parametrized(layer, "weight"):
                 held = layer.parametrizations["weight"]
                 held.is_tensor, held.original = True, weight  # a right_inverse() may have made several tensors of it
-                parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
-                own = _compat.parameters(layer)
-                for name in names:  # in which optimizers and their states know them
-                    own[name] = own.pop(name)
+                held.__dict__[_ORDER] = names
+                unparametrize_weight(layer, leave_parametrized=False)
         raise
+
+
+def unparametrize_weight(layer: Any, leave_parametrized: bool) -> None:
+    """Take off what ``parametrize_weights`` did, as ``remove_parametrizations`` does; parameters keep their order."""
+    names = layer.parametrizations["weight"].__dict__.get(_ORDER, ())
+    parametrize.remove_parametrizations(layer, "weight", leave_parametrized=leave_parametrized)
+    own = _compat.parameters(layer)
+    for name in [name for name in names if name in own]:  # in which optimizers and their states know them
+        own[name] = own.pop(name)
 
 
 def with_first(change: Callable[[Any], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -14,7 +14,7 @@ from lptensor.layer_types import LayerTypes, classes_of, names_of
 from lptensor.ops import check_roundable
 from lptensor.quantizer import Quantizer
 from lptensor.rounding import Mode, Rounding
-from lptensor.weighted_layers import LAYERS, check_weights, layers_of, parametrize_weights
+from lptensor.weighted_layers import LAYERS, check_weights, layers_of, parametrize_weights, unparametrize_weight
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -95,7 +95,7 @@ def finish(model: Model) -> Model:
     if not prepared:
         raise ValueError(f"no layer of {type(model).__name__} was prepared; prepare(model, format) does it")
     for module in prepared:
-        parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+        unparametrize_weight(module, leave_parametrized=True)
     return model
 
 
