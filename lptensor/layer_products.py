@@ -88,7 +88,7 @@ class LayerProducts:
                 **{k: v for k, v in vars(part).items() if type(v) is Tensor and v.requires_grad},
             }
             for name, value in own.items():
-                if value is not None:
+                if value is not None and not counts(value):
                     changed.append((part, name, part.__dict__.get(name)))
                     part.__dict__[name] = self._enter(value)
             if isinstance(part, nn.RNNBase):
@@ -145,6 +145,11 @@ def _undo_broken_off(module: nn.Module, beginning: int = 0) -> bool:
             return mine
         _undo(module, calls).leave(None, _leave)
     return True
+
+
+def counts(x: Tensor) -> bool:
+    """Whether a parameter holds integers, with which a layer computes as with those of buffers."""
+    return not (x.dtype.is_floating_point or x.dtype.is_complex)
 
 
 def check_plain(x: Tensor) -> None:

@@ -15,7 +15,7 @@ from lptensor import _compat
 from lptensor.accumulator import Accumulator
 from lptensor.arithmetic import Arithmetic
 from lptensor.formats import Format
-from lptensor.layer_products import LayerProducts, check_plain
+from lptensor.layer_products import LayerProducts, check_plain, counts
 from lptensor.layer_types import LayerTypes, classes_of, names_of
 from lptensor.nests import is_container, remade
 from lptensor.operands import Gemm
@@ -113,7 +113,8 @@ def lower(
             )
         for layer in layers:
             for parameter in layer.parameters():
-                check_plain(parameter)
+                if not counts(parameter):
+                    check_plain(parameter)
     for layer in layers:
         LayerProducts.detach(layer)  # first off, then on: outputs are rounded after they have become plain
         _compat.drop_hooks(layer, _compat.OUTPUTS)

@@ -367,6 +367,19 @@ def test_what_is_not_plain_is_refused_before_anything_changes() -> None:
         lower(nn.Linear(8, 4), ["linear"], operands=MXFP4)  # type: ignore[arg-type]
 
 
+def test_a_parameter_of_integers_is_left_alone() -> None:
+    class Choosing(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(input)[:, self.order]
+
+    layer, plain = Choosing(8, 4), lower(nn.Linear(8, 4), ["linear"], operands=OPERANDS)
+    layer.order = nn.Parameter(torch.tensor([2, 0]), requires_grad=False)
+    plain.load_state_dict(layer.state_dict(), strict=False)
+    lower(layer, [Choosing], operands=OPERANDS)
+    x = torch.randn(3, 8)
+    assert torch.equal(layer(x), plain(x)[:, [2, 0]])
+
+
 def test_a_lowered_network_trains() -> None:
     model = lower(net(), ["linear"], operands=OPERANDS, accumulator=ACC, exempt=["0", "4"])
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
