@@ -574,6 +574,14 @@ def traced_by_mode() -> bool:
     return any(torch._C._get_dispatch_mode(key) is not None for key in (modes.PROXY, modes.FUNCTIONAL, modes.FAKE))
 
 
+def latest_mode() -> TorchDispatchMode | None:
+    """The mode of users that this thread entered last. Without it one that is left early leaves in place of another."""
+    from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+    users = [mode for mode in _get_current_dispatch_mode_stack() if getattr(mode, "_mode_key", None) is None]
+    return users[-1] if users else None
+
+
 def traced() -> bool:
     """The same, or whether ``torch.jit.trace`` looks on."""
     return traced_by_mode() or torch._C._get_tracing_state() is not None

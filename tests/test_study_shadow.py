@@ -261,6 +261,20 @@ class TestShadow:
             x + 2
             assert len(seen.rows()) == 1 and observe.anyone == 0
 
+    def test_of_two_that_cross_the_inner_one_is_left_first(self) -> None:
+        outer, inner = shadow(), shadow()
+        first, x = outer.__enter__(), low(1.0)
+        second = inner.__enter__()
+        with pytest.raises(RuntimeError, match="open still; leave it first"):
+            outer.__exit__(None, None, None)
+        x = x * 3.0
+        inner.__exit__(None, None, None)
+        x = x * 3.0
+        outer.__exit__(None, None, None)
+        x = x * 3.0
+        assert [row["op"] for row in first.rows()] == ["round", "mul.Tensor", "mul.Tensor"]
+        assert [row["op"] for row in second.rows()] == ["mul.Tensor"]
+
     def test_the_picture_has_the_errors(self) -> None:
         x = low(1.0)
         with shadow() as seen:

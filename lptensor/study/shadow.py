@@ -45,7 +45,7 @@ class shadow:  # noqa: N801 - reads as a function
     models of moderate size, in the thread that enters it. Compiled code is not seen.
 
     Raises:
-        RuntimeError: entered within itself.
+        RuntimeError: entered within itself, or left before a context that was entered within.
 
     >>> from lptensor import BF16
     >>> x = torch.tensor([1.0]).to_lp(BF16)
@@ -56,7 +56,7 @@ class shadow:  # noqa: N801 - reads as a function
     """
 
     def __init__(self) -> None:
-        self._open: ExitStack | None = None
+        self._open: tuple[_Mode, ExitStack] | None = None
 
     def __enter__(self) -> Shadow:
         if self._open is not None:
@@ -67,13 +67,17 @@ class shadow:  # noqa: N801 - reads as a function
         with ExitStack() as stack:
             stack.enter_context(observe.observing(mode))
             stack.enter_context(mode)
-            self._open = stack.pop_all()
+            self._open = mode, stack.pop_all()
         return seen
 
     def __exit__(self, *_: Any) -> None:
-        if self._open is not None:
-            self._open.close()
+        if self._open is None:
+            return
+        mode, stack = self._open
+        if _compat.latest_mode() is not mode:  # of which torch would take off that one
+            raise RuntimeError("another context was entered within this shadow, and is open still; leave it first")
         self._open = None
+        stack.close()
 
 
 class Shadow:
