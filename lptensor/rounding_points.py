@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 from lptensor import _compat
 from lptensor.contracts import CONTRACTS, Held
 from lptensor.functions import Functions
 from lptensor.primitives import Primitives
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 
 class rounding_points:  # noqa: N801 - reads as a function
-    """A context in which LPTensors round by another contract.
+    """A context in which LPTensors round by another contract; before a function, that of its calls.
 
     "aten", the default: once at the output of each aten kernel, as a native dtype would. "function":
     each function of torch.nn.functional computes in fp32 and rounds once, whatever its layout, backend
@@ -64,3 +69,11 @@ class rounding_points:  # noqa: N801 - reads as a function
         held, stack = self._open.pop()
         held.end()
         stack.close()
+
+    def __call__(self, function: Callable[P, T]) -> Callable[P, T]:
+        @wraps(function)
+        def run(*args: P.args, **kwargs: P.kwargs) -> T:
+            with rounding_points(self._name):
+                return function(*args, **kwargs)
+
+        return run

@@ -423,6 +423,21 @@ def test_one_context_can_be_entered_again() -> None:
     assert shown(t, False) == ["rms_norm"]
 
 
+def test_before_a_function_it_holds_for_each_of_its_calls() -> None:
+    @rounding_points("function")
+    def norm(x: Tensor, deeper: int = 0) -> Tensor:
+        """Of rows."""
+        return norm(x, deeper - 1) if deeper else F.rms_norm(x, (6,))
+
+    x = lowered(plain_operands((S,)))[0]
+    with trace() as t:
+        norm(x, deeper=1)
+        F.softmax(x, -1)
+        norm(x)
+    assert (norm.__name__, norm.__doc__) == ("norm", "Of rows.")
+    assert shown(t, False) == ["rms_norm", "_softmax", "rms_norm"]
+
+
 def test_other_threads_keep_their_contract() -> None:
     x = lowered(plain_operands((S,)))[0]
     counts: list[Any] = []
