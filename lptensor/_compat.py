@@ -282,13 +282,19 @@ def prepare_for_subclasses(
 def refuse_as_data(cls: type) -> None:
     """Keep tensors that are not of class ``cls`` from taking one that is for their ``.data``.
 
-    Without it a plain tensor takes a subclass's null pointer for its memory, and the next op is a memory fault.
+    ``Module._apply`` asks, and goes another way; who sets ``.data`` hears of one. Without it a plain tensor takes a
+    subclass's null pointer for its memory, and the next op is a memory fault.
     """
     key, fits = torch._C.DispatchKey.PythonTLSSnapshot, torch.ops.aten._has_compatible_shallow_copy_type.default
 
     def checked(keys: Any, x: Any, source: Any) -> Any:
         if type(source) is cls and type(x) is not cls:
-            return False
+            if called_by_torch():
+                return False
+            raise RuntimeError(
+                f"a plain tensor has no memory for the format of an {cls.__name__}: "
+                "say plain.data = low.dequantize().detach()"
+            )
         return fits.redispatch(keys.remove(key), x, source)
 
     _LIBRARY.impl("_has_compatible_shallow_copy_type", checked, "PythonTLSSnapshot", with_keyset=True)
