@@ -15,6 +15,9 @@ from torch import Tensor
 
 from lptensor import _compat
 
+# Formulas of gradients that go through float64 on the CPU, through fp32 where the dtype is narrow, and come back.
+_WIDE_FORMULAS = frozenset({"RenormBackward0"})
+
 _SETTINGS = ("error", "warn", "allow")
 _Said = tuple["weakref.ref[escapes]", str]
 _said: list[_Said] = []  # on all threads, the last first, which holds; without those that are over
@@ -85,7 +88,7 @@ def _change(over: _Said | None, new: _Said | None) -> None:
 
 def leave(func: Any, result: Tensor, named: bool, operands: Sequence[Tensor] = ()) -> Tensor:
     """Let the plain ``result`` of an op on LPTensors out, or refuse: also if a gradient would come back that way."""
-    if not (result.is_floating_point() or result.is_complex()) or _setting == "allow":
+    if not (result.is_floating_point() or result.is_complex()) or _setting == "allow" or _comes_back(result):
         return result
     unasked = _UNASKED.get(result.dtype)
     if named and unasked is None and _has_gradient(func, operands):
@@ -100,6 +103,12 @@ def leave(func: Any, result: Tensor, named: bool, operands: Sequence[Tensor] = (
         raise RuntimeError(message)  # a TypeError within an operator would be taken for "not mine"
     warnings.warn(message, RuntimeWarning, stacklevel=4)
     return result
+
+
+def _comes_back(result: Tensor) -> bool:
+    """Whether torch's own formula of a gradient has asked for float64."""
+    node = _compat.running_formula() if result.dtype is torch.float64 else None
+    return node is not None and node.name() in _WIDE_FORMULAS
 
 
 def _has_gradient(func: Any, operands: Sequence[Tensor]) -> bool:

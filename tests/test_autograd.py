@@ -492,3 +492,17 @@ def test_of_several_gradients_at_once_each_has_blocks_of_its_own() -> None:
     seeds = torch.stack([torch.ones(4), torch.full((4,), 2.0**-10)])
     grads = torch.autograd.grad(x.flip(0), x, seeds, is_grads_batched=True)[0]
     assert torch.equal(grads.dequantize(), seeds)
+
+
+@pytest.mark.parametrize("p", [1.0, 2.0, 3.0, torch.inf])
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_a_formula_that_goes_through_float64_gives_the_gradient_of_bfloat16(p: float, create_graph: bool) -> None:
+    x, weight = (torch.randn(5, 4).bfloat16() for _ in range(2))
+
+    def gradient(cast: Callable[[Tensor], Tensor]) -> Tensor:
+        leaf = cast(x).requires_grad_()
+        y = torch.renorm(leaf, p, 0, 1.0) * cast(weight)
+        return torch.autograd.grad(y.sum(), leaf, create_graph=create_graph)[0]
+
+    found = gradient(lambda t: t.to_lp(BF16))  # type: ignore[attr-defined]
+    assert is_low(found, BF16) and same(found, gradient(torch.clone).float())
