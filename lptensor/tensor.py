@@ -80,6 +80,11 @@ class LPTensor(Traceable, Sharded, Surface, Tensor):  # type: ignore[misc]
         if type(arithmetic) is not Arithmetic:
             if arithmetic is None and type(inner) is cls and requires_grad is not None:
                 return nn.Parameter(inner.detach(), requires_grad)  # type: ignore[return-value]
+            if arithmetic is None and requires_grad is not None:  # accelerate's way, of a weight that it has read
+                raise TypeError(
+                    "a parameter in low precision is made anew of plain values, of which nothing says the format; load "
+                    "a model first, and convert it then"
+                )
             raise TypeError(
                 f"an LPTensor is made by x.to_lp(format), which rounds; its own arithmetic is no {arithmetic!r}"
             )

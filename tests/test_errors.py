@@ -172,6 +172,7 @@ WRONG: list[tuple[Callable[[], object], str]] = [
     (lambda: lptensor.training.SWALP([W.data + 1j]), "floating-point parameters, got torch.complex64"),
     (lambda: lptensor.training.recipes.hbfp().model(W), "torch.nn.Module, got Parameter"),  # type: ignore[type-var]
     (lambda: lptensor.training.recipes.mxfp8().optimizer([W]), "torch.optim.Optimizer, got list"),  # type: ignore[arg-type]
+    (lambda: lptensor.LPTensor(X, requires_grad=True), "nothing says the format; load a model first"),
     (lambda: lptensor.LPTensor(X, BF16), r"made by x\.to_lp\(format\), which rounds; .*no BF16"),  # type: ignore[arg-type]
     (lambda: lptensor.training.recipes.wage(gradient="8"), "gradient must be an integer from 2 to 24, got '8'"),
     (lambda: lptensor.training.recipes.wage(error=1), "error must be from 2 to 24, got 1"),
