@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -251,7 +252,8 @@ class OptimLP(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from what ``state_dict`` returned, here or in another process.
 
-        The state of the bare optimizer does too: then accumulators start from the weights.
+        The state of the bare optimizer does too: then accumulators start from the weights, with a warning, as
+        ``torch.distributed.checkpoint`` drops them where it flattens the state of an optimizer.
 
         Raises:
             ValueError: other groups or shapes, or accumulators where no acc_quant (or update) goes on with them.
@@ -272,6 +274,13 @@ class OptimLP(Optimizer):
                 if saved.shape != p.shape:
                     raise ValueError(f"parameter {i} has shape {tuple(p.shape)}, its {key} {tuple(saved.shape)}")
                 held[p] = _Held(saved.detach().to(p.device, p.dtype, copy=True), None)
+        if self._key is not None and any(state.values()) and not held:
+            warnings.warn(
+                f"the state_dict holds no {self._key}: each begins anew, from the weights as they are. (A bare "
+                "optimizer has none, and flatten_optimizer_state_dict=True drops them.)",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         self.optim.load_state_dict({**state_dict, "state": {i: entries for i, entries in state.items() if entries}})
         self._held = held
         self._follow_accumulators()
