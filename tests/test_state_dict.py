@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 from low import is_low, rounded, same, values
-from lptensor import BF16, E4M3, E5M2, Arithmetic, LPTensor, convert, lower
+from lptensor import BF16, E4M3, E5M2, Arithmetic, LPTensor, OptimLP, convert, lower
 
 BOTH = Arithmetic(E4M3, backward=E5M2)
 
@@ -335,3 +335,32 @@ def test_assigned_integers_stay_integers() -> None:
     convert(model, BF16, buffers=True)
     model.load_state_dict({"running_mean": torch.tensor([3, 4])}, strict=False, assign=True)
     assert model.running_mean.dtype == torch.int64 and model.running_mean.tolist() == [3, 4]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:torch")  # that one process saves alone
+@pytest.mark.parametrize("wrap", [lambda optimizer: optimizer, lambda optimizer: OptimLP(optimizer, acc_quant=BF16)])
+def test_a_distributed_checkpoint_brings_a_model_and_its_optimizer_back(tmp_path: Path, wrap: Any) -> None:
+    from torch.distributed import checkpoint as saving
+    from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+    def made(seed: int) -> tuple[Any, Any]:
+        net = model(E4M3, seed)
+        return net, wrap(torch.optim.SGD(net.parameters(), lr=0.5, momentum=0.5))
+
+    def step(net: Any, optimizer: Any) -> None:
+        optimizer.zero_grad()
+        torch.manual_seed(0)
+        net(INPUT).square().mean().backward()
+        optimizer.step()
+
+    first, second = made(0), made(1)
+    step(*first)
+    step(*second)
+    saving.save(dict(zip("mo", get_state_dict(*first), strict=True)), checkpoint_id=tmp_path)
+    state = dict(zip("mo", get_state_dict(*second), strict=True))
+    saving.load(state, checkpoint_id=tmp_path)
+    set_state_dict(*second, model_state_dict=state["m"], optim_state_dict=state["o"])
+    for both in (first, second):
+        step(*both)
+    assert_form_kept(second[0], first[0])
+    assert all(same(p, q) for p, q in zip(first[0].parameters(), second[0].parameters(), strict=True))
