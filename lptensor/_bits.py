@@ -60,8 +60,8 @@ def significand_of_bits(u: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def carried(r: Tensor, dtype: torch.dtype) -> Tensor:
-    """float64 values that ``dtype`` holds exactly, in ``dtype``."""
-    if dtype == torch.float64:
+    """float64 values that ``dtype`` holds exactly, in ``dtype``; those that are in it stay."""
+    if r.dtype == dtype:
         return r
     bits = (r.abs() * 2.0**149).clamp(max=2.0**24).nan_to_num().to(torch.int32)
     bits = torch.where(torch.signbit(r), bits - 2**31, bits)

@@ -39,10 +39,11 @@ def _no_codes(format: Format) -> TypeError:
 
 @singledispatch
 def encode_exact(format: Format, values: Tensor) -> Tensor:
-    """int64 codes of float64 ``values`` that are on the format's grid: register a new kind of format here.
+    """Integer codes of float64 ``values`` that are on the format's grid: register a new kind of format here.
 
     The values were rounded to the format first, so that NaN and infinities are there only where
-    rounding gives them. ``decode_exact`` is the inverse; both ask for ``format.bits``.
+    rounding gives them. ``decode_exact`` is the inverse; both ask for ``format.bits``. Those of a scalar
+    format may be float32, where ``layout.arithmetic`` says so.
     """
     raise _no_codes(format)
 
@@ -55,12 +56,12 @@ def decode_exact(format: Format, codes: Tensor) -> Tensor:
 
 @encode_exact.register
 def _(format: ScalarFormat, values: Tensor) -> Tensor:
-    if values.isnan().any() and format.layout.nan is None:
+    if format.layout.nan is None and _have_nan(values):
         raise ValueError(f"{format!r} has no code for NaN; replace NaNs first, by x.nan_to_num() say")
     if isinstance(format, FixedPoint) and not format.clamp:
         bounded = FixedPoint(format.wl, format.fl, symmetric=format.symmetric, signed=format.signed)
-        outside = (values > bounded.max) | (values < bounded.min)
-        if outside.any():
+        if values.numel() and not bounded.min <= float(values.min()) <= float(values.max()) <= bounded.max:
+            outside = (values > bounded.max) | (values < bounded.min)
             raise ValueError(
                 f"{_first(values, outside)} has no code of {format.wl} bits in {format!r}: codes reach from "
                 f"{bounded.min} to {bounded.max}; clamp=True saturates"
@@ -75,7 +76,7 @@ def _(format: Shifted, values: Tensor) -> Tensor:
 
 @decode_exact.register
 def _(format: ScalarFormat, codes: Tensor) -> Tensor:
-    values = layout.decode(codes, format.grid, format.layout)
+    values = layout.decode(codes, format.grid, format.layout, layout.arithmetic(format.grid, format.layout))
     if isinstance(format, FixedPoint) and format.symmetric and not format.clamp:  # the grid has no limits
         values = values.clamp(min=-math.ldexp(2 ** (format.wl - 1) - 1, -format.fl))
     return values
@@ -83,7 +84,7 @@ def _(format: ScalarFormat, codes: Tensor) -> Tensor:
 
 @encode_exact.register
 def _(format: TableFormat, values: Tensor) -> Tensor:
-    if values.isnan().any():
+    if _have_nan(values):
         raise ValueError(f"{format!r} has no code for NaN; replace NaNs first, by x.nan_to_num() say")
     return format.codes_of(values)
 
@@ -148,7 +149,8 @@ def encode(x: Tensor, format: Format, strict: bool = False) -> Tensor:
         if table is not None and (table.of_nan or not rounded.max().isnan()):
             upper = rounded.contiguous().view(torch.int32) >> table.shift & len(table.codes) - 1
             return table.codes.index_select(0, upper.flatten()).view(rounded.shape)
-    codes = encode_exact(format, exact(rounded))
+    narrow = isinstance(format, ScalarFormat) and layout.arithmetic(format.grid, format.layout) is rounded.dtype
+    codes = encode_exact(format, rounded if narrow else exact(rounded))
     return codes.to(code_dtype(_bits(format)))
 
 
@@ -184,8 +186,8 @@ def decode(codes: Tensor, format: Format) -> Tensor:
     if codes.dtype.itemsize * 8 == bits:
         wide = wide & (1 << bits) - 1 if bits < 64 else wide
     elif bits < 63:
-        outside = (wide < 0) | (wide >= 1 << bits)
-        if outside.any():
+        if wide.numel() and not 0 <= int(wide.min()) <= int(wide.max()) < 1 << bits:
+            outside = (wide < 0) | (wide >= 1 << bits)
             raise ValueError(f"codes of {format!r} are 0 to {2**bits - 1}, got {_first(codes, outside)}")
     # A codebook may have fewer values than its bits could tell apart; the others were checked above.
     if _pays(wide, format) and (not isinstance(format, TableFormat) or wide.max() < _count(format)):
@@ -284,6 +286,10 @@ def _bits(format: Format) -> int:
     if bits is None:
         raise _no_codes(format)
     return int(bits)
+
+
+def _have_nan(values: Tensor) -> bool:
+    return values.numel() > 0 and bool(values.max().isnan())  # faster than to ask each of them
 
 
 def _first(x: Tensor, where: Tensor) -> object:

@@ -36,6 +36,7 @@ from lptensor.formats import (
     FP32,
     INT4,
     INT8,
+    TF32,
     FixedPoint,
     FloatingPoint,
     ScalarFormat,
@@ -83,9 +84,9 @@ def same(a: Tensor, b: Tensor) -> bool:
     return bool((((a == b) & (a.signbit() == b.signbit())) | a.isnan() & b.isnan()).all())
 
 
-def definition(format: FloatingPoint) -> np.ndarray:
-    """The values of all codes as IEEE 754-2019 3.4 and the papers on the others define them."""
-    codes = np.arange(2**format.bits)
+def definition(format: FloatingPoint, codes: np.ndarray | None = None) -> np.ndarray:
+    """The values of codes, else of all, as IEEE 754-2019 3.4 and the papers on the others define them."""
+    codes = np.arange(2**format.bits) if codes is None else codes
     sign = codes >> (format.exp + format.man) if format.signed else 0 * codes
     field, fraction = codes >> format.man & 2**format.exp - 1, codes & 2**format.man - 1
     normal = np.ldexp(1 + fraction / 2**format.man, field - format.bias)
@@ -254,6 +255,38 @@ def test_fp32_codes_are_its_bits() -> None:
     assert torch.equal(codes[~x.isnan()], bits[~x.isnan()])
     assert (codes[x.isnan()] == 0x7FC00000).all()
     assert same(decode(bits, FP32), x)
+
+
+@pytest.mark.parametrize("flush", [False, True])
+@pytest.mark.parametrize(
+    "format",
+    [
+        FP32,
+        TF32,
+        FloatingPoint(8, 15, subnormals=False),
+        FloatingPoint(7, 16, specials="none", bias=126),  # whose smallest values are none of fp32's normal numbers
+        FloatingPoint(7, 20, specials="fn", bias=0),  # up to fp32's largest exponent
+        FloatingPoint(6, 12, specials="fnuz"),
+        FloatingPoint(5, 14, subnormals="flush"),
+        FloatingPoint(4, 14, signed=False),
+        FloatingPoint(3, 15, specials="none", signed=False, zero=False, subnormals=False),
+    ],
+    ids=repr,
+)
+def test_wide_codes_are_those_of_the_definition(format: FloatingPoint, flush: bool) -> None:
+    count = 2**format.bits
+    borders = np.arange(0, count, count // 2**9)[:, None] + np.arange(-2, 3)  # of binades, among others
+    codes = np.unique(np.concatenate([borders.reshape(-1) % count, np.arange(0, count, count // 9973)]))
+    want = definition(format, codes)
+    torch.set_flush_denormal(flush)
+    try:
+        values = decode(torch.from_numpy(codes), format)
+        back = encode(values[~values.isnan()], format, strict=True)
+    finally:
+        torch.set_flush_denormal(False)
+    assert values.dtype == torch.float32 and same(values, torch.from_numpy(want))
+    twin = codes if format.subnormals is True else np.where(want == 0, (codes >> format.bits - 1) * (count // 2), codes)
+    assert np.array_equal(back.long().numpy() & count - 1, twin[~np.isnan(want)])
 
 
 @pytest.mark.parametrize("format", [E4M3, E5M2, E8M0, E2M1, FP16, INT8, FixedPoint(6, 9), E4M3FNUZ], ids=repr)

@@ -17,7 +17,7 @@ from rich.table import Table
 from torch import Tensor
 
 import lptensor as lp
-from lptensor import BF16, E4M3, FP16, MXFP8_E4M3, NF4, NVFP4, FixedPoint, FloatingPoint
+from lptensor import BF16, E4M3, FP16, MXFP8_E4M3, NF4, NVFP4, TF32, FixedPoint, FloatingPoint
 from lptensor.codes import decode, encode
 
 TENSORS: dict[str, Callable[[], Tensor]] = {
@@ -74,6 +74,7 @@ def codes(turns: int) -> list[Figure]:
         (BF16, "BF16"),
         (FP16, "FP16"),
         (NF4, "NF4"),
+        (TF32, "TF32"),
         (FixedPoint(16, 8), "FixedPoint(16, 8)"),
         (FloatingPoint(8, 15), "FloatingPoint(8, 15)"),
     ):
