@@ -54,8 +54,8 @@ def pack(codes: Tensor, bits: int) -> Tensor:
         got = codes.dtype if isinstance(codes, Tensor) else type(codes).__name__
         raise TypeError(f"codes must be a tensor of integers, got {got}")
     flat = codes.reshape(-1).long()
-    outside = (flat < 0) | (flat >= 2**bits)
-    if outside.any():
+    if flat.numel() and not 0 <= int(flat.min()) <= int(flat.max()) < 2**bits:
+        outside = (flat < 0) | (flat >= 2**bits)
         raise ValueError(f"codes of {bits} bits are 0 to {2**bits - 1}, got {flat[outside][0].item()}")
     groups = torch.nn.functional.pad(flat, (0, -flat.numel() % 8)).reshape(-1, 8)  # 8 codes fill `bits` bytes
     words = (groups << torch.arange(8, device=flat.device) * bits).sum(1)
