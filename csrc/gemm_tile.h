@@ -94,7 +94,7 @@ template <class T, class IN> struct tiles {
                           column = unit / bands % panels * (int)BROAD, top = unit % bands * BAND;
             const int64_t rows = p.m - top < BAND ? p.m - top : BAND;
             const int count = (int)(p.n - column < BROAD ? p.n - column : (int64_t)BROAD);
-            memset(sums, 0, kept * BAND * BROAD * sizeof(T));
+            memset((void *)sums, 0, (rows + TALL - 1) / TALL * kept * sizeof *sums);
             begin(p, start, sums, kept, batch, top, rows, column, count, steps.draws);
             for (int64_t k = 0; k < p.k; k += deep) {
                 const int64_t here = p.k - k < deep ? p.k - k : deep;
