@@ -15,6 +15,7 @@ from lptensor.accumulator import ORDERS, Accumulator
 from lptensor.grid import Overflow
 
 _STRIDES = ctypes.c_int64 * 3
+_NARROW, _HIGH = 12, 32  # tiles are low and broad, 4 by 16 or 32: few columns of many rows are better taken as rows
 
 
 class _Accumulator(ctypes.Structure):
@@ -104,6 +105,12 @@ def gemm(
     a: Tensor, b: Tensor, y: Tensor, acc: Accumulator, c: Tensor | None, key: tuple[int, int] | None, running: bool
 ) -> None:
     """a[batch, m, k] b[batch, k, n] + c into ``y``, contiguous; ``running``: every sum, [batch, m, k, n]."""
+    m, n = a.shape[1], b.shape[2]
+    if 1 < n <= _NARROW and m >= _HIGH and not acc.stochastic:  # a random word knows its row and column
+        turned = y.new_empty(a.shape[0], n, m)
+        gemm(b.mT, a.mT, turned, acc, None if c is None else c.mT, None, running)
+        y.copy_(turned.mT)
+        return
     product, form = product_struct(a, b, y, c, key, running), accumulator_struct(acc)
     failed = _kernel(torch.finfo(a.dtype).bits)(ctypes.byref(product), ctypes.byref(form), torch.get_num_threads())
     if failed:

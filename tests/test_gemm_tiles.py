@@ -354,6 +354,15 @@ def test_builds_have_the_bits_of_the_reference_past_the_edges_of_tiles(acc: Accu
         assert same(product(build, a, b, acc, c), wanted), build
 
 
+@pytest.mark.parametrize("acc", [*TILED, *NESTED], ids=repr)
+def test_few_columns_of_many_rows_have_the_bits_of_the_reference(acc: Accumulator) -> None:
+    a, b, c = operands(9, 132, 11, 5, 4)
+    a, b, c = a.view(2, 66, 11), b.mT.contiguous().mT.expand(2, -1, -1), c.view(2, 66, 5)
+    wanted = accumulate.gemm(a, b, acc, c, KEY)
+    for build in NATIVE_BUILDS:
+        assert same(product(build, a, b, acc, c), wanted), build
+
+
 # Next to what a short way takes, each in one respect; and the power of two of their operands.
 BARE, WHOLE = (FloatingPoint(5, 4, bias=8, subnormals=subnormals) for subnormals in (False, True))
 BESIDE = (
