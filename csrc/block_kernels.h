@@ -321,7 +321,8 @@ __global__ void __launch_bounds__(LPT_THREADS, 2)
         if (phase != LPT_ROUND) {
             top = lpt_largest_of_lanes(top, lanes < LPT_WARP ? lanes : LPT_WARP);
             if (lanes > LPT_WARP) {
-                tops[threadIdx.x / LPT_WARP] = top;
+                if (threadIdx.x % LPT_WARP == 0)
+                    tops[threadIdx.x / LPT_WARP] = top;
                 __syncthreads();
                 const int32_t warps = lanes / LPT_WARP;
 #pragma unroll 1
