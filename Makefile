@@ -59,7 +59,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/* tests/emulation/*.cpp)
+	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/* tests/emulation/*.cpp tests/emulation/*.h)
 
 clean:
 	rm -rf .venv .venv-* build dist out .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -44,6 +44,14 @@ IN_TILES = (
         for inner in (None, FP32)
         for compute in ("exact", "fp32")
     ),
+    # formats that have no way of their own
+    *(
+        Accumulator(sum, chunk=chunk, compute=compute, rounding=mode)
+        for sum in (FloatingPoint(5, 7, overflow="nan"), FloatingPoint(8, 5))
+        for chunk in (1, 5)
+        for compute in ("exact", "fp32")
+        for mode in ("nearest", "up")
+    ),
     # an inner mode of its own
     Accumulator(FP16, chunk=5, rounding="up", inner=Accumulator(FP16, rounding="toward_zero")),
     Accumulator(BF16, chunk=5, rounding="odd", inner=Accumulator(BF16, rounding="down", compute="fp32")),

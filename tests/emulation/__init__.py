@@ -15,16 +15,7 @@ import pytest
 
 from lptensor import _cuda
 
-FLAGS = (
-    "-std=c++17",
-    "-O1",
-    "-shared",
-    "-fPIC",
-    "-ffp-contract=off",
-    "-fno-strict-aliasing",
-    "-U_FORTIFY_SOURCE",
-    "-w",
-)
+FLAGS = ("-std=c++17", "-O1", "-fPIC", "-ffp-contract=off", "-fno-strict-aliasing", "-U_FORTIFY_SOURCE", "-w")
 
 
 def compiler() -> str | None:
@@ -33,27 +24,45 @@ def compiler() -> str | None:
     return next((path for name in names if name and (path := shutil.which(name))), None)
 
 
-DEVICE = Path(__file__).parent / "device.cpp"
+DEVICE, WATCH = (Path(__file__).parent / name for name in ("device.cpp", "watch.cpp"))
 
 
-def build(source: Path, factory: pytest.TempPathFactory) -> Path:
-    """A library made of a source, once in this run of the tests."""
+def made(name: str, factory: pytest.TempPathFactory, *arguments: str | Path) -> Path:
+    """What the compiler makes of some arguments, once in this run of the tests."""
     with_what = compiler()
     assert with_what is not None, "a C++ compiler built the kernels to compare with: set CXX to it"
     own = factory.getbasetemp()
     folder = own.parent if own.name.startswith("popen-") else own  # pytest-xdist's processes share the parent
-    built = folder / f"{source.stem}.so"
-    if not built.exists():
-        new = folder / f"{source.stem}-{os.getpid()}.so"
-        done = subprocess.run([with_what, *FLAGS, "-o", str(new), str(source)], capture_output=True, text=True)
+    file = folder / name
+    if not file.exists():
+        new = folder / f"{os.getpid()}-{name}"
+        done = subprocess.run([with_what, *FLAGS, "-o", new, *arguments], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        new.replace(built)
-    return built
+        new.replace(file)
+    return file
+
+
+def build(source: Path, factory: pytest.TempPathFactory) -> Path:
+    """A library made of a source."""
+    return made(f"{source.stem}.so", factory, "-shared", source)
 
 
 def built(factory: pytest.TempPathFactory) -> Any:
     """The emulated library of this run of the tests."""
-    lib = _cuda.load(str(build(DEVICE, factory)))
+    return _loaded(build(DEVICE, factory))
+
+
+def watched(factory: pytest.TempPathFactory) -> Any:
+    """The same, and tells what its threads did to memory that no barrier put in order: see watch.cpp."""
+    kernels = made("watched.o", factory, "-c", "-fsanitize=thread", "-DLPT_WATCHED", DEVICE)
+    lib = _loaded(made("watched.so", factory, "-shared", "-DLPT_WATCHED", kernels, WATCH))
+    lib.lpt_watch_found.restype = ctypes.c_char_p
+    lib.lpt_watch_without.argtypes, lib.lpt_watch_without.restype = (ctypes.c_int32, ctypes.c_int32), None
+    return lib
+
+
+def _loaded(path: Path) -> Any:
+    lib = _cuda.load(str(path))
     lib.lpt_emulate.argtypes, lib.lpt_emulate.restype = (ctypes.c_int64, ctypes.c_int32), None
     lib.lpt_emulate_kernels.restype = lib.lpt_emulate_launched.restype = ctypes.c_char_p
     return lib

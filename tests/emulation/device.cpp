@@ -1,10 +1,15 @@
 // The device's kernels on the host: the .cu files as they are, every thread of a thread block a
 // fiber. Threads run one after the other up to the next point where they wait for each other, so a
-// missing barrier, a wrong index or a tail that is left out shows in the results.
+// missing barrier, a wrong index or a tail that is left out shows in the results. What does not is
+// watched (watch.cpp), where the kernels are compiled for that.
 #define LPT_EMULATED
 #define __global__
 #define __device__
+#ifdef LPT_WATCHED
+#define __shared__ static thread_local  // where watch.cpp finds it
+#else
 #define __shared__ static
+#endif
 #define __launch_bounds__(...)
 #define __grid_constant__
 
@@ -13,6 +18,7 @@ static void look(const void *address);
 #define LPT_KERNEL(kernel, ...) lister<kernel<__VA_ARGS__>>::entry
 
 #include "../../csrc/device.h"
+#include "watch.h"
 #include <algorithm>
 #include <fenv.h>
 #include <functional>
@@ -56,12 +62,14 @@ int64_t most_blocks = INT64_MAX;
 enum { FORWARDS, BACKWARDS, AHEAD };
 int order = FORWARDS;
 bool misaligned = false;
+bool moved = false;  // a thread has ended, or come to a waiting point
 
 void live() {
     for (;;) {
         body();
         fiber &own = fibers[threadIdx.x];
         own.busy = false;
+        moved = true;
         if (_setjmp(own.here) == 0)
             _longjmp(scheduler, 1);
     }
@@ -74,6 +82,7 @@ void yield() {
 
 void wait(barrier &b) {
     const int generation = b.generation;
+    moved = true;
     if (++b.arrived == b.members) {
         b.arrived = 0;
         ++b.generation;
@@ -86,12 +95,16 @@ void wait(barrier &b) {
 void resume(unsigned thread) {
     threadIdx.x = thread;
     fiber &f = fibers[thread];
-    if (_setjmp(scheduler))
+    if (!f.stack)
+        f.stack.reset(new char[STACK]);
+    if (_setjmp(scheduler)) {
+        watch_nobody();
         return;
+    }
+    watch_thread(thread, f.stack.get(), STACK);
     if (f.made)
         _longjmp(f.here, 1);
     f.made = true;
-    f.stack.reset(new char[STACK]);
     getcontext(&f.start);
     f.start.uc_stack.ss_sp = f.stack.get();
     f.start.uc_stack.ss_size = STACK;
@@ -99,14 +112,16 @@ void resume(unsigned thread) {
     swapcontext(&outside, &f.start);
 }
 
-void run_block() {
+// False: threads wait for others that have ended or wait elsewhere.
+bool run_block() {
+    watch_block(blockIdx.x);
     block = {LPT_THREADS};
     for (barrier &b : warps)
         b = {LPT_WARP};
     for (fiber &f : fibers)
         f.busy = true;
     for (bool busy = true; busy;) {
-        busy = false;
+        busy = moved = false;
         for (unsigned i = 0; i < LPT_THREADS / LPT_WARP; ++i) {
             const unsigned warp = order == BACKWARDS ? LPT_THREADS / LPT_WARP - 1 - i : i;
             // A warp that runs ahead does all that it can before another one does anything.
@@ -119,7 +134,13 @@ void run_block() {
                     busy = busy || fibers[thread].busy;
                 }
         }
+        if (busy && !moved) {
+            for (fiber &f : fibers)
+                f.made = false;
+            return false;
+        }
     }
+    return true;
 }
 
 // A kernel, and how it is called with pointers to its arguments.
@@ -167,10 +188,12 @@ std::string launched;  // names and numbers of thread blocks, since it was last 
 int32_t start(const listing *kernel, unsigned blocks, void **args) {
     launched += kernel->name + " " + std::to_string(blocks) + "\n";
     misaligned = false;
+    watch_launch(kernel->name.c_str());
     body = [&] { kernel->call(args); };
     gridDim.x = blocks < most_blocks ? blocks : (unsigned)most_blocks;
     for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x)
-        run_block();
+        if (!run_block())
+            return 702;           // cudaErrorLaunchTimeout
     return misaligned ? 716 : 0;  // cudaErrorMisalignedAddress
 }
 
@@ -192,23 +215,33 @@ int32_t lpt_clear(void *memory, int64_t bytes, void *) {
     return 0;
 }
 
-void __syncwarp() { wait(warps[threadIdx.x / LPT_WARP]); }
-void __syncthreads() { wait(block); }
+void meet() { wait(warps[threadIdx.x / LPT_WARP]); }
+
+void __syncwarp() {
+    meet();
+    watch_barrier(WATCH_WARP);
+}
+void __syncthreads() {
+    wait(block);
+    watch_barrier(WATCH_BLOCK);
+}
+
+// Shuffles and votes, which do not order what threads do to memory.
 
 template <class U> U __shfl_xor_sync(unsigned, U value, int apart) {
     slots[threadIdx.x] = value;
-    __syncwarp();
+    meet();
     const U other = (U)slots[threadIdx.x ^ apart];
-    __syncwarp();
+    meet();
     return other;
 }
 
 bool __any_sync(unsigned, bool yes) {
     slots[threadIdx.x] = yes;
-    __syncwarp();
+    meet();
     const uint64_t *const warp = slots + threadIdx.x / LPT_WARP * LPT_WARP;
     const bool any = std::any_of(warp, warp + LPT_WARP, [](uint64_t slot) { return slot != 0; });
-    __syncwarp();
+    meet();
     return any;
 }
 
@@ -267,7 +300,11 @@ float lpt_through_bf16(float x) {
     return through({8, -126, 127, LPT_INF, LPT_GRADUAL, 1, 1, 0, max, -max}, x);
 }
 
-template <class U> void atomicMax(U *to, U value) { *to = *to < value ? value : *to; }
+template <class U> void atomicMax(U *to, U value) {
+    watch_atomic(true);
+    *to = *to < value ? value : *to;
+    watch_atomic(false);
+}
 
 }  // namespace
 
