@@ -15,11 +15,9 @@ import lptensor
 from lptensor.blocks import MX, NVFP4, BlockFloatingPoint, BlockFormat, Blocks, Scaled, TwoLevel
 from lptensor.formats import E4M3
 from lptensor.ops import round as lp_round
-from lptensor.rounding import Stochastic
 from lptensor.scaling import PER_TENSOR, Channel, CurrentMaximum, Tile
 from oracles import exact
 from oracles.exact import MODES
-from oracles.philox import word_of_element
 from rounders import NATIVE_BUILDS, assert_same, assert_same_bits, judge, run
 
 SHAPES = [(7,), (1,), (4, 6), (5, 1), (1, 5), (3, 4, 5), (2, 1, 7), (2, 3, 4, 5), (1, 1, 1), (6, 1, 1, 3)]
@@ -147,23 +145,6 @@ def test_subnormal_blocks_survive_a_machine_that_flushes_them(rounder: str, flus
     torch.set_flush_denormal(False)
     for y, (wl, mode) in zip(results, itertools.product((2, 5, 24), MODES), strict=True):
         assert_same(y, expected(x, BlockFloatingPoint(wl, dim=0), mode), x, (wl, mode))
-
-
-@pytest.mark.parametrize("bits", [1, 3, 32])
-def test_stochastic_blocks_take_the_word_of_each_element(bits: int, rounder: str) -> None:
-    """Elements count in contiguous order, whatever the blocks are."""
-    x = spread((5, 7, 9))
-    whole, rows = BlockFloatingPoint(4), BlockFloatingPoint(4, dim=0)  # rows: 63 elements, from the middle of a group
-    for format in (whole, rows, BlockFloatingPoint(4, dim=1), BlockFloatingPoint(4, dim=0, block_size=2)):
-        y = run(rounder, x, format, Stochastic(bits), (3, 4))
-        wanted = np.zeros(tuple(x.shape))
-        for block in blocks_of(tuple(x.shape), format):
-            values = exact.block_of([x[i].item() for i in block], format.wl)
-            assert values is not None
-            for i in block:
-                word = word_of_element(int(np.ravel_multi_index(i, tuple(x.shape))), 3, 4)
-                wanted[i] = exact.stochastic(values, x[i].item(), word, bits)
-        assert_same(y, wanted, x, format)
 
 
 @pytest.mark.parametrize("rounding", ["nearest", "stochastic"])

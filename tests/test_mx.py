@@ -22,15 +22,14 @@ from lptensor.blocks import (
     MXINT8,
     BlockFloatingPoint,
     Scaled,
+    ScaledBlockFormat,
 )
 from lptensor.formats import E2M1, E4M3, E5M2, E8M0, FP16, FP32, FixedPoint, FloatingPoint, ScalarFormat
 from lptensor.names import named_formats
 from lptensor.ops import round as lp_round
-from lptensor.rounding import Stochastic
 from lptensor.scaling import SCALE_RULES, CurrentMaximum, Tile
 from oracles import exact, mx
 from oracles.exact import MODES
-from oracles.philox import word_of_element
 from rounders import NATIVE_BUILDS, assert_same, assert_same_bits, judge, run
 from strategies import fixed_parameters, float_parameters, numbers_near
 
@@ -60,9 +59,11 @@ def groups(shape: tuple[int, ...], block: tuple[int, ...]) -> list[list[tuple[in
     return list(found.values())
 
 
-def expected(x: torch.Tensor, format: MX, mode: str = "nearest", block: tuple[int, ...] | None = None) -> np.ndarray:
-    """What the oracle makes of x, in blocks of 1 x ... x block_size by default."""
-    block = block or (*(1,) * (x.ndim - 1), format.block_size)
+def expected(
+    x: torch.Tensor, format: MX | ScaledBlockFormat, mode: Any = "nearest", block: tuple[int, ...] | None = None
+) -> np.ndarray:
+    """What the oracle makes of x, in blocks of 1 x ... x block_size by default; a mode's name, or a way for each."""
+    block = block or (*(1,) * (x.ndim - 1), format.block_size)  # type: ignore[union-attr]
     carrier = np.float32 if x.dtype == torch.float32 else np.float64
     result = np.zeros(tuple(x.shape))
     for group in groups(tuple(x.shape), block):
@@ -70,10 +71,11 @@ def expected(x: torch.Tensor, format: MX, mode: str = "nearest", block: tuple[in
             [x[i].item() for i in group],
             judge(format.element),
             precision_of(format.element),
-            format.scale_rule,
-            mode,
-            format.infinite,
+            format.scaling.rule,
+            mode if isinstance(mode, str) else [mode[i] for i in group],
+            format.scaling.infinite,
             carrier,
+            format.scaling.margin,
         )
         for index, value in zip(group, values, strict=True):
             result[index] = value
@@ -396,27 +398,6 @@ def test_a_tensor_that_lacks_the_axis_is_one_block() -> None:
         for rounder in ROUNDERS:
             assert_same_bits(run(rounder, x, format), run(rounder, x, MX(E2M1, 7)))
     assert lp_round(torch.tensor(6.7), MXFP4).item() == 6.0
-
-
-@pytest.mark.parametrize("bits", [1, 5, 32])
-def test_stochastic_blocks_take_the_word_of_each_element(bits: int) -> None:
-    """Elements count in contiguous order, whatever the blocks are."""
-    x = spread((6, 7, 9))
-    for format, block in (
-        (MX(E2M1, 4), (1, 1, 4)),
-        (MX(E4M3, 32, axis=1), (1, 32, 1)),
-        (MX(E2M1, (2, 5)), (1, 2, 5)),
-        (MX(FloatingPoint(2, 1, specials="none", signed=False), 5), (1, 1, 5)),
-    ):
-        wanted = np.zeros(tuple(x.shape))
-        for group in groups(tuple(x.shape), block):
-            values = mx.block_of([x[i].item() for i in group], judge(format.element), precision_of(format.element))
-            assert values is not None
-            for i in group:
-                word = word_of_element(int(np.ravel_multi_index(i, tuple(x.shape))), 3, 4)
-                wanted[i] = exact.stochastic(values, x[i].item(), word, bits)
-        for rounder in ROUNDERS:
-            assert_same(run(rounder, x, format, Stochastic(bits), (3, 4)), wanted, x, (rounder, format))
 
 
 # --- one result, however it is computed -----------------------------------------------------------

@@ -10,12 +10,14 @@ from __future__ import annotations
 import functools
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Protocol
 
 MODES = ("nearest", "nearest_away", "toward_zero", "down", "up", "odd")
+# A mode by its name, or what a random word decides, given how far a value lies between its two neighbours.
+Way = str | Callable[[Fraction], bool]
 FP32_MAX = Fraction(2**24 - 1) * 2**104
 FP32_MIN = Fraction(1, 2**149)
 
@@ -175,10 +177,12 @@ def exponent_of(x: Fraction) -> int:
     return e if power(e) <= x else e - 1
 
 
-def goes_up(x: Fraction, gap: Gap, mode: str, negative: bool) -> bool:
+def goes_up(x: Fraction, gap: Gap, mode: Way, negative: bool) -> bool:
     """Whether the magnitude x between two neighbours takes the larger one."""
     if x == gap.low:
         return False
+    if not isinstance(mode, str):
+        return gap.high > gap.low and mode((x - gap.low) / (gap.high - gap.low))
     middle = (gap.low + gap.high) / 2
     match mode:
         case "nearest":
@@ -196,12 +200,12 @@ def goes_up(x: Fraction, gap: Gap, mode: str, negative: bool) -> bool:
     raise ValueError(mode)
 
 
-def points_inward(mode: str, negative: bool) -> bool:
+def points_inward(mode: Way, negative: bool) -> bool:
     """Whether a direction leads back from infinity to the finite values (IEEE 754-2019 7.4)."""
     return mode in ("toward_zero", "odd") or mode == ("up" if negative else "down")
 
 
-def rounded(values: Values, x: float, mode: str) -> float:
+def rounded(values: Values, x: float, mode: Way) -> float:
     """The value that x becomes; a nan or an infinity where the format's rules ask for it."""
     settled = _settled(values, x)
     if settled is not None:
@@ -234,18 +238,28 @@ def stochastic(values: Values, x: float, word: int, bits: int = 32) -> float:
     return high if chance * 2**bits + (word >> (32 - bits)) >= 2**bits else low
 
 
-def rounded_block(xs: Sequence[float], wl: int, mode: str) -> list[float]:
+def rounded_block(
+    xs: Sequence[float], wl: int, mode: str | Sequence[Way], overflow: str = "clip", infinite: str = "nan"
+) -> list[float]:
     """One block of block floating point: the exponent is that of the largest magnitude."""
-    block = block_of(xs, wl)
-    return [math.nan if block is None else rounded(block, x, mode) for x in xs]
+    block = block_of(xs, wl, overflow, infinite)
+    return [math.nan if block is None else rounded(block, x, way) for x, way in zip(xs, ways(mode, xs), strict=True)]
 
 
-def block_of(xs: Sequence[float], wl: int) -> Block | None:
-    """The values open to the elements xs; None if one is no finite number, which spoils the block."""
-    if not all(math.isfinite(x) for x in xs):
+def ways(mode: str | Sequence[Way], xs: Sequence[float]) -> Sequence[Way]:
+    """One way for each number: the same for all where it has a name."""
+    return [mode] * len(xs) if isinstance(mode, str) else mode
+
+
+def block_of(xs: Sequence[float], wl: int, overflow: str = "clip", infinite: str = "nan") -> Block | None:
+    """The values open to the elements xs; None if one is no number, which spoils the block, or is infinite."""
+    if any(map(math.isnan, xs)) or infinite == "nan" and any(map(math.isinf, xs)):
         return None
-    largest = max((abs(Fraction(x)) for x in xs), default=Fraction(0))
-    return Block(wl, exponent_of(largest) if largest else 0)
+    largest = max((abs(Fraction(x)) for x in xs if math.isfinite(x)), default=Fraction(0))
+    block = Block(wl, exponent_of(largest) if largest else 0)
+    gap = block.gap(largest)
+    rounds_up = gap.high > (block.largest(False) or 0) and goes_up(largest, gap, "nearest", False)
+    return Block(wl, block.exponent + 1) if overflow == "bump" and rounds_up else block
 
 
 def _settled(values: Values, x: float) -> float | None:
@@ -273,7 +287,7 @@ def _beyond(values: Values, negative: bool) -> float:
     return math.nan if values.overflow == "nan" else sign * math.inf
 
 
-def _finish(values: Values, r: Fraction, negative: bool, mode: str) -> float:
+def _finish(values: Values, r: Fraction, negative: bool, mode: Way) -> float:
     """A magnitude with its sign, after the end of the format has had its say."""
     largest = values.largest(negative)
     if largest is not None and r > largest:

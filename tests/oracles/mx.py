@@ -14,7 +14,7 @@ from fractions import Fraction
 import numpy as np
 
 from oracles import exact
-from oracles.exact import Gap, Values, exponent_of, power
+from oracles.exact import Gap, Values, Way, exponent_of, power
 
 RULES = ("floor", "ceil", "even", "rceil")
 E8M0_ENDS = (-127, 127)
@@ -83,14 +83,14 @@ def counted(xs: Sequence[float], infinite: str) -> Fraction | None:
 
 
 def block_of(
-    xs: Sequence[float], element: Values, precision: int, rule: str = "floor", infinite: str = "nan"
+    xs: Sequence[float], element: Values, precision: int, rule: str = "floor", infinite: str = "nan", margin: int = 0
 ) -> Under | None:
     """The values open to the elements of one MX block; None if it is lost."""
     largest = counted(xs, infinite)
     if largest is None:
         return None
     low, high = E8M0_ENDS
-    exponent = scale_exponent(largest, element, precision, rule) if largest else 0
+    exponent = scale_exponent(largest, element, precision, rule) + margin if largest else 0
     return Under(element, power(min(max(exponent, low), high)))
 
 
@@ -104,12 +104,15 @@ def rounded_block(
     element: Values,
     precision: int,
     rule: str = "floor",
-    mode: str = "nearest",
+    mode: str | Sequence[Way] = "nearest",
     infinite: str = "nan",
     carrier: type[np.floating] = np.float32,
+    margin: int = 0,
 ) -> list[float]:
-    block = block_of(xs, element, precision, rule, infinite)
-    return [math.nan if block is None else carried(exact.rounded(block, x, mode), carrier) for x in xs]
+    block = block_of(xs, element, precision, rule, infinite, margin)
+    if block is None:
+        return [math.nan] * len(xs)
+    return [carried(exact.rounded(block, x, way), carrier) for x, way in zip(xs, exact.ways(mode, xs), strict=True)]
 
 
 def tensor_scale(xs: Sequence[float], top: float, scale_top: float) -> np.float32:
@@ -131,7 +134,7 @@ def scaled_block(
     whole: np.float32,
     floor: float = 0.0,
     reciprocal: bool = False,
-    mode: str = "nearest",
+    mode: str | Sequence[Way] = "nearest",
     infinite: str = "nan",
     carrier: type[np.floating] = np.float32,
     margin: int = 0,
@@ -148,13 +151,13 @@ def scaled_block(
         t = np.minimum(np.float32(s * whole), MOST)
         inverse = np.minimum(np.float32(1) / whole / s, MOST)
         results = []
-        for x in xs:
+        for x, way in zip(xs, exact.ways(mode, xs), strict=True):
             if t == 0:
                 results.append(math.copysign(0.0, x) if element.negative_zero else 0.0)
                 continue
             quotient = carrier(x) * carrier(inverse) if reciprocal else carrier(x) / carrier(t)
             if carrier is np.float64 and x != 0 and abs(quotient) < 2.0**-500:  # only its sign can matter
                 quotient = np.copysign(2.0**-500, x)
-            r = exact.rounded(Under(element, Fraction(1)), float(quotient), mode)
+            r = exact.rounded(Under(element, Fraction(1)), float(quotient), way)
             results.append(float(carrier(r) * carrier(t)))
     return results
