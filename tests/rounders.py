@@ -10,7 +10,7 @@ import torch
 from lptensor import _native, reference
 from lptensor.blocks import BlockFormat
 from lptensor.formats import FixedPoint, FloatingPoint, Format
-from lptensor.rounding import Mode, Rounding, as_rounding
+from lptensor.rounding import Beyond, Mode, Rounding, Stochastic, as_rounding
 from oracles import exact
 
 Key = tuple[int, int]
@@ -36,6 +36,14 @@ def _available() -> list[str]:
 
 
 NATIVE_BUILDS = _available()
+VARIANTS = ("plain", "half_offset", "pre_rounded", "equal")
+
+
+def rule_of(bits: int, variant: str, beyond: str = "overflow") -> Rounding:
+    """The rounding that goes by ``oracles.draws.goes_up`` with these bits; the variant "equal" has but one number."""
+    if variant == "equal":
+        return Rounding(Mode.STOCHASTIC_EQUAL, beyond=Beyond[beyond.upper()])
+    return Stochastic(bits, variant, beyond)
 
 
 def run(

@@ -17,24 +17,16 @@ import test_nvfp4
 from lptensor.blocks import MX, MXINT8, BlockFloatingPoint, BlockFormat, Scaled, ScaledBlockFormat, TwoLevel
 from lptensor.formats import BF16, E2M1, E4M3, E5M2, E8M0, FP32, FixedPoint, FloatingPoint
 from lptensor.ops import round as lp_round
-from lptensor.rounding import Beyond, Mode, Rounding, Stochastic
 from lptensor.scaling import Channel, CurrentMaximum, Tile
 from oracles import exact, mx
 from oracles.draws import goes_up
 from oracles.philox import word_of_element
-from rounders import NATIVE_BUILDS, assert_same, judge, run
+from rounders import NATIVE_BUILDS, VARIANTS, assert_same, judge, rule_of, run
 from strategies import numbers_near
 
 ROUNDERS = ["reference", *NATIVE_BUILDS]
 KEY = (0x0123456789ABCDEF, 0xFEDCBA9876543210)
-VARIANTS = ("plain", "half_offset", "pre_rounded", "equal")
 word = functools.cache(word_of_element)
-
-
-def rule(bits: int, variant: str, beyond: str = "overflow") -> Rounding:
-    if variant == "equal":
-        return Rounding(Mode.STOCHASTIC_EQUAL, beyond=Beyond[beyond.upper()])
-    return Stochastic(bits, variant, beyond)
 
 
 def ways(shape: tuple[int, ...], bits: int, variant: str, key: tuple[int, int] = KEY) -> np.ndarray:
@@ -106,7 +98,7 @@ def samples(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
 def check(x: torch.Tensor, format: BlockFormat, bits: int, variant: str, beyond: str = "overflow") -> None:
     wanted = expected(x, format, ways(tuple(x.shape), bits, variant))
     for rounder in ROUNDERS:
-        assert_same(run(rounder, x, format, rule(bits, variant, beyond), KEY), wanted, x, (rounder, format, bits))
+        assert_same(run(rounder, x, format, rule_of(bits, variant, beyond), KEY), wanted, x, (rounder, format, bits))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -176,7 +168,7 @@ def test_elements_count_in_contiguous_order_however_they_lie(format: BlockFormat
     key = torch.empty(2, dtype=torch.int64).random_(generator=torch.Generator().manual_seed(5)).tolist()
     wanted = expected(x, format, ways(tuple(x.shape), 4, variant, tuple(k % 2**64 for k in key)))
     for y in layouts:
-        got = lp_round(y, format, rule(4, variant), generator=torch.Generator().manual_seed(5))
+        got = lp_round(y, format, rule_of(4, variant), generator=torch.Generator().manual_seed(5))
         assert_same(got, wanted, x, (format, y.stride()))
 
 

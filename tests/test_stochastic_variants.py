@@ -12,14 +12,18 @@ import gfloat.formats as gf
 import pytest
 import torch
 from gfloat import RoundMode
+from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
 from lptensor import _native, reference
 from lptensor.formats import BF16, E2M1, E2M3, E4M3, E5M2, E8M0, FP16, FixedPoint, FloatingPoint, Format, ScalarFormat
 from lptensor.ops import round as round_to
 from lptensor.rounding import Beyond, Mode, Rounding, Stochastic, as_rounding
+from oracles import exact
+from oracles.draws import goes_up
 from oracles.philox import word_of_element
-from rounders import NATIVE_BUILDS, choose_build, run
+from rounders import NATIVE_BUILDS, VARIANTS, assert_same, choose_build, judge, rule_of, run
+from strategies import fixed_parameters, float_parameters, numbers_near
 
 KEY = (0x0123456789ABCDEF, 0xFEDCBA9876543210)
 GFLOAT_MODE = {
@@ -125,6 +129,27 @@ def test_bias_is_that_of_theory(bits: int, variant: str) -> None:
         "pre_rounded": Fraction(0),
     }
     assert bias == theory[variant]
+
+
+@settings(max_examples=150)
+@given(
+    st.data(), st.integers(1, 32), st.sampled_from(VARIANTS), st.sampled_from(["overflow", "saturate", "probability"])
+)
+def test_each_word_decides_as_exact_rationals_say(data: st.DataObject, bits: int, variant: str, beyond: str) -> None:
+    floats = float_parameters().map(lambda given: FloatingPoint(**given))
+    format = data.draw(st.one_of(floats, fixed_parameters().map(lambda given: FixedPoint(**given))))
+    values, bits = judge(format), 32 if variant == "equal" else bits
+    numbers = st.one_of(numbers_near(values), st.floats(0, 2).map(lambda part: part * min(format.max, 1e38)))
+    x = torch.tensor(data.draw(st.lists(numbers, min_size=20, max_size=20)), dtype=torch.float64)
+    for dtype in (torch.float32, torch.float64):
+        here = x.to(dtype)
+        wanted = [
+            exact.drawn(values, v, lambda chance, w=w: goes_up(chance, w, bits, variant), beyond)
+            for v, w in zip(here.tolist(), WORDS.tolist(), strict=False)
+        ]
+        for rounder in ("reference", *NATIVE_BUILDS):
+            got = run(rounder, here, format, rule_of(bits, variant, beyond), KEY)
+            assert_same(got, torch.tensor(wanted, dtype=torch.float64).to(dtype), here, (rounder, format, bits))
 
 
 @every_variant

@@ -215,6 +215,18 @@ def rounded(values: Values, x: float, mode: Way) -> float:
     return _finish(values, gap.high if goes_up(magnitude, gap, mode, negative) else gap.low, negative, mode)
 
 
+def drawn(values: Values, x: float, way: Way, beyond: str = "overflow") -> float:
+    """The same by a random word; between the largest value and overflow as ``beyond`` has it."""
+    largest = None if x < 0 and not values.signed else values.largest(x < 0)
+    if beyond == "overflow" or not math.isfinite(x) or largest is None or abs(Fraction(x)) <= largest:
+        return rounded(values, x, way)
+    gap = values.gap(largest)
+    odds = (abs(Fraction(x)) - largest) / (gap.high - gap.low) * 2  # certain from half a spacing on
+    assert not isinstance(way, str)
+    over = beyond == "probability" and (odds >= 1 or way(odds))
+    return _beyond(values, x < 0) if over else math.copysign(float(largest), x)
+
+
 def fraction_of(values: Values, x: float) -> Fraction:
     """Where a finite nonzero x lies between its neighbours: 0 at the lower, 1 at the higher magnitude."""
     gap = values.gap(abs(Fraction(x)))
