@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import prune
 from torch.utils.checkpoint import checkpoint
 
 from lptensor import (
@@ -156,6 +157,10 @@ LAYERS = {
     ),
     "weight norm": (
         lambda: nn.utils.parametrizations.weight_norm(nn.Linear(8, 4)),
+        lambda: (torch.randn(3, 8, requires_grad=True),),
+    ),
+    "pruned": (
+        lambda: prune.l1_unstructured(nn.Linear(8, 4), "weight", 0.3),
         lambda: (torch.randn(3, 8, requires_grad=True),),
     ),
     "encoder": (lambda: nn.TransformerEncoderLayer(8, 2, 16), lambda: (torch.randn(3, 2, 8, requires_grad=True),)),
