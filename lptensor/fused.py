@@ -218,8 +218,6 @@ def _ends(negative: bool, grid: Grid, rounding: Rounding, carrier: Carrier) -> t
     """On one side: the largest value, what results beyond it become, and infinity; as bits."""
     infinity = carrier.bits(float("inf"))
     largest = carrier.bits(grid.min if negative else grid.max) if grid.signed or not negative else 0
-    if largest == infinity:
-        return infinity, infinity, infinity
     nan = infinity | 1 << carrier.mantissa - 1
     beyond = {Overflow.INF: infinity, Overflow.NAN: nan, Overflow.SATURATE: largest}[grid.overflow]
     return largest, largest if rounding.mode.leads_back(negative) else beyond, beyond
@@ -264,6 +262,6 @@ def round_tensor(x: Tensor, grid: Grid, rounding: Rounding) -> Tensor:
     [0.1015625, 448.0]
     """
     carrier = CARRIERS[x.dtype]
-    bits = rounded(x.contiguous().view(carrier.integer), grid, rounding, carrier, _Tensors(carrier, x.device))
+    bits = rounded(x.view(carrier.integer), grid, rounding, carrier, _Tensors(carrier, x.device))
     result: Tensor = bits.view(x.dtype)
     return result
