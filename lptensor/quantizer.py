@@ -240,8 +240,6 @@ class _Rounded(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Quantize], output: tuple[Tensor, Tensor | None]) -> None:
         ctx.rule, clamped = inputs[1], output[1]
-        if clamped is not None:
-            ctx.mark_non_differentiable(clamped)
         ctx.save_for_backward(clamped)
         ctx.save_for_forward(clamped)
 
