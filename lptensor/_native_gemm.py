@@ -108,7 +108,7 @@ def gemm(
     m, n = a.shape[1], b.shape[2]
     if 1 < n <= _NARROW and m >= _HIGH and not acc.stochastic:  # a random word knows its row and column
         turned = y.new_empty(a.shape[0], n, m)
-        gemm(b.mT, a.mT, turned, acc, None if c is None else c.mT, None, running)
+        gemm(b.mT, a.mT, turned, acc.turned, None if c is None else c.mT, None, running)
         y.copy_(turned.mT)
         return
     product, form = product_struct(a, b, y, c, key, running), accumulator_struct(acc)
