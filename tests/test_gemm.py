@@ -479,7 +479,7 @@ def test_the_rest_of_a_float64_product_counts(implementation: str, order: str) -
 @pytest.mark.parametrize("sign", [1, -1])
 def test_what_is_below_the_normal_float64_is_more_than_nothing(implementation: str, order: str, sign: int) -> None:
     acc = Accumulator(
-        FP16, order=order, rounding="up" if sign > 0 else "down", alignment=8 if order == "aligned" else None
+        FP16, order=order, rounding="up" if sign > 0 else "down", alignment=10 if order == "aligned" else None
     )
     least = sign * torch.full((1, 2, 2), 2.0**-1074, dtype=torch.float64)
     one, zero = torch.eye(2, dtype=torch.float64)[None], torch.zeros(1, 2, 2, dtype=torch.float64)
