@@ -6,7 +6,7 @@ import contextlib
 import math
 import operator
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import is_dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch import Tensor
 from lptensor.grid import Grid
 from lptensor.layout import Layout, decode
 from lptensor.names import name_of
-from lptensor.text import call, constant, learn
+from lptensor.text import arguments, call, constant, learn
 
 VALUES_BITS = 20  # a list of values is for reading and plotting
 
@@ -97,7 +97,7 @@ class Format:
             raise ValueError(f"{self!r} needs more than the 24 bits of float32; use a float64 tensor")
 
     def __reduce__(self) -> tuple[Any, ...]:  # by its parameters alone, so that a checkpoint stays readable
-        given = {f.name: getattr(self, f.name) for f in fields(self) if f.init}  # type: ignore[arg-type]
+        given = {argument: getattr(self, field) for field, argument in arguments(type(self)).items()}
         return rebuild, (type(self), given)
 
     def __repr__(self) -> str:
@@ -110,7 +110,7 @@ class Format:
         >>> FloatingPoint(8), FloatingPoint(8).spelled()
         (E5M2, 'FloatingPoint(exp=5, man=2)')
         """
-        return call(self)
+        return call(self) if is_dataclass(self) else object.__repr__(self)
 
 
 def rebuild(kind: type[Format], given: dict[str, Any]) -> Format:

@@ -76,7 +76,13 @@ def code() -> str:
 
 
 def arguments(cls: type[Any]) -> dict[str, str]:
-    """The fields of a dataclass that its constructor takes, and what it calls them."""
+    """The fields of a dataclass that its constructor takes, and what it calls them.
+
+    Raises:
+        TypeError: a class that is none.
+    """
+    if not is_dataclass(cls):
+        raise TypeError(f"nothing says what makes a {cls.__name__}: let the class be a frozen dataclass")
     taken = [f for f in fields(cls) if f.init or "argument" in f.metadata]
     return {f.name: f.metadata.get("argument", f.name) for f in taken}
 

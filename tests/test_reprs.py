@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import pytest
+import torch
 
 import lptensor
 from lptensor import (
@@ -109,3 +112,17 @@ def test_the_text_of_a_module_gives_one_with_its_arguments_and_state(module: Any
     assert {k: v.tolist() for k, v in twin.state_dict().items()} == {
         k: v.tolist() for k, v in module.state_dict().items()
     }
+
+
+class Bare(lptensor.Format):
+    """A format that no field makes."""
+
+    lowered = E4M3.grid
+
+
+def test_a_format_that_is_no_dataclass_prints_and_says_what_it_lacks_where_it_is_copied() -> None:
+    bare = Bare()
+    assert "Bare object" in repr(bare) and "Bare object" in repr(torch.ones(1).to_lp(bare))  # type: ignore[attr-defined]
+    for ask in (pickle.dumps, copy.deepcopy, lptensor.describe):
+        with pytest.raises(TypeError, match="makes a Bare: let the class be a frozen dataclass"):
+            ask(bare)  # type: ignore[operator]
