@@ -14,12 +14,13 @@ LPT_FN bool lpt_wide_range_fits(const lpt_grid &g) {
            g.max == ldexp(2.0 - ldexp(1.0, 1 - g.precision), 127);
 }
 
-// Formats of the carrier's normal numbers, with as much range to spare there as digits.
+// Formats of the carrier's normal numbers, with as much range to spare there as digits, in which an
+// infinity becomes what all others beyond the largest number become.
 template <class T> LPT_FN bool lpt_added_fits(const lpt_grid &g) {
     typedef lpt_carrier<T> C;
     const int32_t drop = C::mantissa + 1 - g.precision;
     return drop >= 1 && g.emin > -C::bias && g.emax + 1 + drop <= C::bias && g.max == -g.min &&
-           g.negative_zero;
+           g.negative_zero && g.overflow != LPT_PROPAGATE;
 }
 
 // Fixed point that stops at its ends, and leaves room for a number above all of it that has its
@@ -48,8 +49,9 @@ LPT_FN bool lpt_odd_fits(const lpt_grid &g) {
 }
 
 // Formats of magnitudes of fp32, of which the bits that go are the same for all normal numbers, and
-// leave one that tells NaN from infinity.
+// leave one that tells NaN from infinity. Infinities as above.
 LPT_FN bool lpt_side_fits(const lpt_grid &g) {
     return g.precision >= 2 && g.emin < g.emax && g.emin >= -126 && g.subnormals == LPT_GRADUAL &&
-           g.zero && g.negative_zero && !g.ties_to_even_code && g.max == -g.min;
+           g.zero && g.negative_zero && !g.ties_to_even_code && g.max == -g.min &&
+           g.overflow != LPT_PROPAGATE;
 }

@@ -67,7 +67,7 @@ struct lpt_rule {
 };
 
 // lptensor/grid.py: Overflow, Subnormals, Grid (field by field)
-enum lpt_overflow { LPT_INF = 0, LPT_SATURATE = 1, LPT_NAN = 2 };
+enum lpt_overflow { LPT_INF = 0, LPT_SATURATE = 1, LPT_NAN = 2, LPT_PROPAGATE = 3 };
 enum lpt_subnormals { LPT_NONE = 0, LPT_GRADUAL = 1, LPT_FLUSH = 2 };
 
 struct lpt_grid {
@@ -215,14 +215,15 @@ LPT_FN lpt_cell<T> lpt_make_cell(const lpt_grid &g, const lpt_rule &rule, int32_
         const bool unbounded = exponent == 2047 - 1075;  // an infinite limit: nothing is beyond it
         c.limit[negative] = unbounded ? inf : lpt_scale<T>(significand, exponent + shift);
         U beyond = g.overflow == LPT_INF ? inf : g.overflow == LPT_NAN ? nan : c.limit[negative];
-        c.inf[negative] = unbounded ? inf : beyond;
+        c.inf[negative] = unbounded || g.overflow == LPT_PROPAGATE ? inf : beyond;
         // IEEE 754-2019 7.4: directed modes that point back to the format stop at its end
         bool back = rule.mode == LPT_TOWARD_ZERO || rule.mode == LPT_ODD ||
                     rule.mode == (negative ? LPT_UP : LPT_DOWN) ||
                     rule.beyond == LPT_BEYOND_SATURATE;
         c.over[negative] = back ? c.limit[negative] : beyond;
     }
-    c.negative = g.overflow != LPT_SATURATE ? nan : g.zero ? (U)0 : c.tiny;
+    const bool saturates = g.overflow == LPT_SATURATE || g.overflow == LPT_PROPAGATE;
+    c.negative = !saturates ? nan : g.zero ? (U)0 : c.tiny;
     c.subnormals = g.subnormals;
     c.zero = g.zero;
     c.zero_sign = g.negative_zero ? ~(U)0 : (U)0;

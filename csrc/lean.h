@@ -28,8 +28,7 @@ lpt_end(typename lpt_carrier<T>::bits r, typename lpt_carrier<T>::bits u, const 
         return y;
     U beyond = sign ? c.over[1] : c.over[0];
     const U infinite = sign ? c.inf[1] : c.inf[0];
-    if (MODE != LPT_NEAREST)
-        beyond = a == inf ? infinite : beyond;
+    beyond = a == inf ? infinite : beyond;
     beyond = beyond > inf ? nan : beyond | sign;
     beyond = a > inf ? nan : beyond;
     return (r > limit) | (a >= inf) ? beyond : y;

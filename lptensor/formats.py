@@ -45,7 +45,8 @@ class FloatingPoint(ScalarFormat):
             makes the floats of QPyTorch.
             Default: "ieee", and "none" for the widths 4 and 6, which are E2M1 and E3M2 of OCP MX.
         overflow: "inf", "nan" or "saturate" for what rounds beyond the largest value, infinities
-            included. Default: "inf" for ieee, "nan" for fn and fnuz, "saturate" for none.
+            included; "propagate" (ieee alone) saturates too, but leaves infinities as they are. Default: "inf"
+            for ieee, "nan" for fn and fnuz, "saturate" for none.
         signed: without a sign bit, negatives become NaN (the smallest value if saturating).
         zero: False (E8M0) makes the exponent code 0 a normal one; zero then becomes NaN, and what
             lies below the smallest value becomes that value in every rounding mode.
@@ -96,7 +97,8 @@ class FloatingPoint(ScalarFormat):
         if not isinstance(subnormals, bool) and subnormals != "flush":  # 0 and 1 would compare equal
             raise ValueError(f'subnormals must be True, False or "flush", got {subnormals!r}')
         overflow = _DEFAULT_OVERFLOW[specials] if overflow is None else overflow
-        allowed = {"ieee": ("inf", "saturate", "nan"), "none": ("saturate",)}.get(specials, ("nan", "saturate"))
+        every = {"ieee": ("inf", "saturate", "propagate", "nan"), "none": ("saturate",)}
+        allowed = every.get(specials, ("nan", "saturate"))
         if overflow not in allowed:
             raise ValueError(f"overflow with specials={specials!r} must be {' or '.join(allowed)}, got {overflow!r}")
         signed, zero = check_bool("signed", signed), check_bool("zero", zero)

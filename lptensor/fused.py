@@ -77,7 +77,7 @@ def rounded(u: Any, grid: Grid, rounding: Rounding, carrier: Carrier, ops: Algeb
             signed = ops.where(number(infinity) < r, r, signed)
     else:
         smallest = number(0 if grid.zero else _smallest(grid, carrier))
-        lost = smallest if grid.overflow is Overflow.SATURATE else nan
+        lost = smallest if grid.saturates else nan
         signed = ops.where(negative & (number(0) < magnitude), lost, r)
     return ops.where(number(infinity) < magnitude, nan, signed)
 
@@ -219,8 +219,9 @@ def _ends(negative: bool, grid: Grid, rounding: Rounding, carrier: Carrier) -> t
     infinity = carrier.bits(float("inf"))
     largest = carrier.bits(grid.min if negative else grid.max) if grid.signed or not negative else 0
     nan = infinity | 1 << carrier.mantissa - 1
-    beyond = {Overflow.INF: infinity, Overflow.NAN: nan, Overflow.SATURATE: largest}[grid.overflow]
-    return largest, largest if rounding.mode.leads_back(negative) else beyond, beyond
+    beyond = largest if grid.saturates else nan if grid.overflow is Overflow.NAN else infinity
+    over = largest if rounding.mode.leads_back(negative) else beyond
+    return largest, over, infinity if grid.overflow is Overflow.PROPAGATE else beyond
 
 
 class _Tensors:

@@ -8,11 +8,12 @@ from typing import NamedTuple
 
 
 class Overflow(enum.IntEnum):
-    """Where results beyond the largest value go; the numbers are those of csrc/grid.h."""
+    """Where results beyond the largest value go, and infinities; the numbers are those of csrc/grid.h."""
 
     INF = 0
     SATURATE = 1
     NAN = 2
+    PROPAGATE = 3  # finite ones to the largest value, while infinities stay: SatPropagate of IEEE P3109
 
 
 class Subnormals(enum.IntEnum):
@@ -50,6 +51,11 @@ class Grid(NamedTuple):
     @property
     def signed(self) -> bool:
         return self.min < 0
+
+    @property
+    def saturates(self) -> bool:
+        """Whether finite results beyond the largest value become that."""
+        return self.overflow in (Overflow.SATURATE, Overflow.PROPAGATE)
 
     def quantum(self, exponent: int) -> int:
         """log2 of the spacing of the values whose exponent is ``exponent``."""

@@ -23,8 +23,10 @@ class P3109(ScalarFormat):
         p: precision with the hidden bit, 1 to k; p = k of a signed format leaves evenly spaced values.
         signed: without a sign bit, negatives become NaN (zero if saturating).
         extended: with infinities.
-        overflow: "inf", "nan" or "saturate" for what rounds beyond the largest value, infinities
-            included. Default: "inf" where extended, else "nan".
+        overflow: what rounds beyond the largest value: "saturate" becomes that value, infinities included
+            (SatFinite there); "propagate" the same, but infinities stay, where extended (SatPropagate);
+            "inf" an infinity, where extended (OvfInf, in later drafts SatNone); "nan" NaN. Default: "inf"
+            where extended, else "nan".
 
     Raises:
         TypeError, ValueError: parameters out of range, or values that fp32 cannot carry.
@@ -47,7 +49,7 @@ class P3109(ScalarFormat):
         set_int(self, "p", 1, self.k)
         check_bool("signed", self.signed)
         check_bool("extended", self.extended)
-        allowed = ("inf", "nan", "saturate") if self.extended else ("nan", "saturate")
+        allowed = ("inf", "nan", "saturate", "propagate") if self.extended else ("nan", "saturate")
         if self.overflow is not None and self.overflow not in allowed:
             raise ValueError(f"overflow of {self._bare()} must be {' or '.join(allowed)}, got {self.overflow!r}")
         if self.overflow == allowed[0]:  # said or not, it is the same format

@@ -250,10 +250,11 @@ def _round(x: Tensor, grid: Grid, shift: Tensor, rounding: Rounding, key: Key | 
     mode, always = rounding.mode, rounding.beyond is Beyond.SATURATE
     inward = torch.where(negative, mode.leads_back(True) or always, mode.leads_back(False) or always)
     r = torch.where(r > limit, torch.where(inward, limit, beyond), r)
-    r = torch.where(magnitude.isinf(), torch.where(limit.isinf(), limit, beyond), r)
+    endless = limit.isinf() | (grid.overflow is Overflow.PROPAGATE)
+    r = torch.where(magnitude.isinf(), torch.where(endless, magnitude, beyond), r)
     r = torch.where(magnitude.isnan(), torch.nan, r)
     if not grid.signed:
-        wrong = lowest if grid.overflow is Overflow.SATURATE else torch.full_like(lowest, torch.nan)
+        wrong = lowest if grid.saturates else torch.full_like(lowest, torch.nan)
         r = torch.where(negative & (magnitude > 0), wrong, r)
     negative = negative & grid.signed & ((r != 0) | grid.negative_zero)
     return carried(torch.where(negative & ~r.isnan(), -r, r), x.dtype)
@@ -317,8 +318,7 @@ def _ends(grid: Grid, shift: Tensor, negative: Tensor, dtype: torch.dtype) -> tu
     limit = torch.where(negative, -grid.min if grid.signed else 0.0, positive)
     limit = torch.where(limit.isinf(), infinite, times_power(torch.where(limit.isinf(), 1.0, limit), shift))
     limit = torch.where(limit > largest, infinite, limit)
-    saturated = grid.overflow is Overflow.SATURATE
-    return limit, limit if saturated else infinite * (torch.nan if grid.overflow is Overflow.NAN else 1.0)
+    return limit, limit if grid.saturates else infinite * (torch.nan if grid.overflow is Overflow.NAN else 1.0)
 
 
 def random_words(n: int, key: Key, device: torch.device | str = "cpu") -> Tensor:

@@ -11,7 +11,7 @@ from hypothesis import assume, strategies as st
 from oracles import exact
 
 OVERFLOWS = {
-    "ieee": ("inf", "saturate", "nan"),
+    "ieee": ("inf", "saturate", "propagate", "nan"),
     "fn": ("nan", "saturate"),
     "fnuz": ("nan", "saturate"),
     "none": ("saturate",),

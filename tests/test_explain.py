@@ -95,6 +95,8 @@ class TestExplain:
             (465.0, E4M3, "nearest", 448.0, "overflow: saturates at 448.0"),
             (449.0, E4M3, "nearest_away", 448.0, "nearer"),
             (61440.0, FloatingPoint(5, 2, overflow="saturate"), "nearest", 57344.0, "overflow: saturates at 57344.0"),
+            (61440.0, FloatingPoint(5, 2, overflow="propagate"), "nearest", 57344.0, "overflow: saturates at 57344.0"),
+            (math.inf, FloatingPoint(5, 2, overflow="propagate"), "nearest", math.inf, "infinity stays"),
             (464.0, E4M3, "nearest_away", 448.0, "overflow: saturates at 448.0"),
             (449.0, E4M3, "up", 448.0, "overflow: saturates at 448.0"),
             (460.0, E4M3, "stochastic", 448.0, "overflow: saturates at 448.0"),

@@ -36,8 +36,8 @@ FORMATS += [FixedPoint(4, 140), FixedPoint(24, 3), FixedPoint(8, 130, clamp=Fals
 for _below in (True, False, "flush"):  # in the middle of the carrier's range, at its edge, in its subnormals
     FORMATS += [FloatingPoint(5, 2, subnormals=_below), FloatingPoint(8, 7, subnormals=_below)]
     FORMATS += [FloatingPoint(4, 3, bias=137, subnormals=_below)]
-FORMATS += [FloatingPoint(5, 2, overflow=over) for over in ("inf", "saturate", "nan")]
-FORMATS += [FloatingPoint(4, 3, signed=False, overflow=over) for over in ("inf", "saturate")]
+FORMATS += [FloatingPoint(5, 2, overflow=over) for over in ("inf", "saturate", "propagate", "nan")]
+FORMATS += [FloatingPoint(4, 3, signed=False, overflow=over) for over in ("inf", "saturate", "propagate")]
 FORMATS += [FloatingPoint(4, 3, signed=False, zero=False, subnormals=False, specials="none")]
 FORMATS += [FloatingPoint(4, 1, bias=-103)]  # near the top of the carrier's range
 FORMATS += [FloatingPoint(1, 0, specials="none"), FloatingPoint(3, 0, specials="none")]

@@ -136,6 +136,7 @@ FORMATS = (
     FloatingPoint(5, 10, overflow="saturate"),
     FloatingPoint(6, 9, overflow="saturate"),
     FloatingPoint(5, 2, overflow="saturate"),
+    FloatingPoint(5, 2, overflow="propagate"),
     FloatingPoint(4, 3, subnormals=False, overflow="saturate"),
     FloatingPoint(5, 4, subnormals="flush", overflow="saturate"),
     FloatingPoint(8, 22, overflow="saturate"),
@@ -420,6 +421,26 @@ def test_sums_overflow_as_their_format_says(implementation: str, compute: str) -
             got = product(implementation, sign * x, torch.ones(1, 3, 2), acc)
             result -= sum == FixedPoint(8, 0) and sign < 0  # two's complement goes one further down
             assert torch.equal(got, torch.full_like(got, result)) or got.isnan().all() and result != result
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("compute", ["exact", "fp32"])
+@pytest.mark.parametrize("mode", [*DETERMINISTIC, "stochastic"])
+def test_sums_that_propagate_stop_at_the_largest_value_and_keep_infinities(
+    mode: str, compute: str, implementation: str
+) -> None:
+    wide = ((8, 7, True), (8, 22, True)) if compute == "exact" else ()  # beyond which fp32 itself is infinite
+    for exp, man, subnormals in ((4, 3, True), (5, 10, True), (5, 2, "flush"), *wide):
+        sum = FloatingPoint(exp, man, subnormals=subnormals, overflow="propagate")
+        product_format = None if man > 10 else FloatingPoint(8, 10, overflow="propagate")
+        for order, chunk in (("sequential", 1), ("sequential", 2), ("pairwise", 1)):
+            acc = Accumulator(sum, product_format, chunk, order, rounding=mode, compute=compute)
+            for term, wanted in ((0.75 * sum.max, sum.max), (torch.inf, torch.inf)):
+                x = torch.full((1, 9, 3), 0.75 * sum.max)
+                x[0, :, 1] = term
+                for sign in (1, -1):
+                    got = product(implementation, sign * x, torch.ones(1, 3, 17), acc)
+                    assert torch.equal(got, torch.full_like(got, sign * wanted)), (sum, acc)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

@@ -98,9 +98,11 @@ def rounded(info: gfloat.FormatInfo, x: Tensor, mode: Mode, saturate: bool) -> T
 def test_rounding_is_gfloats(parameters: tuple[int, int, bool, bool], mode: Mode) -> None:
     info = info_of(*parameters)
     x = probes(fvals(info), parameters[2])
-    for saturate in (False, True):
-        format = P3109(*parameters, overflow="saturate" if saturate else None)
-        expected = rounded(info, x, mode, saturate)
+    for overflow in (None, "saturate", *["propagate"][: parameters[3]]):
+        format = P3109(*parameters, overflow=overflow)
+        expected = rounded(info, x, mode, overflow is not None)
+        if overflow == "propagate":  # gfloat has no SatPropagate, which is SatFinite but for the infinities that there are
+            expected = torch.where(x.isinf(), x, expected)
         got = round_to(x, format, mode)
         assert same(got, expected).all(), (x, got, expected)
 
@@ -138,7 +140,10 @@ def test_the_limits_are_those_of_the_draft() -> None:
 def test_negatives_have_no_place_in_an_unsigned_format() -> None:
     x = torch.tensor([-1.0, -0.0, 0.0])
     assert round_to(x, P3109(8, 4, signed=False)).isnan().tolist() == [True, False, False]
-    assert round_to(x, P3109(8, 4, signed=False, overflow="saturate")).tolist() == [0.0, 0.0, 0.0]
+    for overflow in ("saturate", "propagate"):
+        assert round_to(x, P3109(8, 4, signed=False, overflow=overflow)).tolist() == [0.0, 0.0, 0.0]
+    ends = torch.tensor([-math.inf, math.inf])
+    assert round_to(ends, P3109(8, 4, signed=False, overflow="propagate")).tolist() == [0.0, math.inf]
 
 
 def test_a_format_is_a_value() -> None:
@@ -155,6 +160,7 @@ def test_a_format_is_a_value() -> None:
         ({"k": 8, "p": 9}, "p must be from 1 to 8, got 9"),
         ({"k": 8, "p": 0}, "p must be from 1 to 8, got 0"),
         ({"k": 8, "p": 3, "extended": False, "overflow": "inf"}, "must be nan or saturate, got 'inf'"),
+        ({"k": 8, "p": 3, "extended": False, "overflow": "propagate"}, "must be nan or saturate, got 'propagate'"),
         ({"k": 2, "p": 1}, "no finite value but zero; use a larger k or extended=False"),
         ({"k": 16, "p": 3}, "fp32"),
     ],

@@ -12,7 +12,7 @@ import torch
 import lptensor
 from lptensor.blocks import BlockFormat
 from lptensor.formats import Format
-from lptensor.grid import Grid, Overflow, Subnormals
+from lptensor.grid import Grid, Subnormals
 from lptensor.rounding import Beyond, Mode, Rounding, as_rounding
 
 
@@ -174,7 +174,7 @@ def _prefers_end(x: float, beyond: float | None, end: float, grid: Grid | None, 
     if beyond is None or grid is None:
         return False
     if rule.stochastic:
-        return grid.overflow is not Overflow.SATURATE and rule.beyond is not Beyond.SATURATE
+        return not grid.saturates and rule.beyond is not Beyond.SATURATE
     if rule.mode.toward != "nearer":
         return False
     inside, outside = abs(Fraction(x) - Fraction(end)), abs(Fraction(beyond) - Fraction(x))

@@ -88,13 +88,14 @@ def _overflow(row: dict[str, Any], format: Format) -> str:
         "inf": "What rounds beyond the largest value becomes infinite.",
         "nan": "What rounds beyond the largest value becomes NaN, infinities included.",
         "saturate": "What lies beyond the largest value becomes that value, infinities included.",
+        "propagate": "What lies beyond the largest value becomes that value, but infinities stay.",
     }[row["overflow"]]
     if isinstance(format, Posit):
         return "What lies beyond the largest value becomes that value, and infinities NaN."
     if isinstance(format, BlockFormat):
         return "What rounds beyond an element's largest value is held there."
     if row["min"] >= 0:
-        below = "zero" if row["overflow"] == "saturate" else "NaN"
+        below = "zero" if row["overflow"] in ("saturate", "propagate") else "NaN"
         beyond += f" Negative numbers become {below}."
     return beyond
 

@@ -107,7 +107,8 @@ limits.""",
         "IEEE P3109",
         """`P3109(k, p)` has `k` bits and a precision of `p`; the bias is 2^(k - p - 1), so that 1.0 lies in the middle
 of the codes. There is one zero and one NaN, in the code of -0 (unsigned: in the last one). `extended=False`
-gives the codes of the infinities to numbers, `signed=False` doubles the exponents.""",
+gives the codes of the infinities to numbers, `signed=False` doubles the exponents. The standard's saturation modes
+are `overflow="saturate"` (SatFinite), `"propagate"` (SatPropagate) and `"inf"` (OvfInf).""",
     ),
     "posit": (
         "Posits",

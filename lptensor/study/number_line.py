@@ -26,7 +26,7 @@ def number_line(format: Format, lo: float | None = None, hi: float | None = None
 
     code (a whole number from 0, that of +0 for zero), value, gap (to the next row's value, None in the
     last row), kind ("zero", "subnormal", "normal"; "value" in formats without that distinction), beyond
-    (at the largest and most negative value what overflow gives: "inf", "saturate" or "nan"; else None).
+    (at the largest and most negative value the format's overflow: "inf", "saturate", "propagate" or "nan"; else None).
     A block format shows its elements before they are scaled.
 
     Args:
@@ -107,6 +107,7 @@ _TICKS = {
 # What is drawn at an end, to the left and to the right, and what it says.
 _ENDS = {
     "saturate": ("s", "s", "saturates beyond"),
+    "propagate": ("s", "s", "saturates beyond, save infinities"),
     "inf": ("<", ">", "infinity beyond"),
     "nan": ("x", "x", "NaN beyond"),
 }

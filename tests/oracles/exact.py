@@ -1,8 +1,9 @@
 """Rounding by exact rationals: a value set is decoded code by code and searched for neighbours.
 
 Sources: IEEE 754-2019 (3.3 formats, 4.3 rounding directions, 7.4 overflow), the OCP 8-bit floating
-point specification for "fn" and saturation, arXiv 2206.02915 for "fnuz". There is no scaling, no
-rounding to integer and no bit trick here, so that no idea is shared with the code under test.
+point specification for "fn" and saturation, the IEEE P3109 interim report for "propagate", its SatPropagate,
+arXiv 2206.02915 for "fnuz". There is no scaling, no rounding to integer and no bit trick here, so that no idea
+is shared with the code under test.
 """
 
 from __future__ import annotations
@@ -284,15 +285,16 @@ def _settled(values: Values, x: float) -> float | None:
             return math.nan
         return -0.0 if negative and values.negative_zero else 0.0
     if negative and not values.signed:
-        return float(values.gap(Fraction(0)).low) if values.overflow == "saturate" else math.nan
+        return float(values.gap(Fraction(0)).low) if values.overflow in ("saturate", "propagate") else math.nan
     if math.isinf(x):
-        return x if values.largest(negative) is None else _beyond(values, negative)
+        stays = values.overflow == "propagate" or values.largest(negative) is None
+        return x if stays else _beyond(values, negative)
     return None
 
 
 def _beyond(values: Values, negative: bool) -> float:
     sign = -1 if negative else 1
-    if values.overflow == "saturate":
+    if values.overflow in ("saturate", "propagate"):
         largest = values.largest(negative)
         assert largest is not None
         return sign * float(largest)

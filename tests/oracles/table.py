@@ -56,11 +56,13 @@ class Table:
             r = np.where(hole, 0.0, r)
         inward = {"toward_zero": True, "odd": True, "up": negative, "down": ~negative}.get(mode, False)
         largest = self.magnitudes[-1]
-        beyond = {"inf": np.inf, "nan": np.nan, "saturate": largest}[v.overflow]
+        beyond = {"inf": np.inf, "nan": np.nan, "saturate": largest, "propagate": largest}[v.overflow]
         r = np.where(r > largest, np.where(inward & np.isfinite(a), largest, beyond), r)
+        r = np.where(np.isinf(a) & (v.overflow == "propagate"), np.inf, r)
         r = np.where(np.isnan(x) | (a == 0 if not v.zero else False), np.nan, r)
         if not v.signed:
-            return np.where(negative & (a > 0), self.ladder[0] if v.overflow == "saturate" else np.nan, r)
+            saturates = v.overflow in ("saturate", "propagate")
+            return np.where(negative & (a > 0), self.ladder[0] if saturates else np.nan, r)
         return np.where(negative & ((r != 0) | v.negative_zero), -r, r)
 
     def points(self, dtype: type = np.float32) -> NDArray[np.floating]:
