@@ -200,7 +200,7 @@ def save_file(
     """Write tensors as codes to a safetensors file, the formats in its metadata.
 
     Formats that other readers know (FP32, FP16, BF16, E5M2, E4M3) are stored under their dtype; codes
-    of fewer than 8 bits are packed without gaps; all others are integers.
+    of fewer than 16 bits are packed without gaps; all others are integers.
 
     Args:
         tensors: dense tensors by name, LPTensors among them.
@@ -304,7 +304,7 @@ def _filed(x: Tensor, format: Format) -> Tensor:
     if native in _FILED:
         return codes.view(native).contiguous()
     bits: int = format.bits  # type: ignore[attr-defined]  # encode() has asked for it
-    return pack(codes, bits) if bits < 8 else codes.contiguous()
+    return pack(codes, bits) if bits < 16 and bits != 8 else codes.contiguous()
 
 
 def _unfiled(stored: Tensor, format: Format, shape: list[int]) -> Tensor:
@@ -313,7 +313,7 @@ def _unfiled(stored: Tensor, format: Format, shape: list[int]) -> Tensor:
     bits = getattr(format, "bits", None)
     if bits is None:
         raise ValueError(f"the file's metadata names {format!r}, which has no codes of single elements")
-    codes = unpack(stored, bits, shape) if bits < 8 else stored
+    codes = unpack(stored, bits, shape) if stored.dtype == torch.uint8 and bits != 8 else stored
     if list(codes.shape) != shape:
         raise ValueError(f"the file's metadata gives codes the shape {shape}, they have {list(codes.shape)}")
     return decode(codes, format)

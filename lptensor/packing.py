@@ -1,4 +1,4 @@
-"""True bit packing: codes of 1 to 8 bits without the gaps that bytes would leave."""
+"""True bit packing: codes of 1 to 16 bits without the gaps that bytes would leave."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lptensor.base import as_int, check_int
+from lptensor.codes import code_dtype
 
 
 def packed_bytes(shape: int | Sequence[int], bits: int) -> int:
@@ -16,12 +17,12 @@ def packed_bytes(shape: int | Sequence[int], bits: int) -> int:
 
     Raises:
         TypeError: what is no integer.
-        ValueError: a negative size, or bits outside 1 to 8.
+        ValueError: a negative size, or bits outside 1 to 16.
 
     >>> packed_bytes((3, 100), 5)
     188
     """
-    return -(-prod(_sizes(shape)) * check_int("bits", bits, 1, 8) // 8)
+    return -(-prod(_sizes(shape)) * check_int("bits", bits, 1, 16) // 8)
 
 
 def _sizes(shape: int | Sequence[int]) -> list[int]:
@@ -39,36 +40,48 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     lowest bit of the first byte. What is left of the last byte is 0.
 
     Args:
-        codes: integers from 0 to 2**bits - 1, any integer dtype, shape and device.
-        bits: 1 to 8.
+        codes: integers from 0 to 2**bits - 1, any integer dtype, shape and device; where the codes
+            fill a signed dtype, its bit patterns.
+        bits: 1 to 16.
 
     Raises:
         TypeError: codes or bits are no integers.
-        ValueError: a code out of range, bits outside 1 to 8.
+        ValueError: a code out of range, bits outside 1 to 16.
 
     >>> pack(torch.tensor([1, 2, 3, 4, 5, 6, 7, 0]), 3).tolist()
     [209, 88, 31]
     """
-    bits = check_int("bits", bits, 1, 8)
+    bits = check_int("bits", bits, 1, 16)
     if not isinstance(codes, Tensor) or codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
         got = codes.dtype if isinstance(codes, Tensor) else type(codes).__name__
         raise TypeError(f"codes must be a tensor of integers, got {got}")
     flat = codes.reshape(-1).long()
+    if codes.dtype.itemsize * 8 == bits:
+        flat = flat & 2**bits - 1
     if flat.numel() and not 0 <= int(flat.min()) <= int(flat.max()) < 2**bits:
         outside = (flat < 0) | (flat >= 2**bits)
         raise ValueError(f"codes of {bits} bits are 0 to {2**bits - 1}, got {flat[outside][0].item()}")
-    groups = torch.nn.functional.pad(flat, (0, -flat.numel() % 8)).reshape(-1, 8)  # 8 codes fill `bits` bytes
-    words = (groups << torch.arange(8, device=flat.device) * bits).sum(1)
-    octets = words.unsqueeze(1) >> torch.arange(bits, device=flat.device) * 8 & 0xFF
-    return octets.to(torch.uint8).reshape(-1)[: packed_bytes(flat.numel(), bits)]
+    halves = torch.nn.functional.pad(flat, (0, -flat.numel() % 8)).reshape(-1, 2, 4)  # 8 codes fill `bits` bytes
+    places, octets = _places(bits, flat.device)
+    words = (halves << places).sum(-1, keepdim=True) >> octets & 0xFF
+    groups, wide = words.new_zeros(len(words), bits), len(octets)
+    groups[:, :wide] += words[:, 0]
+    groups[:, bits - wide :] += words[:, 1]  # both have bits in the byte in the middle, if `bits` is odd
+    return groups.to(torch.uint8).reshape(-1)[: packed_bytes(flat.numel(), bits)]
+
+
+def _places(bits: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Where, in the words that hold four codes of a group each, the codes begin, and where the bytes of a word do."""
+    four = torch.arange(4, device=device) * bits
+    return torch.stack((four, four + 4 * bits % 8)), torch.arange(-(-bits // 2), device=device) * 8
 
 
 def unpack(packed: Tensor, bits: int, shape: int | Sequence[int]) -> Tensor:
-    """The uint8 codes that ``pack`` put into ``packed``, in the given shape.
+    """The codes that ``pack`` put into ``packed``, in the given shape: uint8 to 8 bits, int16 beyond, as of ``encode``.
 
     Args:
         packed: uint8, ``packed_bytes(shape, bits)`` elements.
-        bits: of a code, 1 to 8.
+        bits: of a code, 1 to 16.
         shape: of the codes, or how many there are.
 
     Raises:
@@ -79,7 +92,7 @@ def unpack(packed: Tensor, bits: int, shape: int | Sequence[int]) -> Tensor:
     tensor([[1, 2, 3, 4],
             [5, 6, 7, 0]], dtype=torch.uint8)
     """
-    shape, bits = _sizes(shape), check_int("bits", bits, 1, 8)
+    shape, bits = _sizes(shape), check_int("bits", bits, 1, 16)
     wanted = packed_bytes(shape, bits)
     if not isinstance(packed, Tensor) or packed.dtype != torch.uint8:
         raise TypeError(f"packed codes are a uint8 tensor, got {getattr(packed, 'dtype', type(packed).__name__)}")
@@ -87,6 +100,8 @@ def unpack(packed: Tensor, bits: int, shape: int | Sequence[int]) -> Tensor:
         raise ValueError(f"codes of {bits} bits and shape {tuple(shape)} take {wanted} bytes, got {packed.numel()}")
     flat = packed.reshape(-1).long()
     groups = torch.nn.functional.pad(flat, (0, -flat.numel() % bits)).reshape(-1, bits)
-    words = (groups << torch.arange(bits, device=flat.device) * 8).sum(1)
-    codes: Tensor = words.unsqueeze(1) >> torch.arange(8, device=flat.device) * bits & 2**bits - 1
-    return codes.to(torch.uint8).reshape(-1)[: prod(shape)].reshape(shape)
+    places, octets = _places(bits, flat.device)
+    wide = len(octets)
+    halves = torch.stack((groups[:, :wide], groups[:, bits - wide :]), 1)
+    codes: Tensor = (halves << octets).sum(-1, keepdim=True) >> places & 2**bits - 1
+    return codes.to(code_dtype(bits)).reshape(-1)[: prod(shape)].reshape(shape)

@@ -8,10 +8,11 @@ import torch
 from hypothesis import given, strategies as st
 
 from lptensor.codes import encode
-from lptensor.formats import E2M3, E3M2, FixedPoint
+from lptensor.formats import BF16, E2M3, E3M2, FixedPoint
 from lptensor.packing import pack, packed_bytes, unpack
+from lptensor.posits import Posit
 
-lists_of_codes = st.integers(1, 8).flatmap(
+lists_of_codes = st.integers(1, 16).flatmap(
     lambda bits: st.tuples(st.just(bits), st.lists(st.integers(0, 2**bits - 1), max_size=70))
 )
 
@@ -20,26 +21,44 @@ lists_of_codes = st.integers(1, 8).flatmap(
 def test_the_bits_are_one_number_with_the_first_code_lowest(case: tuple[int, list[int]]) -> None:
     bits, codes = case
     number = sum(code << i * bits for i, code in enumerate(codes))
-    packed = pack(torch.tensor(codes, dtype=torch.uint8), bits)
+    packed = pack(torch.tensor(codes, dtype=torch.int32), bits)
     assert bytes(packed.tolist()) == number.to_bytes(packed_bytes(len(codes), bits), "little")
 
 
-@given(lists_of_codes, st.sampled_from([torch.uint8, torch.int16, torch.int64]))
+@given(lists_of_codes, st.sampled_from([torch.uint8, torch.int8, torch.int16, torch.int64]))
 def test_unpacking_gives_the_codes_back(case: tuple[int, list[int]], dtype: torch.dtype) -> None:
     bits, codes = case
-    packed = pack(torch.tensor(codes, dtype=torch.int64).to(dtype), bits)
-    assert unpack(packed, bits, len(codes)).tolist() == codes
+    if dtype.itemsize * 8 < bits or dtype == torch.int8 and bits > 8:
+        dtype = torch.int16
+    packed = pack(torch.tensor(codes, dtype=torch.int64).to(dtype), bits)  # of whole dtypes the bit patterns
+    codes_again = unpack(packed, bits, len(codes))
+    assert [code % 2**bits for code in codes_again.tolist()] == codes
+    assert codes_again.dtype == (torch.uint8 if bits <= 8 else torch.int16)
 
 
-@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("bits", range(1, 17))
 @pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 1000])
 def test_memory_is_what_the_bits_take_rounded_up_to_a_byte(bits: int, count: int) -> None:
-    packed = pack(torch.zeros(count, dtype=torch.uint8), bits)
+    packed = pack(torch.zeros(count, dtype=torch.int16), bits)
     assert packed.numel() == packed_bytes(count, bits) == (count * bits + 7) // 8
     assert packed.dtype == torch.uint8
 
 
-@pytest.mark.parametrize("format", [FixedPoint(3, 0), FixedPoint(5, 2), E3M2, E2M3, FixedPoint(7, 3)], ids=repr)
+@pytest.mark.parametrize(
+    "format",
+    [
+        FixedPoint(3, 0),
+        FixedPoint(5, 2),
+        E3M2,
+        E2M3,
+        FixedPoint(7, 3),
+        FixedPoint(10, 5),
+        FixedPoint(12, 4),
+        BF16,
+        Posit(15),
+    ],
+    ids=repr,
+)
 def test_codes_of_a_tensor_keep_their_places(format: FixedPoint) -> None:
     codes = encode(torch.randn(3, 5, 7).transpose(0, 2), format)
     assert torch.equal(unpack(pack(codes, format.bits), format.bits, codes.shape), codes)
@@ -50,7 +69,7 @@ def test_codes_of_a_tensor_keep_their_places(format: FixedPoint) -> None:
     [
         (lambda: pack(torch.tensor([3, 8]), 3), ValueError, "codes of 3 bits are 0 to 7, got 8"),
         (lambda: pack(torch.tensor([-1]), 3), ValueError, "got -1"),
-        (lambda: pack(torch.tensor([1]), 9), ValueError, "bits must be from 1 to 8, got 9"),
+        (lambda: pack(torch.tensor([1]), 17), ValueError, "bits must be from 1 to 16, got 17"),
         (lambda: pack(torch.tensor([1.0]), 3), TypeError, "tensor of integers, got torch.float32"),
         (lambda: pack(torch.tensor([True]), 1), TypeError, "tensor of integers, got torch.bool"),
         (lambda: unpack(torch.zeros(3, dtype=torch.uint8), 3, 9), ValueError, r"shape \(9,\) take 4 bytes, got 3"),
