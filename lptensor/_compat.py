@@ -70,24 +70,23 @@ def graph_task() -> int:
 
 
 def recomputing() -> bool:
-    """Whether a checkpoint computes its forward pass again, asked within a backward pass with grad mode on.
+    """Whether a checkpoint computes its forward pass again, asked within a backward pass: in whatever grad mode.
 
-    Without it the gradients of torch.func and of create_graph=True would round as forward values.
+    Without it the gradients of torch.func and of create_graph=True would round as forward values, or what a checkpoint
+    computes without a graph, as one within another does, as gradients.
     """
-    if called_by_autograd():  # also in a pass that a recomputed function runs, or if its results are saved otherwise
-        return False
-    if torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:  # perhaps of those that catch it
-        return _running_code_of(_CHECKPOINT)
-    node = torch._C._current_autograd_node()  # the other kind runs forward code in a backward method
-    return node is not None and node.name().startswith("CheckpointFunction")
-
-
-def _running_code_of(file: str) -> bool:
-    """Whether a function of a file is on this thread's stack."""
-    frame: Any = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename != file:
+    frame = sys._getframe(2).f_back
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name == "_engine_run_backward":  # of the innermost backward pass
+            break
+        if code.co_filename == _CHECKPOINT:
+            return True
         frame = frame.f_back
-    return frame is not None
+    if not torch.is_grad_enabled():
+        return False
+    node = torch._C._current_autograd_node()  # other libraries have one of their own, by this name
+    return node is not None and node.name().startswith("CheckpointFunction") and not called_by_autograd()
 
 
 def innermost(x: Tensor) -> Tensor:

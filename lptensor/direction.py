@@ -48,18 +48,17 @@ def in_step(task: int) -> bool:
 def in_backward() -> bool:
     """Whether the running op computes a gradient.
 
-    Within a backward pass grad mode is on for the recomputation of a checkpoint, which is forward work, and
-    where the gradient shall have a graph of its own (create_graph=True, torch.func.grad).
+    Within a backward pass the recomputation of a checkpoint is forward work. Grad mode does not tell: it is on as well
+    where the gradient shall have a graph of its own (create_graph=True, torch.func.grad), and may be off in a part of
+    what is recomputed.
     """
     task = _compat.graph_task()
-    if task == -1 or in_step(task):
-        return False
-    return not torch.is_grad_enabled() or not _compat.recomputing()
+    return task != -1 and not in_step(task) and not _compat.recomputing()
 
 
 def recomputed() -> bool:
     """Whether a checkpoint computes forward values anew, within the backward pass."""
-    return _compat.graph_task() != -1 and torch.is_grad_enabled() and _compat.recomputing()
+    return _compat.graph_task() != -1 and _compat.recomputing()
 
 
 def side_of_copy(gradient: bool) -> bool:

@@ -478,6 +478,49 @@ class Tanh(torch.autograd.Function):
         return grad * (1 - y * y)
 
 
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_what_a_checkpoint_recomputes_without_a_graph_is_forward_work(reentrant: bool) -> None:
+    x, formats = leaf(40), []
+
+    def part(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            scale = x.cos()
+        formats.append(scale.format)
+        return x * scale
+
+    checkpoint(part, x, use_reentrant=reentrant).sum().backward()
+    assert formats == [BF16, BF16]
+
+
+@pytest.mark.parametrize("inner", [True, False])
+@pytest.mark.parametrize("outer", [True, False])
+def test_checkpoints_within_checkpoints_give_the_gradients_of_none(outer: bool, inner: bool) -> None:
+    x = leaf(40)
+    y = x.exp()
+    (want,) = torch.autograd.grad((y * y.sin()).sum(), x)
+
+    def within(x: Tensor) -> Tensor:
+        y = checkpoint(torch.exp, x, use_reentrant=inner)
+        return y * y.sin()
+
+    checkpoint(within, x, use_reentrant=outer).sum().backward()
+    assert x.grad.format == E5M2 and same(x.grad, want)
+
+
+def test_a_hook_within_a_checkpoint_computes_gradients() -> None:
+    x, formats = leaf(40), []
+
+    def hooked(x: Tensor) -> Tensor:
+        y = x.sin()
+        if y.requires_grad:  # not in the first pass of the reentrant kind
+            y.register_hook(lambda g: formats.append((g * 0.3).format))
+        return y * 2
+
+    for reentrant in (True, False):
+        checkpoint(hooked, x, use_reentrant=reentrant).sum().backward()
+    assert set(formats) == {E5M2}
+
+
 @pytest.mark.parametrize("hooks", [save_on_cpu, lambda: saved_tensors_hooks(lambda x: x, lambda x: x)])
 def test_hooks_on_saved_tensors_are_no_checkpoint(hooks: Any) -> None:
     x = torch.tensor([0.7, 1.9, -0.4]).to_lp(Arithmetic(BF16, backward=E5M2)).requires_grad_()
