@@ -50,7 +50,10 @@ def gemm(
     if a.dim() < 2 or b.dim() < 2 or a.shape[-1] != b.shape[-2]:
         raise ValueError(f"gemm() takes [..., m, k] and [..., k, n], got {tuple(a.shape)} and {tuple(b.shape)}")
     m, n = a.shape[-2], b.shape[-1]
-    batch = _common([t.shape[:-2] for t in (a, b, c) if t is not None])
+    leading = [t.shape[:-2] for t in (a, b, c) if t is not None]
+    batch = common_shape(*leading)
+    if batch is None:
+        raise ValueError(f"leading axes must broadcast, got {', '.join(str(tuple(s)) for s in leading)}")
     a, b = (_batched(t, batch, *t.shape[-2:]) for t in (a, b))
     if c is not None:
         if c.dim() < 2 or c.shape[-2] not in (1, m) or c.shape[-1] not in (1, n):
@@ -184,14 +187,15 @@ def _of_terms(acc: Accumulator) -> Accumulator:
     return acc if acc.product is None and inner is acc.inner else replace(acc, product=None, inner=inner)
 
 
-def _common(shapes: list[torch.Size]) -> torch.Size:
-    try:
-        return torch.Size(torch.broadcast_shapes(*shapes))
-    except RuntimeError:
-        raise ValueError(f"leading axes must broadcast, got {', '.join(str(tuple(s)) for s in shapes)}") from None
+def common_shape(*shapes: Sequence[int]) -> tuple[int, ...] | None:
+    """What shapes broadcast to, if they do: ``torch.broadcast_shapes`` imports sympy, which takes half a second."""
+    axes = max(len(s) for s in shapes)
+    aligned = [(*[1] * (axes - len(s)), *s) for s in shapes]
+    sizes = [[n for n in given if n != 1] or [1] for given in zip(*aligned, strict=True)]
+    return tuple(of[0] for of in sizes) if all(n == of[0] for of in sizes for n in of) else None
 
 
-def _batched(t: Tensor, batch: torch.Size, rows: int, columns: int) -> Tensor:
+def _batched(t: Tensor, batch: tuple[int, ...], rows: int, columns: int) -> Tensor:
     wide = t.expand(*batch, rows, columns)
     return wide.reshape(math.prod(batch), rows, columns)
 

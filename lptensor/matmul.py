@@ -13,7 +13,7 @@ from torch import Tensor
 from lptensor import _compat
 from lptensor.accumulator import Accumulator
 from lptensor.base import as_int, check_bool, check_int
-from lptensor.gemm import axes_of, check_accumulator, gemm, reduce
+from lptensor.gemm import axes_of, check_accumulator, common_shape, gemm, reduce
 from lptensor.ops import check_samples_draw
 
 
@@ -76,15 +76,11 @@ def _check_tensors(*given: object) -> None:
 
 def _check_addend(c: Tensor, a: Tensor, b: Tensor) -> None:
     """Refuse an addend that would make the product ``a @ b`` larger."""
-    try:
-        wanted = (*torch.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
-    except RuntimeError:
+    batch = common_shape(a.shape[:-2], b.shape[:-2])
+    if batch is None:
         return  # operands that do not go together: gemm() says so
-    try:
-        fits = torch.broadcast_shapes(wanted, c.shape) == wanted
-    except RuntimeError:
-        fits = False
-    if not fits:
+    wanted = (*batch, a.shape[-2], b.shape[-1])
+    if common_shape(wanted, c.shape) != wanted:
         raise ValueError(f"the addend must broadcast to {wanted}, got shape {tuple(c.shape)}")
 
 

@@ -299,6 +299,18 @@ def test_import_brings_in_nothing_heavy() -> None:
     assert not compilers
 
 
+def test_rounding_and_adding_up_bring_in_nothing_heavy() -> None:
+    """The first op on a subclass does, which torch asks whether it is a DTensor."""
+    printed = python(
+        "import sys, torch, lptensor as lp\n"
+        "x, fp16 = torch.randn(2, 3, 3, requires_grad=True), lp.Accumulator(lp.FP16)\n"
+        "y = lp.matmul(x, x[0], accumulator=fp16, c=x[:, :1]) + lp.conv(x, x, fp16, x[0, 0, :2], padding=1).sum()\n"
+        "lp.round(y, lp.E4M3, 'stochastic').sum().backward(), lp.sum(x, accumulator=fp16), lp.encode(x, lp.E4M3)\n"
+        "print(*{name.split('.')[0] for name in sys.modules} & {'sympy', 'mpmath'})"
+    )
+    assert not printed.split()
+
+
 def test_import_starts_no_process_and_writes_no_file() -> None:
     python(
         "import os, sys, torch\n"
