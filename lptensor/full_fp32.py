@@ -12,32 +12,32 @@ from typing import Any
 
 import torch
 
+from lptensor import _compat
 from lptensor.process_wide import ProcessWide
 
-_CUDNN: Any = torch.backends.cudnn
-_ONEDNN: Any = torch.backends.mkldnn
+Setting = tuple[str, str]  # a backend and a kind of product
 
 
 @functools.cache
-def settings() -> tuple[Any, ...]:
+def settings() -> tuple[Setting, ...]:
     """The settings of products that may take fewer bits, of this torch on this machine."""
-    on_gpu = (torch.backends.cuda.matmul, _CUDNN.conv, _CUDNN.rnn) if torch.backends.cuda.is_built() else ()
     units = any("bf16" in unit and there for unit, there in torch.cpu.get_capabilities().items())
-    return (*on_gpu, *((_ONEDNN.matmul, _ONEDNN.conv, _ONEDNN.rnn) if units else ()))
+    backends = (["cuda"] if torch.backends.cuda.is_built() else []) + (["mkldnn"] if units else [])
+    return tuple((backend, kind) for backend in backends for kind in ("matmul", "conv", "rnn"))
 
 
-def _ask_for_all_bits() -> list[tuple[Any, str]]:
+def _ask_for_all_bits() -> list[tuple[Setting, str]]:
     """Turn TF32 and BF16 off, and say where they were on."""
-    asked = [(kind, kind.fp32_precision) for kind in settings()]
-    before = [(kind, precision) for kind, precision in asked if precision in ("tf32", "bf16")]
-    for kind, _ in before:
-        kind.fp32_precision = "ieee"
+    asked = [(setting, _compat.fp32_precision(*setting)) for setting in settings()]
+    before = [(setting, precision) for setting, precision in asked if precision in ("tf32", "bf16")]
+    for setting, _ in before:
+        _compat.set_fp32_precision(*setting, "ieee")
     return before
 
 
-def _ask_for_fewer(before: list[tuple[Any, str]]) -> None:
-    for kind, precision in before:
-        kind.fp32_precision = precision
+def _ask_for_fewer(before: list[tuple[Setting, str]]) -> None:
+    for setting, precision in before:
+        _compat.set_fp32_precision(*setting, precision)
 
 
 full_fp32 = ProcessWide(_ask_for_all_bits, _ask_for_fewer)  # a context without TF32 and BF16
