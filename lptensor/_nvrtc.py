@@ -6,10 +6,12 @@ launched on a device.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -168,9 +170,21 @@ def _loaded(kernel: str, device: int) -> int | None:
     """The address of a kernel in the context that is current, that of the device."""
     code, name = compile(kernel, architecture(*torch.cuda.get_device_capability(device)))
     module, function = ctypes.c_void_p(), ctypes.c_void_p()
-    _check(_driver().cuModuleLoadData(ctypes.byref(module), code))
-    _check(_driver().cuModuleGetFunction(ctypes.byref(function), module, name))
+    with _capture_goes_on():
+        _check(_driver().cuModuleLoadData(ctypes.byref(module), code))
+        _check(_driver().cuModuleGetFunction(ctypes.byref(function), module, name))
     return function.value
+
+
+@contextlib.contextmanager
+def _capture_goes_on() -> Iterator[None]:
+    """Code may be loaded while a graph is captured, as torch's allocator then asks for memory: it is no part of it."""
+    mode = ctypes.c_int(2)  # CU_STREAM_CAPTURE_MODE_RELAXED, and within what it was before
+    _check(_driver().cuThreadExchangeStreamCaptureMode(ctypes.byref(mode)))
+    try:
+        yield
+    finally:
+        _check(_driver().cuThreadExchangeStreamCaptureMode(ctypes.byref(mode)))
 
 
 def _check(code: int) -> None:

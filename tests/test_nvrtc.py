@@ -301,6 +301,41 @@ def test_a_table_that_a_captured_graph_reads_is_never_freed(driver: Driver, capt
         assert [tensor() is not None for tensor in alive] == [capturing] * len(alive)
 
 
+def test_code_is_loaded_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver refuses that in the mode in which torch captures, and must be in that mode again afterwards."""
+    captured_in, relaxed = 0, 2  # CU_STREAM_CAPTURE_MODE_GLOBAL, CU_STREAM_CAPTURE_MODE_RELAXED
+    modes, loaded = [captured_in], []
+
+    class Capturing:
+        error = 0
+
+        def cuThreadExchangeStreamCaptureMode(self, mode: Any) -> int:  # noqa: N802
+            modes[0], mode._obj.value = mode._obj.value, modes[0]
+            return 0
+
+        def cuModuleLoadData(self, module: Any, code: bytes) -> int:  # noqa: N802
+            loaded.append(code)
+            return self.error if modes[0] == relaxed else 900
+
+        def cuModuleGetFunction(self, function: Any, module: Any, name: bytes) -> int:  # noqa: N802
+            function._obj.value = 5
+            return 0
+
+        def cuGetErrorString(self, code: int, text: Any) -> int:  # noqa: N802
+            return 0
+
+    driver = Capturing()
+    monkeypatch.setattr(_nvrtc, "_driver", lambda: driver)
+    monkeypatch.setattr(_nvrtc, "architecture", lambda major, minor: f"sm_{major}{minor}")
+    monkeypatch.setattr(_nvrtc, "compile", lambda kernel, architecture: (architecture.encode(), b"name"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, device))
+    assert _nvrtc._loaded("kernel", 3) == 5 and loaded == [b"sm_93"] and modes == [captured_in]
+    driver.error = 209
+    with pytest.raises(RuntimeError, match="CUDA error 209"):
+        _nvrtc._loaded("kernel", 3)
+    assert modes == [captured_in]
+
+
 def test_a_device_younger_than_nvrtc_gets_code_that_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     class Old:
         def nvrtcGetNumSupportedArchs(self, count: Any) -> int:  # noqa: N802
