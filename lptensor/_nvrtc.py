@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import hashlib
+import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -61,7 +63,6 @@ def load(path: Path) -> Any:
         return None
 
 
-@functools.cache
 def compile(kernel: str, architecture: str) -> tuple[bytes, bytes]:
     """Machine code of a kernel, such as "lpt_gemm_elements<float,1>", for an "sm_90", and its name in there.
 
@@ -93,6 +94,40 @@ def compile(kernel: str, architecture: str) -> tuple[bytes, bytes]:
 def _done(code: int) -> None:
     if code:
         raise RuntimeError(f"NVRTC failed with error {code}")
+
+
+@functools.cache
+def machine_code(kernel: str, architecture: str) -> tuple[bytes, bytes]:
+    """What ``compile`` makes, or made in a process before."""
+    file = _file(kernel, architecture)
+    if file is None:
+        return compile(kernel, architecture)
+    with contextlib.suppress(OSError):
+        kept = file.read_bytes()
+        if kept[:32] == hashlib.sha256(kept[32:]).digest():
+            name, _, code = kept[32:].partition(b"\n")
+            return code, name
+    code, name = compile(kernel, architecture)
+    kept = name + b"\n" + code
+    with contextlib.suppress(OSError):  # a folder that takes nothing, or a disk that is full
+        file.parent.mkdir(parents=True, exist_ok=True)
+        new = file.with_name(f"{file.name}-{os.getpid()}-{threading.get_ident()}")
+        new.write_bytes(hashlib.sha256(kept).digest() + kept)
+        new.replace(file)
+    return code, name
+
+
+def _file(kernel: str, architecture: str) -> Path | None:
+    """Where a kernel is kept: beside those that torch compiles, as its environment variables say; or that none is."""
+    folder, caches, home = map(os.environ.get, ("PYTORCH_KERNEL_CACHE_PATH", "XDG_CACHE_HOME", "HOME"))
+    caches = caches or (home and f"{home}/.cache")
+    folder = folder or (caches and f"{caches}/torch/kernels")
+    if not folder or os.environ.get("USE_PYTORCH_KERNEL_CACHE") == "0":
+        return None
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    _done(library().nvrtcVersion(ctypes.byref(major), ctypes.byref(minor)))
+    made_of = (major.value, minor.value, _OPTIONS, architecture, _SOURCE, kernel, sorted(headers().items()))
+    return Path(folder, f"lptensor_{hashlib.sha256(repr(made_of).encode()).hexdigest()}")
 
 
 def architecture(major: int, minor: int) -> str:
@@ -168,7 +203,7 @@ def failure() -> BaseException:
 
 def _loaded(kernel: str, device: int) -> int | None:
     """The address of a kernel in the context that is current, that of the device."""
-    code, name = compile(kernel, architecture(*torch.cuda.get_device_capability(device)))
+    code, name = machine_code(kernel, architecture(*torch.cuda.get_device_capability(device)))
     module, function = ctypes.c_void_p(), ctypes.c_void_p()
     with _capture_goes_on():
         _check(_driver().cuModuleLoadData(ctypes.byref(module), code))

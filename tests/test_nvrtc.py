@@ -61,7 +61,7 @@ def test_nvrtc_compiles_every_kernel(
     kernels = emulation.lpt_emulate_kernels().decode().split()
     assert len(kernels) > 100
     for kernel in kernels:
-        code, name = _nvrtc.compile.__wrapped__(kernel, _nvrtc.architecture(*capability))
+        code, name = _nvrtc.compile(kernel, _nvrtc.architecture(*capability))
         assert code.startswith(b"\x7fELF") and name in code
     with pytest.raises(RuntimeError, match="could not compile missing for sm_90:\n.*error"):
         _nvrtc.compile("missing", "sm_90")
@@ -301,6 +301,83 @@ def test_a_table_that_a_captured_graph_reads_is_never_freed(driver: Driver, capt
         assert [tensor() is not None for tensor in alive] == [capturing] * len(alive)
 
 
+class Compiler:
+    """NVRTC, which counts what it compiles."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, minor: int = 0) -> None:
+        self.count, self.minor = 0, minor
+        monkeypatch.setattr(_nvrtc, "library", lambda: self)
+        monkeypatch.setattr(_nvrtc, "compile", self.compile)
+
+    def compile(self, kernel: str, architecture: str) -> tuple[bytes, bytes]:
+        self.count += 1
+        return b"\x7fELF\n\0" + architecture.encode(), kernel.encode()
+
+    def nvrtcVersion(self, major: Any, minor: Any) -> int:  # noqa: N802
+        major._obj.value, minor._obj.value = 13, self.minor
+        return 0
+
+    def of(self, kernel: str = "one", architecture: str = "sm_90") -> int:
+        """Of a kernel that a new process asks for, how often it was compiled."""
+        self.count = 0
+        _nvrtc.machine_code.cache_clear()
+        for _ in range(2):
+            code = _nvrtc.machine_code(kernel, architecture)
+            assert code == (b"\x7fELF\n\0" + architecture.encode(), kernel.encode())
+        return self.count
+
+
+@pytest.fixture
+def kept(monkeypatch: pytest.MonkeyPatch, texts: None, tmp_path: Path) -> Path:
+    """The folder where torch keeps kernels."""
+    for name in ("USE_PYTORCH_KERNEL_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PYTORCH_KERNEL_CACHE_PATH", str(tmp_path / "kernels"))
+    return tmp_path / "kernels"
+
+
+def test_a_kernel_is_compiled_once_for_all_processes(monkeypatch: pytest.MonkeyPatch, kept: Path) -> None:
+    compiler = Compiler(monkeypatch)
+    assert [compiler.of(), compiler.of()] == [1, 0] and len(list(kept.iterdir())) == 1
+    assert [compiler.of("another"), compiler.of("one", "sm_80"), compiler.of()] == [1, 1, 0]
+    newer = Compiler(monkeypatch, 1)
+    assert [newer.of(), newer.of()] == [1, 0]
+    monkeypatch.setattr(_nvrtc, "headers", lambda: {"device.h": "another text"})
+    assert [newer.of(), newer.of()] == [1, 0] and len(list(kept.iterdir())) == 5
+
+
+def test_a_kernel_that_was_not_kept_whole_is_compiled(monkeypatch: pytest.MonkeyPatch, kept: Path) -> None:
+    compiler = Compiler(monkeypatch)
+    compiler.of()
+    (file,) = kept.iterdir()
+    whole = file.read_bytes()
+    for part in (b"", whole[:-1], whole[1:]):
+        file.write_bytes(part)
+        assert [compiler.of(), compiler.of()] == [1, 0] and file.read_bytes() == whole
+
+
+def test_kernels_are_kept_where_torch_keeps_its_own(
+    monkeypatch: pytest.MonkeyPatch, kept: Path, tmp_path: Path
+) -> None:
+    compiler = Compiler(monkeypatch)
+    monkeypatch.delenv("PYTORCH_KERNEL_CACHE_PATH")
+    assert [compiler.of(), compiler.of()] == [1, 1]  # there is no such place
+    for name, folder in {"HOME": ".cache/torch/kernels", "XDG_CACHE_HOME": "torch/kernels"}.items():
+        monkeypatch.setenv(name, str(tmp_path / name))
+        assert [compiler.of(), compiler.of()] == [1, 0] and len(list((tmp_path / name / folder).iterdir())) == 1
+    monkeypatch.setenv("USE_PYTORCH_KERNEL_CACHE", "0")
+    assert [compiler.of(), compiler.of()] == [1, 1]
+
+
+def test_a_folder_that_takes_no_files_keeps_nothing(
+    monkeypatch: pytest.MonkeyPatch, kept: Path, tmp_path: Path
+) -> None:
+    compiler = Compiler(monkeypatch)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("PYTORCH_KERNEL_CACHE_PATH", str(tmp_path / "file" / "kernels"))
+    assert [compiler.of(), compiler.of()] == [1, 1]
+
+
 def test_code_is_loaded_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
     """The driver refuses that in the mode in which torch captures, and must be in that mode again afterwards."""
     captured_in, relaxed = 0, 2  # CU_STREAM_CAPTURE_MODE_GLOBAL, CU_STREAM_CAPTURE_MODE_RELAXED
@@ -327,7 +404,7 @@ def test_code_is_loaded_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatc
     driver = Capturing()
     monkeypatch.setattr(_nvrtc, "_driver", lambda: driver)
     monkeypatch.setattr(_nvrtc, "architecture", lambda major, minor: f"sm_{major}{minor}")
-    monkeypatch.setattr(_nvrtc, "compile", lambda kernel, architecture: (architecture.encode(), b"name"))
+    monkeypatch.setattr(_nvrtc, "machine_code", lambda kernel, architecture: (architecture.encode(), b"name"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, device))
     assert _nvrtc._loaded("kernel", 3) == 5 and loaded == [b"sm_93"] and modes == [captured_in]
     driver.error = 209
