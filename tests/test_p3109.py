@@ -101,7 +101,7 @@ def test_rounding_is_gfloats(parameters: tuple[int, int, bool, bool], mode: Mode
     for overflow in (None, "saturate", *["propagate"][: parameters[3]]):
         format = P3109(*parameters, overflow=overflow)
         expected = rounded(info, x, mode, overflow is not None)
-        if overflow == "propagate":  # gfloat has no SatPropagate, which is SatFinite but for the infinities that there are
+        if overflow == "propagate":  # gfloat has none: it is SatFinite, but for the infinities that there are
             expected = torch.where(x.isinf(), x, expected)
         got = round_to(x, format, mode)
         assert same(got, expected).all(), (x, got, expected)
