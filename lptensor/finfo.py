@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import singledispatch
+from typing import Any
 
 import torch
 
@@ -104,7 +105,7 @@ def _(format: Posit) -> FormatInfo:
     return _of_values(format, 1 / format.max, eps)
 
 
-def _of_values(format: TableFormat | Posit, smallest: float | None, eps: float | None) -> FormatInfo:
+def _of_values(format: Any, smallest: float | None, eps: float | None) -> FormatInfo:
     ratio = None if smallest is None else format.max / smallest
     return FormatInfo(
         bits=format.bits,

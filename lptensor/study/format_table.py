@@ -139,8 +139,9 @@ def count_values(format: Any) -> int:
     if isinstance(format, TableFormat):
         return len(format.values())
     if isinstance(format, posits.Posit):
-        return 2**format.bits - 1  # all but NaR
-    grid, layout = format.grid, format.layout
+        return int(2**format.bits - 1)  # all but NaR
+    scalar: ScalarFormat = format
+    grid, layout = scalar.grid, scalar.layout
     if layout.twos_complement:
         return (1 << layout.bits) - int(grid.min == -grid.max)
     if not grid.zero:
