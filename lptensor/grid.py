@@ -76,7 +76,9 @@ class Grid(NamedTuple):
             return self.zero
         if not self.min <= x <= self.max:
             return False
-        return math.ldexp(x, -self.quantum(math.frexp(x)[1] - 1)).is_integer()
+        exponent = math.frexp(x)[1] - 1
+        quantum = self.quantum(exponent)
+        return exponent >= quantum and math.ldexp(x, -quantum).is_integer()  # of less ldexp may make 0
 
     def contains(self, other: Grid) -> bool:
         """Whether every finite value of ``other`` is one of this grid's."""

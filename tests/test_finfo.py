@@ -253,11 +253,16 @@ def test_eps_is_the_distance_from_one_to_the_next_value(format: ScalarFormat) ->
 
 
 @pytest.mark.parametrize(
-    "format", [E4M3, E8M0, E2M1, FixedPoint(6, 2), FixedPoint(5, 0, symmetric=True), P3109(6, 3)], ids=repr
+    "format",
+    [
+        *(E4M3, E8M0, E2M1, FixedPoint(6, 2), FixedPoint(5, 0, symmetric=True), P3109(6, 3)),
+        *(FixedPoint(4, -100), FloatingPoint(4, 3, bias=-113)),  # over whose spacing small numbers vanish
+    ],
+    ids=repr,
 )
 def test_has_is_membership_in_the_list_of_values(format: ScalarFormat) -> None:
     values = format.values()
-    numbers = torch.cat([values, values / 3, (values[1:] + values[:-1]) / 2]).tolist()
+    numbers = torch.cat([values, values / 3, (values[1:] + values[:-1]) / 2]).tolist() + [5e-324, 1e-300, -5e-324]
     assert [format.has(x) for x in numbers] == [x in {*values.tolist()} for x in numbers]
 
 
