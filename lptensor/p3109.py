@@ -16,7 +16,9 @@ class P3109(ScalarFormat):
 
     The exponent bias is 2**(k - p - 1), for unsigned formats 2**(k - p); there are subnormals, one zero
     and one NaN, whose code is that of -0 (signed) or all ones (unsigned). Extended formats give the
-    largest code of each sign to an infinity. With p=1 a tie goes to the even code. NaN propagates.
+    largest code of each sign to an infinity. With p=1 a tie goes to the even code. NaN propagates. To odd,
+    what lies beyond the largest value becomes that, as in all formats here; the standard has infinities for
+    signed extended formats.
 
     Args:
         k: width in bits, 2 to 16, as far as fp32 holds the values.
