@@ -45,8 +45,9 @@ class FloatingPoint(ScalarFormat):
             makes the floats of QPyTorch.
             Default: "ieee", and "none" for the widths 4 and 6, which are E2M1 and E3M2 of OCP MX.
         overflow: "inf", "nan" or "saturate" for what rounds beyond the largest value, infinities
-            included; "propagate" (ieee alone) saturates too, but leaves infinities as they are. Default: "inf"
-            for ieee, "nan" for fn and fnuz, "saturate" for none.
+            included; "propagate" (ieee alone) saturates too, but leaves infinities as they are, those among
+            them that fp32 made of a result beyond its own range. Default: "inf" for ieee, "nan" for fn and
+            fnuz, "saturate" for none.
         signed: without a sign bit, negatives become NaN (the smallest value if saturating).
         zero: False (E8M0) makes the exponent code 0 a normal one; zero then becomes NaN, and what
             lies below the smallest value becomes that value in every rounding mode.
