@@ -455,8 +455,8 @@ struct lpt_fp32_chunk_steps : lpt_level_steps {
 };
 
 // Cut off below the largest exponent's places, `chunk` products and the sum at a time, all of which
-// lie in shared memory. Doubles have the products, and as integers what is left of them. CUT: the
-// sum is rounded toward zero to fp32 or a format with its range, `keep` being the bits of it.
+// lie in shared memory. Doubles have the products, and sums of what is left of them. CUT: the sum
+// is rounded toward zero to fp32 or a format with its range, `keep` being the bits of it.
 template <bool CUT> struct lpt_aligned_steps : lpt_level_steps {
     enum { DEPTH = 32 };
     typedef double number;
@@ -466,27 +466,36 @@ template <bool CUT> struct lpt_aligned_steps : lpt_level_steps {
     typedef state sums;
     LPT_METHOD int32_t depth() const { return DEPTH - DEPTH % (int32_t)level.chunk; }
 
-    // Of what is zero, too small to be any product's.
-    static LPT_METHOD int32_t exponent(double x, int32_t least) {
-        return x == 0 ? -5000 : lpt_exponent(x, least);
+    // Exponents and signs as they lie in the upper half of a double.
+    static constexpr uint32_t EXPONENT = 0x7ff00000u, SIGN = 0x80000000u, BIAS = 1023u << 20;
+    static LPT_METHOD uint32_t upper(double x) { return (uint32_t)(lpt_bits(x) >> 32); }
+    // That of subnormal numbers is the smallest of their format; zero has none.
+    static LPT_METHOD uint32_t exponent(double x, int32_t smallest) {
+        const uint32_t e = upper(x) & EXPONENT, least = (uint32_t)(smallest + 1023) << 20;
+        return e == 0 || e > least ? e : least;
     }
-    static LPT_METHOD double whole(double x, double scale) {
-        const double shift = copysign(4503599627370496.0, x);
-        return __fma_rz(x, scale, shift) - shift;
+
+    // x * y, cut off below a unit by its sum with 2**52 of them, of which the upper half is given.
+    // Infinities and NaNs stay what they are.
+    static LPT_METHOD double whole(double x, double y, uint32_t shift) {
+        const uint32_t alike = shift | ((upper(x) ^ upper(y)) & SIGN);
+        const double many = lpt_value<double>((uint64_t)alike << 32);
+        return __fma_rz(x, y, many) - many;
     }
 
     LPT_METHOD void block(sums &t, const operands *rows, const operands *columns,
                           int32_t terms) const {
         const int across = threadIdx.x % 16, down = threadIdx.x / 16;
-        int32_t top[LPT_EACH][LPT_EACH];
+        // Of a zero and any other number it is below that of a product of others.
+        uint32_t top[LPT_EACH][LPT_EACH];
 #pragma unroll
         for (int i = 0; i < LPT_EACH; ++i)
 #pragma unroll
             for (int j = 0; j < LPT_EACH; ++j)
-                top[i][j] = exponent((double)t.s[i][j], level.least);
+                top[i][j] = exponent((double)t.s[i][j], level.least) + BIAS;
 #pragma unroll 1
         for (int k = 0; k < terms; ++k) {
-            int32_t x[LPT_EACH], y[LPT_EACH];
+            uint32_t x[LPT_EACH], y[LPT_EACH];
 #pragma unroll
             for (int i = 0; i < LPT_EACH; ++i) {
                 x[i] = exponent(rows[k][down].v[i], level.least_a);
@@ -498,42 +507,33 @@ template <bool CUT> struct lpt_aligned_steps : lpt_level_steps {
                 for (int j = 0; j < LPT_EACH; ++j)
                     top[i][j] = x[i] + y[j] > top[i][j] ? x[i] + y[j] : top[i][j];
         }
-        // Half of the rows at a time: for all of them there are too few registers.
+        double sum[LPT_EACH][LPT_EACH];
 #pragma unroll
-        for (int half = 0; half < LPT_EACH; half += 2) {
-            double units[2][LPT_EACH], scale[2][LPT_EACH];
+        for (int i = 0; i < LPT_EACH; ++i)
 #pragma unroll
-            for (int i = 0; i < 2; ++i)
-#pragma unroll
-                for (int j = 0; j < LPT_EACH; ++j) {
-                    // Infinities and NaNs stay what they are in any scale.
-                    int32_t &unit = top[half + i][j];
-                    unit = (unit < 900 ? unit : 900) - level.alignment;
-                    unit = unit < -1000 ? -1000 : unit;
-                    scale[i][j] = lpt_power(-unit);
-                    units[i][j] = whole((double)t.s[half + i][j], scale[i][j]);
-                }
-#pragma unroll 1
-            for (int k = 0; k < terms; ++k) {
-                const lpt_four<double> x = rows[k][down], y = columns[k][across];
-#pragma unroll
-                for (int i = 0; i < 2; ++i)
-#pragma unroll
-                    for (int j = 0; j < LPT_EACH; ++j)
-                        units[i][j] += whole(x.v[half + i] * y.v[j], scale[i][j]);
+            for (int j = 0; j < LPT_EACH; ++j) {
+                const int32_t e = (int32_t)(top[i][j] >> 20) - 2 * 1023;
+                const int32_t places = (e < 900 ? e : 900) - level.alignment;
+                top[i][j] = (uint32_t)((places < -1000 ? -1000 : places) + 52 + 1023) << 20;
+                sum[i][j] = whole((double)t.s[i][j], 1.0, top[i][j]);
             }
+#pragma unroll 1
+        for (int k = 0; k < terms; ++k) {
+            const lpt_four<double> x = rows[k][down], y = columns[k][across];
 #pragma unroll
-            for (int i = 0; i < 2; ++i)
+            for (int i = 0; i < LPT_EACH; ++i)
 #pragma unroll
-                for (int j = 0; j < LPT_EACH; ++j) {
-                    float &s = t.s[half + i][j];
-                    const double sum = units[i][j] * lpt_power(top[half + i][j]);
-                    if constexpr (CUT)
-                        s = lpt_value<float>(lpt_bits(__double2float_rz(sum)) & keep);
-                    else
-                        s = rounded(sum, t, t.event, half + i, j);
-                }
+                for (int j = 0; j < LPT_EACH; ++j)
+                    sum[i][j] += whole(x.v[i], y.v[j], top[i][j]);
         }
+#pragma unroll
+        for (int i = 0; i < LPT_EACH; ++i)
+#pragma unroll
+            for (int j = 0; j < LPT_EACH; ++j)
+                if constexpr (CUT)
+                    t.s[i][j] = lpt_value<float>(lpt_bits(__double2float_rz(sum[i][j])) & keep);
+                else
+                    t.s[i][j] = rounded(sum[i][j], t, t.event, i, j);
         ++t.event;
     }
     LPT_METHOD void add(sums &t, const lpt_product &, const operands *rows, const operands *columns,
