@@ -1,4 +1,4 @@
-"""No two threads of the CUDA kernels, run on the host, meet in memory without a barrier between."""
+"""No two threads of the CUDA kernels, run on the host, meet in memory without a barrier between, or leave tensors."""
 
 from __future__ import annotations
 
@@ -11,9 +11,23 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from emulation import emulated, watched
-from lptensor import BF16, E4M3, FP16, MX, MXFP8_E4M3, NF4, BlockFloatingPoint, FloatingPoint, Format, _cuda, _cuda_gemm
+from lptensor import (
+    BF16,
+    E4M3,
+    FP16,
+    MX,
+    MXFP8_E4M3,
+    NF4,
+    BlockFloatingPoint,
+    FloatingPoint,
+    Format,
+    _cuda,
+    _cuda_gemm,
+    _native,
+)
 from lptensor.accumulator import Accumulator
 from lptensor.rounding import Mode, Rounding, Stochastic
 from test_emulation import BLOCKS, DTYPES, FORMATS, KEY, TILES, call, numbers
@@ -31,6 +45,26 @@ pytestmark = [
 @pytest.fixture(scope="session")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return watched(tmp_path_factory)
+
+
+@contextlib.contextmanager
+def tensors(library: Any) -> Iterator[None]:
+    """The library knows the memory of each tensor whose address a call takes."""
+    data_ptr = Tensor.data_ptr
+
+    def given(x: Tensor) -> int:
+        end = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True)) + 1
+        if x.numel():
+            library.lpt_watch_memory(data_ptr(x), end * x.element_size())
+        return data_ptr(x)
+
+    library.lpt_watch_memory(0, 0)
+    for cached in (_cuda.table_struct, _native.table_struct):
+        cached.cache_clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Tensor, "data_ptr", given)
+        yield
+    library.lpt_watch_memory(0, 0)
 
 
 def found(library: Any) -> str:
@@ -86,7 +120,8 @@ def test_threads_meet_in_memory_only_where_a_barrier_is_between(library: Any, al
     """Every kernel; in thread blocks that stride over the work, so that one meets what it did before."""
     library.lpt_emulate_launched()
     for work in all_work():
-        with emulated(library, blocks=2 if work.func is not rounding_lists else 2**40):
+        blocks = 2**40 if work.func is rounding_lists else 2
+        with emulated(library, blocks=blocks), tensors(library):
             work()
         assert found(library) == "", work
     launched = {line.rsplit(" ", 1)[0] for line in library.lpt_emulate_launched().decode().splitlines()}
@@ -131,3 +166,15 @@ def test_what_two_thread_blocks_share_is_found(library: Any, format: Format) -> 
     with emulated(library):
         call(_cuda, x, y, format, Rounding(Mode.NEAREST), None)
     assert "of block 0" in found(library)
+
+
+@pytest.mark.parametrize("format", [E4M3, NF4, MXFP8_E4M3, MX(E4M3, axis=0), BlockFloatingPoint(8)], ids=repr)
+@pytest.mark.parametrize("short", ["reads", "writes"])
+def test_what_lies_outside_of_tensors_is_found(library: Any, format: Format, short: str) -> None:
+    """One of two rows is said to be longer than its memory."""
+    x, y = numbers((2, 64), torch.float32), torch.empty(2, 64)
+    with emulated(library), tensors(library), pytest.MonkeyPatch.context() as patch:
+        given, of = Tensor.data_ptr, x if short == "reads" else y
+        patch.setattr(Tensor, "data_ptr", lambda t: given(t.view(-1)[:-1]) if t is of else given(t))
+        call(_cuda, x, y, format, Rounding(Mode.NEAREST), None)
+    assert f"{short} outside of all tensors" in found(library)

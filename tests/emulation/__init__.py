@@ -58,6 +58,7 @@ def watched(factory: pytest.TempPathFactory) -> Any:
     lib = _loaded(made("watched.so", factory, "-shared", "-DLPT_WATCHED", kernels, WATCH))
     lib.lpt_watch_found.restype = ctypes.c_char_p
     lib.lpt_watch_without.argtypes, lib.lpt_watch_without.restype = (ctypes.c_int32, ctypes.c_int32), None
+    lib.lpt_watch_memory.argtypes, lib.lpt_watch_memory.restype = (ctypes.c_void_p, ctypes.c_int64), None
     return lib
 
 

@@ -169,7 +169,9 @@ template <class... P> struct listed {
 };
 template <auto KERNEL> struct lister;
 template <class... P, void (*KERNEL)(P...)> struct lister<KERNEL> {
-    template <size_t... I> static void unpack(void **args, std::index_sequence<I...>) {
+    template <size_t... I>
+    __attribute__((no_sanitize("thread"))) static void unpack(void **args,
+                                                              std::index_sequence<I...>) {
         KERNEL(*(P *)args[I]...);
     }
     static void call(void **args) { unpack(args, std::index_sequence_for<P...>()); }
@@ -189,7 +191,7 @@ int32_t start(const listing *kernel, unsigned blocks, void **args) {
     launched += kernel->name + " " + std::to_string(blocks) + "\n";
     misaligned = false;
     watch_launch(kernel->name.c_str());
-    body = [&] { kernel->call(args); };
+    body = [call = kernel->call, args] { call(args); };
     gridDim.x = blocks < most_blocks ? blocks : (unsigned)most_blocks;
     for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x)
         if (!run_block())

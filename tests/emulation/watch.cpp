@@ -1,5 +1,6 @@
 // Finds what no result shows: accesses of two threads of an emulated kernel to the same memory, one
-// of them writing, with no barrier between; and shared memory that is read before it is written.
+// of them writing, with no barrier between; shared memory that is read before it is written; and
+// accesses outside of the memory that kernels were given.
 // The kernels are compiled as for ThreadSanitizer, whose code calls the functions at the end for
 // every access. Only barriers order accesses: shuffles and votes do not (CUDA C++ Programming
 // Guide, Warp Shuffle Functions and Warp Vote Functions), and nothing orders those of two thread
@@ -48,7 +49,7 @@ struct range {
     size_t bytes = 0;
     bool has(uintptr_t at) const { return at - from < bytes; }
 };
-std::vector<range> library;
+std::vector<range> library, given;
 range shared_memory;
 thread_local char in_shared_memory;
 
@@ -118,6 +119,11 @@ void look(const void *address, size_t bytes, bool writes) {
     const bool is_shared = shared_memory.has(from);
     const access now = {block, (unsigned)thread, {passed[thread][0], passed[thread][1]}};
     thread = -1;  // what is done here is not the kernel's
+    bool inside = is_shared || given.empty();
+    for (const range &memory : given)
+        inside = inside || (memory.has(from) && memory.has(from + bytes - 1));
+    if (!inside)
+        tell(now, writes ? " writes outside of all tensors" : " reads outside of all tensors");
     for (uintptr_t at = from / UNIT; at * UNIT < from + bytes; ++at) {
         unit &u = (is_shared ? shared : global)[at];
         if (!u.readers.empty() && u.readers[0].block != block) {
@@ -164,6 +170,13 @@ EXPORTED const char *lpt_watch_found() {
     std::swap(told, found);
     faults = 0;
     return told.c_str();
+}
+// Memory that kernels may use; of no bytes: forget all that was given.
+EXPORTED void lpt_watch_memory(uintptr_t from, int64_t bytes) {
+    range memory;
+    memory.from = from;
+    memory.bytes = (size_t)bytes;
+    bytes ? given.push_back(memory) : given.clear();
 }
 // As if there were not every second barrier of a kind, from the first (0) or the second (1) on.
 EXPORTED void lpt_watch_without(int32_t kind, int32_t turn) { left_out[kind] = turn; }
