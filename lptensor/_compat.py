@@ -62,7 +62,10 @@ def make_wrapper(cls: type, inner: Tensor) -> Any:
 
 
 def share_storage(view: Tensor, base: Tensor) -> None:
-    """Let autograd see that ``view`` is a view of ``base``; else in-place writes to it lose their gradient."""
+    """Let torch see that ``view`` is a view of ``base``.
+
+    Without it writes to a view that a compiled function returned lose their gradient.
+    """
     torch._functionalize_unsafe_set(view, base)
 
 

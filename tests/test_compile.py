@@ -234,6 +234,21 @@ def test_a_gradient_given_to_a_result_is_rounded_as_one_of_the_result(given: Any
     assert x.grad.format == E5M2  # type: ignore[union-attr]
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # Dynamo asks
+@pytest.mark.parametrize("view", [lambda x: x[1], lambda x: x.t()[:1], lambda x: (x.view(3, 2)[1:], x + 1)[0]])
+def test_what_is_written_to_a_view_that_a_compiled_function_returned_reaches_gradients(view: Any) -> None:
+    results = []
+    for function in (view, compiled(view)):
+        x = torch.arange(6.0).view(2, 3).to_lp(BF16).requires_grad_()  # type: ignore[attr-defined]
+        y = x * 1
+        function(y).mul_(2)
+        y.backward(torch.ones(2, 3))
+        results.append((y, x.grad))
+    assert sorted(set(results[0][1].dequantize().flatten().tolist())) == [1, 2]
+    for got, wanted in zip(*results, strict=True):
+        assert_equal_tensors(got, wanted)
+
+
 # -- stochastic rounding ---------------------------------------------------------------------------------
 
 DRAWN = FloatingPoint(8)

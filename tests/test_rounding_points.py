@@ -174,7 +174,13 @@ def test_attention_by_primitives_asks_nothing_of_the_whole_process() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"is_causal": True}, {"attn_mask": torch.ones(4, 4).tril() > 0}, {"attn_mask": torch.ones(4, 4)}],
+    [
+        {},
+        {"is_causal": True},
+        {"attn_mask": torch.ones(4, 4).tril() > 0},
+        {"attn_mask": torch.ones(4, 4).tril(-1) > 0},  # the first row sees nothing
+        {"attn_mask": torch.ones(4, 4)},
+    ],
     ids=str,
 )
 def test_attention_by_primitives_has_the_values_of_attention_in_steps(options: Any) -> None:
