@@ -550,14 +550,6 @@ def differentiating_forward() -> bool:
     return torch.autograd.forward_ad._current_level >= 0
 
 
-def transformed(x: Tensor) -> bool:
-    """Whether a tensor is one that torch.func has wrapped, and has no memory of its own.
-
-    Without it a kernel would fail at asking for its address, and say nothing of a way out.
-    """
-    return transforming() and torch._C._functorch.is_functorch_wrapped_tensor(x)
-
-
 # torch 2.11 asks for a metaclass of its own, which makes every isinstance() of such a class slow. There Dynamo takes
 # formats apart and makes them anew from their fields.
 COMPILES_CONSTANTS = torch.__version__ >= "2.12"

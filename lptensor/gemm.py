@@ -226,16 +226,16 @@ def check_accumulator(given: object) -> None:
 
 def _check(accumulator: Any, *tensors: Any) -> None:
     check_accumulator(accumulator)
+    if _compat.transforming():  # in which not even a result has memory
+        raise RuntimeError(
+            "gemm(), reduce() and cumsum() have no derivatives and no samples, and torch.func asks for them; "
+            "use lptensor.matmul() and lptensor.sum()"
+        )
     for t in tensors:
         if not isinstance(t, Tensor):
             raise TypeError(f"expected a tensor, got {type(t).__name__}; make one with torch.tensor(...)")
         if t.layout is not torch.strided:
             raise TypeError(f"sums are formed of dense tensors, got {t.layout}; convert with .to_dense() first")
-        if _compat.transformed(t):
-            raise RuntimeError(
-                "gemm(), reduce() and cumsum() have no derivatives and no samples, and torch.func asks for them; "
-                "use lptensor.matmul() and lptensor.sum()"
-            )
         if hasattr(t, "arithmetic"):
             raise TypeError("expected plain tensors, got an LPTensor; its arithmetic names its accumulator")
         if t.dtype != tensors[0].dtype or t.device != tensors[0].device:

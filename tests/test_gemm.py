@@ -735,6 +735,13 @@ WIDE_INSIDE = Accumulator(BF16, chunk=3, inner=FixedPoint(32, 0))
             RuntimeError,
             "lptensor.sum",
         ),
+        (  # the product does not depend on x, and is refused all the same
+            lambda: torch.func.grad(lambda x: (x * gemm(torch.eye(2), torch.eye(2), Accumulator(BF16))).sum())(
+                torch.ones(2, 2)
+            ),
+            RuntimeError,
+            "lptensor.matmul",
+        ),
         (lambda: Accumulator(FixedPoint(8, 4, symmetric=True), wrap=True), ValueError, "symmetric=False"),
     ],
 )
