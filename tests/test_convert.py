@@ -519,6 +519,14 @@ def test_lazy_parameters_convert_when_they_are_materialised() -> None:
     assert all(is_low(p.grad, E5M2) for p in model.parameters())
 
 
+def test_a_parameter_beside_a_lazy_layer_converts_before_the_layer_does() -> None:
+    model = nn.Sequential(nn.LazyLinear(4))
+    model.register_parameter("scale", nn.Parameter(torch.ones(4)))
+    convert(model, E4M3)
+    assert is_low(model.scale, E4M3) and is_low(model(torch.randn(5, 3).to_lp(E4M3)), E4M3)
+    assert is_low(model[0].weight, E4M3)
+
+
 # -- what hangs on a parameter ----------------------------------------------------------------------------
 
 

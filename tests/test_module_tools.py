@@ -149,6 +149,7 @@ def _flex() -> Any:
 FUNCTIONS_OF_FUNCTIONS: dict[str, Callable[[Any], Any]] = {
     "cond": lambda x: _by_name("cond", torch.tensor(True), lambda a: (a.sin(),), lambda a: (a.cos(),), (x,)),
     "while_loop": lambda x: _by_name("while_loop", lambda a: a.sum() < 9, lambda a: (a + 1,), (x,), ()),
+    "scan": lambda x: _by_name("scan", lambda a, b: (a + b, b), (x[0],), (x,), ()),
     "map": lambda x: _by_name("map_impl", lambda a: (a.sin(),), (x,), ()),
     "flex_attention": lambda x: _flex(),
 }

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad
 
 import lptensor
@@ -26,6 +27,14 @@ def test_a_zero_of_forward_mode_which_has_no_memory() -> None:
     zero = torch._efficientzerotensor(3)
     for rounding in ("nearest", "stochastic"):
         assert lp_round(zero, E4M3, rounding).tolist() == [0.0, 0.0, 0.0]
+
+
+def test_a_mode_of_fake_tensors_keeps_real_ones_as_they_are() -> None:
+    x = torch.randn(4)
+    before = x.clone()
+    with FakeTensorMode(), pytest.raises(AssertionError, match="FakeTensor"):
+        lp_round(x, E4M3, out=x)
+    assert torch.equal(x, before)
 
 
 LAYOUTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
