@@ -312,6 +312,57 @@ def test_an_interrupted_layer_does_not_keep_other_threads_waiting() -> None:
     assert not other.is_alive() and layer.weight is layer._parameters["weight"]
 
 
+@pytest.mark.parametrize("way", ["next call", "taken off"])
+def test_a_list_that_an_interrupted_layer_was_given_has_its_own_tensors_back(way: str) -> None:
+    class OfList(Interrupted):
+        def forward(self, input: list[Tensor]) -> Tensor:  # type: ignore[override]
+            return super().forward(input[0])
+
+    layer = lower(OfList(4, 4), [OfList], operands=OPERANDS)
+    x = torch.randn(2, 4)
+    held, layer.armed = [x], True
+    with pytest.raises(KeyboardInterrupt):
+        layer(held)
+    layer.armed = False
+    layer([x]) if way == "next call" else lower(layer, [OfList])
+    assert held[0] is x
+
+
+def test_threads_run_a_layer_one_after_the_other() -> None:
+    begun, met, running = threading.Event(), threading.Event(), []
+
+    class Shared(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            running.append(self)
+            if len(running) == 2:
+                met.set()
+            if not begun.is_set():
+                begun.set()
+                met.wait(0.3)
+            y = super().forward(input)
+            running.pop()
+            return y
+
+    layer, x = lower(Shared(4, 4), [Shared], operands=OPERANDS), torch.randn(2, 4)
+    results: list[Tensor] = []
+    threads = [threading.Thread(target=lambda: results.append(layer(x)), daemon=True) for _ in range(2)]
+    threads[0].start()
+    assert begun.wait(10)
+    threads[1].start()
+    for thread in threads:
+        thread.join(30)
+    assert not met.is_set() and len(results) == 2
+    assert all(type(y) is Tensor and torch.equal(y, layer(x)) for y in results)
+
+
+def test_a_tensor_of_integers_among_the_attributes_of_a_layer_stays_what_it_is() -> None:
+    layer = lower(nn.Linear(4, 4), ["linear"], operands=OPERANDS)
+    x = torch.randn(2, 4)
+    y = layer(x)
+    layer.order = order = torch.tensor([1, 0])
+    assert torch.equal(layer(x), y) and layer.order is order
+
+
 def test_a_thread_that_ends_within_a_layer_leaves_it_to_those_that_wait() -> None:
     begun, go_on = threading.Event(), threading.Event()
 

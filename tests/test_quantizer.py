@@ -247,6 +247,12 @@ def test_a_mask_needs_a_format_with_limits(format):
         quantizer(format, clamping_grad_zero=True)
 
 
+def test_it_shows_the_settings_that_are_no_defaults():
+    assert repr(quantizer()) == "quantizer()"
+    assert repr(quantizer(E4M3, clamping_grad_zero=True)) == "quantizer(forward_number=E4M3, clamping_grad_zero=True)"
+    assert repr(Quantizer(E4M3, E5M2)) == "Quantizer(forward_number=E4M3, backward_number=E5M2)"
+
+
 def test_other_bad_settings_are_named():
     with pytest.raises(ValueError, match="up_or_down"):
         quantizer(E4M3, forward_rounding="up_or_down")
