@@ -204,7 +204,8 @@ def no_scalar(given: object) -> str:
     """The same of something that is no scalar format."""
     if not isinstance(given, Format):
         return no_format(given)
-    return f"{given!r}; {'its values() say what it has' if hasattr(given, 'values') else 'ask its element'}"
+    ways = {"values": "; its values() say what it has", "element": "; ask its element"}
+    return repr(given) + next((way for name, way in ways.items() if hasattr(given, name)), "")
 
 
 def check_signed(format: object, way: str) -> None:

@@ -45,6 +45,8 @@ def next(x: Tensor, format: Format, up: bool = True) -> Tensor:
     if not isinstance(format, ScalarFormat):
         low, high, listed = _codes_beside(exact(x.detach()), format)
         found = listed.value(low + 1 if up else high - 1)
+        if x.is_meta:
+            return torch.empty_like(x)
         return carried(torch.where(x.isnan(), torch.nan, found), x.dtype)
     toward, rounding = (torch.inf, Rounding(Mode.UP)) if up else (-torch.inf, Rounding(Mode.DOWN))
     # Anything strictly between x and its neighbour in float64 rounds to the neighbour in the format.
@@ -126,6 +128,8 @@ def ulp(x: Tensor, format: Format) -> Tensor:
             raise ValueError(f"{format!r} has one value, and no spacing")
         start = torch.where(values < 0, high - 1, low).clamp(listed.first, listed.last - 1)
         spacing = listed.value(start + 1) - listed.value(start)
+        if x.is_meta:
+            return torch.empty_like(x)
         return carried(torch.where(values.isfinite(), spacing, values.abs()), x.dtype)
     grid, magnitude = format.grid, exact(x.detach()).abs()
     binade = exponent(magnitude)

@@ -66,6 +66,7 @@ FORMATS: list[Format] = [
     FloatingPoint(4, 3, bias=140),
     FloatingPoint(4, 3, signed=False, specials="none"),
     P3109(8, 3),
+    P3109(8, 3, overflow="propagate"),
     NF4,
     Posit(8),
     Posit(16, 1),

@@ -127,6 +127,9 @@ OTHERS = (
     Accumulator(FP16, rounding=Stochastic(3, "pre_rounded", "probability")),
     integer_accumulator(12),
     integer_accumulator(12, "saturate"),
+    *(Accumulator(FloatingPoint(5, 2, overflow="propagate"), rounding=mode) for mode in Mode),
+    Accumulator(FloatingPoint(5, 10, overflow="propagate"), chunk=5, inner=FP32),
+    Accumulator(FP16, FloatingPoint(5, 2, overflow="propagate")),
 )
 # One output a thread, with operands of 2**n k at a time in shared memory.
 BY_OUTPUT = (
@@ -196,7 +199,11 @@ def test_sums_near_the_ends_of_fp32_have_the_bits_of_the_cpu(library: Any, acc: 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("chunk", [1, 5])
 @pytest.mark.parametrize("compute", ["exact", "fp32"])
-@pytest.mark.parametrize("sum", [E5M2, FloatingPoint(6, 3), FP16, BF16, E4M3, FloatingPoint(4, 3)], ids=repr)
+@pytest.mark.parametrize(
+    "sum",
+    [E5M2, FloatingPoint(6, 3), FP16, BF16, E4M3, FloatingPoint(4, 3), FloatingPoint(5, 2, overflow="propagate")],
+    ids=repr,
+)
 def test_sums_that_overflow_have_the_bits_of_the_cpu(
     library: Any, sum: FloatingPoint, compute: str, chunk: int, mode: str
 ) -> None:

@@ -43,6 +43,7 @@ from lptensor import (
 )
 from lptensor.interop import save_file
 from lptensor.training import Technique, round_layers
+from own_formats import Multiples
 
 UNSIGNED = FixedPoint(8, 0, signed=False)
 X, W, ACC = torch.ones(3), nn.Parameter(torch.ones(1)), Accumulator(BF16)
@@ -91,9 +92,11 @@ def test_a_dtype_and_a_class_in_place_of_a_format_are_told_the_way() -> None:
 
 def test_what_has_no_grid_is_not_told_to_ask_an_element_that_it_lacks() -> None:
     with pytest.raises(TypeError, match=r"got NF4; its values\(\) say what it has"):
-        lptensor.finfo(NF4)
+        lptensor.study.exactness(NF4, "add")
     with pytest.raises(TypeError, match=r"got MXFP4; ask its element"):
         lptensor.finfo(MXFP4)
+    with pytest.raises(TypeError, match=r"got Multiples\(step=0.25\)$"):
+        lptensor.finfo(Multiples(0.25))
 
 
 def test_a_study_of_formats_takes_one_format_alone() -> None:

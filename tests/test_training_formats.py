@@ -455,6 +455,8 @@ def test_the_projections_of_attention_are_prepared_together_or_not_at_all() -> N
     assert not layer.linear1.weight.mul(2).frac().any()
     one = prepare(nn.Sequential(nn.Linear(2, 2), nn.Conv1d(1, 1, 1)), FixedPoint(3, 1), layer_types="linear")
     assert [n for n, _ in one.named_parameters() if "original" in n] == ["0.parametrizations.weight.original"]
+    with pytest.raises(ValueError, match="has no layer of activation with a weight of its own"):
+        prepare(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), FixedPoint(3, 1), layer_types=["activation"])
 
 
 def test_exempt_layers_are_not_prepared() -> None:

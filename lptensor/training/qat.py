@@ -64,7 +64,7 @@ def prepare(
     called = [m for m in found if type(m) is not NonDynamicallyQuantizableLinear]
     chosen = [m for m in called if isinstance(getattr(m, "weight", None), Tensor)]
     if not chosen:
-        raise ValueError(f"{type(model).__name__} has no layer of {names_of(wanted)}")
+        raise ValueError(f"{type(model).__name__} has no layer of {names_of(wanted)} with a weight of its own")
     if any(map(_is_prepared, chosen)):
         raise ValueError("a layer's weight is prepared already; finish(model) before preparing it anew")
     check_weights(chosen)
