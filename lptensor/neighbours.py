@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -24,8 +25,9 @@ def next(x: Tensor, format: Format, up: bool = True) -> Tensor:
     ``x`` need not be a value of the format. As IEEE 754-2019 5.3.1 (nextUp, nextDown): past the largest
     value comes what overflow gives (infinity, NaN, or the largest value again where the format
     saturates), below an infinity the largest value, and the neighbour of the smallest negative value is
-    -0 where there is one. Past the ends of posits and of lists comes the end. NaN stays NaN. Same shape and
-    dtype as ``x``.
+    -0 where there is one. Past the ends of posits and of lists comes the end; in fixed point that nothing
+    clamps, where the dtype's numbers lie farther apart than its values, the next of those numbers. NaN stays
+    NaN. Same shape and dtype as ``x``.
 
     Args:
         x: float32 or float64, any shape.
@@ -43,10 +45,10 @@ def next(x: Tensor, format: Format, up: bool = True) -> Tensor:
     check_roundable(x, format)
     check_bool("up", up)
     if not isinstance(format, ScalarFormat):
-        low, high, listed = _codes_beside(exact(x.detach()), format)
-        found = listed.value(low + 1 if up else high - 1)
         if x.is_meta:
             return torch.empty_like(x)
+        low, high, listed = _codes_beside(exact(x.detach()), format)
+        found = listed.value(low + 1 if up else high - 1)
         return carried(torch.where(x.isnan(), torch.nan, found), x.dtype)
     toward, rounding = (torch.inf, Rounding(Mode.UP)) if up else (-torch.inf, Rounding(Mode.DOWN))
     # Anything strictly between x and its neighbour in float64 rounds to the neighbour in the format.
@@ -61,8 +63,12 @@ def next(x: Tensor, format: Format, up: bool = True) -> Tensor:
     in_memory = beside.is_cpu and type(beside) is Tensor and not _compat.traced() and not _compat.transforming()
     if in_memory and _native.library() is not None:
         _native.round_grid(beside, beside, grid, rounding, None)  # new, and without gaps
-        return carried(beside, x.dtype)
-    return carried(reference.round_grid(beside, grid, rounding), x.dtype)
+    else:
+        beside = reference.round_grid(beside, grid, rounding)
+    found = carried(beside, x.dtype)
+    if math.isinf(grid.max):  # the dtype's own numbers may be farther apart than the format's
+        found = torch.where(found == x, x.detach().nextafter(torch.full_like(x, toward)), found)
+    return found
 
 
 class _Listed(NamedTuple):
@@ -122,14 +128,14 @@ def ulp(x: Tensor, format: Format) -> Tensor:
     """
     check_roundable(x, format)
     if not isinstance(format, ScalarFormat):
+        if x.is_meta:
+            return torch.empty_like(x)
         values = exact(x.detach())
         low, high, listed = _codes_beside(values, format)
         if listed.first == listed.last:
             raise ValueError(f"{format!r} has one value, and no spacing")
         start = torch.where(values < 0, high - 1, low).clamp(listed.first, listed.last - 1)
         spacing = listed.value(start + 1) - listed.value(start)
-        if x.is_meta:
-            return torch.empty_like(x)
         return carried(torch.where(values.isfinite(), spacing, values.abs()), x.dtype)
     grid, magnitude = format.grid, exact(x.detach()).abs()
     binade = exponent(magnitude)

@@ -124,6 +124,24 @@ def test_below_the_least_value_of_a_format_without_negatives_comes_what_rounding
         assert next(torch.tensor([-1.0, -math.inf]), format, up=False).isnan().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_without_ends_the_next_value_is_the_next_number_of_the_dtype_where_those_are_sparse(dtype: torch.dtype) -> None:
+    format, sparse = FixedPoint(8, 0, clamp=False), 2 / torch.finfo(dtype).eps  # from here on
+    x = torch.tensor([sparse, sparse + 2, 2.0**100, torch.finfo(dtype).max], dtype=dtype)
+    x = torch.cat([x, -x, torch.tensor([math.inf, -math.inf], dtype=dtype)])
+    inf = torch.tensor(math.inf, dtype=dtype)
+    assert torch.equal(next(x, format), x.nextafter(inf))
+    assert torch.equal(next(x, format, up=False), x.nextafter(-inf))
+    assert next(torch.tensor([0.5, -0.5], dtype=dtype), format).tolist() == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("format", [E4M3, NF4, Posit(8), Posit(28), LogNumber(6)], ids=repr)
+def test_of_what_has_no_memory_there_is_the_form(format: Any) -> None:
+    for ask in (next, ulp):
+        there = ask(torch.empty(2, 3, device="meta"), format)
+        assert there.is_meta and there.shape == (2, 3) and there.dtype == torch.float32
+
+
 def test_next_to_zero_keeps_the_sign_where_there_is_a_negative_zero() -> None:
     assert math.copysign(1, next(torch.tensor([-(2.0**-9)]), E4M3).item()) == -1
     assert math.copysign(1, next(torch.tensor([-(2.0**-10)]), E4M3FNUZ).item()) == 1
