@@ -34,7 +34,7 @@ from lptensor.exact_ops import correct
 from lptensor.limits import within_limits
 from lptensor.next_values import to_next_value, to_next_value_in_place
 from lptensor.rules import Kind, Rule, argument, rule_for
-from lptensor.running_product import TURNS, turn
+from lptensor.running_product import CARRIES, TURNS, carried, turn
 from lptensor.unscale import unscaled
 from lptensor.watch import round_, round_all
 
@@ -61,13 +61,14 @@ def make_runner(func: Any, cls: Any) -> Runner:
     return run if special is None else special(run)
 
 
-# What ops do beside their rules: those that ask what the format has.
+# What ops do beside their rules: those that ask what the format has, and those on their way into a product.
 _SPECIAL: dict[str, Callable[[Runner], Runner]] = {
     "aten::nan_to_num": within_limits,
     "aten::nan_to_num_": within_limits,
     "aten::nextafter": to_next_value,
     "aten::nextafter_": to_next_value_in_place,
     "aten::_amp_foreach_non_finite_check_and_unscale_": unscaled,
+    **dict.fromkeys(CARRIES, carried),
 }
 
 
@@ -202,7 +203,7 @@ def _view(func: Any, rule: Rule, cls: Any) -> Runner:
     def turning(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         view = run(args, kwargs)
         if type(view) is cls:  # the other operand's arithmetic may be the one that names operands
-            turn(view)
+            turn(func, args, view)
         return view
 
     return turning if func in TURNS else run

@@ -20,6 +20,7 @@ import lptensor
 from lptensor import (
     BF16,
     E2M1,
+    E2M3,
     E3M2,
     E4M3,
     E5M2,
@@ -283,7 +284,21 @@ def test_gradients_accumulate_over_two_passes() -> None:
     torch.testing.assert_close(plain(w.grad), 2 * once)
 
 
-def test_a_backward_pass_that_somebody_wrote_rounds_by_where_the_gradient_stands() -> None:
+TRANSPOSED: dict[str, Callable[[Tensor], Tensor]] = {
+    "t": lambda x: x.t(),
+    "T": lambda x: x.T,
+    "mT": lambda x: x.mT,
+    "transpose": lambda x: x.transpose(-1, -2),
+    "permute": lambda x: x.permute(1, 0),
+    "movedim": lambda x: x.movedim(0, 1),
+    "three times": lambda x: x.T.T.t(),
+}
+
+
+@pytest.mark.parametrize("spelling", TRANSPOSED)
+def test_a_backward_pass_that_somebody_wrote_rounds_by_where_the_gradient_stands(spelling: str) -> None:
+    transposed = TRANSPOSED[spelling]
+
     class Linear(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
@@ -293,7 +308,7 @@ def test_a_backward_pass_that_somebody_wrote_rounds_by_where_the_gradient_stands
         @staticmethod
         def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:
             x, w = ctx.saved_tensors
-            return g @ w, g.t() @ x
+            return g @ w, transposed(g) @ x
 
     quantize, arithmetic = by_hand(SIX), Arithmetic(None, operands=gemm_of(SIX))
     a, b, g = torch.randn(64, 64), torch.randn(64, 64), torch.randn(64, 64)
@@ -301,6 +316,37 @@ def test_a_backward_pass_that_somebody_wrote_rounds_by_where_the_gradient_stands
     grads = torch.autograd.grad((Linear.apply(x, w) * g).sum(), (x, w))
     torch.testing.assert_close(plain(grads[0]), quantize(g, "grad_input 0", -1) @ quantize(b, "grad_input 1", -2))
     torch.testing.assert_close(plain(grads[1]), quantize(g, "grad_weight 0", -2).T @ quantize(a, "grad_weight 1", -2))
+
+
+BATCHES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "flattened": lambda g, x: g.flatten(0, 1).T @ x.flatten(0, 1),
+    "by samples": lambda g, x: (g.mT @ x).sum(0),
+    "copied": lambda g, x: g.permute(2, 0, 1).reshape(8, -1) @ x.reshape(-1, 16),
+    "tensordot": lambda g, x: torch.tensordot(g, x, ([0, 1], [0, 1])),
+}
+
+
+@pytest.mark.parametrize("spelling", BATCHES)
+def test_a_product_of_batches_in_such_a_backward_pass_is_one_of_the_weights_gradient(spelling: str) -> None:
+    class Linear(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
+            ctx.save_for_backward(x, w)
+            return F.linear(x, w)
+
+        @staticmethod
+        def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:
+            x, w = ctx.saved_tensors
+            return g @ w, BATCHES[spelling](g, x)
+
+    # Formats of single numbers, so that it is all one in which order the rows are added.
+    arithmetic = Arithmetic(None, operands=Gemm(BF16, (E5M2, E4M3), (E3M2, E2M3)))
+    a, b, g = torch.randn(3, 4, 16), torch.randn(8, 16), torch.randn(3, 4, 8)
+    x, w = lp(a, arithmetic).requires_grad_(), lp(b, arithmetic).requires_grad_()
+    of_x, of_w = torch.autograd.grad(Linear.apply(x, w), (x, w), g)
+    torch.testing.assert_close(plain(of_x), lptensor.round(g, E5M2) @ lptensor.round(b, E4M3))
+    rows = lptensor.round(g, E3M2).flatten(0, 1), lptensor.round(a, E2M3).flatten(0, 1)
+    torch.testing.assert_close(plain(of_w), rows[0].T @ rows[1])
 
 
 def test_what_such_a_backward_pass_computes_anew_is_a_forward_product() -> None:
@@ -326,13 +372,49 @@ def test_what_such_a_backward_pass_computes_anew_is_a_forward_product() -> None:
     assert torch.equal(*products)
 
 
-def test_vmap_over_a_gradient_is_refused_with_a_way_out() -> None:
+SPELLED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "linear": lambda x, w: F.linear(x, w),
+    "transposed": lambda x, w: (w @ x.t()).t(),
+    "as it stands": lambda x, w: x @ w,
+    "batches": lambda x, w: torch.bmm(x[None], w.mT[None])[0],
+    "einsum": lambda x, w: torch.einsum("si,oi->so", x, w),
+}
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("argument", [0, 1])
+@pytest.mark.parametrize("spelling", SPELLED)
+def test_gradients_of_a_batch_are_those_of_each_sample(spelling: str, argument: int, batch: int) -> None:
+    """Also where all sides are of one length, and shapes tell nothing. Scales of whole tensors would be the batch's."""
+    blocks = {**SIX, "grad_weight 0": BlockFloatingPoint(4, block_size=16)}
+    arithmetic = Arithmetic(None, operands=gemm_of(blocks))
+    x, w, *_ = samples = [lp(torch.randn(64, 64), arithmetic) for _ in range(2 * batch)]
+    xs, ws = torch.stack(samples[:batch]), torch.stack(samples[batch:])
+    seeds = torch.randn(batch, 64, 64)
+
+    def gradient(x: Tensor, w: Tensor, seed: Tensor) -> Tensor:
+        back: Callable[[Tensor], tuple[Tensor, Tensor]] = torch.func.vjp(SPELLED[spelling], x, w)[1]
+        return back(seed)[argument]
+
+    for of_x, of_w in ((0, 0), (0, None), (None, 0), (None, None)):
+        given = (x if of_x is None else xs), (w if of_w is None else ws)
+        found = torch.func.vmap(gradient, (of_x, of_w, 0))(*given, seeds)
+        for i in range(batch):
+            sample = [t if axis is None else t[i] for t, axis in zip(given, (of_x, of_w), strict=True)]
+            torch.testing.assert_close(plain(found[i]), plain(gradient(*sample, seeds[i])))
+    leaves = [t.detach().requires_grad_() for t in (x, w)]
+    y = SPELLED[spelling](*leaves)
+    found = torch.autograd.grad(y, leaves[argument], seeds, is_grads_batched=True)[0]
+    for i in range(batch):
+        torch.testing.assert_close(plain(found[i]), plain(gradient(x, w, seeds[i])))
+
+
+def test_a_gradient_that_vmap_rearranges_beyond_recognition_is_refused_with_a_way_out() -> None:
     arithmetic = Arithmetic(None, operands=gemm_of(SIX))
-    w, x = lp(torch.randn(5, 4), arithmetic), lp(torch.randn(3, 6, 4), arithmetic)
+    w, x = lp(torch.randn(5, 4, 3), arithmetic), lp(torch.randn(6, 4, 3), arithmetic)
     grad = torch.func.grad(lambda w, x: F.linear(x, w).sum())
-    grad(w, x[0])
     with pytest.raises(NotImplementedError, match="sample by sample"):
-        torch.func.vmap(grad, in_dims=(None, 0))(w, x)
+        torch.func.vmap(grad, in_dims=-1)(w, x)
 
 
 VECTORS: dict[str, Callable[..., Tensor]] = {

@@ -47,7 +47,7 @@ def test_grad_is_what_autograd_gives(name: str) -> None:
         assert torch.equal(got[key], w), key
 
 
-@pytest.mark.parametrize("name", ["hbfp to nearest", "wage"])
+@pytest.mark.parametrize("name", ["hbfp to nearest", "wage", "mxfp8", "mxfp6"])
 def test_a_vmap_of_grad_gives_the_gradients_of_each_sample(name: str) -> None:
     parameters, loss = network(name)
     x, target = batch()
