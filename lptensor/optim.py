@@ -18,7 +18,7 @@ from lptensor.distributed import refuse_sharded
 from lptensor.loans import Loans
 from lptensor.momenta import as_momenta
 from lptensor.observe import saying
-from lptensor.parameters import listed, read, restore, round_values, write
+from lptensor.parameters import listed, read, restore, round_values, values, write
 from lptensor.quantizer import Quant, Quantize, Step, as_step
 from lptensor.tensor import LPTensor
 from lptensor.updates import UPDATES, as_update, by_update
@@ -242,7 +242,7 @@ class OptimLP(Optimizer):
         state = dict(saved["state"])
         for p, i in zip(listed(self.param_groups), listed(saved["param_groups"]), strict=True):
             if p in self._held:
-                state[i] = {**state.get(i, {}), self._key: self._kept(p)}
+                state[i] = {**state.get(i, {}), self._key: self._kept(p, read(p))}
         saved = {**saved, "state": state}
         for post_hook in _compat.state_hooks(self, "state_dict_post"):
             saved = post_hook(self, saved) or saved
@@ -366,14 +366,15 @@ class OptimLP(Optimizer):
         self._loans.take_back(p)
         restore(p, weight)
 
-    def _kept(self, p: Tensor) -> Tensor:
-        """The accumulator or compensation of ``p``, brought up to date where something else has changed the weight."""
-        now = read(p)
-        start = torch.zeros_like(now) if self._update.compensated else now
-        kept, weight = self._held.get(p, (start, None))
+    def _kept(self, p: Tensor, now: Tensor) -> Tensor:
+        """The accumulator or compensation of ``p``, up to date where something else has made the weight ``now``."""
+        start = torch.zeros_like if self._update.compensated else torch.clone
+        if p not in self._held:
+            return start(now)
+        kept, weight = self._held[p]
         if weight is None or now.is_cpu and torch.equal(now, weight):  # a device would be waited for
             return kept
-        return torch.where(now == weight, kept, start)
+        return torch.where(now == weight, kept, start(now))
 
     def _load_accumulators(self) -> dict[Tensor, Tensor]:
         """Put accumulators in the place of their weights, and return the weights."""
@@ -385,7 +386,7 @@ class OptimLP(Optimizer):
             return {p: read(p) for p in self._parameters()}  # a user's function may raise, or a key be no state's
         weights = {p: read(p) for p in self._parameters()}
         if self._key is not None:  # all of them, or an error, before a weight gives way
-            self._held.update({p: _Held(self._kept(p), weight) for p, weight in weights.items()})
+            self._held.update({p: _Held(self._kept(p, weight), weight) for p, weight in weights.items()})
         for p, weight in weights.items():
             self._load(p, weight if self.acc_quant is None else self._held[p].kept)
         return weights
@@ -427,12 +428,19 @@ class OptimLP(Optimizer):
             both = {p: self._compensate(p, weights[p]) for p in self._stepped()}
             after, kept = ({p: pair[i] for p, pair in both.items()} for i in (0, 1))
         else:
-            kept = {p: self._accumulated(p, read(p)) for p in self._stepped()}
+            kept = {p: self._accumulated(p, values(p)) for p in self._stepped()}
             after = {p: self._weight(p, value) for p, value in kept.items()}
         for p, weight in {**weights, **after}.items():
             (self._store if p in after else self._give_back)(p, weight)
             if self._key is not None:
-                self._held[p] = _Held(kept.get(p, self._held[p].kept), read(p))  # an LPTensor may have rounded it
+                self._held[p] = _Held(kept.get(p, self._held[p].kept), self._written(p, weight))
+
+    def _written(self, p: Tensor, weight: Tensor) -> Tensor:
+        """The values that ``p`` has got by ``weight``, in a tensor that nobody else has."""
+        rule = None if isinstance(p, LPTensor) else self._weight_rule(p)
+        if rule is None or rule.format is None:  # an LPTensor may have rounded it, a function may keep what it returns
+            return read(p)
+        return weight
 
     def _compensate(self, p: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         """What the step has changed of ``p``, added to the weight that it was."""

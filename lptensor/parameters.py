@@ -17,9 +17,14 @@ def listed(groups: Iterable[Mapping[str, Any]]) -> Iterator[Any]:
     return (p for group in groups for p in group["params"])
 
 
+def values(x: Tensor) -> Tensor:
+    """The values where they lie, as a plain tensor."""
+    return (x._inner if isinstance(x, LPTensor) else x).detach()
+
+
 def read(x: Tensor) -> Tensor:
     """A plain copy of the values."""
-    return (x._inner if isinstance(x, LPTensor) else x).detach().clone()
+    return values(x).clone()
 
 
 def write(x: Tensor, values: Tensor) -> None:
