@@ -299,10 +299,18 @@ def _double(x: Tensor) -> Tensor:
     return _held(x).detach().to(torch.float64, copy=True)
 
 
+def _finite(value: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """The differences of two tensors, and the second of them: where both are finite."""
+    gap = value - right
+    if gap.sum().isfinite():  # then all are: so it mostly is, and a mask costs more than all else
+        return gap, right
+    both = value.isfinite() & right.isfinite()
+    return gap[both], right[both]
+
+
 def _relative(value: Tensor, twin: Tensor) -> float:
-    both = value.isfinite() & twin.isfinite()
-    norm = torch.where(both, twin, 0.0).norm().item()
-    gap = torch.where(both, value - twin, 0.0).norm().item()
+    difference, twin = _finite(value, twin)
+    norm, gap = twin.norm().item(), difference.norm().item()
     return gap / norm if norm > 0 else 0.0 if gap == 0 else float("inf")
 
 
@@ -310,8 +318,8 @@ def _ulps(value: Tensor, right: Tensor, format: Any) -> float | None:
     """The largest distance of finite values, in units in the last place at the right ones."""
     if not isinstance(format, ScalarFormat):
         return None
-    ulps = ((value - right).abs() / ulp(right, format))[value.isfinite() & right.isfinite()]
-    return float(ulps.max()) if ulps.numel() else 0.0
+    gap, right = _finite(value, right)
+    return float((gap.abs() / ulp(right, format)).max()) if gap.numel() else 0.0
 
 
 def _tensors(nest: Iterable[Any]) -> Iterable[Tensor]:
