@@ -131,10 +131,13 @@ template <class T, class IN> struct tiles {
                     b[i * BROAD + l] = (T)lpt_quiet(lpt_operand(from[i * next + l]));
             return;
         }
-        for (int64_t i = 0; i < depth; ++i)
+        for (int64_t i = 0; i < depth; ++i) {
+            const T first = (T)lpt_quiet(lpt_operand(from[i * next]));
             for (int l = 0; l < BROAD; ++l)
-                b[i * BROAD + l] =
-                    (T)lpt_quiet(lpt_operand(from[i * next + (l < count ? l : 0) * apart]));
+                b[i * BROAD + l] = first;
+            for (int l = 1; l < count; ++l)
+                b[i * BROAD + l] = (T)lpt_quiet(lpt_operand(from[i * next + l * apart]));
+        }
     }
     static void pack_rows(const lpt_product &p, int64_t batch, int64_t row, int64_t rows, int64_t k,
                           int64_t depth, T *a) {
