@@ -93,6 +93,9 @@ def plain(x: Any) -> Tensor:
 
 
 MM = Callable[[Tensor, Tensor], Tensor]  # the product that a reference is made of
+SEEN = torch.arange(1600).view(40, 40) % 7 < 3
+SEEN[3] = False  # nothing at all
+
 CASES: dict[str, tuple[list[tuple[int, ...]], Callable[..., Tensor], Callable[..., Tensor]]] = {
     "mm": ([(40, 70), (70, 50)], torch.mm, lambda mm, a, b: mm(a, b)),
     "mm, square": ([(64, 64), (64, 64)], torch.mm, lambda mm, a, b: mm(a, b)),
@@ -151,7 +154,17 @@ CASES: dict[str, tuple[list[tuple[int, ...]], Callable[..., Tensor], Callable[..
     "causal attention": (
         [(1, 2, 40, 70)] * 3,
         lambda *qkv: F.scaled_dot_product_attention(*qkv, is_causal=True),
-        lambda mm, *qkv: _attention(mm, *qkv, causal=True),
+        lambda mm, *qkv: _attention(mm, *qkv, torch.ones(40, 40).tril() > 0),
+    ),
+    "attention that a mask leaves little": (
+        [(1, 2, 40, 70)] * 3,
+        lambda *qkv: F.scaled_dot_product_attention(*qkv, attn_mask=SEEN),
+        lambda mm, *qkv: _attention(mm, *qkv, SEEN),
+    ),
+    "attention with a mask to add": (
+        [(1, 2, 40, 70)] * 3,
+        lambda *qkv: F.scaled_dot_product_attention(*qkv, attn_mask=torch.zeros(40, 40).masked_fill(~SEEN, -torch.inf)),
+        lambda mm, *qkv: _attention(mm, *qkv, SEEN),
     ),
 }
 
@@ -161,11 +174,11 @@ def _math_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v)
 
 
-def _attention(mm: MM, q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
+def _attention(mm: MM, q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None) -> Tensor:
+    seen = torch.ones(40, 40, dtype=torch.bool) if seen is None else seen
     scores = mm(q, k.mT) * 70**-0.5
-    if causal:
-        scores = scores.masked_fill(~torch.ones(scores.shape[-2:], dtype=torch.bool).tril(), -torch.inf)
-    return mm(scores.softmax(-1), v)
+    scores = scores.masked_fill(~seen & seen.any(-1, keepdim=True), -torch.inf)
+    return mm(scores.softmax(-1) * seen.any(-1, keepdim=True), v)  # no weight where nothing is seen
 
 
 def gradients(f: Callable[..., Tensor], leaves: list[Tensor], weights: Tensor) -> list[Tensor]:
@@ -190,6 +203,16 @@ def test_an_op_is_three_products_of_rounded_operands(case: str, slots: dict[str,
     got = gradients(run, [lp(v, arithmetic).requires_grad_() for v in values], weights)
     for mine, true in zip(got, wanted, strict=True):
         torch.testing.assert_close(plain(mine), true, rtol=2e-4, atol=2e-4 * true.abs().max().item())
+
+
+def test_fused_attention_gives_the_logarithms_of_its_sums() -> None:
+    q, k, v = (torch.randn(1, 2, 40, 70) for _ in range(3))
+    arithmetic, quantize = Arithmetic(None, operands=gemm_of(SIX)), by_hand(SIX)
+    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    _, sums = attention(*(lp(t, arithmetic) for t in (q, k, v)))
+    scores = quantize(q, "forward 0", -1) @ quantize(k.mT, "forward 1", -2) * 70**-0.5
+    torch.testing.assert_close(sums, scores.logsumexp(-1))
+    assert sums.shape == attention(q, k, v)[1].shape
 
 
 def test_with_one_format_more_the_results_are_rounded_too() -> None:
