@@ -67,9 +67,7 @@ def _scores(
     if is_causal:
         seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
         scores = scores.masked_fill(~seen, -math.inf)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -math.inf) if mask.dtype is torch.bool else scores + mask
-    return scores
+    return scores if mask is None else scores + mask  # PyTorch has made numbers of a boolean one
 
 
 def _softmax(multiply: Multiply, scores: Tensor) -> tuple[Tensor, Tensor]:
