@@ -281,7 +281,7 @@ class Interrupted(nn.Linear):
         return super().forward(input)
 
 
-@pytest.mark.parametrize("way", ["next call", "taken off"])
+@pytest.mark.parametrize("way", ["next call", "next call of a model around it", "taken off"])
 def test_an_interrupted_layer_finds_its_parameters_again(way: str) -> None:
     layer = lower(Interrupted(4, 4), [Interrupted], operands=OPERANDS)
     layer.armed = True
@@ -289,10 +289,10 @@ def test_an_interrupted_layer_finds_its_parameters_again(way: str) -> None:
         with pytest.raises(KeyboardInterrupt):
             layer(torch.randn(2, 4))
     layer.armed = False
-    if way == "next call":
-        layer(torch.randn(2, 4))
-    else:
+    if way == "taken off":
         lower(layer, [Interrupted])
+    else:
+        (layer if way == "next call" else nn.Sequential(nn.Sequential(layer)))(torch.randn(2, 4))
     assert layer.weight is layer._parameters["weight"] and not [k for k in vars(layer) if k.startswith("_lptensor")]
     other = threading.Thread(target=lambda: layer(torch.randn(2, 4)), daemon=True)
     other.start()

@@ -161,10 +161,12 @@ CASES: dict[str, tuple[list[tuple[int, ...]], Callable[..., Tensor], Callable[..
         lambda *qkv: F.scaled_dot_product_attention(*qkv, attn_mask=SEEN),
         lambda mm, *qkv: _attention(mm, *qkv, SEEN),
     ),
-    "attention with a mask to add": (
+    "attention with a mask to add and a scale": (
         [(1, 2, 40, 70)] * 3,
-        lambda *qkv: F.scaled_dot_product_attention(*qkv, attn_mask=torch.zeros(40, 40).masked_fill(~SEEN, -torch.inf)),
-        lambda mm, *qkv: _attention(mm, *qkv, SEEN),
+        lambda *qkv: F.scaled_dot_product_attention(
+            *qkv, attn_mask=torch.zeros(40, 40).masked_fill(~SEEN, -torch.inf), scale=0.3
+        ),
+        lambda mm, *qkv: _attention(mm, *qkv, SEEN, 0.3),
     ),
 }
 
@@ -174,9 +176,9 @@ def _math_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v)
 
 
-def _attention(mm: MM, q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None) -> Tensor:
+def _attention(mm: MM, q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None, scale: float = 70**-0.5) -> Tensor:
     seen = torch.ones(40, 40, dtype=torch.bool) if seen is None else seen
-    scores = mm(q, k.mT) * 70**-0.5
+    scores = mm(q, k.mT) * scale
     scores = scores.masked_fill(~seen & seen.any(-1, keepdim=True), -torch.inf)
     return mm(scores.softmax(-1) * seen.any(-1, keepdim=True), v)  # no weight where nothing is seen
 
@@ -788,6 +790,11 @@ def test_what_cannot_round_its_operands_says_what_to_do() -> None:
     with pytest.raises(NotImplementedError, match="SDPBackend.MATH"):
         F.scaled_dot_product_attention(x, x, x)
     assert type(_math_attention(x, x, x)) is LPTensor
+    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    q, k = (lp(torch.randn(2, heads, 8, 8), Arithmetic(BF16, operands=gemm_of(SIX))) for heads in (4, 2))
+    for given in ((q, q, q, 0.5), (q, k, k)):
+        with pytest.raises(NotImplementedError, match="dropout or grouped heads .*SDPBackend.MATH"):
+            fused(*given)
     with pytest.raises(NotImplementedError, match="two products"):
         nn.Bilinear(8, 8, 2)(x, x)
 
