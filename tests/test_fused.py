@@ -39,7 +39,8 @@ for _below in (True, False, "flush"):  # in the middle of the carrier's range, a
 FORMATS += [FloatingPoint(5, 2, overflow=over) for over in ("inf", "saturate", "propagate", "nan")]
 FORMATS += [FloatingPoint(4, 3, signed=False, overflow=over) for over in ("inf", "saturate", "propagate")]
 FORMATS += [FloatingPoint(4, 3, signed=False, zero=False, subnormals=False, specials="none")]
-FORMATS += [FloatingPoint(4, 1, bias=-103)]  # near the top of the carrier's range
+FORMATS += [FloatingPoint(4, 1, bias=-103), FloatingPoint(4, 3, bias=-94)]  # near the top of the carrier's range
+FORMATS += [FloatingPoint(5, 23), FixedPoint(25, 3)]  # as fine as the carrier
 FORMATS += [FloatingPoint(1, 0, specials="none"), FloatingPoint(3, 0, specials="none")]
 FORMATS += [FloatingPoint(3, 2, zero=False, subnormals=False, specials="none", bias=bias) for bias in (20, 127)]
 
