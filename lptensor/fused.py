@@ -76,7 +76,7 @@ def rounded(u: Any, grid: Grid, rounding: Rounding, carrier: Carrier, ops: Algeb
         if grid.overflow is Overflow.NAN or not grid.zero:
             signed = ops.where(number(infinity) < r, r, signed)
     else:
-        smallest = number(0 if grid.zero else _smallest(grid, carrier))
+        smallest = number(0 if grid.zero else carrier.bits(grid.smallest))
         lost = smallest if grid.saturates else nan
         signed = ops.where(negative & (number(0) < magnitude), lost, r)
     return ops.where(number(infinity) < magnitude, nan, signed)
@@ -142,10 +142,6 @@ def _by_sign(mode: Mode, negative: Any, lower: Callable[[], Any], upper: Callabl
     raise ValueError(f"no operations are known for {mode!r}")
 
 
-def _smallest(grid: Grid, carrier: Carrier) -> int:
-    return carrier.bits(2.0 ** (grid.quantum(grid.emin - 1) if grid.zero else grid.emin))
-
-
 def _shifted(a: Any, negative: Any, grid: Grid, mode: Mode, carrier: Carrier, ops: Algebra) -> Any:
     """Magnitudes rounded by moving what lies below the spacing out of them, in any grid."""
     mantissa, number = carrier.mantissa, ops.number
@@ -203,7 +199,7 @@ def _shifted(a: Any, negative: Any, grid: Grid, mode: Mode, carrier: Carrier, op
     k = ops.right(significand + more, s)
 
     # 4. the multiple of the spacing, as bits: a carry moves on to the next binade by itself
-    smallest = _smallest(grid, carrier)
+    smallest = carrier.bits(grid.smallest)
     r = (k << s) + base
     if emin > 1 and gradual and mode.toward in ("nearer", "zero"):
         r = ops.where(number(0) < k, r, number(0))  # s = mantissa + 1 leads from base to one spacing
