@@ -128,11 +128,15 @@ struct tiles {
         return sum == LPT_WIDE_RANGE ? launch<SUM, A, W, O>() : launch<SUM, A, A, O>();
     }
 
+    // Whether a mode tells which of two neighbours it is by the sign or the last place.
+    static bool is_inward(int32_t mode) {
+        return mode != LPT_NEAREST && mode != LPT_NEAREST_AWAY && mode < LPT_STOCHASTIC;
+    }
+
     // Sums in the modes that are neither to nearest even nor stochastic.
     template <class SUM> bool by_mode(lpt_way sum) {
         const auto known = [sum](int32_t mode) {
-            return mode != LPT_NEAREST && mode < LPT_STOCHASTIC &&
-                   (mode != LPT_NEAREST_AWAY || sum == LPT_WIDE_RANGE);
+            return is_inward(mode) || (mode == LPT_NEAREST_AWAY && sum == LPT_WIDE_RANGE);
         };
         if (!known(acc.mode) || !known(in.mode))
             return false;
@@ -202,26 +206,29 @@ struct tiles {
                                      : launch_level(lpt_fp32_chunk_steps());
     }
 
-    // Fixed point that is not wide, to nearest.
-    template <class SUM> bool fixed_point() {
-        typedef lpt_none O;
-        typedef lpt_fixed_rounder X;
-        return acc.chunk > 1 ? launch<SUM, O, X, X>() : launch<SUM, O, X, O>();
+    // Fixed point that is not wide.
+    template <class SUM, class X> bool fixed_point_in() {
+        return acc.chunk > 1 ? launch<SUM, lpt_none, X, X>() : launch<SUM, lpt_none, X, lpt_none>();
+    }
+    template <class X> bool fixed_point() {
+        if (acc.fp32)
+            return fixed_point_in<lpt_in_fp32, X>();
+        return lpt_odd_fits(acc.sum) && lpt_odd_fits(in.sum) &&
+               fixed_point_in<lpt_odd_in_fp32, X>();
     }
     bool fixed_point() {
-        if (acc.mode != LPT_NEAREST || in.mode != LPT_NEAREST || in.fp32 != acc.fp32 ||
-            !lpt_fixed_fits<float>(in.sum))
+        if (in.fp32 != acc.fp32 || !lpt_fixed_fits<float>(in.sum))
             return false;
-        if (acc.fp32)
-            return fixed_point<lpt_in_fp32>();
-        return lpt_odd_fits(acc.sum) && lpt_odd_fits(in.sum) && fixed_point<lpt_odd_in_fp32>();
+        if (acc.mode == LPT_NEAREST && in.mode == LPT_NEAREST)
+            return fixed_point<lpt_fixed_rounder>();
+        return is_inward(acc.mode) && is_inward(in.mode) && fixed_point<lpt_fixed_rounder_by>();
     }
 
     // Fp32 itself in the modes that are not to nearest.
     bool fp32_by_mode() {
         typedef lpt_none O;
         typedef lpt_no_rounder N;
-        if (acc.mode == LPT_NEAREST_AWAY || acc.mode >= LPT_STOCHASTIC || in.mode != acc.mode)
+        if (!is_inward(acc.mode) || in.mode != acc.mode)
             return false;
         return acc.chunk > 1 ? launch<lpt_side_in_fp32, O, N, N>()
                              : launch<lpt_side_in_fp32, O, N, O>();

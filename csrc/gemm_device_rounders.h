@@ -108,6 +108,16 @@ struct lpt_wide_rounder_by {
         return x == x ? r : x;
     }
 };
+// In fixed point, between the numbers below and above: it is that below where `lower` is not zero.
+struct lpt_fixed_rounder_by {
+    lpt_inward lower;
+    float lowest, highest, shift;
+    LPT_METHOD float operator()(float x) const {
+        const float held = -lpt_lesser(-lpt_lesser(x, highest), -lowest);
+        const float below = __fadd_rd(held, shift), above = __fadd_ru(held, shift);
+        return __fadd_rn(lower(lpt_bits(below), x) ? below : above, -shift);
+    }
+};
 struct lpt_added_rounder_by {
     lpt_inward inward;
     float bottom, top, up, limit, over[2], infinite;
@@ -286,6 +296,20 @@ template <class R> void lpt_make_rounder(const lpt_cell<float> &c, int32_t, R *r
 inline void lpt_make_rounder(const lpt_cell<float> &c, lpt_fixed_rounder *r) {
     *r = {-lpt_value<float>(c.limit[1]), lpt_value<float>(c.limit[0]),
           1.5f * 0x1p23f * lpt_value<float>(c.tiny)};
+}
+inline lpt_inward lpt_make_lower(int32_t mode) {
+    const uint32_t sign = 0x80000000u;
+    switch (mode) {
+    case LPT_UP: return {0, 0, 0};
+    case LPT_DOWN: return {0, 0, 1};
+    case LPT_ODD: return {1, 0, 0};
+    default: return {0, sign, sign};  // toward zero
+    }
+}
+inline void lpt_make_rounder(const lpt_cell<float> &c, int32_t mode, lpt_fixed_rounder_by *r) {
+    lpt_fixed_rounder to_nearest;
+    lpt_make_rounder(c, &to_nearest);
+    *r = {lpt_make_lower(mode), to_nearest.lowest, to_nearest.highest, to_nearest.shift};
 }
 inline void lpt_make_rounder(const lpt_cell<float> &c, lpt_ieee_rounder *r) {
     lpt_make_open_ended(c, r);

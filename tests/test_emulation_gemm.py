@@ -99,6 +99,17 @@ IN_TILES = (
     Accumulator(FixedPoint(16, 6), compute="fp32"),
     *(Accumulator(FixedPoint(14, 5), chunk=7, compute=compute) for compute in ("exact", "fp32")),
     Accumulator(FixedPoint(10, 4), chunk=5, inner=Accumulator(FixedPoint(12, 6))),
+    *(
+        Accumulator(sum, rounding=mode, chunk=chunk, compute=compute)
+        for sum, chunk, compute in (
+            (FixedPoint(22, 12, symmetric=True), 1, "exact"),
+            (FixedPoint(8, 140), 1, "fp32"),
+            (FixedPoint(12, 6), 1, "exact"),
+            (FixedPoint(14, 5), 7, "exact"),
+            (FixedPoint(10, 4), 5, "fp32"),
+        )
+        for mode in ("toward_zero", "up", "down", "odd")
+    ),
     # cut off below the largest exponent
     *(tensor_core(name) for name in ("volta", "ampere", "hopper", "hopper_fp8")),
     Accumulator(BF16, order="aligned", chunk=3, alignment=40, rounding="toward_zero"),
