@@ -15,7 +15,10 @@ import pytest
 
 from lptensor import _cuda
 
-FLAGS = ("-std=c++17", "-O1", "-fPIC", "-ffp-contract=off", "-fno-strict-aliasing", "-U_FORTIFY_SOURCE", "-w")
+FLAGS = (
+    *("-std=c++17", "-O1", "-fPIC", "-ffp-contract=off", "-fno-strict-aliasing", "-U_FORTIFY_SOURCE", "-w"),
+    "-fvisibility=hidden",  # a process may load several of these libraries, which have memory of one name
+)
 
 
 def compiler() -> str | None:
