@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+from fractions import Fraction
 
 import gfloat
 import gfloat.formats as gf
@@ -17,7 +18,8 @@ from lptensor import _native, reference
 from lptensor.codes import decode, encode
 from lptensor.ops import round as round_to
 from lptensor.p3109 import P3109
-from lptensor.rounding import Mode, Rounding
+from lptensor.rounding import Mode, Rounding, Stochastic
+from oracles.p3109 import Projection
 
 MODES = {
     Mode.NEAREST: RoundMode.TiesToEven,
@@ -105,6 +107,41 @@ def test_rounding_is_gfloats(parameters: tuple[int, int, bool, bool], mode: Mode
             expected = torch.where(x.isinf(), x, expected)
         got = round_to(x, format, mode)
         assert same(got, expected).all(), (x, got, expected)
+
+
+SATURATIONS = {"saturate": "SatFinite", "propagate": "SatPropagate", "inf": "OvfInf"}
+NAMES = {
+    "nearest": "NearestTiesToEven",
+    "nearest_away": "NearestTiesToAway",
+    "toward_zero": "TowardZero",
+    "up": "TowardPositive",
+    "down": "TowardNegative",
+    "odd": "ToOdd",
+}
+VARIANTS = {"plain": "StochasticA", "half_offset": "StochasticB", "pre_rounded": "StochasticC"}
+
+
+@pytest.mark.parametrize("overflow", SATURATIONS)
+@pytest.mark.parametrize(
+    "parameters", [f for f in FORMATS if f[0] in (4, 8) and f[1] in (1, 3, f[0]) and f not in NOT_IN_GFLOAT], ids=str
+)
+def test_rounding_is_the_reports_projection(parameters: tuple[int, int, bool, bool], overflow: str) -> None:
+    signed, extended = parameters[2:]
+    if not extended and overflow != "saturate":
+        return
+    format = P3109(*parameters, overflow=overflow)
+    project = Projection(*parameters, Fraction(format.max), SATURATIONS[overflow])
+    x = probes(format.values().tolist()[:: 1 + len(format.values()) // 40], signed)
+    x = x[~x.isnan()]
+    if not signed and overflow == "saturate":
+        x = torch.cat([x, torch.tensor([-1.0, -math.inf])])
+    for mode, name in NAMES.items():
+        assert round_to(x, format, mode).tolist() == [project(v, name) for v in x.tolist()], mode
+    words = torch.randint(2**32, x.shape, generator=torch.Generator().manual_seed(0))
+    for variant, name in VARIANTS.items():
+        got = reference.round_grid(x, format.grid, Stochastic(3, variant), words)
+        wanted = [project(v, name, 3, word >> 29) for v, word in zip(x.tolist(), words.tolist(), strict=True)]
+        assert got.tolist() == wanted, variant
 
 
 @pytest.mark.native
