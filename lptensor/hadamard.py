@@ -16,10 +16,12 @@ from lptensor.base import set_int
 from lptensor.formats import FixedPoint
 from lptensor.ops import round_fresh
 from lptensor.rounding import as_rounding
+from lptensor.text import renamed
 
 SIGNS = ("fixed", "random", "none")
 
 
+@renamed(block="block_size")
 @dataclass(frozen=True)
 class Hadamard:
     """Blocks of the contraction axis times a sign matrix and a Hadamard matrix over sqrt(block_size).

@@ -7,6 +7,7 @@ import functools
 import hashlib
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +19,7 @@ from lptensor import _compat
 T = TypeVar("T")
 
 _CLASSES: dict[str, type] = {}
+_RENAMED: dict[type, dict[str, str]] = {}
 _MADE = "~"  # no field's name
 
 
@@ -36,6 +38,29 @@ def constant(cls: type[T]) -> type[T]:
     cls.__fx_repr__ = _fx_repr  # type: ignore[attr-defined]
     _compat.register_constant(cls)
     return learn(cls)
+
+
+def renamed(**names: str) -> Callable[[type[T]], type[T]]:
+    """A dataclass whose fields had other names, which pickles and texts of then have: the name of now for each of them.
+
+    Without it a pickle would give a field of another name its default.
+    """
+
+    def learnt(cls: type[T]) -> type[T]:
+        _RENAMED[cls] = names
+        cls.__setstate__ = _set_state  # type: ignore[attr-defined]
+        return cls
+
+    return learnt
+
+
+def _set_state(self: Any, state: dict[str, Any]) -> None:
+    self.__dict__.update(_named_now(type(self), state))
+
+
+def _named_now(cls: type, given: dict[str, Any]) -> dict[str, Any]:
+    names = _RENAMED.get(cls, {})
+    return {names.get(name, name): value for name, value in given.items()}
 
 
 def write(value: Any) -> str:
@@ -154,7 +179,7 @@ def _made(plain: Any) -> Any:
     if plain[""] == "torch.dtype":
         return getattr(torch, given["name"])
     cls = _class(plain[""])
-    return cls[given["name"]] if issubclass(cls, enum.Enum) else cls(**given)
+    return cls[given["name"]] if issubclass(cls, enum.Enum) else cls(**_named_now(cls, given))
 
 
 def _fx_repr(self: Any) -> tuple[str, dict[str, Any]]:

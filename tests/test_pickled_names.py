@@ -1,11 +1,13 @@
 """What files name stays where it is: checkpoints, pickles and the texts in saved programs say modules and classes.
 
 Where one of these moves, its old module keeps the name (``from lptensor.new import X as X``), and torch, which allows
-names and not classes, is told of it: ``torch.serialization.add_safe_globals([(X, "lptensor.old.X")])``.
+names and not classes, is told of it: ``torch.serialization.add_safe_globals([(X, "lptensor.old.X")])``. Where a field
+of a dataclass gets another name, ``lptensor.text.renamed`` says so.
 """
 
 from __future__ import annotations
 
+import copy
 import importlib
 import io
 import pickle
@@ -41,6 +43,7 @@ from lptensor import (
     Stochastic,
 )
 from lptensor.text import read
+from lptensor.training import Automatic, Dynamic, Static
 
 # In files that torch.load(weights_only=True) reads: state_dicts, tensors, values.
 IN_CHECKPOINTS = """
@@ -150,6 +153,50 @@ WRITTEN = [
         '"beyond":{"":"lptensor.rounding.Beyond","name":"OVERFLOW"}}',
     ),
 ]
+
+
+# The same of values whose fields have other names now.
+RENAMED = [
+    (
+        Hadamard(64, "random", 3),
+        b"ccopy_reg\n_reconstructor\n(clptensor.hadamard\nHadamard\nc__builtin__\nobject\nNtR(dVblock\nI64\nsVsigns\n"
+        b"Vrandom\nsVseed\nI3\nsb.",
+        '{"":"lptensor.hadamard.Hadamard","block":64,"signs":"random","seed":3}',
+    ),
+    (
+        Static(3.0),
+        b"ccopy_reg\n_reconstructor\n(clptensor.training.loss_scaling\nStatic\nc__builtin__\nobject\nNtR(dVinitial\n"
+        b"F3.0\nsb.",
+        '{"":"lptensor.training.loss_scaling.Static","initial":3.0}',
+    ),
+    (
+        Dynamic(8.0, 3.0, 0.25, 7),
+        b"ccopy_reg\n_reconstructor\n(clptensor.training.loss_scaling\nDynamic\nc__builtin__\nobject\nNtR(dVinitial\n"
+        b"F8.0\nsVgrowth\nF3.0\nsVbackoff\nF0.25\nsVinterval\nI7\nsb.",
+        '{"":"lptensor.training.loss_scaling.Dynamic","initial":8.0,"growth":3.0,"backoff":0.25,"interval":7}',
+    ),
+    (
+        Automatic(FloatingPoint(5, 2), 2.0, 0.5, 9),
+        b"ccopy_reg\n_reconstructor\n(clptensor.training.loss_scaling\nAutomatic\nc__builtin__\nobject\nNtR(dVformat\n"
+        b"clptensor.base\nrebuild\n(clptensor.formats\nFloatingPoint\n(dVexp\nI5\nsVman\nI2\nstRsVinitial\nF2.0\n"
+        b"sVthreshold\nF0.5\nsVspan\nI9\nsb.",
+        '{"":"lptensor.training.loss_scaling.Automatic","format":{"":"lptensor.formats.FloatingPoint","exp":5,"man":2},'
+        '"initial":2.0,"threshold":0.5,"span":9}',
+    ),
+]
+
+
+@pytest.mark.parametrize(("value", "pickled", "text"), RENAMED, ids=[type(value).__name__ for value, *_ in RENAMED])
+def test_fields_are_found_by_the_names_that_they_had(value: Any, pickled: bytes, text: str) -> None:
+    assert pickle.loads(pickled) == value == read(text)
+    assert copy.deepcopy(value) == value == pickle.loads(pickle.dumps(value))
+
+
+def test_torch_finds_fields_by_the_names_that_they_had() -> None:
+    then = object.__new__(Hadamard)
+    vars(then).update(block=64, signs="random", seed=3)
+    torch.save({"transform": then}, file := io.BytesIO())
+    assert torch.load(io.BytesIO(file.getvalue()), weights_only=True) == {"transform": Hadamard(64, "random", 3)}
 
 
 @pytest.mark.parametrize(("value", "pickled", "text"), WRITTEN, ids=[repr(value) for value, *_ in WRITTEN])

@@ -19,8 +19,10 @@ from lptensor.nests import remade
 from lptensor.optim import OptimLP
 from lptensor.parameters import listed
 from lptensor.tensor import LPTensor
+from lptensor.text import renamed
 
 
+@renamed(initial="init_scale")
 @dataclass(frozen=True)
 class Static:
     """The same scale at every step (Micikevicius et al., 1710.03740, section 3.2).
@@ -48,6 +50,7 @@ class Static:
 _LEAST = torch.finfo(torch.float32).tiny  # a scale that is divided by
 
 
+@renamed(initial="init_scale", growth="growth_factor", backoff="backoff_factor", interval="growth_interval")
 @dataclass(frozen=True)
 class Dynamic:
     """Grows after a run of steps without infinities or NaN, backs off at one (1710.03740; torch's GradScaler).
@@ -94,6 +97,7 @@ class Dynamic:
         return (grown if grown <= torch.finfo(torch.float32).max else scale), 0
 
 
+@renamed(initial="init_scale")
 @dataclass(frozen=True)
 class Automatic:
     """Follows the share of saturated gradients: FP8-LM's factor mu (Peng et al., 2310.18313, section 2.1).
