@@ -182,7 +182,8 @@ def _kernels(device: torch.device, acc: Accumulator) -> Any:
 
 
 def _of_terms(acc: Accumulator) -> Accumulator:
-    """The accumulator where there are no products to round."""
+    """The accumulator where there are no products to round, and no factors."""
+    acc = acc.naming(False, False)
     inner = None if acc.inner is None else _of_terms(acc.inner)
     return acc if acc.product is None and inner is acc.inner else replace(acc, product=None, inner=inner)
 

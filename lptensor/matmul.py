@@ -250,7 +250,8 @@ class _Gemm(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
-        a, b, c, ctx.accumulator, ctx.generator = inputs
+        a, b, c, accumulator, ctx.generator = inputs
+        ctx.first_known, ctx.second_known = accumulator.naming(True, False), accumulator.naming(False, True)
         ctx.save_for_backward(a, b)
         ctx.save_for_forward(a, b)
         ctx.set_materialize_grads(False)
@@ -261,16 +262,19 @@ class _Gemm(torch.autograd.Function):
         if grad is None:
             return (None,) * 5
         (a, b), wanted = ctx.saved_tensors, ctx.needs_input_grad
-        acc = ctx.accumulator
-        of_a = with_gradients(grad, b.mT, acc, None, ctx.generator).sum_to_size(a.shape) if wanted[0] else None
-        of_b = with_gradients(a.mT, grad, acc, None, ctx.generator).sum_to_size(b.shape) if wanted[1] else None
+        of_a = of_b = None
+        if wanted[0]:
+            of_a = with_gradients(grad, b.mT, ctx.second_known, None, ctx.generator).sum_to_size(a.shape)
+        if wanted[1]:
+            of_b = with_gradients(a.mT, grad, ctx.first_known, None, ctx.generator).sum_to_size(b.shape)
         return of_a, of_b, grad.sum_to_size(ctx.start) if wanted[2] else None, None, None
 
     @staticmethod
     def jvp(ctx: Any, of_a: Tensor | None, of_b: Tensor | None, of_c: Tensor | None, *_: Any) -> Tensor:
         a, b = ctx.saved_tensors
-        pairs = ([] if of_a is None else [(of_a, b)]) + ([] if of_b is None else [(a, of_b)])
-        tangents = [with_gradients(left, right, ctx.accumulator, None, ctx.generator) for left, right in pairs]
+        pairs = [] if of_a is None else [(of_a, b, ctx.second_known)]
+        pairs += [] if of_b is None else [(a, of_b, ctx.first_known)]
+        tangents = [with_gradients(left, right, acc, None, ctx.generator) for left, right, acc in pairs]
         tangents += [] if of_c is None else [of_c.expand(ctx.shape).clone()]
         return functools.reduce(torch.add, tangents)
 

@@ -152,7 +152,7 @@ def _embedding_backward(
         most = torch.finfo(grad.dtype).max
         grad = grad.clamp(-most, most)
     finite = grad.isfinite()
-    sums = gemm(uses, grad.masked_fill(~finite, 0.0), acc)
+    sums = gemm(uses, grad.masked_fill(~finite, 0.0), acc.naming(False, False))
     specials = torch.zeros_like(sums).index_add(0, used, grad.masked_fill(finite, 0.0))
     if padding_idx >= 0:
         specials[padding_idx] = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -10,10 +11,10 @@ from mmasim.nv_ptx.sim import MMA, WGMMA, TCGen05MMA
 from torch import Tensor
 
 import lptensor
-from lptensor.accumulator import _TENSOR_CORES, tensor_core
+from lptensor.accumulator import _TENSOR_CORES, Accumulator, tensor_core
 from lptensor.arithmetic import Arithmetic
 from lptensor.base import ScalarFormat
-from lptensor.formats import BF16, E4M3, E5M2, FP16, FP32, TF32
+from lptensor.formats import BF16, E4M3, E5M2, FP16, FP32, TF32, FixedPoint
 from lptensor.operands import Gemm
 from lptensor.tensor import LPTensor
 from test_gemm import IMPLEMENTATIONS, product
@@ -130,6 +131,34 @@ def test_layers_tell_their_accumulator_what_their_operands_are_in(lowered: bool)
     y.backward(g)
     assert a.grad is not None
     assert same(plain(a.grad), of_hardware(g, small(8, 96)))
+
+
+def test_terms_of_a_sum_are_no_factors() -> None:
+    """A sum of numbers far below the smallest exponents of E4M3, in the order of one block, and as a bias gradient."""
+    x = small(30).abs() * 2.0**-8
+    wanted = float(sum(map(Fraction, x.tolist()), Fraction(0)))
+    both = Accumulator(FP32, chunk=512, order="aligned", alignment=13, operands=(FixedPoint(8, 0), E4M3))
+    assert lptensor.sum(x, accumulator=both).item() == wanted
+    assert lptensor.sum(x, accumulator=Accumulator(FP32, chunk=2, inner=both)).item() == wanted
+    linear, embedding = torch.nn.Linear(3, 1), torch.nn.Embedding(1, 1)
+    lptensor.lower(torch.nn.ModuleList([linear, embedding]), ["linear", "embedding"], accumulator=both)
+    linear(torch.ones(30, 3)).backward(x.view(30, 1))
+    embedding(torch.zeros(30, dtype=torch.long)).backward(x.view(30, 1))
+    assert [w.grad.item() for w in (linear.bias, embedding.weight) if w.grad is not None] == [wanted] * 2
+
+
+@pytest.mark.parametrize("of", ["gradient", "tangent"])
+def test_gradients_are_in_no_format_that_the_operands_are_in(of: str) -> None:
+    """What hopper_fp8 would cut off all of, did it count with the smallest exponent of E4M3."""
+    a, b, g = (torch.tensor([[1.0, -2.0]]), torch.tensor([[0.5], [2.0**-9]]), torch.tensor([[2.0**-30]]))
+    acc = tensor_core("hopper_fp8", E4M3)
+    if of == "gradient":
+        _, vjp = torch.func.vjp(lambda a, b: lptensor.matmul(a, b, acc), a, b)
+        assert all(map(same, vjp(g), (g * b.mT, g * a.mT)))
+    else:
+        for given, wanted in (((g * a, 0 * b), g * 0.5 - 2 * g * 2.0**-9), ((0 * a, g * b), g * 0.5 - 2 * g * 2.0**-9)):
+            _, tangent = torch.func.jvp(lambda a, b: lptensor.matmul(a, b, acc), (a, b), given)
+            assert same(tangent, wanted)
 
 
 def plain(x: Tensor) -> Tensor:
