@@ -55,7 +55,7 @@ class Accumulator:
         alignment: for the order "aligned", how many binary places below the largest exponent are kept.
         operands: for the order "aligned", a format, or a pair, that the factors of products are in, which says
             the exponents of their subnormal numbers; those of None are as if there were none. Nothing is rounded.
-            The terms of a sum are no factors, and gradients of ``matmul`` and ``conv`` in none of these formats.
+            The terms of a sum are no factors, and gradients are in none of these formats.
         wrap: what leaves a ``FixedPoint`` sum's range comes in again at the other end, as integers in
             two's complement do, exactly while a product, and in the order "exact" the sum,
             is below 2**52 steps of the format; an infinity becomes NaN.
@@ -162,10 +162,11 @@ class Accumulator:
         Of formats other than ``ScalarFormat``, nothing is known.
         """
         inner = self.inner and self.inner.of_factors(a, b)
-        first, second = (format if isinstance(format, ScalarFormat) else None for format in (a, b))
-        if self.order != "aligned" or self.operands is not None or first is second is None:
+        given = (format if isinstance(format, ScalarFormat) else None for format in (a, b))
+        first, second = (own or other for own, other in zip(self.operands or (None, None), given, strict=True))
+        if self.order != "aligned" or first is second is None:
             return self if inner is self.inner else replace(self, inner=inner)
-        return replace(self, operands=(first, second))
+        return replace(self, inner=inner, operands=(first, second))
 
     def naming(self, first: bool, second: bool) -> Accumulator:
         """The same where ``operands`` goes for these factors alone: a gradient, say, is in no format that it names."""
@@ -175,6 +176,11 @@ class Accumulator:
         operands = None if pair == (None, None) else pair
         same = inner is self.inner and operands == self.operands
         return self if same else replace(self, inner=inner, operands=operands)
+
+    @property
+    def names_operands(self) -> bool:
+        """Whether it makes a difference which factor is which."""
+        return self.operands is not None or self.inner is not None and self.inner.names_operands
 
     @property
     def turned(self) -> Accumulator:

@@ -37,6 +37,11 @@ class Multiply:
         return replace(self, product=product, gradient=gradient)
 
     @property
+    def asks(self) -> bool:
+        """Whether it matters which product this is."""
+        return self.gemm is not None or self.accumulator is not None and self.accumulator.names_operands
+
+    @property
     def pair(self) -> tuple[Operand | None, Operand | None]:
         """What the left and the right operand are rounded to."""
         if self.gemm is None or self.product is None:
@@ -53,13 +58,23 @@ class Multiply:
     @property
     def rounded(self) -> Multiply:
         """The same product of operands that are rounded already."""
-        return replace(self.of(None), accumulator=self.adder)
+        return Multiply(None, self.adder)
 
     @property
     def adder(self) -> Accumulator | None:
-        """The accumulator, which may ask what the operands are in."""
+        """The accumulator, which may ask what the operands are in.
+
+        The formats that it names itself are those of an input and a weight; gradients are in none of them.
+        """
+        if self.accumulator is None or self.product is None:
+            return self.accumulator and self.accumulator.naming(False, False)
+        named = self.accumulator
+        if self.product is not Product.FORWARD:
+            place = 0 if self.product is Product.GRAD_INPUT else 1  # whose the gradient takes: g w' and x' g
+            named = named.naming(place == 1, place == 0)
+            named = named if self.gradient == place else named.turned
         a, b = (operand.format if operand is not None and operand.elementwise else None for operand in self.pair)
-        return self.accumulator and self.accumulator.of_factors(a, b)
+        return named.of_factors(a, b)
 
     @property
     def transform(self) -> Hadamard | None:

@@ -53,7 +53,7 @@ def _product(op: Opened, multiply: Multiply) -> Any:
     for x in (a, b):
         if x.layout is not torch.strided:
             _refuse(op.func, f"an operand is {x.layout}; convert it with .to_dense()")
-    if multiply.gemm is not None:
+    if multiply.asks:
         multiply = multiply.of(*running_product(op.args[i], op.args[j]))
     func, vector_left, vector_right = op.func, a.dim() == 1, b.dim() == 1
     if func is aten.addbmm.default:  # sums over the batch too: one long contraction

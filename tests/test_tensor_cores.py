@@ -161,5 +161,35 @@ def test_gradients_are_in_no_format_that_the_operands_are_in(of: str) -> None:
             assert same(tangent, wanted)
 
 
+@pytest.mark.parametrize("lowered", [False, True])
+@pytest.mark.parametrize("columns", [8, 1])
+def test_gradients_of_layers_are_in_no_format_that_an_accumulator_names(columns: int, lowered: bool) -> None:
+    """The other factor of theirs is: an input in E5M2, or a weight in E4M3."""
+    linear, conv = torch.nn.Linear(96, columns, bias=False), torch.nn.Conv1d(96, columns, 1, bias=False)
+    a, w, g = spread(20, 96), small(columns, 96), spread(20, columns) * 2.0**-30
+    linear.weight.data, conv.weight.data = w, w[:, :, None]
+    if lowered:
+        lptensor.lower(torch.nn.ModuleList([linear, conv]), ["linear", "conv"], accumulator=MIXED)
+    else:
+        lptensor.convert(torch.nn.ModuleList([linear, conv]), Arithmetic(accumulator=MIXED))
+    x, z = a.clone().requires_grad_(), a.mT[None].clone().requires_grad_()
+    linear(x).backward(g)
+    conv(z).backward(g.mT[None])
+    of_input = lptensor.matmul(g, w, tensor_core("hopper_fp8", (None, E4M3)))
+    of_weight = lptensor.matmul(g.mT, a, tensor_core("hopper_fp8", (None, E5M2)))
+    for found, wanted in ((x, of_input), (z, of_input.mT[None]), (linear.weight, of_weight)):
+        assert found.grad is not None and same(plain(found.grad), wanted)
+    assert conv.weight.grad is not None and same(plain(conv.weight.grad)[:, :, 0], of_weight)
+
+
+def test_a_gemm_names_what_an_accumulator_does_not() -> None:
+    """Subnormal numbers of E5M2 times numbers of E4M3 of many sizes."""
+    acc, gemm = tensor_core("hopper_fp8", (None, E4M3)), Gemm((E5M2, E5M2))
+    linear = lptensor.lower(torch.nn.Linear(96, 8, bias=False), ["linear"], operands=gemm, accumulator=acc)
+    a, w = spread(20, 96).sign() * 2.0**-16, spread(8, 96) * 2.0**3
+    linear.weight.data = w
+    assert same(linear(a).detach(), of_hardware(a, w.T))
+
+
 def plain(x: Tensor) -> Tensor:
     return x.dequantize().detach() if isinstance(x, LPTensor) else x.detach()
