@@ -57,9 +57,9 @@ def convert(target: Target, format: Spec | Mapping[str, Spec], buffers: bool = F
     Raises:
         ValueError: a pattern that matches nothing, one that comes after those that decide all it matches
             otherwise, a parameter tied across two rules, a format that fp32 cannot carry.
-        TypeError: a target or format that is none, a nest that holds modules or the like, or numbers alone, a
-            layer that ``lower``
-            has given operands or an accumulator. Nothing is converted in either case.
+        TypeError: a target or format that is none, a nest that holds modules or the like, one of numbers alone
+            that shall be in low precision, a layer that ``lower`` has given operands or an accumulator. Nothing is
+            converted in either case.
 
     >>> from lptensor import FloatingPoint
     >>> model = convert(nn.Linear(2, 1), FloatingPoint(8))
@@ -86,7 +86,7 @@ def convert(target: Target, format: Spec | Mapping[str, Spec], buffers: bool = F
         raise TypeError(f"convert takes a module, an optimizer or a nest of tensors, got {type(target).__name__}")
     held: set[type] = set()
     _check_nest(target, held)
-    if held and Tensor not in held:
+    if arithmetic is not None and held and Tensor not in held:
         kinds = " and ".join(sorted(kind.__name__ for kind in held))
         raise TypeError(f"a nest of tensors holds {kinds} alone, and nothing to convert; make tensors of numbers")
     converted: Target = map_nest(target, lambda x: _convert_tensor(x, arithmetic))

@@ -637,13 +637,18 @@ def test_a_nest_with_what_is_no_tensor_is_refused(held: Any) -> None:
             convert(nest, E4M3)
 
 
-@pytest.mark.parametrize("format", [E4M3, None], ids=repr)
-def test_a_nest_without_a_tensor_is_refused_unless_it_holds_nothing(format: Any) -> None:
+def test_a_nest_without_a_tensor_is_refused_unless_it_holds_nothing() -> None:
     for nest, kinds in (([0.1], "float"), ({"a": ("x", 2)}, "int and str"), (Empty(0.5), "float")):
         with pytest.raises(TypeError, match=f"holds {kinds} alone, and nothing to convert"):
-            convert(nest, format)
-    assert convert([], format) == [] and convert({"state": None}, format) == {"state": None}
-    assert convert([torch.arange(2), 0.1], format)[1] == 0.1
+            convert(nest, E4M3)
+    assert convert([], E4M3) == [] and convert({"state": None}, E4M3) == {"state": None}
+    assert convert([torch.arange(2), 0.1], E4M3)[1] == 0.1
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam])
+def test_the_state_dict_of_an_optimizer_that_keeps_nothing_converts_back(kind: Any) -> None:
+    saved = kind(nn.Linear(2, 1).parameters(), lr=0.1).state_dict()
+    assert convert(saved, None) == saved and convert([0.1, "x"], None) == [0.1, "x"]
 
 
 @dataclass
