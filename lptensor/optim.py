@@ -279,7 +279,7 @@ class OptimLP(Optimizer):
                 f"the state_dict holds no {self._key}: each begins anew, from the weights as they are. (A bare "
                 "optimizer has none, and flatten_optimizer_state_dict=True drops them.)",
                 RuntimeWarning,
-                stacklevel=2,
+                stacklevel=3,  # past torch.no_grad()
             )
         self.optim.load_state_dict({**state_dict, "state": {i: entries for i, entries in state.items() if entries}})
         self._held = held

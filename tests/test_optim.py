@@ -421,8 +421,9 @@ def test_the_state_of_a_bare_optimizer_can_be_taken_over():
     bare.train(bare.optim, 2)
     task.net.load_state_dict(bare.net.state_dict())
     optim = OptimLP(task.optim, acc_quant=HALF)
-    with pytest.warns(RuntimeWarning, match="holds no weight_accumulator: each begins anew"):
+    with pytest.warns(RuntimeWarning, match="holds no weight_accumulator: each begins anew") as warned:
         optim.load_state_dict(bare.optim.state_dict())
+    assert [warning.filename for warning in warned] == [__file__]
     assert same(snapshot(bare.optim, bare.params), snapshot(optim, task.params))
     assert "weight_accumulator" not in str(bare.optim.state_dict())
     task.train(optim, 1)
