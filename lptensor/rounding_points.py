@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import wraps
+from inspect import iscoroutinefunction, isgeneratorfunction
 from typing import Any, ParamSpec, TypeVar
 
 from lptensor import _compat
@@ -34,6 +35,7 @@ class rounding_points:  # noqa: N801 - reads as a function
 
     Raises:
         ValueError: any other name.
+        TypeError: before a class, or a function that computes after it has returned, as a generator does.
 
     >>> import torch
     >>> from lptensor import BF16
@@ -71,6 +73,13 @@ class rounding_points:  # noqa: N801 - reads as a function
         stack.close()
 
     def __call__(self, function: Callable[P, T]) -> Callable[P, T]:
+        computes_later = isgeneratorfunction(function) or iscoroutinefunction(function)
+        if not callable(function) or isinstance(function, type) or computes_later:
+            raise TypeError(
+                f"rounding_points() stands before a function that has computed all when it returns, got {function!r}; "
+                "enter it within, with rounding_points(name):"
+            )
+
         @wraps(function)
         def run(*args: P.args, **kwargs: P.kwargs) -> T:
             with rounding_points(self._name):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -442,6 +443,21 @@ def test_before_a_function_it_holds_for_each_of_its_calls() -> None:
         norm(x)
     assert (norm.__name__, norm.__doc__) == ("norm", "Of rows.")
     assert shown(t, False) == ["rms_norm", "_softmax", "rms_norm"]
+
+
+async def later() -> None: ...
+
+
+def piece_by_piece() -> Iterator[int]:
+    yield 1
+
+
+@pytest.mark.parametrize(
+    "given", [later, piece_by_piece, nn.Linear, 3], ids=["coroutine", "generator", "class", "number"]
+)
+def test_before_what_computes_after_it_has_returned_it_is_refused(given: Any) -> None:
+    with pytest.raises(TypeError, match="before a function that has computed all when it returns"):
+        rounding_points("function")(given)
 
 
 def test_other_threads_keep_their_contract() -> None:
