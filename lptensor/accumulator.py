@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -16,6 +17,7 @@ from lptensor.text import constant
 # The numbers are those of enum lpt_order in csrc/gemm.h.
 ORDERS = {"sequential": 0, "pairwise": 1, "kahan": 2, "exact": 3, "aligned": 4}
 _COMPUTE = ("exact", "fp32")
+_Operands = tuple[ScalarFormat | None, ScalarFormat | None]
 _LEAST = -1022  # of float64's normal numbers: no operand has a smaller exponent
 EXACT_PRECISION = 51  # of a sum rounded to odd in 53 bits, two more than are kept (Boldo and Melquiond 2008)
 
@@ -77,7 +79,7 @@ class Accumulator:
     inner: Accumulator | None
     alignment: int | None
     wrap: bool
-    operands: tuple[ScalarFormat | None, ScalarFormat | None] | None
+    operands: _Operands | None
 
     def __init__(
         self,
@@ -96,6 +98,7 @@ class Accumulator:
             inner = Accumulator(inner, product, compute=compute if order != "exact" else "exact")
         given = dict(sum=sum, product=product, chunk=chunk, order=order, rounding=as_rounding(rounding))
         operands = (operands, operands) if isinstance(operands, Format) else operands
+        operands = None if operands == (None, None) else operands
         rest = dict(compute=compute, inner=inner, alignment=alignment, wrap=wrap, operands=operands)
         for name, value in {**given, **rest}.items():
             object.__setattr__(self, name, value)
@@ -161,19 +164,22 @@ class Accumulator:
 
         Of formats other than ``ScalarFormat``, nothing is known.
         """
-        inner = self.inner and self.inner.of_factors(a, b)
-        given = (format if isinstance(format, ScalarFormat) else None for format in (a, b))
-        first, second = (own or other for own, other in zip(self.operands or (None, None), given, strict=True))
-        if self.order != "aligned" or first is second is None:
-            return self if inner is self.inner else replace(self, inner=inner)
-        return replace(self, inner=inner, operands=(first, second))
+        first, second = (format if isinstance(format, ScalarFormat) else None for format in (a, b))
+        return self._for_operands(lambda own: (own[0] or first, own[1] or second))
 
     def naming(self, first: bool, second: bool) -> Accumulator:
         """The same where ``operands`` goes for these factors alone: a gradient, say, is in no format that it names."""
-        inner = self.inner and self.inner.naming(first, second)
-        a, b = self.operands or (None, None)
-        pair = a if first else None, b if second else None
-        operands = None if pair == (None, None) else pair
+        return self._for_operands(lambda own: (own[0] if first else None, own[1] if second else None))
+
+    @property
+    def turned(self) -> Accumulator:
+        """The same for products whose factors change places."""
+        return self._for_operands(lambda own: (own[1], own[0]))
+
+    def _for_operands(self, change: Callable[[_Operands], _Operands]) -> Accumulator:
+        inner = self.inner and self.inner._for_operands(change)
+        operands = change(self.operands or (None, None)) if self.order == "aligned" else None
+        operands = None if operands == (None, None) else operands
         same = inner is self.inner and operands == self.operands
         return self if same else replace(self, inner=inner, operands=operands)
 
@@ -181,14 +187,6 @@ class Accumulator:
     def names_operands(self) -> bool:
         """Whether it makes a difference which factor is which."""
         return self.operands is not None or self.inner is not None and self.inner.names_operands
-
-    @property
-    def turned(self) -> Accumulator:
-        """The same for products whose factors change places."""
-        inner = self.inner and self.inner.turned
-        if self.operands is None:
-            return self if inner is self.inner else replace(self, inner=inner)
-        return replace(self, operands=self.operands[::-1])
 
     @property
     def least_exponents(self) -> tuple[int, int]:
