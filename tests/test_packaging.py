@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import email
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -101,6 +102,10 @@ def test_constraints_pin_torch_and_every_package_exactly() -> None:
     rows = [row for row in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines() if row[:1] != "#"]
     assert "torch==2.13.0" in rows
     assert all(row.split(";")[0].count("==") == 1 and "//" not in row for row in rows)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    asked = [*project["dependencies"], *(row for extra in project["optional-dependencies"].values() for row in extra)]
+    names = {re.split(r"[^\w-]", row)[0].lower().replace("_", "-") for row in asked} - {"lptensor"}
+    assert names <= {row.split("==")[0].lower() for row in rows}
 
 
 def test_without_the_library_one_warning_and_the_same_values(tmp_path: Path) -> None:
