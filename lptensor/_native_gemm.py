@@ -106,9 +106,9 @@ def gemm(
 ) -> None:
     """a[batch, m, k] b[batch, k, n] + c into ``y``, contiguous; ``running``: every sum, [batch, m, k, n]."""
     m, n = a.shape[1], b.shape[2]
-    if 1 < n <= _NARROW and m >= _HIGH and not acc.stochastic:  # a random word knows its row and column
+    if 1 < n <= _NARROW and m >= _HIGH and not running and not acc.stochastic:  # a random word knows its row and column
         turned = y.new_empty(a.shape[0], n, m)
-        gemm(b.mT, a.mT, turned, acc.turned, None if c is None else c.mT, None, running)
+        gemm(b.mT, a.mT, turned, acc.turned, None if c is None else c.mT, None, False)
         y.copy_(turned.mT)
         return
     product, form = product_struct(a, b, y, c, key, running), accumulator_struct(acc)

@@ -580,6 +580,13 @@ def test_running_sums_of_nothing_are_empty(shape: tuple[int, ...]) -> None:
         assert cumsum(torch.ones(shape), dim, Accumulator(BF16)).shape == shape
 
 
+@pytest.mark.native
+def test_running_sums_of_few_columns_and_many_rows_are_those_of_fewer_terms() -> None:
+    (a, b), acc, y = (torch.randn(1, 40, 3), torch.randn(1, 3, 5)), Accumulator(FP16), torch.empty(1, 40, 3, 5)
+    _native_gemm.gemm(a, b, y, acc, None, None, True)
+    assert same(y, torch.stack([accumulate.gemm(a[..., :k], b[:, :k], acc, None, None) for k in (1, 2, 3)], 2))
+
+
 def test_running_sums_end_in_the_sum() -> None:
     x = torch.randn(3, 50, 4, generator=torch.Generator().manual_seed(1))
     for acc in (Accumulator(E4M3), Accumulator(FP16, FP16, rounding="down"), Accumulator(BF16, rounding="stochastic")):
