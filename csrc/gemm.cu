@@ -32,7 +32,7 @@ lpt_level level_of(const lpt_accumulator &a) {
     l.has_product = a.has_product;
     l.fp32 = a.fp32;
     l.alignment = a.alignment;
-    l.least = a.sum.emin;
+    l.least = a.least;
     l.least_a = a.least_a;
     l.least_b = a.least_b;
     l.mask = 0xffffffffu << (32 - a.bits);

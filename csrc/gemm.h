@@ -27,8 +27,7 @@ struct lpt_accumulator {
     lpt_grid sum, product;
     int32_t mode, bits, beyond;
     int32_t order, has_product, fp32, alignment;
-    int32_t least_a, least_b;  // smallest exponents of the factors, for alignment
-    int32_t unused;
+    int32_t least, least_a, least_b;  // smallest exponents of the sum and of the factors
     int64_t chunk;
     double turn;  // the range of a sum that wraps, whose grid then has no ends; or 0
     const lpt_accumulator *inner;  // what adds up a chunk, or null

@@ -24,7 +24,7 @@ template <class ROUND> struct aligned final : tile_steps<double> {
           round(rounding_of<T>(acc.sum, acc), acc.mode), above(spread(lpt_power(acc.alignment))),
           below(spread(lpt_power(-acc.alignment))),
           exponents(spread(lpt_value<double>(2047ull << 52))), least(spread(lpt_power(-900))),
-          least_s(spread(lpt_power(acc.sum.emin))), least_a(spread(lpt_power(acc.least_a))),
+          least_s(spread(lpt_power(acc.least))), least_a(spread(lpt_power(acc.least_a))),
           least_b(spread(lpt_power(acc.least_b))) {}
 
     // Of zero, zero.

@@ -217,7 +217,7 @@ template <class T, int W> struct row_sums {
     LPT_SHARED L block(const level &at, int64_t first, int64_t last, const L &s) const {
         int32_t top[W], unit[W];
         for (int l = 0; l < W; ++l)
-            top[l] = s.v[l] == 0 ? -(1 << 20) : lpt_exponent(s.v[l], at.acc->sum.emin);
+            top[l] = s.v[l] == 0 ? -(1 << 20) : lpt_exponent(s.v[l], at.acc->least);
         for (int64_t k = first; k < last; ++k) {
             T x, y[W];
             factors(k, &x, y);

@@ -26,7 +26,7 @@ _Accumulator._fields_ = (
     ("sum", _native.GridStruct),
     ("product", _native.GridStruct),
     *((name, ctypes.c_int32) for name in ("mode", "bits", "beyond")),
-    *((name, ctypes.c_int32) for name in ("order", "has_product", "fp32", "alignment", "least_a", "least_b", "unused")),
+    *((name, ctypes.c_int32) for name in ("order", "has_product", "fp32", "alignment", "least", "least_a", "least_b")),
     ("chunk", ctypes.c_int64),
     ("turn", ctypes.c_double),
     ("inner", ctypes.POINTER(_Accumulator)),
@@ -56,6 +56,7 @@ def _kernel(bits: int) -> Any:
 def accumulator_struct(acc: Accumulator) -> _Accumulator:
     """The C struct of an accumulator and of those inside it."""
     grid, turn = acc.sum.grid, 0.0
+    least, least_a, least_b = acc.least_exponents
     if acc.wrap:  # rounded without ends, then brought into the range
         turn = 2.0 ** (grid.emax + 2)
         grid = grid._replace(max=math.inf, min=-math.inf, overflow=Overflow.INF)
@@ -69,8 +70,9 @@ def accumulator_struct(acc: Accumulator) -> _Accumulator:
         has_product=acc.product is not None,
         fp32=acc.compute == "fp32",
         alignment=acc.alignment or 0,
-        least_a=acc.least_exponents[0],
-        least_b=acc.least_exponents[1],
+        least=least,
+        least_a=least_a,
+        least_b=least_b,
         chunk=acc.chunk,
         turn=turn,
     )

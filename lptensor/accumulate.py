@@ -117,8 +117,8 @@ class _Sums:
 
     def aligned(self, acc: Accumulator, s: Tensor, ks: range) -> Tensor:
         products = [self.product(k) for k in ks]
-        least_a, least_b = acc.least_exponents  # which subnormal numbers have
-        top = torch.where(s == 0, -(2**20), exponent(s.abs()).clamp(min=acc.sum.grid.emin))
+        least, least_a, least_b = acc.least_exponents  # which subnormal numbers have
+        top = torch.where(s == 0, -(2**20), exponent(s.abs()).clamp(min=least))
         for k, (p, _) in zip(ks, products, strict=True):
             of_a = exponent(exact(self.a[:, :, k, None]).abs()).clamp(min=least_a)
             factors = of_a + exponent(exact(self.b[:, None, k]).abs()).clamp(min=least_b)

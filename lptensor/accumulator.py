@@ -189,10 +189,10 @@ class Accumulator:
         return self.operands is not None or self.inner is not None and self.inner.names_operands
 
     @property
-    def least_exponents(self) -> tuple[int, int]:
-        """The smallest exponents of the factors of products, which subnormal numbers count with."""
-        a, b = (_LEAST if format is None else format.grid.emin for format in self.operands or (None, None))
-        return a, b
+    def least_exponents(self) -> tuple[int, int, int]:
+        """The smallest exponents of the sum and of the factors of products, which subnormal numbers count with."""
+        a, b = self.operands or (None, None)
+        return _least_exponent(self.sum), _least_exponent(a), _least_exponent(b)
 
     @property
     def nested(self) -> bool:
@@ -254,6 +254,10 @@ _DEFAULTS = dict(
     operands=None,
 )
 torch.serialization.add_safe_globals([Accumulator])  # so that torch.load(weights_only=True) makes them
+
+
+def _least_exponent(format: ScalarFormat | None) -> int:
+    return _LEAST if format is None or isinstance(format, FixedPoint) else format.grid.emin
 
 
 def _check_format(name: str, format: object, compute: str) -> None:

@@ -86,10 +86,8 @@ class Rounder:
 
 
 def least_exponent(format: Any) -> int | None:
-    """That of the smallest normal number, and in fixed point that of all numbers."""
-    if isinstance(format, FixedPoint):
-        return format.wl - 2 - format.fl
-    return None if format is None else 1 - format.bias
+    """That of the smallest normal number; fixed point has none."""
+    return None if format is None or isinstance(format, FixedPoint) else 1 - format.bias
 
 
 def adder(acc: Accumulator, rounder: Rounder) -> Adder:

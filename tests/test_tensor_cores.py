@@ -14,7 +14,7 @@ import lptensor
 from lptensor.accumulator import _TENSOR_CORES, Accumulator, tensor_core
 from lptensor.arithmetic import Arithmetic
 from lptensor.base import ScalarFormat
-from lptensor.formats import BF16, E4M3, E5M2, FP16, FP32, TF32, FixedPoint
+from lptensor.formats import BF16, E4M3, E5M2, FP16, FP32, TF32, FloatingPoint
 from lptensor.operands import Gemm
 from lptensor.tensor import LPTensor
 from test_gemm import IMPLEMENTATIONS, product
@@ -133,11 +133,14 @@ def test_layers_tell_their_accumulator_what_their_operands_are_in(lowered: bool)
     assert same(plain(a.grad), of_hardware(g, small(8, 96)))
 
 
+HIGH = FloatingPoint(4, 3, bias=-5)  # whose smallest exponent is 6
+
+
 def test_terms_of_a_sum_are_no_factors() -> None:
-    """A sum of numbers far below the smallest exponents of E4M3, in the order of one block, and as a bias gradient."""
+    """A sum of numbers far below the smallest exponents of formats, in one block, and as a bias gradient."""
     x = small(30).abs() * 2.0**-8
     wanted = float(sum(map(Fraction, x.tolist()), Fraction(0)))
-    both = Accumulator(FP32, chunk=512, order="aligned", alignment=13, operands=(FixedPoint(8, 0), E4M3))
+    both = Accumulator(FP32, chunk=512, order="aligned", alignment=13, operands=(HIGH, E4M3))
     assert lptensor.sum(x, accumulator=both).item() == wanted
     assert lptensor.sum(x, accumulator=Accumulator(FP32, chunk=2, inner=both)).item() == wanted
     linear, embedding = torch.nn.Linear(3, 1), torch.nn.Embedding(1, 1)
