@@ -19,11 +19,7 @@ import importlib as _importlib
 import types as _types
 import typing as _typing
 
-from lptensor.accumulator import (
-    Accumulator as Accumulator,
-    integer_accumulator as integer_accumulator,
-    tensor_core as tensor_core,
-)
+from lptensor.accumulator import Accumulator as Accumulator
 from lptensor.arithmetic import Arithmetic as Arithmetic
 from lptensor.blocks import (
     MX as MX,
@@ -82,6 +78,10 @@ from lptensor.formats import (
     Format as Format,
 )
 from lptensor.hadamard import Hadamard as Hadamard
+from lptensor.hardware_sums import (
+    integer_accumulator as integer_accumulator,
+    tensor_core as tensor_core,
+)
 from lptensor.interop import (
     format_of as format_of,
     from_numpy as from_numpy,

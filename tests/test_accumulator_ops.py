@@ -31,9 +31,10 @@ from lptensor import (
     LPTensor,
     convert,
 )
-from lptensor.accumulator import Accumulator, integer_accumulator
+from lptensor.accumulator import Accumulator
 from lptensor.arithmetic import promote
 from lptensor.hadamard import Hadamard
+from lptensor.hardware_sums import integer_accumulator
 from lptensor.operands import Gemm, Operand
 from oracles import gemm_reference
 

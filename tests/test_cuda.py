@@ -34,8 +34,9 @@ from lptensor import (
     codes,
     round as lp_round,
 )
-from lptensor.accumulator import Accumulator, integer_accumulator, tensor_core
+from lptensor.accumulator import Accumulator
 from lptensor.gemm import cumsum, gemm, reduce
+from lptensor.hardware_sums import integer_accumulator, tensor_core
 from lptensor.rounding import Mode, Stochastic
 from oracles.table import table_of
 from rounders import assert_same, assert_same_bits, judge

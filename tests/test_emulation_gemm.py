@@ -13,9 +13,10 @@ from torch import Tensor
 import lptensor
 from emulation import built, emulated
 from lptensor import _cuda, _cuda_gemm, _native, _native_gemm, gemm as gemm_module
-from lptensor.accumulator import Accumulator, integer_accumulator, tensor_core
+from lptensor.accumulator import Accumulator
 from lptensor.formats import BF16, E2M1, E4M3, E5M2, FP16, FP32, FixedPoint, FloatingPoint
 from lptensor.gemm import cumsum, gemm, reduce
+from lptensor.hardware_sums import integer_accumulator, tensor_core
 from lptensor.rounding import Mode, Stochastic
 from oracles.exact import MODES
 from oracles.table import table_of

@@ -14,9 +14,10 @@ from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
 from lptensor import _native_gemm, accumulate, accumulator
-from lptensor.accumulator import Accumulator, integer_accumulator, tensor_core
+from lptensor.accumulator import Accumulator
 from lptensor.formats import BF16, E4M3, E5M2, FP16, FP32, FixedPoint, FloatingPoint, ScalarFormat
 from lptensor.gemm import cumsum, gemm, reduce
+from lptensor.hardware_sums import integer_accumulator, tensor_core
 from lptensor.posits import Posit
 from lptensor.rounding import Stochastic
 from oracles import exact, philox

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from lptensor import accumulate
-from lptensor.accumulator import Accumulator, tensor_core
+from lptensor.accumulator import Accumulator
 from lptensor.finfo import finfo
 from lptensor.formats import BF16, E2M1, E4M3, E5M2, FP16, FP32, FixedPoint, FloatingPoint, Overflow, ScalarFormat
 from lptensor.gemm import gemm
+from lptensor.hardware_sums import tensor_core
 from lptensor.rounding import Stochastic
 from rounders import NATIVE_BUILDS
 from test_gemm import IMPLEMENTATIONS, KEY, SIDES, WANG, expected, operands, product, same

@@ -11,10 +11,11 @@ from mmasim.nv_ptx.sim import MMA, WGMMA, TCGen05MMA
 from torch import Tensor
 
 import lptensor
-from lptensor.accumulator import _TENSOR_CORES, Accumulator, tensor_core
+from lptensor.accumulator import Accumulator
 from lptensor.arithmetic import Arithmetic
 from lptensor.base import ScalarFormat
 from lptensor.formats import BF16, E4M3, E5M2, FP16, FP32, TF32, FloatingPoint
+from lptensor.hardware_sums import _TENSOR_CORES, tensor_core
 from lptensor.operands import Gemm
 from lptensor.tensor import LPTensor
 from test_gemm import IMPLEMENTATIONS, product

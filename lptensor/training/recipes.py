@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from torch import nn
 from torch.optim import Optimizer
 
-from lptensor.accumulator import Accumulator, tensor_core
+from lptensor.accumulator import Accumulator
 from lptensor.arithmetic import Arithmetic
 from lptensor.base import check_bool, check_int
 from lptensor.blocks import MX, MXFP4, NVFP4, Scaled, TwoLevel
@@ -17,6 +17,7 @@ from lptensor.codebooks import LogNumber
 from lptensor.delayed import DelayedScaling
 from lptensor.formats import E2M1, E3M2, E4M3, E5M2, FP32, FixedPoint, FloatingPoint, Format, ScalarFormat
 from lptensor.hadamard import Hadamard
+from lptensor.hardware_sums import tensor_core
 from lptensor.lower import lower
 from lptensor.operands import Gemm, Operand
 from lptensor.optim import OptimLP

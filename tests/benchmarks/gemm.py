@@ -21,8 +21,9 @@ from rich.table import Table
 import lptensor as lp
 from lptensor import BF16, FP16, FP32, FixedPoint, FloatingPoint
 from lptensor._native import library
-from lptensor.accumulator import Accumulator, integer_accumulator, tensor_core
+from lptensor.accumulator import Accumulator
 from lptensor.gemm import gemm
+from lptensor.hardware_sums import integer_accumulator, tensor_core
 
 ROWS = {
     "FP32": Accumulator(FP32),
