@@ -461,7 +461,7 @@ def drop_hooks(module: torch.nn.Module, key: int) -> None:
 
 
 def tree_map(f: Callable[[Any], Any], nest: Any, leaf: type) -> Any:
-    """``nest`` with f applied to what is no container, and to instances of ``leaf``.
+    """``nest`` with f applied to what is not a container, and to instances of ``leaf``.
 
     Without it the containers that users register with torch (dataclasses of outputs) stay closed.
     """

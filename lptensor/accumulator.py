@@ -27,17 +27,17 @@ EXACT_PRECISION = 51  # of a sum rounded to odd in 53 bits, two more than are ke
 class Accumulator:
     """How the products of one output of a matrix product, or the terms of a sum, are added.
 
-    R is rounding to ``sum``, s the running sum, which starts at zero or at R of the addend, and
-    a b the next product; k ascends. The result depends on nothing else: not on threads, tiles or device.
+    R is rounding to ``sum``; s is the running sum, which starts at zero or at R of the addend; a b is
+    the next product, with k ascending. The result does not depend on threads, tiles or device.
 
     ========== ==========================================================================================
     sequential s = R(s + a b); the sum is formed exactly and rounded once
     pairwise   neighbours are added, then the sums of neighbours, each rounded; products are rounded first
     kahan      compensated (Kahan 1965): y = R(a b - e), t = R(s + y), e = R(R(t - s) - y), s = t
     exact      all products and the addend are added exactly, and the sum is rounded once
-    aligned    of s and the next ``chunk`` products, digits more than ``alignment`` places below the largest
-               exponent are cut off; their sum is exact and is rounded to ``sum``. So do tensor cores add.
-               A product's exponent is the sum of its factors', a subnormal number's its format's smallest
+    aligned    digits of s and of the next ``chunk`` products that lie more than ``alignment`` places below the
+               largest exponent are cut off; the rest is added exactly and rounded to ``sum``, as in tensor cores.
+               A product's exponent is the sum of its factors'; a subnormal number has its format's smallest
     ========== ==========================================================================================
 
     NaN and infinities follow IEEE 754 and the format's overflow. A sum of zero is +0 unless both
@@ -46,24 +46,25 @@ class Accumulator:
     Args:
         sum: the format of the running sum: floating point or fixed point, signed, with zero.
         product: the format that each product is rounded to before it is added; None for no such step.
-        chunk: so many terms are first added among themselves, from zero, and then the chunks'
-            sums (Wang et al. 2018). In the order "aligned", how many products are added at once.
+        chunk: how many terms are first added among themselves, from zero, before the chunks' sums are
+            added (Wang et al. 2018). In the order "aligned", how many products are added at once.
         order: as above. The order inside chunks is the same, unless ``inner`` says otherwise.
         rounding: a name, a ``Mode`` or a ``Rounding``, for sums and products.
         compute: "exact", or "fp32" for the fast way: a fused multiply-add, product or sum in fp32,
             and then the rounding, so that values are rounded twice.
         inner: what adds up inside a chunk: an ``Accumulator``, or a format, which stands for one
-            that adds in order and to nearest. None: as outside.
+            that adds in order and rounds to nearest. None: as outside.
         alignment: for the order "aligned", how many binary places below the largest exponent are kept.
-        operands: for the order "aligned", a format, or a pair, that the factors of products are in, which says
-            the exponents of their subnormal numbers; those of None are as if there were none. Nothing is rounded.
-            The terms of a sum are no factors, and gradients are in none of these formats.
-        wrap: what leaves a ``FixedPoint`` sum's range comes in again at the other end, as integers in
-            two's complement do, exactly while a product, and in the order "exact" the sum,
+        operands: for the order "aligned", the format that the factors of products are in, or a pair; it gives
+            the exponent of their subnormal numbers. None means that no number is subnormal. Nothing is rounded
+            to it. The terms of a sum are not factors, and gradients are in neither format.
+        wrap: what leaves the range of a ``FixedPoint`` sum comes in again at the other end, like integers in
+            two's complement. This is exact while each product (in the order "exact" the sum)
             is below 2**52 steps of the format; an infinity becomes NaN.
 
     Raises:
-        TypeError, ValueError: fields that are none, or that do not go together; the message says what would.
+        TypeError, ValueError: a field outside what is listed, or fields that do not go together; the message says
+            what would.
 
     >>> from lptensor import BF16, FP32
     >>> Accumulator(BF16, chunk=32, inner=FP32)

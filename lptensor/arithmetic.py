@@ -24,7 +24,7 @@ from lptensor.text import constant
 class Arithmetic:
     """The number formats in which an operation's results are kept.
 
-    ``gradient_format`` and ``gradient_rounding`` are those of gradients, whether named or those of results.
+    ``gradient_format`` and ``gradient_rounding`` are those of gradients: the backward ones, or else the forward ones.
 
     Args:
         forward: format of results computed in the forward direction; None keeps them in fp32.
@@ -33,16 +33,15 @@ class Arithmetic:
         backward_rounding: the same for gradients; None for ``rounding``.
         operands: a ``Gemm``: what the operands of matrix products and convolutions are rounded to.
         accumulator: an ``Accumulator``: what adds up in matrix products, convolutions, sums, means,
-            variances, norms and softmax. What adds up and has none is an error.
+            variances, norms and softmax. Any other operation that adds up raises.
         compute: torch.float32, or torch.float64: ops compute in float64 on the fp32 values and round
-            once from there. Then + - * / sqrt and addcmul are correctly rounded up to 23 stored
+            once from there. Then + - * / sqrt and addcmul are correctly rounded in formats of up to 23 stored
             mantissa bits, in every rounding mode. An op whose device has no float64 kernel raises.
 
     Raises:
-        TypeError: a format, rounding, Gemm or Accumulator that is none.
-        ValueError: an unknown rounding, another
-            dtype, an accumulator that it does not carry, or a forward format without negative numbers
-            and no backward one, since gradients have signs.
+        TypeError: a format, rounding, Gemm or Accumulator that is not one.
+        ValueError: an unknown rounding, another dtype, an accumulator that the dtype cannot carry, or a forward
+            format without negative numbers and no backward one, since gradients have signs.
 
     >>> from lptensor import E4M3, E5M2
     >>> Arithmetic(E4M3, backward=E5M2, backward_rounding="stochastic").gradient_rounding

@@ -185,7 +185,7 @@ class ScalarFormat(Format):
 
 
 def no_format(given: object) -> str:
-    """What an error says of something that is no format: the value, and the way from it to one."""
+    """What an error says of something that is not a format: the value, and the way from it to one."""
     if isinstance(given, str):
         return f"{given!r}; formats are values such as lptensor.E4M3, not names"
     if isinstance(given, (torch.dtype, np.dtype)) or isinstance(given, type) and not issubclass(given, Format):
@@ -201,7 +201,7 @@ def wrong_format(given: object) -> TypeError:
 
 
 def no_scalar(given: object) -> str:
-    """The same of something that is no scalar format."""
+    """The same of something that is not a scalar format."""
     if not isinstance(given, Format):
         return no_format(given)
     ways = {"values": "; its values() say what it has", "element": "; ask its element"}
@@ -273,7 +273,7 @@ def check_bool(name: str, value: object) -> bool:
 
 
 def check_state(what: str, state: object, *keys: str) -> None:
-    """Refuse to load what is no state_dict with these keys."""
+    """Refuse to load what is not a state_dict with these keys."""
     if not isinstance(state, Mapping) or not all(key in state for key in keys):
         got = [*state] if isinstance(state, Mapping) else repr(state)
         raise ValueError(f"the state of a {what} is a dict of {', '.join(keys)}, got {got}")

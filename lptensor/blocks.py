@@ -302,7 +302,7 @@ class MX(_Scaled):
         infinite: "nan" or "saturate".
 
     Raises:
-        TypeError: an element that is no scalar format, an axis or a block size that is no integer.
+        TypeError: an element that is not a scalar format, an axis or a block size that is not an integer.
         ValueError: an element without a zero or a largest value, or with more than 24 significant bits; an unknown
             scale rule or infinite; a block size below 1; an axis out of range, or beside a tile.
 
@@ -346,7 +346,7 @@ class TwoLevel(_Scaled):
         reciprocal: multiply by the scale's reciprocal, as torchao does, instead of dividing.
 
     Raises:
-        TypeError: an element or a scale that is no scalar format, a switch, number or axis that is none.
+        TypeError: an element or a scale that is not a scalar format, a switch, number or axis that is not one.
         ValueError: a scale without a largest value, or that is a power of two and has a tensor scale or a floor
             beside it; a floor beyond the largest scale, an element as MX refuses it, a block size below 1.
 

@@ -112,7 +112,7 @@ class Codebook(TableFormat):
         name: what repr() says, which else has the values if they are few; no part of equality.
 
     Raises:
-        TypeError: what is no list of numbers.
+        TypeError: what is not a list of numbers.
         ValueError: no values, or too many; NaN, an infinity or a number beyond fp32; an equal or
             smaller value after another.
 
@@ -204,7 +204,7 @@ class LogNumber(TableFormat):
         zero: whether zero is a value.
 
     Raises:
-        TypeError: what is no integer, number or boolean.
+        TypeError: what is not an integer, number or boolean.
         ValueError: parameters out of range, or values that are not distinct, normal fp32 numbers.
 
     >>> LogNumber(4, gamma=1).values()[7:]

@@ -117,7 +117,7 @@ def encode(x: Tensor, format: Format, strict: bool = False) -> Tensor:
         uint8 for up to 8 bits, int16 to 16, int32 to 32, int64 beyond; the shape of ``x``.
 
     Raises:
-        TypeError: x is no float32 or float64 tensor, the format no format with codes, ``strict`` no bool.
+        TypeError: x is not a float32 or float64 tensor, the format has no codes, ``strict`` is not a bool.
         ValueError: NaN in a format without a code for it, a value off the grid where strict.
         RuntimeError: within a transformation of torch.func.
 
@@ -167,7 +167,7 @@ def decode(codes: Tensor, format: Format) -> Tensor:
         format: as of ``encode``.
 
     Raises:
-        TypeError: codes are no integers, the format no format with codes.
+        TypeError: codes are not integers, or the format has no codes.
         ValueError: a code out of range.
 
     >>> from lptensor import E2M1
@@ -256,7 +256,7 @@ def scales(x: Tensor, format: BlockFormat) -> Tensor:
         format: a block format, such as MXFP4, NVFP4 or what ``Scaled`` makes with a maximum.
 
     Raises:
-        TypeError: x is no float32 or float64 tensor, format no block format.
+        TypeError: x is not a float32 or float64 tensor, or format not a block format.
 
     >>> from lptensor import MX, E2M1, NVFP4
     >>> scales(torch.tensor([[0.1, -2.7, 33.0, 4.0], [1.0, 2.0, 3.0, 4.0]]), MX(E2M1, block_size=4))

@@ -34,7 +34,7 @@ def convert(target: Target, format: Spec | Mapping[str, Spec], buffers: bool = F
       along, to the backward format. Lazy parameters convert when they are materialised.
     * An optimizer: its state, in place, and what it will keep later. {state key pattern: format} gives
       keys formats of their own ("exp_avg_sq"); what no pattern matches is as its parameter. Counters
-      (0-dim) and what is no tensor stay as they are. Without this, state goes with its parameter: it
+      (0-dim) and what is not a tensor stay as they are. Without this, state goes with its parameter: it
       follows a conversion of the model, or a load_state_dict(), at the next step.
     * A tensor, or a nest of dicts, lists, tuples and dataclasses of them: a new nest; integers stay as they are.
 
@@ -57,7 +57,7 @@ def convert(target: Target, format: Spec | Mapping[str, Spec], buffers: bool = F
     Raises:
         ValueError: a pattern that matches nothing, one that comes after those that decide all it matches
             otherwise, a parameter tied across two rules, a format that fp32 cannot carry.
-        TypeError: a target or format that is none, a nest that holds modules or the like, one of numbers alone
+        TypeError: a target or format that is not one, a nest that holds modules or the like, one of numbers alone
             that shall be in low precision, a layer that ``lower`` has given operands or an accumulator. Nothing is
             converted in either case.
 

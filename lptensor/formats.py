@@ -233,7 +233,7 @@ class FixedPoint(ScalarFormat):
         signed: False for 0 <= k < 2**wl; negatives then become zero, or NaN if nothing clamps.
 
     Raises:
-        TypeError: widths that are no integers, switches that are no booleans.
+        TypeError: widths that are not integers, switches that are not booleans.
         ValueError: wl outside 1 to 53, fl outside -126 to 149, clamped values beyond the largest fp32, symmetric
             with one bit.
 

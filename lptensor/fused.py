@@ -41,7 +41,7 @@ class Algebra(Protocol):
 
 
 def fusible(format: Format, rounding: Rounding) -> bool:
-    """Whether ``rounded`` knows the way: to scalar formats that are no list of values, without random words."""
+    """Whether ``rounded`` knows the way: to scalar formats that are not lists of values, without random words."""
     return isinstance(format.lowered, Grid) and not rounding.stochastic
 
 

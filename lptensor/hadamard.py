@@ -40,7 +40,7 @@ class Hadamard:
         seed: chooses the fixed signs.
 
     Raises:
-        TypeError, ValueError: a block size that is no power of two from 2 to 1024, other signs, a seed outside 0 to
+        TypeError, ValueError: a block size that is not a power of two from 2 to 1024, other signs, a seed outside 0 to
             2**63 - 1.
 
     >>> x = torch.randn(3, 40)

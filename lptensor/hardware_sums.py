@@ -42,7 +42,7 @@ def tensor_core(
             its format, which may cut off more; without a format it has that of its leading bit.
 
     Raises:
-        TypeError: operands that are no formats of single numbers.
+        TypeError: operands that are not formats of single numbers.
         ValueError: another name.
 
     >>> from lptensor import E4M3

@@ -90,7 +90,7 @@ def to_torch(x: Tensor, format: ScalarFormat) -> Tensor:
         format: a scalar format with the codes of a torch dtype, such as E4M3, BF16 or INT8.
 
     Raises:
-        TypeError: x is no such tensor, format no format with codes.
+        TypeError: x is not such a tensor, or the format has no codes.
         ValueError: torch has no such dtype (the message lists what it has), NaN in a format without a code for it.
 
     >>> to_torch(torch.tensor([1.1, 1000.0]), E4M3)
@@ -129,7 +129,7 @@ def to_numpy(x: Tensor, format: ScalarFormat) -> np.ndarray[Any, Any]:
 
     Raises:
         ImportError: ml_dtypes is not installed and numpy has no such type.
-        TypeError: x is no such tensor.
+        TypeError: x is not such a tensor.
         ValueError: there is no such type (the message lists those there are), NaN in a format without a code for it.
 
     >>> to_numpy(torch.tensor([1.1, 1000.0]), E4M3).astype("float32").tolist()
@@ -213,7 +213,7 @@ def save_file(
     Raises:
         ImportError: safetensors is not installed.
         ValueError: a format without a tensor; NaN in a format without a code for it; metadata named "lptensor".
-        TypeError: a format without codes of single elements, of blocks for one; what is no dense tensor by name.
+        TypeError: a format without codes of single elements, of blocks for one; what is not a dense tensor by name.
 
     >>> import os, tempfile
     >>> path = os.path.join(tempfile.mkdtemp(), "x.safetensors")
@@ -263,7 +263,7 @@ def load_file(
 
     Raises:
         ImportError: safetensors is not installed.
-        FileNotFoundError: no such file; one that is no safetensors file raises safetensors' own error.
+        FileNotFoundError: no such file; one that is not a safetensors file raises safetensors' own error.
         ValueError: a format that this version of lptensor does not know.
 
     >>> import os, tempfile

@@ -153,7 +153,7 @@ def counts(x: Tensor) -> bool:
 
 
 def check_plain(x: Tensor) -> None:
-    """Refuse what is no plain fp32 tensor."""
+    """Refuse what is not a plain fp32 tensor."""
     if is_low(x):
         raise TypeError(f"lower(operands=, accumulator=) is for plain models, got an LPTensor; {WAY_OUT}")
     if x.dtype is not torch.float32:

@@ -41,20 +41,21 @@ def lower(
     accumulator: Accumulator | None = None,
     exempt: Iterable[str] = (),
 ) -> Model:
-    """Round what the chosen layers of ``model`` put out, and the gradients that enter them from behind.
+    """Round the outputs of the chosen layers of ``model``, and the gradients of these outputs.
 
     The model is changed in place and returned: modules, parameters, buffers and the keys of the
     state_dict stay what they are; ``deepcopy``, pickle and ``torch.save`` keep the rounding. Every
-    floating-point tensor in a layer's output is rounded, wherever it stands in tuples, lists, dicts,
-    dataclasses and packed sequences; integers, plain numbers and None pass. Special values are the format's affair.
+    floating-point tensor in a layer's output is rounded, also inside tuples, lists, dicts,
+    dataclasses and packed sequences; integers, plain numbers and None pass. What special values become depends on
+    the format.
 
-    What a ReLU, a pool of maxima, a pad or an idle dropout makes of values that were just rounded to the same
-    format is not rounded again, unless they were written to; writes through ``.data``, which hides them from
+    The output of a ReLU, max pooling, padding or inactive dropout is not rounded again if its input was just rounded
+    to the same format and not written to since. Writes through ``.data``, which hides them from
     autograd, are not seen.
 
     A later call replaces what an earlier one said about a layer; with neither numbers nor products
-    it takes everything away. Subclasses count as what they extend. Only modules that are called can be rounded:
-    functional code is left alone, as are the projections inside ``nn.MultiheadAttention``, whose
+    it removes everything. Subclasses count as what they extend. Only modules that are called can be rounded:
+    functional code is left alone, and so are the projections inside ``nn.MultiheadAttention``, whose
     own output the group "attention" rounds.
 
     Args:
@@ -73,7 +74,7 @@ def lower(
             below such a path are left alone, as the first and the last one often are.
 
     Raises:
-        TypeError: a model, a layer type or a number that is none.
+        TypeError: a model, a layer type or a number that is not one.
         ValueError: an unknown group or rounding, a pattern that matches nothing, no such layer in
             the model, a layer within another if their products are to be rounded, or a backward_number without
             negative numbers. The model is unchanged.

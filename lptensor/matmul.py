@@ -29,9 +29,10 @@ def matmul(
 
     Axes broadcast as in ``torch.matmul``; 1-D operands are a row and a column. The addend ``c``
     broadcasts to the result and is the initial value of each sum. Gradients are products too and
-    are added up by the same accumulator; those of broadcast axes are then summed in the dtype. NaN and
-    infinities go where the accumulator's formats take them. A sum of no products is +0, or the addend
-    rounded (+0 of -0 in the order "exact"); products of -0 alone give +0, as sums start at +0, but -0 in "pairwise".
+    are added up by the same accumulator; along broadcast axes they are then summed in the dtype. What NaN and
+    infinities become depends on the accumulator's formats. A sum of no products is +0, or the addend
+    rounded (in the order "exact" -0 becomes +0). If all products are -0 the sum is +0, since sums start at +0,
+    but -0 in "pairwise".
 
     Args:
         a, b, c: plain tensors, float32 or float64, of one dtype and device.
@@ -94,8 +95,8 @@ def sum(
 ) -> Tensor:
     """``torch.sum``, added up by the accumulator in contiguous order of the axes ``dim``; None adds all.
 
-    The gradient is that of an exact sum. NaN and infinities go where the accumulator's formats take them. A sum of
-    nothing is +0, and so is one of -0 alone, but in the order "pairwise".
+    The gradient is that of an exact sum. What NaN and infinities become depends on the accumulator's formats. An empty
+    sum is +0, and so is a sum of -0 alone, except in the order "pairwise".
 
     Args:
         x: a plain tensor, float32 or float64.

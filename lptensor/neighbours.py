@@ -35,7 +35,7 @@ def next(x: Tensor, format: Format, up: bool = True) -> Tensor:
         up: False for the value below.
 
     Raises:
-        TypeError: x is no float32 or float64 tensor, format a block format or none, up neither True nor False.
+        TypeError: x is not a float32 or float64 tensor, format a block format or none, up neither True nor False.
         ValueError: a format that the dtype does not hold.
 
     >>> from lptensor import BF16, E4M3
@@ -119,7 +119,7 @@ def ulp(x: Tensor, format: Format) -> Tensor:
         format: any but a block format.
 
     Raises:
-        TypeError: x is no float32 or float64 tensor, format a block format or none.
+        TypeError: x is not a float32 or float64 tensor, format a block format or none.
         ValueError: a format that the dtype does not hold, a list of one value.
 
     >>> from lptensor import E4M3

@@ -103,7 +103,7 @@ class Gemm:
             are rounded, in every product; or {"grad_weight": Hadamard(16)} for some of them.
 
     Raises:
-        TypeError: what is no format, operand or transform.
+        TypeError: what is not a format, operand or transform.
         ValueError: no pair, no such product.
 
     >>> from lptensor import MXFP8_E4M3, MXFP8_E5M2

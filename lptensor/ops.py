@@ -26,11 +26,11 @@ def round(
 ) -> Tensor:
     """``x`` rounded to ``format``: a plain tensor of the same shape, dtype and device.
 
-    Its axes lie in memory in the order of those of ``x``, without gaps. The gradient passes straight
-    through. What NaN, infinities, -0 and overflow become is the format's to say (see its docstring);
-    a value that the format has never moves, but under scales that are found anew of what was rounded: those of
-    ``TwoLevel``, of ``Scaled`` by a maximum, of ``MX`` with the rule "even" or with elements such as INT8
-    (not of the named MX formats and ``BlockFloatingPoint``).
+    In memory its axes have the order of those of ``x``, without gaps. The gradient passes straight
+    through. What NaN, infinities, -0 and overflow become depends on the format (see its docstring).
+    A value that the format already has never moves, except in formats that compute their scales anew from what is
+    rounded: ``TwoLevel``, ``Scaled`` by a maximum, and ``MX`` with the rule "even" or with elements such as INT8
+    (the named MX formats and ``BlockFloatingPoint`` move none).
 
     Args:
         x: float32 or float64, dense, of any shape and strides. float64 is rounded once, never through fp32.
@@ -42,7 +42,7 @@ def round(
         out: a tensor like ``x`` to write into, ``x`` itself included; it takes no part in autograd.
 
     Raises:
-        TypeError: x is no dense float32 or float64 tensor, format no Format.
+        TypeError: x is not a dense float32 or float64 tensor, or format not a Format.
         ValueError: unknown rounding, a format wider than the dtype carries, an ``out`` that does not fit.
 
     >>> from lptensor import E4M3
@@ -148,7 +148,7 @@ def straight_through(x: Tensor, format: Format, rounding: Rounding, generator: A
 
 
 def check_format(format: Any, dtype: torch.dtype = torch.float32) -> None:
-    """Refuse what is no format, and one that has values which a tensor of ``dtype`` does not hold."""
+    """Refuse what is not a format, and one that has values which a tensor of ``dtype`` does not hold."""
     if not isinstance(format, Format):
         raise wrong_format(format)
     format.check_carrier(dtype)

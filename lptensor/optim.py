@@ -43,48 +43,48 @@ class _Held(NamedTuple):
 class OptimLP(Optimizer):
     """``optim`` with its step in low precision; itself a torch optimizer, so schedulers take it.
 
-    One step is QPyTorch's: gradients become ``grad_quant(grad * grad_scaling)``; the weights give way
-    to their accumulators; ``optim`` steps; accumulators are rounded; weights become the rounded
+    One step is QPyTorch's: gradients become ``grad_quant(grad * grad_scaling)``; the accumulators take the place
+    of the weights; ``optim`` steps; accumulators are rounded; weights become the rounded
     accumulators; momenta are rounded, ready for the next step. Nothing is rounded at construction.
     A parameter without a gradient is left alone. Without ``acc_quant`` the weight is its own accumulator.
 
-    An accumulator starts as its weight. It follows a weight that something else changed
-    (``load_state_dict``, a clamp, a pruning mask) between steps, where it changed; but from OptimLP's own
-    ``load_state_dict`` to the next step it is taken as it was saved. A closure, which
-    LBFGS calls many times in a step, sees rounded weights (the first of all, those there are), and its gradients
-    are rounded after each call. Sparse gradients are rounded once coalesced. LPTensor parameters and the state
-    that the step makes are in the accumulator's format meanwhile (fp32, if it is a function), gradients
-    are used exactly, whatever their format, and the weights stay on their own.
+    An accumulator starts as its weight. If something else changes a weight between steps
+    (``load_state_dict``, a clamp, a pruning mask), its accumulator follows where it changed; but after OptimLP's own
+    ``load_state_dict`` the next step uses it as it was saved. A closure, which
+    LBFGS calls many times in a step, sees rounded weights (its very first call sees the weights as they are), and its
+    gradients are rounded after each call. Sparse gradients are coalesced, then rounded once. During a step
+    LPTensor parameters, and state that the step creates, are in the accumulator's format (fp32, if that is a function),
+    and gradients are used exactly, whatever their format; afterwards the weights are in their own format again.
 
     With ``update``, ``optim`` steps in fp32 and the weight is rounded once on the way back, to
-    ``weight_quant``, or to the format of its own that an LPTensor has:
+    ``weight_quant``, or to its own format if it is an LPTensor:
 
     - "nearest": to nearest even; updates below half a unit in the last place are lost.
-    - "stochastic": stochastically; they arrive on average.
+    - "stochastic": stochastically; such updates arrive on average.
     - "kahan": each weight has a compensation in its own format (Zamirai et al., 2010.06192).
     - "mcf": each weight is a sum of two numbers of its format (Collage, 2405.03637).
 
-    What kahan and mcf keep lives in the state_dict and starts at zero, anew where something else
-    has changed the weight. What they add is the change that the step makes of a weight in fp32.
+    What kahan and mcf keep is in the state_dict. It starts at zero, again so after something else
+    has changed the weight. What they add is the change that the step makes to the weight in fp32.
 
     Args:
-        optim: any torch optimizer. It goes on holding parameters, groups and momenta.
+        optim: any torch optimizer. It continues to hold parameters, groups and momenta.
         weight_quant, grad_quant, acc_quant: a format, rounded to stochastically, or a function from
             a tensor to one of the same shape; None rounds nothing.
         momentum_quant: the same for every floating-point state of a parameter's shape (a step that finds none
-            warns), or a dict ``{state key: format or function}``. Narrow exponents take the squares of Adam and its
-            kin to zero, and the step to infinity: give these keys a wide format, or leave them out.
-        grad_scaling: multiplies the gradients before they are rounded. It is never undone; a loss
-            that was scaled is ``lptensor.training.LossScaler``'s affair.
-        update: how weights are rounded, one of the four above; an ``acc_quant`` that is a format is
+            warns), or a dict ``{state key: format or function}``. In formats with few exponent bits the squares of
+            Adam and its relatives become zero, and the step infinite: give these keys a wide format, or leave them out.
+        grad_scaling: multiplies the gradients before they are rounded. It is never undone; to scale the
+            loss, use ``lptensor.training.LossScaler``.
+        update: how weights are rounded, one of the four above; if ``acc_quant`` is a format, it is
             rounded to in the same way ("nearest" and "stochastic" only). None is QPyTorch's step.
 
     Raises:
-        TypeError: no optimizer, a quantizer that is neither format nor function, parameters that a
+        TypeError: not an optimizer, a quantizer that is neither a format nor a function, parameters that a
             format cannot round (it takes float32 and float64), or that are sharded.
-        ValueError: grad_scaling not positive, a momentum key that the optimizer does not have (one that is not torch's
-            shows it at its first step), an ``update`` that is unknown or clashes with the other arguments, LPTensors
-            of a format that lacks values of weight_quant (of blocks those of their elements count).
+        ValueError: grad_scaling not positive, a momentum key that the optimizer does not have (an optimizer that is
+            not torch's says so at its first step), an ``update`` that is unknown or clashes with the other arguments,
+            LPTensors of a format that lacks values of weight_quant (for block formats, of their elements).
 
     >>> from lptensor import BF16, E4M3
     >>> w = torch.nn.Parameter(torch.ones(2))
@@ -104,7 +104,7 @@ class OptimLP(Optimizer):
         update: str | None = None,
     ) -> None:
         if not isinstance(optim, Optimizer) or isinstance(optim, OptimLP):
-            raise TypeError(f"OptimLP wraps a torch.optim.Optimizer that is no OptimLP yet, got {type(optim).__name__}")
+            raise TypeError(f"OptimLP wraps a torch.optim.Optimizer other than OptimLP, got {type(optim).__name__}")
         grad_scaling = check_positive("grad_scaling", grad_scaling)
         self.optim = optim
         self.grad_scaling = grad_scaling

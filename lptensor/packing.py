@@ -16,7 +16,7 @@ def packed_bytes(shape: int | Sequence[int], bits: int) -> int:
     """How many bytes ``pack`` takes for codes of this shape (or count).
 
     Raises:
-        TypeError: what is no integer.
+        TypeError: what is not an integer.
         ValueError: a negative size, or bits outside 1 to 16.
 
     >>> packed_bytes((3, 100), 5)
@@ -45,7 +45,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
         bits: 1 to 16.
 
     Raises:
-        TypeError: codes or bits are no integers.
+        TypeError: codes or bits are not integers.
         ValueError: a code out of range, bits outside 1 to 16.
 
     >>> pack(torch.tensor([1, 2, 3, 4, 5, 6, 7, 0]), 3).tolist()
@@ -85,7 +85,7 @@ def unpack(packed: Tensor, bits: int, shape: int | Sequence[int]) -> Tensor:
         shape: of the codes, or how many there are.
 
     Raises:
-        TypeError: packed is no uint8 tensor, bits or a size no integer.
+        TypeError: packed is not a uint8 tensor, or bits or a size not an integer.
         ValueError: its length does not fit the shape, bits out of range, a negative size.
 
     >>> unpack(torch.tensor([209, 88, 31], dtype=torch.uint8), 3, (2, 4))

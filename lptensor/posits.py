@@ -36,11 +36,11 @@ class Posit(Format):
     """Posits (Standard for Posit Arithmetic, 2022): ``nbits`` wide, ``es`` exponent bits; es = 2 there.
 
     "nearest" is the standard's rounding (section 4.1): the bit string of x is rounded, ties to the
-    even code, so that the border between two posits is the posit of one more bit between them; where
-    exponent bits are cut off that is no arithmetic mean. Beyond +-maxPos it saturates, and nothing
-    but zero becomes zero. The other modes: "nearest_away" alike, ties away from zero; the directed
-    ones, "odd" and "stochastic" saturate too, but keep their meaning around zero, so that 0 and
-    minPos enclose what lies between and its mean stays. Stochastic rounding is linear in x, with
+    even code. So the border between two posits is the posit with one more bit between them; where
+    exponent bits are cut off, that is not the arithmetic mean. Beyond +-maxPos it saturates, and nothing
+    but zero becomes zero. "nearest_away" does the same with ties away from zero. The directed modes,
+    "odd" and "stochastic" saturate too, but numbers between 0 and minPos may become either of them,
+    as the mode says. Stochastic rounding is linear in x, with
     the probability as in ``TableFormat``.
 
     NaN and infinities become NaN (NaR); there is one zero, and -0 becomes +0. Codes are the bit
@@ -52,7 +52,7 @@ class Posit(Format):
         es: 0 to 5.
 
     Raises:
-        TypeError, ValueError: nbits or es that are no integers of that range; on use, an fp32 tensor for a posit of
+        TypeError, ValueError: nbits or es that are not integers in that range; on use, an fp32 tensor for a posit of
             which it does not hold all values.
 
     >>> Posit(8).max == 2.0**24

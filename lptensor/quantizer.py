@@ -31,10 +31,10 @@ def quantizer(
 ) -> Quantize:
     """A function ``x -> x rounded to forward_number``, whose gradient is rounded to ``backward_number``.
 
-    Tensors keep shape, dtype (float32 or float64) and device. NaN, infinities, -0 and overflow are
-    the format's affair, in both directions. The forward rounding itself counts as the identity when
-    differentiated (straight through), also in double backward. The function is frozen, compares
-    by its settings, and goes through pickle and ``deepcopy``.
+    Tensors keep shape, dtype (float32 or float64) and device. What NaN, infinities, -0 and overflow become
+    depends on the format, in both directions. The derivative of the forward rounding is taken to be one
+    (straight-through), also in double backward. The function is frozen, compares
+    by its settings, and can be pickled and copied.
 
     Args:
         forward_number: format of the values; None leaves them as they are.
@@ -45,7 +45,7 @@ def quantizer(
         backward_hooks: functions applied to the gradient, in order, before it is rounded; None from one leaves it.
 
     Raises:
-        TypeError: a number that is no format, a hook that cannot be called, integer tensors.
+        TypeError: a number that is not a format, a hook that cannot be called, integer tensors.
         ValueError: an unknown rounding, clamping_grad_zero with a format without limits of its own, a backward_number
             without negative numbers, tensors that cannot hold the values.
 

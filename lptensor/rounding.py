@@ -108,10 +108,10 @@ _VARIANTS = {
 class Rounding:
     """A rounding mode and, for the stochastic ones, how many random bits decide.
 
-    Representable values never move, in any mode, but under scales that are found anew (see
-    ``lptensor.round``). NaN stays NaN and the sign of a zero result is
-    that of the input; what lies beyond the largest value is the format's affair (``overflow``),
-    save that ``beyond`` says how stochastic rounding gets there. Infinities are the format's alone.
+    Representable values never move, in any mode, except where scales are computed anew (see
+    ``lptensor.round``). NaN stays NaN, and a zero result has the sign
+    of the input. What becomes of numbers beyond the largest value depends on the format (``overflow``);
+    ``beyond`` says when stochastic rounding overflows. Infinities depend on the format alone.
 
     Args:
         mode: the direction.

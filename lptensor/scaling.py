@@ -41,7 +41,7 @@ class Tile:
     A tensor that lacks one of the axes is one tile.
 
     Raises:
-        TypeError: widths that are no tuple of integers and None.
+        TypeError: widths that are not a tuple of integers and None.
         ValueError: a width below 1, axes that repeat or are not one for each width, other ``others``; on use,
             axes that are one axis of the tensor.
 
@@ -99,7 +99,7 @@ def Channel(axis: int = 0) -> Tile:  # noqa: N802
         axis: -16 to 15; a tensor that lacks it is one tile.
 
     Raises:
-        TypeError, ValueError: an axis that is no integer from -16 to 15.
+        TypeError, ValueError: an axis that is not an integer from -16 to 15.
 
     >>> Channel(0).block_shape((64, 512))
     (1, 512)
@@ -127,7 +127,7 @@ class PowerOfTwo(Scaling):
         exponent: log2 of the scale, -300 to 300.
 
     Raises:
-        TypeError, ValueError: an exponent that is no such integer; from ``Scaled``, values that fp32 does not hold.
+        TypeError, ValueError: an exponent that is not such an integer; from ``Scaled``, values that fp32 does not hold.
 
     >>> from lptensor import E4M3, Scaled
     >>> Scaled(E4M3, PowerOfTwo(-3)).max
@@ -173,7 +173,7 @@ class CurrentMaximum(Scaling):
         tensor_scale, floor, reciprocal: of other scales only.
 
     Raises:
-        TypeError: a tile, a scale, a switch or a number that is none.
+        TypeError: a tile, a scale, a switch or a number that is not one.
         ValueError: an unknown rule or infinite, a margin outside -64 to 64, an argument for scales of the other
             kind, a floor beyond the largest scale.
 
@@ -237,7 +237,7 @@ class DelayedMaximum(Scaling):
         amax: "max" of the history, or the "most_recent".
 
     Raises:
-        TypeError: a history or a margin that is no integer.
+        TypeError: a history or a margin that is not an integer.
         ValueError: a history outside 1 to 2**20, a margin outside -64 to 64, another amax.
 
     >>> from lptensor import DelayedScaling, E4M3

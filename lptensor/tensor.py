@@ -27,30 +27,30 @@ _RUNNERS: dict[Any, Runner] = {}
 
 
 class LPTensor(Traceable, Sharded, Surface, Tensor):  # type: ignore[misc]
-    """A tensor whose values lie on a number format, and stay on it through every op.
+    """A tensor whose values are in a number format, and stay in it through every op.
 
     It holds a plain fp32 tensor and an ``Arithmetic``. Each aten op computes in fp32 on the inner
-    tensors and rounds its result once, where a tensor of a native dtype would round; ops that run
-    in the backward pass round to the backward format. Make one with ``x.to_lp(format)``, leave with
-    ``y.dequantize()``. Any shape and device; subclasses are not possible.
+    tensors and rounds its result once, where a tensor of a native dtype would round; ops in
+    the backward pass round to the backward format. Make one with ``x.to_lp(format)``, leave with
+    ``y.dequantize()``. Any shape and device; it cannot be subclassed.
 
-    With a plain fp32 operand the LPTensor's arithmetic wins and the plain values are used exactly;
-    two formats give the one that contains the other, or a TypeError. So a plain parameter that meets
-    LPTensors stays plain but gets an LPTensor for its gradient, and what an optimizer adds to that
-    (weight decay, Nesterov's momentum) is rounded to its format: dequantize before the plain part, as
-    the rules of ``lptensor.convert`` do, where that is not meant.
+    With a plain fp32 operand the LPTensor's arithmetic wins and the plain values are used exactly.
+    Of two formats the one that contains the other wins; if neither does, a TypeError is raised. So a plain
+    parameter that is used with LPTensors stays plain, but its gradient is an LPTensor, and what an optimizer adds
+    to the gradient (weight decay, Nesterov's momentum) is rounded to its format. To avoid that, dequantize before
+    the plain part, as the rules of ``lptensor.convert`` do.
 
-    ``LPTensor(x, arithmetic)`` itself rounds nothing: it is for values that lie on the format already.
+    ``LPTensor(x, arithmetic)`` itself rounds nothing: it is for values that are in the format already.
 
     Args:
         inner: the values, a plain float32 tensor, which is not copied.
         arithmetic: what ops with it round to, an ``Arithmetic``.
         gradient: whether it is a gradient, whose format is the backward one.
-        requires_grad: as of any tensor. With it and no arithmetic, an LPTensor becomes a parameter, as
-            libraries make theirs anew: ``type(p)(p.to(device), requires_grad=True)``.
+        requires_grad: as for any tensor. If given without an arithmetic, an LPTensor becomes a parameter, in the way
+            that libraries recreate parameters: ``type(p)(p.to(device), requires_grad=True)``.
 
     Raises:
-        TypeError: no plain float32 tensor, an arithmetic that is no ``Arithmetic``; a subclass.
+        TypeError: values that are not a plain float32 tensor, an arithmetic that is not an ``Arithmetic``; a subclass.
 
     >>> from lptensor import FloatingPoint
     >>> torch.tensor([0.1, 0.2]).to_lp(FloatingPoint(8)) * 3
@@ -307,7 +307,8 @@ def to_lp(
         grad: format of gradients, if not ``format``.
 
     Raises:
-        TypeError: x is no dense floating-point tensor, format or grad none, or something beside an ``Arithmetic``.
+        TypeError: x is not a dense floating-point tensor, format or grad not a format, or a rounding or grad is given
+            beside an ``Arithmetic``.
         ValueError: a format that fp32 does not hold, whatever the dtype of x; one without negative numbers and no
             grad; an unknown rounding.
         NotImplementedError: within torch.export.

@@ -104,7 +104,7 @@ def arguments(cls: type[Any]) -> dict[str, str]:
     """The fields of a dataclass that its constructor takes, and what it calls them.
 
     Raises:
-        TypeError: a class that is none.
+        TypeError: a class that is not a dataclass.
     """
     if not is_dataclass(cls):
         raise TypeError(f"nothing says what makes a {cls.__name__}: let the class be a frozen dataclass")
@@ -165,7 +165,7 @@ def _plain(value: Any) -> Any:
         # What a user's own class makes of its fields may be edited, while compiled code is kept on disk.
         return text if name.startswith("lptensor.") else text | {_MADE: repr(getattr(value, "lowered", None))}
     raise TypeError(
-        f"{value!r} cannot be written into a compiled graph: {name} is no format, rounding or plain value; "
+        f"{value!r} cannot be written into a compiled graph: {name} is not a format, rounding or plain value; "
         "say what depends on it outside of torch.compile and torch.export"
     )
 

@@ -183,7 +183,7 @@ class TestNames:
         ],
     )
     def test_wrong_parameters_are_named_and_nothing_is_evaluated(self, text: str, why: str) -> None:
-        with pytest.raises(ValueError, match=rf"is no format: .*{why}"):
+        with pytest.raises(ValueError, match=rf"is not a format: .*{why}"):
             parse_format(text)
 
 
@@ -261,8 +261,8 @@ class TestRound:
         [
             (("0.1",), "Missing option '--format'"),
             (("--format", "e4m3"), "Missing argument"),
-            (("x", "--format", "e4m3"), "'x' is no number"),
-            (("0x1.8q", "--format", "e4m3"), "'0x1.8q' is no number"),
+            (("x", "--format", "e4m3"), "'x' is not a number"),
+            (("0x1.8q", "--format", "e4m3"), "'0x1.8q' is not a number"),
             (("0x1p99999", "--format", "e4m3"), "beyond the largest float64"),
             (("1e400", "--format", "e4m3"), "'1e400' is beyond the largest float64"),
             (("1", "--format", "e4m33x"), "unknown format 'e4m33x'. Did you mean E4M3?"),
@@ -271,7 +271,7 @@ class TestRound:
                 ("1", "--format", "e4m3", "--rounding", "nearst"),
                 "rounding 'nearst' (did you mean 'nearest'?); known:",
             ),
-            (("1", "--format", "e4m3", "--bits=3"), "'--bits=3' is no option"),
+            (("1", "--format", "e4m3", "--bits=3"), "'--bits=3' is not an option"),
             (("1", "--format", "e4m3", "--seed", "x"), "expected a whole number from 0 to 9223372036854775807, got x"),
         ],
     )

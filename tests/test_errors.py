@@ -145,7 +145,7 @@ WRONG: list[tuple[Callable[[], object], str]] = [
     (lambda: Gemm(torch.sign), r"got <.*>; training.Technique\(format, function\) takes a function"),  # type: ignore[arg-type]
     (lambda: Tile(128), r"widths must be a tuple such as \(1, 128\), got 128"),  # type: ignore[arg-type]
     (lambda: X.to_lp(None), r"got None; x.dequantize\(\) gives the plain values"),  # type: ignore[attr-defined]
-    (lambda: OptimLP([W], weight_quant=BF16), "no OptimLP yet, got list"),  # type: ignore[arg-type]
+    (lambda: OptimLP([W], weight_quant=BF16), "other than OptimLP, got list"),  # type: ignore[arg-type]
     (lambda: lower(nn.Linear(1, 1), "Linear", BF16), "'Linear'; .*, 'all', or a class such as nn.Linear"),
     (
         lambda: study.sensitivity(lptensor.convert(nn.Linear(1, 1), BF16), print, E4M3),  # type: ignore[arg-type]
@@ -275,7 +275,7 @@ WRONG: list[tuple[Callable[[], object], str]] = [
         r"roles are among weight, .* got \(\)",
     ),
     (lambda: lptensor.training.finish(None), "finish takes a torch.nn.Module, got NoneType"),  # type: ignore[type-var]
-    (lambda: lptensor.training.unit_scaling.activation_scale(nn.Softmax(-1)), "no elementwise activation with a slope"),
+    (lambda: lptensor.training.unit_scaling.activation_scale(nn.Softmax(-1)), "needs an elementwise activation with a slope"),
     (lambda: X.to_lp(Arithmetic(BF16), grad=BF16), "give nothing beside it"),  # type: ignore[attr-defined]
 ]
 

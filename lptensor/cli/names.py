@@ -71,7 +71,7 @@ def parse_format(text: str) -> Format:
     except _Unknown:
         raise ValueError(_unknown(name)) from None
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{name!r} is no format: {error}") from None
+        raise ValueError(f"{name!r} is not a format: {error}") from None
 
 
 def _of_dtype(name: str) -> Format | None:

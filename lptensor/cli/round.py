@@ -33,8 +33,8 @@ def parse_value(text: str) -> float:
     except OverflowError:
         raise ValueError(beyond) from None
     except ValueError:
-        what = "option" if text.startswith("--") else "number"
-        raise ValueError(f"{text!r} is no {what}; values are like 0.1, 1e-3, 0x1.8p-3, nan, inf, -0") from None
+        what = "an option" if text.startswith("--") else "a number"
+        raise ValueError(f"{text!r} is not {what}; values are like 0.1, 1e-3, 0x1.8p-3, nan, inf, -0") from None
     if math.isinf(value) and any(map(str.isdigit, text)):  # decimal digits overflow without an error
         raise ValueError(beyond)
     return value

@@ -67,7 +67,7 @@ def _epoch_time(runs: list[Run]) -> float:
 
 
 def to_json(summaries: list[Summary], settings: Settings) -> dict[str, Any]:
-    """All that is needed to repeat the runs, and what they gave; a loss that is no number is None."""
+    """All that is needed to repeat the runs, and what they gave; a loss that is not a number is None."""
     return {
         "versions": _versions(),
         "settings": asdict(settings) | {"seeds": [run.seed for run in summaries[0].runs]},

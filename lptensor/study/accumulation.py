@@ -72,7 +72,7 @@ def accumulation_error(
         progress: show how far it has come, on a terminal.
 
     Raises:
-        TypeError: terms are no dense tensor of real numbers, or a block format, which does not round a sum on its own.
+        TypeError: terms are not a dense tensor of real numbers; or a block format, which cannot round a sum alone.
         ValueError: no terms, more than two axes, a chunk below 1, an Accumulator beside a rounding or a chunk.
 
     >>> from lptensor import BF16

@@ -217,7 +217,7 @@ class _Undo(_compat.TorchDispatchMode, observe.Observer):
 def plot_bisect(rows: Iterable[dict[str, Any]], ax: Any = None) -> Any:
     """Draw the losses of ``bisect`` run by run, and what counts as recovered; returns the axes.
 
-    Runs that recovered are dots, others crosses; a loss that is no number is a cross at the upper edge.
+    Runs that recovered are dots, others crosses; a loss that is not a number is a cross at the upper edge.
 
     Args:
         rows: of ``bisect``.

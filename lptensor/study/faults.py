@@ -84,7 +84,7 @@ class faults(observe.Observer):  # noqa: N801 - reads as a function
 
     Raises:
         ValueError: a rate or a bit out of range, an unknown role, path or roles without a model.
-        TypeError: a bit, a model or a path that is none; when it is met, a block format.
+        TypeError: a bit, a model or a path that is not one; when it is met, a block format.
         RuntimeError: entered within itself.
 
     >>> from lptensor import E4M3

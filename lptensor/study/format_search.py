@@ -84,9 +84,9 @@ def format_search(
         progress: show how far it has come, on a terminal.
 
     Raises:
-        TypeError: no module, layers that are no list, a loss that is no number.
+        TypeError: no module, layers that are not a list, a loss that is not a number.
         ValueError: fewer than two formats, no layers, a path
-            that is none, a loss of several numbers.
+            that is not one, a loss of several numbers.
 
     >>> from lptensor import BF16, E2M1
     >>> model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False))

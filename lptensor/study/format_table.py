@@ -36,7 +36,7 @@ def format_table(formats: Mapping[str, Format] | Iterable[Format] | Format | Non
         formats: some formats, or a dict from the names to show; by default all that have a name.
 
     Raises:
-        TypeError: something that is no format.
+        TypeError: something that is not a format.
         ValueError: no formats.
 
     >>> from lptensor import FP16
@@ -52,7 +52,7 @@ def by_name(formats: Mapping[str, Format] | Iterable[Format] | Format) -> Mappin
     """Some formats, or one, by the names to show.
 
     Raises:
-        TypeError: something that is no format.
+        TypeError: something that is not a format.
         ValueError: none.
 
     >>> from lptensor import FP16

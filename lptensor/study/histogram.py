@@ -51,7 +51,7 @@ class Histogram(Rows):
         self.zeros = census.values - sum(counts.values())
 
     def share(self, region: str) -> float:
-        """The share of the values in one region; a ValueError for a name that is none."""
+        """The share of the values in one region; a ValueError for a name that is not one."""
         check_one_of("region", region, (*REGIONS, "value"))
         return float(sum(row["share"] for row in self if row["region"] == region))
 
@@ -63,7 +63,7 @@ def exponent_histogram(x: Tensor, format: Format) -> Histogram:
         x: float32 or float64, or an LPTensor; any shape. Zeros, NaN and infinities count as ``zeros``.
 
     Raises:
-        TypeError: x is no such tensor, format no format.
+        TypeError: x is not such a tensor, or format not a format.
 
     >>> from lptensor import E4M3
     >>> found = exponent_histogram(torch.tensor([0.0, 1e-4, 0.01, 1.5, 1000.0]), E4M3)

@@ -36,7 +36,7 @@ def number_line(format: Format, lo: float | None = None, hi: float | None = None
     Raises:
         ValueError: a format of more than 16 bits without both ends, or with more than 2**20 values
             between them; ends that are NaN.
-        TypeError: no format, or ends that are no numbers.
+        TypeError: no format, or ends that are not numbers.
 
     >>> from lptensor import E2M1, FP32
     >>> [row["value"] for row in number_line(E2M1, lo=0)]

@@ -39,7 +39,7 @@ def relative_error(
             negative ones if the format has no positive value.
 
     Raises:
-        TypeError: no format, a block format, whose range moves: ask its element, or x that is no dense tensor of
+        TypeError: no format, a block format, whose range moves: ask its element, or x that is not a dense tensor of
             real numbers.
         ValueError: no x for a format of nothing but zero, a count below 1.
 

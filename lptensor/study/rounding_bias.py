@@ -49,7 +49,7 @@ def rounding_bias(
         negative: of negative numbers; only "up" and "down" tell them apart.
 
     Raises:
-        TypeError: no scalar format, trials that are no integer, a ``negative`` that is neither True nor False.
+        TypeError: no scalar format, trials that are not an integer, a ``negative`` that is neither True nor False.
         ValueError: bits or trials out of range, or a format with fewer than 2 significant bits or without 1 among
             its normals.
 

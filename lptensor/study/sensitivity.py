@@ -58,7 +58,7 @@ def sensitivity(
 
     Raises:
         ValueError: no formats, an unknown role, rounding or ``per``, a loss of several numbers.
-        TypeError: something that is no format, a loss that is no number, a converted model, parameters in a dtype
+        TypeError: something that is not a format, a loss that is not a number, a converted model, parameters in a dtype
             that is not rounded, an output of a class that torch cannot look into.
 
     >>> from lptensor import E2M1

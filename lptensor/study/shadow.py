@@ -103,7 +103,7 @@ class Shadow:
         """How far ``x`` is from its twin, in units in the last place of its format at the twin; float64.
 
         Raises:
-            TypeError: x is no LPTensor in a scalar format.
+            TypeError: x is not an LPTensor in a scalar format.
         """
         format = x.format if isinstance(x, LPTensor) else None
         if not isinstance(format, ScalarFormat):

@@ -25,7 +25,7 @@ def bits_per_value(format: Format, shape: Sequence[int] = (1024, 1024)) -> float
     """The bits that one value of a tensor takes, with its share of the scales of blocks.
 
     Raises:
-        TypeError: no format, a size that is no integer.
+        TypeError: no format, a size that is not an integer.
         ValueError: a size below 0.
 
     >>> from lptensor import E4M3, MXFP4
@@ -61,7 +61,7 @@ def sqnr(
         formats: some formats, or a dict from the names to show.
 
     Raises:
-        TypeError: something that is no format, no dense tensor of real numbers.
+        TypeError: something that is not a format, or x is not a dense tensor of real numbers.
         ValueError: no formats.
 
     >>> import torch

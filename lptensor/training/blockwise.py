@@ -36,7 +36,7 @@ class Blockwise:
         rounding: to nearest by default.
 
     Raises:
-        TypeError: a table that lists no values, sizes that are no integers.
+        TypeError: a table that lists no values, sizes that are not integers.
         ValueError: a largest value other than 1, a block size below 1, a negative min_size, an unknown rounding.
 
     >>> state = Blockwise(DYNAMIC8, block_size=2, min_size=1)(torch.tensor([1.0, 0.5, 100.0, -50.0]))

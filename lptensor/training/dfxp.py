@@ -34,7 +34,7 @@ class DynamicFixedPoint(nn.Module):
         rounding: as for ``round``.
 
     Raises:
-        TypeError: what is no integer, or a share that is no number.
+        TypeError: what is not an integer, or a share that is not a number.
         ValueError: wl outside 2 to 24, an exponent outside -100 to 100, an interval below 1, a max_overflow that is
             no share.
 

@@ -32,7 +32,7 @@ class DoReFaWeight(nn.Module):
         bits: 1 to 16.
 
     Raises:
-        TypeError, ValueError: bits that are no such integer.
+        TypeError, ValueError: bits that are not an integer in that range.
 
     >>> DoReFaWeight(1)(torch.tensor([1.0, -0.5, 0.0]))
     tensor([ 0.5000, -0.5000,  0.5000])
@@ -71,7 +71,7 @@ class DoReFaActivation(nn.Module):
         bits: 1 to 16.
 
     Raises:
-        TypeError, ValueError: bits that are no such integer.
+        TypeError, ValueError: bits that are not an integer in that range.
 
     >>> DoReFaActivation(2)(torch.tensor([-1.0, 0.4, 3.0])).mul(3)
     tensor([0., 1., 3.])
@@ -97,14 +97,14 @@ class DoReFaGradient:
     """2 m (q(g / (2 m) + 1/2 + noise) - 1/2), m = max|g| of each sample (1606.06160, section 2.5).
 
     The noise, uniform over one step of q, makes it stochastic rounding, which this draws instead.
-    Samples lie along the first axis. Zero stays within half a step of zero, which is no value of q.
+    Samples lie along the first axis. Zero stays within half a step of zero, which is not a value of q.
     Float32 and float64; a sample of zeros stays zero, one with NaN or an infinity keeps no finite value.
 
     Args:
         bits: 1 to 16.
 
     Raises:
-        TypeError, ValueError: bits that are no such integer.
+        TypeError, ValueError: bits that are not an integer in that range.
 
     >>> DoReFaGradient(1)(torch.tensor([[4.0, -1.0], [0.5, 0.0]])).abs()  # up or down, by chance
     tensor([[4.0000, 4.0000],

@@ -39,7 +39,7 @@ class Flexpoint(nn.Module):
         rounding: as for ``round``.
 
     Raises:
-        TypeError: bits or a history that is no integer, a factor that is no number.
+        TypeError: bits or a history that is not an integer, a factor that is not a number.
         ValueError: bits outside 3 to 24, a history below 1, an alpha that is not positive, a negative beta or
             gamma.
 

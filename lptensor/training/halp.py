@@ -39,7 +39,7 @@ class HALP(Optimizer):
         bits: word length of the offset, 2 to 24.
 
     Raises:
-        TypeError: parameters that are no plain float32 or float64 tensors.
+        TypeError: parameters that are not plain float32 or float64 tensors.
         ValueError: bits outside 2 to 24, rates that are not positive and finite.
         RuntimeError: ``step`` without a closure, or before ``recenter``.
 

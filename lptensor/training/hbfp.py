@@ -30,7 +30,7 @@ class HBFP:
         rounding: stochastic in the authors' code.
 
     Raises:
-        TypeError: a wl or a tile that is no integer.
+        TypeError: a wl or a tile that is not an integer.
         ValueError: wl outside 2 to 24, a tile below 1, an unknown rounding.
 
     >>> x = torch.tensor([[4.0, 0.6], [0.5, 0.3]])
@@ -86,7 +86,7 @@ def hbfp_widths(model: nn.Module, wl: int, ends: int | None = None) -> None:
         wl, ends: word lengths, 2 to 24; without ``ends`` all layers have ``wl``.
 
     Raises:
-        TypeError, ValueError: no module, no such layer, or a width that is none; nothing is then changed.
+        TypeError, ValueError: no module, no such layer, or a width that is not one; nothing is then changed.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"hbfp_widths takes a torch.nn.Module, got {model!r}")

@@ -31,7 +31,7 @@ class Static:
         init_scale: the scale, positive and finite; no power of two is asked for.
 
     Raises:
-        TypeError, ValueError: a scale that is no positive, finite number.
+        TypeError, ValueError: a scale that is not a positive, finite number.
 
     >>> Static(1000.0).init_scale
     1000.0
@@ -62,7 +62,7 @@ class Dynamic:
         growth_interval: steps in a row, at least 1.
 
     Raises:
-        TypeError, ValueError: an initial scale that is no positive, finite number, a growth_factor of 1 or
+        TypeError, ValueError: an initial scale that is not a positive, finite number, a growth_factor of 1 or
             less, a backoff_factor outside (0, 1), a growth_interval below 1.
 
     >>> scaler = LossScaler(Dynamic(init_scale=8.0))
@@ -113,8 +113,8 @@ class Automatic:
         span: steps, at least 1.
 
     Raises:
-        TypeError, ValueError: a format without a largest value, an initial scale that is no positive, finite
-            number, a span below 1, a threshold that is no share.
+        TypeError, ValueError: a format without a largest value, an initial scale that is not a positive, finite
+            number, a span below 1, a threshold that is not a share.
 
     >>> from lptensor import E4M3
     >>> scaler = LossScaler(Automatic(E4M3, span=1))
@@ -182,7 +182,7 @@ class LossScaler:
         policy: ``Static``, ``Dynamic`` or ``Automatic``, or a number for a static one.
 
     Raises:
-        TypeError: a policy that is none.
+        TypeError: a policy that is not one.
         RuntimeError: a call out of order, or a closure given to ``step``.
 
     >>> from lptensor import E4M3, quantizer

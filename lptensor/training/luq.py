@@ -31,7 +31,7 @@ class LUQ:
         samples: how many roundings to average.
 
     Raises:
-        TypeError: what is no integer.
+        TypeError: what is not an integer.
         ValueError: bits outside 2 to 8, samples below 1.
 
     >>> LUQ()(torch.tensor([64.0, 2.0, -1.0, 0.0]))

@@ -30,7 +30,7 @@ class Madam(Optimizer):
         bound: the largest |w|, in units of the root mean square of its tensor at the start; positive.
 
     Raises:
-        TypeError: a rate or limit that is no number.
+        TypeError: a rate or limit that is not a number.
         ValueError: one that is not positive, beta outside [0, 1).
 
     >>> w = torch.nn.Parameter(torch.tensor([2.0, -2.0]))

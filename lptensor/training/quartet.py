@@ -99,7 +99,7 @@ class QuartetLinear(nn.Linear):
     Forward, input and weight go through a Hadamard transform of blocks of 32 features and are
     rounded by ``clipped_mxfp4``. Backward, the rounded operands and the gradient go through another,
     of fresh random signs, along the axis that each product sums over, and are rounded by ``unbiased``,
-    a function such as ``ThreeQuarters()``; gradients of what was clipped are zero. Axes that are no multiples of 32
+    a function such as ``ThreeQuarters()``; gradients of what was clipped are zero. Axes that are not multiples of 32
     count as if zeros followed. The bias is added, and gets its gradient, in full.
 
     Args:

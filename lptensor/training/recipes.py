@@ -97,7 +97,7 @@ class Recipe:
 
     Raises:
         ValueError: ``arithmetic`` of a recipe that changes layers.
-        TypeError: a field that is none of these, ``optimizer`` of what is no torch optimizer.
+        TypeError: a field that is none of these, ``optimizer`` of what is not a torch optimizer.
 
     >>> from torch.optim import Adam
     >>> recipe = mxfp8()
@@ -231,7 +231,7 @@ def gupta(
 
     Raises:
         TypeError, ValueError: numbers that ``FixedPoint`` refuses, another rounding than "stochastic" and "nearest";
-            an ``exempt`` that is no list.
+            an ``exempt`` that is not a list.
 
     >>> import torch
     >>> model = gupta(wl=8, fl=6).model(nn.Sequential(nn.Linear(4, 2)))  # outputs have 2 fraction bits
@@ -275,7 +275,7 @@ def wang(exempt: Exempt = ()) -> Recipe:
         exempt: paths of layers to leave alone, as ``exempt`` of ``lower``.
 
     Raises:
-        TypeError: an ``exempt`` that is no list.
+        TypeError: an ``exempt`` that is not a list.
 
     >>> recipe = wang(exempt=["0"])
     >>> recipe.operands.forward[0].format == E5M2, recipe.accumulator.chunk, recipe.scaler().get_scale()
@@ -293,7 +293,7 @@ def hfp8(exempt: Exempt = ()) -> Recipe:
         exempt: paths of layers to leave alone, as ``exempt`` of ``lower``.
 
     Raises:
-        TypeError: an ``exempt`` that is no list.
+        TypeError: an ``exempt`` that is not a list.
 
     >>> forward, backward = (pair[0].format for pair in (hfp8().operands.forward, hfp8().operands.grad_input))
     >>> forward.max, backward == E5M2
@@ -312,7 +312,7 @@ def fp8_current(exempt: Exempt = ()) -> Recipe:
         exempt: paths of layers to leave alone, as ``exempt`` of ``lower``.
 
     Raises:
-        TypeError: an ``exempt`` that is no list.
+        TypeError: an ``exempt`` that is not a list.
 
     >>> import torch
     >>> model = fp8_current().model(nn.Sequential(nn.Linear(2, 1, bias=False)))
@@ -332,7 +332,7 @@ def fp8_delayed(history: int = 1024, margin: int = 0, amax: str = "max", exempt:
         exempt: paths of layers to leave alone, as ``exempt`` of ``lower``.
 
     Raises:
-        TypeError, ValueError: an ``exempt`` that is no list, what ``DelayedMaximum`` refuses.
+        TypeError, ValueError: an ``exempt`` that is not a list, what ``DelayedMaximum`` refuses.
 
     >>> import torch
     >>> model = fp8_delayed(history=4).model(nn.Sequential(nn.Linear(2, 1)))
@@ -358,7 +358,7 @@ def deepseek(promote_every: int | None = None, exempt: Exempt = ()) -> Recipe:
         exempt: paths of layers to leave alone, as ``exempt`` of ``lower``.
 
     Raises:
-        TypeError, ValueError: an ``exempt`` that is no list, a promote_every below 2.
+        TypeError, ValueError: an ``exempt`` that is not a list, a promote_every below 2.
 
     >>> x, w = deepseek().operands.forward
     >>> x.format.block_shape((512, 512)), w.format.block_shape((512, 512))
@@ -392,7 +392,7 @@ def hbfp(
         exempt: paths of layers to leave alone, as ``exempt`` of ``lower``.
 
     Raises:
-        TypeError, ValueError: an ``exempt`` that is no list, what ``HBFP`` refuses.
+        TypeError, ValueError: an ``exempt`` that is not a list, what ``HBFP`` refuses.
 
     >>> import torch
     >>> model = hbfp(wl=4).model(nn.Sequential(nn.Linear(64, 8)))
@@ -414,7 +414,7 @@ def mxfp8(exempt: Exempt = ()) -> Recipe:
         exempt: paths of layers to leave alone, as ``exempt`` of ``lower``.
 
     Raises:
-        TypeError: an ``exempt`` that is no list.
+        TypeError: an ``exempt`` that is not a list.
 
     >>> import torch
     >>> model = mxfp8(exempt=["2"]).model(nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)))
@@ -434,7 +434,7 @@ def mxfp6(element: ScalarFormat = E3M2, exempt: Exempt = ()) -> Recipe:
         exempt: paths of layers to leave alone, as ``exempt`` of ``lower``.
 
     Raises:
-        TypeError, ValueError: an ``exempt`` that is no list, an element that ``MX`` refuses.
+        TypeError, ValueError: an ``exempt`` that is not a list, an element that ``MX`` refuses.
 
     >>> from lptensor import E2M3, MXFP6_E2M3
     >>> mxfp6(E2M3).operands.grad_weight[0].format == MXFP6_E2M3
@@ -454,7 +454,7 @@ def mxfp4(unbiased: bool = True, hadamard: int | None = 64, exempt: Exempt = ())
         exempt: paths of layers to leave alone, as ``exempt`` of ``lower``.
 
     Raises:
-        TypeError, ValueError: an ``exempt`` that is no list, an ``unbiased`` that is neither True nor
+        TypeError, ValueError: an ``exempt`` that is not a list, an ``unbiased`` that is neither True nor
             False, a width that ``Hadamard`` refuses.
 
     >>> mxfp4().operands.forward, mxfp4().operands.transform[1]
@@ -480,7 +480,7 @@ def quartet(exempt: Exempt = ()) -> Recipe:
         exempt: paths of layers to leave alone, as ``exempt`` of ``lower``.
 
     Raises:
-        TypeError: an ``exempt`` that is no list.
+        TypeError: an ``exempt`` that is not a list.
 
     >>> model = quartet().model(nn.Sequential(nn.Linear(64, 8), nn.ReLU()))
     >>> type(model[0]).__name__
@@ -502,7 +502,7 @@ def nvfp4(exempt: Exempt = ()) -> Recipe:
         exempt: paths of layers to leave alone, as ``exempt`` of ``lower``.
 
     Raises:
-        TypeError: an ``exempt`` that is no list.
+        TypeError: an ``exempt`` that is not a list.
 
     >>> x, w = nvfp4().operands.forward
     >>> x.format == NVFP4, w.format.block_shape((64, 64)), nvfp4().operands.grad_weight[0].rounding
@@ -519,7 +519,7 @@ def s2fp8(exempt: Exempt = ()) -> Recipe:
         exempt: paths of layers to leave alone, as ``exempt`` of ``lower``.
 
     Raises:
-        TypeError: an ``exempt`` that is no list.
+        TypeError: an ``exempt`` that is not a list.
 
     >>> import torch
     >>> model = s2fp8().model(nn.Sequential(nn.Linear(8, 2)))
@@ -540,7 +540,7 @@ def luq(samples: int = 1, forward: Operand | Format | None = None, exempt: Exemp
         exempt: paths of layers to leave alone, as ``exempt`` of ``lower``.
 
     Raises:
-        TypeError, ValueError: an ``exempt`` that is no list, samples below 1, a ``forward`` that is no operand.
+        TypeError, ValueError: an ``exempt`` that is not a list, samples below 1, a ``forward`` that is not an operand.
 
     >>> recipe = luq(samples=2)
     >>> [operand.function for operand in recipe.operands.grad_weight]
@@ -562,7 +562,7 @@ def dorefa(weight: int = 1, activation: int = 2, gradient: int = 6, exempt: Exem
         exempt: paths of layers to leave alone, as ``exempt`` of ``lower``.
 
     Raises:
-        TypeError, ValueError: an ``exempt`` that is no list, bits out of range.
+        TypeError, ValueError: an ``exempt`` that is not a list, bits out of range.
 
     >>> model = dorefa(weight=1).model(nn.Sequential(nn.Linear(8, 2)))
     >>> model[0].weight.abs().unique().numel()  # a sign and one magnitude
@@ -636,7 +636,7 @@ def lns_madam(bits: int = 8, gamma: int = 8, exempt: Exempt = ()) -> Recipe:
         exempt: paths of layers to leave alone, as ``exempt`` of ``lower``.
 
     Raises:
-        TypeError, ValueError: an ``exempt`` that is no list, what ``LogNumber`` refuses.
+        TypeError, ValueError: an ``exempt`` that is not a list, what ``LogNumber`` refuses.
 
     >>> from lptensor.training import Madam
     >>> model = lns_madam().model(nn.Sequential(nn.Linear(8, 2)))
@@ -663,7 +663,7 @@ def unit_scaling(
         exempt: paths of layers to leave alone, as ``exempt`` of ``lower``.
 
     Raises:
-        TypeError: an ``exempt`` that is no list, an ``initialize`` that is neither True nor False.
+        TypeError: an ``exempt`` that is not a list, an ``initialize`` that is neither True nor False.
         ValueError: from ``model``, a ``backward`` without negative numbers.
 
     >>> import torch
@@ -690,7 +690,7 @@ def posit(exempt: Exempt = ()) -> Recipe:
         exempt: paths of layers to leave alone, as ``exempt`` of ``lower``.
 
     Raises:
-        TypeError: an ``exempt`` that is no list.
+        TypeError: an ``exempt`` that is not a list.
 
     >>> posit().operands.forward[0].format, posit().operands.grad_input[0].format
     (Posit(nbits=8, es=1), Posit(nbits=8))

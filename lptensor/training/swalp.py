@@ -31,7 +31,7 @@ class SWALP:
         format, rounding: of the mean; None keeps it in float64.
 
     Raises:
-        TypeError: what is no model and no list of floating-point parameters.
+        TypeError: what is neither a model nor a list of floating-point parameters.
         ValueError: no parameters, a negative start, a period below 1, an unknown rounding.
         RuntimeError: means asked for before any was collected.
 

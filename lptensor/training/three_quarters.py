@@ -30,7 +30,7 @@ class ThreeQuarters:
         block_size: elements of the last axis that share a scale; 32 in OCP MX.
 
     Raises:
-        TypeError, ValueError: a block size that is no integer, or below 1.
+        TypeError, ValueError: a block size that is not an integer, or below 1.
 
     >>> x = torch.tensor([7.0] + 31 * [0.0]).repeat(2000)
     >>> draws = ThreeQuarters()(x)[::32]

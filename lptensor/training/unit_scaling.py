@@ -69,7 +69,7 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
         target: int64 (n,), the right class of each row.
 
     Raises:
-        TypeError: what is no tensor.
+        TypeError: what is not a tensor.
         ValueError: logits of another shape; what torch's cross entropy refuses raises torch's own error.
 
     >>> z = torch.zeros(4, 5, requires_grad=True)
@@ -161,7 +161,7 @@ def activation_scale(activation: nn.Module) -> float:
     f = f.detach()
     variance, power = float((p * f * f).sum() - (p * f).sum() ** 2), float((p * slope * slope).sum())
     if not variance * power > 0:
-        raise ValueError(f"{activation} is no elementwise activation with a slope, which unit scaling asks for")
+        raise ValueError(f"unit scaling needs an elementwise activation with a slope, got {activation}")
     return math.pow(variance * power, -0.25)
 
 

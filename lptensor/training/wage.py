@@ -41,7 +41,7 @@ class WageWeight:
         bits: 2 to 24.
 
     Raises:
-        TypeError, ValueError: bits that are no such integer.
+        TypeError, ValueError: bits that are not an integer in that range.
 
     >>> WageWeight(2)(torch.tensor([[0.3, -0.2, 0.9, 0.25]]))
     tensor([[0.5000, 0.0000, 0.5000, 0.0000]])
@@ -75,7 +75,7 @@ class WageError:
         bits: 2 to 24.
 
     Raises:
-        TypeError, ValueError: bits that are no such integer.
+        TypeError, ValueError: bits that are not an integer in that range.
 
     >>> WageError(8)(torch.tensor([3.0, 1.0, 1e-4])), WageError(8)(torch.tensor([3.0, 1.0, 1e-4]) * 2**-40)
     (tensor([0.7500, 0.2500, 0.0000]), tensor([0.7500, 0.2500, 0.0000]))
@@ -103,7 +103,7 @@ class WageActivation(nn.Module):
         error: bits of the gradient, 2 to 24, which ``WageError`` rounds.
 
     Raises:
-        TypeError, ValueError: bits that are no such integers.
+        TypeError, ValueError: bits that are not integers in that range.
 
     >>> WageActivation()(torch.tensor([0.25, 3.0, -3.0]))
     tensor([ 0.2500,  0.9922, -0.9922])
@@ -158,7 +158,7 @@ class WageGradient:
         bits: of the weights' grid, 2 to 24.
 
     Raises:
-        TypeError, ValueError: bits that are no such integer.
+        TypeError, ValueError: bits that are not an integer in that range.
 
     >>> WageGradient()(torch.tensor([3e-9, -1e-9])).mul(128)
     tensor([ 0.8053, -0.2684])
