@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from lptensor.tensor import LPTensor
 
@@ -43,3 +44,20 @@ def made_by(function: Callable[[Tensor], Tensor], x: Tensor, given: object) -> T
         got = f"{made.dtype} of shape {tuple(made.shape)}" if isinstance(made, Tensor) else type(made).__name__
         raise TypeError(f"{given!r} must return a tensor like the {x.dtype} of {tuple(x.shape)} it gets, got {got}")
     return made
+
+
+def by_blocks(function: Callable[[Tensor], Tensor], x: Tensor, block_size: int) -> Tensor:
+    """What a function makes of blocks (..., blocks, block_size) of the last axis, zeros behind a short one; like x.
+
+    A block with NaN or an infinity becomes NaN, whatever the function makes of it.
+
+    >>> by_blocks(lambda blocks: blocks / blocks.sum(-1, keepdim=True), torch.tensor([1.0, 3.0, 5.0]), 2)
+    tensor([0.2500, 0.7500, 1.0000])
+    """
+    if x.numel() == 0:
+        return x.clone()
+    n = x.shape[-1] if x.dim() else 1
+    blocks = pad(x.reshape(*x.shape[:-1], n), (0, -n % block_size)).unflatten(-1, (-1, block_size))
+    finite = blocks.isfinite().all(-1, keepdim=True)
+    made = torch.where(finite, function(torch.where(finite, blocks, 0)), torch.nan)
+    return made.flatten(-2)[..., :n].reshape(x.shape)

@@ -30,5 +30,6 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "posit": recipes.posit,
     "wage": recipes.wage,
     "quartet": recipes.quartet,
+    "quartet2": recipes.quartet2,
     "unit_scaling": recipes.unit_scaling,
 }

@@ -275,7 +275,7 @@ WRONG: list[tuple[Callable[[], object], str]] = [
         r"roles are among weight, .* got \(\)",
     ),
     (lambda: lptensor.training.finish(None), "finish takes a torch.nn.Module, got NoneType"),  # type: ignore[type-var]
-    (lambda: lptensor.training.unit_scaling.activation_scale(nn.Softmax(-1)), "elementwise activation with a slope, got"),
+    (lambda: lptensor.training.unit_scaling.activation_scale(nn.Softmax(-1)), "activation with a slope, got Softmax"),
     (lambda: X.to_lp(Arithmetic(BF16), grad=BF16), "give nothing beside it"),  # type: ignore[attr-defined]
 ]
 

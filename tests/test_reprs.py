@@ -61,6 +61,8 @@ from lptensor.training import (
     Dynamic,
     DynamicFixedPoint,
     Flexpoint,
+    FourOverSix,
+    MSEden,
     Static,
     ThreeQuarters,
     WageActivation,
@@ -83,7 +85,15 @@ VALUES: list[Any] = [
     *(Gemm(), Gemm(E4M3, None, (E5M2, None), {"grad_weight": Hadamard(32, "random")})),
     *(Gemm(MXFP8_E4M3, (MXFP8_E5M2, MXFP8_E4M3), transform=Hadamard(32)), Operand(E4M3, "up"), Hadamard(32, "none", 5)),
     *(Automatic(E5M2), Dynamic(), Static(8.0), Blockwise(NF4, 64), LUQ(4, 2), S2FP8(rounding="stochastic"), SAWB()),
-    *(ThreeQuarters(), WageWeight(3), DoReFaGradient(4), quantizer(E4M3, backward_rounding="nearest")),
+    *(
+        FourOverSix(),
+        FourOverSix("stochastic"),
+        MSEden(),
+        ThreeQuarters(),
+        WageWeight(3),
+        DoReFaGradient(4),
+        quantizer(E4M3, backward_rounding="nearest"),
+    ),
 ]
 MODULES: list[Any] = [
     *(DoReFaWeight(4), DoReFaActivation(4), WageActivation(4, 6), Flexpoint(8, 3, beta=2.0, rounding="stochastic")),

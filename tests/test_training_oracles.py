@@ -29,7 +29,10 @@ ORACLES = {
     "Expansion": "states::test_an_expansion_is_the_sum_of_two_roundings",
     "Flexpoint": "formats::test_the_exponent_is_autoflexs",
     "FormatSchedule": "hbfp::test_accuracy_booster_widens_the_ends_always_and_everything_in_the_last_epoch",
+    "FourOverSix": "quartet2::test_each_block_ends_at_four_or_six_whichever_costs_less",
     "LossScaler": "loss_scaling::test_a_step_is_round_then_divide_by_hand",
+    "MSEden": "quartet2::test_scales_are_stretched_to_one_of_two_neighbours, "
+    "quartet2::test_ms_eden_is_unbiased_and_costs_less_than_stochastic_elements",
     "Madam": "dorefa_madam::test_steps_are_their_formula",
     "QuartetLinear": "quartet::test_the_forward_product_is_the_papers, "
     "quartet::test_gradients_are_those_of_the_rounded_operands_on_average_and_masked",
@@ -52,6 +55,7 @@ ORACLES = {
     "hbfp": "hbfp::test_stochastic_values_are_neighbours_with_the_right_mean",
     "wage": "wage::test_one_step_is_the_papers_bit_for_bit",
     "quartet": "quartet::test_the_forward_product_is_the_papers",
+    "quartet2": "quartet2::test_the_forward_product_is_of_four_over_six",
 }
 # What the common test knows forward only, since gradients are stochastic.
 BACKWARD = {

@@ -52,7 +52,9 @@ from lptensor.training import (
     DynamicFixedPoint,
     Expansion,
     Flexpoint,
+    FourOverSix,
     Madam,
+    MSEden,
     Recipe,
     Static,
     Technique,
@@ -393,6 +395,7 @@ def test_all_train_a_network_and_resume_bit_for_bit(name: str) -> None:
             "wage": lambda: SGD(params, lr=8.0),
             "unit_scaling": lambda: Adam(params, lr=0.03),
             "quartet": lambda: SGD(params, lr=1.0, momentum=0.5),
+            "quartet2": lambda: SGD(params, lr=1.0, momentum=0.5),
         }
         optim = others.get(name, lambda: SGD(params, lr=0.3, momentum=0.5))()
         return net, recipe.optimizer(optim), recipe.scaler()
@@ -640,7 +643,7 @@ def test_wage_leaves_a_model_alone_that_its_grid_cannot_hold() -> None:
     assert list(net.state_dict()) == list(before) and torch.equal(net[1].weight, before["1.weight"])
 
 
-@pytest.mark.parametrize("name", ["gupta", "quartet", "unit_scaling", "hbfp", "wage"])
+@pytest.mark.parametrize("name", ["gupta", "quartet", "quartet2", "unit_scaling", "hbfp", "wage"])
 def test_models_of_half_precision_are_refused_before_they_change(name: str) -> None:
     net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2, dtype=torch.bfloat16))
     before = copy.deepcopy(net.state_dict())
@@ -731,7 +734,7 @@ def test_an_lptensor_model_multiplies_as_the_changed_layers_do(name: str) -> Non
     assert torch.equal(y.dequantize(), one_step(RECIPES[name](), x, w, torch.zeros(9, 5))[0])
 
 
-@pytest.mark.parametrize("name", ["hbfp", "s2fp8", "gupta", "wage", "quartet", "unit_scaling"])
+@pytest.mark.parametrize("name", ["hbfp", "s2fp8", "gupta", "wage", "quartet", "quartet2", "unit_scaling"])
 def test_a_recipe_without_an_arithmetic_says_so(name: str) -> None:
     with pytest.raises(ValueError, match=r"no arithmetic; let recipe.model\(model\) do it"):
         _ = RECIPES[name]().arithmetic
@@ -802,6 +805,8 @@ MAKE: list[Callable[[], Callable[[Tensor], Tensor]]] = [
     LUQ,
     S2FP8,
     SAWB,
+    FourOverSix,
+    MSEden,
     ThreeQuarters,
     WageActivation,
     WageError,

@@ -56,4 +56,5 @@ PAPERS = (
     _row("quartet", "2505.14669", _Apply(recipes.quartet)),
     _row("mxfp8", "2506.08027", _Apply(recipes.mxfp8)),
     _row("nvfp4", "2509.25149", _Apply(recipes.nvfp4)),
+    _row("quartet2", "2601.22813", _Apply(recipes.quartet2)),
 )

@@ -15,6 +15,7 @@ from lptensor.training.dorefa import (
 )
 from lptensor.training.expansion import Expansion as Expansion
 from lptensor.training.flexpoint import Flexpoint as Flexpoint
+from lptensor.training.four_over_six import FourOverSix as FourOverSix
 from lptensor.training.halp import HALP as HALP
 from lptensor.training.hbfp import HBFP as HBFP, hbfp_widths as hbfp_widths
 from lptensor.training.loss_scaling import (
@@ -25,6 +26,7 @@ from lptensor.training.loss_scaling import (
 )
 from lptensor.training.luq import LUQ as LUQ
 from lptensor.training.madam import Madam as Madam
+from lptensor.training.ms_eden import MSEden as MSEden
 from lptensor.training.qat import finish as finish, prepare as prepare
 from lptensor.training.quartet import QuartetLinear as QuartetLinear
 from lptensor.training.recipes import Recipe as Recipe
@@ -59,7 +61,9 @@ __all__ = [
     "Expansion",
     "Flexpoint",
     "FormatSchedule",
+    "FourOverSix",
     "LossScaler",
+    "MSEden",
     "Madam",
     "QuartetLinear",
     "Recipe",

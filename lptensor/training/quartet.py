@@ -1,8 +1,9 @@
-"""Quartet: all three products of a linear layer in MXFP4, the forward one clipped where that costs least."""
+"""Quartet: all three products of a linear layer in 4 bits, those of the backward pass unbiased."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
@@ -25,6 +26,7 @@ BLOCK = 32
 # Over its standard deviation, where a normal variable is clipped for the least square error of E2M1 (the authors').
 CLIP = 2.92247856
 _FORWARD, _BACKWARD = Hadamard(BLOCK, "none"), Hadamard(BLOCK, "random")
+_OWN = _FORWARD.apply  # its own inverse
 
 
 def clipped_mxfp4(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -49,6 +51,32 @@ def clipped_mxfp4(x: Tensor) -> tuple[Tensor, Tensor]:
     return values.flatten(-2), (scaled.abs() < E2M1.max).flatten(-2)
 
 
+@dataclass(frozen=True)
+class _Rounds:
+    """What the operands of each product go through."""
+
+    unbiased: Round
+    operand: Round | None
+    transform: Hadamard
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """An operand of the forward product, and where its gradient passes."""
+        if self.operand is None:
+            return clipped_mxfp4(_OWN(x, None))
+        return made_by(self.operand, x, self.operand), torch.ones_like(x, dtype=torch.bool)
+
+    def back(self, gradient: Tensor, inside: Tensor, width: int) -> Tensor:
+        """The gradient of what became that operand."""
+        gradient = gradient * inside
+        return gradient if self.operand is not None else _OWN(gradient, None)[:, :width]
+
+    def turned(self, a: Tensor, b: Tensor) -> Tensor:
+        """a @ b.T, both turned by the same signs and rounded along the axis they share."""
+        signs = self.transform.draw(a)
+        first, second = (made_by(self.unbiased, self.transform.apply(t, signs), self.unbiased) for t in (a, b))
+        return first @ second.T
+
+
 class _Products(torch.autograd.Function):
     """x (n, in) and w (out, in) to x w.T; the gradients are those of the rounded operands, masked."""
 
@@ -56,13 +84,13 @@ class _Products(torch.autograd.Function):
 
     @staticmethod
     @_compat.known_signature
-    def forward(x: Tensor, w: Tensor, unbiased: Round) -> tuple[Tensor, ...]:
-        (qx, inside_x), (qw, inside_w) = (clipped_mxfp4(_FORWARD.apply(t, None)) for t in (x, w))
+    def forward(x: Tensor, w: Tensor, rounds: _Rounds) -> tuple[Tensor, ...]:
+        (qx, inside_x), (qw, inside_w) = map(rounds.forward, (x, w))
         return qx @ qw.T, qx, inside_x, qw, inside_w
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: tuple[Tensor, ...]) -> None:
-        ctx.width, ctx.unbiased = inputs[0].shape[1], inputs[2]
+        ctx.width, ctx.rounds = inputs[0].shape[1], inputs[2]
         ctx.mark_non_differentiable(*output[1:])
         ctx.save_for_backward(*output[1:])
         ctx.set_materialize_grads(False)
@@ -73,24 +101,14 @@ class _Products(torch.autograd.Function):
         if grad is None:
             return None, None, None
         qx, inside_x, qw, inside_w = ctx.saved_tensors
-
-        def back(masked: Tensor) -> Tensor:  # the forward transform is its own inverse
-            return _FORWARD.apply(masked, None)[:, : ctx.width]
-
-        of_x, of_w = _turned(grad, qw.T, ctx.unbiased), _turned(grad.T, qx.T, ctx.unbiased)
-        return back(of_x * inside_x), back(of_w * inside_w), None
+        rounds: _Rounds = ctx.rounds
+        of_x, of_w = rounds.turned(grad, qw.T), rounds.turned(grad.T, qx.T)
+        return rounds.back(of_x, inside_x, ctx.width), rounds.back(of_w, inside_w, ctx.width), None
 
 
 @_compat.break_graph
-def _products(x: Tensor, w: Tensor, unbiased: Round) -> Tensor:
-    return _Products.apply(x, w, unbiased)[0]  # type: ignore[no-any-return, no-untyped-call]
-
-
-def _turned(a: Tensor, b: Tensor, unbiased: Round) -> Tensor:
-    """a @ b.T, both turned by the same random signs and rounded along the axis they share."""
-    signs = _BACKWARD.draw(a)
-    first, second = (made_by(unbiased, _BACKWARD.apply(t, signs), unbiased) for t in (a, b))
-    return first @ second.T
+def _products(x: Tensor, w: Tensor, rounds: _Rounds) -> Tensor:
+    return _Products.apply(x, w, rounds)[0]  # type: ignore[no-any-return, no-untyped-call]
 
 
 class QuartetLinear(nn.Linear):
@@ -99,17 +117,22 @@ class QuartetLinear(nn.Linear):
     Forward, input and weight go through a Hadamard transform of blocks of 32 features and are
     rounded by ``clipped_mxfp4``. Backward, the rounded operands and the gradient go through another,
     of fresh random signs, along the axis that each product sums over, and are rounded by ``unbiased``,
-    a function such as ``ThreeQuarters()``; gradients of what was clipped are zero. Axes that are not multiples of 32
-    count as if zeros followed. The bias is added, and gets its gradient, in full.
+    a function such as ``ThreeQuarters()``; gradients of what was clipped are zero. Axes that are not multiples of a
+    transform's block count as if zeros followed. The bias is added, and gets its gradient, in full.
+
+    Quartet II (2601.22813) is ``unbiased=MSEden(), operand=FourOverSix(), transform=Hadamard(128, "random")``.
 
     Args:
         in_features, out_features, bias: as of ``nn.Linear``.
         unbiased: a function of a tensor (rows, contraction) that returns one of the same shape and dtype.
+        operand: another such function rounds input and weight of the forward product, which then go through no
+            transform; its derivative is taken to be one.
+        transform: what the operands of backward products go through.
         made: what else ``nn.Linear`` takes: ``device`` and ``dtype``.
 
     Raises:
         TypeError: an input that is not float32 or float64, LPTensors with operands or an accumulator of their own; an
-            ``unbiased`` that cannot be called, or that returns something else.
+            ``unbiased`` or ``operand`` that cannot be called, or that returns something else; another transform.
 
     >>> from lptensor.training import ThreeQuarters
     >>> layer = QuartetLinear(64, 3, unbiased=ThreeQuarters())
@@ -118,12 +141,27 @@ class QuartetLinear(nn.Linear):
     """
 
     unbiased: Round
+    operand: Round | None = None
+    transform: Hadamard = _BACKWARD
 
-    def __init__(self, in_features: int, out_features: int, bias: bool = True, *, unbiased: Round, **made: Any) -> None:
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        unbiased: Round,
+        operand: Round | None = None,
+        transform: Hadamard = _BACKWARD,
+        **made: Any,
+    ) -> None:
         super().__init__(in_features, out_features, bias, **made)
-        if not callable(unbiased) or isinstance(unbiased, type):
-            raise TypeError(f"unbiased must be a function of a tensor, such as ThreeQuarters(), got {unbiased!r}")
-        self.unbiased = unbiased
+        for name, function in (("unbiased", unbiased), ("operand", operand)):
+            if (function is not None or name == "unbiased") and (not callable(function) or isinstance(function, type)):
+                raise TypeError(f"{name} must be a function of a tensor, such as ThreeQuarters(), got {function!r}")
+        if not isinstance(transform, Hadamard):
+            raise TypeError(f"transform must be a Hadamard(block_size, signs), got {transform!r}")
+        self.unbiased, self.operand, self.transform = unbiased, operand, transform
 
     def forward(self, input: Tensor) -> Tensor:
         """``input`` (..., in_features), times the weight, as (..., out_features).
@@ -137,7 +175,7 @@ class QuartetLinear(nn.Linear):
         flat = x.reshape(-1, x.shape[-1])
         if flat.shape[0] == 0:
             return linear(input, self.weight, self.bias)
-        y: Any = _products(flat, w, self.unbiased)
+        y: Any = _products(flat, w, _Rounds(self.unbiased, self.operand, self.transform))
         y = y.unflatten(0, x.shape[:-1]) if x.dim() > 1 else y.squeeze(0)
         y = y if low is None else y.to_lp(low.arithmetic)
         return y if self.bias is None else y + self.bias  # type: ignore[no-any-return]
@@ -148,8 +186,8 @@ def _check_alone(arithmetic: Arithmetic) -> None:
         raise TypeError(f"Quartet rounds operands itself, and takes no LPTensors with products of {arithmetic!r}")
 
 
-def quartet_layers(model: nn.Module, unbiased: Round, exempt: Sequence[str] = ()) -> None:
-    """Let every ``nn.Linear`` multiply as a ``QuartetLinear``."""
+def quartet_layers(model: nn.Module, exempt: Sequence[str] = (), **rounds: Any) -> None:
+    """Let every ``nn.Linear`` multiply as a ``QuartetLinear`` that is given these functions."""
     chosen = layers_of(model, exempt, (nn.Linear,))
     for path, module in chosen.items():
         if type(module) is not nn.Linear:
@@ -162,4 +200,4 @@ def quartet_layers(model: nn.Module, unbiased: Round, exempt: Sequence[str] = ()
         if is_low(weight):
             _check_alone(weight.arithmetic)
     for module in chosen.values():
-        become(module, QuartetLinear, unbiased=unbiased)
+        become(module, QuartetLinear, **rounds)

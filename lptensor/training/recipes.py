@@ -28,9 +28,11 @@ from lptensor.rounding import Mode, Rounding, as_rounding
 from lptensor.scaling import PER_TENSOR, CurrentMaximum, DelayedMaximum, Tile
 from lptensor.training.blockwise import Blockwise
 from lptensor.training.dorefa import DoReFaActivation, DoReFaGradient, DoReFaWeight
+from lptensor.training.four_over_six import FourOverSix
 from lptensor.training.hbfp import HBFP
 from lptensor.training.loss_scaling import Automatic, Dynamic, LossScaler, Static, as_policy
 from lptensor.training.luq import LUQ
+from lptensor.training.ms_eden import MSEden
 from lptensor.training.quartet import quartet_layers
 from lptensor.training.round_layers import Make, check_unrounded, round_each, round_layers
 from lptensor.training.s2fp8 import S2FP8
@@ -66,6 +68,7 @@ __all__ = [
     "nvfp4",
     "posit",
     "quartet",
+    "quartet2",
     "s2fp8",
     "unit_scaling",
     "wage",
@@ -490,7 +493,34 @@ def quartet(exempt: Exempt = ()) -> Recipe:
 
 
 def _quartet(model: nn.Module, exempt: Exempt) -> None:
-    quartet_layers(model, ThreeQuarters(), exempt)
+    quartet_layers(model, exempt, unbiased=ThreeQuarters())
+
+
+def quartet2(hadamard: int = 128, exempt: Exempt = ()) -> Recipe:
+    """NVFP4 in all three products of ``nn.Linear``: Panferov et al., Quartet II (2601.22813).
+
+    Forward to nearest, by ``FourOverSix``; backward the rounded operands and the gradient are rounded again by
+    ``MSEden``, which is unbiased, after a Hadamard transform of random signs. Weights stay fp32.
+
+    Args:
+        hadamard: the width of the transform, a multiple of 16: 128 in its authors' kernels, 32 in their experiments.
+        exempt: paths of layers to leave alone, as ``exempt`` of ``lower``.
+
+    Raises:
+        TypeError, ValueError: an ``exempt`` that is not a list, a width that ``Hadamard`` refuses, or below 16.
+
+    >>> model = quartet2().model(nn.Sequential(nn.Linear(64, 8), nn.ReLU()))
+    >>> type(model[0]).__name__
+    'QuartetLinear'
+    """
+    transform = Hadamard(hadamard, "random")
+    if hadamard < MSEden.block_size:
+        raise ValueError(f"hadamard must be a power of two from {MSEden.block_size} to 1024, got {hadamard}")
+    return Recipe(change=_With(_quartet2, (transform,)), exempt=exempt)
+
+
+def _quartet2(model: nn.Module, exempt: Exempt, transform: Hadamard) -> None:
+    quartet_layers(model, exempt, unbiased=MSEden(), operand=FourOverSix(), transform=transform)
 
 
 def nvfp4(exempt: Exempt = ()) -> Recipe:

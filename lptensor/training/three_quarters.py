@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from lptensor.formats import E2M1, set_int
-from lptensor.of_values import of_values
+from lptensor.of_values import by_blocks, of_values
 from lptensor.ops import check_roundable, round_fresh
 from lptensor.rounding import Mode, Rounding
 
@@ -47,13 +46,10 @@ class ThreeQuarters:
     @of_values
     def __call__(self, x: Tensor) -> Tensor:
         check_roundable(x, E2M1)
-        if x.numel() == 0 or x.dim() == 0:
-            return self(x.view(1)).view(()) if x.numel() else x.clone()
-        n = x.shape[-1]
-        blocks = pad(x, (0, -n % self.block_size)).unflatten(-1, (-1, self.block_size))
+        return by_blocks(self._round, x, self.block_size)
+
+    def _round(self, blocks: Tensor) -> Tensor:
         largest = blocks.abs().amax(-1, keepdim=True)
         exponent = torch.frexp(largest).exponent - 1 - 2
         scale = torch.ldexp(torch.ones_like(largest), exponent.clamp(-126, 126))
-        rounded = round_fresh(blocks / scale * 0.75, E2M1, Rounding(Mode.STOCHASTIC)) * scale * (4 / 3)
-        rounded = torch.where(largest.isfinite(), rounded, torch.full_like(rounded, torch.nan))
-        return rounded.flatten(-2)[..., :n].contiguous()
+        return round_fresh(blocks / scale * 0.75, E2M1, Rounding(Mode.STOCHASTIC)) * scale * (4 / 3)
