@@ -58,7 +58,7 @@ def test_a_vmap_of_grad_gives_the_gradients_of_each_sample(name: str) -> None:
             assert torch.equal(each[key][i], w), (i, key)
 
 
-@pytest.mark.parametrize("name", ["hbfp", "dorefa", "quartet", "unit_scaling"])
+@pytest.mark.parametrize("name", ["hbfp", "dorefa", "quartet", "quartet2", "unit_scaling"])
 def test_what_draws_or_turns_asks_for_samples_of_their_own(name: str) -> None:
     parameters, loss = network(name)
     x, target = batch()
