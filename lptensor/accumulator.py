@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -57,7 +58,8 @@ class Accumulator:
         alignment: for the order "aligned", how many binary places below the largest exponent are kept.
         operands: for the order "aligned", the format that the factors of products are in, or a pair; it gives
             the exponent of their subnormal numbers. None means that no number is subnormal. Nothing is rounded
-            to it. The terms of a sum are not factors, and gradients are in neither format.
+            to it. The terms of a sum are not factors, and gradients are in neither format. An ``Arithmetic`` fills in
+            what its ``Gemm`` rounds to, and what an LPTensor is in.
         wrap: what leaves the range of a ``FixedPoint`` sum comes in again at the other end, like integers in
             two's complement. This is exact while each product (in the order "exact" the sum)
             is below 2**52 steps of the format; an infinity becomes NaN.
@@ -165,8 +167,7 @@ class Accumulator:
 
         Of formats other than ``ScalarFormat``, nothing is known.
         """
-        first, second = (format if isinstance(format, ScalarFormat) else None for format in (a, b))
-        return self._for_operands(lambda own: (own[0] or first, own[1] or second))
+        return _of_factors(self, a, b)
 
     def naming(self, first: bool, second: bool) -> Accumulator:
         """The same where ``operands`` goes for these factors alone: a gradient, say, is in no format that it names."""
@@ -241,6 +242,12 @@ class Accumulator:
                 value = value[0]
             shown.append(f"{f.name}={value!r}")
         return f"Accumulator({', '.join(shown)})"
+
+
+@lru_cache(maxsize=256)  # asked for at every product
+def _of_factors(accumulator: Accumulator, a: Format | None, b: Format | None) -> Accumulator:
+    first, second = (format if isinstance(format, ScalarFormat) else None for format in (a, b))
+    return accumulator._for_operands(lambda own: (own[0] or first, own[1] or second))
 
 
 _DEFAULTS = dict(

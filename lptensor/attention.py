@@ -6,16 +6,19 @@ It stands for PyTorch's fused kernel on the CPU: what is between the products st
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from lptensor.base import Format
 from lptensor.multiply import Multiply
 from lptensor.operands import Product
 
 
 def forward(
     multiply: Multiply,
+    formats: Sequence[Format | None],
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -25,15 +28,20 @@ def forward(
     attn_mask: Tensor | None = None,
     scale: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The output, and the logsumexp of the scores that the backward pass asks for."""
+    """The output, and the logsumexp of the scores that the backward pass asks for.
+
+    ``formats`` are those of the three tensors.
+    """
     _check(multiply, query, key, dropout_p)
-    scores = _scores(multiply, query, key, is_causal, attn_mask, scale)
+    q, k, v = formats
+    scores = _scores(multiply.of(Product.FORWARD, 0, (q, k)), query, key, is_causal, attn_mask, scale)
     weights, logsumexp = _softmax(multiply, scores)
-    return multiply.of(Product.FORWARD).matmul(weights, value), logsumexp
+    return multiply.of(Product.FORWARD, 0, (None, v)).matmul(weights, value), logsumexp
 
 
 def backward(
     multiply: Multiply,
+    formats: Sequence[Format | None],
     grad: Tensor,
     query: Tensor,
     key: Tensor,
@@ -46,14 +54,15 @@ def backward(
     attn_mask: Tensor | None = None,
     scale: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of query, key and value."""
-    scores = _scores(multiply, query, key, is_causal, attn_mask, scale)
+    """The gradients of query, key and value; ``formats`` are those of what comes in and of these three."""
+    g, q, k, v = formats
+    scores = _scores(multiply.of(Product.FORWARD, 0, (q, k)), query, key, is_causal, attn_mask, scale)
     weights, _ = _softmax(multiply, scores)  # of the logsumexp, where scores are large, they would lose digits
-    of_value = multiply.of(Product.GRAD_WEIGHT, 1).matmul(weights.mT, grad)
-    of_weights = multiply.of(Product.GRAD_INPUT, 0).matmul(grad, value.mT)
+    of_value = multiply.of(Product.GRAD_WEIGHT, 1, (None, g)).matmul(weights.mT, grad)
+    of_weights = multiply.of(Product.GRAD_INPUT, 0, (g, v)).matmul(grad, value.mT)
     of_scores = weights * (of_weights - multiply.sum(weights * of_weights, -1, True)) * _scale(query, scale)
-    of_query = multiply.of(Product.GRAD_INPUT, 0).matmul(of_scores, key)
-    return of_query, multiply.of(Product.GRAD_WEIGHT, 0).matmul(of_scores.mT, query), of_value
+    of_query = multiply.of(Product.GRAD_INPUT, 0, (None, k)).matmul(of_scores, key)
+    return of_query, multiply.of(Product.GRAD_WEIGHT, 0, (None, q)).matmul(of_scores.mT, query), of_value
 
 
 def _scale(query: Tensor, scale: float | None) -> float:
@@ -63,7 +72,7 @@ def _scale(query: Tensor, scale: float | None) -> float:
 def _scores(
     multiply: Multiply, query: Tensor, key: Tensor, is_causal: bool, mask: Tensor | None, scale: float | None
 ) -> Tensor:
-    scores = multiply.of(Product.FORWARD).matmul(query, key.mT) * _scale(query, scale)
+    scores = multiply.matmul(query, key.mT) * _scale(query, scale)
     if is_causal:
         seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
         scores = scores.masked_fill(~seen, -math.inf)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lptensor.accumulator import Accumulator
+from lptensor.base import Format
 from lptensor.full_fp32 import in_full_fp32
 from lptensor.gemm import gemm
 from lptensor.hadamard import Hadamard
@@ -25,16 +26,20 @@ class Multiply:
         accumulator: what adds up the products; None for torch's own kernels.
         product: None for a product of none of the three kinds, whose operands are kept.
         gradient: the place of the gradient among the two operands.
+        formats: what the left and the right operand are in as they come; None where that is unknown.
     """
 
     gemm: Gemm | None
     accumulator: Accumulator | None
     product: Product | None = Product.FORWARD
     gradient: int = 0
+    formats: tuple[Format | None, ...] = (None, None)
 
-    def of(self, product: Product | None, gradient: int = 0) -> Multiply:
+    def of(
+        self, product: Product | None, gradient: int = 0, formats: tuple[Format | None, ...] = (None, None)
+    ) -> Multiply:
         """The same for another product."""
-        return replace(self, product=product, gradient=gradient)
+        return Multiply(self.gemm, self.accumulator, product, gradient, formats)
 
     @property
     def asks(self) -> bool:
@@ -66,15 +71,23 @@ class Multiply:
 
         The formats that it names itself are those of an input and a weight; gradients are in none of them.
         """
-        if self.accumulator is None or self.product is None:
-            return self.accumulator and self.accumulator.naming(False, False)
         named = self.accumulator
-        if self.product is not Product.FORWARD:
+        if named is None:
+            return None
+        if self.product is None:
+            named = named.naming(False, False)
+        elif self.product is not Product.FORWARD:
             place = 0 if self.product is Product.GRAD_INPUT else 1  # whose the gradient takes: g w' and x' g
             named = named.naming(place == 1, place == 0)
             named = named if self.gradient == place else named.turned
-        a, b = (operand.format if operand is not None and operand.elementwise else None for operand in self.pair)
+        a, b = map(self._multiplied, self.pair, self.formats)
         return named.of_factors(a, b)
+
+    def _multiplied(self, operand: Operand | None, format: Format | None) -> Format | None:
+        """What an operand is in when it is multiplied, if it comes in a format."""
+        if operand is None:
+            return format if self.transform is None else None
+        return operand.format if operand.elementwise else None
 
     @property
     def transform(self) -> Hadamard | None:

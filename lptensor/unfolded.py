@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lptensor.base import Format
 from lptensor.multiply import Multiply
 from lptensor.operands import Product
 
@@ -81,12 +82,23 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, form: Form) -> None:
 
 
 def backward(
-    multiply: Multiply, grad: Tensor, x: Tensor, weight: Tensor, form: Form, mask: Sequence[bool]
+    multiply: Multiply,
+    formats: Sequence[Format | None],
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    form: Form,
+    mask: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """aten::convolution_backward with the operands of each of its products rounded."""
+    """aten::convolution_backward with the operands of each of its products rounded; ``formats`` are theirs."""
     form = form.spread(x.dim() - 2)
-    of_input = _grad_input(multiply.of(Product.GRAD_INPUT), grad, x, weight, form) if mask[0] else None
-    of_weight = _grad_weight(multiply, grad, x, weight, form) if mask[1] else None
+    of_grad, of_x, of_w = formats
+    for_input = multiply.of(Product.GRAD_INPUT, 0, (of_grad, of_w))
+    for_weight = multiply.of(Product.GRAD_WEIGHT, 0, (of_grad, of_x))
+    if form.transposed:
+        for_weight = multiply.of(Product.GRAD_WEIGHT, 1, (of_x, of_grad))
+    of_input = _grad_input(for_input, grad, x, weight, form) if mask[0] else None
+    of_weight = _grad_weight(for_weight, grad, x, weight, form) if mask[1] else None
     return of_input, of_weight, multiply.sum(grad, [0, *range(2, grad.dim())]) if mask[2] else None
 
 
@@ -106,7 +118,6 @@ def _grad_input(multiply: Multiply, grad: Tensor, x: Tensor, weight: Tensor, for
 
 
 def _grad_weight(multiply: Multiply, grad: Tensor, x: Tensor, weight: Tensor, form: Form) -> Tensor:
-    multiply = multiply.of(Product.GRAD_WEIGHT, 1 if form.transposed else 0)
     if multiply.elementwise:
         gradient, other = multiply.of(Product.GRAD_WEIGHT).pair
         grad, x, multiply = multiply.round(grad, gradient), multiply.round(x, other), multiply.rounded

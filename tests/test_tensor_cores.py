@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -14,7 +15,9 @@ import lptensor
 from lptensor.accumulator import Accumulator
 from lptensor.arithmetic import Arithmetic
 from lptensor.base import ScalarFormat
+from lptensor.blocks import MXFP8_E4M3
 from lptensor.formats import BF16, E4M3, E5M2, FP16, FP32, TF32, FloatingPoint
+from lptensor.hadamard import Hadamard
 from lptensor.hardware_sums import _TENSOR_CORES, tensor_core
 from lptensor.operands import Gemm
 from lptensor.tensor import LPTensor
@@ -193,6 +196,149 @@ def test_a_gemm_names_what_an_accumulator_does_not() -> None:
     a, w = spread(20, 96).sign() * 2.0**-16, spread(8, 96) * 2.0**3
     linear.weight.data = w
     assert same(linear(a).detach(), of_hardware(a, w.T))
+
+
+def test_products_of_tensors_in_a_format_add_up_as_mma_sim_does() -> None:
+    """Subnormal numbers times large ones, which cancel, beside what they cut off; a gradient in E5M2 too."""
+    core, of_gradient = WGMMA("Hopper", "m64n8k32.f32.e4m3.e4m3"), WGMMA("Hopper", "m64n8k32.f32.e5m2.e4m3")
+    arithmetic = Arithmetic(E4M3, E5M2, accumulator=tensor_core("hopper_fp8"))
+    a, b = torch.full((64, 32), 2.0**-6), torch.full((32, 8), 2.0**-6)
+    a[:, :2], b[:2] = torch.tensor([2.0**-9, -(2.0**-9)]), 2.0**8
+    y = low(a, arithmetic) @ low(b, arithmetic)
+    zero = torch.zeros(64, 8)
+    wanted = core(a.to(torch.float8_e4m3fn), b.to(torch.float8_e4m3fn), zero)
+    assert same(plain(y), wanted.to(torch.float8_e4m3fn).float())
+    assert not same(plain(y), lptensor.round(lptensor.matmul(a, b, tensor_core("hopper_fp8")), E4M3))
+    g, w = torch.full((64, 32), 2.0**-14), torch.full((8, 32), 2.0**-6)
+    g[:, :2], w[:, :2] = torch.tensor([2.0**-16, -(2.0**-16)]), 2.0**8
+    x = low(torch.zeros(64, 8), arithmetic).requires_grad_()
+    (x @ low(w, arithmetic)).backward(g)
+    assert x.grad is not None
+    wanted = of_gradient(g.to(torch.float8_e5m2), w.mT.to(torch.float8_e4m3fn), zero)
+    assert same(plain(x.grad), wanted.to(torch.float8_e5m2).float())
+    assert not same(plain(x.grad), lptensor.round(lptensor.matmul(g, w.mT, tensor_core("hopper_fp8")), E5M2))
+
+
+COARSE = Accumulator(FP32, chunk=8, order="aligned", rounding="toward_zero", alignment=1)
+TOLD = Gemm((E4M3, E4M3), (E5M2, E4M3), (E5M2, E4M3))  # which changes no number of tensors that are in these formats
+F = torch.nn.functional
+PRODUCTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mm": lambda a, b: a @ b,
+    "addmm": lambda a, b: torch.addmm(torch.full((5,), 2.0**-9), a, b),
+    "scaled addmm": lambda a, b: torch.addmm(torch.full((5,), 2.0**-9), a, b, alpha=2),
+    "mv": lambda a, b: a @ b[:, 0],
+    "dot": lambda a, b: a[0] @ b[:, 0],
+    "bmm": lambda a, b: torch.bmm(a.reshape(2, 8, 6), b.reshape(2, 6, 5)),
+    "baddbmm": lambda a, b: torch.baddbmm(torch.full((8, 5), 2.0**-9), a.reshape(2, 8, 6), b.reshape(2, 6, 5)),
+    "addbmm": lambda a, b: torch.addbmm(torch.full((8, 5), 2.0**-9), a.reshape(2, 8, 6), b.reshape(2, 6, 5)),
+    "linear": lambda a, b: F.linear(a, b.mT),
+    "einsum": lambda a, b: torch.einsum("ij,jk->ki", a, b),
+    "conv": lambda a, b: F.conv1d(a.reshape(2, 4, 12), b.reshape(5, 4, 3)),
+    "conv in groups": lambda a, b: F.conv1d(a.reshape(2, 4, 12), b.reshape(10, 2, 3), groups=2),
+    "transposed conv": lambda a, b: F.conv_transpose1d(a.reshape(2, 4, 12), b.reshape(4, 5, 3), stride=2),
+}
+
+
+def multiplied(name: str, small: int, arithmetic: Arithmetic, compiled: bool = False) -> list[Tensor]:
+    """A product and the gradient of each factor, where one of two operands has subnormal numbers, the other large ones.
+
+    Args:
+        small: which factor has the subnormal numbers.
+    """
+    product, g = PRODUCTS[name], torch.Generator().manual_seed(0)
+
+    def some(shape: Sequence[int], exponent: int) -> Tensor:
+        return torch.randint(-3, 4, shape, generator=g) * torch.exp2(
+            torch.randint(exponent, exponent + 2, shape, generator=g)
+        )
+
+    a, b = (some(shape, -9 if i == small else 4) for i, shape in enumerate(((8, 12), (12, 5))))
+    found: list[Tensor] = []
+    for i in range(2):
+        factors = low(a, arithmetic).requires_grad_(), low(b, arithmetic).requires_grad_()
+        y = (torch.compile(product, backend="aot_eager", fullgraph=True) if compiled else product)(*factors)
+        y.backward(some(y.shape, -16 if i == small else 4))
+        of_factor = factors[i].grad
+        assert of_factor is not None
+        found += [plain(y)] * (i == 0) + [plain(of_factor)]
+    return found
+
+
+@pytest.mark.parametrize("small", [0, 1])
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_a_product_knows_what_its_tensors_are_in(name: str, small: int) -> None:
+    found = multiplied(name, small, Arithmetic(E4M3, E5M2, accumulator=COARSE))
+    wanted = multiplied(name, small, Arithmetic(E4M3, E5M2, operands=TOLD, accumulator=COARSE))
+    assert all(map(same, found, wanted))
+    unknown = multiplied(name, small, Arithmetic(FP32, accumulator=COARSE))
+    unchanged = [same(x, lptensor.round(y, f)) for x, y, f in zip(found, unknown, (E4M3, E5M2, E5M2), strict=True)]
+    assert unchanged == [False, name in ("mv", "dot"), name == "dot"]  # which have gradients of one term
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # within torch's own compiler
+@pytest.mark.parametrize("name", ["linear", "baddbmm", "conv", "transposed conv"])
+def test_a_compiled_product_knows_what_its_tensors_are_in(name: str) -> None:
+    arithmetic = Arithmetic(E4M3, E5M2, accumulator=COARSE)
+    assert all(map(same, multiplied(name, 0, arithmetic, compiled=True), multiplied(name, 0, arithmetic)))
+
+
+@pytest.mark.parametrize("small", ["query", "key", "value", "gradient"])
+def test_attention_knows_what_its_tensors_are_in(small: str) -> None:
+    """Of its weights, which stay unrounded between its products, that is unknown."""
+    g = torch.Generator().manual_seed(0)
+    least = {"query": -9, "key": -9, "value": -9, "gradient": -16}
+    q, k, v, grad = (
+        torch.randint(-3, 4, (1, 1, 4, 16), generator=g) * 2.0 ** (n if name == small else 3)
+        for name, n in least.items()
+    )
+    tensors = [low(x, Arithmetic(E4M3, E5M2, accumulator=COARSE)).requires_grad_() for x in (q, k, v)]
+    y = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*tensors)[0]
+
+    def product(a: Tensor, b: Tensor, *formats: ScalarFormat | None) -> Tensor:
+        return lptensor.matmul(
+            a, b, Accumulator(FP32, None, 8, "aligned", "toward_zero", alignment=1, operands=formats)
+        )
+
+    def total(x: Tensor) -> Tensor:
+        return lptensor.sum(x, -1, True, accumulator=COARSE)
+
+    scores = product(q, k.mT, E4M3, E4M3) / 4
+    each = (scores - scores.amax(-1, keepdim=True)).exp()
+    weights = each / total(each)
+    assert same(plain(y), lptensor.round(product(weights, v, None, E4M3), E4M3))
+    y.backward(grad)
+    of_weights = product(grad, v.mT, E5M2, E4M3)
+    of_scores = weights * (of_weights - total(weights * of_weights)) / 4
+    wanted = [
+        product(of_scores, k, None, E4M3),
+        product(of_scores.mT, q, None, E4M3),
+        product(weights.mT, grad, None, E5M2),
+    ]
+    for x, of_x in zip(tensors, wanted, strict=True):
+        assert x.grad is not None and same(plain(x.grad), lptensor.round(of_x, E5M2))
+
+
+def test_a_factor_that_is_plain_scaled_or_transformed_is_in_no_known_format() -> None:
+    """A small product is kept then, as the large ones that cancel count with no more than they are."""
+    row, column = torch.full((1, 4), 2.0**-9), torch.tensor([[2.0**5], [-(2.0**5)], [2.0**-2], [0.0]])
+    acc, turn = Accumulator(FP32, chunk=8, order="aligned", rounding="toward_zero", alignment=8), Hadamard(4, "none")
+
+    def product(a: Tensor, b: Tensor, format: ScalarFormat | None, operands: Gemm | None = None) -> float:
+        a = a if format is None else low(a, Arithmetic(format, operands=operands, accumulator=acc))
+        b = low(b, Arithmetic(FP32, operands=operands, accumulator=acc))
+        return plain(a @ b).item()
+
+    assert product(row, column, E4M3) == 0
+    assert product(row, column, None) == 2.0**-11
+    assert product(row, column, E4M3, Gemm((MXFP8_E4M3, None))) == 2.0**-11
+    first, second = (turn.apply(x, turn.draw(x)) for x in (row, column.mT))  # what the transform turns back
+    assert product(first, second.mT, E4M3, Gemm(transform=turn)) == 2.0**-11
+
+
+def low(x: Tensor, arithmetic: Arithmetic) -> Tensor:
+    made: Tensor = x.to_lp(arithmetic)  # type: ignore[attr-defined]
+    assert same(made.dequantize(), x)
+    return made
 
 
 def plain(x: Tensor) -> Tensor:
