@@ -871,6 +871,16 @@ def wraps_tensors(x: Tensor) -> bool:
     return is_traceable_wrapper_subclass(x)
 
 
+def weak_storage(x: Tensor) -> Any:
+    """What tells by ``expired()`` whether the memory of a tensor is free again, without keeping it.
+
+    Without it a study would take what lies there later for what did before.
+    """
+    from torch.multiprocessing.reductions import StorageWeakRef
+
+    return StorageWeakRef(x.untyped_storage())
+
+
 def is_view(x: Tensor) -> bool:
     """Whether a tensor looks at another's memory. Without it gradients in DDP's buckets look like any other."""
     return x._is_view()

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from lptensor.arithmetic import Arithmetic, promote, wider
-from lptensor.base import Format
 from lptensor.rules import Rule, argument
 
 Side = tuple[Arithmetic, bool]  # what values are on: an arithmetic, and whether its gradient side
@@ -89,11 +88,6 @@ def join_list(operands: Sequence[Any]) -> Arithmetic:
             "dequantize() for p in parameters]), by which clip_grads_with_norm_ clips them; LBFGS takes such within "
             "OptimLP(..., update='nearest')"
         ) from None
-
-
-def formats_of(*operands: Any) -> tuple[Format | None, ...]:
-    """What the values of each operand are in; None of a plain one, of which that is unknown."""
-    return tuple(x._arithmetic.sides[x._gradient][0] if hasattr(x, "_arithmetic") else None for x in operands)
 
 
 def direct(operands: Sequence[Any]) -> bool:

@@ -11,14 +11,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lptensor.base import Format
 from lptensor.multiply import Multiply
 from lptensor.operands import Product
 
 
 def forward(
     multiply: Multiply,
-    formats: Sequence[Format | None],
+    factors: Sequence[Tensor],
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -30,10 +29,11 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """The output, and the logsumexp of the scores that the backward pass asks for.
 
-    ``formats`` are those of the three tensors.
+    Args:
+        factors: the three tensors as they came to the op.
     """
     _check(multiply, query, key, dropout_p)
-    q, k, v = formats
+    q, k, v, *_ = factors
     scores = _scores(multiply.of(Product.FORWARD, 0, (q, k)), query, key, is_causal, attn_mask, scale)
     weights, logsumexp = _softmax(multiply, scores)
     return multiply.of(Product.FORWARD, 0, (None, v)).matmul(weights, value), logsumexp
@@ -41,7 +41,7 @@ def forward(
 
 def backward(
     multiply: Multiply,
-    formats: Sequence[Format | None],
+    factors: Sequence[Tensor],
     grad: Tensor,
     query: Tensor,
     key: Tensor,
@@ -54,8 +54,12 @@ def backward(
     attn_mask: Tensor | None = None,
     scale: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of query, key and value; ``formats`` are those of what comes in and of these three."""
-    g, q, k, v = formats
+    """The gradients of query, key and value.
+
+    Args:
+        factors: the incoming gradient and these three as they came to the op.
+    """
+    g, q, k, v, *_ = factors
     scores = _scores(multiply.of(Product.FORWARD, 0, (q, k)), query, key, is_causal, attn_mask, scale)
     weights, _ = _softmax(multiply, scores)  # of the logsumexp, where scores are large, they would lose digits
     of_value = multiply.of(Product.GRAD_WEIGHT, 1, (None, g)).matmul(weights.mT, grad)

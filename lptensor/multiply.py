@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,9 +14,12 @@ from lptensor.base import Format
 from lptensor.full_fp32 import in_full_fp32
 from lptensor.gemm import gemm
 from lptensor.hadamard import Hadamard
+from lptensor.observe import saying
 from lptensor.operands import Gemm, Operand, Product
 from lptensor.sums import add
 from lptensor.watch import tell
+
+Factors = tuple[Tensor | None, Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -26,20 +31,18 @@ class Multiply:
         accumulator: what adds up the products; None for torch's own kernels.
         product: None for a product of none of the three kinds, whose operands are kept.
         gradient: the place of the gradient among the two operands.
-        formats: what the left and the right operand are in as they come; None where that is unknown.
+        factors: the left and the right operand as they came to the op, None for what was made there.
     """
 
     gemm: Gemm | None
     accumulator: Accumulator | None
     product: Product | None = Product.FORWARD
     gradient: int = 0
-    formats: tuple[Format | None, ...] = (None, None)
+    factors: Factors = (None, None)
 
-    def of(
-        self, product: Product | None, gradient: int = 0, formats: tuple[Format | None, ...] = (None, None)
-    ) -> Multiply:
+    def of(self, product: Product | None, gradient: int = 0, factors: Factors = (None, None)) -> Multiply:
         """The same for another product."""
-        return Multiply(self.gemm, self.accumulator, product, gradient, formats)
+        return Multiply(self.gemm, self.accumulator, product, gradient, factors)
 
     @property
     def asks(self) -> bool:
@@ -80,14 +83,17 @@ class Multiply:
             place = 0 if self.product is Product.GRAD_INPUT else 1  # whose the gradient takes: g w' and x' g
             named = named.naming(place == 1, place == 0)
             named = named if self.gradient == place else named.turned
-        a, b = map(self._multiplied, self.pair, self.formats)
+        a, b = map(self._format, self.pair, self.factors)
         return named.of_factors(a, b)
 
-    def _multiplied(self, operand: Operand | None, format: Format | None) -> Format | None:
-        """What an operand is in when it is multiplied, if it comes in a format."""
-        if operand is None:
-            return format if self.transform is None else None
-        return operand.format if operand.elementwise else None
+    def _format(self, operand: Operand | None, factor: Any) -> Format | None:
+        """What a factor is in when it is multiplied; None where that is unknown, as of a plain one."""
+        if operand is not None:
+            return operand.format if operand.elementwise else None
+        if self.transform is not None or not hasattr(factor, "_arithmetic"):
+            return None
+        format: Format | None = factor._arithmetic.sides[factor._gradient][0]
+        return format
 
     @property
     def transform(self) -> Hadamard | None:
@@ -103,18 +109,20 @@ class Multiply:
 
     def operands(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         """``a`` (..., rows, k) and ``b`` (..., k, columns), transformed and rounded along k."""
-        left, right = self.pair
         rows, columns = a, b.mT
         if self.transform is not None:
             signs = self.transform.draw(a)
             rows, columns = self.transform.apply(rows, signs), self.transform.apply(columns, signs)
-        return self.round(rows, left), self.round(columns, right).mT
+        return self.round(rows, 0), self.round(columns, 1).mT
 
-    def round(self, x: Tensor, operand: Operand | None) -> Tensor:
-        """One operand, its contraction axis last."""
+    def round(self, x: Tensor, place: int) -> Tensor:
+        """The left operand (0) or the right one (1), its contraction axis last."""
+        operand = self.pair[place]
         if operand is None:
             return x
-        rounded = operand.quantize(x)
+        gradient = self.product is not Product.FORWARD and place == self.gradient
+        with nullcontext() if gradient else saying("operand", self.factors[place]):
+            rounded = operand.quantize(x)
         tell(rounded, operand.format, operand.rounding)
         return rounded
 

@@ -28,6 +28,7 @@ class Observer:
 
 
 _KEY = "lptensor.observe"  # who looks at the roundings of this thread, and of its backward passes
+_COPIES = "lptensor.copies"  # who follows the copies that it makes
 _lock = threading.Lock()
 _local = threading.local()
 anyone = 0  # contexts open on all threads: a rounding pays for one look at this
@@ -53,6 +54,25 @@ class observing:  # noqa: N801 - reads as a function
         close_on_thread(_KEY, self._observer)
         with _lock:
             anyone -= 1
+
+
+class following:  # noqa: N801 - reads as a function
+    """A context in which ``follower.copied(x, copy)`` hears where this thread takes the values of a tensor with it."""
+
+    def __init__(self, follower: Any) -> None:
+        self._follower = follower
+
+    def __enter__(self) -> None:
+        open_on_thread(_COPIES, self._follower)
+
+    def __exit__(self, *_: Any) -> None:
+        close_on_thread(_COPIES, self._follower)
+
+
+def copied(x: Tensor, copy: Tensor) -> None:
+    """Tell those who follow that a plain tensor stands for another."""
+    for follower in _compat.thread_local(_COPIES) or ():
+        follower.copied(x, copy)
 
 
 @contextmanager
@@ -84,9 +104,12 @@ def show(to: list[Observer], before: Tensor, after: Tensor, format: Any, roundin
 
 
 class about:  # noqa: N801 - reads as a function
-    """A context that says what is being rounded: "weight", "gradient", ..., of which parameter."""
+    """A context that says what is being rounded: "weight", "gradient", ..., of which parameter.
 
-    def __init__(self, what: str, of: Tensor) -> None:
+    Or an "operand" of a product that is no gradient, of the tensor that came to the op, None of what was made there.
+    """
+
+    def __init__(self, what: str, of: Tensor | None) -> None:
         self._said = what, of
 
     def __enter__(self) -> None:
@@ -97,12 +120,12 @@ class about:  # noqa: N801 - reads as a function
         _local.said = self._before
 
 
-def saying(what: str, of: Tensor) -> Any:
+def saying(what: str, of: Tensor | None) -> Any:
     """``about(what, of)`` if there is anyone to hear it."""
     return about(what, of) if anyone else nullcontext()
 
 
-def said() -> tuple[str, Tensor] | None:
+def said() -> tuple[str, Tensor | None] | None:
     """What the innermost ``about`` says."""
-    told: tuple[str, Tensor] | None = getattr(_local, "said", None)
+    told: tuple[str, Tensor | None] | None = getattr(_local, "said", None)
     return told

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lptensor import _compat, attention, unfolded
-from lptensor.arguments import Opened, formats_of, join
+from lptensor.arguments import Opened, join
 from lptensor.exact_ops import correct
 from lptensor.multiply import Multiply
 from lptensor.operands import Product
@@ -54,7 +54,7 @@ def _product(op: Opened, multiply: Multiply) -> Any:
         if x.layout is not torch.strided:
             _refuse(op.func, f"an operand is {x.layout}; convert it with .to_dense()")
     product = running_product(op.args[i], op.args[j]) if multiply.asks else (Product.FORWARD, 0)
-    multiply = multiply.of(*product, formats_of(op.args[i], op.args[j]))
+    multiply = multiply.of(*product, (op.args[i], op.args[j]))
     func, vector_left, vector_right = op.func, a.dim() == 1, b.dim() == 1
     if func is aten.addbmm.default:  # sums over the batch too: one long contraction
         a, b, func = a.transpose(0, 1).flatten(1), b.flatten(0, 1), aten.addmm.default
@@ -99,21 +99,21 @@ def _added_up(
 def _convolution(op: Opened, multiply: Multiply) -> Any:
     x, weight, bias, *form = op.plain
     return unfolded.forward(
-        multiply.of(Product.FORWARD, 0, formats_of(*op.args[:2])), x, weight, bias, unfolded.Form(*form)
+        multiply.of(Product.FORWARD, 0, (op.args[0], op.args[1])), x, weight, bias, unfolded.Form(*form)
     )
 
 
 def _convolution_backward(op: Opened, multiply: Multiply) -> Any:
     grad, x, weight, _, *form, mask = op.plain
-    return unfolded.backward(multiply, formats_of(*op.args[:3]), grad, x, weight, unfolded.Form(*form), mask)
+    return unfolded.backward(multiply, op.args, grad, x, weight, unfolded.Form(*form), mask)
 
 
 def _attention(op: Opened, multiply: Multiply) -> Any:
-    return attention.forward(multiply, formats_of(*op.args[:3]), *op.plain, **op.named)
+    return attention.forward(multiply, op.args, *op.plain, **op.named)
 
 
 def _attention_backward(op: Opened, multiply: Multiply) -> Any:
-    return attention.backward(multiply, formats_of(*op.args[:4]), *op.plain, **op.named)
+    return attention.backward(multiply, op.args, *op.plain, **op.named)
 
 
 def _refused(reason: str) -> _Handler:

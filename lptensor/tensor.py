@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lptensor import _compat, dispatch, watch
+from lptensor import _compat, dispatch, observe, watch
 from lptensor.aot import Traceable, accept_plain_gradients
 from lptensor.arithmetic import Arithmetic, as_arithmetic, promote
 from lptensor.base import Format
@@ -275,7 +275,10 @@ def enter(x: Tensor, arithmetic: Arithmetic, gradient: bool = False) -> LPTensor
     else:
         rounded = round_fresh(x, format, rounding)
         watch.tell(rounded, format, rounding)
-    return LPTensor(rounded.float(), arithmetic, gradient)
+    inner = rounded.float()
+    if observe.anyone and type(x) is Tensor and not _compat.traced():
+        observe.copied(x, inner)
+    return LPTensor(inner, arithmetic, gradient)
 
 
 def check_carrier(arithmetic: Arithmetic) -> None:

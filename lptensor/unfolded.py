@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lptensor.base import Format
 from lptensor.multiply import Multiply
 from lptensor.operands import Product
 
@@ -46,8 +45,7 @@ def forward(multiply: Multiply, x: Tensor, weight: Tensor, bias: Tensor | None, 
     form = form.spread(x.dim() - 2)
     _check(x, weight, bias, form)
     if multiply.elementwise:
-        left, right = multiply.pair
-        x, weight, multiply = multiply.round(x, left), multiply.round(weight, right), multiply.rounded
+        x, weight, multiply = multiply.round(x, 0), multiply.round(weight, 1), multiply.rounded
         if multiply.accumulator is None:
             y: Tensor = aten.convolution(x, weight, bias, *form)
             return y
@@ -83,20 +81,24 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, form: Form) -> None:
 
 def backward(
     multiply: Multiply,
-    formats: Sequence[Format | None],
+    factors: Sequence[Tensor],
     grad: Tensor,
     x: Tensor,
     weight: Tensor,
     form: Form,
     mask: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """aten::convolution_backward with the operands of each of its products rounded; ``formats`` are theirs."""
+    """aten::convolution_backward with the operands of each of its products rounded.
+
+    Args:
+        factors: gradient, input and weight as they came to the op.
+    """
     form = form.spread(x.dim() - 2)
-    of_grad, of_x, of_w = formats
-    for_input = multiply.of(Product.GRAD_INPUT, 0, (of_grad, of_w))
-    for_weight = multiply.of(Product.GRAD_WEIGHT, 0, (of_grad, of_x))
+    g, first, second, *_ = factors
+    for_input = multiply.of(Product.GRAD_INPUT, 0, (g, second))
+    for_weight = multiply.of(Product.GRAD_WEIGHT, 0, (g, first))
     if form.transposed:
-        for_weight = multiply.of(Product.GRAD_WEIGHT, 1, (of_x, of_grad))
+        for_weight = multiply.of(Product.GRAD_WEIGHT, 1, (first, g))
     of_input = _grad_input(for_input, grad, x, weight, form) if mask[0] else None
     of_weight = _grad_weight(for_weight, grad, x, weight, form) if mask[1] else None
     return of_input, of_weight, multiply.sum(grad, [0, *range(2, grad.dim())]) if mask[2] else None
@@ -104,8 +106,7 @@ def backward(
 
 def _grad_input(multiply: Multiply, grad: Tensor, x: Tensor, weight: Tensor, form: Form) -> Tensor:
     if multiply.elementwise:
-        left, right = multiply.pair
-        grad, weight, multiply = multiply.round(grad, left), multiply.round(weight, right), multiply.rounded
+        grad, weight, multiply = multiply.round(grad, 0), multiply.round(weight, 1), multiply.rounded
         if multiply.accumulator is None:
             of_input: Tensor = aten.convolution_backward(grad, x, weight, None, *form, [True, False, False])[0]
             return of_input
@@ -119,8 +120,8 @@ def _grad_input(multiply: Multiply, grad: Tensor, x: Tensor, weight: Tensor, for
 
 def _grad_weight(multiply: Multiply, grad: Tensor, x: Tensor, weight: Tensor, form: Form) -> Tensor:
     if multiply.elementwise:
-        gradient, other = multiply.of(Product.GRAD_WEIGHT).pair
-        grad, x, multiply = multiply.round(grad, gradient), multiply.round(x, other), multiply.rounded
+        place = multiply.gradient
+        grad, x, multiply = multiply.round(grad, place), multiply.round(x, 1 - place), multiply.rounded
         if multiply.accumulator is None:
             of_weight: Tensor = aten.convolution_backward(grad, x, weight, None, *form, [False, True, False])[1]
             return of_weight

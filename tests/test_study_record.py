@@ -20,11 +20,26 @@ from torch.utils.checkpoint import checkpoint
 from backends import BUILDS, chosen
 from lptensor import Gemm, Hadamard, observe
 from lptensor._native_census import Rounder
-from lptensor.blocks import MXFP4, NVFP4, BlockFloatingPoint
+from lptensor.arithmetic import Arithmetic
+from lptensor.blocks import MX, MXFP4, NVFP4, BlockFloatingPoint
 from lptensor.codebooks import NF4, Codebook
 from lptensor.convert import convert
 from lptensor.extra import MissingExtra
-from lptensor.formats import BF16, E2M1, E4M3, E5M2, E8M0, FP16, INT8, FixedPoint, FloatingPoint, Format
+from lptensor.formats import (
+    BF16,
+    E2M1,
+    E2M3,
+    E3M2,
+    E3M4,
+    E4M3,
+    E5M2,
+    E8M0,
+    FP16,
+    INT8,
+    FixedPoint,
+    FloatingPoint,
+    Format,
+)
 from lptensor.lower import lower
 from lptensor.ops import round as round_to
 from lptensor.optim import OptimLP
@@ -878,6 +893,71 @@ def test_the_draws_of_random_signs_are_no_roundings_of_the_model() -> None:
     with record(model) as log:
         model(torch.ones(2, 16))
     assert sum(row["values"] for row in log.rows()) == 2 * 16 + 16  # both operands, each once
+
+
+# A format for each operand of each product, which so says what was rounded.
+OPERANDS = dict(forward=(E4M3, E5M2), grad_input=(E3M4, E3M2), grad_weight=(E2M3, BF16))
+ROLES = {"activation": (E4M3, BF16), "weight": (E5M2, E3M2), "gradient": (E3M4, E2M3)}
+
+
+class Attention(nn.MultiheadAttention):
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        key: Tensor = 2 * x  # takes the packed weight apart
+        y: Tensor = super().forward(x, key, key)[0]
+        return y
+
+
+@pytest.mark.parametrize("blocks", [False, True])
+@pytest.mark.parametrize("lowered", [True, False])
+@pytest.mark.parametrize(
+    ("layer", "transform"),
+    [
+        (nn.Linear(4, 4), None),
+        (nn.Linear(4, 4), Hadamard(4)),
+        (nn.Conv1d(3, 3, 2), None),
+        (nn.ConvTranspose1d(3, 3, 2, stride=2), None),
+        (nn.Conv1d(3, 3, 2), Hadamard(2)),
+        (nn.LSTM(4, 3, batch_first=True), None),
+    ],
+    ids=str,
+)
+def test_operands_are_weights_activations_and_gradients(
+    layer: nn.Module, transform: Any, lowered: bool, blocks: bool
+) -> None:
+    made = {name: tuple(MX(f, 2) for f in pair) if blocks else pair for name, pair in OPERANDS.items()}
+    gemm = Gemm(**made, transform=transform)  # type: ignore[arg-type]
+    model = nn.Sequential(nn.Identity(), copy.deepcopy(layer))
+    model = lower(model, "all", operands=gemm) if lowered else convert(model, Arithmetic(operands=gemm))
+    with record(model) as log:
+        y = model(torch.randn(2, 3, 4, requires_grad=True))
+        (y[0] if isinstance(y, tuple) else y).sum().backward()
+    found = {(row["role"], row["format"]) for row in log.rows()}
+    assert found == {(role, repr(MX(f, 2) if blocks else f)) for role, formats in ROLES.items() for f in formats}
+    names = {f"1.{name}" for name, p in layer.named_parameters() if p.dim() > 1}
+    assert {row["path"] for row in find(log, role="weight")} == names
+    assert {row["path"] for row in log.rows() if row["role"] != "weight"} == {"1"}
+
+
+@pytest.mark.parametrize("lowered", [True, False])
+def test_parts_of_a_packed_weight_are_weights(lowered: bool) -> None:
+    gemm, model = Gemm(**OPERANDS), nn.Sequential(Attention(4, 1, bias=False, batch_first=True))
+    model = lower(model, "all", operands=gemm) if lowered else convert(model, Arithmetic(operands=gemm))
+    with record(model) as log:
+        model(torch.randn(2, 3, 4, requires_grad=True)).sum().backward()
+    counts = {row["format"]: row["values"] for row in find(log, role="weight", path="0.in_proj_weight")}
+    assert counts == {"E5M2": 3 * 16, "E3M2": 3 * 16}
+    assert {row["format"] for row in find(log, role="gradient")} == {"E3M4", "E2M3"}
+
+
+def test_what_lies_where_a_copy_of_a_weight_did_is_none() -> None:
+    model, memory = nn.Linear(2, 2), np.ones((2, 2), np.float32)
+    follower, copy = places.Places(model, None).__enter__(), torch.from_numpy(memory)
+    follower.copied(model.weight, copy)
+    assert follower.of(copy, torch.ones(1)) == ("weight", "weight")
+    del copy
+    other = torch.from_numpy(memory)
+    assert follower.of(other, torch.ones(1)) == ("activation", "")
+    follower.__exit__()
 
 
 def test_every_other_call_begins_with_the_first() -> None:

@@ -27,6 +27,7 @@ def check_roles(roles: str | Iterable[str], known: Sequence[str] = ROLES) -> tup
 
 
 _MOST_MARKS = 2**17  # of them the older half is forgotten
+_FEW = 1000  # copies of which it does not matter whether they live
 
 
 def innermost(optimizer: Optimizer | None) -> Optimizer | None:
@@ -116,6 +117,8 @@ class Places:
         self._starts: list[int] = []  # numbers of autograd nodes, ascending: from here on ...
         self._paths: list[str] = []  # ... nodes belong to this module
         self._memory: dict[int, tuple[str, str]] = {}
+        self._copies: dict[int, tuple[tuple[str, str], Any]] = {}  # what stands for that, and its storage
+        self._most_copies = _FEW
         self._handles: list[Any] = []
         self._complete = False
 
@@ -129,13 +132,17 @@ class Places:
         if self.optimizer is not None:
             self._handles.append(self.optimizer.register_step_pre_hook(lambda *_: self.look()))
             self._handles.append(self.optimizer.register_step_post_hook(lambda *_: self._remember()))
+        self._followed = observe.following(self)
+        self._followed.__enter__()
         self.look()
         return self
 
     def __exit__(self, *_: Any) -> None:
         for handle in self._handles:
             handle.remove()
+        self._followed.__exit__()
         self._stack.clear()
+        self._copies.clear()
 
     def look(self) -> None:
         """Learn anew which parameters there are, and where they and the states lie in memory."""
@@ -157,9 +164,13 @@ class Places:
     def of(self, before: Tensor, after: Tensor) -> tuple[str, str]:
         """Role and path of the rounding that just took place."""
         told = observe.said()
-        if told is not None:
+        operand = told is not None and told[0] == "operand"
+        if told is not None and not operand:
             return told[0], self.names.get(id(told[1]), "")
-        known = self._memory.get(after.data_ptr()) or self._memory.get(before.data_ptr())
+        known = self._known(after.data_ptr()) or self._known(before.data_ptr())
+        if known is None and told is not None and told[1] is not None:
+            factor = values_of(told[1])
+            known = self._known(factor.data_ptr()) or self._known(factor.untyped_storage().data_ptr())
         if known is not None and not self.accumulates:
             return known
         task = _compat.graph_task()
@@ -167,14 +178,29 @@ class Places:
         if known is None and stepping and not self._complete:  # the first step makes the states
             self.look()
             self._complete = False
-            known = self._memory.get(after.data_ptr())
+            known = self._known(after.data_ptr())
         if known is not None:
             return ("accumulator", known[1]) if stepping and known[0] == "weight" and self.accumulates else known
         if stepping:
             return "update", ""
         if task != -1 and not torch.is_grad_enabled():
-            return "gradient", self._behind(_compat.running_node())
+            return "activation" if operand else "gradient", self._behind(_compat.running_node())
         return "activation", self._stack[-1] if self._stack else ""
+
+    def copied(self, x: Tensor, copy: Tensor) -> None:
+        """A copy of a weight, or of a state, is one as long as its memory lives."""
+        known = self._known(x.data_ptr())
+        if known is None:
+            return
+        self._copies[copy.data_ptr()] = known, _compat.weak_storage(copy)
+        if len(self._copies) > self._most_copies:
+            self._copies = {at: entry for at, entry in self._copies.items() if not entry[1].expired()}
+            self._most_copies = 2 * len(self._copies) + _FEW
+
+    def _known(self, address: int) -> tuple[str, str] | None:
+        """Whose memory it is that begins there."""
+        known, (copy, storage) = self._memory.get(address), self._copies.get(address, (None, None))
+        return known or (None if storage is None or storage.expired() else copy)
 
     def _behind(self, node: int) -> str:
         """The module whose forward pass made an autograd node."""
