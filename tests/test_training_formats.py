@@ -438,6 +438,22 @@ def test_a_layer_whose_gradient_alone_is_rounded_is_rounded_already() -> None:
     assert net[0].bias.grad.tolist() == [2.0, 2.0]
 
 
+def test_layers_without_parameters_have_no_weight_to_round() -> None:
+    net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2, affine=False), nn.ReLU(), nn.LayerNorm(2))
+    net[0].weight.data = torch.tensor([[0.4, 1.6], [2.6, -1.4]])
+    made: list[int] = []
+    round_layers(net, input=lambda: torch.floor, weight=lambda: made.append(1) or torch.round, layer_types="all")
+    assert len(made) == 2 and net[0].weight.tolist() == [[0, 2], [3, -1]]
+    assert net[2](torch.tensor([-0.5, 1.5])).tolist() == [0, 1]
+    with pytest.raises(ValueError, match="none of the layers has a weight to round: BatchNorm1d, ReLU"):
+        round_layers(
+            nn.Sequential(nn.BatchNorm1d(2, affine=False), nn.ReLU()), weight=lambda: torch.round, layer_types="all"
+        )
+    for layer, name in ((nn.LSTM(2, 2), "LSTM"), (nn.MultiheadAttention(2, 1), "MultiheadAttention")):
+        with pytest.raises(ValueError, match=f"the weight of a {name} must be a dense tensor"):
+            round_layers(nn.Sequential(nn.ReLU(), layer), weight=lambda: torch.round, layer_types="all")
+
+
 def test_equal_magnitudes_keep_their_value_whatever_their_number() -> None:
     for n in range(1, 64):  # the mean of n equal logarithms may be off in its last bit
         x = torch.full((n,), 0.1)

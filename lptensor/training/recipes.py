@@ -644,7 +644,7 @@ def _wage(
     model: nn.Module, exempt: Exempt, weight: int, activation: int, gradient: int, error: int, initialize: bool
 ) -> None:
     layers = [*called_layers(model, exempt, LAYERS).values()]
-    check_unrounded(layers)
+    check_unrounded(layers, layers)
     weights: list[Any] = [layer.weight for layer in layers]
     for w in weights if initialize else ():
         check_drawable(w, gradient)

@@ -54,7 +54,7 @@ def round_layers(
     Args:
         model: any module, itself a chosen layer or with such inside.
         input, weight, gradient: what makes the function or module that rounds this operand, called without
-            arguments; None leaves it alone.
+            arguments; None leaves it alone. A layer without parameters, such as nn.ReLU, has no weight to round.
         exempt: path patterns of what to leave alone, as ``exempt`` of ``lower``.
         layer_types: which to change, as ``layer_type`` of ``lower`` names them; by default linear and convolutional
             layers, but transposed ones.
@@ -63,7 +63,8 @@ def round_layers(
         TypeError: an argument that cannot be called; in a call of the model, a function that returns something else, or
             a ``gradient`` of a layer that does not return one tensor.
         ValueError: no such layer, a pattern in ``exempt`` that matches none, or layers that are changed already or
-            lazy. Whatever is raised here, by the arguments too, the model is unchanged.
+            lazy; a weight that is not one tensor of numbers, as of nn.LSTM, or none in all layers. Whatever is raised
+            here, by the arguments too, the model is unchanged.
 
     >>> from lptensor import E4M3, DelayedScaling
     >>> net = round_layers(nn.Sequential(nn.Linear(2, 1)), input=lambda: DelayedScaling(E4M3))
@@ -73,7 +74,10 @@ def round_layers(
     for name, make in (("input", input), ("weight", weight), ("gradient", gradient)):
         if make is not None and (not callable(make) or isinstance(make, nn.Module)):
             raise TypeError(f"{name} makes what rounds, once for each layer: say {name}=lambda: ..., got {make!r}")
-    round_each([*called_layers(model, exempt, layer_types).values()], input, weight, gradient)
+    chosen = [*called_layers(model, exempt, layer_types).values()]
+    if weight is not None and all(map(_has_none, chosen)):
+        raise ValueError(f"none of the layers has a weight to round: {', '.join(sorted({*map(kind_of, chosen)}))}")
+    round_each(chosen, input, weight, gradient)
     return model
 
 
@@ -81,8 +85,12 @@ def round_each(
     chosen: Sequence[nn.Module], input: Make | None = None, weight: Make | None = None, gradient: Make | None = None
 ) -> None:
     """``round_layers`` of these layers themselves, whatever their paths."""
-    check_unrounded(chosen, weight is not None)
-    made = [[None if make is None else make() for make in (weight, input, gradient)] for _ in chosen]
+    weighted = [weight is not None and not _has_none(layer) for layer in chosen]
+    check_unrounded(chosen, [layer for layer, wanted in zip(chosen, weighted, strict=True) if wanted])
+    made = [
+        [None if make is None else make() for make in (weight if wanted else None, input, gradient)]
+        for wanted in weighted
+    ]
     for name, *each in zip(("weight", "input", "gradient"), *made, strict=True):
         for what in each:
             if what is not None and not callable(what):
@@ -99,13 +107,19 @@ def round_each(
         _compat.set_hooks(module, _compat.ROUND_LAYERS, before=before, after=after)
 
 
-def check_unrounded(layers: Sequence[nn.Module], weights: bool = True) -> None:
-    """Refuse layers that ``round_layers`` has changed, and those whose weight it cannot change."""
+def _has_none(layer: Any) -> bool:
+    """Whether there is no weight that a layer could have under another name, as an LSTM has."""
+    return getattr(layer, "weight", None) is None and next(layer.parameters(), None) is None
+
+
+def check_unrounded(layers: Sequence[nn.Module], weighted: Sequence[nn.Module]) -> None:
+    """Refuse layers that ``round_layers`` has changed, and among some of them those whose weight it cannot change."""
     for layer in layers:
         if hasattr(layer, INPUT) or hasattr(layer, GRADIENT):
             raise ValueError(f"a {kind_of(layer)} is rounded already; begin with a fresh model")
-    (check_weights if weights else check_made)(layers)
-    check_dtypes([layer.weight for layer in layers if weights])
+    check_made(layers)
+    check_weights(weighted)
+    check_dtypes([layer.weight for layer in weighted])
 
 
 def _round_input(module: nn.Module, args: Any, kwargs: Any) -> Any:
