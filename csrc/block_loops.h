@@ -39,6 +39,11 @@ inline void walk(const lpt_layout &l, const lpt_unit &unit, int64_t from, int64_
     }
 }
 
+// How much more than its place an element counts as.
+inline int64_t more(const lpt_numbers &n, int64_t place) {
+    return n.first + place / n.count * (n.apart - n.count);
+}
+
 // Magnitudes as signed integers, which every instruction set compares. Those equal to `left_out`
 // (an infinity, or a number that is none) count as zero.
 template <class T>
@@ -188,8 +193,8 @@ enum { SHORT = 16, SHORT_ROW = 32 };
 // of the blocks; then each element has a scale.
 template <class T>
 LPT_APART void short_runs(const T *x, T *y, int64_t row, int64_t wide, int64_t first, int64_t last,
-                          typename lpt_carrier<T>::bits left_out, bool numbers,
-                          const chosen<T> &rounding) {
+                          const lpt_numbers &number, typename lpt_carrier<T>::bits left_out,
+                          bool numbers, const chosen<T> &rounding) {
     typedef typename lpt_carrier<T>::bits U;
     enum { ELEMENTS = 512, AT_ONCE = 16 };
     const int64_t per_row = (row + wide - 1) / wide, batch = ELEMENTS / wide;
@@ -233,7 +238,12 @@ LPT_APART void short_runs(const T *x, T *y, int64_t row, int64_t wide, int64_t f
                     spread(t[k], each_t + (i - at));
             }
         });
-        rounding->across(x, y, at, end, each_s, each_t, usual);
+        for (int64_t from = at; from < end;) {  // as far as they count one by one
+            const int64_t n = more(number, from), left = number.count - from % number.count;
+            const int64_t to = left < end - from ? from + left : end, k = from - at;
+            rounding->across(x - n, y - n, from + n, to + n, each_s + k, each_t + k, usual);
+            from = to;
+        }
         block += count;
     }
 }
@@ -243,11 +253,12 @@ LPT_APART void short_runs(const T *x, T *y, int64_t row, int64_t wide, int64_t f
 // in cache.
 template <class T>
 void runs(const T *x, T *y, int64_t row, int64_t wide, int64_t first, int64_t last,
-          const lpt_scales &scales, const lpt_rule &how, bool large) {
+          const lpt_numbers &number, const lpt_scales &scales, const lpt_rule &how, bool large) {
     typedef lpt_carrier<T> C;
     typedef typename C::bits U;
     enum { BATCH = 64, ELEMENTS = 512 };
-    if (row <= wide)  // each row is a block: together they are runs in one row
+    // Each row is a block: together they are runs in one row.
+    if (row <= wide && number.count == number.apart)
         wide = row, row *= last;
     const bool finite = scales.shifts ? scales.shifts->saturate : scales.numbers->saturate;
     const U left_out = finite ? (U)(2 * C::bias + 1) << C::mantissa : ~(U)0;
@@ -255,7 +266,7 @@ void runs(const T *x, T *y, int64_t row, int64_t wide, int64_t first, int64_t la
     // Rows end amid blocks, which then begin anywhere in a group of words.
     const bool ragged = row % wide != 0 && (row < SHORT_ROW || how.mode >= LPT_STOCHASTIC);
     if (wide % 16 != 0 ? wide < SHORT : ragged && wide < SHORT_ROW)
-        return short_runs(x, y, row, wide, first, last, left_out, scales.numbers, rounding);
+        return short_runs(x, y, row, wide, first, last, number, left_out, scales.numbers, rounding);
     const int64_t per_row = (row + wide - 1) / wide, fitting = ELEMENTS / wide;
     const int64_t batch = fitting < 1 ? 1 : fitting < BATCH ? fitting : (int64_t)BATCH;
     U s[BATCH], t[BATCH];
@@ -272,7 +283,8 @@ void runs(const T *x, T *y, int64_t row, int64_t wide, int64_t first, int64_t la
         }
         const bool usual = rounding->scale(s, t, count);
         lpt_fetch(x + end + 2 * count * wide, count * wide);
-        rounding->batch(x, y, at, end, wide, s, t, usual, large);
+        const int64_t n = more(number, at);
+        rounding->batch(x - n, y - n, at + n, end + n, wide, s, t, usual, large);
         block += count;
     }
     lpt_streamed();
@@ -283,8 +295,9 @@ void runs(const T *x, T *y, int64_t row, int64_t wide, int64_t first, int64_t la
 enum { SLAB = 2048 };
 template <class T>
 LPT_APART void narrow_columns(const T *x, T *y, int64_t length, int64_t wide, int64_t inner,
-                              int64_t first, int64_t last, typename lpt_carrier<T>::bits left_out,
-                              bool numbers, const chosen<T> &rounding) {
+                              int64_t first, int64_t last, const lpt_numbers &number,
+                              typename lpt_carrier<T>::bits left_out, bool numbers,
+                              const chosen<T> &rounding) {
     typedef typename lpt_carrier<T>::bits U;
     const int64_t bands = (length + wide - 1) / wide;
     typename lpt_carrier<T>::sbits largest[SLAB];
@@ -305,7 +318,8 @@ LPT_APART void narrow_columns(const T *x, T *y, int64_t length, int64_t wide, in
             if (numbers)
                 memcpy(t + have, t, more * sizeof *t);
         }
-        rounding->across(x, y, at, at + count, s, t, usual);
+        const int64_t n = more(number, at);  // of the whole slab
+        rounding->across(x - n, y - n, at + n, at + n + count, s, t, usual);
     }
 }
 
@@ -313,16 +327,17 @@ LPT_APART void narrow_columns(const T *x, T *y, int64_t length, int64_t wide, in
 // first .. last of LPT_STRIP columns, while a strip is in cache.
 template <class T>
 void columns(const T *x, T *y, int64_t length, int64_t wide, int64_t inner, int64_t first,
-             int64_t last, const lpt_scales &scales, const lpt_rule &how, bool large) {
+             int64_t last, const lpt_numbers &number, const lpt_scales &scales, const lpt_rule &how,
+             bool large) {
     typedef lpt_carrier<T> C;
     typedef typename C::bits U;
     const bool finite = scales.shifts ? scales.shifts->saturate : scales.numbers->saturate;
     const U left_out = finite ? (U)(2 * C::bias + 1) << C::mantissa : ~(U)0;
     const int64_t strips = (inner + LPT_STRIP - 1) / LPT_STRIP, bands = (length + wide - 1) / wide;
     const chosen<T> rounding(scales, how);
-    if (inner < SHORT && wide * inner <= SLAB)
-        return narrow_columns(x, y, length, wide, inner, first, last, left_out, scales.numbers,
-                              rounding);
+    if (inner < SHORT && wide * inner <= SLAB && number.count == number.apart)
+        return narrow_columns(x, y, length, wide, inner, first, last, number, left_out,
+                              scales.numbers, rounding);
     U s[LPT_STRIP], t[LPT_STRIP];
     for (int64_t strip = first; strip < last; ++strip) {
         const int64_t band = strip / strips, top = band / bands * length, row = band % bands * wide;
@@ -338,7 +353,8 @@ void columns(const T *x, T *y, int64_t length, int64_t wide, int64_t inner, int6
         for (int64_t r = 0; r < rows; ++r) {
             const int64_t at = start + r * inner;
             if (!large) {
-                rounding->across(x, y, at, at + count, s, t, usual);
+                const int64_t n = more(number, at);
+                rounding->across(x - n, y - n, at + n, at + n + count, s, t, usual);
                 continue;
             }
             lpt_fetch(x + at + ahead, count);

@@ -19,6 +19,13 @@ struct lpt_unit {
     int32_t axis;
 };
 
+// What elements count as for random words: `count` of them as numbers from `first` on, the next as
+// numbers from `apart` behind those on, and so forth.
+struct lpt_numbers {
+    int64_t first, count, apart;
+};
+const lpt_numbers LPT_ONE_BY_ONE = {0, INT64_MAX, INT64_MAX};
+
 // Columns whose blocks are done together: small enough that what was read for their scales is still
 // in the cache when it is rounded.
 enum { LPT_STRIP = 512 };
@@ -44,11 +51,12 @@ template <class T> struct lpt_loops {
     // blocks first .. last rounded, which are runs of `wide` elements in rows of `row`. `large` as
     // above.
     void (*runs)(const T *x, T *y, int64_t row, int64_t wide, int64_t first, int64_t last,
-                 const lpt_scales &, const lpt_rule &, bool large);
+                 const lpt_numbers &, const lpt_scales &, const lpt_rule &, bool large);
     // strips first .. last of LPT_STRIP columns rounded, whose blocks are `wide` rows of one column
     // each, in tensors of `length` rows of `inner` columns, one behind the other. `large` as above.
     void (*columns)(const T *x, T *y, int64_t length, int64_t wide, int64_t inner, int64_t first,
-                    int64_t last, const lpt_scales &, const lpt_rule &, bool large);
+                    int64_t last, const lpt_numbers &, const lpt_scales &, const lpt_rule &,
+                    bool large);
 };
 
 // Loops of codebooks.cpp.

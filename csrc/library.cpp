@@ -110,17 +110,17 @@ void round_posit(const T *x, T *y, int64_t n, const lpt_posit &p, const lpt_rule
     split(n, threads, [&](int64_t first, int64_t last) { f.posit(x, y, first, last, p, rule); });
 }
 
-// loop(tile, first, last) for the elements of matrices, by tiles, of which each thread has some.
-template <class T, class Loop>
+// round(tile) for the tiles of matrices, of which each thread has some.
+template <class T, class Round>
 void split_tiles(const T *x, T *y, const lpt_matrices &m, const lpt_tiles<T> &tiles, int threads,
-                 Loop loop) {
+                 Round round) {
     const int64_t count = tiles.count(m), useful = m.count * m.rows * m.columns / GRAIN + 1;
     const int parts = threads < useful ? threads : (int)useful;
 #pragma omp parallel for num_threads(parts) schedule(static) if (parts > 1)
     for (int part = 0; part < parts; ++part) {
         const plain_arithmetic guard;
         lpt_each_tile(x, y, m, tiles, count * part / parts, count * (part + 1) / parts, loops(T()),
-                      loop);
+                      round);
     }
 }
 
@@ -132,18 +132,21 @@ void round_matrices(const T *x, T *y, const lpt_matrices &m, int32_t kind, const
                     const lpt_rule &rule, int threads) {
     const lpt_loops<T> &f = loops(T());
     const lpt_codebook_loops<T> &of_codebooks = codebooks(T());
-    const lpt_tiles<T> tiles(
-        m, kind == LPT_ROUND_TABLE ? 4 * LPT_GROUP : LPT_GROUP);  // its search has to be set up
-    split_tiles(x, y, m, tiles, threads, [&](T *tile, int64_t first, int64_t last) {
+    const int64_t least =
+        kind == LPT_ROUND_TABLE ? 4 * LPT_GROUP : LPT_GROUP;  // its search has to be set up
+    const lpt_tiles<T> tiles(m, least);
+    const auto round = [&](T *at, int64_t first, int64_t last) {
         switch ((lpt_of_elements)kind) {
         case LPT_ROUND_GRID:
-            return f.grid(tile, tile, first, last, *(const lpt_grid *)format, rule, false);
+            return f.grid(at, at, first, last, *(const lpt_grid *)format, rule, false);
         case LPT_ROUND_TABLE:
-            return of_codebooks.table(tile, tile, first, last, *(const lpt_table<T> *)format, rule);
+            return of_codebooks.table(at, at, first, last, *(const lpt_table<T> *)format, rule);
         case LPT_ROUND_POSIT:
-            return of_codebooks.posit(tile, tile, first, last, *(const lpt_posit *)format, rule);
+            return of_codebooks.posit(at, at, first, last, *(const lpt_posit *)format, rule);
         }
-    });
+    };
+    split_tiles(x, y, m, tiles, threads,
+                [&](const lpt_tile<T> &tile) { lpt_each_stretch(tile, round); });
 }
 
 // The largest finite magnitude of n elements.
@@ -156,6 +159,13 @@ template <class T> T finite_maximum(const T *x, int64_t n, int parts) {
         top = here > top ? here : top;
     }
     return lpt_value<T>((typename lpt_carrier<T>::bits)top);
+}
+
+// The scale of a whole tensor of n elements, where scales have one.
+template <class T> float whole_scale(const T *x, int64_t n, const lpt_scaled &numbers, int parts) {
+    const double top = numbers.whole == 0 ? 0 : finite_maximum(x, n, parts);
+    const float most = lpt_value<float>(0x7f7fffffu);
+    return lpt_tensor_scale(numbers, top < most ? (float)top : most);
 }
 
 // One unit of blocks, its elements split among `parts` threads; `scratch` holds parts + 1 numbers
@@ -209,18 +219,15 @@ int round_blocks(const T *x, T *y, const lpt_layout &l, lpt_scales scales, const
     const int parts = threads < useful ? threads : (int)useful;
     const bool finite = scales.shifts ? scales.shifts->saturate : scales.numbers->saturate;
 
-    if (scales.numbers) {
-        const double top = scales.numbers->whole == 0 ? 0 : finite_maximum(x, elements, parts);
-        const float most = lpt_value<float>(0x7f7fffffu);
-        scales.whole = lpt_tensor_scale(*scales.numbers, top < most ? (float)top : most);
-    }
+    if (scales.numbers)
+        scales.whole = whole_scale(x, elements, *scales.numbers, parts);
     const bool shared = units >= 2 * parts;  // else every unit is split
     if (axis == last_axis && (shared || parts == 1)) {
 #pragma omp parallel for num_threads(parts) schedule(static) if (parts > 1)
         for (int part = 0; part < parts; ++part) {
             const plain_arithmetic guard;
-            f.runs(x, y, length, wide, units * part / parts, units * (part + 1) / parts, scales,
-                   rule, large(x, y, elements));
+            f.runs(x, y, length, wide, units * part / parts, units * (part + 1) / parts,
+                   LPT_ONE_BY_ONE, scales, rule, large(x, y, elements));
         }
         return 0;
     }
@@ -230,7 +237,7 @@ int round_blocks(const T *x, T *y, const lpt_layout &l, lpt_scales scales, const
         for (int part = 0; part < parts; ++part) {
             const plain_arithmetic guard;
             f.columns(x, y, length, wide, inner, strips * part / parts, strips * (part + 1) / parts,
-                      scales, rule, large(x, y, elements, LARGE_IN_COLUMNS));
+                      LPT_ONE_BY_ONE, scales, rule, large(x, y, elements, LARGE_IN_COLUMNS));
         }
         return 0;
     }
@@ -256,6 +263,46 @@ int round_blocks(const T *x, T *y, const lpt_layout &l, lpt_scales scales, const
     return failed;
 }
 
+// Matrices of blocks of `wide` elements: columns are cut into blocks where `row` is 0; else rows
+// into parts of `row` elements, and those into blocks.
+struct lpt_turned_blocks {
+    lpt_matrices matrices;
+    int64_t row, wide;
+};
+
+// 0, or 1 where tiles would hold too little.
+template <class T>
+int round_turned_blocks(const T *x, T *y, const lpt_turned_blocks &b, lpt_scales scales,
+                        const lpt_rule &rule, int threads) {
+    const lpt_loops<T> &f = loops(T());
+    const plain_arithmetic guard;
+    const lpt_matrices &m = b.matrices;
+    const int64_t wide = b.wide, step = b.row == m.columns ? wide : b.row;
+    const auto tiles =
+        b.row ? lpt_tiles<T>(m, LPT_GROUP, 1, step) : lpt_tiles<T>(m, LPT_GROUP, wide, 1);
+    if (!tiles.fit())
+        return 1;
+    const auto up = [](int64_t count, int64_t by) { return (count + by - 1) / by; };
+    const int64_t elements = m.count * m.rows * m.columns, useful = elements / GRAIN + 1;
+    if (scales.numbers)
+        scales.whole =
+            whole_scale(x, elements, *scales.numbers, threads < useful ? threads : (int)useful);
+    split_tiles(x, y, m, tiles, threads, [&](const lpt_tile<T> &t) {
+        const lpt_numbers dense = {t.number, INT64_MAX, INT64_MAX};
+        const lpt_numbers strided = {t.number, t.columns, t.apart};
+        const lpt_numbers &numbers = t.columns == t.apart ? dense : strided;
+        const int64_t rows = t.matrices * t.rows, part = b.row < t.columns ? b.row : t.columns;
+        if (b.row)
+            f.runs(t.at, t.at, part, wide, 0, rows * t.columns / part * up(part, wide), numbers,
+                   scales, rule, false);
+        else
+            f.columns(t.at, t.at, t.rows, wide, t.columns, 0,
+                      t.matrices * up(t.rows, wide) * up(t.columns, LPT_STRIP), numbers, scales,
+                      rule, false);
+    });
+    return 0;
+}
+
 }  // namespace
 
 #include "odd.h"
@@ -269,7 +316,7 @@ int round_blocks(const T *x, T *y, const lpt_layout &l, lpt_scales scales, const
 
 extern "C" {
 
-LPT_API int32_t lpt_abi_version() { return 11; }
+LPT_API int32_t lpt_abi_version() { return 12; }
 
 LPT_API const char *lpt_build_name() { return chosen->name; }
 
@@ -369,6 +416,28 @@ LPT_API int32_t lpt_round_scaled_f32(const float *x, float *y, const lpt_layout 
 LPT_API int32_t lpt_round_scaled_f64(const double *x, double *y, const lpt_layout *l,
                                      const lpt_scaled *b, const lpt_rule *rule, int32_t threads) {
     return round_blocks(x, y, *l, {nullptr, b, 1}, *rule, threads);
+}
+
+// The same of memory in another order. 0, or 1 where there is no way.
+LPT_API int32_t lpt_round_turned_blocks_f32(const float *x, float *y, const lpt_turned_blocks *t,
+                                            const lpt_blocks *b, const lpt_rule *rule,
+                                            int32_t threads) {
+    return round_turned_blocks(x, y, *t, {b, nullptr, 1}, *rule, threads);
+}
+LPT_API int32_t lpt_round_turned_blocks_f64(const double *x, double *y, const lpt_turned_blocks *t,
+                                            const lpt_blocks *b, const lpt_rule *rule,
+                                            int32_t threads) {
+    return round_turned_blocks(x, y, *t, {b, nullptr, 1}, *rule, threads);
+}
+LPT_API int32_t lpt_round_turned_scaled_f32(const float *x, float *y, const lpt_turned_blocks *t,
+                                            const lpt_scaled *b, const lpt_rule *rule,
+                                            int32_t threads) {
+    return round_turned_blocks(x, y, *t, {nullptr, b, 1}, *rule, threads);
+}
+LPT_API int32_t lpt_round_turned_scaled_f64(const double *x, double *y, const lpt_turned_blocks *t,
+                                            const lpt_scaled *b, const lpt_rule *rule,
+                                            int32_t threads) {
+    return round_turned_blocks(x, y, *t, {nullptr, b, 1}, *rule, threads);
 }
 
 // The random word of one element, for known-answer tests.

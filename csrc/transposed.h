@@ -14,39 +14,50 @@ struct lpt_matrices {
 // How matrices come apart into tiles that stay in cache. Lines of memory are read and written
 // whole.
 template <class T> struct lpt_tiles {
-    enum { LINE = LPT_LINE / sizeof(T), ELEMENTS = 32768 / sizeof(T) };
-    int64_t rows, columns;   // of a tile
-    int64_t bands, stripes;  // tiles of a matrix, one below and one beside the other
-    int64_t matrices;        // in one tile, where several fit
+    enum { LINE = LPT_LINE / sizeof(T), ELEMENTS = 65536 / sizeof(T) };
+    int64_t rows, columns;           // of a tile
+    int64_t bands = 0, stripes = 0;  // tiles of a matrix, one below and one beside the other
+    int64_t matrices = 0;            // in one tile, where several fit
 
-    // `least` columns, so that starting a loop pays.
-    lpt_tiles(const lpt_matrices &m, int64_t least) {
-        const int64_t flat = ELEMENTS / m.rows / LPT_GROUP * LPT_GROUP;
-        columns = flat > least ? flat : least;
-        columns = columns < m.columns ? columns : m.columns;
-        const int64_t fitting = ELEMENTS / columns;
-        rows = m.rows <= fitting ? m.rows : fitting / LINE * LINE;
+    // `least` columns, so that starting a loop pays. Tiles begin at multiples of `high` rows and of
+    // `wide` columns.
+    lpt_tiles(const lpt_matrices &m, int64_t least, int64_t high = 1, int64_t wide = 1) {
+        const auto smaller = [](int64_t a, int64_t b) { return a < b ? a : b; };
+        const auto whole = [](int64_t count, int64_t of) { return count / of * of; };
+        const int64_t flat = whole(ELEMENTS / m.rows, LPT_GROUP), more = least + wide - 1;
+        columns = smaller(whole(flat > more ? flat : more, wide), m.columns);
+        // What ends amid a group of words has it drawn again: whole rows, if a line of each fits.
+        if (m.columns % LPT_GROUP != 0 && m.columns * LINE <= ELEMENTS)
+            columns = m.columns;
+        columns = smaller(columns, whole(ELEMENTS / high, wide));
+        const int64_t fitting = columns ? ELEMENTS / columns : 0, lines = whole(fitting, LINE);
+        rows = m.rows <= fitting ? m.rows : whole(lines > high ? lines : fitting, high);
+        if (rows < smaller(m.rows, LINE / 2) || columns < smaller(m.columns, LPT_LANES))
+            return;  // tiles that hold so little do not pay
         bands = (m.rows + rows - 1) / rows;
         stripes = (m.columns + columns - 1) / columns;
         matrices = bands * stripes == 1 ? ELEMENTS / (rows * columns) : 1;
     }
+    bool fit() const { return matrices > 0; }
     int64_t count(const lpt_matrices &m) const {
         return (m.count + matrices - 1) / matrices * bands * stripes;
     }
 };
 
-// Elements of tiles first .. last by loop(tile, from, to), which rounds numbers from .. to of a
-// tensor where they are, `tile` being where the first of all would be.
-template <class T, class Loop>
+// Elements of a tile, numbers from `number` on: rows of `matrices`, one behind the other.
+template <class T> struct lpt_tile {
+    T *at;
+    int64_t matrices, rows, columns;
+    int64_t number, apart;  // of the first row's first element; from row to row of a matrix
+};
+
+// round(tile) for tiles first .. last, which rounds its elements where they are.
+template <class T, class Round>
 void lpt_each_tile(const T *x, T *y, const lpt_matrices &m, const lpt_tiles<T> &tiles,
-                   int64_t first, int64_t last, const lpt_loops<T> &f, Loop loop) {
+                   int64_t first, int64_t last, const lpt_loops<T> &f, Round round) {
     alignas(LPT_LINE) T held[lpt_tiles<T>::ELEMENTS];
     const int64_t size = m.rows * m.columns;
     const auto least = [](int64_t a, int64_t b) { return a < b ? a : b; };
-    const auto round = [&](T *at, int64_t number, int64_t count) {
-        T *const tile = (T *)((uintptr_t)at - (uintptr_t)number * sizeof(T));
-        loop(tile, number, number + count);
-    };
     for (int64_t i = first; i < last; ++i) {
         const int64_t band = i / tiles.stripes, matrix = band / tiles.bands * tiles.matrices;
         const int64_t row = band % tiles.bands * tiles.rows;
@@ -55,15 +66,24 @@ void lpt_each_tile(const T *x, T *y, const lpt_matrices &m, const lpt_tiles<T> &
         const int64_t rows = least(tiles.rows, m.rows - row);
         const int64_t columns = least(tiles.columns, m.columns - column);
         const int64_t at = matrix * size + column * m.rows + row;
-        const int64_t number = matrix * size + row * m.columns + column;
         for (int64_t k = 0; k < matrices; ++k)
             f.transpose(x + at + k * size, m.rows, held + k * size, columns, columns, rows);
-        if (columns == m.columns)  // rows follow one another in the count
-            round(held, number, matrices * rows * columns);
-        else
-            for (int64_t r = 0; r < rows; ++r)
-                round(held + r * columns, number + r * m.columns, columns);
+        round(lpt_tile<T>{held, matrices, rows, columns, matrix * size + row * m.columns + column,
+                          m.columns});
         for (int64_t k = 0; k < matrices; ++k)
             f.transpose(held + k * size, columns, y + at + k * size, m.rows, rows, columns);
+    }
+}
+
+// loop(at, from, to) for elements that follow one another in a tile and in the count, `at` being
+// where number 0 would be.
+template <class T, class Loop> void lpt_each_stretch(const lpt_tile<T> &tile, Loop loop) {
+    const bool one = tile.columns == tile.apart;
+    const int64_t stretches = one ? 1 : tile.rows;
+    const int64_t count = one ? tile.matrices * tile.rows * tile.columns : tile.columns;
+    for (int64_t k = 0; k < stretches; ++k) {
+        const int64_t number = tile.number + k * tile.apart;
+        T *const at = tile.at + k * tile.columns;
+        loop((T *)((uintptr_t)at - (uintptr_t)number * sizeof(T)), number, number + count);
     }
 }

@@ -21,7 +21,7 @@ from lptensor.posits import PositBits
 from lptensor.rounding import Mode, Rounding
 from lptensor.tables import Table, buckets
 
-ABI_VERSION = 11
+ABI_VERSION = 12
 MAX_DIMS = 16  # csrc/block.h
 _DTYPES = (torch.float32, torch.float64)
 
@@ -114,7 +114,8 @@ def library() -> Any:
             kernel = getattr(lib, f"lpt_round_{kind}_{suffix}")
             kernel.argtypes, kernel.restype = getattr(lib, f"lpt_round_{suffix}").argtypes, None
         for kind in ("blocks", "scaled"):
-            getattr(lib, f"lpt_round_{kind}_{suffix}").argtypes = (*(pointer,) * 5, ctypes.c_int32)
+            for order in ("", "turned_"):
+                getattr(lib, f"lpt_round_{order}{kind}_{suffix}").argtypes = (*(pointer,) * 5, ctypes.c_int32)
         matrices = getattr(lib, f"lpt_round_matrices_{suffix}")
         matrices.argtypes, matrices.restype = (*(pointer,) * 3, ctypes.c_int32, pointer, pointer, ctypes.c_int32), None
         step = getattr(lib, f"lpt_compensate_{suffix}")
@@ -277,16 +278,23 @@ class _Matrices(ctypes.Structure):
 @functools.lru_cache(maxsize=4096)
 def matrices_of(shape: tuple[int, ...], stride: tuple[int, ...]) -> _Matrices | None:
     """A tensor without gaps as matrices one behind the other, which lie column by column; None if it is not so."""
-    axes = [(n, step) for n, step in zip(shape, stride, strict=True) if n != 1]
-    for first, cut in itertools.combinations(range(len(axes)), 2):
-        count, rows, columns = (math.prod(n for n, _ in some) for some in (axes[:first], axes[first:cut], axes[cut:]))
-        size = count * rows * columns
-        for n, step in [*axes[:first], *axes[cut:], *axes[first:cut]]:
-            size //= n
-            if step != size:
+    cuts = _cuts(shape, stride)
+    return None if cuts is None else _Matrices(*(math.prod(shape[cut]) for cut in cuts))
+
+
+def _cuts(shape: tuple[int, ...], stride: tuple[int, ...]) -> tuple[slice, slice, slice] | None:
+    """The axes of the matrices, of their rows and of their columns."""
+    axes = [d for d, n in enumerate(shape) if n != 1]
+    for first, second in itertools.combinations(axes, 2):
+        cuts = slice(first), slice(first, second), slice(second, None)
+        count, rows, columns = (range(len(shape))[cut] for cut in cuts)
+        size = math.prod(shape)
+        for d in (*count, *columns, *rows):
+            size //= shape[d]
+            if shape[d] != 1 and stride[d] != size:
                 break
         else:
-            return _Matrices(count, rows, columns)
+            return cuts
     return None
 
 
@@ -366,6 +374,54 @@ def round_blocks(
 
 
 round_scaled = round_blocks  # one call for both: the blocks say which kernel it is
+
+
+class _TurnedBlocks(ctypes.Structure):
+    _fields_ = (("matrices", _Matrices), ("row", ctypes.c_int64), ("wide", ctypes.c_int64))
+
+
+@functools.lru_cache(maxsize=4096)
+def _turned_blocks(shape: tuple[int, ...], stride: tuple[int, ...], block: tuple[int, ...]) -> _TurnedBlocks | None:
+    """The same of a tensor in blocks that lie in rows or in columns of the matrices; None if it is not so."""
+    cuts = _cuts(shape, stride)
+    if cuts is None:
+        return None
+    count, rows, columns = (layout_struct(shape[cut] or (1,), block[cut] or (1,)) for cut in cuts)
+    last = columns.dims - 1
+    matrices = _Matrices(*(math.prod(shape[cut]) for cut in cuts))
+    if _single(count, 0) and _single(rows, 0) and _single(columns, 1):
+        return _TurnedBlocks(matrices, columns.shape[last], columns.block[last])
+    if _single(count, 0) and _single(columns, 0) and rows.dims == 1:
+        return _TurnedBlocks(matrices, 0, rows.block[0])
+    return None
+
+
+def _single(layout: _Layout, but: int) -> bool:
+    """Whether blocks are one wide along all axes but so many of the last."""
+    return all(layout.block[d] == 1 for d in range(layout.dims - but))
+
+
+def round_turned_blocks(
+    x: Tensor,
+    y: Tensor,
+    blocks: Blocks | ScaledBlocks,
+    shape: Sequence[int],
+    rounding: Rounding,
+    key: tuple[int, int] | None,
+) -> bool:
+    """``round_blocks`` of tensors without gaps whose axes lie in another order, if there is a way."""
+    turned = _turned_blocks(tuple(x.shape), x.stride(), tuple(shape))
+    if turned is None:
+        return False
+    failed = _kernels(blocks.loop.replace("round_", "round_turned_"))[x.dtype](
+        x.data_ptr(),
+        y.data_ptr(),
+        ctypes.byref(turned),
+        ctypes.byref(blocks_struct(blocks)),
+        rule_reference(rounding, key),
+        torch.get_num_threads(),
+    )
+    return not failed
 
 
 def ask_for_large_pages(y: Tensor) -> None:

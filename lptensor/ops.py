@@ -340,9 +340,12 @@ def _in_another_order(
         if matrices is not None:
             kernels.round_matrices(x, y, matrices, format.lowered, rounding, key)
         return matrices is not None
+    shape = format.block_shape(x.shape)
+    if key is not None:
+        return kernels is _native and kernels.round_turned_blocks(x, y, format.lowered, shape, rounding, key)
     order = _memory_order(x)
-    inside, outside, shape = x.permute(order), y.permute(order), format.block_shape(x.shape)
-    if key is not None or not inside.is_contiguous():
+    inside, outside = x.permute(order), y.permute(order)
+    if not inside.is_contiguous():
         return False
     loop(inside, outside, format.lowered, tuple(shape[d] for d in order), rounding, None)
     return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,8 +11,9 @@ import torch
 from allocations import allocations
 from backends import BUILDS, DTYPES, run, same_bits, threads
 from lptensor import _native, ops
+from lptensor.blocks import MX, NVFP4, BlockFloatingPoint, BlockFormat
 from lptensor.codebooks import NF4, LogNumber
-from lptensor.formats import E4M3, FixedPoint, Format
+from lptensor.formats import E4M3, FixedPoint, FloatingPoint, Format
 from lptensor.posits import Posit
 from lptensor.rounding import Stochastic
 
@@ -52,6 +54,32 @@ def test_elements_get_the_words_of_a_contiguous_copy(layout: str, format: Format
             assert same_bits(got.contiguous(), want)
 
 
+# Blocks in rows, in columns, across both, and more than a tile holds; the last of an axis is short.
+BLOCKS: dict[str, BlockFormat] = {
+    "along the last axis": MX(E4M3),
+    "along the axis before": replace(NVFP4, axis=-2),
+    "along the second axis": MX(FixedPoint(8, 6), axis=1, block_size=48),
+    "longer than groups": replace(NVFP4, axis=1, block_size=160),
+    "longer than a tile": MX(FloatingPoint(4, 3, subnormals="flush"), block_size=5000),
+    "tiles": MX(E4M3, block_size=(8, 16)),
+    "one": BlockFloatingPoint(8),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("blocks", BLOCKS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_blocks_get_the_words_of_a_contiguous_copy(layout: str, blocks: str, dtype: torch.dtype) -> None:
+    x, format = laid_out(*LAYOUTS[layout], dtype), BLOCKS[blocks]
+    want = run("reference", x.contiguous(), format, "stochastic", seed=5)
+    for build in BUILDS:
+        for count in (1, 2):
+            with threads(count):
+                got = run(build, x, format, "stochastic", seed=5)
+            assert got.stride() == x.stride()
+            assert same_bits(got.contiguous(), want)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_in_place_they_do_as_well(layout: str) -> None:
     x = laid_out(*LAYOUTS[layout], torch.float32)
@@ -72,7 +100,7 @@ def test_matrices_are_found_in_strides() -> None:
 
 
 @pytest.mark.parametrize("layout", ["tiles of parts of rows", "images"])
-@pytest.mark.parametrize("format", [E4M3, NF4, Posit(8)], ids=repr)
+@pytest.mark.parametrize("format", [E4M3, NF4, Posit(8), MX(E4M3), replace(NVFP4, axis=1)], ids=repr)
 def test_they_are_rounded_where_they_lie(layout: str, format: Format) -> None:
     x = laid_out(*LAYOUTS[layout], torch.float32)
     ops.round(x, format, "stochastic", out=x)  # tables are made once
