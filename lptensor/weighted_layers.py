@@ -115,6 +115,11 @@ def parametrize_weights(rounders: Sequence[tuple[nn.Module, nn.Module]], unsafe:
         raise
 
 
+def is_weight_rounded(layer: nn.Module) -> bool:
+    """Whether ``parametrize_weights`` has changed a layer."""
+    return parametrize.is_parametrized(layer, "weight") and _ORDER in vars(layer.parametrizations["weight"])  # type: ignore[index]
+
+
 def unparametrize_weight(layer: Any, leave_parametrized: bool) -> None:
     """Take off what ``parametrize_weights`` did, as ``remove_parametrizations`` does; parameters keep their order."""
     names = layer.parametrizations["weight"].__dict__.get(_ORDER, ())

@@ -17,11 +17,14 @@ from lptensor import (
     E4M3,
     FP32,
     INT4,
+    INT8,
     BlockFloatingPoint,
     Channel,
     CurrentMaximum,
+    DelayedScaling,
     FixedPoint,
     Posit,
+    Quantizer,
     Scaled,
     lower,
     quantizer,
@@ -405,7 +408,7 @@ class TestFineTuning:
         net = prepare(nn.Linear(2, 2), Posit(8, 1))
         with pytest.raises(ValueError, match="prepared already"):
             prepare(net, FP32)
-        with pytest.raises(ValueError, match="no layer of Linear was prepared"):
+        with pytest.raises(ValueError, match="no layer of Linear has a weight that is rounded"):
             finish(nn.Linear(2, 2))
 
     @pytest.mark.parametrize("last", [lambda: nn.Linear(2, 2, dtype=torch.bfloat16), lambda: nn.LazyLinear(2)])
@@ -452,6 +455,28 @@ def test_layers_without_parameters_have_no_weight_to_round() -> None:
     for layer, name in ((nn.LSTM(2, 2), "LSTM"), (nn.MultiheadAttention(2, 1), "MultiheadAttention")):
         with pytest.raises(ValueError, match=f"the weight of a {name} must be a dense tensor"):
             round_layers(nn.Sequential(nn.ReLU(), layer), weight=lambda: torch.round, layer_types="all")
+
+
+@pytest.mark.parametrize(
+    "weight", [lambda: torch.round, lambda: Quantizer(INT8, forward_rounding="nearest"), lambda: DelayedScaling(INT8)]
+)
+def test_finish_keeps_the_weights_that_a_layer_rounds(weight: Any) -> None:
+    net = round_layers(
+        nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)), lambda: torch.floor, weight, exempt=["2"]
+    )
+    twin, x = copy.deepcopy(net).eval(), 4 * torch.randn(8, 4)
+    wanted, rounded = twin(x), twin[0].weight
+    assert finish(twin) is twin and torch.equal(twin(x), wanted)
+    assert list(dict(twin.named_parameters())) == ["0.weight", "0.bias", "2.weight", "2.bias"]
+    assert torch.equal(twin[0].weight, rounded) and not torch.equal(rounded, net[0].parametrizations.weight.original)
+    with pytest.raises(ValueError, match="has a weight that is rounded"):
+        finish(twin)
+
+
+def test_finish_leaves_parametrizations_of_others() -> None:
+    net = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)), nn.Linear(2, 2))
+    finish(round_layers(net, weight=lambda: torch.round, exempt=["0"]))
+    assert nn.utils.parametrize.is_parametrized(net[0]) and not nn.utils.parametrize.is_parametrized(net[1])
 
 
 def test_equal_magnitudes_keep_their_value_whatever_their_number() -> None:

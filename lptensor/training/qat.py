@@ -14,7 +14,14 @@ from lptensor.layer_types import LayerTypes, classes_of, names_of
 from lptensor.ops import check_roundable
 from lptensor.quantizer import Quantizer
 from lptensor.rounding import Mode, Rounding
-from lptensor.weighted_layers import LAYERS, check_weights, layers_of, parametrize_weights, unparametrize_weight
+from lptensor.weighted_layers import (
+    LAYERS,
+    check_weights,
+    is_weight_rounded,
+    layers_of,
+    parametrize_weights,
+    unparametrize_weight,
+)
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -75,14 +82,17 @@ def prepare(
 
 
 def finish(model: Model) -> Model:
-    """The model with its rounded weights as ordinary parameters, in place; what ``prepare`` began.
+    """The model with its rounded weights as ordinary parameters, in place; what ``prepare`` or ``round_layers`` began.
+
+    It computes what it did, with the weights of one draw where they round stochastically: inputs and gradients that
+    ``round_layers`` lets a layer round are rounded still.
 
     Args:
-        model: what ``prepare`` has changed.
+        model: what either of them has changed.
 
     Raises:
         TypeError: no module.
-        ValueError: nothing was prepared.
+        ValueError: no weight is rounded by them.
 
     >>> from lptensor import FixedPoint
     >>> net = finish(prepare(nn.Linear(2, 1), FixedPoint(3, 1)))
@@ -93,7 +103,10 @@ def finish(model: Model) -> Model:
         raise TypeError(f"finish takes a torch.nn.Module, got {type(model).__name__}")
     prepared = [m for m in model.modules() if _is_prepared(m)]
     if not prepared:
-        raise ValueError(f"no layer of {type(model).__name__} was prepared; prepare(model, format) does it")
+        raise ValueError(
+            f"no layer of {type(model).__name__} has a weight that is rounded: prepare(model, format) and "
+            "round_layers(model, weight=...) round some"
+        )
     for module in prepared:
         unparametrize_weight(module, leave_parametrized=True)
     return model
@@ -103,4 +116,4 @@ def _is_prepared(module: nn.Module) -> bool:
     if not parametrize.is_parametrized(module, "weight"):
         return False
     listed = module.parametrizations["weight"]  # type: ignore[index]
-    return any(isinstance(step, Quantizer) for step in listed)
+    return is_weight_rounded(module) or any(isinstance(step, Quantizer) for step in listed)  # by hand

@@ -49,7 +49,8 @@ def round_layers(
     The model is changed in place and returned. ``layer.weight`` is the rounded weight, made anew
     whenever it is read; its exact one, ``layer.parametrizations.weight.original``, is what
     ``parameters()`` and the state_dict hold: make the optimizer afterwards. The projections of
-    ``nn.MultiheadAttention`` are no layers that are called, and left alone.
+    ``nn.MultiheadAttention`` are no layers that are called, and left alone. ``finish`` makes the rounded weights
+    parameters.
 
     Args:
         model: any module, itself a chosen layer or with such inside.
