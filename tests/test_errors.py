@@ -186,6 +186,7 @@ WRONG: list[tuple[Callable[[], object], str]] = [
     (lambda: lptensor.training.recipes.gupta(outputs="x"), "outputs must be an integer .* got 'x'"),
     (lambda: lptensor.training.recipes.deepseek(promote_every="x"), "promote_every must be an integer .* got 'x'"),
     (lambda: lptensor.training.recipes.dorefa(weight="x"), "weight must be an integer from 1 to 16, got 'x'"),
+    (lambda: lptensor.training.recipes.mxfp4(hadamard=True), "hadamard must be an integer from 2 to 1024, got True"),
     (lambda: lptensor.training.recipes.Recipe(scaling="x"), "scaling must be Static.* or a number, got 'x'"),
     (lambda: lptensor.training.recipes.quartet().model(nn.ReLU()), "ReLU has no layer of Linear"),
     (lambda: lptensor.training.hbfp_widths(3, 4), "hbfp_widths takes a torch.nn.Module, got 3"),

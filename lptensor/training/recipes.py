@@ -466,7 +466,7 @@ def mxfp4(unbiased: bool = True, hadamard: int | None = 64, exempt: Exempt = ())
     True
     """
     check_bool("unbiased", unbiased)
-    transform = None if hadamard is None else Hadamard(hadamard, "random")
+    transform = None if hadamard is None else Hadamard(check_int("hadamard", hadamard, 2, 1024), "random")
     if not unbiased:
         return Recipe(_operands(MXFP4, MXFP4, MXFP4, transform), exempt=exempt)
     q, backward = Technique(MXFP4, ThreeQuarters()), {"grad_input": transform, "grad_weight": transform}
