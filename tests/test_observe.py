@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import Tensor
 
 import lptensor
-from lptensor import BF16, E4M3
+from lptensor import BF16, E4M3, _compat
 from lptensor.formats import Format
 from lptensor.observe import Observer, about, observers, observing, said
 from lptensor.rounding import Rounding
@@ -21,6 +24,21 @@ def test_an_inner_subject_gives_way_to_the_outer_one_again() -> None:
             raise KeyError
         assert inner == ("weight", q) and said() == ("accumulator", p)
     assert said() is None
+
+
+def test_what_a_thread_keeps_lives_until_something_else_takes_its_place() -> None:
+    class Kept:
+        pass
+
+    kept = Kept()
+    alive = weakref.ref(kept)
+    _compat.set_thread_local("lptensor.test", kept)
+    del kept
+    gc.collect()
+    assert alive() is not None and _compat.thread_local("lptensor.test") is alive()
+    _compat.set_thread_local("lptensor.test", None)
+    gc.collect()
+    assert alive() is None
 
 
 def test_observers_that_leave_in_the_order_in_which_they_came_see_what_runs_within() -> None:
