@@ -724,7 +724,8 @@ _SAVING = torch.autograd.graph.save_on_cpu.__init__.__code__.co_filename
 def evaluation() -> tuple[int, int]:
     """Names the evaluation of an autograd node that runs on this thread: its backward pass and its number.
 
-    Without it a gradient that an earlier node transposed is taken for one that this node did.
+    Without it a gradient that an earlier node transposed is taken for one that this node did, or what a pass before
+    did in a node of the same number, which another thread may have made.
     """
     return torch._C._current_graph_task_id(), running_node()
 

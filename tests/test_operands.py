@@ -6,6 +6,7 @@ import copy
 import io
 import pickle
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -41,6 +42,7 @@ from lptensor import (
     Scaled,
     Tile,
     TwoLevel,
+    _compat,
     convert,
     round as lp_round,
 )
@@ -298,6 +300,29 @@ def test_a_second_backward_pass_rounds_by_the_places_of_the_products_it_differen
     torch.testing.assert_close(plain(of_g), true)
     true = quantize(g, "grad_weight 1", -2).T @ quantize(h, "grad_weight 0", -2)
     torch.testing.assert_close(plain(of_w), true.T)
+
+
+@pytest.mark.parametrize("ahead", range(4))
+def test_a_second_backward_pass_may_number_its_nodes_as_the_first_did(ahead: int) -> None:
+    """Each thread numbers from zero on, and so do those of a GPU that a pass with create_graph makes nodes on."""
+    a, b, g, h = (torch.randn(64, 64) for _ in range(4))
+    arithmetic = Arithmetic(None, operands=gemm_of(SIX))
+
+    def forward() -> tuple[Tensor, ...]:
+        x, w, seed = (lp(t, arithmetic).requires_grad_() for t in (a, b, g))
+        return torch.mm(x, w), x, w, seed
+
+    def twice(y: Tensor, x: Tensor, w: Tensor, seed: Tensor) -> Tensor:
+        number = y.grad_fn._sequence_nr()  # type: ignore[union-attr]
+        while _compat.next_node() < number - ahead:
+            seed.detach().requires_grad_().view_as(seed)
+        (of_x,) = torch.autograd.grad(y, x, seed, create_graph=True)
+        return torch.autograd.grad(of_x, seed, lp(h, arithmetic))[0]
+
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+        of_g = other.submit(twice, *one.submit(forward).result()).result()
+    quantize = by_hand(SIX)
+    torch.testing.assert_close(plain(of_g), quantize(h, "grad_input 0", -1) @ quantize(b, "grad_input 1", -2))
 
 
 def test_gradients_accumulate_over_two_passes() -> None:
