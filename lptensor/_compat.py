@@ -513,7 +513,7 @@ def could_not_swap(error: BaseException) -> bool:
 
     Without its words, no memory or an error of a user's format would be taken for a graph that is alive.
     """
-    return isinstance(error, RuntimeError) and "Couldn't swap" in str(error)
+    return "Couldn't swap" in str(error)
 
 
 # Where an RNN keeps its weights in the order of its kernel. Without it an RNN computes with others than it shows.
