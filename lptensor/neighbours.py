@@ -13,7 +13,7 @@ from lptensor import _compat, _native, reference
 from lptensor._bits import carried, exact, exponent, power
 from lptensor.base import check_bool, no_scalar
 from lptensor.formats import Format, ScalarFormat
-from lptensor.grid import Subnormals
+from lptensor.grid import Overflow, Subnormals
 from lptensor.ops import check_roundable
 from lptensor.posits import Posit
 from lptensor.rounding import Mode, Rounding
@@ -54,6 +54,9 @@ def next(x: Tensor, format: Format, up: bool = True) -> Tensor:
     # Anything strictly between x and its neighbour in float64 rounds to the neighbour in the format.
     beside = exact(x.detach()).nextafter(torch.tensor(toward, dtype=torch.float64, device=x.device))
     grid = format.grid
+    if grid.overflow is Overflow.PROPAGATE:  # an infinity stays, but is none where x is not
+        most = torch.finfo(torch.float64).max
+        beside = torch.where(x.detach().isinf(), beside, beside.clamp(-most, most))
     if not grid.signed and up:  # what lies above a negative number is the format's least value
         beside = torch.where(beside < format.min, format.min, beside)
     if grid.signed and not grid.zero:  # nothing lies between the smallest numbers of either sign

@@ -91,6 +91,16 @@ def test_from_beyond_the_ends_next_comes_to_the_end(format: ScalarFormat) -> Non
     assert next(high, format, up=False).tolist() == [values[-1]]
 
 
+@pytest.mark.parametrize(
+    "format", [P3109(8, 3, overflow="propagate"), FloatingPoint(5, 2, overflow="propagate")], ids=repr
+)
+def test_where_infinities_propagate_none_follows_the_largest_number_of_a_dtype(format: ScalarFormat) -> None:
+    for dtype in (torch.float32, torch.float64):
+        x = torch.tensor([torch.finfo(dtype).max, math.inf], dtype=dtype)
+        assert next(x, format).tolist() == [format.max, math.inf]
+        assert next(-x, format, up=False).tolist() == [-format.max, -math.inf]
+
+
 @pytest.mark.parametrize("format", LISTS, ids=repr)
 def test_past_the_ends_of_posits_and_lists_comes_the_end(format: Any) -> None:
     low, high = format.values()[[0, -1]].tolist()
