@@ -513,9 +513,7 @@ def quartet2(hadamard: int = 128, exempt: Exempt = ()) -> Recipe:
     >>> type(model[0]).__name__
     'QuartetLinear'
     """
-    transform = Hadamard(hadamard, "random")
-    if hadamard < MSEden.block_size:
-        raise ValueError(f"hadamard must be a power of two from {MSEden.block_size} to 1024, got {hadamard}")
+    transform = Hadamard(check_int("hadamard", hadamard, MSEden.block_size, 1024), "random")
     return Recipe(change=_With(_quartet2, (transform,)), exempt=exempt)
 
 
