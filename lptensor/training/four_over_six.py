@@ -29,6 +29,8 @@ class FourOverSix:
     Float32 and float64 tensors of any shape; blocks run along the last axis, the last one may be short. A
     block with NaN or an infinity becomes NaN, and has no part in m; zeros keep their sign.
 
+    As an operand of a product it is ``Technique(NVFP4, FourOverSix())``.
+
     Args:
         rounding: of the elements; to nearest in the paper.
 
