@@ -516,13 +516,8 @@ def could_not_swap(error: BaseException) -> bool:
     return "Couldn't swap" in str(error)
 
 
-# Where an RNN keeps its weights in the order of its kernel. Without it an RNN computes with others than it shows.
+# Where an RNN keeps its weights in the order of its kernel. Without it one with products keeps a copy of each.
 FLAT_WEIGHTS = "_flat_weights"
-
-
-def flat_weights(module: torch.nn.RNNBase) -> list[Tensor]:
-    """The weights that an RNN's attributes show, in the order of its kernel."""
-    return [getattr(module, name) for name in module._flat_weights_names]
 
 
 def forget_flat_weights(module: torch.nn.Module) -> None:

@@ -91,9 +91,8 @@ class LayerProducts:
                 if value is not None and not counts(value):
                     changed.append((part, name, part.__dict__.get(name)))
                     part.__dict__[name] = self._enter(value)
-            if isinstance(part, nn.RNNBase):
+            if isinstance(part, nn.RNNBase):  # takes up what it shows by itself, and would keep these copies
                 changed.append((part, _compat.FLAT_WEIGHTS, part.__dict__[_compat.FLAT_WEIGHTS]))
-                part.__dict__[_compat.FLAT_WEIGHTS] = _compat.flat_weights(part)
         return args, named
 
     def end(self, module: nn.Module, args: Any, output: Any) -> Any:

@@ -25,6 +25,7 @@ from lptensor import (
     Arithmetic,
     FloatingPoint,
     LPTensor,
+    _compat,
     convert,
     lower,
     round as lp_round,
@@ -448,6 +449,13 @@ def test_a_lowered_network_trains() -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.7 * losses[0]
+
+
+def test_an_rnn_keeps_no_copies_of_its_weights() -> None:
+    model = lower(nn.LSTM(2, 2), "rnn", operands=Gemm(BF16))
+    for x in (torch.ones(1, 1, 2), torch.ones(1, 2)):
+        model(x)
+        assert all(w is p for w, p in zip(vars(model)[_compat.FLAT_WEIGHTS], model.parameters(), strict=True))
 
 
 def test_a_recurrent_layer_leaves_onednn_on() -> None:
