@@ -157,7 +157,16 @@ def round_table(x: Tensor, y: Tensor, table: Table, rounding: Rounding, key: Key
 
 @functools.lru_cache(maxsize=256)
 def table_struct(table: Table, mode: Mode, dtype: torch.dtype, device: torch.device) -> tuple[Any, tuple[Tensor, ...]]:
-    """The C struct of a table, and the tensors on a device that it points into."""
+    """The C struct of a table, and the tensors on a device that it points into.
+
+    Raises:
+        RuntimeError: a graph is being captured, which cannot copy the table.
+    """
+    if capturing():  # torch would say that the stream cannot be waited for, and break the capture off
+        raise RuntimeError(
+            f"rounding to a list of {len(table.values)} values for the first time copies the list to {device}, which a "
+            "CUDA graph cannot capture: round once to the format, in the same mode and dtype, before the capture"
+        )
     struct, held = _native.table_struct(table, mode, dtype)
     there = tuple(tensor.to(device) for tensor in held)
     return type(struct)(*(tensor.data_ptr() for tensor in there), struct.depth, struct.last), there

@@ -288,6 +288,7 @@ def test_without_a_driver_a_call_says_so(launching: Path, emulation: Any, tmp_pa
 @pytest.mark.parametrize("capturing", [False, True])
 def test_a_table_that_a_captured_graph_reads_is_never_freed(driver: Driver, capturing: bool) -> None:
     """The caches give up the tables of old codebooks; a graph would go on reading where they were."""
+    rounded(torch.zeros(3), NF4, Rounding())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_cuda, "capturing", lambda: capturing)
         patch.setattr(_cuda, "_captured", {})
@@ -455,3 +456,15 @@ def test_a_torch_without_cuda_brings_no_nvrtc(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setattr(torch.version, "cuda", None)
     assert _nvrtc.library.__wrapped__() is None
     assert _nvrtc.load(Path("libnvrtc-of-no-version.so")) is None
+
+
+def test_a_capture_says_that_it_cannot_copy_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = torch.device("cpu")
+    _cuda.table_struct.cache_clear()
+    monkeypatch.setattr(_cuda, "capturing", lambda: True)
+    with pytest.raises(RuntimeError, match="16 values .* to cpu, .* before the capture"):
+        _cuda.table_struct(NF4.table, Mode.NEAREST, torch.float32, device)
+    monkeypatch.setattr(_cuda, "capturing", lambda: False)
+    before = _cuda.table_struct(NF4.table, Mode.NEAREST, torch.float32, device)
+    monkeypatch.setattr(_cuda, "capturing", lambda: True)
+    assert _cuda.table_struct(NF4.table, Mode.NEAREST, torch.float32, device) is before
