@@ -572,7 +572,7 @@ def traced_by_mode() -> bool:
     if not torch._C._len_torch_dispatch_stack():  # nearly always
         return False
     modes = torch._C._TorchDispatchModeKey
-    return any(torch._C._get_dispatch_mode(key) is not None for key in (modes.PROXY, modes.FUNCTIONAL, modes.FAKE))
+    return any(torch._C._get_dispatch_mode(key) is not None for key in (modes.PROXY, modes.FAKE))
 
 
 def latest_mode() -> TorchDispatchMode | None:
