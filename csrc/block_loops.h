@@ -263,8 +263,9 @@ void runs(const T *x, T *y, int64_t row, int64_t wide, int64_t first, int64_t la
     const bool finite = scales.shifts ? scales.shifts->saturate : scales.numbers->saturate;
     const U left_out = finite ? (U)(2 * C::bias + 1) << C::mantissa : ~(U)0;
     const chosen<T> rounding(scales, how);
-    // Rows end amid blocks, which then begin anywhere in a group of words.
-    const bool ragged = row % wide != 0 && (row < SHORT_ROW || how.mode >= LPT_STOCHASTIC);
+    // Rows end amid blocks. Vectors of float64 are short enough for them.
+    const int64_t short_row = C::width == 64 && scales.shifts ? SHORT : SHORT_ROW;
+    const bool ragged = row % wide != 0 && row < short_row;
     if (wide % 16 != 0 ? wide < SHORT : ragged && wide < SHORT_ROW)
         return short_runs(x, y, row, wide, first, last, number, left_out, scales.numbers, rounding);
     const int64_t per_row = (row + wide - 1) / wide, fitting = ELEMENTS / wide;

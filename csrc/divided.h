@@ -79,9 +79,9 @@ template <class T> class divided final : public block_rounding<T> {
             const U only = *s, inverse = *t;
             const int64_t stop = at + wide < end ? at + wide : end;
             for (int64_t from = at; from < stop;) {
-                const int64_t group = (from / LPT_GROUP + 1) * LPT_GROUP;
-                const int64_t to = MODE < LPT_STOCHASTIC || stop < group ? stop : group;
-                const uint32_t *words = MODE < LPT_STOCHASTIC ? nullptr : random.from(from);
+                const bool all = MODE < LPT_STOCHASTIC || stop - from <= LPT_DRAWN;
+                const int64_t to = all ? stop : from + LPT_DRAWN;
+                const uint32_t *words = MODE < LPT_STOCHASTIC ? nullptr : random.of(from, to);
                 const U *const each_s = s + (from - at), *const each_t = t + (from - at);
                 const auto some = [=](int64_t count) {
                     LPT_INDEPENDENT

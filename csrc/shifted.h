@@ -10,22 +10,35 @@
 
 namespace {
 
-// The random words of consecutive elements, a group of 128 at a time.
+// Elements whose random words lie side by side. Blocks that are rounded together have no more.
+enum { LPT_DRAWN = 512 };
+
+// The random words of consecutive elements, drawn a group of 128 at a time, and each group once.
 class random_words {
     const lpt_rule &rule;
-    int64_t group = -1;
-    uint32_t words[LPT_GROUP];
+    int64_t begin = 0, end = 0;  // elements whose words are here, whole groups
+    uint32_t words[LPT_DRAWN + LPT_GROUP];
+
+    void draw(int64_t first, int64_t last) {
+        const int64_t gone = first / LPT_GROUP * LPT_GROUP - begin;
+        begin += gone;
+        if (gone >= 0 && begin < end)  // some are here already
+            memmove(words, words + gone, (end - begin) * sizeof *words);
+        else
+            end = begin;
+        for (; end < last; end += LPT_GROUP)
+            lpt_words_of_group(end, rule.key, 0xffffffffu << (32 - rule.bits),
+                               words + (end - begin));
+    }
 
   public:
     explicit random_words(const lpt_rule &r) : rule(r) {}
 
-    // The word of element i; those of the rest of its group follow.
-    const uint32_t *from(int64_t i) {
-        if (i / LPT_GROUP != group) {
-            group = i / LPT_GROUP;
-            lpt_words_of_group(group * LPT_GROUP, rule.key, 0xffffffffu << (32 - rule.bits), words);
-        }
-        return words + i % LPT_GROUP;
+    // Those of elements first .. last, LPT_DRAWN at most.
+    const uint32_t *of(int64_t first, int64_t last) {
+        if (first < begin || last > end)
+            draw(first, last);
+        return words + (first - begin);
     }
 };
 
@@ -164,8 +177,8 @@ template <class T, int MODE> class shifted final : public shifts<T> {
     }
     bool equal(const T *x, T *y, int64_t at, int64_t count, int64_t wide, const U *s,
                bool large) override {
-        if (MODE >= LPT_STOCHASTIC && (at % wide != 0 || LPT_GROUP % wide != 0))
-            return false;  // a block lies in more than one group of words
+        if (MODE >= LPT_STOCHASTIC && count * wide > LPT_DRAWN)
+            return false;
         if (large && MODE < LPT_STOCHASTIC && lpt_whole_lines(y + at, wide))
             wide == 32 ? past<32>(x, y, at, count, wide, s) : past<0>(x, y, at, count, wide, s);
         else if (wide == 32)
@@ -180,13 +193,15 @@ template <class T, int MODE> class shifted final : public shifts<T> {
     LPT_APART void widths(const T *x, T *y, int64_t at, int64_t count, int64_t wide, const U *s) {
         const lpt_cell<T> c = this->cell;  // a local copy: y may not alias it
         const int64_t width = WIDE ? WIDE : wide;
+        const uint32_t *words = MODE < LPT_STOCHASTIC ? nullptr : random.of(at, at + count * width);
         for (int64_t k = 0; k < count; ++k, at += width) {
             const U only = s[k];
-            const uint32_t *words = MODE < LPT_STOCHASTIC ? nullptr : random.from(at);
             LPT_INDEPENDENT
             for (int64_t i = 0; i < width; ++i)
                 y[at + i] = lpt_value<T>(
                     one(lpt_bits(x[at + i]), c, only, MODE < LPT_STOCHASTIC ? 0 : words[i]));
+            if (MODE >= LPT_STOCHASTIC)
+                words += width;
         }
     }
 
@@ -214,9 +229,8 @@ template <class T, int MODE> class shifted final : public shifts<T> {
                 y[i] = lpt_value<T>(one(lpt_bits(x[i]), c, STEP ? s[i - first] : only, 0));
         } else {
             for (int64_t from = first; from < last;) {
-                const uint32_t *words = random.from(from);
-                const int64_t end = (from / LPT_GROUP + 1) * LPT_GROUP,
-                              to = end < last ? end : last;
+                const int64_t to = from + LPT_DRAWN < last ? from + LPT_DRAWN : last;
+                const uint32_t *words = random.of(from, to);
                 LPT_INDEPENDENT
                 for (int64_t i = from; i < to; ++i)
                     y[i] = lpt_value<T>(
