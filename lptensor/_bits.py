@@ -70,12 +70,12 @@ def carried(r: Tensor, dtype: torch.dtype) -> Tensor:
 
 def exponent(magnitude: Tensor) -> Tensor:
     """floor(log2), from the bits; zero counts as 2**-1023, infinity and NaN as 2**1024."""
-    return (magnitude.view(torch.int64) >> 52 & 0x7FF) - 1023
+    return (magnitude.view(torch.int64) >> 52).bitwise_and_(0x7FF).sub_(1023)
 
 
 def power(exponent: Tensor) -> Tensor:
     """2.0**exponent, exact, for normal float64 results."""
-    return ((exponent.long() + 1023) << 52).view(torch.float64)
+    return (exponent.long() + 1023).bitwise_left_shift_(52).view(torch.float64)
 
 
 def times_power(x: Tensor, exponent: Tensor) -> Tensor:

@@ -140,9 +140,10 @@ def ulp(x: Tensor, format: Format) -> Tensor:
         start = torch.where(values < 0, high - 1, low).clamp(listed.first, listed.last - 1)
         spacing = listed.value(start + 1) - listed.value(start)
         return carried(torch.where(values.isfinite(), spacing, values.abs()), x.dtype)
-    grid, magnitude = format.grid, exact(x.detach()).abs()
+    grid, x = format.grid, x.detach()
+    magnitude = (x if x.dtype == torch.float64 else exact(x)).abs()  # float64's subnormal numbers lie below all binades
     binade = exponent(magnitude)
-    spacing = power(binade.clamp(grid.emin, grid.emax) - (grid.precision - 1))
+    spacing = power(binade.clamp(grid.emin, grid.emax).sub_(grid.precision - 1))
     if grid.quantum(grid.emin - 1) > grid.quantum(grid.emin):  # nothing between zero and the normals
         spacing = torch.where(binade < grid.emin, 2.0**grid.emin, spacing)
-    return carried(torch.where(magnitude.isfinite(), spacing, magnitude), x.dtype)
+    return carried(torch.where(binade == 1024, magnitude, spacing), x.dtype)

@@ -171,8 +171,9 @@ class Shadow:
         assert twin is not None
         value = _double(x).detach()
         born = born.detach()
-        relative = _relative(value, twin)
-        missing = value.isnan() | value.isinf() & (value != twin)
+        gap, right = _finite(value, twin)
+        relative = _relative(gap, right)
+        missing = value.isnan() | value.isinf() & (value != twin) if gap.shape != value.shape else None
         where, module = origin
         self._rows.append(
             {
@@ -182,11 +183,11 @@ class Shadow:
                 "backward": direction.in_backward(),
                 "shape": tuple(x.shape),
                 "format": None if format is None else repr(format),
-                "error": _ulps(value, twin, format),
-                "born": _ulps(value, born, format),
+                "error": _ulps(gap, right, format),
+                "born": _ulps(*_finite(value, born), format),
                 "relative": relative,
                 "growth": relative / worst if worst > 0 else None,
-                "nonfinite": int(missing.sum()),
+                "nonfinite": 0 if missing is None else int(missing.sum()),
             }
         )
 
@@ -217,8 +218,8 @@ class _Mode(_compat.TorchDispatchMode, observe.Observer):
         for x in operands:
             if self.seen._find(x) is None:
                 self.seen._keep(x, _double(x))
-        worst = max((_relative(_double(x), self._twin(x)) for x in operands), default=0.0)
         same = {id(x): _double(x) for x in operands}  # before an in-place op changes them
+        worst = max((_relative(*_finite(same[id(x)], self._twin(x))) for x in operands), default=0.0)
         out = func(*args, **kwargs)
         if _compat.schema(func).name.startswith(_FRESH):
             return out
@@ -279,7 +280,7 @@ class _Mode(_compat.TorchDispatchMode, observe.Observer):
         try:
             known = self.seen._find(before)
             twin = _double(before) if known is None else known.detach().clone()
-            worst = _relative(_double(before), twin)
+            worst = _relative(*_finite(_double(before), twin))
             self.seen._keep(after, twin)
             said = observe.said()
             name = "round" if said is None else f"round {said[0]}"
@@ -308,17 +309,16 @@ def _finite(value: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     return gap[both], right[both]
 
 
-def _relative(value: Tensor, twin: Tensor) -> float:
-    difference, twin = _finite(value, twin)
-    norm, gap = twin.norm().item(), difference.norm().item()
-    return gap / norm if norm > 0 else 0.0 if gap == 0 else float("inf")
+def _relative(gap: Tensor, right: Tensor) -> float:
+    """The norm of differences over that of the right values."""
+    norm, distance = right.norm().item(), gap.norm().item()
+    return distance / norm if norm > 0 else 0.0 if distance == 0 else float("inf")
 
 
-def _ulps(value: Tensor, right: Tensor, format: Any) -> float | None:
-    """The largest distance of finite values, in units in the last place at the right ones."""
+def _ulps(gap: Tensor, right: Tensor, format: Any) -> float | None:
+    """The largest of differences, in units in the last place at the right values."""
     if not isinstance(format, ScalarFormat):
         return None
-    gap, right = _finite(value, right)
     return float((gap.abs() / ulp(right, format)).max()) if gap.numel() else 0.0
 
 
