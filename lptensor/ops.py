@@ -59,7 +59,7 @@ def round(
         check_generator(generator)
     if out is not None:
         return _into(x, format, rule, generator, out)
-    if torch.is_grad_enabled() and x.requires_grad or _compat.transforming() or _compat.differentiating_forward():
+    if differentiates(x):
         return straight_through(x, format, rule, generator)
     return round_fresh(x, format, rule, generator)
 
@@ -98,6 +98,11 @@ def backend(device: torch.device | str = "cpu") -> str:
     if lib is None:
         return "torch: installed without a C++ compiler; reference.py rounds, slowly, to the same bits"
     return f"native: {lib.lpt_build_name().decode().removeprefix('lpt_')} build of the C++ kernels"
+
+
+def differentiates(x: Tensor) -> bool:
+    """Whether somebody may ask for a derivative by ``x``: only then it takes an autograd function, which costs more."""
+    return torch.is_grad_enabled() and x.requires_grad or _compat.transforming() or _compat.differentiating_forward()
 
 
 class StraightThrough(torch.autograd.Function):

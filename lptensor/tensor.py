@@ -17,7 +17,7 @@ from lptensor.blocks import BlockFormat
 from lptensor.composites import FORMULAS, LSTM, QUESTIONS, RECURRENT, step_by_step, with_low_state, with_values
 from lptensor.dispatch import Runner, make_runner
 from lptensor.distributed import Sharded, broadcast_values, refuse_distributed, refuse_views_of_buckets
-from lptensor.ops import check_samples_draw, round_fresh
+from lptensor.ops import check_samples_draw, differentiates, round_fresh
 from lptensor.rounding import Beyond, Mode, Rounding, as_rounding
 from lptensor.rules import Kind, rule_for
 from lptensor.surface import Surface, rebuild
@@ -348,7 +348,7 @@ def to_lp(
             "parameters alone, as {'head.*': None, '*': E4M3} does"
         )
     _compat.disable_fused_attention()
-    return cast(LPTensor, _apply(_Enter, x, arithmetic))
+    return cast(LPTensor, _apply(_Enter, x, arithmetic) if differentiates(x) else _Enter.forward(x, arithmetic))
 
 
 def _operator(name: str) -> Any:
