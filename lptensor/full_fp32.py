@@ -28,8 +28,11 @@ def settings() -> tuple[Setting, ...]:
 
 def _ask_for_all_bits() -> list[tuple[Setting, str]]:
     """Turn TF32 and BF16 off, and say where they were on."""
-    asked = [(setting, _compat.fp32_precision(*setting)) for setting in settings()]
-    before = [(setting, precision) for setting, precision in asked if precision in ("tf32", "bf16")]
+    before = []
+    for setting in settings():  # a loop, as this comes before every product
+        precision = _compat.fp32_precision(*setting)
+        if precision in ("tf32", "bf16"):
+            before.append((setting, precision))
     for setting, _ in before:
         _compat.set_fp32_precision(*setting, "ieee")
     return before
@@ -47,11 +50,11 @@ class _InFullFP32:
     """An operator that computes in full fp32; in all else it is the operator."""
 
     def __init__(self, func: Any) -> None:
-        self._func = func
+        self._func, self._call = func, _compat.direct_call(func)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with full_fp32:
-            return self._func(*args, **kwargs)
+            return self._call(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._func, name)
@@ -63,8 +66,9 @@ class _InFullFP32:
 def in_full_fp32(func: Any) -> Callable[..., Any]:
     """``func``, an operator, computing in fp32 whatever the settings for TF32 and BF16 say.
 
-    It is ``func`` itself where that changes nothing: for pointwise ops, and where no products have fewer bits.
+    It is ``func`` itself where that changes nothing: for ops that form no products, which are the pointwise ones and
+    reductions, and where no products have fewer bits.
     """
-    pointwise = torch.Tag.pointwise in getattr(func, "tags", ())
+    products = not {torch.Tag.pointwise, getattr(torch.Tag, "reduction", None)} & set(getattr(func, "tags", ()))
     same: Callable[..., Any] = func
-    return same if pointwise or not settings() else _InFullFP32(func)
+    return _InFullFP32(func) if products and settings() else same

@@ -19,6 +19,7 @@ ROWS: dict[str, Callable[[Tensor], object]] = {
     "x.relu()": lambda x: x.relu(),
     "x.view(256)": lambda x: x.view(256),
     "x.add_(0)": lambda x: x.add_(0),
+    "x.sum(0)": lambda x: x.sum(0),
 }
 
 
