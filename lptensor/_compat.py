@@ -69,13 +69,9 @@ def share_storage(view: Tensor, base: Tensor) -> None:
     torch._functionalize_unsafe_set(view, base)
 
 
-def graph_task() -> int:
-    """The number of the backward pass that runs on this thread, -1 outside of any.
-
-    Without it a backward op cannot be told from a forward one, and no backward format is possible.
-    """
-    task: int = torch._C._current_graph_task_id()
-    return task
+# The number of the backward pass that runs on this thread, -1 outside of any. Without it a backward op cannot be told
+# from a forward one, and no backward format is possible.
+graph_task: Callable[[], int] = torch._C._current_graph_task_id
 
 
 def recomputing() -> bool:

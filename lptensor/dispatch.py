@@ -5,7 +5,6 @@ Every function here gets the tensor class as an argument; lptensor/tensor.py han
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -175,30 +174,33 @@ def _keep(func: Any, rule: Rule, cls: Any) -> Runner:
     return run
 
 
-_NOTHING = contextlib.nullcontext()
-
-
 def _view(func: Any, rule: Rule, cls: Any) -> Runner:
     fast = _compat.direct_call(func)
 
-    def wrap(out: Any, base: Any) -> Any:
-        if not isinstance(out, Tensor):
-            return [wrap(item, base) for item in out] if type(out) is list else tuple(wrap(item, base) for item in out)
-        if not _stays(out):
-            return out
-        shared = torch.is_inference_mode_enabled() and not base.is_inference()
-        with torch.inference_mode(False) if shared else _NOTHING:
-            view = cls(out, base._arithmetic, base._gradient)  # with the version counter of a tensor that has one
+    def look(out: Any, base: Any) -> Any:
+        if torch.is_inference_mode_enabled() and not base.is_inference():
+            with torch.inference_mode(False):  # with the version counter of a tensor that has one
+                view = cls(out, base._arithmetic, base._gradient)
+        else:
+            view = cls(out, base._arithmetic, base._gradient)
         _compat.share_storage(view, base)
         return view
+
+    def each_look(out: Any, base: Any) -> Any:
+        if isinstance(out, Tensor):
+            return look(out, base) if _stays(out) else out
+        looks = [each_look(item, base) for item in out]
+        return looks if type(out) is list else tuple(looks)
 
     def run(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         found: list[Any] = []
         plain = unwrap(args, cls, found)
         out = fast(*plain, **kwargs)
-        if isinstance(out, Tensor) and not _stays(out):  # a copy, so that no write goes by the format
+        if _stays(out):
+            return look(out, found[0])
+        if isinstance(out, Tensor):  # a copy, so that no write goes by the format
             return leave(func, out.clone(), caller_named(rule, args, kwargs), found)
-        return wrap(out, found[0])
+        return each_look(out, found[0])
 
     def turning(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         view = run(args, kwargs)
@@ -211,6 +213,7 @@ def _view(func: Any, rule: Rule, cls: Any) -> Runner:
 
 def _mutate(func: Any, rule: Rule, cls: Any) -> Runner:
     fast = _compat.direct_call(correct(func))
+    makes = not rule.foreach and any(place is None for place in rule.returns)  # also what it does not write to
 
     def written(args: tuple[Any, ...], kwargs: dict[str, Any], rounds: bool) -> None:
         for place in rule.writes:
@@ -225,8 +228,7 @@ def _mutate(func: Any, rule: Rule, cls: Any) -> Runner:
         plain = unwrap(args, cls, found)
         named = dict(zip(kwargs, unwrap(tuple(kwargs.values()), cls, found), strict=True)) if kwargs else kwargs
         rounds = not (rule.selects and common_grid(rule, args, kwargs, cls))
-        arithmetic = None if rule.foreach or not any(r is None for r in rule.returns) else join(found)
-        backward = in_backward()
+        grid = (join(found), in_backward()) if makes else None
         try:
             if direct(found) and not copies_double(func, plain):
                 out = fast(*plain, **named)
@@ -248,8 +250,8 @@ def _mutate(func: Any, rule: Rule, cls: Any) -> Runner:
             argument(place, args, kwargs)
             if place is not None
             else item
-            if i in rule.exact or arithmetic is None
-            else _fresh(func, rule, cls, item, (arithmetic, backward), True)
+            if i in rule.exact or grid is None
+            else _fresh(func, rule, cls, item, grid, True)
             for i, (place, item) in enumerate(zip(rule.returns, outs, strict=True))
         ]
         return results[0] if len(rule.returns) == 1 else tuple(results)

@@ -199,8 +199,12 @@ class Quantize:
         grad = _hooked(grad, self.backward_hooks)
         if self.backward_number is None:
             return grad
-        # By a quantizer in its turn: double backward and functional transforms then find a Function here too.
-        return quantizer(self.backward_number, None, self.backward_rounding)(grad)
+        return self._of_gradients(grad)
+
+    @cached_property
+    def _of_gradients(self) -> Quantize:
+        """A quantizer in its turn: double backward and functional transforms then find a Function here too."""
+        return quantizer(self.backward_number, None, self.backward_rounding)
 
     def clamped(self, x: Tensor) -> Tensor | None:
         """Where the result of rounding ``x`` would lie beyond the limits, did the format have none."""
