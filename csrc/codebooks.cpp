@@ -5,16 +5,14 @@
 
 namespace {
 
-template <class T, int DEPTH, int MODE>
+template <class T, int DEPTH, int MODE, bool ENDS>
 void table_loop(const T *x, T *y, int64_t first, int64_t last, const lpt_table<T> &table,
                 const lpt_rule &rule) {
     typedef typename lpt_carrier<T>::bits U;
-    if (MODE >= LPT_STOCHASTIC && lpt_search_drawn<MODE>(x, y, first, last, table, rule))
-        return;
     const lpt_table<T> t = table;  // local copies: y may not alias them
     const lpt_odds odds = lpt_make_odds(rule.bits);
     lpt_each<MODE>(x, y, first, last, rule, [&](U u, uint32_t random) {
-        return lpt_round_to<T, DEPTH, MODE>(u, t, odds, random);
+        return lpt_round_to<T, DEPTH, MODE, ENDS>(u, t, odds, random);
     });
 }
 
@@ -27,14 +25,17 @@ void table(const T *x, T *y, int64_t first, int64_t last, const lpt_table<T> &t,
                 MODE = decltype(mode)::value >= LPT_STOCHASTIC ? decltype(mode)::value
                                                                : LPT_STOCHASTIC
             };
-            table_loop<T, -1, MODE>(x, y, first, last, t, rule);
+            if (lpt_search_drawn<MODE>(x, y, first, last, t, rule))
+                return;
+            (lpt_has_ends(t) ? table_loop<T, -1, MODE, true>
+                             : table_loop<T, -1, MODE, false>)(x, y, first, last, t, rule);
         });
     if (lpt_search(x, y, first, last, t))
         return;
     switch (t.depth) {
-    case 0: return table_loop<T, 0, LPT_NEAREST>(x, y, first, last, t, rule);
-    case 1: return table_loop<T, 1, LPT_NEAREST>(x, y, first, last, t, rule);
-    default: return table_loop<T, -1, LPT_NEAREST>(x, y, first, last, t, rule);
+    case 0: return table_loop<T, 0, LPT_NEAREST, false>(x, y, first, last, t, rule);
+    case 1: return table_loop<T, 1, LPT_NEAREST, false>(x, y, first, last, t, rule);
+    default: return table_loop<T, -1, LPT_NEAREST, false>(x, y, first, last, t, rule);
     }
 }
 

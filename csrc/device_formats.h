@@ -56,7 +56,7 @@ template <class T, int MODE> struct lpt_to_table {
     lpt_table<T> table;
     lpt_odds odds;
     LPT_METHOD U operator()(U u, uint32_t random) const {
-        return lpt_round_to<T, -1, MODE>(u, table, odds, random);
+        return lpt_round_to<T, -1, MODE, true>(u, table, odds, random);
     }
 };
 

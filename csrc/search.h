@@ -171,10 +171,10 @@ static inline bool lpt_search(const float *x, float *y, int64_t first, int64_t l
     return lpt_with_tree<true>(t, [=](const auto &tree) { tree.round(x, y, first, last); });
 }
 
-// A number between two values goes to one of them.
-template <int MODE>
+// A number between two values goes to one of them, and at an end of the list where that says.
+template <int MODE, class End>
 static inline uint32_t lpt_round_between(uint32_t u, uint32_t low, uint32_t high,
-                                         const lpt_odds &odds, uint32_t random) {
+                                         const lpt_odds &odds, uint32_t random, End at_end) {
     const uint32_t inf = 0x7f800000u, nan = 0x7fc00000u, minus = 0x80000000u;
     const auto exact = [=](uint32_t v) {
         const uint64_t sign = (uint64_t)(v & minus) << 32;
@@ -188,7 +188,23 @@ static inline uint32_t lpt_round_between(uint32_t u, uint32_t low, uint32_t high
                                                       above != 0, odds, random);
     const uint32_t up = drawn != (sign != 0) ? above : 0u;
     const uint32_t r = (high & up) | (low & ~up);
-    return (u & ~minus) > inf ? nan : r;
+    return (u & ~minus) > inf ? nan : at_end(u, r);
+}
+
+// x[0] .. x[n - 1] are drawn between these, in a list with ends.
+template <int MODE>
+static LPT_APART void lpt_draw_to_ends(const float *x, float *y, int64_t n, const uint32_t *low,
+                                       const uint32_t *high, const uint32_t *words,
+                                       const lpt_odds &odds, const uint32_t *ends) {
+    const uint32_t limit = ends[0], finite = ends[1], infinite = ends[2];
+    const lpt_odds local = odds;
+    const auto at_end = [=](uint32_t u, uint32_t r) {
+        return lpt_at_end<float>(u, r, limit, finite, infinite);
+    };
+    LPT_INDEPENDENT
+    for (int64_t i = 0; i < n; ++i)
+        y[i] = lpt_value<float>(
+            lpt_round_between<MODE>(lpt_bits(x[i]), low[i], high[i], local, words[i], at_end));
 }
 
 // The same of a stochastic mode: numbers between two values are drawn when these are known.
@@ -200,11 +216,15 @@ static inline bool lpt_search_drawn(const float *x, float *y, int64_t first, int
         lpt_each_group(first, last, rule, [&](int64_t from, int64_t to, const uint32_t *words) {
             uint32_t low[LPT_GROUP], high[LPT_GROUP];
             tree.between(x + from, to - from, low, high);
+            if (lpt_has_ends(t))
+                return lpt_draw_to_ends<MODE>(x + from, y + from, to - from, low, high, words, odds,
+                                              t.ends);
             LPT_INDEPENDENT
             for (int64_t i = from; i < to; ++i) {
                 const uint32_t u = lpt_bits(x[i]);
-                y[i] = lpt_value<float>(lpt_round_between<MODE>(u, low[i - from], high[i - from],
-                                                                odds, words[i - from]));
+                y[i] = lpt_value<float>(
+                    lpt_round_between<MODE>(u, low[i - from], high[i - from], odds, words[i - from],
+                                            [](uint32_t, uint32_t r) { return r; }));
             }
         });
     });

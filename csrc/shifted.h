@@ -2,12 +2,6 @@
 #pragma once
 #include "loop.h"
 
-#if defined(__GNUC__)
-#define LPT_APART __attribute__((noinline))
-#else
-#define LPT_APART
-#endif
-
 namespace {
 
 // Elements whose random words lie side by side. Blocks that are rounded together have no more.

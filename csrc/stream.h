@@ -13,6 +13,13 @@
 #define LPT_INDEPENDENT
 #endif
 
+// What is no part of the function around it, whose loops then have the registers.
+#if defined(__GNUC__)
+#define LPT_APART __attribute__((noinline))
+#else
+#define LPT_APART
+#endif
+
 #if defined(__SSE2__)
 #include <emmintrin.h>
 #endif

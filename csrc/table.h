@@ -18,9 +18,17 @@ template <class T> struct lpt_table {
     const S *step;                  // value i + 1 begins at this key; then 2**depth largest keys
     const typename C::bits *value;  // bits of the values, ascending; then 2**depth times the last
     const double *exact;            // the same values
-    int32_t depth;                  // a bucket has less than 2**depth steps inside
-    int32_t last;                   // number of the last value
+    // Of drawn results: the largest magnitude; what finite numbers beyond it and infinities become.
+    const typename C::bits *ends;
+    int32_t depth;  // a bucket has less than 2**depth steps inside
+    int32_t last;   // number of the last value
 };
+
+// Without ends that magnitude is infinite.
+template <class T> LPT_FN bool lpt_has_ends(const lpt_table<T> &t) {
+    typedef lpt_carrier<T> C;
+    return t.ends[0] < (typename C::bits)(2 * C::bias + 1) << C::mantissa;
+}
 
 template <class T>
 LPT_FN typename lpt_carrier<T>::sbits lpt_key_of(typename lpt_carrier<T>::bits u) {
@@ -44,8 +52,23 @@ LPT_FN int32_t lpt_find(typename lpt_carrier<T>::sbits key, const lpt_table<T> &
     return i;
 }
 
-// MODE is a stochastic one, or LPT_NEAREST for all others.
-template <class T, int DEPTH, int MODE>
+// What was drawn for u, or what is beyond the end of the list there, with the sign of u; NaN has
+// none.
+template <class T>
+LPT_FN typename lpt_carrier<T>::bits
+lpt_at_end(typename lpt_carrier<T>::bits u, typename lpt_carrier<T>::bits r,
+           typename lpt_carrier<T>::bits limit, typename lpt_carrier<T>::bits finite,
+           typename lpt_carrier<T>::bits infinite) {
+    typedef lpt_carrier<T> C;
+    typedef typename C::bits U;
+    const U inf = (U)(2 * C::bias + 1) << C::mantissa, minus = (U)1 << (C::width - 1);
+    const U end = (u & ~minus) == inf ? infinite : finite, sign = end > inf ? 0 : u & minus;
+    return (r & ~minus) > limit ? end | sign : r;
+}
+
+// MODE is a stochastic one, or LPT_NEAREST for all others. ENDS is false for lists without, whose
+// drawn results need no look at them.
+template <class T, int DEPTH, int MODE, bool ENDS>
 LPT_FN typename lpt_carrier<T>::bits lpt_round_to(typename lpt_carrier<T>::bits u,
                                                   const lpt_table<T> &t, const lpt_odds &odds,
                                                   uint32_t random) {
@@ -64,7 +87,7 @@ LPT_FN typename lpt_carrier<T>::bits lpt_round_to(typename lpt_carrier<T>::bits 
         const int32_t drawn =
             lpt_drawn_between<MODE, true>(lpt_exact(a), near, far, above != 0, odds, random);
         const U r = inside & above & (drawn ^ negative) ? t.value[i + 1] : here;
-        return a > inf ? nan : r;
+        return a > inf ? nan : ENDS ? lpt_at_end<T>(u, r, t.ends[0], t.ends[1], t.ends[2]) : r;
     }
     const U r = t.value[i];
     return a > inf ? nan : r;

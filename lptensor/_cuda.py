@@ -16,10 +16,10 @@ from lptensor import _compat, _native, _nvrtc
 from lptensor.blocks import Blocks, ScaledBlocks
 from lptensor.formats import Grid
 from lptensor.posits import PositBits
-from lptensor.rounding import Mode, Rounding
+from lptensor.rounding import Beyond, Mode, Rounding
 from lptensor.tables import Table
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 
 # Seed and offset of a call's random words; under graph capture a tensor on the device that holds them.
 Key = tuple[int, int] | Tensor | None
@@ -150,13 +150,15 @@ def round_posit(x: Tensor, y: Tensor, posit: PositBits, rounding: Rounding, key:
 
 def round_table(x: Tensor, y: Tensor, table: Table, rounding: Rounding, key: Key) -> None:
     """``x`` rounded into ``y``, as in ``round_grid``. The first use of a table on a device copies it there."""
-    struct, held = table_struct(table, rounding.mode, x.dtype, x.device)
+    struct, held = table_struct(table, rounding.mode, x.dtype, x.device, rounding.beyond)
     keep_captured(held)
     _call("table_", x, y, x.numel(), ctypes.byref(struct), rounding=rounding, key=key)
 
 
 @functools.lru_cache(maxsize=256)
-def table_struct(table: Table, mode: Mode, dtype: torch.dtype, device: torch.device) -> tuple[Any, tuple[Tensor, ...]]:
+def table_struct(
+    table: Table, mode: Mode, dtype: torch.dtype, device: torch.device, beyond: Beyond = Beyond.OVERFLOW
+) -> tuple[Any, tuple[Tensor, ...]]:
     """The C struct of a table, and the tensors on a device that it points into.
 
     Raises:
@@ -167,7 +169,7 @@ def table_struct(table: Table, mode: Mode, dtype: torch.dtype, device: torch.dev
             f"rounding to a list of {len(table.values)} values for the first time copies the list to {device}, which a "
             "CUDA graph cannot capture: round once to the format, in the same mode and dtype, before the capture"
         )
-    struct, held = _native.table_struct(table, mode, dtype)
+    struct, held = _native.table_struct(table, mode, dtype, beyond)
     there = tuple(tensor.to(device) for tensor in held)
     return type(struct)(*(tensor.data_ptr() for tensor in there), struct.depth, struct.last), there
 

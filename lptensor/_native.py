@@ -18,7 +18,7 @@ from torch import Tensor
 from lptensor.blocks import Blocks, ScaledBlocks
 from lptensor.formats import Grid
 from lptensor.posits import PositBits
-from lptensor.rounding import Mode, Rounding
+from lptensor.rounding import Beyond, Mode, Rounding
 from lptensor.tables import Table, buckets
 
 ABI_VERSION = 12
@@ -63,7 +63,7 @@ class _Layout(ctypes.Structure):
 
 class _Table(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("binades", "first", "step", "value", "exact")),
+        *((name, ctypes.c_void_p) for name in ("binades", "first", "step", "value", "exact", "ends")),
         *((name, ctypes.c_int32) for name in ("depth", "last")),
     )
 
@@ -253,7 +253,7 @@ def round_posit(x: Tensor, y: Tensor, posit: PositBits, rounding: Rounding, key:
 def round_table(x: Tensor, y: Tensor, table: Table, rounding: Rounding, key: tuple[int, int] | None) -> None:
     """``x`` rounded into ``y``, as in ``round_grid``."""
     kernel = _kernels("round_table")[x.dtype]
-    struct, _ = table_struct(table, rounding.mode, x.dtype)
+    struct, _ = table_struct(table, rounding.mode, x.dtype, rounding.beyond)
     kernel(
         x.data_ptr(),
         y.data_ptr(),
@@ -265,10 +265,10 @@ def round_table(x: Tensor, y: Tensor, table: Table, rounding: Rounding, key: tup
 
 
 @functools.lru_cache(maxsize=256)
-def table_struct(table: Table, mode: Mode, dtype: torch.dtype) -> tuple[_Table, Any]:
+def table_struct(table: Table, mode: Mode, dtype: torch.dtype, beyond: Beyond = Beyond.OVERFLOW) -> tuple[_Table, Any]:
     """The C struct of a table, and the tensors that it points into."""
-    held, depth = buckets(table, mode, dtype)
-    return _Table(*(tensor.data_ptr() for tensor in held), depth, len(table.values) - 1), held
+    held, depth = buckets(table, mode, dtype, beyond)
+    return _Table(*(tensor.data_ptr() for tensor in held), depth, len(table.places()) - 1), held
 
 
 class _Matrices(ctypes.Structure):
@@ -301,7 +301,7 @@ def _cuts(shape: tuple[int, ...], stride: tuple[int, ...]) -> tuple[slice, slice
 # By loop, as csrc/library.cpp numbers them: the struct of a format that rounds each element on its own, and its tables.
 OF_ELEMENTS: dict[str, Callable[..., tuple[Any, Any]]] = {
     "round_grid": lambda grid, rounding, dtype: (grid_struct(grid), None),
-    "round_table": lambda table, rounding, dtype: table_struct(table, rounding.mode, dtype),
+    "round_table": lambda table, rounding, dtype: table_struct(table, rounding.mode, dtype, rounding.beyond),
     "round_posit": lambda posit, rounding, dtype: (posit_struct(posit), None),
 }
 

@@ -24,11 +24,12 @@ _SHOWN = 8  # values that the text of a codebook has room for
 
 
 class TableFormat(Format):
-    """A format whose values are listed; a code is the index of a value in ascending order.
+    """A format whose values are listed; a code is the place of what it stands for in that list.
 
     Rounding to nearest takes ties to the even code. Beyond the ends, infinities included, it
-    saturates in every mode; NaN propagates. There is one zero: -0, and what rounds to zero from
-    below, becomes +0. Between the two values around a missing zero, toward zero keeps the sign.
+    saturates in every mode, unless its ``table`` has other ends; NaN propagates. There is one zero: -0, and
+    what rounds to zero from below, becomes +0. Between the two values around a missing zero, toward zero
+    keeps the sign.
     Stochastic rounding goes away from zero with probability floor(2**32 f) / 2**32, or what its bits and
     variant make of f = (x - near) / (far - near), each step in float64: f is exact to 2**-51. ``near`` is
     the neighbour on the side of zero: the lower one of x > 0, the upper one of x < 0.
@@ -38,6 +39,14 @@ class TableFormat(Format):
     def table(self) -> Table:
         """The list of values."""
         raise NotImplementedError
+
+    @property
+    def overflow(self) -> str:
+        """What results beyond the largest value become: "saturate", or what the ends of the ``table`` say."""
+        ends = self.table.ends
+        if ends is None:
+            return "saturate"
+        return "propagate" if ends.saturates else "nan" if math.isnan(ends.infinite) else "inf"
 
     @property
     def lowered(self) -> Table:
@@ -60,40 +69,54 @@ class TableFormat(Format):
             return self.values()
 
     def values(self) -> Tensor:
-        """All values, ascending, float64: value i has the code i.
+        """All finite values, ascending, float64: where the list ascends, value i has the code i.
 
         >>> NF4.values()[7:9]
         tensor([0.0000, 0.0796], dtype=torch.float64)
         """
         return torch.tensor(self.table.values, dtype=torch.float64, device="cpu")
 
+    @cached_property
+    def _by_code(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What each code stands for; that without NaN in ascending order, and the codes of this."""
+        with _compat.real_tensors():
+            listed = torch.tensor(self.table.listed, dtype=torch.float64, device="cpu")
+            ascending, codes = listed.sort(stable=True)  # NaN comes last
+            count = len(listed) - int(listed.isnan().sum())
+            return listed, ascending[:count], codes[: count + 1]  # and of the first NaN
+
     def values_of(self, codes: Tensor) -> Tensor:
-        """The float64 values of integer codes, any shape.
+        """The float64 values of integer codes, any shape; infinities and NaN where the list has them.
 
         Raises:
             ValueError: a code that no value has.
         """
-        codes = codes.long()
-        wrong = (codes < 0) | (codes >= len(self._values))
+        codes, listed = codes.long(), self._by_code[0]
+        wrong = (codes < 0) | (codes >= len(listed))
         if wrong.any():
-            raise ValueError(f"{self!r} has the codes 0 to {len(self._values) - 1}, got {int(codes[wrong][0])}")
-        return self._values.to(codes.device)[codes]
+            raise ValueError(f"{self!r} has the codes 0 to {len(listed) - 1}, got {int(codes[wrong][0])}")
+        return listed.to(codes.device)[codes]
 
     def codes_of(self, x: Tensor) -> Tensor:
         """The int64 codes of values that the format has, any shape; both zeros are the one zero.
 
+        Of several codes for NaN it is the first.
+
         Raises:
-            ValueError: a value that the format does not have, NaN among them.
+            ValueError: a value that the format does not have, NaN and infinities among them.
 
         >>> NF4.codes_of(torch.tensor([-1.0, 0.0, 1.0]))
         tensor([ 0,  7, 15])
         """
-        values, x = self._values.to(x.device), x.double()
-        codes = torch.searchsorted(values, x.contiguous()).clamp(max=len(values) - 1)
-        wrong = values[codes] != x
+        _, values, codes = (t.to(x.device) for t in self._by_code)
+        x = x.double()
+        at = torch.searchsorted(values, x.contiguous()).clamp(max=len(values) - 1)
+        wrong = values[at] != x
+        if len(codes) > len(values):
+            at, wrong = torch.where(x.isnan(), len(values), at), wrong & ~x.isnan()
         if wrong.any():
             raise ValueError(f"{x[wrong][0].item()!r} is not a value of {self!r}; round to the format first")
-        return codes
+        return codes[at]
 
     def _has_all(self, values: Tensor) -> bool:
         return bool(torch.isin(values, self._values).all())

@@ -84,7 +84,7 @@ def _(format: ScalarFormat, codes: Tensor) -> Tensor:
 
 @encode_exact.register
 def _(format: TableFormat, values: Tensor) -> Tensor:
-    if _have_nan(values):
+    if _have_nan(values) and not format.has(math.nan):
         raise ValueError(f"{format!r} has no code for NaN; replace NaNs first, by x.nan_to_num() say")
     return format.codes_of(values)
 
@@ -106,7 +106,7 @@ def encode(x: Tensor, format: Format, strict: bool = False) -> Tensor:
     Values that the format lacks are rounded to nearest first, infinities and results out of range as
     its ``overflow`` says; an infinity that has a code keeps it. Every NaN gets the canonical code. In a
     format without -0 it gets the code of 0. Fixed point is two's complement, unsigned plain binary; a
-    codebook's code is the index of the value in ascending order.
+    codebook's code is the index of the value in its list.
 
     Args:
         x: float32 or float64, or an LPTensor of whatever format; any shape and device.
@@ -137,6 +137,8 @@ def encode(x: Tensor, format: Format, strict: bool = False) -> Tensor:
     rounded = round_fresh(x, format, Rounding())
     if isinstance(format, ScalarFormat) and format.layout.inf is not None and format.grid.overflow is not Overflow.INF:
         rounded = torch.where(x.isinf() & (format.grid.signed | (x > 0)), x, rounded)
+    if isinstance(format, TableFormat) and format.overflow != "inf" and format.has(math.inf):
+        rounded = torch.where(x.isinf(), x, rounded)
     if strict:
         moved = (rounded != x) & ~(rounded.isnan() & x.isnan())
         if moved.any():
@@ -214,7 +216,7 @@ def _values_by_code(format: Format, device: torch.device) -> Tensor:
 
 def _count(format: Format) -> int:
     """How many codes have a value: of a codebook as many as it lists."""
-    return len(format.table.values) if isinstance(format, TableFormat) else 1 << _bits(format)
+    return len(format.table.listed) if isinstance(format, TableFormat) else 1 << _bits(format)
 
 
 class _Codes(NamedTuple):

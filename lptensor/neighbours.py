@@ -12,6 +12,7 @@ from torch import Tensor
 from lptensor import _compat, _native, reference
 from lptensor._bits import carried, exact, exponent, power
 from lptensor.base import check_bool, no_scalar
+from lptensor.codebooks import TableFormat
 from lptensor.formats import Format, ScalarFormat
 from lptensor.grid import Overflow, Subnormals
 from lptensor.ops import check_roundable
@@ -25,9 +26,9 @@ def next(x: Tensor, format: Format, up: bool = True) -> Tensor:
     ``x`` need not be a value of the format. As IEEE 754-2019 5.3.1 (nextUp, nextDown): past the largest
     value comes what overflow gives (infinity, NaN, or the largest value again where the format
     saturates), below an infinity the largest value, and the neighbour of the smallest negative value is
-    -0 where there is one. Past the ends of posits and of lists comes the end; in fixed point that nothing
-    clamps, where the dtype's numbers lie farther apart than its values, the next of those numbers. NaN stays
-    NaN. Same shape and dtype as ``x``.
+    -0 where there is one. Past the ends of posits comes the end; in fixed point that nothing clamps, where the
+    dtype's numbers lie farther apart than its values, the next of those numbers. NaN stays NaN. Same shape and
+    dtype as ``x``.
 
     Args:
         x: float32 or float64, any shape.
@@ -49,6 +50,10 @@ def next(x: Tensor, format: Format, up: bool = True) -> Tensor:
             return torch.empty_like(x)
         low, high, listed = _codes_beside(exact(x.detach()), format)
         found = listed.value(low + 1 if up else high - 1)
+        if isinstance(format, TableFormat) and (ends := format.table.ends) is not None:
+            last = exact(x.detach()) >= format.max if up else exact(x.detach()) <= format.min
+            stays = x.isfinite() & ends.saturates
+            found = torch.where(last & ~stays, ends.infinite if up else -ends.infinite, found)
         return carried(torch.where(x.isnan(), torch.nan, found), x.dtype)
     toward, rounding = (torch.inf, Rounding(Mode.UP)) if up else (-torch.inf, Rounding(Mode.DOWN))
     # Anything strictly between x and its neighbour in float64 rounds to the neighbour in the format.

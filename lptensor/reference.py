@@ -158,8 +158,8 @@ def round_table(x: Tensor, table: Table, rounding: Rounding, key: Key | None = N
     """
     magnitude = bits(x) & torch.iinfo(CARRIERS[x.dtype].integer).max
     order = torch.where(torch.signbit(x), -magnitude, magnitude)
-    code = torch.searchsorted(steps(table, rounding.mode, x.dtype).to(x.device), order, right=True)
-    values = torch.tensor(table.values, dtype=torch.float64, device=x.device)
+    code = torch.searchsorted(steps(table, rounding.mode, x.dtype, rounding.beyond).to(x.device), order, right=True)
+    values = torch.tensor(table.places(rounding.beyond), dtype=torch.float64, device=x.device)
     if rounding.stochastic:
         above = (code + 1).clamp(max=len(values) - 1)
         inexact = (above > code) & (exact(x) > values[code])
@@ -170,7 +170,13 @@ def round_table(x: Tensor, table: Table, rounding: Rounding, key: Key | None = N
         )
         drawn = _drawn((exact(x).abs() - near) / (far - near), rounding, key)
         code = torch.where(inexact & (drawn ^ negative), above, code)
-    return carried(torch.where(x.isnan(), torch.nan, values[code]), x.dtype)
+    r = values[code]
+    if table.ends is not None:
+        last, infinite = table.values[-1], table.ends.infinite
+        stays = x.isfinite() & (table.saturates or rounding.beyond is Beyond.SATURATE)
+        end = torch.where(stays, last, infinite)
+        r = torch.where(r.abs() > last, r.sign() * end, r)
+    return carried(torch.where(x.isnan(), torch.nan, r), x.dtype)
 
 
 def round_posit(x: Tensor, posit: PositBits, rounding: Rounding, key: Key | None = None) -> Tensor:

@@ -14,6 +14,7 @@ from lptensor.blocks import BlockFormat
 from lptensor.formats import Format
 from lptensor.grid import Grid, Subnormals
 from lptensor.rounding import Beyond, Mode, Rounding, as_rounding
+from lptensor.tables import Table
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,9 @@ class Choice:
     """One value, where it lies, and what it rounds to.
 
     ``lower <= value <= upper`` are neighbours; None where there is none. Next to the end of a scalar
-    format, one of them is the first step ``beyond`` it: not a value of the format, but what decides
-    whether the value overflows. ``chance`` is the probability of ``upper`` under stochastic rounding.
+    format, or of a list with infinities, one of them is the first step ``beyond`` it: not a value of the
+    format, but what decides whether the value overflows. ``chance`` is the probability of ``upper`` under
+    stochastic rounding.
     """
 
     value: float
@@ -55,6 +57,7 @@ def explain(values: Sequence[float], format: Format, rounding: Rounding | Mode |
 
 def _choice(x: float, low: float, high: float, result: float, format: Format, rule: Rounding) -> Choice:
     grid = format.lowered if isinstance(format.lowered, Grid) else None
+    table = format.lowered if isinstance(format.lowered, Table) and format.lowered.ends is not None else None
     if math.isnan(x):
         return Choice(x, None, None, result, "NaN stays NaN")
     if math.isinf(x):
@@ -69,13 +72,13 @@ def _choice(x: float, low: float, high: float, result: float, format: Format, ru
         return Choice(x, None, None, result, f"no negative numbers: {result}")
     if x == 0:
         return Choice(x, None, None, result, "the format has no zero")
-    lower, upper, beyond = _neighbours(x, low, high, grid)
+    lower, upper, beyond = _neighbours(x, low, high, grid, table)
     chance = _chance(x, lower, upper, beyond, grid, rule) if rule.stochastic else None
-    return Choice(x, lower, upper, result, _why(x, lower, upper, beyond, result, grid, rule), chance, beyond)
+    return Choice(x, lower, upper, result, _why(x, lower, upper, beyond, result, grid, rule, table), chance, beyond)
 
 
 def _neighbours(
-    x: float, low: float, high: float, grid: Grid | None
+    x: float, low: float, high: float, grid: Grid | None, table: Table | None
 ) -> tuple[float | None, float | None, float | None]:
     """Lower, upper, and which of them is the first step beyond the format's end, if one is."""
     negative = x < 0
@@ -91,6 +94,8 @@ def _neighbours(
     if grid:
         step = math.copysign(2.0 ** grid.quantum(grid.emax), x)
         beyond = near + step if abs(x) < abs(near + step) else None
+    if table and table.ends:
+        beyond = math.copysign(table.ends.place, x) if abs(x) < table.ends.place else None
     return (beyond, near, beyond) if negative else (near, beyond, beyond)
 
 
@@ -131,6 +136,7 @@ def _why(
     result: float,
     grid: Grid | None,
     rule: Rounding,
+    table: Table | None = None,
 ) -> str:
     if _flushed(x, grid):
         return "below the normals: flushed to zero"
@@ -138,7 +144,8 @@ def _why(
         return "overflow: NaN" if math.isnan(result) else "overflow: infinity"
     if abs(result) > abs(x) and (lower is None or upper is None):
         return "below the smallest value"
-    if (beyond is not None or lower is None or upper is None) and not _prefers_end(x, beyond, result, grid, rule):
+    past = beyond is not None or lower is None or upper is None
+    if past and not _prefers_end(x, beyond, result, grid or table, rule):
         return f"overflow: saturates at {result!r}"
     if rule.mode.toward == "nearer":
         assert lower is not None and upper is not None
@@ -167,17 +174,20 @@ def _ties_up(x: float, grid: Grid | None) -> bool:
     return grid.precision == 1 or grid.subnormals is Subnormals.NONE and abs(x) < 2.0**grid.emin
 
 
-def _prefers_end(x: float, beyond: float | None, end: float, grid: Grid | None, rule: Rounding) -> bool:
+def _prefers_end(x: float, beyond: float | None, end: float, lowered: Grid | Table | None, rule: Rounding) -> bool:
     """Whether a value past the format's end rounds back to the end by its mode, whatever overflow does."""
     if rule.mode.leads_back(x < 0):
         return True
-    if beyond is None or grid is None:
+    if beyond is None or lowered is None:
         return False
     if rule.stochastic:
-        return not grid.saturates and rule.beyond is not Beyond.SATURATE
+        return not lowered.saturates and rule.beyond is not Beyond.SATURATE
     if rule.mode.toward != "nearer":
         return False
     inside, outside = abs(Fraction(x) - Fraction(end)), abs(Fraction(beyond) - Fraction(x))
-    even = abs(Fraction(end) / (Fraction(beyond) - Fraction(end))) % 2 == 0
+    if isinstance(lowered, Table):
+        even = lowered.codes[-1] % 2 == 0
+    else:
+        even = abs(Fraction(end) / (Fraction(beyond) - Fraction(end))) % 2 == 0
     ties = {"zero": True, "away": False, "even": even, "odd": not even, "down": x > 0, "up": x < 0}
     return inside < outside or inside == outside and ties[rule.mode.tie]

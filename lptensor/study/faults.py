@@ -229,5 +229,5 @@ def _values(codes: Tensor, format: Any) -> Tensor:
     """The values of any words of the format's width."""
     if not isinstance(format, TableFormat):
         return decode(codes, format)
-    listed = codes < len(format.table.values)
+    listed = codes < len(format.table.listed)
     return torch.where(listed, decode(torch.where(listed, codes, 0), format), torch.nan)

@@ -111,7 +111,7 @@ def _of_numbers(format: Any) -> dict[str, Any]:
         "binades": info.binades,
         "decibels": info.decibels,
         "specials": _specials(format),
-        "overflow": format.grid.overflow.name.lower() if scalar else "saturate",
+        "overflow": format.grid.overflow.name.lower() if scalar else getattr(format, "overflow", "saturate"),
     }
 
 
@@ -152,7 +152,7 @@ def count_values(format: Any) -> int:
 
 def _specials(format: Any) -> str:
     if not isinstance(format, ScalarFormat):
-        codes = [] if isinstance(format, TableFormat) else ["NaN"]
+        codes = [name for name, special in (("inf", math.inf), ("NaN", math.nan)) if format.has(special)]
         return ", ".join([*codes, "no -0" if format.min < 0 else ">= 0"])
     grid, layout = format.grid, format.layout
     codes = ["inf"] * (layout.inf is not None) + ["NaN"] * (layout.nan is not None)
