@@ -41,7 +41,7 @@ def formats(
     console = stdout()
     notes = "p: significant bits, the hidden one included. smallest: least positive value."
     if any(row["kind"] == "block" for row in rows):
-        notes += "\nA block format shows its elements before they are scaled."
+        notes += "\nA block format shows its elements before they are scaled. +0: there is no -0."
     # A narrow terminal has no room for all; what kind a format is, its name mostly says.
     narrow = console.width < _ROOM
     columns = {key: title for key, title in _COLUMNS.items() if not (narrow and key == "kind")}
@@ -60,4 +60,4 @@ def _shown(value: object) -> str:
         return "-"
     if isinstance(value, float):
         return f"{value:.0f}" if value.is_integer() and value < 1e6 else f"{value:.3g}"
-    return str(value)
+    return str(value).replace("no -0", "+0")  # 80 columns have no room for all of "inf, NaN, no -0"
