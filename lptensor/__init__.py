@@ -82,6 +82,10 @@ from lptensor.hardware_sums import (
     integer_accumulator as integer_accumulator,
     tensor_core as tensor_core,
 )
+from lptensor.hifloat import (
+    HIF8 as HIF8,
+    HiFloat8 as HiFloat8,
+)
 from lptensor.interop import (
     format_of as format_of,
     from_numpy as from_numpy,
@@ -192,6 +196,7 @@ __all__ = [  # a star import shadows no builtin and no module
     "FP16",
     "FP32",
     "FP4_RADIX4",
+    "HIF8",
     "INT4",
     "INT8",
     "MX",
@@ -222,6 +227,7 @@ __all__ = [  # a star import shadows no builtin and no module
     "Format",
     "Gemm",
     "Hadamard",
+    "HiFloat8",
     "LPTensor",
     "LogNumber",
     "Mode",

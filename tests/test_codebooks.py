@@ -35,6 +35,7 @@ from lptensor import E8M0, FP32, MXFP4, Arithmetic, ops
 from lptensor.arithmetic import contains
 from lptensor.codebooks import DYNAMIC8, FP4_RADIX4, NF4, UDYNAMIC8, Codebook, LogNumber, TableFormat
 from lptensor.formats import CARRIER_MAX, FixedPoint
+from lptensor.hifloat import HiFloat8
 from lptensor.names import named_formats
 from lptensor.posits import Posit
 from lptensor.rounding import Mode, Rounding, Stochastic
@@ -55,7 +56,8 @@ TABLES: dict[str, TableFormat] = {
     "linear, mirrored": Codebook([k / 64 for k in range(-127, 128)]),
     "mirrored but for one value": Codebook([*(k / 64 for k in range(-100, 100)), 2.0]),
     "posit8": Codebook(Posit(8).values()),
-    **{name: row for name, row in named_formats().items() if isinstance(row, TableFormat)},
+    **{name: row for name, row in named_formats().items() if isinstance(row, TableFormat) and row.table.ends is None},
+    "HiF8": HiFloat8("saturate"),
     "log": LogNumber(8),
     "log, powers of four": LogNumber(5, gamma=1, base=4.0),
     "LNS-Madam": LogNumber(8, gamma=8, bias=0, zero=False),

@@ -37,7 +37,7 @@ def test_a_picture_keeps_its_text(format: Format, text: str, tmp_path: Path) -> 
 def test_every_kind_of_format_is_shown() -> None:
     kinds = {type(format).__name__ for format in shown_formats().values()}
     assert {"FloatingPoint", "FixedPoint", "P3109", "Posit", "LogNumber", "Codebook", "BlockFloatingPoint"} <= kinds
-    assert {"MX", "TwoLevel"} <= kinds
+    assert {"MX", "TwoLevel", "HiFloat8"} <= kinds
 
 
 def test_writing_twice_gives_the_same_files_and_drops_old_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

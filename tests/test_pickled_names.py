@@ -36,6 +36,7 @@ from lptensor import (
     FloatingPoint,
     Gemm,
     Hadamard,
+    HiFloat8,
     LogNumber,
     OptimLP,
     Posit,
@@ -49,8 +50,8 @@ from lptensor.training import Automatic, Dynamic, Static
 IN_CHECKPOINTS = """
     accumulator.Accumulator arithmetic.Arithmetic base.rebuild blocks.BlockFloatingPoint blocks.MX
     blocks.ScaledBlockFormat blocks.Shifted blocks.TwoLevel codebooks.Codebook codebooks.LogNumber delayed._Saturating
-    formats.FixedPoint formats.FloatingPoint hadamard.Hadamard operands.Gemm operands.Operand p3109.P3109 posits.Posit
-    quantizer._Unlimited rounding.Beyond rounding.Mode rounding.Rounding scaling.CurrentMaximum scaling.DelayedMaximum
+    formats.FixedPoint formats.FloatingPoint hadamard.Hadamard hifloat.HiFloat8 operands.Gemm operands.Operand
+    p3109.P3109 posits.Posit quantizer._Unlimited rounding.Beyond rounding.Mode rounding.Rounding scaling.CurrentMaximum scaling.DelayedMaximum
     scaling.PowerOfTwo scaling.Tile surface.rebuild tensor.LPTensor training.blockwise.Blockwise
     training.dorefa.DoReFaGradient training.expansion.Expansion training.four_over_six.FourOverSix
     training.hbfp.HBFP training.loss_scaling.Automatic training.loss_scaling.Dynamic training.loss_scaling.Static
@@ -134,6 +135,11 @@ WRITTEN = [
         b"clptensor.base\nrebuild\n(clptensor.codebooks\nLogNumber\n(dVbits\nI4\nsVgamma\nI1\nsVbase\nF2.0\nsVbias\nI4\n"
         b"sVzero\nI01\nstR.",
         '{"":"lptensor.codebooks.LogNumber","bits":4,"gamma":1,"base":2.0,"bias":4,"zero":true}',
+    ),
+    (
+        HiFloat8(),
+        b"clptensor.base\nrebuild\n(clptensor.hifloat\nHiFloat8\n(dVoverflow\nVinf\nstR.",
+        '{"":"lptensor.hifloat.HiFloat8","overflow":"inf"}',
     ),
     (
         Posit(8),

@@ -18,12 +18,13 @@ from lptensor.blocks import MX, BlockFloatingPoint, BlockFormat, TwoLevel
 from lptensor.codebooks import LogNumber, TableFormat
 from lptensor.formats import FixedPoint, FloatingPoint, Format
 from lptensor.fused import fusible, round_tensor
+from lptensor.hifloat import HiFloat8
 from lptensor.p3109 import P3109
 from lptensor.posits import Posit
 from lptensor.rounding import Mode, as_rounding
 from lptensor.study.format_table import element_of
 from lptensor.study.formats_page import shown_formats
-from oracles import codebook, exact, posit
+from oracles import codebook, exact, hif8, posit
 from oracles.exact import MODES
 from rounders import assert_same, judge
 
@@ -59,6 +60,11 @@ def _(format: TableFormat, x: torch.Tensor, mode: str) -> Any:
     values = codebook.Listed(format.values().tolist(), logarithmic=isinstance(format, LogNumber))
     clipped = x.double().clamp(-(2.0**200), 2.0**200)  # no rational is infinite
     return [v if v != v else float(values.round(Fraction(v), mode)) for v in clipped.tolist()]
+
+
+@expected.register
+def _(format: HiFloat8, x: torch.Tensor, mode: str) -> Any:
+    return [hif8.rounded(v, mode, format.overflow) for v in x.tolist()]
 
 
 @expected.register

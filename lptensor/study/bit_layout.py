@@ -12,6 +12,7 @@ from lptensor.blocks import BlockFormat
 from lptensor.codes import encode
 from lptensor.extra import need
 from lptensor.formats import Format, ScalarFormat
+from lptensor.hifloat import HiFloat8, fields as hifloat_fields
 from lptensor.posits import Posit
 from lptensor.study.format_table import element_of
 from lptensor.study.palette import BLACK
@@ -21,11 +22,11 @@ from lptensor.study.rows import Rows, drawable
 def bit_layout(format: Format, value: float = 1.0) -> Rows:
     """The fields of the code of ``value``, rounded to nearest, from the highest bit down.
 
-    field ("sign", "exponent", "mantissa"; "magnitude", "integer", "fraction", "regime", "index"), bits
+    field ("sign", "exponent", "mantissa"; "magnitude", "integer", "fraction", "regime", "dot", "index"), bits
     (its width), code (its bits as text) and shared. A block format's elements come after the scale of
     their block, a row with ``shared`` True and no code; its width is None where nothing bounds it.
-    The fields of a posit depend on the value, those of other formats do not; fields of no bits are
-    left out.
+    The fields of posits and of HiF8 depend on the value, those of other formats do not; fields of no bits
+    are left out.
 
     Args:
         format: any.
@@ -64,6 +65,8 @@ def _fields(format: Any, code: str) -> list[tuple[str, int]]:
     """Names and widths; a width may be 0."""
     if isinstance(format, Posit):
         return _posit_fields(format, code)
+    if isinstance(format, HiFloat8):
+        return hifloat_fields(code)
     if not isinstance(format, ScalarFormat):
         return [("index", format.bits)]
     grid, sign = format.grid, int(format.grid.signed)
@@ -95,6 +98,7 @@ _TINTS = {
     "sign": "#F6C9A8",
     "exponent": "#A9DCC9",
     "regime": "#F3D9A0",
+    "dot": "#F3D9A0",
     "mantissa": "#A8CCE6",
     "fraction": "#A8CCE6",
     "magnitude": "#A8CCE6",

@@ -13,6 +13,7 @@ import torch
 
 from lptensor.extra import need
 from lptensor.formats import Format
+from lptensor.hifloat import HiFloat8
 from lptensor.ops import round as round_to
 from lptensor.posits import Posit
 from lptensor.study.bit_layout import bit_layout, plot_bit_layout
@@ -25,7 +26,7 @@ _LISTED_BITS = 8  # of wider formats the line shows binades, and what lies aroun
 _LINEAR_BINADES = 40  # of a wider range a linear axis shows nothing but its ends
 _FEW_BINADES = 8  # that a linear axis shows well, if there are few values
 _EXAMPLE = 0.75
-_TAPERED = (0.75, 100.0, 2.0**-12)  # posits: how the fields move
+_TAPERED = {Posit: (0.75, 100.0, 2.0**-12), HiFloat8: (0.75, 100.0, 2.0**-12, 2.0**-20)}  # how the fields move
 
 
 def save_picture(format: Format, path: Path) -> None:
@@ -69,7 +70,7 @@ Row = tuple[float, Callable[[Any], None]]
 
 
 def _bit_rows(format: Format) -> list[Row]:
-    values = _TAPERED if isinstance(format, Posit) else (_EXAMPLE,)
+    values = _TAPERED.get(type(format), (_EXAMPLE,))
     return [(_BITS, _bits_of(format, value)) for value in values]
 
 

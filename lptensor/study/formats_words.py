@@ -118,6 +118,16 @@ tapers away from 1. The one special is NaR, which stands for NaN and infinity; -
 nothing but zero rounds to zero. Negative codes are the two's complement of positive ones. Each picture shows how
 the fields move.""",
     ),
+    "HiF8": (
+        "HiFloat8",
+        """A prefix code after the sign, the dot field, says how many bits the exponent has: 11 four, 10 three, 01
+two, 001 one, 0001 none, and 0000 that what follows counts the powers of two from 2^-22 to 2^-16. The exponent is
+sign and magnitude without the leading bit of this. The mantissa has the bits that are left: 3 with exponents from
+-3 to 3, 2 to +-7 and 1 to +-15. The code of -0 is NaN, those of +-1.5 * 2^15 are the infinities.
+`HiFloat8(overflow="saturate")` holds what lies beyond 2^15 there, `"propagate"` all but infinities. TA, the paper's
+rounding to nearest with ties away from zero, is `"nearest_away"`; `"nearest"` goes to the even code. The paper's
+hybrid of TA and stochastic rounding is no mode here.""",
+    ),
     "log": (
         "Logarithmic numbers",
         """`LogNumber(bits, gamma)` has the values +-2^((j - bias) / gamma), each the nearest fp32 number, and zero:
