@@ -20,6 +20,7 @@ from lptensor import (
     E5M2,
     FP16,
     FP32,
+    HIF8,
     MX,
     MXFP8_E4M3,
     NF4,
@@ -42,7 +43,7 @@ from oracles.table import table_of
 from rounders import assert_same, assert_same_bits, judge
 
 CSRC = Path(__file__).parents[1] / "csrc"
-SCALARS = [E4M3, E5M2, FixedPoint(8, 4), NF4, Posit(8)]
+SCALARS = [E4M3, E5M2, FixedPoint(8, 4), NF4, HIF8, Posit(8)]
 BLOCKS = [MXFP8_E4M3, MX(E4M3, axis=0), MX(E4M3, 24), NVFP4, MX(E4M3, (16, 16)), BlockFloatingPoint(8)]
 
 

@@ -22,6 +22,7 @@ from lptensor import (
     E5M2,
     E8M0,
     FP16,
+    HIF8,
     INT8,
     MX,
     MXFP8_E4M3,
@@ -34,6 +35,7 @@ from lptensor import (
     FixedPoint,
     FloatingPoint,
     Format,
+    HiFloat8,
     Posit,
     TwoLevel,
     _cuda,
@@ -68,6 +70,8 @@ FORMATS: list[Format] = [
     P3109(8, 3),
     P3109(8, 3, overflow="propagate"),
     NF4,
+    HIF8,
+    HiFloat8("propagate"),
     Posit(8),
     Posit(16, 1),
 ]
@@ -143,7 +147,9 @@ def test_every_scalar_format_rounds_as_on_the_cpu(library: Any, format: Format, 
 
 @pytest.mark.parametrize("bits", [1, 8, 31])
 @pytest.mark.parametrize("beyond", Beyond)
-@pytest.mark.parametrize("format", [E5M2, NF4, Posit(8), MXFP8_E4M3, MX(E4M3, axis=0), MX(E4M3, 5), NVFP4], ids=repr)
+@pytest.mark.parametrize(
+    "format", [E5M2, NF4, HIF8, Posit(8), MXFP8_E4M3, MX(E4M3, axis=0), MX(E4M3, 5), NVFP4], ids=repr
+)
 def test_few_random_bits_decide_as_on_the_cpu(library: Any, format: Format, beyond: Beyond, bits: int) -> None:
     x = numbers((64, 320), torch.float32, -8, 24)
     for variant in ("plain", "half_offset", "pre_rounded"):

@@ -18,6 +18,7 @@ from torch.optim import SGD
 import lptensor
 from lptensor import (
     FP32,
+    HIF8,
     INT8,
     NF4,
     NVFP4,
@@ -981,7 +982,7 @@ def test_an_update_waits_for_lazy_parameters() -> None:
     assert model[0].bias.format == BF16
 
 
-@pytest.mark.parametrize("own", [Posit(8), NF4, LogNumber(8), FloatingPoint(8)], ids=repr)
+@pytest.mark.parametrize("own", [Posit(8), NF4, HIF8, LogNumber(8), FloatingPoint(8)], ids=repr)
 def test_weights_of_every_kind_of_format_are_not_rounded_twice(own: Any) -> None:
     w = nn.Parameter(torch.ones(2).to_lp(own))
     with pytest.raises(ValueError, match="leave weight_quant out"):

@@ -42,6 +42,7 @@ from lptensor.formats import (
     Format,
     ScalarFormat,
 )
+from lptensor.hifloat import HIF8
 from lptensor.names import named_formats
 from lptensor.p3109 import P3109
 from lptensor.posits import Posit
@@ -88,7 +89,7 @@ KINDS = [
     P3109(8, 1, signed=False, extended=False),
     FP16,
 ]
-LISTED = [*KINDS, NF4, UDYNAMIC8, Codebook([-3.0, 1.0, 1.5]), LogNumber(8), Posit(8), Posit(10, 0)]
+LISTED = [*KINDS, NF4, UDYNAMIC8, Codebook([-3.0, 1.0, 1.5]), LogNumber(8), HIF8, Posit(8), Posit(10, 0)]
 by_kind = pytest.mark.parametrize("format", KINDS, ids=repr)
 by_listed = pytest.mark.parametrize("format", LISTED, ids=repr)
 
@@ -257,7 +258,7 @@ class TestNumberLine:
 
     @pytest.mark.parametrize(
         ("format", "beyond"),
-        [(E5M2, "inf"), (E4M3, "saturate"), (E4M3FNUZ, "nan"), (INT8, "saturate"), (NF4, "saturate")],
+        [(E5M2, "inf"), (E4M3, "saturate"), (E4M3FNUZ, "nan"), (INT8, "saturate"), (NF4, "saturate"), (HIF8, "inf")],
         ids=str,
     )
     def test_both_ends_say_what_lies_beyond(self, format: Format, beyond: str) -> None:
