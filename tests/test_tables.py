@@ -60,7 +60,8 @@ RULES = [
 
 def points(format: Any, dtype: torch.dtype) -> torch.Tensor:
     values = format.values()
-    beyond = [format.max * f for f in (1.0, 1.0625, 1.125, 1.1875, 1.25, 1.5, 2.0, 1e9)]
+    step = 2.0 ** format.grid.quantum(format.grid.emax)
+    beyond = [format.max + step * f for f in (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 1e9)]
     marks = with_neighbours([*values.tolist(), *((values[1:] + values[:-1]) / 2).tolist(), *beyond], dtype)
     return torch.cat([marks, random_bits(300, dtype), torch.randn(500, dtype=dtype) * format.max])
 
