@@ -316,7 +316,7 @@ int round_turned_blocks(const T *x, T *y, const lpt_turned_blocks &b, lpt_scales
 
 extern "C" {
 
-LPT_API int32_t lpt_abi_version() { return 12; }
+LPT_API int32_t lpt_abi_version() { return 13; }
 
 LPT_API const char *lpt_build_name() { return chosen->name; }
 
