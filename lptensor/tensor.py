@@ -268,6 +268,7 @@ def enter(x: Tensor, arithmetic: Arithmetic, gradient: bool = False) -> LPTensor
     x = x.detach()
     if _compat.is_zero_tensor(x):
         x = x.clone()
+    given = x
     if x.dtype not in (torch.float32, torch.float64):  # the kernels take no narrow ones, of which fp32 holds all values
         x = x.float()
     if format is None:
@@ -276,8 +277,8 @@ def enter(x: Tensor, arithmetic: Arithmetic, gradient: bool = False) -> LPTensor
         rounded = round_fresh(x, format, rounding)
         watch.tell(rounded, format, rounding)
     inner = rounded.float()
-    if observe.anyone and type(x) is Tensor and not _compat.traced():
-        observe.copied(x, inner)
+    if observe.anyone and type(given) is type(inner) is Tensor and not _compat.traced():
+        observe.copied(given, inner)
     return LPTensor(inner, arithmetic, gradient)
 
 

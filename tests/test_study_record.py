@@ -949,6 +949,14 @@ def test_parts_of_a_packed_weight_are_weights(lowered: bool) -> None:
     assert {row["format"] for row in find(log, role="gradient")} == {"E3M4", "E2M3"}
 
 
+def test_a_weight_that_is_widened_is_one_still() -> None:
+    model = nn.Linear(4, 3, bias=False).half()
+    with record(model) as log:
+        w = model.weight.to_lp(Arithmetic(operands=Gemm((E4M3, E5M2))))  # type: ignore[attr-defined]
+        nn.functional.linear(torch.ones(2, 4), w)
+    assert {(row["role"], row["format"]) for row in log.rows()} == {("weight", "E5M2"), ("activation", "E4M3")}
+
+
 def test_what_lies_where_a_copy_of_a_weight_did_is_none() -> None:
     model, memory = nn.Linear(2, 2), np.ones((2, 2), np.float32)
     follower, copy = places.Places(model, None).__enter__(), torch.from_numpy(memory)
