@@ -186,6 +186,11 @@ class Accumulator:
         return self if same else replace(self, inner=inner, operands=operands)
 
     @property
+    def asks(self) -> bool:
+        """Whether it makes a difference what factors are in: in the order "aligned" alone."""
+        return self.order == "aligned" or self.inner is not None and self.inner.asks
+
+    @property
     def names_operands(self) -> bool:
         """Whether it makes a difference which factor is which."""
         return self.operands is not None or self.inner is not None and self.inner.names_operands

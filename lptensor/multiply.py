@@ -75,8 +75,8 @@ class Multiply:
         The formats that it names itself are those of an input and a weight; gradients are in none of them.
         """
         named = self.accumulator
-        if named is None:
-            return None
+        if named is None or not named.asks:
+            return named
         if self.product is None:
             named = named.naming(False, False)
         elif self.product is not Product.FORWARD:
