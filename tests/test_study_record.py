@@ -49,6 +49,7 @@ from lptensor.rounding import Stochastic, as_rounding
 from lptensor.study import Rows, exponent_histogram, places, plot_layer_map, record
 from lptensor.study.census import Census
 from lptensor.study.updates import Updates
+from lptensor.training import round_layers
 from own_formats import Multiples, in_steps, teach
 
 ENDS = {  # largest, smallest, smallest normal: IEEE 754-2019 table 3.5, OCP OFP8, and two's complement
@@ -947,6 +948,29 @@ def test_parts_of_a_packed_weight_are_weights(lowered: bool) -> None:
     counts = {row["format"]: row["values"] for row in find(log, role="weight", path="0.in_proj_weight")}
     assert counts == {"E5M2": 3 * 16, "E3M2": 3 * 16}
     assert {row["format"] for row in find(log, role="gradient")} == {"E3M4", "E2M3"}
+
+
+def test_what_a_parametrization_rounds_is_a_weight() -> None:
+    """Also what is computed of it on the way, as under a scale."""
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    round_layers(model, lambda: quantizer(BF16), lambda: quantizer(E4M3, forward_rounding="nearest"), exempt=["1"])
+    round_layers(model, weight=lambda: lambda w: round_to(w / 3, E5M2) * 3, exempt=["0"])
+    with record(model) as log:
+        model(torch.ones(2, 4))
+    assert {(row["role"], row["path"], row["format"]) for row in log.rows()} == {
+        ("activation", "0.rounded_input", "BF16"),
+        ("weight", "0.parametrizations.weight.original", "E4M3"),
+        ("weight", "1.parametrizations.weight.original", "E5M2"),
+    }
+
+
+def test_what_a_parametrization_makes_of_several_parameters_is_a_weight() -> None:
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(4, 3, bias=False))
+    model, x = convert(nn.Sequential(layer), BF16), torch.ones(2, 4).to_lp(BF16)  # type: ignore[attr-defined]
+    with record(model) as log:
+        model(x)
+    found = {(row["role"], row["path"]) for row in log.rows()}
+    assert found == {("weight", "0.parametrizations.weight"), ("activation", "0")}
 
 
 def test_a_weight_that_is_widened_is_one_still() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -27,6 +28,7 @@ def check_roles(roles: str | Iterable[str], known: Sequence[str] = ROLES) -> tup
 
 
 _MOST_MARKS = 2**17  # of them the older half is forgotten
+_PARAMETRIZATION = re.compile(r"(?:.*\.)?parametrizations\.[^.]+")  # a module below makes a weight of its original
 _FEW = 1000  # copies of which it does not matter whether they live
 
 
@@ -185,7 +187,12 @@ class Places:
             return "update", ""
         if task != -1 and not torch.is_grad_enabled():
             return "activation" if operand else "gradient", self._behind(_compat.running_node())
-        return "activation", self._stack[-1] if self._stack else ""
+        path = self._stack[-1] if self._stack else ""
+        made = _PARAMETRIZATION.match(path)
+        if made is None:
+            return "activation", path
+        original = f"{made[0]}.original"
+        return "weight", original if original in self.names.values() else made[0]  # which may be made of several
 
     def copied(self, x: Tensor, copy: Tensor) -> None:
         """A copy of a weight, or of a state, is one as long as its memory lives."""
