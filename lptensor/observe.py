@@ -70,9 +70,10 @@ class following:  # noqa: N801 - reads as a function
 
 
 def copied(x: Tensor, copy: Tensor) -> None:
-    """Tell those who follow that a plain tensor stands for another."""
-    for follower in _compat.thread_local(_COPIES) or ():
-        follower.copied(x, copy)
+    """Tell those who follow that a plain tensor stands for another, as one that is made of it does."""
+    if type(copy) is Tensor and not _compat.traced() and not _compat.transforming():
+        for follower in _compat.thread_local(_COPIES) or ():
+            follower.copied(x, copy)
 
 
 @contextmanager

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from lptensor import _compat, observe
+from lptensor.base import Format
+from lptensor.rounding import Rounding
 from lptensor.tensor import LPTensor
 
 Method = Callable[[Any, Tensor], Tensor]
@@ -61,3 +65,12 @@ def by_blocks(function: Callable[[Tensor], Tensor], x: Tensor, block_size: int) 
     finite = blocks.isfinite().all(-1, keepdim=True)
     made = torch.where(finite, function(torch.where(finite, blocks, 0)), torch.nan)
     return made.flatten(-2)[..., :n].reshape(x.shape)
+
+
+def as_one(function: Callable[[Tensor], Tensor], x: Tensor, format: Format, rounding: Rounding) -> Tensor:
+    """What a function makes of a plain tensor by roundings of its own, which studies see as one, to a format."""
+    with observe.unseen() if observe.anyone else nullcontext():
+        made = function(x)
+    if observe.anyone and not _compat.transforming():
+        observe.show(observe.observers(), x, made, format, rounding)
+    return made

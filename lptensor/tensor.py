@@ -277,7 +277,7 @@ def enter(x: Tensor, arithmetic: Arithmetic, gradient: bool = False) -> LPTensor
         rounded = round_fresh(x, format, rounding)
         watch.tell(rounded, format, rounding)
     inner = rounded.float()
-    if observe.anyone and type(given) is type(inner) is Tensor and not _compat.traced():
+    if observe.anyone and type(given) is Tensor:
         observe.copied(given, inner)
     return LPTensor(inner, arithmetic, gradient)
 

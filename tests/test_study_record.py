@@ -50,6 +50,7 @@ from lptensor.study import Rows, exponent_histogram, places, plot_layer_map, rec
 from lptensor.study.census import Census
 from lptensor.study.updates import Updates
 from lptensor.training import round_layers
+from lptensor.training.recipes import quartet
 from own_formats import Multiples, in_steps, teach
 
 ENDS = {  # largest, smallest, smallest normal: IEEE 754-2019 table 3.5, OCP OFP8, and two's complement
@@ -948,6 +949,18 @@ def test_parts_of_a_packed_weight_are_weights(lowered: bool) -> None:
     counts = {row["format"]: row["values"] for row in find(log, role="weight", path="0.in_proj_weight")}
     assert counts == {"E5M2": 3 * 16, "E3M2": 3 * 16}
     assert {row["format"] for row in find(log, role="gradient")} == {"E3M4", "E2M3"}
+
+
+def test_the_operands_of_quartet_are_weights_activations_and_gradients() -> None:
+    """Each rounded twice: for the forward product, and what came of it, or the gradient, for one of the others."""
+    model, x = quartet().model(nn.Sequential(nn.Linear(64, 32))), torch.randn(96, 64, requires_grad=True)
+    with record(model) as log:
+        model(x).square().sum().backward()
+    counts = {(row["role"], row["path"]): row["values"] for row in log.rows()}
+    assert counts == {("weight", "0.weight"): 2 * 2048, ("activation", "0"): 2 * 6144, ("gradient", "0"): 2 * 3072}
+    with record(model) as log:
+        y = torch.func.vmap(model)(x.detach().view(3, 32, 64))
+    assert y.shape == (3, 32, 32) and log.rows()
 
 
 def test_what_a_parametrization_rounds_is_a_weight() -> None:

@@ -171,7 +171,7 @@ class Places:
             return told[0], self.names.get(id(told[1]), "")
         known = self._known(after.data_ptr()) or self._known(before.data_ptr())
         if known is None and told is not None and told[1] is not None:
-            factor = values_of(told[1])
+            factor = values_of(_compat.innermost(told[1]))
             known = self._known(factor.data_ptr()) or self._known(factor.untyped_storage().data_ptr())
         if known is not None and not self.accumulates:
             return known

@@ -8,8 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from lptensor.blocks import NVFP4
 from lptensor.formats import E2M1, E4M3
-from lptensor.of_values import by_blocks, of_values
+from lptensor.of_values import as_one, by_blocks, of_values
 from lptensor.ops import check_roundable, round_fresh
 from lptensor.rounding import Mode, Rounding
 
@@ -52,7 +53,7 @@ class MSEden:
     @of_values
     def __call__(self, x: Tensor) -> Tensor:
         check_roundable(x, E2M1)
-        return by_blocks(self._round, x, self.block_size)
+        return as_one(lambda x: by_blocks(self._round, x, self.block_size), x, NVFP4, Rounding())
 
     def _round(self, blocks: Tensor) -> Tensor:
         largest = blocks.abs().amax(-1, keepdim=True).float() / _LARGEST

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from lptensor import _compat
+from lptensor import _compat, observe
 from lptensor.arithmetic import Arithmetic
 from lptensor.formats import E2M1
 from lptensor.hadamard import Hadamard
@@ -60,10 +60,15 @@ class _Rounds:
     transform: Hadamard
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """An operand of the forward product, and where its gradient passes."""
-        if self.operand is None:
-            return clipped_mxfp4(_OWN(x, None))
-        return made_by(self.operand, x, self.operand), torch.ones_like(x, dtype=torch.bool)
+        """An operand of the forward product, and where its gradient passes; studies know it for what x is."""
+        with observe.saying("operand", x):
+            if self.operand is None:
+                rounded, inside = clipped_mxfp4(_OWN(x, None))
+            else:
+                rounded, inside = made_by(self.operand, x, self.operand), torch.ones_like(x, dtype=torch.bool)
+        if observe.anyone:
+            observe.copied(x, rounded)
+        return rounded, inside
 
     def back(self, gradient: Tensor, inside: Tensor, width: int) -> Tensor:
         """The gradient of what became that operand."""
@@ -71,9 +76,11 @@ class _Rounds:
         return gradient if self.operand is not None else _OWN(gradient, None)[:, :width]
 
     def turned(self, a: Tensor, b: Tensor) -> Tensor:
-        """a @ b.T, both turned by the same signs and rounded along the axis they share."""
+        """a @ b.T, a gradient and an operand, both turned by the same signs and rounded along the axis they share."""
         signs = self.transform.draw(a)
-        first, second = (made_by(self.unbiased, self.transform.apply(t, signs), self.unbiased) for t in (a, b))
+        first = made_by(self.unbiased, self.transform.apply(a, signs), self.unbiased)
+        with observe.saying("operand", b):
+            second = made_by(self.unbiased, self.transform.apply(b, signs), self.unbiased)
         return first @ second.T
 
 
