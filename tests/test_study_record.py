@@ -1002,6 +1002,10 @@ def test_what_lies_where_a_copy_of_a_weight_did_is_none() -> None:
     del copy
     other = torch.from_numpy(memory)
     assert follower.of(other, torch.ones(1)) == ("activation", "")
+    memories = [np.ones((2, 2), np.float32) for _ in range(3 * places._FEW)]  # of which none is free for the next
+    for memory in memories:
+        follower.copied(model.weight, torch.from_numpy(memory))
+    assert len(follower._copies) <= places._FEW + 1
     follower.__exit__()
 
 
