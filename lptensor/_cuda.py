@@ -157,7 +157,7 @@ def round_table(x: Tensor, y: Tensor, table: Table, rounding: Rounding, key: Key
 
 @functools.lru_cache(maxsize=256)
 def table_struct(
-    table: Table, mode: Mode, dtype: torch.dtype, device: torch.device, beyond: Beyond = Beyond.OVERFLOW
+    table: Table, mode: Mode, dtype: torch.dtype, device: torch.device, beyond: Beyond
 ) -> tuple[Any, tuple[Tensor, ...]]:
     """The C struct of a table, and the tensors on a device that it points into.
 

@@ -265,7 +265,7 @@ def round_table(x: Tensor, y: Tensor, table: Table, rounding: Rounding, key: tup
 
 
 @functools.lru_cache(maxsize=256)
-def table_struct(table: Table, mode: Mode, dtype: torch.dtype, beyond: Beyond = Beyond.OVERFLOW) -> tuple[_Table, Any]:
+def table_struct(table: Table, mode: Mode, dtype: torch.dtype, beyond: Beyond) -> tuple[_Table, Any]:
     """The C struct of a table, and the tensors that it points into."""
     held, depth = buckets(table, mode, dtype, beyond)
     return _Table(*(tensor.data_ptr() for tensor in held), depth, len(table.places()) - 1), held

@@ -23,7 +23,7 @@ from emulation import build, built, emulated
 from lptensor import E4M3, MX, MXFP8_E4M3, NF4, NVFP4, Format, _cuda, _cuda_gemm, _native, _nvrtc, backend, ops
 from lptensor.accumulator import Accumulator
 from lptensor.formats import BF16
-from lptensor.rounding import Mode, Rounding, Stochastic
+from lptensor.rounding import Beyond, Mode, Rounding, Stochastic
 from rounders import assert_same_bits
 from test_emulation import BLOCKS, DTYPES, FORMATS, KEY, call, numbers
 from test_emulation_gemm import IN_TILES, OTHERS
@@ -293,7 +293,7 @@ def test_a_table_that_a_captured_graph_reads_is_never_freed(driver: Driver, capt
         patch.setattr(_cuda, "capturing", lambda: capturing)
         patch.setattr(_cuda, "_captured", {})
         rounded(torch.zeros(3), NF4, Rounding())
-        _, held = _cuda.table_struct(NF4.table, Mode.NEAREST, torch.float32, torch.device("cpu"))
+        _, held = _cuda.table_struct(NF4.table, Mode.NEAREST, torch.float32, torch.device("cpu"), Beyond.OVERFLOW)
         alive = [weakref.ref(tensor) for tensor in held]
         del held
         for cache in (_cuda.table_struct, _native.table_struct):
@@ -463,8 +463,8 @@ def test_a_capture_says_that_it_cannot_copy_a_table(monkeypatch: pytest.MonkeyPa
     _cuda.table_struct.cache_clear()
     monkeypatch.setattr(_cuda, "capturing", lambda: True)
     with pytest.raises(RuntimeError, match="16 values .* to cpu, .* before the capture"):
-        _cuda.table_struct(NF4.table, Mode.NEAREST, torch.float32, device)
+        _cuda.table_struct(NF4.table, Mode.NEAREST, torch.float32, device, Beyond.OVERFLOW)
     monkeypatch.setattr(_cuda, "capturing", lambda: False)
-    before = _cuda.table_struct(NF4.table, Mode.NEAREST, torch.float32, device)
+    before = _cuda.table_struct(NF4.table, Mode.NEAREST, torch.float32, device, Beyond.OVERFLOW)
     monkeypatch.setattr(_cuda, "capturing", lambda: True)
-    assert _cuda.table_struct(NF4.table, Mode.NEAREST, torch.float32, device) is before
+    assert _cuda.table_struct(NF4.table, Mode.NEAREST, torch.float32, device, Beyond.OVERFLOW) is before
