@@ -13,16 +13,16 @@ HEAD = """
 
 <!-- `make pages` writes this page and its pictures from the formats themselves: change it there. -->
 
-A *format* is a set of representable values, and says what happens outside it. It knows nothing of tensors
-or of rounding modes. This page lists the formats that have a name, with some of those that a constructor
+A *format* is a set of representable values, and says what becomes of values outside its range. It knows nothing of
+tensors or of rounding modes. This page lists the formats that have a name, and some of those that a constructor
 makes.
 
 ## How formats are named
 
-The names are rows: `E4M3` is nothing but `FloatingPoint(4, 3, specials="fn", overflow="saturate")`. *E* counts
-exponent bits, *M* the stored mantissa bits; the sign has one more. A suffix says which codes are given to
-specials: none in the names means as IEEE 754 does it, `FN` finite numbers and NaN but no infinities, `UZ` an
-unsigned zero, with NaN in the code of -0; `B11` is an exponent bias of 11. Four names keep the meaning that OCP
+A name stands for a call: `E4M3` is `FloatingPoint(4, 3, specials="fn", overflow="saturate")`. *E* counts
+exponent bits and *M* stored mantissa bits; the sign takes one more. A suffix says which codes are given to
+specials: without one, as in IEEE 754; `FN`, finite numbers and NaN but no infinities; `UZ`, an
+unsigned zero, with NaN in the code of -0. `B11` is an exponent bias of 11. Four names keep the meaning that OCP
 gave them instead: `E4M3` is an FN format, and `E3M2`, `E2M3` and `E2M1` have no specials at all.
 
 ```python
@@ -42,7 +42,7 @@ Codebook([-1.0, -0.25, 0.0, 0.25, 1.0])
 
 ```
 
-What a page shows, code tells:
+The same in code:
 
 ```python
 >>> import torch, lptensor
@@ -70,19 +70,20 @@ True
 ## Range and precision
 
 *p* is the precision: significant bits, the hidden one included. *emin* and *emax* are the exponents of the
-smallest normal and the largest value; where values are evenly spaced they are equal, and there are no normals.
+smallest normal and the largest value; if values are evenly spaced they are equal, and there are no normal numbers.
 *smallest* is the smallest positive value, *eps* the distance from 1 to the next value. *values* counts finite
-values, zero once. *binades* is log2 of largest over smallest, *dB* the same as 20 log10. Posits and codebooks
-have no one precision. A block format's row holds its elements before they are scaled.
+values, zero once. *binades* is log2 of largest over smallest, and *dB* the same as 20 log10. The precision of
+posits and of lists of values varies. A block format's row describes its elements before they are scaled.
 """
 
 NUMBERS = """
 ## Specials, overflow, sources
 
-*specials* lists what has a code beyond plain numbers, and which plain numbers have none. *overflow* is what
-results beyond the largest value become when they are rounded to nearest, infinities included (these make a block
-NaN, and become NaN in posits); the directed modes overflow as IEEE 754 says. A format without a code for NaN
-still carries NaN through arithmetic, so that an error does not pass for a number; `lptensor.encode` refuses it.
+*specials* lists what has a code besides plain numbers, and which plain numbers have none. *overflow* is what
+results beyond the largest value become when they are rounded to nearest, infinities included (in blocks an
+infinity makes the block NaN, and in posits it becomes NaN); the directed modes overflow as IEEE 754 says. A format
+without a code for NaN still carries NaN through arithmetic, so that an error does not pass for a number;
+`lptensor.encode` refuses it.
 """
 
 # A section's title and its words, by kind, in the order of the page.
@@ -124,9 +125,9 @@ the fields move.""",
 two, 001 one, 0001 none, and 0000 that what follows counts the powers of two from 2^-22 to 2^-16. The exponent is
 sign and magnitude without the leading bit of this. The mantissa has the bits that are left: 3 with exponents from
 -3 to 3, 2 to +-7 and 1 to +-15. The code of -0 is NaN, those of +-1.5 * 2^15 are the infinities.
-`HiFloat8(overflow="saturate")` holds what lies beyond 2^15 there, `"propagate"` all but infinities. TA, the paper's
-rounding to nearest with ties away from zero, is `"nearest_away"`; `"nearest"` goes to the even code. The paper's
-hybrid of TA and stochastic rounding is no mode here.""",
+`HiFloat8(overflow="saturate")` takes what lies beyond 2^15 to 2^15, and `"propagate"` all of that but infinities.
+TA, the paper's rounding to nearest with ties away from zero, is `"nearest_away"`; `"nearest"` goes to the even code.
+The paper's hybrid of TA and stochastic rounding is not available.""",
     ),
     "log": (
         "Logarithmic numbers",
