@@ -71,6 +71,6 @@ def as_one(function: Callable[[Tensor], Tensor], x: Tensor, format: Format, roun
     """What a function makes of a plain tensor by roundings of its own, which studies see as one, to a format."""
     with observe.unseen() if observe.anyone else nullcontext():
         made = function(x)
-    if observe.anyone and not _compat.transforming():
-        observe.show(observe.observers(), x, made, format, rounding)
+    if observe.anyone and not _compat.transforming() and (observers := observe.observers()):
+        observe.show(observers, x, made, format, rounding)
     return made

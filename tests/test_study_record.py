@@ -960,6 +960,10 @@ def test_the_operands_of_quartet_are_weights_activations_and_gradients(recipe: A
     counts = {(row["role"], row["path"]): row["values"] for row in log.rows()}
     assert counts == {("weight", "0.weight"): 2 * 2048, ("activation", "0"): 2 * 6144, ("gradient", "0"): 2 * 3072}
     assert {row["format"] for row in log.rows()} == {format}
+    with record(model) as log, observe.unseen():
+        model(x)
+        round_to(x.detach(), BF16)
+    assert not log.rows()
     with record(model) as log:
         y = torch.func.vmap(model)(x.detach().view(3, 32, 64))
     assert y.shape == (3, 32, 32)
