@@ -51,6 +51,8 @@ def test_each_block_ends_at_four_or_six_whichever_costs_less(dtype: type) -> Non
     want, fours = four_or_six(given)
     got = FourOverSix()(torch.from_numpy(given))
     assert np.array_equal(got.numpy(), want) and 0.2 < np.mean(fours) < 0.8
+    for shift in (2.0**-90, 2.0**90):  # where squares of fp32 are zero, or infinite
+        assert torch.equal(FourOverSix()(torch.from_numpy(given) * shift), got * shift)
     assert float((got - x).square().sum()) < float((lp_round(x.to(got.dtype), NVFP4) - x).square().sum())
 
 
@@ -79,6 +81,8 @@ def test_special_blocks_of_four_over_six() -> None:
         of_short = round_(short)
         torch.manual_seed(0)
         assert torch.equal(of_short, round_(padded)[:, :21])
+        wide = torch.tensor([2.0**130, -1.0], dtype=torch.float64)
+        assert round_(wide)[0].isfinite() and round_(wide)[1] == 0, "scales end with fp32"
         with pytest.raises(TypeError, match="float16"):
             round_(short.half())
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lptensor.blocks import NVFP4
-from lptensor.formats import E2M1, E4M3
+from lptensor.formats import CARRIER_MAX, E2M1, E4M3
 from lptensor.of_values import as_one, by_blocks, of_values
 from lptensor.ops import check_roundable, round_fresh
 from lptensor.rounding import Mode, Rounding, as_rounding
@@ -24,8 +24,8 @@ class FourOverSix:
     squared errors; in a tie, the first. With m the largest magnitude of the tensor, g = m / (6 * 256), at
     least 2**-126, and b that of the block over 6, the scales are t = g R(b / g) and t = g R(1.5 b / g), R to
     nearest in E4M3 (0 becomes 1); x becomes t Q(x / t), Q in E2M1, which saturates. 256 takes the
-    place of NVFP4's 448 so that 1.5 times a scale is in E4M3, too. Scales are computed in fp32, quotients,
-    products and errors in the dtype of x.
+    place of NVFP4's 448 so that 1.5 times a scale is in E4M3, too. Scales are computed in fp32, of magnitudes up to
+    its largest number; quotients, products and errors in the dtype of x.
 
     Float32 and float64 tensors of any shape; blocks run along the last axis, the last one may be short. A
     block with NaN or an infinity becomes NaN, and has no part in m; zeros keep their sign.
@@ -58,7 +58,7 @@ class FourOverSix:
         return as_one(lambda x: by_blocks(self._round, x, self.block_size), x, NVFP4, as_rounding(self.rounding))
 
     def _round(self, blocks: Tensor) -> Tensor:
-        largest = blocks.abs().amax(-1, keepdim=True).float() / E2M1.max
+        largest = blocks.abs().amax(-1, keepdim=True).clamp(max=CARRIER_MAX).float() / E2M1.max
         unit = (largest.amax() / 256).clamp(min=2.0**-126)
         (six, of_six), (four, of_four) = (self._under(blocks, largest * stretch, unit) for stretch in (1, 1.5))
         return torch.where(of_four < of_six, four, six)
@@ -68,4 +68,6 @@ class FourOverSix:
         scale = round_fresh(largest / unit, E4M3, Rounding())
         scale = (torch.where(scale == 0, 1, scale) * unit).to(blocks.dtype)
         values = round_fresh(blocks / scale, E2M1, as_rounding(self.rounding)) * scale
-        return values, (values - blocks).square().sum(-1, keepdim=True)
+        # Near one, as else squares would vanish, or be infinite.
+        error = torch.ldexp(values - blocks, -torch.frexp(unit).exponent)
+        return values, error.square().sum(-1, keepdim=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lptensor.blocks import NVFP4
-from lptensor.formats import E2M1, E4M3
+from lptensor.formats import CARRIER_MAX, E2M1, E4M3
 from lptensor.of_values import as_one, by_blocks, of_values
 from lptensor.ops import check_roundable, round_fresh
 from lptensor.rounding import Mode, Rounding
@@ -30,7 +30,8 @@ class MSEden:
     With m the largest magnitude of the tensor, L = 6 / (17/16 * 0.93), g = m / L / 255.99, at least 2**-126, and
     b that of a block of 16 over L: s = R(b / g), R to nearest in E4M3 (0 becomes 1), z = x / (s g) and q = Q(z), Q
     to nearest in E2M1, which saturates. The block becomes q R'(s <z, z> / <z, q>) g, R' stochastic
-    in E4M3; where <z, q> is 0 the factor is 1. Scales begin in fp32, the rest is in the dtype of x.
+    in E4M3; where <z, q> is 0 the factor is 1. Scales begin in fp32, of magnitudes up to its largest number; the
+    rest is in the dtype of x.
 
     Float32 and float64 tensors of any shape; blocks run along the last axis, the last one may be short. A block with
     NaN or an infinity becomes NaN, and has no part in m; zeros stay zero.
@@ -56,7 +57,7 @@ class MSEden:
         return as_one(lambda x: by_blocks(self._round, x, self.block_size), x, NVFP4, Rounding())
 
     def _round(self, blocks: Tensor) -> Tensor:
-        largest = blocks.abs().amax(-1, keepdim=True).float() / _LARGEST
+        largest = blocks.abs().amax(-1, keepdim=True).clamp(max=CARRIER_MAX).float() / _LARGEST
         unit = (largest.amax() / _ROOM).clamp(min=2.0**-126)
         scale = round_fresh(largest / unit, E4M3, Rounding())
         scale = torch.where(scale == 0, 1, scale)
