@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -38,6 +39,12 @@ def pytest_deselected(items: Sequence[pytest.Item]) -> None:
     if items:
         left_out = items[0].config.stash.setdefault(LEFT_OUT, Counter())
         left_out.update(next((name for name in KINDS if item.get_closest_marker(name)), "other") for item in items)
+
+
+def pytest_collection_finish() -> None:
+    """Tests and modules stay: looking for garbage among them again and again would take a quarter of the time."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

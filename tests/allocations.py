@@ -14,10 +14,13 @@ from torch.profiler import ProfilerActivity, profile
 
 def allocations(work: Callable[[], object]) -> list[int]:
     """Bytes of each allocation, negative for what is given back, in order; the result of ``work`` is kept meanwhile."""
-    gc.collect()  # what was left before would be given back meanwhile
+    gc.disable()  # it would give back meanwhile what was left before
     with tempfile.TemporaryDirectory() as folder:
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as seen:
-            result = work()
+        try:
+            with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as seen:
+                result = work()
+        finally:
+            gc.enable()
         file = Path(folder) / "trace.json"
         seen.export_chrome_trace(str(file))
         events = json.loads(file.read_text())["traceEvents"]
