@@ -247,8 +247,10 @@ bool __any_sync(unsigned, bool yes) {
     return any;
 }
 
-// fp32 operations with a rounding of their own. A device's NaN has all bits set but the sign.
-template <class Work> float with_rounding(int direction, Work work) {
+// fp32 operations with a rounding of their own. A device's NaN has all bits set but the sign. They
+// are not inlined: a compiler would move operations of the caller to where another rounding is set.
+#define LPT_APART __attribute__((noinline))
+template <class Work> LPT_APART float with_rounding(int direction, Work work) {
     fesetround(direction);
     const volatile float result = work();
     fesetround(FE_TONEAREST);
@@ -258,7 +260,7 @@ template <class Work> float with_rounding(int direction, Work work) {
 float __double2float_rz(volatile double x) {
     return with_rounding(FE_TOWARDZERO, [&] { return (float)x; });
 }
-double __fma_rz(volatile double a, volatile double b, volatile double c) {
+LPT_APART double __fma_rz(volatile double a, volatile double b, volatile double c) {
     fesetround(FE_TOWARDZERO);
     const volatile double result = fma(a, b, c);
     fesetround(FE_TONEAREST);
