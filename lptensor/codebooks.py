@@ -312,12 +312,17 @@ def _dynamic_map(signed: bool, name: str) -> Codebook:
 
     After the sign, z zero bits scale by 10**-z, a one bit ends them, and the f bits left choose
     among 2**f equal parts of [0.1, 1], each standing for its middle. The codes without a one bit are
-    0 and 1. Unsigned, the sign bit is one more for the fraction.
+    0 and 1. Unsigned, the sign bit is one more for the fraction. The last bits are those of the authors'
+    code: borders from the nearer end, their middles, and the products with 10**-z, each rounded to fp32.
     """
-    positive = []
+    positive, low = [], single(0.1)
     for zeros in range(7):
         parts = 2 ** (6 - zeros + (not signed))
-        positive += [(0.1 + 0.9 * (i + 0.5) / parts) * 10.0**-zeros for i in range(parts)]
+        step = single((1.0 - low) / parts)
+        last = (parts + 1) // 2  # from here on a border is counted from 1
+        borders = [single(low + step * i if i < last else 1.0 - step * (parts - i)) for i in range(parts + 1)]
+        middles = [single(a + b) / 2 for a, b in itertools.pairwise(borders)]
+        positive += [single(single(10.0**-zeros) * middle) for middle in middles]
     negative = [-v for v in positive] if signed else []
     return Codebook(sorted([*negative, 0.0, *positive, 1.0]), name)
 

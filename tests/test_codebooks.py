@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 import math
 import pickle
 import random
@@ -357,6 +358,18 @@ def test_nf4_is_the_published_list() -> None:
             *(0.7229568362236023, 1.0),
         )
     ]
+
+
+@pytest.mark.parametrize(
+    "format, digest",
+    [
+        (DYNAMIC8, "e732639a65f497b4ad684bb166a4467708255edd5207757de8b8f0c7e1fda89c"),
+        (UDYNAMIC8, "305f002cc11278fb769d13b25b9fd0c7c83c8402c40a878fe086f4039fde6398"),
+    ],
+)
+def test_dynamic_maps_are_those_of_the_authors_to_the_last_bit(format: Codebook, digest: str) -> None:
+    """SHA-256 of create_dynamic_map(signed) in float32, the same in bitsandbytes 0.50.2 and torchao 0.18.0."""
+    assert hashlib.sha256(format.values().float().numpy().tobytes()).hexdigest() == digest
 
 
 @pytest.mark.parametrize("format, signed", [(DYNAMIC8, True), (UDYNAMIC8, False)])
