@@ -237,9 +237,10 @@ class _Scaled(BlockFormat):
             return Blocks(grid, emax - scaling.margin, scale.emin, high, bump, saturate)
         if scale.precision > CARRIER_PRECISION:
             raise ValueError(f"{scaling.scale!r} has {scale.precision} significant bits, scales {CARRIER_PRECISION}")
-        top = math.ldexp(grid.max, -scaling.margin)
-        if top > CARRIER_MAX or single(top) != top:
-            raise ValueError(f"margin={scaling.margin} makes {top:g}, no fp32 number, of {element!r}'s largest value")
+        top = math.ldexp(grid.max if scaling.top is None else single(scaling.top), -scaling.margin)
+        if not 0 < top <= CARRIER_MAX or single(top) != top:
+            of = f"{element!r}'s largest value" if scaling.top is None else f"top={scaling.top:g}"
+            raise ValueError(f"margin={scaling.margin} makes {top:g}, no fp32 number, of {of}")
         whole = min(max(single(top * scale.max), 2.0**CARRIER_MIN_EXPONENT), CARRIER_MAX)
         floor = max(single(scaling.floor), 0.0 if scale.zero else scale.smallest)
         whole = whole if scaling.tensor_scale else 0.0

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lptensor.base import check_bool, no_format, set_number
+from lptensor.base import check_bool, check_positive, no_format, set_number
 from lptensor.formats import FP32, Grid, ScalarFormat, check_int, set_int
 from lptensor.text import call
 
@@ -152,7 +152,8 @@ class CurrentMaximum(Scaling):
     - "even": as floor, after m is rounded to nearest with the element's precision.
     - "rceil": the smallest power of two at or above m / max, so that nothing is clipped.
 
-    With any other ``scale`` the arithmetic is fp32, each operation rounded to nearest even:
+    With any other ``scale`` max is ``top``, if that is given, and the arithmetic fp32, each operation rounded
+    to nearest even:
     g = m_tensor / (max * scale.max) if ``tensor_scale`` (at least 2**-149; it and that product are held
     to the largest fp32), else 1;
     s = R_scale(clamp(m_tile / max / g, floor, scale.max)); t = s * g; and x becomes t * R(x / t),
@@ -171,11 +172,13 @@ class CurrentMaximum(Scaling):
         rule: of powers of two only.
         margin: powers of two to leave free above the maximum (or to clip, if negative).
         tensor_scale, floor, reciprocal: of other scales only.
+        top: of other scales only, what a maximum becomes before it is rounded, if not the element's largest
+            value; 7.5 of INT4 is the choice of torchao, compressed-tensors and qwix. What is too large saturates.
 
     Raises:
         TypeError: a tile, a scale, a switch or a number that is not one.
         ValueError: an unknown rule or infinite, a margin outside -64 to 64, an argument for scales of the other
-            kind, a floor beyond the largest scale.
+            kind, a floor beyond the largest scale, a top that is not positive and finite.
 
     >>> import torch, lptensor
     >>> from lptensor import INT8
@@ -193,6 +196,7 @@ class CurrentMaximum(Scaling):
     floor: float = 0.0
     reciprocal: bool = False
     infinite: str = "nan"
+    top: float | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.tile, Tile):
@@ -205,10 +209,12 @@ class CurrentMaximum(Scaling):
         check_bool("tensor_scale", self.tensor_scale)
         check_bool("reciprocal", self.reciprocal)
         set_number(self, "floor")
+        if self.top is not None:
+            object.__setattr__(self, "top", check_positive("top", self.top))
         grid = self.scale.grid
-        if self.powers and (self.tensor_scale or self.floor or self.reciprocal):
+        if self.powers and (self.tensor_scale or self.floor or self.reciprocal or self.top):
             raise ValueError(
-                f"tensor_scale, floor and reciprocal are for scales with a significand, {self.scale!r} has none"
+                f"tensor_scale, floor, reciprocal and top are for scales with a significand, {self.scale!r} has none"
             )
         if not self.powers and self.rule != "floor":
             raise ValueError(

@@ -70,6 +70,7 @@ def test_a_tile_knows_its_block_in_a_shape(tile: Tile, shape: tuple[int, ...], b
         "CurrentMaximum()",
         "CurrentMaximum(tile=Channel(0))",
         "CurrentMaximum(tile=Tile((1, 32)), margin=1, infinite='saturate')",
+        "CurrentMaximum(tile=Channel(0), top=7.5)",
         "DelayedMaximum(history=16)",
         "PowerOfTwo(exponent=-3)",
     ],
@@ -105,6 +106,9 @@ def test_bad_tiles_are_named(arguments: dict[str, Any], error: type[Exception], 
         (dict(scale=E8M0, reciprocal=True), ValueError, "for scales with a significand"),
         (dict(scale=E8M0, tensor_scale=True), ValueError, "for scales with a significand"),
         (dict(scale=E8M0, floor=0.5), ValueError, "for scales with a significand"),
+        (dict(scale=E8M0, top=7.5), ValueError, "for scales with a significand"),
+        (dict(top="7.5"), TypeError, "top must be a number"),
+        (dict(top=0.0), ValueError, "top must be positive and finite, got 0.0"),
         (dict(scale=E4M3, floor="0.5"), TypeError, "floor must be a number"),
         (dict(scale=E4M3, floor=-1.0), ValueError, "floor must be from 0 to 448, .* got -1.0"),
         (dict(scale=E4M3, floor=449.0), ValueError, "floor must be from 0 to 448, .* got 449.0"),
@@ -200,6 +204,38 @@ def test_microscaling_is_one_scaling_among_others() -> None:
             for m in (0, 3)
         )
         assert_same_bits(plain * 8, margined)
+
+
+@pytest.mark.parametrize("rounder", ROUNDERS)
+@pytest.mark.parametrize("wl", [2, 4, 8])
+def test_integers_may_use_half_a_step_more(wl: int, rounder: str) -> None:
+    """The scale max(abs(x)) / (2**(wl - 1) - 0.5) of torchao, compressed-tensors and qwix."""
+    x = torch.randn(64, 48) * torch.randint(-30, 30, (64, 1)).float().exp2()
+    top = 2.0 ** (wl - 1) - 0.5
+    s = x.abs().amax(1, keepdim=True) / top
+    format = Scaled(FixedPoint(wl, 0), CurrentMaximum(Channel(0), top=top))
+    low, high = -(2.0 ** (wl - 1)), 2.0 ** (wl - 1) - 1
+    wanted = (x / s).round().clamp(low, high) * s + 0.0
+    assert_same(run(rounder, x, format), wanted, x)
+    assert_same(lptensor.scales(x, format), s)
+    multiplied = Scaled(FixedPoint(wl, 0), CurrentMaximum(Channel(0), top=top, reciprocal=True))
+    wanted = (x * (1 / s)).round().clamp(low, high) * s + 0.0
+    assert_same(run(rounder, x, multiplied), wanted, x)
+
+
+@pytest.mark.parametrize("rounder", ROUNDERS)
+def test_a_top_of_its_own_is_the_largest_value_or_another(rounder: str) -> None:
+    x = torch.randn(8, 64)
+    for scale, whole in ((FP32, False), (E4M3, True)):
+        of = dict(tile=Tile((16,)), scale=scale, tensor_scale=whole)
+        plain, same, halved, margined = (
+            run(rounder, x, Scaled(E2M1, CurrentMaximum(**of, **more)))
+            for more in ({}, dict(top=6), dict(top=3.0), dict(margin=1))
+        )
+        assert_same_bits(same, plain)
+        assert_same_bits(halved, margined)
+    with pytest.raises(ValueError, match=r"margin=0 makes 0, no fp32 number, of top=1e-300"):
+        Scaled(E2M1, CurrentMaximum(top=1e-300))
 
 
 # --- block floating point's options ---------------------------------------------------------------
