@@ -74,15 +74,15 @@ class Accumulator:
     """
 
     sum: ScalarFormat
-    product: ScalarFormat | None
-    chunk: int
-    order: str
-    rounding: Rounding
-    compute: str
-    inner: Accumulator | None
-    alignment: int | None
-    wrap: bool
-    operands: _Operands | None
+    product: ScalarFormat | None = None
+    chunk: int = 1
+    order: str = "sequential"
+    rounding: Rounding = Rounding()
+    compute: str = "exact"
+    inner: Accumulator | None = None
+    alignment: int | None = None
+    wrap: bool = False
+    operands: _Operands | None = None
 
     def __init__(
         self,
@@ -239,7 +239,7 @@ class Accumulator:
         shown = [repr(self.sum)]
         for f in fields(self)[1:]:
             value = getattr(self, f.name)
-            if value == _DEFAULTS[f.name]:
+            if value == f.default:
                 continue
             if f.name == "rounding" and value == as_rounding(value.mode):
                 value = value.name
@@ -255,17 +255,6 @@ def _of_factors(accumulator: Accumulator, a: Format | None, b: Format | None) ->
     return accumulator._for_operands(lambda own: (own[0] or first, own[1] or second))
 
 
-_DEFAULTS = dict(
-    product=None,
-    chunk=1,
-    order="sequential",
-    rounding=Rounding(),
-    compute="exact",
-    inner=None,
-    alignment=None,
-    wrap=False,
-    operands=None,
-)
 torch.serialization.add_safe_globals([Accumulator])  # so that torch.load(weights_only=True) makes them
 
 

@@ -142,8 +142,6 @@ class FloatingPoint(ScalarFormat):
             top_code, significand = top_code - 1, 2 ** (self.man + 1) - 1
         emax = top_code - self.bias
         top = math.ldexp(significand, emax - self.man)
-        if top_code == 0 and self.zero:  # exp=1 under fn: only subnormals are left below NaN
-            raise ValueError(f"exp={self.exp}, man={self.man} leaves no normal numbers")
         subnormals = {True: Subnormals.GRADUAL, False: Subnormals.NONE, "flush": Subnormals.FLUSH}
         return Grid(
             precision=self.man + 1,
@@ -171,21 +169,16 @@ class FloatingPoint(ScalarFormat):
 
     def spelled(self) -> str:
         """The call that makes the format: its widths, and what is not as these alone would have it."""
-        plain = FloatingPoint.__new__(FloatingPoint)
-        default_bias = 2 ** (self.exp - 1) - (self.specials != "fnuz")
-        plain.__dict__.update(
-            bias=default_bias,
+        defaults = dict(
+            bias=2 ** (self.exp - 1) - (self.specials != "fnuz"),
             subnormals=True,
             specials="ieee",
             overflow=_DEFAULT_OVERFLOW[self.specials],
             signed=True,
             zero=True,
         )
-        shown = [f"exp={self.exp}", f"man={self.man}"]
-        for name, default in plain.__dict__.items():
-            if getattr(self, name) != default:
-                shown.append(f"{name}={getattr(self, name)!r}")
-        return f"FloatingPoint({', '.join(shown)})"
+        shown = [f"{name}={value!r}" for name, d in defaults.items() if (value := getattr(self, name)) != d]
+        return f"FloatingPoint({', '.join([f'exp={self.exp}', f'man={self.man}', *shown])})"
 
 
 def _size(size: tuple[int, ...], bit: int | None, exp: int | None, man: int | None) -> tuple[int, int]:
