@@ -14,6 +14,7 @@ from lptensor.blocks import BlockFormat
 from lptensor.formats import Format
 from lptensor.grid import Grid, Subnormals
 from lptensor.rounding import Beyond, Mode, Rounding, as_rounding
+from lptensor.study.rounding_bias import odds
 from lptensor.tables import Table
 
 
@@ -110,18 +111,10 @@ def _chance(
     if beyond is not None and rule.beyond is Beyond.PROBABILITY:
         away = min(2 * away, Fraction(1))
     if 0 < away < 1:
-        away = _ODDS[rule.mode](away * 2**rule.bits) / 2**rule.bits
+        away = odds(rule, away)
     if beyond is not None and rule.beyond is Beyond.SATURATE:
         away = Fraction(0)
     return 1 - away if negative else away
-
-
-_ODDS = {
-    Mode.STOCHASTIC: lambda f: Fraction(math.floor(f)),
-    Mode.STOCHASTIC_HALF_OFFSET: lambda f: Fraction(math.floor(f + Fraction(1, 2))),
-    Mode.STOCHASTIC_PRE_ROUNDED: lambda f: Fraction(round(f)),
-    Mode.STOCHASTIC_EQUAL: lambda f: Fraction(2**31),  # of the 2**32 words
-}
 
 
 def _flushed(x: float, grid: Grid | None) -> bool:

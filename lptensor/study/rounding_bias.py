@@ -99,20 +99,30 @@ def _chance(rule: Rounding, position: Fraction, negative: bool) -> Fraction:
             "up": int(not negative),
         }
         return inexact * chances[rule.mode.tie if position == half else rule.mode.toward]
+    return inexact * odds(rule, position)
+
+
+def odds(rule: Rounding, fraction: Fraction) -> Fraction:
+    """The probability that a mode that draws takes what is so far above a neighbour, and inexact, to the next one.
+
+    >>> from lptensor import Stochastic
+    >>> odds(Stochastic(bits=2), Fraction(5, 16))
+    Fraction(1, 4)
+    """
     draws = 2**rule.bits
-    cut = Fraction(math.floor(position * 2**_EXACT_BITS), 2**_EXACT_BITS) * draws
+    cut = Fraction(math.floor(fraction * 2**_EXACT_BITS), 2**_EXACT_BITS) * draws
     match rule.mode:
         case Mode.STOCHASTIC:
             up = math.floor(cut)
         case Mode.STOCHASTIC_HALF_OFFSET:
             up = math.floor(cut + Fraction(1, 2))
-        case Mode.STOCHASTIC_PRE_ROUNDED:
-            up = round(cut)  # of a Fraction to the even neighbour in a tie
+        case Mode.STOCHASTIC_PRE_ROUNDED:  # of a Fraction to the even neighbour in a tie
+            up = round(cut if rule.bits > 30 else fraction * draws)
         case Mode.STOCHASTIC_EQUAL:
             up = draws // 2
         case unknown:
             raise ValueError(f"no odds are known for {unknown!r}")
-    return Fraction(up, draws) * inexact
+    return Fraction(up, draws)
 
 
 def _measured(
