@@ -9,6 +9,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
+from lptensor.accumulate import odd_sum
 from lptensor.carriers import Carrier
 from lptensor.formats import ScalarFormat
 from lptensor.ops import round as round_to
@@ -84,9 +85,9 @@ def both_ways(op: str, x: tuple[Tensor, ...], carrier: Carrier) -> tuple[Tensor,
     more than float64, as they lie on a boundary of the second rounding or far from it.
     """
     if op in ("add", "sub"):
-        right = _odd_sum(x[0], x[1] if op == "add" else -x[1])
+        right = odd_sum(x[0], x[1] if op == "add" else -x[1])
     elif op == "fma":
-        right = _odd_sum(x[0] * x[1], x[2])
+        right = odd_sum(x[0] * x[1], x[2])
     else:
         right = _plain(op, x)
     if op == "fma":
@@ -109,24 +110,10 @@ def _plain(op: str, x: tuple[Tensor, ...]) -> Tensor:
     return functions[op](*x)
 
 
-def _sum_and_error(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """a + b in float64, and what it lacks (Knuth's TwoSum)."""
-    s = a + b
-    rest = s - a
-    return s, (a - (s - rest)) + (b - rest)
-
-
-def _odd_sum(a: Tensor, b: Tensor) -> Tensor:
-    s, error = _sum_and_error(a, b)
-    even = s.view(torch.int64) & 1 == 0
-    toward = torch.where(error > 0, math.inf, -math.inf).to(s.dtype)
-    return torch.where((error != 0) & even & s.isfinite(), s.nextafter(toward), s)
-
-
 def _nearest_sum(a: Tensor, b: Tensor, carrier: Carrier) -> Tensor:
     if carrier.dtype == torch.float64:
         return a + b
-    return _odd_sum(a, b).float().double()  # 53 bits rounded to odd are enough for 24
+    return odd_sum(a, b).float().double()  # 53 bits rounded to odd are enough for 24
 
 
 # -- operands that are likely to differ ----------------------------------------------------------------
