@@ -136,14 +136,9 @@ def common_grid(rule: Rule, args: Any, kwargs: Any, cls: Any) -> Side | None:
     return grid if grid is None or grid[0].has_zero else None  # what is filled up is so with zeros
 
 
-def names_single(rule: Rule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether the dtype that the caller names, and the layout if any, is the one an LPTensor has anyway."""
-    given = [argument(p, args, kwargs) for p in rule.named_dtype]
-    return torch.float32 in given and all(value in (None, torch.float32, torch.strided) for value in given)
-
-
 def caller_named(rule: Rule, args: Any, kwargs: Any) -> bool:
     """Whether a caller named a dtype or layout, other than what an LPTensor has anyway."""
-    if rule.named_dtype and names_single(rule, args, kwargs):
-        return False  # it names what an LPTensor has anyway
-    return rule.names_layout or any(argument(place, args, kwargs) is not None for place in rule.named_dtype)
+    given = [argument(place, args, kwargs) for place in rule.named_dtype]
+    if torch.float32 in given and all(value in (None, torch.float32, torch.strided) for value in given):
+        return False
+    return rule.names_layout or any(value is not None for value in given)

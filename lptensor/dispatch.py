@@ -96,10 +96,6 @@ def _alike(grids: Sequence[Side | None], inners: Sequence[Any]) -> bool:
     )
 
 
-def _computes_wide(grid: Side) -> bool:
-    return grid[0].compute is torch.float64
-
-
 def _stays(result: Any) -> bool:
     """Whether a result can be the inner tensor of an LPTensor."""
     return isinstance(result, Tensor) and result.dtype is torch.float32 and result.layout is torch.strided
@@ -111,7 +107,8 @@ def _fresh(
     """Results of a computation, rounded if need be, and wrapped."""
     if isinstance(out, Tensor):
         if not _stays(out):
-            if out.dtype is torch.float64 and out.layout is torch.strided and not named and _computes_wide(grid):
+            wide = grid[0].compute is torch.float64 and not named
+            if wide and out.dtype is torch.float64 and out.layout is torch.strided:
                 return cls((round_(out, *grid) if rounds else out).float(), *grid)
             return leave(func, out, named, found)
         return cls(round_(out, *grid) if rounds else out, *grid)

@@ -172,7 +172,7 @@ def check_roundable(x: Any, format: Any) -> None:
         raise TypeError(f"only float32 and float64 tensors are rounded, got {x.dtype}; {way}")
     if x.layout is not torch.strided:
         raise TypeError(f"only dense tensors are rounded, got {x.layout}; round its .values(), or call .to_dense()")
-    check_format(format, x.dtype)
+    format.check_carrier(x.dtype)
 
 
 def _check_plain(x: Tensor) -> None:

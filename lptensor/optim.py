@@ -170,9 +170,8 @@ class OptimLP(Optimizer):
         if closure is None and not gradients_rounded:
             self.round_gradients()
         if scale is not None:
-            for p in self._stepped():
-                if p.grad is not None:
-                    write(p.grad, read(p.grad) / scale)
+            for grad in (p.grad for p in self._stepped()):
+                write(grad, read(grad) / scale)
         self.momentum_quant.check(self.optim)
         held = dict(self._held)
         weights = self._load_accumulators()
@@ -209,12 +208,11 @@ class OptimLP(Optimizer):
         """
         if self.grad_quant is None and self.grad_scaling == 1.0:
             return
-
         for p in self._stepped():
             with saying("gradient", p):
-                if p.grad is not None and p.grad.is_sparse:
+                if p.grad.is_sparse:
                     p.grad = p.grad.coalesce()  # else the parts of a sum were rounded, not the sum
-                grad: Any = p.grad if p.grad is None or not p.grad.is_sparse else p.grad.values()
+                grad = p.grad.values() if p.grad.is_sparse else p.grad
                 if self.grad_scaling != 1.0:  # an LPTensor is written to once, as it rounds what it is given
                     write(grad, _apply(self.grad_quant, read(grad) * self.grad_scaling))
                 elif self.grad_quant is not None:
@@ -303,7 +301,7 @@ class OptimLP(Optimizer):
     def _parameters(self) -> Iterator[Tensor]:
         return (p for p in listed(self.param_groups) if not is_lazy(p))
 
-    def _stepped(self) -> Iterator[Tensor]:
+    def _stepped(self) -> Iterator[Any]:
         return (p for p in self._parameters() if p.grad is not None)
 
     @property

@@ -7,7 +7,7 @@ numbers to zero must not change a result.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -85,7 +85,10 @@ def block_scales(x: Tensor, blocks: Blocks | ScaledBlocks, shape: Sequence[int])
     tensor([1.], dtype=torch.float64)
     """
     largest, lost = _largest(x, _block_numbers(x, shape), blocks.saturate)
-    scales: Tensor = _SCALES[blocks.loop](x, largest, lost, blocks)
+    if isinstance(blocks, Blocks):
+        scales = torch.where(lost, torch.nan, power(_shifts(largest, lost, blocks)))
+    else:
+        scales, _ = _scales(x, largest, lost, blocks)
     return scales.reshape([-(-n // wide) for n, wide in zip(x.shape, shape, strict=True)])
 
 
@@ -116,11 +119,6 @@ def _shifts(largest: Tensor, lost: Tensor, blocks: Blocks) -> Tensor:
     return torch.where(lost | (u == 0), 0, shift)
 
 
-def _powers(x: Tensor, largest: Tensor, lost: Tensor, blocks: Blocks) -> Tensor:
-    """The scale of each block that has a power of two; float64."""
-    return torch.where(lost, torch.nan, power(_shifts(largest, lost, blocks)))
-
-
 def _scales(x: Tensor, largest: Tensor, lost: Tensor, blocks: ScaledBlocks) -> tuple[Tensor, Tensor]:
     """The scale of each block and what multiplies where that stands for dividing; float64 with fp32 numbers in it."""
     most = torch.finfo(torch.float32).max
@@ -135,12 +133,6 @@ def _scales(x: Tensor, largest: Tensor, lost: Tensor, blocks: ScaledBlocks) -> t
     )
     reciprocal = _single(_single(1.0 / whole) / s).clamp(max=most)
     return torch.where(lost, torch.nan, _single(s * whole).clamp(max=most)), reciprocal
-
-
-_SCALES: dict[str, Callable[..., Tensor]] = {
-    "round_blocks": _powers,
-    "round_scaled": lambda *given: _scales(*given)[0],
-}
 
 
 def _single(x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -18,7 +18,7 @@ _COLOURS = (BLACK, BLUE, VERMILLION, GREEN, PURPLE, SKY, ORANGE)
 _MARKERS = "os^Dv*X"
 
 
-def plot_curves(summaries: Sequence[Summary], path: Path, title: str = "Handwritten digits") -> None:
+def plot_curves(summaries: Sequence[Summary], path: Path, title: str) -> None:
     """Draw training loss and test error by epoch, means over seeds, into a PNG at ``path``.
 
     Recipes that differ in their rounding alone share a colour; the stochastic one is dashed. The

@@ -22,7 +22,7 @@ from lptensor.ops import round as round_to
 from lptensor.optim import OptimLP
 from lptensor.rounding import Mode, Rounding
 from lptensor.study.palette import BLACK, BLUE, VERMILLION, framed
-from lptensor.study.places import values_of
+from lptensor.study.places import innermost, values_of
 from lptensor.study.rows import Rows, drawable
 from lptensor.study.updates import Updates
 from lptensor.tensor import LPTensor
@@ -78,12 +78,11 @@ def update_stagnation(optimizer: Optimizer, format: Format, rounding: Rounding |
 
 
 def _check_closure(optimizer: Optimizer) -> None:
-    while isinstance(inner := getattr(optimizer, "optim", None), Optimizer):  # a wrapper, such as OptimLP
-        optimizer = inner
-    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    inner: Any = innermost(optimizer)
+    closure = inspect.signature(inner.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise TypeError(
-            f"update_stagnation takes a step with the gradients there are, and {type(optimizer).__name__} needs a "
+            f"update_stagnation takes a step with the gradients there are, and {type(inner).__name__} needs a "
             "closure to compute its own; give an optimizer that needs none, such as SGD of the same parameters"
         )
 
