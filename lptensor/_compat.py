@@ -375,6 +375,17 @@ def run_by_python(function: Function) -> Function:
     return function
 
 
+def run_members_by_python(cls: type) -> None:
+    """The same for the methods and properties that a class defines.
+
+    Without it Dynamo fails in a property of a format, which it takes for a constant without a source.
+    """
+    for member in vars(cls).values():
+        function = getattr(member, "fget", getattr(member, "func", member))  # of a property, of a cached one
+        if isinstance(function, FunctionType):
+            run_by_python(function)
+
+
 def break_graph(function: Function) -> Function:
     """``function`` as code that Dynamo traces shall call it: outside its graph, as Python code, without a look inside.
 
@@ -390,17 +401,6 @@ def break_graph(function: Function) -> Function:
         return (outside if torch.compiler.is_dynamo_compiling() else function)(*args, **kwargs)
 
     return call  # type: ignore[return-value]
-
-
-def run_members_by_python(cls: type) -> None:
-    """The same for the methods and properties that a class defines.
-
-    Without it Dynamo fails in a property of a format, which it takes for a constant without a source.
-    """
-    for member in vars(cls).values():
-        function = getattr(member, "fget", getattr(member, "func", member))  # of a property, of a cached one
-        if isinstance(function, FunctionType):
-            run_by_python(function)
 
 
 def guard_hooks() -> None:
@@ -571,17 +571,17 @@ def traced_by_mode() -> bool:
     return any(torch._C._get_dispatch_mode(key) is not None for key in (modes.PROXY, modes.FAKE))
 
 
+def traced() -> bool:
+    """The same, or whether ``torch.jit.trace`` looks on."""
+    return traced_by_mode() or torch._C._get_tracing_state() is not None
+
+
 def latest_mode() -> TorchDispatchMode | None:
     """The mode of users that this thread entered last. Without it one that is left early leaves in place of another."""
     from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
     users = [mode for mode in _get_current_dispatch_mode_stack() if getattr(mode, "_mode_key", None) is None]
     return users[-1] if users else None
-
-
-def traced() -> bool:
-    """The same, or whether ``torch.jit.trace`` looks on."""
-    return traced_by_mode() or torch._C._get_tracing_state() is not None
 
 
 def graph_node(function: Callable[..., Any]) -> Callable[..., Any]:

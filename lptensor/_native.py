@@ -382,7 +382,7 @@ class _TurnedBlocks(ctypes.Structure):
 
 @functools.lru_cache(maxsize=4096)
 def _turned_blocks(shape: tuple[int, ...], stride: tuple[int, ...], block: tuple[int, ...]) -> _TurnedBlocks | None:
-    """The same of a tensor in blocks that lie in rows or in columns of the matrices; None if it is not so."""
+    """The matrices of a tensor whose blocks lie in their rows or in their columns; None if it is not so."""
     cuts = _cuts(shape, stride)
     if cuts is None:
         return None

@@ -195,17 +195,17 @@ def no_format(given: object) -> str:
     return repr(given)
 
 
-def wrong_format(given: object) -> TypeError:
-    """The error where any format would do."""
-    return TypeError(f"expected a number format such as FloatingPoint(8) or FixedPoint(8, 4), got {no_format(given)}")
-
-
 def no_scalar(given: object) -> str:
     """The same of something that is not a scalar format."""
     if not isinstance(given, Format):
         return no_format(given)
     ways = {"values": "; its values() say what it has", "element": "; ask its element"}
     return repr(given) + next((way for name, way in ways.items() if hasattr(given, name)), "")
+
+
+def wrong_format(given: object) -> TypeError:
+    """The error where any format would do."""
+    return TypeError(f"expected a number format such as FloatingPoint(8) or FixedPoint(8, 4), got {no_format(given)}")
 
 
 def check_signed(format: object, way: str) -> None:

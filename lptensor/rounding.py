@@ -61,13 +61,13 @@ class Mode(_Named):
         mode._value_, mode.toward, mode.tie = number, ways[0], ways[-1]
         return mode
 
-    NEAREST = 0, "nearer", "even"  # IEEE 754-2019 4.3.1 roundTiesToEven
-    NEAREST_AWAY = 1, "nearer", "away"  # roundTiesToAway
-    TOWARD_ZERO = 2, "zero"  # 4.3.2 roundTowardZero
-    DOWN = 3, "down"  # roundTowardNegative
-    UP = 4, "up"  # roundTowardPositive
-    ODD = 5, "odd"  # inexact results take the odd neighbour (Boldo and Melquiond 2008)
-    STOCHASTIC = 6, "drawn"  # up with the probability of the fraction
+    NEAREST = 0, "nearer", "even"
+    NEAREST_AWAY = 1, "nearer", "away"
+    TOWARD_ZERO = 2, "zero"
+    DOWN = 3, "down"
+    UP = 4, "up"
+    ODD = 5, "odd"
+    STOCHASTIC = 6, "drawn"
     STOCHASTIC_HALF_OFFSET = 7, "drawn"  # half a unit of the last random bit is added first
     STOCHASTIC_PRE_ROUNDED = 8, "drawn"  # the fraction is first rounded to the random bits, ties to even
     STOCHASTIC_EQUAL = 9, "drawn"  # what is inexact goes up with probability 1/2
@@ -91,9 +91,9 @@ class Beyond(_Named):
     Stochastic(beyond='saturate')
     """
 
-    OVERFLOW = 0  # rounds as if the exponent had no bound, then the format's overflow takes the result
-    SATURATE = 1  # finite values stop at the largest
-    PROBABILITY = 2  # from the largest value to half a spacing above it, overflow grows from 0 to certain
+    OVERFLOW = 0
+    SATURATE = 1
+    PROBABILITY = 2
 
 
 _VARIANTS = {

@@ -208,6 +208,15 @@ class _EnterGradient(_Boundary):
         return _of_samples(_EnterGradient, True, info, in_dims, grad, arithmetic)
 
 
+class _EnterSeed(_EnterGradient):
+    """The same of a gradient that a caller gives."""
+
+    @staticmethod
+    @_compat.known_signature
+    def forward(grad: Tensor, arithmetic: Arithmetic) -> LPTensor:
+        return _as_gradient("backward", grad, arithmetic)
+
+
 def _of_samples(
     function: type[torch.autograd.Function], gradient: bool, info: Any, in_dims: Any, x: Tensor, arithmetic: Arithmetic
 ) -> Any:
@@ -217,15 +226,6 @@ def _of_samples(
     if isinstance(format, BlockFormat):  # the blocks are those of each sample
         return torch.stack([_apply(function, sample, arithmetic) for sample in samples]), 0
     return _apply(function, samples, arithmetic), 0
-
-
-class _EnterSeed(_EnterGradient):
-    """The same of a gradient that a caller gives."""
-
-    @staticmethod
-    @_compat.known_signature
-    def forward(grad: Tensor, arithmetic: Arithmetic) -> LPTensor:
-        return _as_gradient("backward", grad, arithmetic)
 
 
 def _as_gradient(what: str, grad: Tensor, arithmetic: Arithmetic) -> LPTensor:
