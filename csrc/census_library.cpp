@@ -1,46 +1,11 @@
 // The C interface of census.cpp: the build for this processor, and threads.
 #include "census.h"
-#include "kernels.h"
-#include <fenv.h>
-
-#if defined(_WIN32)
-#define LPT_API __declspec(dllexport)
-#else
-#define LPT_API __attribute__((visibility("default")))
-#endif
-
-extern const lpt_censuses lpt_census_baseline;
-#ifdef LPT_X86
-extern const lpt_censuses lpt_census_v3, lpt_census_v4;
-#endif
-
-extern "C" LPT_API const char *lpt_build_name();
+#include "host.h"
 
 namespace {
 
-struct build {
-    const lpt_build &round;
-    const lpt_censuses &census;
-};
-
-build chosen() {
-#ifdef LPT_X86
-    if (strcmp(lpt_build_name(), "lpt_v4") == 0)
-        return {lpt_v4, lpt_census_v4};
-    if (strcmp(lpt_build_name(), "lpt_v3") == 0)
-        return {lpt_v3, lpt_census_v3};
-#endif
-    return {lpt_baseline, lpt_census_baseline};
-}
-
-const lpt_loops<float> &loops(const build &b, float) { return b.round.f32; }
-const lpt_loops<double> &loops(const build &b, double) { return b.round.f64; }
-const lpt_codebook_loops<float> &codebooks(const build &b, float) { return b.round.codebooks->f32; }
-const lpt_codebook_loops<double> &codebooks(const build &b, double) {
-    return b.round.codebooks->f64;
-}
-const lpt_census_loops<float> &counts(const build &b, float) { return b.census.f32; }
-const lpt_census_loops<double> &counts(const build &b, double) { return b.census.f64; }
+const lpt_census_loops<float> &counts(float) { return lpt_chosen->census->f32; }
+const lpt_census_loops<double> &counts(double) { return lpt_chosen->census->f64; }
 
 const int64_t GRAIN = 32768;  // elements that a thread is worth starting for
 const int PARTS = 64;         // at most
@@ -68,32 +33,24 @@ lpt_census none_of(const lpt_census &like) {
 }
 lpt_updates none_of(const lpt_updates &) { return {}; }
 
-// work(first, last, what it found there), with IEEE 754's floating point: subnormals kept. A
-// program may have chosen otherwise (torch.set_flush_denormal).
-template <class Found, class Work>
-void guarded(int64_t first, int64_t last, Found &found, Work work) {
-    fenv_t before;
-    fegetenv(&before);
-    fesetenv(FE_DFL_ENV);
-    work(first, last, found);
-    fesetenv(&before);
-}
-
-// The same for the parts of n elements. The parts, and the order in which their sums are added, do
-// not depend on the number of threads.
+// work(first, last, what it found there) for the parts of n elements. The parts, and the order in
+// which their sums are added, do not depend on the number of threads.
 template <class Found, class Work> void share(int64_t n, int threads, Found &found, Work work) {
     const int64_t groups = (n + LPT_GROUP - 1) / LPT_GROUP, useful = n / GRAIN + 1;
     const int parts = useful < PARTS ? (int)useful : PARTS;
-    if (parts == 1)
-        return guarded(0, n, found, work);
+    if (parts == 1) {
+        const plain_arithmetic guard;
+        return work(0, n, found);
+    }
     double sums[PARTS][2];
     const int team = threads < parts ? threads : parts;
 #pragma omp parallel for num_threads(team) schedule(static) if (team > 1)
     for (int part = 0; part < parts; ++part) {
+        const plain_arithmetic guard;
         const int64_t first = groups * part / parts * LPT_GROUP;
         const int64_t last = groups * (part + 1) / parts * LPT_GROUP;
         Found here = none_of(found);
-        guarded(first, last < n ? last : n, here, work);
+        work(first, last < n ? last : n, here);
         memcpy(sums[part], here.sums, sizeof here.sums);
 #pragma omp critical(lpt_census_join)
         join(found, here);
@@ -103,7 +60,7 @@ template <class Found, class Work> void share(int64_t n, int threads, Found &fou
 }
 
 template <class T> void count(const T *x, const T *y, int64_t n, lpt_census &found, int threads) {
-    const auto &f = counts(chosen(), T());
+    const auto &f = counts(T());
     share(n, threads, found,
           [&](int64_t first, int64_t last, lpt_census &here) { f.count(x, y, first, last, here); });
 }
@@ -117,25 +74,22 @@ template <class T, class Round> lpt_rounder<T> rounder(const Round &round) {
 }
 
 // use(what rounds to a grid, or a table, or a posit as rule says)
-template <class T, class Use>
-void with(const build &b, const lpt_grid &g, const lpt_rule &rule, Use use) {
-    const auto round = [&, f = loops(b, T()).grid](const T *x, T *y, int64_t first, int64_t last) {
+template <class T, class Use> void with(const lpt_grid &g, const lpt_rule &rule, Use use) {
+    const auto round = [&, f = loops(T()).grid](const T *x, T *y, int64_t first, int64_t last) {
         f(x, y, first, last, g, rule, false);
     };
     use(rounder<T>(round));
 }
-template <class T, class Use>
-void with(const build &b, const lpt_table<T> &t, const lpt_rule &rule, Use use) {
-    const auto round = [&, f = codebooks(b, T()).table](const T *x, T *y, int64_t first,
-                                                        int64_t last) {
+template <class T, class Use> void with(const lpt_table<T> &t, const lpt_rule &rule, Use use) {
+    const auto round = [&, f = codebooks(T()).table](const T *x, T *y, int64_t first,
+                                                     int64_t last) {
         f(x, y, first, last, t, rule);
     };
     use(rounder<T>(round));
 }
-template <class T, class Use>
-void with(const build &b, const lpt_posit &p, const lpt_rule &rule, Use use) {
-    const auto round = [&, f = codebooks(b, T()).posit](const T *x, T *y, int64_t first,
-                                                        int64_t last) {
+template <class T, class Use> void with(const lpt_posit &p, const lpt_rule &rule, Use use) {
+    const auto round = [&, f = codebooks(T()).posit](const T *x, T *y, int64_t first,
+                                                     int64_t last) {
         f(x, y, first, last, p, rule);
     };
     use(rounder<T>(round));
@@ -144,10 +98,9 @@ void with(const build &b, const lpt_posit &p, const lpt_rule &rule, Use use) {
 template <class T, class Format>
 void round(const T *x, T *y, int64_t n, const Format &format, const lpt_rule &rule,
            lpt_census &found, int threads) {
-    const build b = chosen();
-    with<T>(b, format, rule, [&](const lpt_rounder<T> &how) {
+    with<T>(format, rule, [&](const lpt_rounder<T> &how) {
         share(n, threads, found, [&](int64_t first, int64_t last, lpt_census &here) {
-            counts(b, T()).round(x, y, first, last, how, here);
+            counts(T()).round(x, y, first, last, how, here);
         });
     });
 }
@@ -155,11 +108,10 @@ void round(const T *x, T *y, int64_t n, const Format &format, const lpt_rule &ru
 template <class T, class Format>
 void ask_updates(const T *start, const T *now, int64_t n, const Format &format,
                  const lpt_rule *rules, lpt_updates &found, int threads) {
-    const build b = chosen();
-    with<T>(b, format, rules[0], [&](const lpt_rounder<T> &hold) {
-        with<T>(b, format, rules[1], [&](const lpt_rounder<T> &write) {
+    with<T>(format, rules[0], [&](const lpt_rounder<T> &hold) {
+        with<T>(format, rules[1], [&](const lpt_rounder<T> &write) {
             share(n, threads, found, [&](int64_t first, int64_t last, lpt_updates &here) {
-                counts(b, T()).ask_updates(start, now, first, last, hold, write, here);
+                counts(T()).ask_updates(start, now, first, last, hold, write, here);
             });
         });
     });
@@ -168,7 +120,7 @@ void ask_updates(const T *start, const T *now, int64_t n, const Format &format,
 template <class T>
 void updates(const T *start, const T *before, const T *after, int64_t n, lpt_updates &found,
              int threads) {
-    const auto &f = counts(chosen(), T());
+    const auto &f = counts(T());
     share(n, threads, found, [&](int64_t first, int64_t last, lpt_updates &here) {
         f.updates(start, before, after, first, last, here);
     });
@@ -202,7 +154,5 @@ void updates(const T *start, const T *before, const T *after, int64_t n, lpt_upd
     LPT_ROUND_API(T, table_##NAME, lpt_table<T>)                                                   \
     LPT_ROUND_API(T, posit_##NAME, lpt_posit)
 
-extern "C" {
 LPT_CENSUS_API(float, f32)
 LPT_CENSUS_API(double, f64)
-}

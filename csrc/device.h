@@ -3,6 +3,7 @@
 // them where there is no nvcc.
 #pragma once
 #include "chance.h"
+#include "export.h"
 #include "philox.h"
 
 #if !defined(LPT_EMULATED) && !defined(__CUDACC_RTC__)
@@ -89,10 +90,4 @@ inline const char *lpt_error_text(int32_t code) { return cudaGetErrorString((cud
 inline int32_t lpt_clear(void *memory, int64_t bytes, void *stream) {
     return (int32_t)cudaMemsetAsync(memory, 0, (size_t)bytes, (cudaStream_t)stream);
 }
-#endif
-
-#if defined(_WIN32)
-#define LPT_API extern "C" __declspec(dllexport)
-#else
-#define LPT_API extern "C" __attribute__((visibility("default")))
 #endif

@@ -72,11 +72,16 @@ struct lpt_codebooks {
     lpt_codebook_loops<double> f64;
 };
 
+struct lpt_censuses;    // census.h
+struct lpt_gemm_loops;  // gemm_loops.h
+
 struct lpt_build {
     const char *name;
     lpt_loops<float> f32;
     lpt_loops<double> f64;
     const lpt_codebooks *codebooks;
+    const lpt_censuses *census;
+    const lpt_gemm_loops *gemm;
 };
 
 extern const lpt_build lpt_baseline;

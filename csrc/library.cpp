@@ -1,15 +1,6 @@
 // The C interface: picks the build for this processor, splits the work among threads.
-#include "kernels.h"
+#include "host.h"
 #include "transposed.h"
-#include <fenv.h>
-#include <stdlib.h>
-
-#ifdef LPT_X86
-#include <xmmintrin.h>
-#endif
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 
 namespace {
 
@@ -26,12 +17,11 @@ const lpt_build *best() {
     return &lpt_baseline;
 }
 
-const lpt_build *chosen = best();
+}  // namespace
 
-const lpt_loops<float> &loops(float) { return chosen->f32; }
-const lpt_loops<double> &loops(double) { return chosen->f64; }
-const lpt_codebook_loops<float> &codebooks(float) { return chosen->codebooks->f32; }
-const lpt_codebook_loops<double> &codebooks(double) { return chosen->codebooks->f64; }
+const lpt_build *lpt_chosen = best();
+
+namespace {
 
 // A thread is worth starting for this many elements.
 const int64_t GRAIN = 32768;
@@ -58,34 +48,6 @@ template <class Loop> void split(int64_t n, int threads, Loop loop) {
         loop(first, last < n ? last : n);
     }
 }
-
-// While one lives, this thread's floating point is IEEE 754's: to nearest, subnormals kept. A
-// program may have chosen otherwise (torch.set_flush_denormal).
-class plain_arithmetic {
-#ifdef LPT_X86
-    const unsigned before = _mm_getcsr();
-    const bool differs = (before & 0xffc0) != 0x1f80;  // all but the flags of past exceptions
-
-  public:
-    plain_arithmetic() {
-        if (differs)
-            _mm_setcsr(0x1f80);
-    }
-    ~plain_arithmetic() {
-        if (differs)
-            _mm_setcsr(before);
-    }
-#else
-    fenv_t before;
-
-  public:
-    plain_arithmetic() {
-        fegetenv(&before);
-        fesetenv(FE_DFL_ENV);
-    }
-    ~plain_arithmetic() { fesetenv(&before); }
-#endif
-};
 
 template <class T>
 void round_grid(const T *x, T *y, int64_t n, const lpt_grid &g, const lpt_rule &rule, int threads) {
@@ -149,176 +111,15 @@ void round_matrices(const T *x, T *y, const lpt_matrices &m, int32_t kind, const
                 [&](const lpt_tile<T> &tile) { lpt_each_stretch(tile, round); });
 }
 
-// The largest finite magnitude of n elements.
-template <class T> T finite_maximum(const T *x, int64_t n, int parts) {
-    typedef typename lpt_carrier<T>::sbits S;
-    S top = 0;
-#pragma omp parallel for num_threads(parts) schedule(static) reduction(max : top) if (parts > 1)
-    for (int part = 0; part < parts; ++part) {
-        const S here = (S)loops(T()).finite_maximum(x, n * part / parts, n * (part + 1) / parts);
-        top = here > top ? here : top;
-    }
-    return lpt_value<T>((typename lpt_carrier<T>::bits)top);
-}
-
-// The scale of a whole tensor of n elements, where scales have one.
-template <class T> float whole_scale(const T *x, int64_t n, const lpt_scaled &numbers, int parts) {
-    const double top = numbers.whole == 0 ? 0 : finite_maximum(x, n, parts);
-    const float most = lpt_value<float>(0x7f7fffffu);
-    return lpt_tensor_scale(numbers, top < most ? (float)top : most);
-}
-
-// One unit of blocks, its elements split among `parts` threads; `scratch` holds parts + 1 numbers
-// for each block. Threads first find maxima of their own, which are then joined.
-template <class T>
-void round_unit(const T *x, T *y, const lpt_layout &l, const lpt_unit &unit, int64_t size,
-                int64_t count, const lpt_scales &scales, bool finite, const lpt_rule &rule,
-                int parts, typename lpt_carrier<T>::bits *scratch) {
-    const lpt_loops<T> &f = loops(T());
-    memset(scratch, 0, parts * count * sizeof *scratch);
-#pragma omp parallel for num_threads(parts) schedule(static) if (parts > 1)
-    for (int part = 0; part < parts; ++part) {
-        const int64_t from = size * part / parts, to = size * (part + 1) / parts;
-        if (from < to)
-            f.maxima(x, l, unit, unit.first + from, unit.first + to, finite,
-                     scratch + part * count);
-    }
-    for (int64_t i = count; i < parts * count; ++i)
-        scratch[i % count] = scratch[i] > scratch[i % count] ? scratch[i] : scratch[i % count];
-    f.scales(scales, rule, count, scratch, scratch + parts * count);
-#pragma omp parallel for num_threads(parts) schedule(static) if (parts > 1)
-    for (int part = 0; part < parts; ++part) {
-        const plain_arithmetic guard;
-        const int64_t from = size * part / parts, to = size * (part + 1) / parts;
-        if (from < to)
-            f.blocks(x, y, l, unit, unit.first + from, unit.first + to, scratch,
-                     scratch + parts * count, scales, rule);
-    }
-}
-
-// Leading axes whose blocks are one wide, and the blocks along the next axis, cut the tensor into
-// units that know nothing of each other. Threads share out the units, or each of a few large ones.
-template <class T>
-int round_blocks(const T *x, T *y, const lpt_layout &l, lpt_scales scales, const lpt_rule &rule,
-                 int threads) {
-    typedef typename lpt_carrier<T>::bits U;
-    const lpt_loops<T> &f = loops(T());
-    const plain_arithmetic guard;
-    const int32_t last_axis = l.dims - 1;
-    int32_t axis = 0;
-    int64_t slabs = 1, count = 1, inner = 1;
-    while (axis < last_axis && l.block[axis] == 1)
-        slabs *= l.shape[axis++];
-    for (int32_t d = axis + 1; d < l.dims; ++d) {
-        count *= (l.shape[d] + l.block[d] - 1) / l.block[d];
-        inner *= l.shape[d];
-    }
-    const int64_t length = l.shape[axis], wide = l.block[axis], bands = (length + wide - 1) / wide;
-    const int64_t units = slabs * bands, elements = slabs * length * inner,
-                  useful = elements / GRAIN + 1;
-    const int parts = threads < useful ? threads : (int)useful;
-    const bool finite = scales.shifts ? scales.shifts->saturate : scales.numbers->saturate;
-
-    if (scales.numbers)
-        scales.whole = whole_scale(x, elements, *scales.numbers, parts);
-    const bool shared = units >= 2 * parts;  // else every unit is split
-    if (axis == last_axis && (shared || parts == 1)) {
-#pragma omp parallel for num_threads(parts) schedule(static) if (parts > 1)
-        for (int part = 0; part < parts; ++part) {
-            const plain_arithmetic guard;
-            f.runs(x, y, length, wide, units * part / parts, units * (part + 1) / parts,
-                   LPT_ONE_BY_ONE, scales, rule, large(x, y, elements));
-        }
-        return 0;
-    }
-    const int64_t strips = units * ((inner + LPT_STRIP - 1) / LPT_STRIP);
-    if (axis < last_axis && count == inner && (strips >= 2 * parts || parts == 1)) {
-#pragma omp parallel for num_threads(parts) schedule(static) if (parts > 1)
-        for (int part = 0; part < parts; ++part) {
-            const plain_arithmetic guard;
-            f.columns(x, y, length, wide, inner, strips * part / parts, strips * (part + 1) / parts,
-                      LPT_ONE_BY_ONE, scales, rule, large(x, y, elements, LARGE_IN_COLUMNS));
-        }
-        return 0;
-    }
-    int failed = 0;
-    const int teams = shared ? parts : 1, members = shared ? 1 : parts;
-#pragma omp parallel for num_threads(teams) schedule(static) reduction(| : failed) if (teams > 1)
-    for (int team = 0; team < teams; ++team) {
-        const plain_arithmetic guard;
-        U *scratch = (U *)malloc((members + 1) * count * sizeof(U));
-        if (!scratch) {
-            failed = 1;
-            continue;
-        }
-        for (int64_t u = units * team / teams; u < units * (team + 1) / teams; ++u) {
-            const int64_t start = u % bands * wide,
-                          height = length - start < wide ? length - start : wide;
-            const lpt_unit unit = {(u / bands * length + start) * inner, axis};
-            round_unit(x, y, l, unit, height * inner, count, scales, finite, rule, members,
-                       scratch);
-        }
-        free(scratch);
-    }
-    return failed;
-}
-
-// Matrices of blocks of `wide` elements: columns are cut into blocks where `row` is 0; else rows
-// into parts of `row` elements, and those into blocks.
-struct lpt_turned_blocks {
-    lpt_matrices matrices;
-    int64_t row, wide;
-};
-
-// 0, or 1 where tiles would hold too little.
-template <class T>
-int round_turned_blocks(const T *x, T *y, const lpt_turned_blocks &b, lpt_scales scales,
-                        const lpt_rule &rule, int threads) {
-    const lpt_loops<T> &f = loops(T());
-    const plain_arithmetic guard;
-    const lpt_matrices &m = b.matrices;
-    const int64_t wide = b.wide, step = b.row == m.columns ? wide : b.row;
-    const auto tiles =
-        b.row ? lpt_tiles<T>(m, LPT_GROUP, 1, step) : lpt_tiles<T>(m, LPT_GROUP, wide, 1);
-    if (!tiles.fit())
-        return 1;
-    const auto up = [](int64_t count, int64_t by) { return (count + by - 1) / by; };
-    const int64_t elements = m.count * m.rows * m.columns, useful = elements / GRAIN + 1;
-    if (scales.numbers)
-        scales.whole =
-            whole_scale(x, elements, *scales.numbers, threads < useful ? threads : (int)useful);
-    split_tiles(x, y, m, tiles, threads, [&](const lpt_tile<T> &t) {
-        const lpt_numbers dense = {t.number, INT64_MAX, INT64_MAX};
-        const lpt_numbers strided = {t.number, t.columns, t.apart};
-        const lpt_numbers &numbers = t.columns == t.apart ? dense : strided;
-        const int64_t rows = t.matrices * t.rows, part = b.row < t.columns ? b.row : t.columns;
-        if (b.row)
-            f.runs(t.at, t.at, part, wide, 0, rows * t.columns / part * up(part, wide), numbers,
-                   scales, rule, false);
-        else
-            f.columns(t.at, t.at, t.rows, wide, t.columns, 0,
-                      t.matrices * up(t.rows, wide) * up(t.columns, LPT_STRIP), numbers, scales,
-                      rule, false);
-    });
-    return 0;
-}
-
 }  // namespace
 
+#include "blocks_in_parts.h"
 #include "odd.h"
 #include "updates.h"
 
-#if defined(_WIN32)
-#define LPT_API __declspec(dllexport)
-#else
-#define LPT_API __attribute__((visibility("default")))
-#endif
-
-extern "C" {
-
 LPT_API int32_t lpt_abi_version() { return 13; }
 
-LPT_API const char *lpt_build_name() { return chosen->name; }
+LPT_API const char *lpt_build_name() { return lpt_chosen->name; }
 
 // For tests: run on another build than the best one. Returns 0 where this processor has it.
 LPT_API int32_t lpt_choose_build(const char *name) {
@@ -331,7 +132,7 @@ LPT_API int32_t lpt_choose_build(const char *name) {
     };
     for (const lpt_build *build : builds)
         if (strcmp(build->name, name) == 0) {
-            chosen = build;
+            lpt_chosen = build;
             return 0;
         }
     return 1;
@@ -447,5 +248,4 @@ LPT_API uint32_t lpt_random_word(uint64_t element, const lpt_key *key) {
 LPT_API void lpt_philox_words(uint64_t index, const lpt_key *key, uint32_t *out) {
     const lpt_words words = lpt_philox(index, *key);
     memcpy(out, words.w, sizeof words.w);
-}
 }

@@ -1,5 +1,6 @@
 // Asks for large pages under new memory. The system hands out memory page by page, at the first
 // write to each, and of 4 KiB pages that takes several times as long as rounding what is on them.
+#include "export.h"
 #include <stdint.h>
 
 #if defined(__linux__)
@@ -7,15 +8,9 @@
 #include <unistd.h>
 #endif
 
-#if defined(_WIN32)
-#define LPT_EXPORT extern "C" __declspec(dllexport)
-#else
-#define LPT_EXPORT extern "C" __attribute__((visibility("default")))
-#endif
-
 // Whether the system took the wish for the whole pages of `memory`, which belong to it alone. It
 // changes no contents, and may be refused: by other systems, and by Linux where it is set so.
-LPT_EXPORT int32_t lpt_large_pages(void *memory, int64_t bytes) {
+LPT_API int32_t lpt_large_pages(void *memory, int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
     const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
     const uintptr_t first = ((uintptr_t)memory + page - 1) / page * page;

@@ -17,7 +17,7 @@ class update_stretch {
     double a[MOST], b[MOST], c[MOST], d[MOST], e[MOST];
     int n = 0;
 
-    void rounded(double *x) const { chosen->f64.grid(x, x, 0, n, grid, nearest, false); }
+    void rounded(double *x) const { lpt_chosen->f64.grid(x, x, 0, n, grid, nearest, false); }
 
     // s and t become the rounded sum of x and y and its error (Dekker), of which the larger counts
     // as the first summand.
