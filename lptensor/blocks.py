@@ -415,7 +415,7 @@ class Shifted(ScalarFormat):
         return self.element.layout
 
 
-def Scaled(element: ScalarFormat, scaling: Scaling | None) -> Format:  # noqa: N802
+def Scaled(element: ScalarFormat, scaling: Scaling | None) -> Format:
     """The format of values s * v: ``element``'s values v under the scales s that ``scaling`` chooses.
 
     What NaN, infinities, -0 and overflow become is told by the scaling.

@@ -18,7 +18,7 @@ from lptensor import _compat
 from lptensor.process_wide import without_onednn
 
 
-def _vander(x: Tensor, N: int | None = None, increasing: bool = False) -> Tensor:  # noqa: N803 - torch's name
+def _vander(x: Tensor, N: int | None = None, increasing: bool = False) -> Tensor:  # torch's name
     n = len(x) if N is None else N
     if x.dim() != 1 or n < 0:
         raise RuntimeError(f"vander takes a vector and N of at least 0, got shape {tuple(x.shape)} and N={n}")

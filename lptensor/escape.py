@@ -39,7 +39,7 @@ _UNASKED = {
 }
 
 
-class escapes:  # noqa: N801 - reads as a function, and in a with statement
+class escapes:  # reads as a function, and in a with statement
     """Say what happens when an op would silently leave low precision: "error", "warn" or "allow".
 
     A dtype or layout that the caller names (``x.double()``, ``x.to_sparse()``, ``dtype=``) is no

@@ -276,7 +276,7 @@ def load_file(
     tensors, formats = {}, {}
     with need("safetensors").safe_open(path, framework="pt", device=str(device)) as file:
         entries = _entries((file.metadata() or {}).get(_KEY, "{}"))
-        for name in file.keys():  # noqa: SIM118 (a reader, not a dict)
+        for name in file.keys():  # a reader, not a dict
             stored = file.get_tensor(name)
             if name not in entries:
                 tensors[name] = stored

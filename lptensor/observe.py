@@ -34,7 +34,7 @@ _local = threading.local()
 anyone = 0  # contexts open on all threads: a rounding pays for one look at this
 
 
-class observing:  # noqa: N801 - reads as a function
+class observing:  # reads as a function
     """A context in which an observer sees the roundings of this thread, and of the backward passes it starts.
 
     LPTensors, ``round``, quantizers, lowered layers and OptimLP all come by; compiled code does not.
@@ -56,7 +56,7 @@ class observing:  # noqa: N801 - reads as a function
             anyone -= 1
 
 
-class following:  # noqa: N801 - reads as a function
+class following:  # reads as a function
     """A context in which ``follower.copied(x, copy)`` hears where this thread takes the values of a tensor with it."""
 
     def __init__(self, follower: Any) -> None:
@@ -104,7 +104,7 @@ def show(to: list[Observer], before: Tensor, after: Tensor, format: Any, roundin
         _local.showing = False
 
 
-class about:  # noqa: N801 - reads as a function
+class about:  # reads as a function
     """A context that says what is being rounded: "weight", "gradient", ..., of which parameter.
 
     Or an "operand" of a product that is no gradient, of the tensor that came to the op, None of what was made there.

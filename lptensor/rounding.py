@@ -175,7 +175,7 @@ class Rounding:
         return f"Stochastic({', '.join(filter(None, [*given, beyond]))})"
 
 
-def Stochastic(bits: int = 32, variant: str = "plain", beyond: str | Beyond = "overflow") -> Rounding:  # noqa: N802
+def Stochastic(bits: int = 32, variant: str = "plain", beyond: str | Beyond = "overflow") -> Rounding:
     """Stochastic rounding that spends ``bits`` random bits on each element.
 
     A value lies the fraction f of a spacing above its lower neighbour (in magnitude), and k is

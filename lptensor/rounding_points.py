@@ -17,7 +17,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class rounding_points:  # noqa: N801 - reads as a function
+class rounding_points:  # reads as a function
     """A context in which LPTensors round by another contract; before a function, that of its calls.
 
     "aten", the default: once at the output of each aten kernel, as a native dtype would. "function":

@@ -92,7 +92,7 @@ class Tile:
 PER_TENSOR = Tile((), others=None)
 
 
-def Channel(axis: int = 0) -> Tile:  # noqa: N802
+def Channel(axis: int = 0) -> Tile:
     """One scale for each index of an axis, as of the output channels of a weight; a ``Tile`` for ``CurrentMaximum``.
 
     Args:

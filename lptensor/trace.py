@@ -109,7 +109,7 @@ def _cells(row: Row) -> tuple[str, ...]:
     return row.op, row.kind, direction, shape, ", ".join(shown), where, row.module
 
 
-class trace:  # noqa: N801 - reads as a function
+class trace:  # reads as a function
     """A context that lists, in order, every op on LPTensors: what was rounded, to what, and where it came from.
 
     Holds for the thread that enters it, and for the backward passes it starts, on whatever device.

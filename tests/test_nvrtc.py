@@ -314,7 +314,7 @@ class Compiler:
         self.count += 1
         return b"\x7fELF\n\0" + architecture.encode(), kernel.encode()
 
-    def nvrtcVersion(self, major: Any, minor: Any) -> int:  # noqa: N802
+    def nvrtcVersion(self, major: Any, minor: Any) -> int:
         major._obj.value, minor._obj.value = 13, self.minor
         return 0
 
@@ -387,19 +387,19 @@ def test_code_is_loaded_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatc
     class Capturing:
         error = 0
 
-        def cuThreadExchangeStreamCaptureMode(self, mode: Any) -> int:  # noqa: N802
+        def cuThreadExchangeStreamCaptureMode(self, mode: Any) -> int:
             modes[0], mode._obj.value = mode._obj.value, modes[0]
             return 0
 
-        def cuModuleLoadData(self, module: Any, code: bytes) -> int:  # noqa: N802
+        def cuModuleLoadData(self, module: Any, code: bytes) -> int:
             loaded.append(code)
             return self.error if modes[0] == relaxed else 900
 
-        def cuModuleGetFunction(self, function: Any, module: Any, name: bytes) -> int:  # noqa: N802
+        def cuModuleGetFunction(self, function: Any, module: Any, name: bytes) -> int:
             function._obj.value = 5
             return 0
 
-        def cuGetErrorString(self, code: int, text: Any) -> int:  # noqa: N802
+        def cuGetErrorString(self, code: int, text: Any) -> int:
             return 0
 
     driver = Capturing()
@@ -416,11 +416,11 @@ def test_code_is_loaded_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatc
 
 def test_a_device_younger_than_nvrtc_gets_code_that_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     class Old:
-        def nvrtcGetNumSupportedArchs(self, count: Any) -> int:  # noqa: N802
+        def nvrtcGetNumSupportedArchs(self, count: Any) -> int:
             count._obj.value = 6
             return 0
 
-        def nvrtcGetSupportedArchs(self, known: Any) -> int:  # noqa: N802
+        def nvrtcGetSupportedArchs(self, known: Any) -> int:
             known[:] = [75, 80, 86, 90, 100, 101]
             return 0
 

@@ -20,7 +20,7 @@ from lptensor.study.places import Places, innermost, named_modules, named_parame
 from lptensor.tensor import LPTensor
 
 
-class record:  # noqa: N801 - reads as a function
+class record:  # reads as a function
     """A context that counts what every rounding does to the values of a model and its optimizer.
 
     Without formats it watches the roundings that happen: of LPTensors, lowered layers, quantizers and

@@ -34,7 +34,7 @@ _CHOOSE = dict.fromkeys("sort topk kthvalue mode median nanmedian max min cummax
 }
 
 
-class shadow:  # noqa: N801 - reads as a function
+class shadow:  # reads as a function
     """A context in which every op on LPTensors, and every rounding, has a twin in float64 that never rounds.
 
     The twins go along through views, in-place ops, the backward pass and optimizer steps, so that at any

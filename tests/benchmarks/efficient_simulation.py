@@ -20,16 +20,16 @@ from unittest import mock
 import matplotlib
 
 matplotlib.use("svg")
-import matplotlib.pyplot as plt  # noqa: E402
-import torch  # noqa: E402
-from measure import Figure, as_json, machine, memory_kept, ratio  # noqa: E402
-from rich.console import Console  # noqa: E402
-from rich.table import Table  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+import matplotlib.pyplot as plt
+import torch
+from measure import Figure, as_json, machine, memory_kept, ratio
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-import lptensor as lp  # noqa: E402
-from lptensor import E4M3, E5M2, fused, ops, reference  # noqa: E402
+import lptensor as lp
+from lptensor import E4M3, E5M2, fused, ops, reference
 
 Work = Callable[[], Any]
 ELEMENT, STEP = "round(a + b), per element", "a training step, width 512"

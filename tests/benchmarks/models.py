@@ -24,7 +24,7 @@ from torch.nn import functional as F
 import lptensor as lp
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from allocations import peak  # noqa: E402
+from allocations import peak
 from lptensor import BF16, E4M3, E5M2, Arithmetic
 
 Step = Callable[[], Any]

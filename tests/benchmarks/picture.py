@@ -7,8 +7,8 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("svg")
-import matplotlib.pyplot as plt  # noqa: E402
-from measure import Figure  # noqa: E402
+import matplotlib.pyplot as plt
+from measure import Figure
 
 matplotlib.rcParams["svg.hashsalt"] = "lptensor"  # the same figures make the same file
 
