@@ -8,26 +8,16 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from lptensor import _native, ops
+from lptensor import ops
 from lptensor.formats import Format
 from lptensor.rounding import Rounding, as_rounding
 from oracles.philox import word_of_element
+from rounders import NATIVE_BUILDS as BUILDS, chosen as chosen
 
 DTYPES = (torch.float32, torch.float64)
 _INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
 
 
-def _builds() -> list[str]:
-    library = _native.library()
-    if library is None:
-        return []
-    best = library.lpt_build_name()
-    found = [name for name in ("baseline", "v3", "v4") if library.lpt_choose_build(f"lpt_{name}".encode()) == 0]
-    library.lpt_choose_build(best)
-    return found
-
-
-BUILDS = _builds()
 BACKENDS = ["reference", *BUILDS]
 
 
@@ -45,18 +35,6 @@ def words_of_seed(seed: int, n: int) -> list[int]:
     """The random words of the first elements that ``run`` rounds: a key is a generator's first two numbers."""
     key = torch.empty(2, dtype=torch.int64).random_(generator=torch.Generator().manual_seed(seed)).tolist()
     return [word_of_element(i, *key) for i in range(n)]
-
-
-@contextlib.contextmanager
-def chosen(build: str) -> Iterator[None]:
-    """Kernels of one build, whatever this processor is best at."""
-    library = _native.library()
-    best = library.lpt_build_name()
-    assert library.lpt_choose_build(f"lpt_{build}".encode()) == 0
-    try:
-        yield
-    finally:
-        library.lpt_choose_build(best)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import torch
@@ -33,3 +34,11 @@ def same(a: Any, b: Any) -> bool:
 def is_low(x: Any, format: Format) -> bool:
     """An LPTensor that says this format, with all values on its grid."""
     return isinstance(x, LPTensor) and x.format == format and same(x, rounded(values(x), format))
+
+
+def through_file(x: Any, **how: Any) -> Any:
+    """What ``torch.load`` makes of what ``torch.save`` has written."""
+    file = io.BytesIO()
+    torch.save(x, file)
+    file.seek(0)
+    return torch.load(file, **how)

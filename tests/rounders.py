@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -9,7 +12,7 @@ import torch
 
 from lptensor import _native, reference
 from lptensor.blocks import BlockFormat
-from lptensor.formats import FixedPoint, FloatingPoint, Format
+from lptensor.formats import FixedPoint, Format, ScalarFormat
 from lptensor.rounding import Beyond, Mode, Rounding, Stochastic, as_rounding
 from oracles import exact
 
@@ -26,6 +29,17 @@ def choose_build(name: str | None) -> bool:
     """Whether this machine has the build; it is in use from now on."""
     library = _native.library()
     return library is not None and name is not None and library.lpt_choose_build(f"lpt_{name}".encode()) == 0
+
+
+@contextmanager
+def chosen(build: str) -> Iterator[None]:
+    """Kernels of one build, whatever this processor is best at."""
+    best = chosen_build()
+    assert choose_build(build)
+    try:
+        yield
+    finally:
+        choose_build(best)
 
 
 def _available() -> list[str]:
@@ -60,21 +74,17 @@ def run(
             blocks: torch.Tensor = getattr(reference, lowered.loop)(x, lowered, format.block_shape(x.shape), rule, key)
             return blocks
         return reference.round_grid(x, lowered, rule, key)
-    before = chosen_build()
-    assert choose_build(rounder)
     x = x.contiguous()
     y = torch.empty_like(x)
-    try:
+    with chosen(rounder):
         if isinstance(format, BlockFormat):
             _native.round_blocks(x, y, lowered, format.block_shape(x.shape), rule, key)
         else:
             _native.round_grid(x, y, lowered, rule, key)
-    finally:
-        choose_build(before)
     return y
 
 
-def judge(format: FloatingPoint | FixedPoint) -> Any:
+def judge(format: ScalarFormat) -> Any:
     """The oracle's format with the same parameters."""
     if isinstance(format, FixedPoint):
         return exact.Fixed(format.wl, format.fl, format.clamp, format.symmetric, format.signed)
@@ -104,3 +114,15 @@ def assert_same_bits(a: torch.Tensor, b: torch.Tensor, context: object = "") -> 
     kind = torch.int32 if a.dtype == torch.float32 else torch.int64
     differ = a.resolve_neg().contiguous().view(kind) != b.resolve_neg().contiguous().view(kind)
     assert not differ.any(), f"{context}: {a[differ][:5].tolist()} against {b[differ][:5].tolist()}"
+
+
+def assert_threads_and_builds_change_no_bit(shape: tuple[int, ...], format: Format) -> None:
+    """Every build gives the reference's bits, on any number of threads."""
+    x = torch.randn(shape) * torch.exp2(torch.randint(-60, 60, shape))
+    for special in (torch.nan, torch.inf, 0.0):
+        x.view(-1)[torch.randint(0, x.numel(), (3,))] = special
+    for dtype, mode in product((torch.float32, torch.float64), ("nearest", "up", "stochastic")):
+        wanted = run("reference", x.to(dtype), format, mode, (5, 6))
+        for threads, build in product((1, 2, 3), NATIVE_BUILDS):
+            torch.set_num_threads(threads)
+            assert_same_bits(run(build, x.to(dtype), format, mode, (5, 6)), wanted, (threads, build, dtype, mode))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import importlib
-import io
 import pickle
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.testing._internal.two_tensor import TwoTensor
 
-from low import is_low, rounded, same, values
+from low import is_low, rounded, same, through_file, values
 from lptensor import (
     BF16,
     E4M3,
@@ -143,10 +142,7 @@ def test_converting_again_changes_the_format() -> None:
 
 
 def reloaded(model: nn.Module) -> nn.Module:
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    loaded: nn.Module = torch.load(file, weights_only=False)
+    loaded: nn.Module = through_file(model, weights_only=False)
     return loaded
 
 
@@ -174,11 +170,8 @@ def test_state_goes_between_plain_and_low_precision_models() -> None:
 
 
 def test_a_state_dict_loads_with_weights_only() -> None:
-    file = io.BytesIO()
     model = convert(Tied(), BOTH)
-    torch.save(model.state_dict(), file)
-    file.seek(0)
-    loaded = torch.load(file, weights_only=True)
+    loaded = through_file(model.state_dict())
     assert is_low(loaded["norm.weight"], E4M3)
     other = convert(Tied(), BOTH)
     other.load_state_dict(loaded)

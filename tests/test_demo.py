@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -43,13 +43,6 @@ def digits() -> Digits:
 def few(digits: Digits) -> Digits:
     """So few digits that an epoch takes no time."""
     return Digits(digits.train_images[:96], digits.train_labels[:96], digits.test_images[:50], digits.test_labels[:50])
-
-
-@pytest.fixture(autouse=True)
-def same_generator() -> Iterator[None]:
-    """Training seeds torch's generator; the tests after it shall not notice."""
-    with torch.random.fork_rng():
-        yield
 
 
 def on_grid(values: Tensor, number: object) -> bool:

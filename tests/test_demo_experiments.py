@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any
@@ -26,16 +26,11 @@ from lptensor.formats import E4M3
 from lptensor.observe import Observer, observing
 from lptensor.study.places import Places
 from lptensor.training import SWALP
+from oracles.wage import direction, q
 
 BY_NAME = {row.name: row for row in EXPERIMENTS}
 ROUNDED = ("lp_train", "swalp", "ibm8")
 LOW = (*ROUNDED, "wage-vgg")
-
-
-@pytest.fixture(autouse=True)
-def same_generator() -> Iterator[None]:
-    with torch.random.fork_rng():
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -366,16 +361,6 @@ class TestMean:
 
     def test_other_tasks_have_none(self, few: Digits) -> None:
         assert train(BY_NAME["lp_train"], Settings(epochs=1, batch_size=48), 0, few).iterates == []
-
-
-def q(x: Tensor, bits: int) -> Tensor:
-    """Clip(round(x / s) s, +-(1 - s)), s = 2**(1 - bits)."""
-    s = 2.0 ** (1 - bits)
-    return (torch.round(x.double() / s) * s).clamp(-1 + s, 1 - s)
-
-
-def direction(x: Tensor) -> Tensor:
-    return x.double() / 2.0 ** round(math.log2(float(x.abs().max())))
 
 
 def test_a_step_of_wage_is_the_papers_in_float64(few: Digits) -> None:

@@ -24,7 +24,7 @@ from lptensor.rounding import Mode, Rounding, Stochastic, as_rounding
 from oracles.exact import MODES
 from oracles.philox import word_of_element
 from oracles.table import table_of
-from rounders import NATIVE_BUILDS, assert_same, assert_same_bits, choose_build, chosen_build, judge, run
+from rounders import NATIVE_BUILDS, assert_same, assert_same_bits, chosen, judge, run
 from test_kernels import NARROW, WIDE
 
 GRIDS: dict[str, Format] = {
@@ -273,9 +273,7 @@ def test_outputs_too_large_for_the_cache_round_as_in_place(name: str, build: str
     width = 1040 if "MX" in name else 1027  # where lines are to be whole
     x = torch.randn(LARGE // 1024, width, dtype=dtype) * (2.0**-138 if name == "plain" else 1)
     x[5, 7], x[11, 1026], x[17, 3], x[-1, -1] = torch.nan, -torch.inf, 1e30, 500.0
-    before, threads = chosen_build(), torch.get_num_threads()
-    try:
-        assert choose_build(build)
+    with chosen(build):
         for mode in sorted(Mode)[: Mode.STOCHASTIC]:
             here = x.clone()
             round_into(here, here, format, Rounding(mode))
@@ -287,9 +285,6 @@ def test_outputs_too_large_for_the_cache_round_as_in_place(name: str, build: str
                 assert_same_bits(out, here, f"{mode} at {start}")
                 memory[start : start + x.numel()] = 7
                 assert (memory == 7).all(), "what lies beside is left alone"
-    finally:
-        torch.set_num_threads(threads)
-        choose_build(before)
 
 
 @pytest.mark.parametrize("kind", [tensor._Enter, tensor._Leave, tensor._EnterGradient, _Rounded, ops._Round])

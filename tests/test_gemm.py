@@ -22,7 +22,7 @@ from lptensor.posits import Posit
 from lptensor.rounding import Stochastic
 from oracles import exact, philox
 from oracles.accumulate import Adder
-from rounders import NATIVE_BUILDS, choose_build, chosen_build
+from rounders import NATIVE_BUILDS, chosen, judge
 
 IMPLEMENTATIONS = ["reference", *NATIVE_BUILDS]
 KEY = (0x0123456789ABCDEF, 77)
@@ -37,27 +37,16 @@ def product(
     """a[batch, m, k] b[batch, k, n] + c by the reference or one build."""
     if implementation == "reference":
         return accumulate.gemm(a, b, acc, c, key)
-    before, y = chosen_build(), torch.empty(*a.shape[:2], b.shape[2], dtype=a.dtype)
-    assert choose_build(implementation)
-    try:
+    y = torch.empty(*a.shape[:2], b.shape[2], dtype=a.dtype)
+    with chosen(implementation):
         if y.numel():
             _native_gemm.gemm(a, b, y, acc, c, key, False)
-    finally:
-        choose_build(before)
     return y
 
 
 def same(x: Tensor, y: Tensor) -> bool:
     kind = torch.int32 if x.dtype == torch.float32 else torch.int64
     return torch.equal(x.contiguous().view(kind), y.contiguous().view(kind))
-
-
-def values_of(format: ScalarFormat) -> Any:
-    """The format as the oracle knows it, from the parameters it was made of."""
-    if isinstance(format, FixedPoint):
-        return exact.Fixed(format.wl, format.fl, format.clamp, format.symmetric, format.signed)
-    names = ("exp", "man", "bias", "subnormals", "specials", "overflow", "signed", "zero")
-    return exact.Float(**{name: getattr(format, name) for name in names})
 
 
 class Rounder:
@@ -67,7 +56,7 @@ class Rounder:
         self.element, self.elements, self.event = element, elements, 0
 
     def of(self, format: ScalarFormat, mode: str, bits: int, wrap: bool = False) -> Callable[[Fraction], Fraction]:
-        values = values_of(format)
+        values = judge(format)
 
         def rounded(x: Fraction) -> Fraction:
             event, self.event = self.event, self.event + 1
@@ -210,7 +199,7 @@ def test_sums_to_a_side_are_those_of_rationals_down_to_the_last_and_up_to_the_la
 ) -> None:
     grids = [format.grid for format in (sum, product_format) if format is not None]
     bottom, top = max(grid.quantum(grid.emin) for grid in grids), min(grid.emax for grid in grids)
-    values = [replace(values_of(format or sum), overflow="saturate") for format in (sum, product_format)]
+    values = [replace(judge(format or sum), overflow="saturate") for format in (sum, product_format)]
     for exponent in (0, bottom // 2, bottom // 2 - 4, top // 2 - 2):
         a, b, c = operands(11, 2, 7, 5, 2)
         a, b, c = a * 2.0**exponent, b * 2.0**exponent, c * 2.0**exponent * 2.0**exponent
@@ -328,7 +317,7 @@ def test_the_harmonic_series_stops_where_theory_says(
 ) -> None:
     terms = 1 / torch.arange(1, 1000, dtype=torch.float64)
     ones = torch.ones(1, 2, 1, dtype=torch.float64)
-    values, s, first = values_of(format), Fraction(0), 0
+    values, s, first = judge(format), Fraction(0), 0
     for n in range(1, 1000):  # the scalar loop, in rationals
         grown = Fraction(exact.rounded(values, s + Fraction(float(terms[n - 1])), "nearest"))
         first = first or (n if grown == s else 0)

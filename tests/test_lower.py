@@ -1,7 +1,6 @@
 """lower rounds the outputs of chosen layers, and the gradients that enter them."""
 
 import copy
-import io
 import pickle
 from collections import OrderedDict, namedtuple
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import lptensor
+from low import through_file
 from lptensor.convert import convert
 from lptensor.formats import BF16, E4M3, E5M2, FixedPoint, FloatingPoint
 from lptensor.layer_types import GROUPS
@@ -224,10 +224,7 @@ def test_the_model_keeps_its_parameters_classes_and_keys():
 
 
 def saved_and_loaded(model):
-    buffer = io.BytesIO()
-    torch.save(model, buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=False)
+    return through_file(model, weights_only=False)
 
 
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), saved_and_loaded])

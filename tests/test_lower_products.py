@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import pickle
 import threading
 from contextlib import suppress
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 from torch.utils.checkpoint import checkpoint
 
+from low import through_file
 from lptensor import (
     BF16,
     E4M3,
@@ -405,10 +405,7 @@ def test_a_layer_that_calls_itself_is_not_taken_for_an_interrupted_one() -> None
 def test_a_lowered_layer_copies_and_pickles_with_its_products() -> None:
     layer = lower(nn.Linear(32, 8), ["linear"], operands=OPERANDS, accumulator=ACC)
     x = torch.randn(4, 32)
-    stored = io.BytesIO()
-    torch.save(layer, stored)
-    stored.seek(0)
-    for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), torch.load(stored, weights_only=False)):
+    for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), through_file(layer, weights_only=False)):
         assert torch.equal(twin(x), layer(x))
 
 

@@ -16,7 +16,6 @@ from lptensor.formats import BF16, FP16, FP32, FixedPoint, FloatingPoint
 from lptensor.gemm import gemm
 from lptensor.hardware_sums import integer_accumulator, tensor_core
 
-BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
 WIDE = Accumulator(FixedPoint(50, 20))  # exact on small integers
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lptensor
-from low import is_low, rounded, same, values
+from low import is_low, rounded, same, through_file, values
 from lptensor import BF16, E4M3, E5M2, Arithmetic, LPTensor, convert
 from op_samples import bits
 from oracles.aten_reference import AtenReference, by_cast
@@ -337,11 +336,8 @@ class _masking:
 def test_a_network_is_saved_and_loaded(name: str) -> None:
     model = made(name, NARROW, buffers=True)
     NETWORKS[name][1](model)
-    file = io.BytesIO()
-    torch.save(model.state_dict(), file)
-    file.seek(0)
     other = made(name, NARROW, buffers=True)
-    other.load_state_dict(torch.load(file, weights_only=True))
+    other.load_state_dict(through_file(model.state_dict()))
     outs = []
     for m in (model, other):
         torch.manual_seed(1)

@@ -19,7 +19,7 @@ from lptensor.ops import round as lp_round
 from lptensor.scaling import PER_TENSOR, Channel, CurrentMaximum, Tile
 from oracles import mx
 from oracles.exact import MODES
-from rounders import NATIVE_BUILDS, assert_same, assert_same_bits, judge, run
+from rounders import NATIVE_BUILDS, assert_same, assert_same_bits, assert_threads_and_builds_change_no_bit, judge, run
 from test_mx import groups
 
 ROUNDERS = ["reference", *NATIVE_BUILDS]
@@ -237,14 +237,7 @@ def test_tiles_channels_and_tensors_round_as_the_written_arithmetic(
     ids=str,
 )
 def test_threads_and_builds_change_no_bit(shape: tuple[int, ...], format: Any) -> None:
-    x = torch.randn(shape) * torch.exp2(torch.randint(-60, 60, shape))
-    for special in (torch.nan, torch.inf, 0.0):
-        x.view(-1)[torch.randint(0, x.numel(), (3,))] = special
-    for dtype, mode in itertools.product((torch.float32, torch.float64), ("nearest", "up", "stochastic")):
-        wanted = run("reference", x.to(dtype), format, mode, (5, 6))
-        for threads, build in itertools.product((1, 2, 3), NATIVE_BUILDS):
-            torch.set_num_threads(threads)
-            assert_same_bits(run(build, x.to(dtype), format, mode, (5, 6)), wanted, (threads, build, dtype, mode))
+    assert_threads_and_builds_change_no_bit(shape, format)
 
 
 def test_a_machine_that_flushes_subnormals_changes_no_bit(flush_denormal: None) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import io
 import pickle
 import warnings
 import weakref
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adagrad, Adam
 
-from low import is_low, rounded, same, values
+from low import is_low, rounded, same, through_file, values
 from lptensor import BF16, E4M3, E5M2, FP16, FP32, Arithmetic, FixedPoint, LPTensor, OptimLP, convert
 from lptensor.training import LossScaler, Madam
 
@@ -39,13 +38,6 @@ def step(model: nn.Module, optimizer: Any, count: int = 1, size: float = 1.0) ->
 
 def state_of(optimizer: Any, key: str) -> list[Any]:
     return [entries[key] for entries in optimizer.state.values()]
-
-
-def saved(state: Any) -> Any:
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
 
 
 # -- state follows its parameter -------------------------------------------------------------------------
@@ -161,7 +153,7 @@ def test_a_low_precision_state_dict_loads_into_a_plain_optimizer(stepped: bool) 
     step(model, old, 2)
     if stepped:
         step(plain, new)
-    new.load_state_dict(saved(old.state_dict()))
+    new.load_state_dict(through_file(old.state_dict()))
     before = [values(s).clone() for s in state_of(new, "exp_avg")]
     assert all(same(a, b) for a, b in zip(before, state_of(old, "exp_avg"), strict=True))
     step(plain, new)
@@ -169,7 +161,7 @@ def test_a_low_precision_state_dict_loads_into_a_plain_optimizer(stepped: bool) 
 
 
 @pytest.mark.parametrize("spec", ["as the parameters", None, FP32, {"exp_avg_sq": FP32}], ids=str)
-@pytest.mark.parametrize("through", [saved, copy.deepcopy], ids=["file", "copy"])
+@pytest.mark.parametrize("through", [through_file, copy.deepcopy], ids=["file", "copy"])
 def test_training_resumes_with_the_same_bits(spec: Any, through: Callable[[Any], Any]) -> None:
     def start() -> tuple[nn.Module, Any]:
         model = convert(net(), Arithmetic(E4M3, backward=E5M2))
@@ -238,7 +230,7 @@ def test_formats_of_their_own_outlive_a_copy_and_a_loaded_state(again: Callable[
     step(model, optimizer, steps)
     model, optimizer = again((model, optimizer))
     step(model, optimizer)
-    optimizer.load_state_dict(saved(optimizer.state_dict()))
+    optimizer.load_state_dict(through_file(optimizer.state_dict()))
     optimizer.add_param_group({"params": [torch.ones(4).to_lp(E4M3).requires_grad_()]})  # type: ignore[attr-defined]
     optimizer.param_groups[-1]["params"][0].grad = torch.ones(4).to_lp(E4M3)  # type: ignore[attr-defined]
     step(model, optimizer)
@@ -250,7 +242,7 @@ def test_a_saved_state_is_plain_dicts_that_load_with_weights_only() -> None:
     model = convert(net(), E4M3)
     optimizer = convert(torch.optim.Adam(model.parameters()), {"exp_avg_sq": FP32})
     step(model, optimizer)
-    state = saved(optimizer.state_dict())["state"]
+    state = through_file(optimizer.state_dict())["state"]
     assert state[0]["exp_avg_sq"].format == FP32 and state[0]["exp_avg"].format == E4M3
 
 

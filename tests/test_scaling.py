@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import itertools
 import pickle
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from hypothesis import given, strategies as st
 
 import lptensor
+from low import through_file
 from lptensor import reference
 from lptensor.blocks import MX, BlockFloatingPoint, Scaled
 from lptensor.codes import decode, encode
@@ -378,10 +378,7 @@ def test_a_resumed_run_repeats_every_bit(amax: str) -> None:
     first = DelayedScaling(E4M3, DelayedMaximum(3, amax=amax), "stochastic")
     torch.manual_seed(5)
     got = [first(x) for x in xs[:4]]
-    file = io.BytesIO()
-    torch.save({"module": first.state_dict(), "random": torch.get_rng_state()}, file)
-    file.seek(0)
-    saved = torch.load(file, weights_only=True)
+    saved = through_file({"module": first.state_dict(), "random": torch.get_rng_state()})
     second = DelayedScaling(E4M3, DelayedMaximum(3, amax=amax), "stochastic")
     second.load_state_dict(saved["module"])
     torch.set_rng_state(saved["random"])

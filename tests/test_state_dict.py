@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
-from low import is_low, rounded, same, values
+from low import is_low, rounded, same, through_file, values
 from lptensor import BF16, E4M3, E5M2, Arithmetic, LPTensor, OptimLP, convert, lower
 
 BOTH = Arithmetic(E4M3, backward=E5M2)
@@ -47,13 +46,6 @@ def model(format: Any = None, seed: int = 0, buffers: bool = False) -> Model:
     return made if format is None else convert(made, format, buffers=buffers)
 
 
-def saved(state: Any) -> Any:
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
-
-
 def assert_form_kept(loaded: nn.Module, like: nn.Module) -> None:
     """Every tensor of ``loaded`` has the kind, format, and need of a gradient that it had."""
     found = {**dict(loaded.named_parameters(remove_duplicate=False)), **dict(loaded.named_buffers())}
@@ -80,7 +72,7 @@ def test_a_plain_checkpoint_is_rounded_into_the_formats_of_the_model(assign: boo
     assert all(is_low(p.grad, E5M2) for p in low.parameters())
 
 
-@pytest.mark.parametrize("through", [saved, copy.deepcopy, dict], ids=["file", "copy", "itself"])
+@pytest.mark.parametrize("through", [through_file, copy.deepcopy, dict], ids=["file", "copy", "itself"])
 def test_a_low_precision_checkpoint_gives_a_plain_model_its_values(through: Callable[[Any], Any]) -> None:
     low, plain = model(BOTH, seed=1), model()
     assert plain.load_state_dict(through(low.state_dict())) == plain.load_state_dict(low.state_dict())
@@ -104,7 +96,7 @@ def test_a_checkpoint_in_a_narrow_dtype_is_taken_into_the_formats_of_the_model()
 
 def test_assigning_a_low_precision_checkpoint_makes_a_plain_model_low_as_any_dtype_would() -> None:
     low, plain = model(BOTH, seed=1), model()
-    plain.load_state_dict(saved(low.state_dict()), assign=True)
+    plain.load_state_dict(through_file(low.state_dict()), assign=True)
     assert all(is_low(p, E4M3) and isinstance(p, nn.Parameter) for p in plain.parameters())
     convert(plain, BOTH)  # what converting a model does besides: an LSTM runs step by step
     assert same(plain(INPUT), low(INPUT))
@@ -125,7 +117,7 @@ def test_a_checkpoint_of_another_format_is_recast(assign: bool) -> None:
 def test_the_same_model_loads_bit_for_bit(assign: bool) -> None:
     low, other = model(BOTH, seed=1, buffers=True), model(BOTH, buffers=True)
     low(INPUT)
-    other.load_state_dict(saved(low.state_dict()), assign=assign)
+    other.load_state_dict(through_file(low.state_dict()), assign=assign)
     assert all(same(t, low.state_dict()[name]) for name, t in other.state_dict().items())
     assert same(low.eval()(INPUT), other.eval()(INPUT))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import math
 import operator
 import pickle
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import processes
-from low import is_low, rounded, same, values
+from low import is_low, rounded, same, through_file, values
 from lptensor import BF16, E4M3, E5M2, Arithmetic, LPTensor, convert
 
 
@@ -290,19 +289,12 @@ def assert_twin(a: Any, b: Any) -> None:
     assert a._gradient == b._gradient and a.requires_grad == b.requires_grad
 
 
-def saved(x: Any, **how: Any) -> Any:
-    file = io.BytesIO()
-    torch.save(x, file)
-    file.seek(0)
-    return torch.load(file, **how)
-
-
 COPIES = [
     copy.copy,
     copy.deepcopy,
     lambda x: pickle.loads(pickle.dumps(x)),
-    lambda x: saved(x, weights_only=True),
-    lambda x: saved(x, weights_only=False),
+    lambda x: through_file(x, weights_only=True),
+    lambda x: through_file(x, weights_only=False),
 ]
 
 
@@ -342,7 +334,7 @@ def test_deep_copy_of_a_result_is_refused() -> None:
 
 def test_views_still_share_memory_when_loaded_together() -> None:
     x = low(6)
-    a, b = saved({"a": x, "b": x[2:4]}, weights_only=True).values()
+    a, b = through_file({"a": x, "b": x[2:4]}, weights_only=True).values()
     a.zero_()
     assert not values(b).any()
 

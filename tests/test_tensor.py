@@ -446,7 +446,7 @@ def test_and_views_from_before_are_known_to_share_the_memory() -> None:
 
 # -- formats that meet -------------------------------------------------------------------------------
 
-SMALL_BLOCKS, BLOCKS = BlockFloatingPoint(4), BlockFloatingPoint(8)
+BLOCKS = BlockFloatingPoint(8)
 
 
 @pytest.mark.parametrize(

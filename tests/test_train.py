@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,13 +21,6 @@ from lptensor.demo.run import Run, train
 from lptensor.demo.task import TEXT
 
 BY_NAME = {recipe.name: recipe for recipe in RECIPES}
-
-
-@pytest.fixture(autouse=True)
-def same_generator() -> Iterator[None]:
-    """Training seeds torch's generator; the tests after it shall not notice."""
-    with torch.random.fork_rng():
-        yield
 
 
 def invoke(*arguments: str, columns: int = 100) -> Any:

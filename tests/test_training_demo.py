@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pydoc_data.topics import topics
 from typing import Any
@@ -20,12 +19,7 @@ from lptensor.demo.run import Settings, train
 from lptensor.demo.task import DIGITS, TEXT
 from lptensor.demo.text import VOCABULARY, WINDOW, TextNet, load_text
 from lptensor.training import LossScaler, recipes
-
-
-@pytest.fixture(autouse=True)
-def same_generator() -> Iterator[None]:
-    with torch.random.fork_rng():
-        yield
+from small_networks import mlp
 
 
 @pytest.fixture(scope="module")
@@ -60,10 +54,6 @@ def test_every_row_trains(name: str, task: Any, digits: Digits) -> None:
     settings = Settings(4, 8, 0.02) if task is DIGITS else Settings(4, 12)
     run = train(replace(row, task=task), settings, 0, few)
     assert run.losses[-1] < run.losses[0]
-
-
-def mlp() -> nn.Sequential:
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
 
 
 def learn(net: nn.Module, optim: Any, digits: Digits, epochs: int, scaler: LossScaler | None = None) -> float:

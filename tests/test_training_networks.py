@@ -6,7 +6,6 @@ what is compared shares its seed: initial weights, order of batches.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -20,12 +19,6 @@ from lptensor.training import SWALP, LossScaler, Recipe, recipes
 from small_networks import accuracy_of, learn, loss_of, mlp, text_net
 
 pytestmark = pytest.mark.theory
-
-
-@pytest.fixture(autouse=True)
-def same_generator() -> Iterator[None]:
-    with torch.random.fork_rng():
-        yield
 
 
 @pytest.fixture(scope="module")

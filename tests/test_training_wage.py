@@ -13,16 +13,7 @@ from torch.optim import SGD
 
 from lptensor.training import recipes
 from lptensor.training.wage import WageActivation, WageError, WageGradient, WageWeight
-
-
-def q(x: Tensor, bits: int) -> Tensor:
-    """Clip(round(x / s) s, +-(1 - s)), s = 2**(1 - bits)."""
-    s = 2.0 ** (1 - bits)
-    return (torch.round(x.double() / s) * s).clamp(-1 + s, 1 - s)
-
-
-def direction(x: Tensor) -> Tensor:
-    return x.double() / 2.0 ** round(math.log2(float(x.abs().max())))
+from oracles.wage import direction, q
 
 
 def net() -> nn.Sequential:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 
 from allocations import allocations
 from backends import BUILDS, DTYPES, run, same_bits, threads
@@ -40,11 +41,7 @@ def laid_out(shape: tuple[int, ...], order: tuple[int, ...], dtype: torch.dtype)
     return x.permute([order.index(d) for d in range(len(shape))])
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("format", [E4M3, FixedPoint(8, 2), LogNumber(8), Posit(8)], ids=repr)
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_elements_get_the_words_of_a_contiguous_copy(layout: str, format: Format, dtype: torch.dtype) -> None:
-    x = laid_out(*LAYOUTS[layout], dtype)
+def assert_words_of_a_contiguous_copy(x: Tensor, format: Format) -> None:
     want = run("reference", x.contiguous(), format, "stochastic", seed=5)
     for build in BUILDS:
         for count in (1, 2):
@@ -52,6 +49,13 @@ def test_elements_get_the_words_of_a_contiguous_copy(layout: str, format: Format
                 got = run(build, x, format, "stochastic", seed=5)
             assert got.stride() == x.stride()
             assert same_bits(got.contiguous(), want)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("format", [E4M3, FixedPoint(8, 2), LogNumber(8), Posit(8)], ids=repr)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_elements_get_the_words_of_a_contiguous_copy(layout: str, format: Format, dtype: torch.dtype) -> None:
+    assert_words_of_a_contiguous_copy(laid_out(*LAYOUTS[layout], dtype), format)
 
 
 # Blocks in rows, in columns, across both, and more than a tile holds; the last of an axis is short.
@@ -70,14 +74,7 @@ BLOCKS: dict[str, BlockFormat] = {
 @pytest.mark.parametrize("blocks", BLOCKS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_blocks_get_the_words_of_a_contiguous_copy(layout: str, blocks: str, dtype: torch.dtype) -> None:
-    x, format = laid_out(*LAYOUTS[layout], dtype), BLOCKS[blocks]
-    want = run("reference", x.contiguous(), format, "stochastic", seed=5)
-    for build in BUILDS:
-        for count in (1, 2):
-            with threads(count):
-                got = run(build, x, format, "stochastic", seed=5)
-            assert got.stride() == x.stride()
-            assert same_bits(got.contiguous(), want)
+    assert_words_of_a_contiguous_copy(laid_out(*LAYOUTS[layout], dtype), BLOCKS[blocks])
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

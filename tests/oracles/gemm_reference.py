@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 Quantize = Callable[[Tensor, str, int], Tensor]
-Source = Callable[[int, int, int], int | None]
 
 
 class Product(torch.autograd.Function):
