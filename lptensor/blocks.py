@@ -8,12 +8,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from lptensor.base import no_format
+from lptensor.base import CARRIER_MAX, CARRIER_MIN_EXPONENT, CARRIER_PRECISION, check_carried, no_format, set_int
 from lptensor.codebooks import single
 from lptensor.formats import (
-    CARRIER_MAX,
-    CARRIER_MIN_EXPONENT,
-    CARRIER_PRECISION,
     E2M1,
     E2M3,
     E3M2,
@@ -27,8 +24,6 @@ from lptensor.formats import (
     Grid,
     Overflow,
     ScalarFormat,
-    check_carried,
-    set_int,
 )
 from lptensor.layout import Layout
 from lptensor.names import row

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from lptensor import _compat
-from lptensor.base import set_number
-from lptensor.formats import CARRIER_MAX, Format, check_bool, set_int
+from lptensor.base import CARRIER_MAX, check_bool, set_int, set_number
+from lptensor.formats import Format
 from lptensor.names import row
 from lptensor.tables import Table, table_of
 

@@ -7,16 +7,14 @@ from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 
 from lptensor.base import (
-    CARRIER_MAX as CARRIER_MAX,
-    CARRIER_MIN_EXPONENT as CARRIER_MIN_EXPONENT,
-    CARRIER_PRECISION as CARRIER_PRECISION,
+    CARRIER_MAX,
     Format as Format,
     ScalarFormat as ScalarFormat,
     as_int,
-    check_bool as check_bool,
-    check_carried as check_carried,
-    check_int as check_int,
-    set_int as set_int,
+    check_bool,
+    check_carried,
+    check_int,
+    set_int,
 )
 from lptensor.grid import Grid as Grid, Overflow as Overflow, Subnormals as Subnormals
 from lptensor.layout import Layout

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from lptensor._bits import exponent
-from lptensor.formats import Format, set_int
+from lptensor.base import set_int
+from lptensor.formats import Format
 
 
 class PositBits(NamedTuple):

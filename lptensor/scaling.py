@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from lptensor.base import check_bool, check_positive, no_format, set_number
-from lptensor.formats import FP32, Grid, ScalarFormat, check_int, set_int
+from lptensor.base import check_bool, check_int, check_positive, no_format, set_int, set_number
+from lptensor.formats import FP32, Grid, ScalarFormat
 from lptensor.text import call
 
 # The significand of a block's maximum above which its exponent goes one up, by the grid of an element; none is above 2.

@@ -34,8 +34,9 @@ from backends import (
 )
 from lptensor import E8M0, FP32, MXFP4, Arithmetic, ops
 from lptensor.arithmetic import contains
+from lptensor.base import CARRIER_MAX
 from lptensor.codebooks import DYNAMIC8, FP4_RADIX4, NF4, UDYNAMIC8, Codebook, LogNumber, TableFormat
-from lptensor.formats import CARRIER_MAX, FixedPoint
+from lptensor.formats import FixedPoint
 from lptensor.hifloat import HiFloat8
 from lptensor.names import named_formats
 from lptensor.posits import Posit

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from lptensor.base import no_format
+from lptensor.base import no_format, set_int
 from lptensor.codebooks import DYNAMIC8, UDYNAMIC8, TableFormat
-from lptensor.formats import set_int
 from lptensor.of_values import of_values
 from lptensor.ops import check_roundable, round_fresh
 from lptensor.rounding import Mode, Rounding, as_rounding

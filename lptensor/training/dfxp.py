@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from lptensor import _compat
-from lptensor.base import check_number
+from lptensor.base import check_int, check_number
 from lptensor.direction import recomputed
-from lptensor.formats import FixedPoint, check_int
+from lptensor.formats import FixedPoint
 from lptensor.of_values import of_values
 from lptensor.ops import check_roundable, round as lp_round
 from lptensor.rounding import Mode, Rounding, as_rounding, show_rounding

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lptensor.formats import FixedPoint, check_int, set_int
+from lptensor.base import check_int, set_int
+from lptensor.formats import FixedPoint
 from lptensor.of_values import of_values
 from lptensor.ops import check_roundable, round as lp_round
 from lptensor.rounding import Mode, Rounding

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lptensor.base import check_positive
-from lptensor.formats import FixedPoint, check_int
+from lptensor.base import check_int, check_positive
+from lptensor.formats import FixedPoint
 from lptensor.ops import round_fresh
 from lptensor.parameters import listed
 from lptensor.rounding import Mode, Rounding

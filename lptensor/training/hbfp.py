@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from lptensor.base import check_int, set_int
 from lptensor.blocks import BlockFloatingPoint
-from lptensor.formats import check_int, set_int
 from lptensor.of_values import of_values
 from lptensor.ops import check_roundable, round_fresh
 from lptensor.rounding import Mode, Rounding, as_rounding

@@ -13,8 +13,8 @@ from torch.optim import Optimizer
 
 from lptensor import _compat
 from lptensor.arithmetic import Arithmetic
-from lptensor.base import check_int, check_number, check_positive, check_state, set_number
-from lptensor.formats import ScalarFormat, set_int
+from lptensor.base import check_int, check_number, check_positive, check_state, set_int, set_number
+from lptensor.formats import ScalarFormat
 from lptensor.nests import remade
 from lptensor.optim import OptimLP
 from lptensor.parameters import listed

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lptensor.base import set_int
 from lptensor.blocks import Scaled
-from lptensor.formats import FloatingPoint, Format, set_int
+from lptensor.formats import FloatingPoint, Format
 from lptensor.of_values import of_values
 from lptensor.ops import check_roundable, round_fresh
 from lptensor.rounding import Mode, Rounding

@@ -8,8 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from lptensor.base import CARRIER_MAX
 from lptensor.blocks import NVFP4
-from lptensor.formats import CARRIER_MAX, E2M1, E4M3
+from lptensor.formats import E2M1, E4M3
 from lptensor.of_values import as_one, by_blocks, of_values
 from lptensor.ops import check_roundable, round_fresh
 from lptensor.rounding import Mode, Rounding

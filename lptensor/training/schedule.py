@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from lptensor.base import check_state, no_format
-from lptensor.formats import Format, check_int
+from lptensor.base import check_int, check_state, no_format
+from lptensor.formats import Format
 
 
 class FormatSchedule:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lptensor.base import check_state
-from lptensor.formats import Format, check_int
+from lptensor.base import check_int, check_state
+from lptensor.formats import Format
 from lptensor.ops import check_format, round as lp_round
 from lptensor.parameters import read, restore, write
 from lptensor.rounding import Mode, Rounding, as_rounding

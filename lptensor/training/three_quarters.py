@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lptensor.formats import E2M1, set_int
+from lptensor.base import set_int
+from lptensor.formats import E2M1
 from lptensor.of_values import by_blocks, of_values
 from lptensor.ops import check_roundable, round_fresh
 from lptensor.rounding import Mode, Rounding

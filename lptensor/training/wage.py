@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from lptensor import _compat
-from lptensor.formats import FixedPoint, check_int, set_int
+from lptensor.base import check_int, set_int
+from lptensor.formats import FixedPoint
 from lptensor.of_values import of_values
 from lptensor.ops import check_roundable, round_fresh
 from lptensor.rounding import Rounding
