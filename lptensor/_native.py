@@ -238,32 +238,6 @@ def round_grid(x: Tensor, y: Tensor, grid: Grid, rounding: Rounding, key: tuple[
     )
 
 
-def round_posit(x: Tensor, y: Tensor, posit: PositBits, rounding: Rounding, key: tuple[int, int] | None) -> None:
-    """``x`` rounded into ``y``, as in ``round_grid``."""
-    _kernels("round_posit")[x.dtype](
-        x.data_ptr(),
-        y.data_ptr(),
-        x.numel(),
-        ctypes.byref(posit_struct(posit)),
-        rule_reference(rounding, key),
-        torch.get_num_threads(),
-    )
-
-
-def round_table(x: Tensor, y: Tensor, table: Table, rounding: Rounding, key: tuple[int, int] | None) -> None:
-    """``x`` rounded into ``y``, as in ``round_grid``."""
-    kernel = _kernels("round_table")[x.dtype]
-    struct, _ = table_struct(table, rounding.mode, x.dtype, rounding.beyond)
-    kernel(
-        x.data_ptr(),
-        y.data_ptr(),
-        x.numel(),
-        ctypes.byref(struct),
-        rule_reference(rounding, key),
-        torch.get_num_threads(),
-    )
-
-
 @functools.lru_cache(maxsize=256)
 def table_struct(table: Table, mode: Mode, dtype: torch.dtype, beyond: Beyond) -> tuple[_Table, Any]:
     """The C struct of a table, and the tensors that it points into."""
@@ -304,6 +278,25 @@ OF_ELEMENTS: dict[str, Callable[..., tuple[Any, Any]]] = {
     "round_table": lambda table, rounding, dtype: table_struct(table, rounding.mode, dtype, rounding.beyond),
     "round_posit": lambda posit, rounding, dtype: (posit_struct(posit), None),
 }
+
+
+def round_table(
+    x: Tensor, y: Tensor, lowered: Table | PositBits, rounding: Rounding, key: tuple[int, int] | None
+) -> None:
+    """``x`` rounded into ``y``, as in ``round_grid``."""
+    kernel = _kernels(lowered.loop)[x.dtype]
+    struct, _ = OF_ELEMENTS[lowered.loop](lowered, rounding, x.dtype)
+    kernel(
+        x.data_ptr(),
+        y.data_ptr(),
+        x.numel(),
+        ctypes.byref(struct),
+        rule_reference(rounding, key),
+        torch.get_num_threads(),
+    )
+
+
+round_posit = round_table  # one call for both: what is lowered says which kernel it is
 
 
 def round_matrices(

@@ -63,11 +63,6 @@ class TableFormat(Format):
         """The smallest value: the most negative one."""
         return self.table.values[0]
 
-    @cached_property
-    def _values(self) -> Tensor:
-        with _compat.real_tensors():  # one that is made fake, while something traces, would stay so
-            return self.values()
-
     def values(self) -> Tensor:
         """All finite values, ascending, float64: where the list ascends, value i has the code i.
 
@@ -79,7 +74,7 @@ class TableFormat(Format):
     @cached_property
     def _by_code(self) -> tuple[Tensor, Tensor, Tensor]:
         """What each code stands for; that without NaN in ascending order, and the codes of this."""
-        with _compat.real_tensors():
+        with _compat.real_tensors():  # what is made fake, while something traces, would stay so
             listed = torch.tensor(self.table.listed, dtype=torch.float64, device="cpu")
             ascending, codes = listed.sort(stable=True)  # NaN comes last
             count = len(listed) - int(listed.isnan().sum())
@@ -119,7 +114,7 @@ class TableFormat(Format):
         return codes[at]
 
     def _has_all(self, values: Tensor) -> bool:
-        return bool(torch.isin(values, self._values).all())
+        return bool(torch.isin(values, self._by_code[1]).all())
 
 
 @dataclass(frozen=True, repr=False)

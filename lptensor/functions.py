@@ -123,12 +123,13 @@ def _once(name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: di
 
     inplace = kwargs.pop("inplace", False)
     buffers = _buffers(name, args, kwargs)
-    opened = [x._inner if any(x is b for b in buffers) else _compat.tree_map(open_, x, LPTensor) for x in args]
-    named = {
-        k: x._inner if any(x is b for b in buffers) else _compat.tree_map(open_, x, LPTensor) for k, x in kwargs.items()
-    }
+
+    def seen(x: Any) -> Any:
+        return x._inner if any(x is b for b in buffers) else _compat.tree_map(open_, x, LPTensor)
+
     before = [b._inner.clone() for b in buffers]
-    result = _compat.tree_map(close, func(*opened, **named), LPTensor)
+    result = func(*map(seen, args), **{k: seen(x) for k, x in kwargs.items()})
+    result = _compat.tree_map(close, result, LPTensor)
     for buffer, old in zip(buffers, before, strict=True):
         if not torch.equal(buffer._inner, old):
             watch.watched(name, Kind.MUTATE, partial(watch.round_, buffer._inner, buffer._arithmetic, False))

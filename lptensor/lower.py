@@ -148,10 +148,9 @@ class RoundOutput:
     quantize: Quantize
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
-        if type(output) is Tensor and not torch.compiler.is_dynamo_compiling():
-            if output.is_floating_point() and not output.is_nested:
-                return round_output(module, args, output, self.quantize)
-
+        plain = type(output) is Tensor and not torch.compiler.is_dynamo_compiling()
+        if plain and output.is_floating_point() and not output.is_nested:
+            return round_output(module, args, output, self.quantize)
         return self._all(type(module).__name__, output)
 
     def _all(self, name: str, nest: Any) -> Any:

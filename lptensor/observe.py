@@ -96,12 +96,9 @@ def observers() -> list[Observer]:
 
 def show(to: list[Observer], before: Tensor, after: Tensor, format: Any, rounding: Any) -> None:
     """Let observers look at a rounding."""
-    _local.showing = True
-    try:
+    with unseen():
         for observer in to:
             observer.rounded(before, after, format, rounding)
-    finally:
-        _local.showing = False
 
 
 class about:  # reads as a function

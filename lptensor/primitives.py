@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -38,9 +39,7 @@ _WHOLE = frozenset(
 def _variance(x: Tensor, dims: Sequence[int] | None = None, correction: float | None = 1, **_: Any) -> Tensor:
     """Torch's formulas end in a variance, which has steps too: mean, difference, square, sum, quotient."""
     over = list(range(x.dim())) if dims is None else list(dims)
-    count = 1
-    for dim in over:
-        count *= x.shape[dim]
+    count = math.prod(x.shape[dim] for dim in over)
     deviation = x - x.sum(over, keepdim=True) / count
     return (deviation * deviation).sum(over) / max(count - (1 if correction is None else correction), 0)
 

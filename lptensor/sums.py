@@ -170,7 +170,7 @@ def _saturates(acc: Accumulator) -> bool:
     return term_by_term and acc.sum.grid.overflow is Overflow.SATURATE
 
 
-def _apart(sizes: Any, stride: Any, dilation: Any = (1,)) -> bool:
+def _apart(sizes: Any, stride: Any, dilation: Any) -> bool:
     """Whether a pooling's windows share no element, so that its backward pass adds nothing up."""
     steps = [*stride] or [*sizes]
     sizes = [*sizes] * (len(steps) // len(sizes))

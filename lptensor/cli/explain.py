@@ -129,7 +129,7 @@ def _why(
     result: float,
     grid: Grid | None,
     rule: Rounding,
-    table: Table | None = None,
+    table: Table | None,
 ) -> str:
     if _flushed(x, grid):
         return "below the normals: flushed to zero"

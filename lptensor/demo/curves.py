@@ -12,10 +12,7 @@ from lptensor.demo.recipes import Recipe
 from lptensor.demo.summary import Summary
 from lptensor.extra import need
 from lptensor.rounding import Rounding
-from lptensor.study.palette import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION
-
-_COLOURS = (BLACK, BLUE, VERMILLION, GREEN, PURPLE, SKY, ORANGE)
-_MARKERS = "os^Dv*X"
+from lptensor.study.palette import COLOURS, MARKERS
 
 
 def plot_curves(summaries: Sequence[Summary], path: Path, title: str) -> None:
@@ -35,13 +32,13 @@ def plot_curves(summaries: Sequence[Summary], path: Path, title: str) -> None:
         family = replace(summary.recipe, name="", rounding=Rounding())
         if family not in families:
             families.append(family)
-        look = families.index(family) % len(_COLOURS)
+        look = families.index(family) % len(COLOURS)
         epochs = range(1, len(summary.runs[0].losses) + 1)
         losses = [statistics.fmean(at) for at in zip(*(run.losses for run in summary.runs), strict=True)]
         right = [statistics.fmean(at) for at in zip(*(run.accuracies for run in summary.runs), strict=True)]
         style = {
-            "color": _COLOURS[look],
-            "marker": _MARKERS[look],
+            "color": COLOURS[look],
+            "marker": MARKERS[look],
             "linestyle": "--" if summary.recipe.rounding.stochastic else "-",
             "linewidth": 1.4,
             "markersize": 4,

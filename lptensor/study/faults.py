@@ -66,7 +66,7 @@ def flip_bits(
 _WIDEST = 64  # bits of a code
 
 
-class faults(observe.Observer):  # noqa: N801 - reads as a function
+class faults(observe.Observer):  # reads as a function
     """A context in which bits flip in the encoded words of what is rounded: of any op's result, or of chosen ones.
 
     Results of ops on LPTensors, of quantizers, lowered layers and optimizers in low precision are hit
@@ -171,7 +171,7 @@ def _check_rate(rate: float) -> None:
 
 
 def _width(format: Any) -> int:
-    if format is None or not isinstance(format, Format):
+    if not isinstance(format, Format):
         raise TypeError(f"bits flip in words of a format such as E4M3, got {no_format(format)}")
     if isinstance(format, BlockFormat):
         raise TypeError(f"the words of {format!r} are those of its element, under scales: flip bits of the element")

@@ -8,6 +8,9 @@ from typing import Any
 BLACK, BLUE, VERMILLION, GREEN = "#000000", "#0072B2", "#D55E00", "#009E73"
 PURPLE, SKY, ORANGE = "#CC79A7", "#56B4E9", "#E69F00"  # their yellow is too pale for lines
 
+# Of curves beside each other.
+COLOURS, MARKERS = (BLACK, BLUE, VERMILLION, GREEN, PURPLE, SKY, ORANGE), "os^Dv*X"
+
 
 def framed(ax: Any, grid: str | None = None, **legend: Any) -> Any:
     """Axes with a legend, if anything on them has a name, a grid if one is asked for, and two sides of their frame."""

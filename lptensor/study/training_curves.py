@@ -9,11 +9,9 @@ from typing import Any
 import numpy as np
 
 from lptensor.base import check_bool, check_number
-from lptensor.study.palette import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION, framed
+from lptensor.study.palette import COLOURS, MARKERS, framed
 from lptensor.study.rows import axes_of
 
-_COLOURS = (BLACK, BLUE, VERMILLION, GREEN, PURPLE, SKY, ORANGE)
-_MARKERS = "os^Dv*X"
 _STYLES = ("-", "--", ":", "-.")
 
 
@@ -50,9 +48,9 @@ def plot_training(curves: Mapping[str, Sequence[float]], ax: Any = None, log: bo
     for i, (name, values) in enumerate(numbers.items()):
         y = np.array([v if math.isfinite(v) and (v > 0 or not log) else math.nan for v in values], dtype=float)
         look = {
-            "color": _COLOURS[i % len(_COLOURS)],
-            "marker": _MARKERS[i % len(_MARKERS)],
-            "linestyle": _STYLES[i // len(_COLOURS) % len(_STYLES)],
+            "color": COLOURS[i % len(COLOURS)],
+            "marker": MARKERS[i % len(MARKERS)],
+            "linestyle": _STYLES[i // len(COLOURS) % len(_STYLES)],
             "markevery": max(1, len(values) // 10),
         }
         ax.plot(np.arange(1, len(values) + 1), y, linewidth=1.3, markersize=4, label=name, **look)
