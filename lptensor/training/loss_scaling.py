@@ -235,9 +235,12 @@ class LossScaler:
             finite = all(bool(grad.isfinite().all()) for grad in gradients)
             optimizer.round_gradients()
         for p in listed(optimizer.param_groups):
-            if p.grad is not None:
-                finite &= self._look(_plain(p.grad))
-                _divide(p, self._scale)
+            if (grad := p.grad) is not None:
+                finite &= self._look(_plain(grad))
+                if isinstance(grad, LPTensor):  # its format would round the quotient
+                    p.grad = LPTensor(grad._inner / self._scale, Arithmetic(), True)
+                else:
+                    grad.div_(self._scale)
         self._seen.unscaled.append(optimizer)
         if not finite:
             self._seen.infinite.append(optimizer)
@@ -306,13 +309,6 @@ def _plain(grad: Tensor) -> Tensor:
     if isinstance(grad, LPTensor):
         return grad._inner
     return grad.coalesce().values() if grad.is_sparse else grad
-
-
-def _divide(p: Tensor, scale: float) -> None:
-    if isinstance(p.grad, LPTensor):
-        p.grad = LPTensor(p.grad._inner / scale, Arithmetic(), True)  # its format would round the quotient
-    elif p.grad is not None:
-        p.grad.div_(scale)
 
 
 def _among(optimizer: Optimizer, optimizers: Iterable[Optimizer]) -> bool:
