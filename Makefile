@@ -30,8 +30,8 @@ test-all: $(INSTALLED)
 
 # The pages of docs/ that the code itself writes, pictures included.
 pages: $(INSTALLED)
-	$(BIN)/python -m lptensor.study.formats_page docs
-	$(BIN)/python -m lptensor.study.accumulator_pictures docs
+	$(BIN)/python docs/pages/formats_page.py docs
+	$(BIN)/python docs/pages/accumulator_pictures.py docs
 
 # The site, in out/docs; a warning is an error.
 docs: $(INSTALLED)

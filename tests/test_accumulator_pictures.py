@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lptensor.study.accumulator_pictures import PICTURES, SERIES, WAYS, errors, harmonic, main
+from accumulator_pictures import PICTURES, SERIES, WAYS, errors, harmonic, main
 
 figure = pytest.importorskip("matplotlib.figure")
 DOCS = Path(__file__).parents[1] / "docs"

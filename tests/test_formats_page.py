@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from format_picture import save_picture
+from formats_page import page, picture_name, shown_formats, write
 from lptensor.codebooks import NF4
 from lptensor.formats import Format
 from lptensor.posits import Posit
-from lptensor.study.format_picture import save_picture
-from lptensor.study.formats_page import page, picture_name, shown_formats, write
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -42,7 +42,7 @@ def test_every_kind_of_format_is_shown() -> None:
 
 def test_writing_twice_gives_the_same_files_and_drops_old_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     few = {name: shown_formats()[name] for name in ("E4M3", "FP16")}
-    monkeypatch.setattr("lptensor.study.formats_page.shown_formats", lambda: few)
+    monkeypatch.setattr("formats_page.shown_formats", lambda: few)
     write(tmp_path)
     first = {path.name: path.read_bytes() for path in (tmp_path / "pictures").iterdir()}
     (tmp_path / "pictures" / "old.svg").write_text("gone")

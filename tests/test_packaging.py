@@ -72,7 +72,7 @@ def sources(*patterns: str) -> set[str]:
 
 def test_sdist_holds_what_is_needed_to_build_and_to_test(unpacked: Path) -> None:
     packed = {path.relative_to(unpacked).as_posix() for path in unpacked.rglob("*") if path.is_file()}
-    needed = sources("csrc/*", "lptensor/**/*.py", "lptensor/py.typed", "tests/**/*.py", "docs/**/*.md")
+    needed = sources("csrc/*", "lptensor/**/*.py", "lptensor/py.typed", "tests/**/*.py", "docs/**/*.md", "docs/**/*.py")
     assert not needed - packed
     top = {"CHANGELOG.md", "CMakeLists.txt", "LICENSE", "Makefile", "README.md", "constraints.txt", "pyproject.toml"}
     assert not top - packed

@@ -14,6 +14,7 @@ import test_mx
 import test_nvfp4
 import test_p3109
 from backends import BACKENDS, DTYPES, random_bits, run, with_neighbours
+from formats_page import shown_formats
 from lptensor.blocks import MX, BlockFloatingPoint, BlockFormat, TwoLevel
 from lptensor.codebooks import LogNumber, TableFormat
 from lptensor.formats import FixedPoint, FloatingPoint, Format
@@ -23,7 +24,6 @@ from lptensor.p3109 import P3109
 from lptensor.posits import Posit
 from lptensor.rounding import Mode, as_rounding
 from lptensor.study.format_table import element_of
-from lptensor.study.formats_page import shown_formats
 from oracles import codebook, exact, hif8, posit
 from oracles.exact import MODES
 from rounders import assert_same, judge

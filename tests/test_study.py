@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import lptensor
+from formats_page import page
 from lptensor import blocks, names, study
 from lptensor.blocks import MXFP4, BlockFloatingPoint, BlockFormat
 from lptensor.codebooks import NF4, UDYNAMIC8, Codebook, LogNumber
@@ -56,7 +57,6 @@ from lptensor.study import (
     relative_error,
 )
 from lptensor.study.format_table import count_values, element_of
-from lptensor.study.formats_page import page
 from oracles import posit
 
 ML_DTYPES: dict[Format, Any] = {

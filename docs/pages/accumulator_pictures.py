@@ -1,6 +1,6 @@
 """The pictures of docs/accumulators.md, from sums that are really formed.
 
-``python -m lptensor.study.accumulator_pictures docs`` writes them into docs/measured.
+``python docs/pages/accumulator_pictures.py docs`` writes them into docs/measured.
 """
 
 from __future__ import annotations

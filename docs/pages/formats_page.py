@@ -1,6 +1,6 @@
 """The page docs/formats.md: every format in words, in numbers and in a picture.
 
-``python -m lptensor.study.formats_page docs`` writes it, and its pictures into docs/pictures.
+``python docs/pages/formats_page.py docs`` writes it, and its pictures into docs/pictures.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from format_picture import save_picture
+from formats_words import EXAMPLES, HEAD, KINDS, NUMBERS
 from lptensor.blocks import BlockFormat
 from lptensor.formats import Format
 from lptensor.names import ROWS, named_formats
 from lptensor.posits import Posit
-from lptensor.study.format_picture import save_picture
 from lptensor.study.format_table import format_table, shown
-from lptensor.study.formats_words import EXAMPLES, HEAD, KINDS, NUMBERS
 
 
 def shown_formats() -> dict[str, Format]:
