@@ -145,7 +145,7 @@ def no_row(*ways: str) -> Mode:
 
 
 def why(mode: Mode) -> str:
-    return explain._why(2.5, 2.0, 3.0, None, 2.0, None, Rounding(mode))
+    return explain._why(2.5, 2.0, 3.0, None, 2.0, None, Rounding(mode), None)
 
 
 X = torch.tensor([1.3, 2.5])
