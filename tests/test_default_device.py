@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import subprocess
 import sys
 from typing import Any
@@ -107,7 +109,11 @@ def test_torchs_default_dtype_is_nobodys_business() -> None:
         assert run.returncode == 0, run.stderr
         return run.stdout
 
-    single = printed("float32")
+    printed_here = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed_here):
+        patch.setattr(sys, "argv", ["", "float32"])  # torch's own default
+        exec(DEFAULT_DTYPE, {})
+    single = printed_here.getvalue()
     assert "torch.float64" not in single
     assert all(printed(dtype) == single for dtype in ("float64", "bfloat16"))
 
