@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lptensor import CurrentMaximum, LogNumber, Scaled, Tile, study
+from lptensor import CurrentMaximum, LogNumber, Scaled, Tile, reference, study
 from lptensor.accumulator import Accumulator
 from lptensor.arithmetic import Arithmetic
 from lptensor.blocks import MXFP4, MXFP8_E4M3, MXINT8, NVFP4, BlockFloatingPoint
@@ -55,6 +55,7 @@ from lptensor.study import (
     sqnr,
     update_stagnation,
 )
+from lptensor.study.rounding_bias import odds
 
 TYPES: dict[Format, Any] = {
     FP16: np.float16,
@@ -271,6 +272,17 @@ class TestRoundingBias:
         assert rounding_bias(Stochastic(r), m).bias == -(2.0**-r - 2.0**-m) / 2
         assert rounding_bias(Stochastic(r, "half_offset"), m).bias == 2.0 ** -(m + 1)
         assert rounding_bias(Stochastic(r, "pre_rounded"), m).bias == 0
+
+    @pytest.mark.parametrize("variant", ["plain", "half_offset", "pre_rounded"])
+    @pytest.mark.parametrize("bits", [1, 2, 7, 24, 30, 31, 32])
+    def test_odds_are_the_share_of_words_that_the_reference_takes_up(self, bits: int, variant: str) -> None:
+        """The largest words do; with 32 bits of a fraction to see, half a bit more changes nothing."""
+        rule, all_words = Stochastic(bits, variant), 2**bits
+        for fraction in (0.3, 0.5, 0.75, 1.5 * 2.0**-33, 0.25 + 1.5 * 2.0**-33, 0.5 - 2.0**-35, 1 - 2.0**-33):
+            first = all_words - int(odds(rule, Fraction(fraction)) * all_words)
+            words = torch.tensor([word for word in (first - 1, first) if 0 <= word < all_words])
+            up = reference._drawn(torch.full(words.shape, fraction, dtype=torch.float64), rule, words << 32 - bits)
+            assert up.tolist() == (words >= first).tolist(), fraction
 
     @pytest.mark.parametrize("name", ["nearest", "nearest_away", "toward_zero", "down", "up", "odd", "stochastic"])
     @pytest.mark.parametrize("negative", [False, True])
