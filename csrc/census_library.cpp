@@ -38,15 +38,14 @@ lpt_updates none_of(const lpt_updates &) { return {}; }
 template <class Found, class Work> void share(int64_t n, int threads, Found &found, Work work) {
     const int64_t groups = (n + LPT_GROUP - 1) / LPT_GROUP, useful = n / GRAIN + 1;
     const int parts = useful < PARTS ? (int)useful : PARTS;
-    if (parts == 1) {
-        const plain_arithmetic guard;
+    const plain_arithmetic guard;
+    if (parts == 1)
         return work(0, n, found);
-    }
     double sums[PARTS][2];
     const int team = threads < parts ? threads : parts;
 #pragma omp parallel for num_threads(team) schedule(static) if (team > 1)
     for (int part = 0; part < parts; ++part) {
-        const plain_arithmetic guard;
+        const plain_arithmetic guard_of_the_thread;
         const int64_t first = groups * part / parts * LPT_GROUP;
         const int64_t last = groups * (part + 1) / parts * LPT_GROUP;
         Found here = none_of(found);

@@ -34,15 +34,19 @@ template <class T> bool large(const T *x, const T *y, int64_t n, int64_t bytes =
     return x != y && (uintptr_t)y % sizeof(T) == 0 && n * (int64_t)sizeof(T) >= bytes;
 }
 
-// loop(first, last) for the parts of n elements, cut between groups; each part on a thread.
+// loop(first, last) for the parts of n elements, cut between groups; each part on a thread, in
+// plain arithmetic.
 template <class Loop> void split(int64_t n, int threads, Loop loop) {
     const int64_t groups = (n + LPT_GROUP - 1) / LPT_GROUP;
     const int64_t useful = n / GRAIN + 1;
     const int parts = threads < useful ? threads : (int)useful;
-    if (parts <= 1)
+    if (parts <= 1) {
+        const plain_arithmetic guard;
         return loop(0, n);
+    }
 #pragma omp parallel for num_threads(parts) schedule(static)
     for (int part = 0; part < parts; ++part) {
+        const plain_arithmetic guard;
         const int64_t first = groups * part / parts * LPT_GROUP;
         const int64_t last = groups * (part + 1) / parts * LPT_GROUP;
         loop(first, last < n ? last : n);
@@ -52,10 +56,8 @@ template <class Loop> void split(int64_t n, int threads, Loop loop) {
 template <class T>
 void round_grid(const T *x, T *y, int64_t n, const lpt_grid &g, const lpt_rule &rule, int threads) {
     const lpt_loops<T> &f = loops(T());
-    split(n, threads, [&](int64_t first, int64_t last) {
-        const plain_arithmetic guard;
-        f.grid(x, y, first, last, g, rule, large(x, y, n));
-    });
+    split(n, threads,
+          [&](int64_t first, int64_t last) { f.grid(x, y, first, last, g, rule, large(x, y, n)); });
 }
 
 template <class T>

@@ -48,7 +48,6 @@ inline bool lpt_at_an_end(double x, double y) {
 template <int X, int Y>
 void odd_sums(const double *x, const double *y, double *r, int64_t n, int threads) {
     split(n, threads, [&](int64_t first, int64_t last) {
-        const plain_arithmetic guard;
         for (int64_t i = first; i < last; ++i)
             r[i] = lpt_odd_sum_of(x[i * X], y[i * Y]);
     });
@@ -63,7 +62,6 @@ int32_t odd_products(const double *x, const double *y, double *r, int64_t n, int
     if (beyond)
         return 1;
     split(n, threads, [&](int64_t first, int64_t last) {
-        const plain_arithmetic guard_of_the_thread;
         for (int64_t i = first; i < last; ++i)
             r[i] = lpt_odd_product_of(x[i * X], y[i * Y]);
     });

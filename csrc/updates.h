@@ -86,7 +86,6 @@ template <class T>
 void compensate(int32_t update, const T *weight, const T *kept, const T *step, T *new_weight,
                 T *new_kept, int64_t n, const lpt_grid &grid, int threads) {
     split(n, threads, [&](int64_t first, int64_t last) {
-        const plain_arithmetic guard;
         update_stretch(grid).run(update, weight, kept, step, new_weight, new_kept, first, last);
     });
 }
