@@ -308,8 +308,8 @@ def _dynamic_map(signed: bool, name: str) -> Codebook:
     After the sign, z zero bits scale by 10**-z, a one bit ends them, and the f bits left choose
     among 2**f equal parts of [0.1, 1], each standing for its middle. The codes without a one bit are
     0 and 1. Unsigned, the sign bit is one more for the fraction. The last bits are those of the authors'
-    code on processors with fused multiply-adds: borders from the nearer end, their middles, and the
-    products with 10**-z, each rounded to fp32 once.
+    code with PyTorch's kernels for AVX2: borders from the nearer end (a fused multiply-add), their middles,
+    and the products with 10**-z, each rounded to fp32.
     """
     positive, low = [], single(0.1)
     for zeros in range(7):
