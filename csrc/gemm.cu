@@ -82,14 +82,29 @@ struct tiles {
         steps.wide = p.n;
         return launch_steps(steps);
     }
-    template <class SUM, class ROUND> bool launch_drawn() {
-        const lpt_rule rule = {acc.mode, acc.bits, acc.beyond, 0, {0, 0}};
-        lpt_drawn_steps<SUM, ROUND> steps;
-        make(acc.sum, acc.mode, &steps.round);
-        steps.cell = lpt_make_cell<double>(acc.sum, rule, 0);
+    template <class STEP> bool launch_drawn(const STEP &step) {
+        lpt_drawn_steps<STEP> steps;
+        steps.step = step;
+        steps.level = level_of(acc);
         steps.drawn = drawn;
-        steps.mask = 0xffffffffu << (32 - acc.bits);
         return launch_steps(steps);
+    }
+    template <class SUM, class ROUND> bool launch_drawn() {
+        lpt_drawn_step<SUM, ROUND> step;
+        make(acc.sum, acc.mode, &step.round);
+        return launch_drawn(step);
+    }
+    template <class SUM, class END, bool CHUNKED> bool launch_fixed() {
+        lpt_fixed_steps<SUM, END, CHUNKED> steps;
+        lpt_make_fixed(in, &steps.inner);
+        lpt_make_fixed(acc, &steps.outer);
+        steps.chunk = (int32_t)acc.chunk;
+        return launch_steps(steps);
+    }
+    template <bool FP32, class END> bool launch_fixed_drawn() {
+        lpt_fixed_drawn_step<FP32, END> step;
+        lpt_make_fixed(acc, &step);
+        return launch_drawn(step);
     }
 
     // Products and sums of formats of their own.
@@ -206,22 +221,33 @@ struct tiles {
                                      : launch_level(lpt_fp32_chunk_steps());
     }
 
-    // Fixed point that is not wide.
-    template <class SUM, class X> bool fixed_point_in() {
-        return acc.chunk > 1 ? launch<SUM, lpt_none, X, X>() : launch<SUM, lpt_none, X, lpt_none>();
+    // Fixed point that is not wide, and turns or stops at its ends.
+    static bool fixed(const lpt_accumulator &a) {
+        return a.turn > 0 ? lpt_spacing_fits<float>(a.sum) && a.sum.precision >= 1
+                          : lpt_fixed_fits<float>(a.sum);
     }
-    template <class X> bool fixed_point() {
-        if (acc.fp32)
-            return fixed_point_in<lpt_in_fp32, X>();
-        return lpt_odd_fits(acc.sum) && lpt_odd_fits(in.sum) &&
-               fixed_point_in<lpt_odd_in_fp32, X>();
+    template <bool BY, bool FP32, class END> bool fixed_point() {
+        typedef lpt_fixed_sum<BY, FP32> SUM;
+        return acc.chunk > 1 ? launch_fixed<SUM, END, true>() : launch_fixed<SUM, END, false>();
+    }
+    template <bool FP32, class END> bool fixed_point() {
+        if (acc.mode == LPT_NEAREST && in.mode == LPT_NEAREST)
+            return fixed_point<false, FP32, END>();
+        if (is_inward(acc.mode) && is_inward(in.mode))
+            return fixed_point<true, FP32, END>();
+        // What is left above a number has digits of fp32 far below the spacing.
+        const bool drawn = acc.mode == LPT_STOCHASTIC && acc.beyond == LPT_BEYOND_OVERFLOW &&
+                           acc.chunk == 1 && acc.sum.emin - acc.sum.precision >= -122;
+        return drawn && launch_fixed_drawn<FP32, END>();
     }
     bool fixed_point() {
-        if (in.fp32 != acc.fp32 || !lpt_fixed_fits<float>(in.sum))
+        if (in.fp32 != acc.fp32 || !fixed(in) || (in.turn > 0) != (acc.turn > 0))
             return false;
-        if (acc.mode == LPT_NEAREST && in.mode == LPT_NEAREST)
-            return fixed_point<lpt_fixed_rounder>();
-        return is_inward(acc.mode) && is_inward(in.mode) && fixed_point<lpt_fixed_rounder_by>();
+        if (acc.turn > 0)
+            return acc.fp32 ? fixed_point<true, lpt_fixed_turn>()
+                            : fixed_point<false, lpt_fixed_turn>();
+        return acc.fp32 ? fixed_point<true, lpt_fixed_stop>()
+                        : fixed_point<false, lpt_fixed_stop>();
     }
 
     // Fp32 itself in the modes that are not to nearest.
@@ -264,10 +290,10 @@ struct tiles {
             return fp32_inside(sum);
         if (sequential && fp32 && !in.has_product)
             return launch<lpt_in_fp32, lpt_none, lpt_carrier_rounder, lpt_none>();
+        if (sequential && !in.has_product && fixed(acc))
+            return fixed_point();
         if (acc.turn > 0 || in.turn > 0)
             return false;
-        if (sequential && !in.has_product && lpt_fixed_fits<float>(acc.sum))
-            return fixed_point();
         if (sum == LPT_NO_WAY || within == LPT_NO_WAY)
             return false;
         if (acc.order == LPT_KAHAN)

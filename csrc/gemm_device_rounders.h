@@ -17,7 +17,7 @@ LPT_METHOD float lpt_signed_as(float magnitude, float x) {
 #endif
 }
 
-// The lesser of two numbers, or NaN if one is NaN.
+// The lesser, or greater, of two numbers, or NaN if the first is NaN.
 LPT_METHOD float lpt_lesser(float a, float b) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
     float r;
@@ -25,6 +25,15 @@ LPT_METHOD float lpt_lesser(float a, float b) {
     return r;
 #else
     return a > b ? b : a;
+#endif
+}
+LPT_METHOD float lpt_greater(float a, float b) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    float r;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b));
+    return r;
+#else
+    return a < b ? b : a;
 #endif
 }
 
@@ -79,16 +88,6 @@ struct lpt_saturating_rounder {
     }
 };
 
-// To nearest in fixed point that stops at its ends. The number that is added has the format's
-// spacing, and so have its sums; a zero becomes +0.
-struct lpt_fixed_rounder {
-    float lowest, highest, shift;
-    LPT_METHOD float operator()(float x) const {
-        const float held = -lpt_lesser(-lpt_lesser(x, highest), -lowest);
-        return __fadd_rn(__fadd_rn(held, shift), -shift);
-    }
-};
-
 // The modes in which the sign, or the last place, tells which of two neighbours it is: it is not
 // the one away from zero where this is not zero.
 struct lpt_inward {
@@ -106,16 +105,6 @@ struct lpt_wide_rounder_by {
         const uint32_t u = lpt_bits(x);
         const float r = lpt_value<float>((inward(u, x) ? u : u + more) & keep);
         return x == x ? r : x;
-    }
-};
-// In fixed point, between the numbers below and above: it is that below where `lower` is not zero.
-struct lpt_fixed_rounder_by {
-    lpt_inward lower;
-    float lowest, highest, shift;
-    LPT_METHOD float operator()(float x) const {
-        const float held = -lpt_lesser(-lpt_lesser(x, highest), -lowest);
-        const float below = __fadd_rd(held, shift), above = __fadd_ru(held, shift);
-        return __fadd_rn(lower(lpt_bits(below), x) ? below : above, -shift);
     }
 };
 struct lpt_added_rounder_by {
@@ -292,24 +281,6 @@ template <class R> void lpt_make_open_ended(const lpt_cell<float> &c, R *r) {
 // Rounders that need not know the mode.
 template <class R> void lpt_make_rounder(const lpt_cell<float> &c, int32_t, R *r) {
     lpt_make_rounder(c, r);
-}
-inline void lpt_make_rounder(const lpt_cell<float> &c, lpt_fixed_rounder *r) {
-    *r = {-lpt_value<float>(c.limit[1]), lpt_value<float>(c.limit[0]),
-          1.5f * 0x1p23f * lpt_value<float>(c.tiny)};
-}
-inline lpt_inward lpt_make_lower(int32_t mode) {
-    const uint32_t sign = 0x80000000u;
-    switch (mode) {
-    case LPT_UP: return {0, 0, 0};
-    case LPT_DOWN: return {0, 0, 1};
-    case LPT_ODD: return {1, 0, 0};
-    default: return {0, sign, sign};  // toward zero
-    }
-}
-inline void lpt_make_rounder(const lpt_cell<float> &c, int32_t mode, lpt_fixed_rounder_by *r) {
-    lpt_fixed_rounder to_nearest;
-    lpt_make_rounder(c, &to_nearest);
-    *r = {lpt_make_lower(mode), to_nearest.lowest, to_nearest.highest, to_nearest.shift};
 }
 inline void lpt_make_rounder(const lpt_cell<float> &c, lpt_ieee_rounder *r) {
     lpt_make_open_ended(c, r);

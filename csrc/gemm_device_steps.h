@@ -44,8 +44,9 @@ struct lpt_odd_in_fp32 {
 // under `mask` are not `other`. An exact zero is +0 in all modes, unless both terms are -0.
 struct lpt_side_in_fp32 {
     uint32_t mask, other;
+    LPT_METHOD bool is_below(uint32_t bits) const { return ((bits & mask) ^ other) != 0; }
     LPT_METHOD float side(float below, float above) const {
-        return ((lpt_bits(below) & mask) ^ other) != 0 ? below : above;
+        return is_below(lpt_bits(below)) ? below : above;
     }
     LPT_METHOD float fma(float a, float b, float c) const {
         return side(__fmaf_rd(a, b, c), __fmaf_ru(a, b, c));
@@ -305,47 +306,61 @@ template <class SUM, class ROUND> struct lpt_pairwise_steps : lpt_tile_steps {
     }
 };
 
+// A step of a drawn sum, which is held as it is.
+template <class SUM, class ROUND> struct lpt_drawn_step {
+    enum { AS_IT_IS = 1, FP32 = lpt_same<SUM, lpt_in_fp32>::yes, OPEN = !FP32 || !ROUND::WIDE };
+    ROUND round;
+    static LPT_METHOD float held(float x) { return x; }
+    static LPT_METHOD float value(float s) { return s; }
+    LPT_METHOD float operator()(float a, float b, float s, uint32_t word, bool &open) const {
+        return round(SUM::fma(a, b, s), word, open);
+    }
+};
+
 // Drawn sums. Four roundings of an output share a counter, and the addend's is the first of all: it
 // stands where the term before the first would, and terms that are not there leave sums as they
 // are.
-template <class SUM, class ROUND> struct lpt_drawn_steps : lpt_tile_steps {
-    enum { AT_ONCE = 2, AHEAD = 1, FP32 = lpt_same<SUM, lpt_in_fp32>::yes };
+template <class STEP> struct lpt_drawn_steps : lpt_tile_steps {
+    enum { AT_ONCE = 2, AHEAD = 1 };
     enum { APART = (LPT_SIDE / 4 + 1) * 4 };  // from one k to the next
-    ROUND round;
-    lpt_cell<double> cell;
+    STEP step;
+    lpt_level level;
     const lpt_key *drawn;
-    uint32_t mask;
 
     struct sums {
         float s[LPT_EACH][LPT_EACH];
         lpt_key key;
         uint64_t counter;  // of the first output
+        bool added;        // they are addends, which are not rounded and not held yet
     };
     LPT_METHOD void begin(sums &t, stack &, const lpt_product &p, int64_t element) const {
         t.key = drawn ? *drawn : p.key;
         t.counter = (uint64_t)element;
+        t.added = !STEP::AS_IT_IS && p.c;
     }
     LPT_METHOD void begin(sums &t, int i, int j, const float *c) const {
-        t.s[i][j] = c ? *c : 0.0f;
+        t.s[i][j] = c ? *c : t.added ? 0.0f : step.held(0);
     }
     LPT_METHOD lpt_words words(uint64_t counter, const lpt_key &key) const {
         lpt_words made = lpt_philox(counter, key);
 #pragma unroll
         for (int w = 0; w < 4; ++w)
-            made.w[w] &= mask;
+            made.w[w] &= level.mask;
         return made;
     }
     // Four terms again, in double, where fp32 cannot decide: hardly ever.
     LPT_LONG float again(float s, const float *a, const float *b, uint64_t counter,
                          lpt_key key) const {
-        const lpt_words random = words(counter, key);
-#pragma unroll
-        for (int w = 0; w < 4; ++w) {
-            const double sum = lpt_odd_sum((double)s, (double)a[w * APART] * (double)b[w * APART]);
-            s = (float)lpt_rounded(FP32 ? (double)(float)sum : sum, cell, LPT_STOCHASTIC,
-                                   random.w[w]);
+        lpt_words random = words(counter, key);
+#pragma unroll 1
+        for (int w = 0; w < 4; ++w, a += APART, b += APART) {
+            const double x = lpt_odd_sum((double)s, (double)*a * (double)*b);
+            const uint64_t r = lpt_round<double, LPT_STOCHASTIC, false>(
+                lpt_bits(STEP::FP32 ? (double)(float)x : x), level.sum, random.w[0]);
+            s = (float)lpt_wrapped_at(lpt_value<double>(r), level);
+            random = {{random.w[1], random.w[2], random.w[3], 0}};
         }
-        return s;
+        return step.held(s);
     }
     LPT_METHOD void add(sums &t, const lpt_product &p, const lpt_operands *rows,
                         const lpt_operands *columns, int32_t depth) const {
@@ -360,17 +375,19 @@ template <class SUM, class ROUND> struct lpt_drawn_steps : lpt_tile_steps {
                     const uint64_t counter = t.counter + (uint64_t)(i * p.n + j);
                     const lpt_words random = words(counter, t.key);
                     float s = t.s[i][j];
-                    bool open = false;
+                    bool open = t.added;
 #pragma unroll
                     for (int w = 0; w < 4; ++w)
-                        s = round(SUM::fma(x[w * APART], y[w * APART], s), random.w[w], open);
-                    if ((!FP32 || !ROUND::WIDE) && open)
-                        s = again(t.s[i][j], x, y, counter, t.key);
+                        s = step(x[w * APART], y[w * APART], s, random.w[w], open);
+                    if (STEP::OPEN && open)
+                        s = again(t.added ? t.s[i][j] : step.value(t.s[i][j]), x, y, counter,
+                                  t.key);
                     t.s[i][j] = s;
                 }
+            t.added = false;
         }
     }
-    LPT_METHOD float end(const sums &t, int i, int j) const { return t.s[i][j]; }
+    LPT_METHOD float end(const sums &t, int i, int j) const { return step.value(t.s[i][j]); }
 };
 
 // What rounds as the accumulator says, in a call of its own. Each rounding of an output has a

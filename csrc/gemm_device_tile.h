@@ -1,7 +1,7 @@
 // Accumulators on tiles of 64 by 64 outputs: a thread holds 4 by 4 of them in registers while k
 // ascends, and the operands of 16 k, or of 32, lie in shared memory.
 #pragma once
-#include "gemm_device_steps.h"
+#include "gemm_device_fixed.h"
 
 // DEPTH k of 64 rows, and then the next: each warp reads along whichever axis has its numbers side
 // by side. The addresses a thread reads are made once; its places are found again, which is quicker

@@ -23,13 +23,16 @@ template <class T> LPT_FN bool lpt_added_fits(const lpt_grid &g) {
            g.negative_zero && g.overflow != LPT_PROPAGATE;
 }
 
-// Fixed point that stops at its ends, and leaves room for a number above all of it that has its
-// spacing.
-template <class T> LPT_FN bool lpt_fixed_fits(const lpt_grid &g) {
+// Fixed point that leaves room for a number above all of it that has its spacing.
+template <class T> LPT_FN bool lpt_spacing_fits(const lpt_grid &g) {
     typedef lpt_carrier<T> C;
-    return g.emin == g.emax && g.subnormals == LPT_GRADUAL && g.overflow == LPT_SATURATE &&
-           !g.negative_zero && g.zero && g.min < 0 && g.precision <= C::mantissa - 2 &&
+    return g.emin == g.emax && g.subnormals == LPT_GRADUAL && !g.negative_zero && g.zero &&
+           g.min < 0 && g.precision <= C::mantissa - 2 &&
            g.emin - g.precision + 1 + C::mantissa < C::bias;
+}
+// The same, which stops at its ends.
+template <class T> LPT_FN bool lpt_fixed_fits(const lpt_grid &g) {
+    return g.overflow == LPT_SATURATE && lpt_spacing_fits<T>(g);
 }
 
 LPT_FN lpt_way lpt_fp32_way(const lpt_grid &g) {

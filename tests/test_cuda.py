@@ -77,7 +77,7 @@ def test_backend_says_that_the_kernels_are_compiled() -> None:
 def test_kernels_compile_for_every_device_and_hardly_spill_registers(device: int, tmp_path: Path) -> None:
     """Loops over elements spill nothing; those over blocks a few words around a call that is hardly ever made.
 
-    Products spill four words at most, and outside the loop over k those that draw twelve.
+    Products spill four words at most, and outside the loop over k those that draw thirty.
     """
     for source in ("round", "codebooks", "blocks", "gemm"):
         done = subprocess.run(
@@ -92,7 +92,7 @@ def test_kernels_compile_for_every_device_and_hardly_spill_registers(device: int
             (name, int(spilled)) for name, _, spilled in found if re.search(r"lpt_(gemm_tile|\w+?I(Li\d+E)?f)", name)
         ]
         most = {"blocks": 48, "gemm": 16}.get(source, 0)
-        limits = [max(most, 48 if "drawn_steps" in name else 0) for name, _ in fp32]
+        limits = [max(most, 120 if "drawn_steps" in name else 0) for name, _ in fp32]
         assert fp32 and all(spilled <= limit for (_, spilled), limit in zip(fp32, limits, strict=True)), fp32
 
 

@@ -17,6 +17,7 @@ from lptensor.accumulator import Accumulator
 from lptensor.formats import BF16, E2M1, E4M3, E5M2, FP16, FP32, FixedPoint, FloatingPoint
 from lptensor.gemm import cumsum, gemm, reduce
 from lptensor.hardware_sums import integer_accumulator, tensor_core
+from lptensor.reference import philox
 from lptensor.rounding import Mode, Stochastic
 from oracles.exact import MODES
 from oracles.table import table_of
@@ -111,6 +112,34 @@ IN_TILES = (
         )
         for mode in ("toward_zero", "up", "down", "odd")
     ),
+    # fixed point that wraps
+    integer_accumulator(16),
+    integer_accumulator(2),
+    integer_accumulator(22),  # no room below the lowest number
+    Accumulator(FixedPoint(14, 5), chunk=7, wrap=True),
+    Accumulator(FixedPoint(12, 6), chunk=5, wrap=True, inner=Accumulator(FixedPoint(6, 2), wrap=True)),
+    *(
+        Accumulator(FixedPoint(10, 4), rounding=mode, wrap=True, chunk=chunk, compute=compute)
+        for mode, chunk, compute in (
+            ("nearest", 1, "fp32"),
+            ("nearest", 3, "fp32"),
+            ("toward_zero", 1, "exact"),
+            ("odd", 5, "exact"),
+            ("up", 1, "fp32"),
+            ("down", 3, "fp32"),
+        )
+    ),
+    # fixed point that is drawn
+    *(
+        Accumulator(sum, rounding=rounding, compute=compute, wrap=wrap)
+        for sum, rounding, compute, wrap in (
+            (FixedPoint(16, 8), "stochastic", "exact", False),
+            (FixedPoint(8, 120), Stochastic(3), "exact", False),  # what fp32 leaves has its smallest numbers
+            (FixedPoint(22, 10), "stochastic", "fp32", False),
+            (FixedPoint(22, 12), Stochastic(9), "exact", True),
+            (FixedPoint(8, 4), "stochastic", "fp32", True),
+        )
+    ),
     # cut off below the largest exponent
     *(tensor_core(name) for name in ("volta", "ampere", "hopper", "hopper_fp8")),
     Accumulator(BF16, order="aligned", chunk=3, alignment=40, rounding="toward_zero"),
@@ -137,7 +166,7 @@ OTHERS = (
     Accumulator(FloatingPoint(5, 4, subnormals="flush")),
     Accumulator(FixedPoint(20, 12)),
     Accumulator(FP16, rounding=Stochastic(3, "pre_rounded", "probability")),
-    integer_accumulator(12),
+    integer_accumulator(24),
     integer_accumulator(12, "saturate"),
     *(Accumulator(FloatingPoint(5, 2, overflow="propagate"), rounding=mode) for mode in Mode),
     Accumulator(FloatingPoint(5, 10, overflow="propagate"), chunk=5, inner=FP32),
@@ -146,7 +175,7 @@ OTHERS = (
 # One output a thread, with operands of 2**n k at a time in shared memory.
 BY_OUTPUT = (
     Accumulator(FP16, order="exact"),
-    integer_accumulator(12),
+    integer_accumulator(24),
     Accumulator(FP16, E5M2, 3, "kahan", "stochastic"),
     Accumulator(FP16, order="aligned", chunk=50, alignment=12, rounding="toward_zero", operands=(E2M1, E4M3)),
     Accumulator(FP16, order="aligned", chunk=50, alignment=12, rounding="toward_zero", operands=(E4M3, E2M1)),
@@ -227,6 +256,20 @@ def test_sums_that_overflow_have_the_bits_of_the_cpu(
         low, high = 2.0 ** (exponent // 2), 2.0 ** (exponent - exponent // 2)
         assert_same_as_cpu(library, a * low, b * high, c * 2.0**exponent, acc)
         assert_same_as_cpu(library, with_specials(a * low), b * high, with_specials(c * 2.0**exponent), acc)
+
+
+@pytest.mark.parametrize("wrap", [False, True])
+@pytest.mark.parametrize("compute", ["exact", "fp32"])
+def test_draws_in_fixed_point_that_fp32_leaves_open(library: Any, compute: str, wrap: bool) -> None:
+    """Sums that a word takes up just so, or not quite: what lies above the number below is about one less the word."""
+    n, acc = 64, Accumulator(FixedPoint(12, 4), rounding="stochastic", compute=compute, wrap=wrap)
+    drawn = philox(torch.arange(n * n), KEY)[1].view(n, n).diagonal().double() * 2.0**-32  # of the first product
+    for sign in (1, -1):
+        for digits in range(-6, 7):
+            x = (sign * (1 - drawn + digits * 2.0**-25) / 16).float()
+            a, b = torch.stack([x, x * 2.0**-23], 1), torch.stack([torch.ones(n), torch.linspace(-1, 1, n).sign()])
+            assert_same_as_cpu(library, a[None, :, :1] * (1 + 2.0**-23), b[None, :1] * (1 - 2.0**-22), None, acc)
+            assert_same_as_cpu(library, a[None], b[None], None, acc)
 
 
 @pytest.mark.parametrize("mode", MODES)
