@@ -213,10 +213,9 @@ def assert_same_as_cpu(
 def test_products_have_the_bits_of_the_cpu(library: Any, acc: Accumulator) -> None:
     for m, k, n in SHAPES:
         a, b, c = (t[None] for t in operands(m, m, k, n, 4))
-        assert_same_as_cpu(library, a, b, c, acc)
-        a, b, c = (t[None] for t in operands(m, m, k, n, 60))
-        assert_same_as_cpu(library, with_specials(a), with_specials(b), None, acc)
         assert_same_as_cpu(library, a, b, with_specials(c), acc)
+        a, b, _ = (t[None] for t in operands(m, m, k, n, 60))
+        assert_same_as_cpu(library, with_specials(a), with_specials(b), None, acc)
 
 
 @pytest.mark.parametrize("acc", IN_TILES, ids=repr)

@@ -250,15 +250,17 @@ bool __any_sync(unsigned, bool yes) {
 // fp32 operations with a rounding of their own. A device's NaN has all bits set but the sign. They
 // are not inlined: a compiler would move operations of the caller to where another rounding is set.
 #define LPT_APART __attribute__((noinline))
-template <class Work> LPT_APART float with_rounding(int direction, Work work) {
-    fesetround(direction);
+template <int DIRECTION, class Work> LPT_APART float with_rounding(Work work) {
+    if (DIRECTION != FE_TONEAREST)  // which is set already
+        fesetround(DIRECTION);
     const volatile float result = work();
-    fesetround(FE_TONEAREST);
+    if (DIRECTION != FE_TONEAREST)
+        fesetround(FE_TONEAREST);
     const uint32_t nan = 0x7fffffff;
     return result == result ? result : lpt_value<float>(nan);
 }
 float __double2float_rz(volatile double x) {
-    return with_rounding(FE_TOWARDZERO, [&] { return (float)x; });
+    return with_rounding<FE_TOWARDZERO>([&] { return (float)x; });
 }
 LPT_APART double __fma_rz(volatile double a, volatile double b, volatile double c) {
     fesetround(FE_TOWARDZERO);
@@ -268,13 +270,13 @@ LPT_APART double __fma_rz(volatile double a, volatile double b, volatile double 
 }
 #define LPT_OPERATIONS(suffix, direction)                                                          \
     float __fmaf_##suffix(volatile float a, volatile float b, volatile float c) {                  \
-        return with_rounding(direction, [&] { return fmaf(a, b, c); });                            \
+        return with_rounding<direction>([&] { return fmaf(a, b, c); });                            \
     }                                                                                              \
     float __fmul_##suffix(volatile float a, volatile float b) {                                    \
-        return with_rounding(direction, [&] { return a * b; });                                    \
+        return with_rounding<direction>([&] { return a * b; });                                    \
     }                                                                                              \
     float __fadd_##suffix(volatile float a, volatile float b) {                                    \
-        return with_rounding(direction, [&] { return a + b; });                                    \
+        return with_rounding<direction>([&] { return a + b; });                                    \
     }
 LPT_OPERATIONS(rn, FE_TONEAREST)
 LPT_OPERATIONS(rd, FE_DOWNWARD)
