@@ -32,6 +32,7 @@ lpt_level level_of(const lpt_accumulator &a) {
     l.has_product = a.has_product;
     l.fp32 = a.fp32;
     l.alignment = a.alignment;
+    l.whole = a.whole;
     l.least = a.least;
     l.least_a = a.least_a;
     l.least_b = a.least_b;
@@ -262,7 +263,7 @@ struct tiles {
 
     // Chunks that lie in shared memory.
     bool aligned(lpt_way sum) {
-        if (acc.chunk > lpt_aligned_steps<true>::DEPTH)
+        if (acc.whole || acc.chunk > lpt_aligned_steps<true>::DEPTH)
             return false;
         const bool cut = acc.mode == LPT_TOWARD_ZERO && acc.turn == 0 &&
                          (sum == LPT_AS_CARRIER || sum == LPT_WIDE_RANGE);

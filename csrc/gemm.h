@@ -27,6 +27,7 @@ struct lpt_accumulator {
     lpt_grid sum, product;
     int32_t mode, bits, beyond;
     int32_t order, has_product, fp32, alignment;
+    int32_t whole;  // nothing is cut off; `alignment` places are what a double has room for
     int32_t least, least_a, least_b;  // smallest exponents of the sum and of the factors
     int64_t chunk;
     double turn;  // the range of a sum that wraps, whose grid then has no ends; or 0
@@ -124,6 +125,21 @@ LPT_FN double lpt_power(int32_t e) { return lpt_value<double>((uint64_t)(e + 102
 LPT_FN double lpt_times_power(double x, int32_t e) {
     const int32_t half = e >> 1;
     return x * lpt_power(half) * lpt_power(e - half);
+}
+
+// One more term of a sum in units of 2**unit, without what lies below them; what is no finite
+// number goes to `special`. The return value tells whether something was left out, or the term is
+// such.
+LPT_FN bool lpt_cut(double high, double low, int32_t unit, double *units, double *special) {
+    if (!(fabs(high) <= 1.7976931348623157e308)) {
+        *special += high;
+        return true;
+    }
+    const double upper = lpt_times_power(high, -unit);
+    const double lower = low == 0 ? low : lpt_times_power(low, -unit);
+    const double term = low == 0 ? upper : lpt_odd_sum(upper, lower), kept = trunc(term);
+    *units += kept;
+    return (kept != term) | ((upper == 0) & (high != 0)) | ((lower == 0) & (low != 0));
 }
 
 // An exact sum: digits in base 2**32, the lowest worth 2**-1088, which may overlap until they are

@@ -10,7 +10,7 @@ struct lpt_level {
     lpt_cell<double> sum, product;
     double turn;
     int64_t chunk;
-    int32_t mode, order, has_product, fp32, alignment, least, least_a, least_b;
+    int32_t mode, order, has_product, fp32, alignment, whole, least, least_a, least_b;
     uint32_t mask;
 };
 struct lpt_levels {
@@ -157,7 +157,9 @@ template <class T, int LEVELS> struct lpt_element {
     template <int D> LPT_METHOD double aligned(int64_t first, int64_t last, double s) {
         const lpt_level &at = levels.at[D];
         for (int64_t k = first; k < last; k += at.chunk)
-            s = rounded(block(at, k, end_of(k, last, at), s), at);
+            s = rounded(at.whole ? digit_by_digit(k, end_of(k, last, at), s)
+                                 : block(at, k, end_of(k, last, at), s),
+                        at);
         return s;
     }
     // s and the products first .. last, cut off below the largest exponent's places
@@ -172,22 +174,25 @@ template <class T, int LEVELS> struct lpt_element {
         }
         const int32_t places = top - at.alignment, unit = places < -1000 ? -1000 : places;
         double units = 0, special = 0;
-        cut(s, -0.0, unit, &units, &special);
+        lpt_cut(s, -0.0, unit, &units, &special);
         for (int64_t k = first; k < last; ++k) {
             double low;
             const double high = product(k, &low);
-            cut(high, low, unit, &units, &special);
+            lpt_cut(high, low, unit, &units, &special);
         }
         return special == 0 ? lpt_times_power(units, unit) : special;
     }
-    static LPT_METHOD void cut(double high, double low, int32_t unit, double *units,
-                               double *special) {
-        if (!(fabs(high) <= 1.7976931348623157e308)) {
-            *special += high;
-            return;
+    // The same without cutting off. All threads take this way: they fetch operands together.
+    LPT_LONG double digit_by_digit(int64_t first, int64_t last, double s) {
+        lpt_exact_sum sum;
+        memset(&sum, 0, sizeof sum);
+        lpt_exact_add(&sum, s);
+        for (int64_t k = first; k < last; ++k) {
+            double low;
+            lpt_exact_add(&sum, product(k, &low));
+            lpt_exact_add(&sum, low);
         }
-        const double p = lpt_times_power(high, -unit);
-        *units += trunc(sizeof(T) == 4 ? p : lpt_odd_sum(p, lpt_times_power(low, -unit)));
+        return lpt_exact_value(&sum);
     }
     template <int D>
     LPT_LONG double total(int64_t first, int64_t last, double start, bool started) {

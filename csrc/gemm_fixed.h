@@ -6,10 +6,22 @@
 namespace {
 
 #if defined(__FMA__)
+// A vector of exact sums.
+inline void add_to(lpt_exact_sum *sums, doubles x) {
+    for (int l = 0; l < tile<double>::LENGTH; ++l)
+        lpt_exact_add(sums + l, x[l]);
+}
+inline doubles value_of(lpt_exact_sum *sums) {
+    doubles r;
+    for (int l = 0; l < tile<double>::LENGTH; ++l)
+        r[l] = lpt_exact_value(sums + l);
+    return r;
+}
+
 // In groups of `chunk` terms, whose bits below the largest exponent's are cut off
-// (lpt_accumulator's alignment). Powers of two of operands stand for exponents; ROUND works in
-// double.
-template <class ROUND> struct aligned final : tile_steps<double> {
+// (lpt_accumulator's alignment), or whole: then, what the places do not hold is added digit by
+// digit. Powers of two of operands stand for exponents; ROUND works in double.
+template <class ROUND, bool WHOLE> struct aligned final : tile_steps<double> {
     typedef double T;
     typedef float IN;
     typedef vectors<double>::U U;
@@ -45,12 +57,54 @@ template <class ROUND> struct aligned final : tile_steps<double> {
         return sum;
     }
 
+    // A number that is not finite is missing, too.
+    LPT_STEP void take(doubles term, doubles &units, U &left) const {
+        const doubles kept = toward_zero(term);
+        units += kept;
+        if (WHOLE)
+            left |= (U)(term - kept != spread(0.0));
+    }
+
+    // The whole sum in three parts that are exact, one some places below the other. Where these do
+    // not hold it, digit by digit.
+    LPT_SHARED doubles in_parts(doubles s, const T *a, const T *b, int64_t first, int64_t last,
+                                doubles scale, doubles unit) const {
+        doubles part[3] = {}, r;
+        U left = {};
+        const auto add = [&](doubles term) {
+            for (doubles &sum : part) {
+                const doubles kept = toward_zero(term);
+                sum += kept;
+                term = (term - kept) * above;
+            }
+            left |= (U)(term != spread(0.0));
+        };
+        add(s * scale);
+        for (int64_t k = first; k < last; ++k)
+            add(spread(a[k * TALL]) * *columns(b, k) * scale);
+        if (!all_zero(left))
+            return digit_by_digit(s, a, b, first, last);
+        part[1] *= below, part[2] *= below * below;
+        for (int l = 0; l < tile<T>::LENGTH; ++l)
+            r[l] = lpt_odd_sum(part[0][l], part[1][l], part[2][l]);
+        return r * unit;
+    }
+    static LPT_SHARED doubles digit_by_digit(doubles s, const T *a, const T *b, int64_t first,
+                                             int64_t last) {
+        lpt_exact_sum sums[tile<T>::LENGTH] = {};
+        add_to(sums, s);
+        for (int64_t k = first; k < last; ++k)
+            add_to(sums, spread(a[k * TALL]) * *columns(b, k));
+        return value_of(sums);
+    }
+
     void advance(tile<T> *kept, const T *a, const T *b, int64_t, int64_t depth,
                  tile_words<T> *) const override {
         tile<T> s = *kept;
         for (int64_t first = 0; first < depth; first += chunk) {
             const int64_t last = first + chunk < depth ? first + chunk : depth;
             tile<T> top, units, scale;
+            U left[TALL][2] = {};  // whether something is missing
             for (int i = 0; i < TALL; ++i)
                 for (int j = 0; j < 2; ++j)
                     top.v[i][j] = most(power(s.v[i][j], least_s), least);
@@ -67,7 +121,8 @@ template <class ROUND> struct aligned final : tile_steps<double> {
                 for (int j = 0; j < 2; ++j) {
                     const doubles over = (doubles)((2046ull << 52) - (U)top.v[i][j]);  // 1 / top
                     scale.v[i][j] = over * above;
-                    units.v[i][j] = spread(0.0) + toward_zero(s.v[i][j] * scale.v[i][j]);
+                    units.v[i][j] = spread(0.0);
+                    take(s.v[i][j] * scale.v[i][j], units.v[i][j], left[i][j]);
                 }
             for (int64_t k = first; k < last; ++k) {
                 const doubles *y = columns(b, k);
@@ -75,13 +130,17 @@ template <class ROUND> struct aligned final : tile_steps<double> {
                 for (int i = 0; i < TALL; ++i) {
                     const doubles x = spread(a[k * TALL + i]);
                     for (int j = 0; j < 2; ++j)
-                        units.v[i][j] += toward_zero(x * y[j] * scale.v[i][j]);
+                        take(x * y[j] * scale.v[i][j], units.v[i][j], left[i][j]);
                 }
             }
             for (int i = 0; i < TALL; ++i)
                 for (int j = 0; j < 2; ++j) {
-                    doubles r = units.v[i][j] * (top.v[i][j] * below);
-                    if (!all_finite(units.v[i][j])) {
+                    const doubles unit = top.v[i][j] * below;
+                    doubles r = units.v[i][j] * unit;
+                    if (WHOLE && !all_zero(left[i][j]))
+                        r = in_parts(s.v[i][j], a + i, b + j * tile<T>::LENGTH, first, last,
+                                     scale.v[i][j], unit);
+                    if (!WHOLE && !all_finite(units.v[i][j])) {
                         const doubles beyond =
                             special(s.v[i][j], a + i, b + j * tile<T>::LENGTH, first, last);
                         r = beyond == spread(0.0) ? r : beyond;
@@ -148,16 +207,12 @@ template <class ROUND> struct exactly final : tile_steps<double> {
                 lpt_exact_sum *sums = digits(kept) + i * BROAD + j * LENGTH;
                 if (all_zero(left[j]))  // none is a NaN either
                     for (int n = 0; n < PARTS; ++n)
-                        add(sums, part[j][n]);
+                        add_to(sums, part[j][n]);
                 else
                     for (int64_t k = 0; k < depth; ++k)
-                        add(sums, spread(a[k * TALL + i]) * columns(b, k)[j]);
+                        add_to(sums, spread(a[k * TALL + i]) * columns(b, k)[j]);
             }
         }
-    }
-    static void add(lpt_exact_sum *sums, doubles x) {
-        for (int l = 0; l < LENGTH; ++l)
-            lpt_exact_add(sums + l, x[l]);
     }
     void finish(tile<T> *kept, int64_t) const override {
         for (int i = 0; i < TALL; ++i)
@@ -165,10 +220,8 @@ template <class ROUND> struct exactly final : tile_steps<double> {
                 lpt_exact_sum *sums = digits(kept) + i * BROAD + j * LENGTH;
                 doubles &s = kept->v[i][j];
                 if (started)
-                    add(sums, s);
-                for (int l = 0; l < LENGTH; ++l)
-                    s[l] = lpt_exact_value(sums + l);
-                s = round(s, nullptr);
+                    add_to(sums, s);
+                s = round(value_of(sums), nullptr);
             }
     }
 };

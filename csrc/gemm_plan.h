@@ -279,7 +279,9 @@ plan choose_f32(const lpt_accumulator &acc) {
     if (acc.turn > 0)
         return wrapping<odd_in_double>(acc);
     if (acc.order == LPT_ALIGNED)
-        return acc.mode <= LPT_ODD && gridded(acc) ? tiled<aligned<to_grid<ANY_MODE>>>() : plan{};
+        return acc.mode > LPT_ODD || !gridded(acc) ? plan{}
+               : acc.whole                         ? tiled<aligned<to_grid<ANY_MODE>, true>>()
+                                                   : tiled<aligned<to_grid<ANY_MODE>, false>>();
     if (acc.order == LPT_EXACT && acc.chunk == 1 && !acc.has_product)
         return acc.mode <= LPT_ODD && gridded(acc) ? tiled<exactly<to_grid<ANY_MODE>>>() : plan{};
     if (acc.order == LPT_KAHAN && acc.chunk == 1)

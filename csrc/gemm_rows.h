@@ -213,7 +213,7 @@ template <class T, int W> struct row_sums {
             s = rounded(block(at, k, k + at.acc->chunk < last ? k + at.acc->chunk : last, s), at);
         return s;
     }
-    // s and the products first .. last, cut off below the largest exponent's places
+    // s and the products first .. last, cut off below the largest exponent's places, or whole
     LPT_SHARED L block(const level &at, int64_t first, int64_t last, const L &s) const {
         int32_t top[W], unit[W];
         for (int l = 0; l < W; ++l)
@@ -229,28 +229,35 @@ template <class T, int W> struct row_sums {
             }
         }
         L units = zeros(), special = zeros(), r;
+        bool left[W];  // whether something is missing
         for (int l = 0; l < W; ++l) {
             unit[l] = top[l] - at.acc->alignment;
             unit[l] = unit[l] < -1000 ? -1000 : unit[l];
-            cut(s.v[l], -0.0, unit[l], &units.v[l], &special.v[l]);
+            left[l] = lpt_cut(s.v[l], -0.0, unit[l], &units.v[l], &special.v[l]);
         }
         for (int64_t k = first; k < last; ++k) {
             L high, low;
             product(k, high, low);
             for (int l = 0; l < W; ++l)
-                cut(high.v[l], low.v[l], unit[l], &units.v[l], &special.v[l]);
+                left[l] |= lpt_cut(high.v[l], low.v[l], unit[l], &units.v[l], &special.v[l]);
         }
         for (int l = 0; l < W; ++l)
-            r.v[l] = special.v[l] == 0 ? lpt_times_power(units.v[l], unit[l]) : special.v[l];
+            if (at.acc->whole && left[l] && l < count)
+                r.v[l] = digit_by_digit(s.v[l], l, first, last);
+            else
+                r.v[l] = special.v[l] == 0 ? lpt_times_power(units.v[l], unit[l]) : special.v[l];
         return r;
     }
-    static void cut(double high, double low, int32_t unit, double *units, double *special) {
-        if (!(fabs(high) <= 1.7976931348623157e308)) {
-            *special += high;
-            return;
+    double digit_by_digit(double s, int l, int64_t first, int64_t last) const {
+        lpt_exact_sum sum = {};
+        lpt_exact_add(&sum, s);
+        for (int64_t k = first; k < last; ++k) {
+            double low;
+            const T x = lpt_operand(a[k * a_step]), y = lpt_operand(b[k * b_step + l * b_apart]);
+            lpt_exact_add(&sum, lpt_times(x, y, &low));
+            lpt_exact_add(&sum, low);
         }
-        const double p = lpt_times_power(high, -unit);
-        *units += trunc(sizeof(T) == 4 ? p : lpt_odd_sum(p, lpt_times_power(low, -unit)));
+        return lpt_exact_value(&sum);
     }
 
     L run(const level &at, int64_t k, const L *c) {

@@ -119,7 +119,7 @@ void round_matrices(const T *x, T *y, const lpt_matrices &m, int32_t kind, const
 #include "odd.h"
 #include "updates.h"
 
-LPT_API int32_t lpt_abi_version() { return 13; }
+LPT_API int32_t lpt_abi_version() { return 14; }
 
 LPT_API const char *lpt_build_name() { return lpt_chosen->name; }
 

@@ -19,7 +19,7 @@ from lptensor.posits import PositBits
 from lptensor.rounding import Beyond, Mode, Rounding
 from lptensor.tables import Table
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 
 # Seed and offset of a call's random words; under graph capture a tensor on the device that holds them.
 Key = tuple[int, int] | Tensor | None

@@ -21,7 +21,7 @@ from lptensor.posits import PositBits
 from lptensor.rounding import Beyond, Mode, Rounding
 from lptensor.tables import Table, buckets
 
-ABI_VERSION = 13
+ABI_VERSION = 14
 MAX_DIMS = 16  # csrc/block.h
 _DTYPES = (torch.float32, torch.float64)
 

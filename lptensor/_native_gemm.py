@@ -26,7 +26,10 @@ _Accumulator._fields_ = (
     ("sum", _native.GridStruct),
     ("product", _native.GridStruct),
     *((name, ctypes.c_int32) for name in ("mode", "bits", "beyond")),
-    *((name, ctypes.c_int32) for name in ("order", "has_product", "fp32", "alignment", "least", "least_a", "least_b")),
+    *(
+        (name, ctypes.c_int32)
+        for name in ("order", "has_product", "fp32", "alignment", "whole", "least", "least_a", "least_b")
+    ),
     ("chunk", ctypes.c_int64),
     ("turn", ctypes.c_double),
     ("inner", ctypes.POINTER(_Accumulator)),
@@ -69,7 +72,8 @@ def accumulator_struct(acc: Accumulator) -> _Accumulator:
         order=ORDERS[acc.order],
         has_product=acc.product is not None,
         fp32=acc.compute == "fp32",
-        alignment=acc.alignment or 0,
+        alignment=acc.places,
+        whole=acc.whole,
         least=least,
         least_a=least_a,
         least_b=least_b,

@@ -9,7 +9,7 @@ proved algorithms using rounding to odd", IEEE TC 57, 2008).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -108,22 +108,28 @@ class _Sums:
         return waiting[0][1] if s is None else self.rounded(self.added(s, (waiting[0][1], None), acc), acc)
 
     def exactly(self, acc: Accumulator, first: int, last: int, s: Tensor | None) -> Tensor:
+        start = [] if s is None else [(s, None)]
+        return self.rounded(self.exact_sum([*start, *self.terms(acc, first, last)]), acc)
+
+    def exact_sum(self, terms: Sequence[Term]) -> Tensor:
         sum = _Exact(self.zeros())
-        for term in [*([] if s is None else [(s, None)]), *self.terms(acc, first, last)]:
+        for term in terms:
             for part in term:
                 if part is not None:
                     sum.add(part)
-        return self.rounded(sum.value(), acc)
+        return sum.value()
 
     def aligned(self, acc: Accumulator, s: Tensor, ks: range) -> Tensor:
         products = [self.product(k) for k in ks]
+        if acc.whole:
+            return self.exact_sum([(s, None), *products])
         least, least_a, least_b = acc.least_exponents  # which subnormal numbers have
         top = torch.where(s == 0, -(2**20), exponent(s.abs()).clamp(min=least))
         for k, (p, _) in zip(ks, products, strict=True):
             of_a = exponent(exact(self.a[:, :, k, None]).abs()).clamp(min=least_a)
             factors = of_a + exponent(exact(self.b[:, None, k]).abs()).clamp(min=least_b)
             top = torch.maximum(top, torch.where(p == 0, -(2**20), factors.clamp(-900, 900)))
-        unit = (top - (acc.alignment or 0)).clamp(min=-1000)
+        unit = (top - acc.places).clamp(min=-1000)
         units, special = self.zeros(), self.zeros()
         for p, rest in ((s, None), *products):
             finite = p.isfinite()

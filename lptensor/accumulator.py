@@ -36,8 +36,9 @@ class Accumulator:
     pairwise   neighbours are added, then the sums of neighbours, each rounded; products are rounded first
     kahan      compensated (Kahan 1965): y = R(a b - e), t = R(s + y), e = R(R(t - s) - y), s = t
     exact      all products and the addend are added exactly, and the sum is rounded once
-    aligned    digits of s and of the next ``chunk`` products that lie more than ``alignment`` places below the
-               largest exponent are cut off; the rest is added exactly and rounded to ``sum``, as in tensor cores.
+    aligned    s and the next ``chunk`` products are added exactly, and rounded once: a fused dot product and add.
+               With an ``alignment``, digits that lie more than so many places below the largest exponent are cut
+               off before, as in tensor cores.
                A product's exponent is the sum of its factors'; a subnormal number has its format's smallest
     ========== ==========================================================================================
 
@@ -55,13 +56,14 @@ class Accumulator:
             and then the rounding, so that values are rounded twice.
         inner: what adds up inside a chunk: an ``Accumulator``, or a format, which stands for one
             that adds in order and rounds to nearest. None: as outside.
-        alignment: for the order "aligned", how many binary places below the largest exponent are kept.
-        operands: for the order "aligned", the format that the factors of products are in, or a pair; it gives
+        alignment: for the order "aligned", how many binary places below the largest exponent are kept, 0 to 40;
+            None keeps all.
+        operands: where there is an ``alignment``, the format that the factors of products are in, or a pair; it gives
             the exponent of their subnormal numbers. None means that no number is subnormal. Nothing is rounded
             to it. The terms of a sum are not factors, and gradients are in neither format. An ``Arithmetic`` fills in
             what its ``Gemm`` rounds to, and what an LPTensor is in.
         wrap: what leaves the range of a ``FixedPoint`` sum comes in again at the other end, like integers in
-            two's complement. This is exact while each product (in the order "exact" the sum)
+            two's complement. This is exact while each product (in the order "exact" and fused, the sum)
             is below 2**52 steps of the format; an infinity becomes NaN.
 
     Raises:
@@ -146,9 +148,10 @@ class Accumulator:
                 if getattr(self, name) is not None:
                     raise ValueError(f'{name} is for order="aligned", got order={self.order!r}; leave {name} out')
             return
-        if self.alignment is None:
-            raise ValueError('order="aligned" needs alignment=, how many places below the largest exponent are kept')
-        set_int(self, "alignment", 0, 40)
+        if self.alignment is not None:
+            set_int(self, "alignment", 0, 40, why="; None keeps all places")
+        elif self.operands is not None:
+            raise ValueError(f"operands makes a difference to an alignment, got operands={self.operands!r} alone")
         set_int(self, "chunk", 1, 512, why=' in the order "aligned"')
         if self.product is not None:
             raise ValueError(f'order="aligned" adds exact products, got product={self.product!r}; leave it out')
@@ -180,15 +183,15 @@ class Accumulator:
 
     def _for_operands(self, change: Callable[[_Operands], _Operands]) -> Accumulator:
         inner = self.inner and self.inner._for_operands(change)
-        operands = change(self.operands or (None, None)) if self.order == "aligned" else None
+        operands = change(self.operands or (None, None)) if self.alignment is not None else None
         operands = None if operands == (None, None) else operands
         same = inner is self.inner and operands == self.operands
         return self if same else replace(self, inner=inner, operands=operands)
 
     @property
     def asks(self) -> bool:
-        """Whether it makes a difference what factors are in: in the order "aligned" alone."""
-        return self.order == "aligned" or self.inner is not None and self.inner.asks
+        """Whether it makes a difference what factors are in: where digits are cut off."""
+        return self.alignment is not None or self.inner is not None and self.inner.asks
 
     @property
     def names_operands(self) -> bool:
@@ -200,6 +203,18 @@ class Accumulator:
         """The smallest exponents of the sum and of the factors of products, which subnormal numbers count with."""
         a, b = self.operands or (None, None)
         return _least_exponent(self.sum), _least_exponent(a), _least_exponent(b)
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing is cut off of sums that are formed at once."""
+        return self.order == "aligned" and self.alignment is None
+
+    @property
+    def places(self) -> int:
+        """How many below the largest exponent are held: the alignment, or what a float64 sum has room for."""
+        if self.whole:
+            return EXACT_PRECISION - self.chunk.bit_length()
+        return self.alignment or 0
 
     @property
     def nested(self) -> bool:

@@ -262,6 +262,7 @@ ACCUMULATORS = [
     Accumulator(FixedPoint(10, 4), chunk=9, inner=FP32, wrap=True),
     *(tensor_core(name) for name in ("volta", "ampere", "hopper", "hopper_fp8")),
     Accumulator(E4M3, order="aligned", chunk=20, alignment=9, rounding="stochastic", operands=(E2M1, None)),
+    Accumulator(FP16, order="aligned", chunk=4),
     tensor_core("blackwell_fp8", (None, E2M1)),
 ]
 

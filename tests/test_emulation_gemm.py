@@ -162,6 +162,8 @@ OTHERS = (
     Accumulator(BF16, chunk=4, order="kahan", inner=Accumulator(FP16, order="pairwise", compute="fp32")),
     Accumulator(FP16, chunk=6, inner=Accumulator(FP16, compute="fp32")),
     Accumulator(FP16, order="aligned", chunk=33, alignment=12, rounding="toward_zero"),
+    Accumulator(FP16, order="aligned", chunk=4),
+    Accumulator(E4M3, order="aligned", chunk=33, rounding="stochastic"),
     Accumulator(FloatingPoint(4, 3, specials="fnuz"), chunk=2),
     Accumulator(FloatingPoint(5, 4, subnormals="flush")),
     Accumulator(FixedPoint(20, 12)),

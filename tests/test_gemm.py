@@ -25,6 +25,8 @@ from oracles.accumulate import Adder
 from rounders import NATIVE_BUILDS, chosen, judge
 
 IMPLEMENTATIONS = ["reference", *NATIVE_BUILDS]
+ORDERS = list(accumulator.ORDERS)
+ORDERS_BUT_KAHAN = [order for order in ORDERS if order != "kahan"]
 KEY = (0x0123456789ABCDEF, 77)
 WANG = FloatingPoint(6, 9)
 DETERMINISTIC = ("nearest", "nearest_away", "toward_zero", "down", "up", "odd")
@@ -90,7 +92,7 @@ def adder(acc: Accumulator, rounder: Rounder) -> Adder:
         product=None if acc.product is None else rounder.of(acc.product, mode, bits),
         chunk=acc.chunk,
         inner=adder(acc.inner or replace(acc, chunk=1), rounder) if acc.chunk > 1 and acc.order != "aligned" else None,
-        alignment=acc.alignment or 0,
+        alignment=acc.alignment,
         least=(*map(least_exponent, acc.operands or (None, None)), least_exponent(acc.sum)),
         **({"step": lambda x: Fraction(exact.rounded(single, x, "nearest"))} if acc.compute == "fp32" else {}),
     )
@@ -142,8 +144,9 @@ def accumulators(draw: Any, modes: tuple[str, ...] = DETERMINISTIC) -> Accumulat
     chunk = draw(st.sampled_from((1, 1, 2, 3, 5)))
     wrap = isinstance(sum, FixedPoint) and not sum.symmetric and draw(st.booleans())
     if order == "aligned":
-        operands = draw(st.one_of(st.none(), st.tuples(*[st.one_of(st.none(), st.sampled_from(FORMATS))] * 2)))
-        places = draw(st.integers(0, 30))
+        places = draw(st.one_of(st.none(), st.integers(0, 30)))
+        factors = st.tuples(*[st.one_of(st.none(), st.sampled_from(FORMATS))] * 2)
+        operands = None if places is None else draw(st.one_of(st.none(), factors))
         return Accumulator(sum, chunk=chunk, order=order, rounding=rounding, alignment=places, operands=operands)
     compute = "exact" if order == "exact" else draw(st.sampled_from(("exact", "fp32")))
     inner = draw(st.one_of(st.none(), st.just(FP32), accumulators(modes))) if chunk > 1 else None
@@ -258,7 +261,7 @@ def test_stochastic_sums_draw_the_words_of_the_contract(
         Accumulator(FORMATS[1], order="pairwise", rounding="stochastic"),
         Accumulator(FORMATS[1], FORMATS[3], order="pairwise", rounding="stochastic"),
         Accumulator(FORMATS[1], chunk=2, order="pairwise", rounding="stochastic"),
-        Accumulator(FORMATS[1], chunk=4, order="aligned", rounding="stochastic", alignment=14),
+        *(Accumulator(FORMATS[1], None, 4, "aligned", "stochastic", alignment=places) for places in (14, None)),
         Accumulator(
             FORMATS[1],
             chunk=4,
@@ -473,23 +476,23 @@ def test_an_order_that_nothing_adds_in_is_refused(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("order", ["sequential", "pairwise", "kahan", "exact", "aligned"])
+@pytest.mark.parametrize("order", ORDERS)
 def test_the_rest_of_a_float64_product_counts(implementation: str, order: str) -> None:
     # (1 + 2**-30)(1 - 2**-30) is below 1 by 2**-60, and 1 in float64
     sum = FixedPoint(32, 28)
-    acc = Accumulator(sum, order=order, rounding="toward_zero", alignment=40 if order == "aligned" else None)
+    acc = Accumulator(sum, order=order, rounding="toward_zero")
     a, b = (torch.full((1, 2, 1), 1 + t, dtype=torch.float64) for t in (2.0**-30, -(2.0**-30)))
     for way in (acc, acc if order in ("exact", "aligned") else replace(acc, product=sum)):
         assert product(implementation, a, b.mT, way).unique().tolist() == [1 - 2.0**-28]
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("order", ["sequential", "pairwise", "exact", "aligned"])
+@pytest.mark.parametrize(("order", "alignment"), [*((order, None) for order in ORDERS_BUT_KAHAN), ("aligned", 10)])
 @pytest.mark.parametrize("sign", [1, -1])
-def test_what_is_below_the_normal_float64_is_more_than_nothing(implementation: str, order: str, sign: int) -> None:
-    acc = Accumulator(
-        FP16, order=order, rounding="up" if sign > 0 else "down", alignment=10 if order == "aligned" else None
-    )
+def test_what_is_below_the_normal_float64_is_more_than_nothing(
+    implementation: str, order: str, alignment: int | None, sign: int
+) -> None:
+    acc = Accumulator(FP16, order=order, rounding="up" if sign > 0 else "down", alignment=alignment)
     least = sign * torch.full((1, 2, 2), 2.0**-1074, dtype=torch.float64)
     one, zero = torch.eye(2, dtype=torch.float64)[None], torch.zeros(1, 2, 2, dtype=torch.float64)
     for a, b, c in ((least, one, None), (one, least, None), (zero, zero, least)):
@@ -621,7 +624,7 @@ BY_PARTS = [
     Accumulator(BF16, chunk=16, compute="fp32"),
     replace(integer_accumulator(8), chunk=10),
     # The sums of their chunks are not by themselves: alignment knows the sum so far, and words count all roundings.
-    Accumulator(BF16, chunk=16, order="aligned", alignment=10),
+    *(Accumulator(BF16, chunk=16, order="aligned", alignment=places) for places in (10, None)),
     Accumulator(BF16, chunk=8, rounding="stochastic"),
     Accumulator(E5M2, order="pairwise", rounding="stochastic"),
 ]
@@ -691,7 +694,8 @@ WIDE_INSIDE = Accumulator(BF16, chunk=3, inner=FixedPoint(32, 0))
         (lambda: Accumulator(BF16, wrap=True), ValueError, "needs a FixedPoint sum"),
         (lambda: Accumulator(BF16, inner=FP32), ValueError, "give a chunk of 2 or more"),
         (lambda: Accumulator(BF16, alignment=3), ValueError, "alignment is for"),
-        (lambda: Accumulator(BF16, order="aligned"), ValueError, "needs alignment="),
+        (lambda: Accumulator(BF16, order="aligned", operands=FP16), ValueError, "makes a difference to an alignment"),
+        (lambda: Accumulator(BF16, order="aligned", chunk=513), ValueError, "chunk must be from 1 to 512"),
         (lambda: Accumulator(BF16, operands=FP16), ValueError, "operands is for order"),
         (lambda: tensor_core("hopper", "fp16"), TypeError, "a format of both factors, or a pair, got 'fp16'"),
         (lambda: tensor_core("hopper", (FP16, Posit(8))), TypeError, "got Posit.*; leave out others"),
@@ -761,11 +765,13 @@ def test_a_product_of_zero_is_aligned_to_nothing(implementation: str) -> None:
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("order", ["sequential", "pairwise", "kahan", "exact", "aligned"])
+@pytest.mark.parametrize(("order", "alignment"), [*((order, None) for order in ORDERS), ("aligned", 24)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_infinities_of_both_signs_make_nan_and_nan_stays(implementation: str, order: str, dtype: torch.dtype) -> None:
+def test_infinities_of_both_signs_make_nan_and_nan_stays(
+    implementation: str, order: str, alignment: int | None, dtype: torch.dtype
+) -> None:
     inf, nan = torch.inf, torch.nan
-    acc = Accumulator(FP32, chunk=3, order=order, alignment=24 if order == "aligned" else None)
+    acc = Accumulator(FP32, chunk=3, order=order, alignment=alignment)
     for terms, lost in (
         ((inf, -inf, 1.0), True),
         ((nan, 1.0, inf), True),
@@ -778,9 +784,11 @@ def test_infinities_of_both_signs_make_nan_and_nan_stays(implementation: str, or
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("order", ["sequential", "pairwise", "exact", "aligned"])
-def test_products_far_beyond_every_format_keep_their_sign_and_are_no_zeros(implementation: str, order: str) -> None:
-    acc = Accumulator(FP16, order=order, alignment=24 if order == "aligned" else None, rounding="up")
+@pytest.mark.parametrize(("order", "alignment"), [*((order, None) for order in ORDERS_BUT_KAHAN), ("aligned", 24)])
+def test_products_far_beyond_every_format_keep_their_sign_and_are_no_zeros(
+    implementation: str, order: str, alignment: int | None
+) -> None:
+    acc = Accumulator(FP16, order=order, alignment=alignment, rounding="up")
     ends = [1 + 2.0**-30, 1 - 2.0**-30]  # what float64 leaves of the product is negative
     for size, wanted in ((2.0**-600, 2.0**-24), (2.0**500, torch.inf)):
         a, b = (torch.full((1, 2, 1), x * size, dtype=torch.float64) for x in ends)

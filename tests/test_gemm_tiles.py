@@ -69,6 +69,8 @@ TILED = (
     tensor_core("hopper", (None, E2M1)),
     Accumulator(FP16, order="aligned", chunk=3, rounding="odd", alignment=0),
     Accumulator(BF16, order="aligned", chunk=300, rounding="nearest_away", alignment=30),
+    *(Accumulator(sum, order="aligned", chunk=chunk) for sum, chunk in ((FP32, 4), (FP16, 2), (E4M3, 300))),
+    Accumulator(FloatingPoint(8, 22), order="aligned", chunk=16, rounding="up"),
     *(
         Accumulator(sum, product, order=order, rounding=mode)
         for order in ("kahan", "pairwise")
@@ -223,8 +225,9 @@ def test_half_of_the_smallest_number_goes_up_where_there_are_no_subnormals(order
 
 
 @pytest.mark.parametrize("chunk", [4, 16])
-def test_aligned_sums_keep_what_is_infinite_and_end_in_positive_zeros(chunk: int) -> None:
-    acc = Accumulator(FP32, chunk=chunk, order="aligned", rounding="toward_zero", alignment=24)
+@pytest.mark.parametrize("alignment", [24, None])
+def test_aligned_sums_keep_what_is_infinite_and_end_in_positive_zeros(chunk: int, alignment: int | None) -> None:
+    acc = Accumulator(FP32, chunk=chunk, order="aligned", rounding="toward_zero", alignment=alignment)
     a, b, c = (t[None] for t in operands(6, 5, 9, 40, 2))
     c[0, 0, :3], c[0, 1, :2], a[0, 2], c[0, 2] = torch.inf, torch.nan, -0.0, -0.0
     a[0, 3, 1], b[0, 1, 7] = torch.inf, 0.0
@@ -246,12 +249,26 @@ def test_exact_sums_know_numbers_that_are_far_apart(reach: int) -> None:
     b[0, 1::2], a[0, :, 1::2] = b[0, ::2], -a[0, :, ::2]  # all large terms cancel
     a[0, :, 299] *= 2.0**-reach
     c[0, 0, 0], c[0, 1, 0], a[0, 2, 5] = torch.inf, torch.nan, -torch.inf
-    for mode in ("nearest", "up"):
-        acc = Accumulator(FP32, order="exact", rounding=mode)
+    for mode, order, chunk in (
+        ("nearest", "exact", 1),
+        ("up", "exact", 1),
+        ("nearest", "aligned", 4),
+        ("up", "aligned", 30),
+    ):
+        acc = Accumulator(FP32, chunk=chunk, order=order, rounding=mode)
         wanted = accumulate.gemm(a, b, acc, c, None)
         assert wanted.isfinite()[0, 3:].all() and not wanted.isfinite()[0, 2].any()
         for build in NATIVE_BUILDS:
             assert same(product(build, a, b, acc, c), wanted), build
+
+
+@pytest.mark.parametrize("exponent", [-20, -40, -60])  # of what 2**200 covers: some 240 to 320 places
+def test_fused_sums_keep_what_is_left_of_numbers_that_cancel(exponent: int) -> None:
+    a = torch.tensor([2.0**100, 2.0**exponent, -(2.0**100)]).expand(1, 5, 3)
+    b = torch.tensor([2.0**100, 2.0**exponent, 2.0**100])[:, None].expand(3, 40)[None]
+    for build in NATIVE_BUILDS:
+        got = product(build, a, b, Accumulator(FP32, chunk=3, order="aligned"))
+        assert (got == 2.0 ** (2 * exponent)).all(), build
 
 
 def test_exact_sums_lose_no_bit_of_many_large_products_and_round_their_addend_with_them() -> None:

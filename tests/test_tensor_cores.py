@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
 import pytest
 import torch
+from mmasim.amd.sim import MFMA
 from mmasim.nv_ptx.sim import MMA, WGMMA, TCGen05MMA
 from torch import Tensor
 
@@ -72,6 +74,44 @@ def test_tensor_cores_add_up_as_mma_sim_does(
         c = numbers((core.m, core.n), FP32 if acc.sum == FP32 else TF32, of_c, g)
         wanted = core(a, b, c)
         got = product(implementation, a.float()[None], b.float()[None], acc, c[None])[0]
+        assert same(got, wanted), (of_a, of_b, of_c)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize(("format", "chunk", "suffix"), [(FP16, 4, "f32_16x16x16f16"), (BF16, 2, "f32_16x16x8bf16")])
+def test_fused_sums_are_those_of_the_first_matrix_cores(
+    format: ScalarFormat, chunk: int, suffix: str, implementation: str
+) -> None:
+    """AMD's CDNA1 adds so, as MMA-Sim has it."""
+    g = torch.Generator().manual_seed(0)
+    core, acc = MFMA("CDNA1", suffix), Accumulator(FP32, chunk=chunk, order="aligned")
+    for of_a, of_b, of_c in ((0, 0, 0), (-3, 2, -30), (-8, -5, -12), (4, 4, 40), (2, 2, -40)):
+        a, b = numbers((core.m, core.k), format, of_a, g), numbers((core.k, core.n), format, of_b, g)
+        a[:, 1::2], b[1::2] = -a[:, ::2], b[::2]  # pairs that cancel
+        b[1] *= 1.25
+        c = numbers((core.m, core.n), TF32, of_c, g)
+        wanted = core(a, b, c)
+        got = product(implementation, a.float()[None], b.float()[None], acc, c[None])[0]
+        assert same(got, wanted), (of_a, of_b, of_c)
+
+
+@pytest.mark.parametrize(
+    ("format", "chunk", "suffix"),
+    [(FP16, 4, "f32_16x16x16f16"), (BF16, 2, "f32_16x16x8bf16"), (BF16, 4, "f32_16x16x16bf16_1k")],
+)
+def test_sums_of_flushed_pairs_are_those_of_the_second_matrix_cores(
+    format: ScalarFormat, chunk: int, suffix: str
+) -> None:
+    """CDNA2: products, sums of pairs and of pairs of them in fp32, and nothing is subnormal."""
+    g = torch.Generator().manual_seed(0)
+    core, flushed = MFMA("CDNA2", suffix), FloatingPoint(8, 23, subnormals="flush")
+    acc = Accumulator(flushed, chunk=chunk, inner=Accumulator(flushed, flushed, order="pairwise"))
+    operand = replace(format, subnormals="flush")
+    for of_a, of_b, of_c in ((0, 0, 0), (-3, 2, -30), (-12, -12, -25), *[(-64, -64, -127)] * (format == BF16)):
+        a, b = numbers((core.m, core.k), format, of_a, g), numbers((core.k, core.n), format, of_b, g)
+        c = numbers((core.m, core.n), TF32, of_c, g)
+        wanted = core(a, b, c)
+        got = lptensor.matmul(*(lptensor.round(x.float(), operand) for x in (a, b)), accumulator=acc, c=c)
         assert same(got, wanted), (of_a, of_b, of_c)
 
 

@@ -53,6 +53,8 @@ ROWS = {
     "BF16, Kahan": Accumulator(BF16, order="kahan"),
     "BF16, exact": Accumulator(BF16, order="exact"),
     "tensor core (Ampere)": tensor_core("ampere"),
+    "FP32, 4 fused": Accumulator(FP32, chunk=4, order="aligned"),
+    "FP32, 16 fused": Accumulator(FP32, chunk=16, order="aligned"),
     "FP32 of float64": Accumulator(FP32),
     "32-bit integers in float64, wrap": integer_accumulator(32),
     "32-bit integers in float64, saturate": integer_accumulator(32, "saturate"),

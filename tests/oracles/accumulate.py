@@ -27,7 +27,7 @@ class Adder:
     chunk: int = 1
     inner: Adder | None = None
     step: Round = untouched
-    alignment: int = 0
+    alignment: int | None = None
     least: tuple[int | None, int | None, int | None] = (None, None, None)  # exponents of a, b and the sum; or no least
 
     def dot(self, a: Sequence[Fraction], b: Sequence[Fraction], c: Fraction | None) -> Fraction:
@@ -83,6 +83,9 @@ class Adder:
                 yield x * y if self.product is None else self.product(self.step(x * y))
 
     def aligned(self, a: Sequence[Fraction], b: Sequence[Fraction], s: Fraction) -> Fraction:
+        terms = [s, *(x * y for x, y in zip(a, b, strict=True))]
+        if self.alignment is None:
+            return sum(terms, Fraction(0))
         of_a, of_b, of_s = self.least
         exponents = [exponent(x, of_a) + exponent(y, of_b) for x, y in zip(a, b, strict=True) if x and y]
         if s:
@@ -90,7 +93,7 @@ class Adder:
         if not exponents:
             return Fraction(0)
         unit = Fraction(2) ** (max(exponents) - self.alignment)
-        return sum((int(t / unit) * unit for t in [s, *(x * y for x, y in zip(a, b, strict=True))]), Fraction(0))
+        return sum((int(t / unit) * unit for t in terms), Fraction(0))
 
 
 def exponent(x: Fraction, least: int | None = None) -> int:
