@@ -66,6 +66,12 @@ class Accumulator:
             two's complement. This is exact while each product (in the order "exact" and fused, the sum)
             is below 2**52 steps of the format; an infinity becomes NaN.
 
+        unscaled: the products are those of elements, as in hardware. A factor that a ``Gemm`` rounds to elements under
+            scales takes part without these, and they multiply what was added up: the sum, or where this is said of
+            ``inner`` that of each chunk. The scales must be the same all along such a sum. The product of two scales
+            is rounded to the tensors' dtype; that times the sum, plus the addend or the running sum outside, is rounded
+            once. Sums without products have no elements and are left to PyTorch, but in ``lptensor.sum``.
+
     Raises:
         TypeError, ValueError: a field outside what is listed, or fields that do not go together; the message says
             what would.
@@ -85,6 +91,7 @@ class Accumulator:
     alignment: int | None = None
     wrap: bool = False
     operands: _Operands | None = None
+    unscaled: bool = False
 
     def __init__(
         self,
@@ -98,13 +105,14 @@ class Accumulator:
         alignment: int | None = None,
         wrap: bool = False,
         operands: Format | tuple[Format | None, Format | None] | None = None,
+        unscaled: bool = False,
     ) -> None:
         if isinstance(inner, Format):
             inner = Accumulator(inner, product, compute=compute if order != "exact" else "exact")
         given = dict(sum=sum, product=product, chunk=chunk, order=order, rounding=as_rounding(rounding))
         operands = (operands, operands) if isinstance(operands, Format) else operands
         operands = None if operands == (None, None) else operands
-        rest = dict(compute=compute, inner=inner, alignment=alignment, wrap=wrap, operands=operands)
+        rest = dict(compute=compute, inner=inner, alignment=alignment, wrap=wrap, operands=operands, unscaled=unscaled)
         for name, value in {**given, **rest}.items():
             object.__setattr__(self, name, value)
         for name in ("sum", "product"):
@@ -118,6 +126,7 @@ class Accumulator:
             raise ValueError(f"order={order!r} has no fp32 steps, got compute={compute!r}; leave compute out")
         self._check_inner()
         self._check_aligned()
+        check_bool("unscaled", unscaled)
         if not check_bool("wrap", wrap):
             return
         if not isinstance(sum, FixedPoint):
@@ -192,6 +201,17 @@ class Accumulator:
     def asks(self) -> bool:
         """Whether it makes a difference what factors are in: where digits are cut off."""
         return self.alignment is not None or self.inner is not None and self.inner.asks
+
+    @property
+    def carrier(self) -> torch.dtype:
+        """What tensors need to be of, to hold the sums."""
+        held = [f.carrier for f in (self.sum, self.product) if f is not None]
+        return max([*held, *([] if self.inner is None else [self.inner.carrier])], key=lambda dtype: dtype.itemsize)
+
+    @property
+    def adds_elements(self) -> bool:
+        """Whether some sum in it is of elements without their scales."""
+        return self.unscaled or self.inner is not None and self.inner.adds_elements
 
     @property
     def names_operands(self) -> bool:

@@ -83,7 +83,7 @@ class Arithmetic:
             raise TypeError(f"accumulator must be Accumulator(sum, ...) or None, got {accumulator!r}")
         if compute not in (torch.float32, torch.float64):
             raise ValueError(f"compute must be torch.float32 or torch.float64, got {compute!r}")
-        if accumulator is not None:
+        if accumulator is not None and not accumulator.adds_elements:  # which come in a dtype of their own
             accumulator.check_carrier(compute)
         values: dict[str, Any] = {
             "forward": forward,

@@ -97,10 +97,11 @@ def shapes_products(x: Any) -> bool:
 
 
 def accumulator_of(found: list[Any]) -> Accumulator | None:
-    """The accumulator of an op between LPTensors; what has none need have no arithmetic in common."""
+    """What adds up in an op that is no product; without an accumulator, LPTensors need no arithmetic in common."""
     if all(x._arithmetic.accumulator is None for x in found):
         return None
-    return join(found).accumulator
+    accumulator = join(found).accumulator
+    return None if accumulator is None or accumulator.adds_elements else accumulator
 
 
 def by_formula(op: Opened) -> Any:

@@ -27,7 +27,9 @@ _TENSOR_CORES = {
 
 
 def tensor_core(
-    name: str = "ampere", operands: Format | tuple[Format | None, Format | None] | None = None
+    name: str = "ampere",
+    operands: Format | tuple[Format | None, Format | None] | None = None,
+    unscaled: bool = False,
 ) -> Accumulator:
     """The truncating sums of NVIDIA's tensor cores with fp32 results, as published measurements have them.
 
@@ -40,9 +42,10 @@ def tensor_core(
             from 13 to 25 (docs/accumulators.md has them all).
         operands: the format of the factors, or a pair. In hardware a subnormal number has the smallest exponent of
             its format, which may cut off more; without a format it has that of its leading bit.
+        unscaled: as of ``Accumulator``: under a ``Gemm``, elements are added up, and their scales multiply the sum.
 
     Raises:
-        TypeError: operands that are not formats of single numbers.
+        TypeError: operands that are not formats of single numbers, an unscaled that is not a bool.
         ValueError: another name.
 
     >>> from lptensor import E4M3
@@ -54,10 +57,12 @@ def tensor_core(
     if not isinstance(name, str) or name not in _TENSOR_CORES:
         raise ValueError(f'unknown tensor core {name!r}; known: {", ".join(_TENSOR_CORES)}; or order="aligned"')
     chunk, alignment, sum = _TENSOR_CORES[name]
-    return Accumulator(sum, None, chunk, "aligned", "toward_zero", alignment=alignment, operands=operands)
+    return Accumulator(
+        sum, None, chunk, "aligned", "toward_zero", alignment=alignment, operands=operands, unscaled=unscaled
+    )
 
 
-def integer_accumulator(bits: int = 32, overflow: str = "wrap", fl: int = 0) -> Accumulator:
+def integer_accumulator(bits: int = 32, overflow: str = "wrap", fl: int = 0, unscaled: bool = False) -> Accumulator:
     """A two's complement register of ``bits`` bits, ``fl`` of them behind the binary point.
 
     More than 25 bits need float64 tensors, which hold the operands of integer arithmetic as they are.
@@ -66,13 +71,17 @@ def integer_accumulator(bits: int = 32, overflow: str = "wrap", fl: int = 0) -> 
         bits: 2 to 52, the sign among them.
         fl: how many of them are behind the binary point.
         overflow: "wrap" goes on at the other end of the range, "saturate" stops at the end.
+        unscaled: as of ``Accumulator``: under ``Gemm(Scaled(INT8, ...))`` integers are added up, of any width
+            whatever the tensors' dtype, and their scales multiply the sum.
 
     Raises:
-        TypeError, ValueError: bits outside 2 to 52, another overflow, an fl that ``FixedPoint`` refuses.
+        TypeError, ValueError: bits outside 2 to 52, another overflow, an fl that ``FixedPoint`` refuses, an unscaled
+            that is not a bool.
 
     >>> integer_accumulator(16, "saturate")
     Accumulator(FixedPoint(wl=16, fl=0))
     """
     if overflow not in ("wrap", "saturate"):
         raise ValueError(f'overflow must be "wrap" or "saturate", got {overflow!r}')
-    return Accumulator(FixedPoint(check_int("bits", bits, 2, EXACT_PRECISION + 1), fl), wrap=overflow == "wrap")
+    register = FixedPoint(check_int("bits", bits, 2, EXACT_PRECISION + 1), fl)
+    return Accumulator(register, wrap=overflow == "wrap", unscaled=unscaled)

@@ -17,6 +17,7 @@ from lptensor.hadamard import Hadamard
 from lptensor.observe import saying
 from lptensor.operands import Gemm, Operand, Product
 from lptensor.sums import add
+from lptensor.unscaled_sums import Factor, add_up, element_of, has_scales
 from lptensor.watch import tell
 
 Factors = tuple[Tensor | None, Tensor | None]
@@ -61,7 +62,15 @@ class Multiply:
     @property
     def elementwise(self) -> bool:
         """Whether elements are rounded where they stand, whatever becomes of the tensors."""
-        return self.transform is None and all(operand is None or operand.elementwise for operand in self.pair)
+        kept = [operand for operand in self.pair if operand is not None]
+        if self.adds_elements and any(has_scales(operand.format) for operand in kept):
+            return False  # scales go with their operand into the product
+        return self.transform is None and all(operand.elementwise for operand in kept)
+
+    @property
+    def adds_elements(self) -> bool:
+        """Whether the accumulator adds products of elements without their scales."""
+        return self.accumulator is not None and self.accumulator.adds_elements
 
     @property
     def rounded(self) -> Multiply:
@@ -89,7 +98,8 @@ class Multiply:
     def _format(self, operand: Operand | None, factor: Any) -> Format | None:
         """What a factor is in when it is multiplied; None where that is unknown, as of a plain one."""
         if operand is not None:
-            return operand.format if operand.elementwise else None
+            known = operand.elementwise or self.adds_elements
+            return (element_of(operand.format) if self.adds_elements else operand.format) if known else None
         if self.transform is not None or not hasattr(factor, "_arithmetic"):
             return None
         format: Format | None = factor._arithmetic.sides[factor._gradient][0]
@@ -109,11 +119,14 @@ class Multiply:
 
     def operands(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         """``a`` (..., rows, k) and ``b`` (..., k, columns), transformed and rounded along k."""
-        rows, columns = a, b.mT
-        if self.transform is not None:
-            signs = self.transform.draw(a)
-            rows, columns = self.transform.apply(rows, signs), self.transform.apply(columns, signs)
+        rows, columns = self._transformed(a, b.mT)
         return self.round(rows, 0), self.round(columns, 1).mT
+
+    def _transformed(self, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+        if self.transform is None:
+            return rows, columns
+        signs = self.transform.draw(rows)
+        return self.transform.apply(rows, signs), self.transform.apply(columns, signs)
 
     def round(self, x: Tensor, place: int) -> Tensor:
         """The left operand (0) or the right one (1), its contraction axis last."""
@@ -126,10 +139,18 @@ class Multiply:
         tell(rounded, operand.format, operand.rounding)
         return rounded
 
+    def factor(self, x: Tensor, place: int) -> Factor:
+        """The same, as elements and their scales."""
+        operand, rounded = self.pair[place], self.round(x, place)
+        return Factor(x) if operand is None else operand.apart(x, rounded)
+
     def matmul(self, a: Tensor, b: Tensor, start: Tensor | None = None) -> Tensor:
         """``a @ b`` of rounded operands; an accumulator begins its sums with ``start``."""
-        a, b = self.operands(a, b)
         adder = self.adder
+        if adder is not None and adder.adds_elements:
+            rows, columns = self._transformed(a, b.mT)
+            return add_up(self.factor(rows, 0), self.factor(columns, 1), adder, start)
+        a, b = self.operands(a, b)
         if adder is None:
             product: Tensor = in_full_fp32(torch.matmul)(a, b)
             return product if start is None else product + start
@@ -137,4 +158,6 @@ class Multiply:
 
     def sum(self, x: Tensor, dim: list[int] | int, keepdim: bool = False) -> Tensor:
         """A sum that belongs to the op, over axes."""
-        return x.sum(dim, keepdim) if self.accumulator is None else add(x, dim, self.accumulator, keepdim)
+        if self.accumulator is None or self.adds_elements:
+            return x.sum(dim, keepdim)
+        return add(x, dim, self.accumulator, keepdim)

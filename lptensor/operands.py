@@ -16,6 +16,7 @@ from lptensor.hadamard import Hadamard
 from lptensor.ops import round_fresh
 from lptensor.rounding import Mode, Rounding, as_rounding, show_rounding
 from lptensor.scaling import PER_TENSOR, Tile
+from lptensor.unscaled_sums import Factor, take_apart
 
 
 class Product(enum.Enum):
@@ -73,6 +74,16 @@ class Operand:
         Not where a subclass rounds in a way of its own, of which nothing is known.
         """
         return type(self).quantize is Operand.quantize and not isinstance(self.format, BlockFormat)
+
+    def apart(self, x: Tensor, rounded: Tensor) -> Factor:
+        """What ``quantize`` made of a tensor, as elements and their scales.
+
+        Raises:
+            TypeError: a subclass that rounds in a way of its own.
+        """
+        if type(self).quantize is not Operand.quantize:
+            raise TypeError(f"sums of elements need to know their scales, and {self!r} rounds in a way of its own")
+        return take_apart(x, rounded, self._lowered)
 
     def quantize(self, x: Tensor) -> Tensor:
         """A rounded copy of a plain tensor (..., rows, contraction), fp32 or fp64; what the product gets.

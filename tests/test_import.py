@@ -31,7 +31,7 @@ LAYERS = (
     ("ops",),
     ("gemm",),
     ("codes", "describe", "finfo", "neighbours", "packing", "interop"),
-    ("hadamard", "operands", "odd_sums"),
+    ("hadamard", "operands", "odd_sums", "unscaled_sums"),
     ("arithmetic", "rules", "escape", "exact_ops", "limits", "unscale", "composites"),
     ("arguments", "watch"),
     ("running_product", "sums", "multiply", "unfolded", "attention", "products", "computing"),

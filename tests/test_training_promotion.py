@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from fractions import Fraction
 
 import torch
 from torch import Tensor, nn
 
+from lptensor import hardware_sums
 from lptensor.training import recipes
 
 
@@ -66,10 +68,14 @@ def test_promotion_keeps_long_sums_from_losing_digits() -> None:
     result as much: 34 times. Promoted every 128, that happens 4 times before fp32 takes over; else 128 times.
     """
     x, w = torch.rand(8, 4096), torch.rand(8, 4096)
-    exact = product(x, w, None)
+    exact, promoted = product(x, w, None), product(x, w, 128)
+    layer = nn.Linear(4096, 8, bias=False)
+    layer.weight.data = w
+    recipe = replace(recipes.deepseek(), accumulator=hardware_sums.tensor_core("hopper_fp8"))
+    never = recipe.model(layer)(x).detach()
 
-    def error(every: int) -> float:
-        return float(((product(x, w, every) - exact) / exact).abs().max())
+    def error(got: Tensor) -> float:
+        return float(((got - exact) / exact).abs().max())
 
-    assert 0 < error(128) < 4 * 34 * 2**-13
-    assert error(4096) > 10 * error(128)
+    assert 0 < error(promoted) < 4 * 34 * 2**-13
+    assert error(never) > 10 * error(promoted)

@@ -352,16 +352,15 @@ def deepseek(promote_every: int | None = None, exempt: Exempt = ()) -> Recipe:
     """E4M3 for all: tiles of 1 x 128 of activations and gradients, blocks of 128 x 128 of weights, fp32 scales.
 
     DeepSeek-V3 (2412.19437, section 3.3). Products add up in fp32 throughout; with ``promote_every``, the
-    paper's 128, so many add up as Hopper's tensor cores do it for FP8 (``tensor_core("hopper_fp8")``), and
-    these sums in fp32. Hardware multiplies such a sum by its scales, here they multiply the operands: the
-    same where scales are powers of two, else up to their rounding. It is as slow as ``tensor_core`` is.
+    paper's 128, so many products of elements add up as Hopper's tensor cores do it for FP8
+    (``tensor_core("hopper_fp8")``), and these sums, times their scales, in fp32. It is as slow as ``tensor_core`` is.
 
     Args:
-        promote_every: how many products, 2 or more; None for fp32 throughout.
+        promote_every: how many products, a divisor of 128 from 2 on; None for fp32 throughout.
         exempt: paths of layers to leave alone, as ``exempt`` of ``lower``.
 
     Raises:
-        TypeError, ValueError: an ``exempt`` that is not a list, a promote_every below 2.
+        TypeError, ValueError: an ``exempt`` that is not a list, a promote_every that is none of these.
 
     >>> x, w = deepseek().operands.forward
     >>> x.format.block_shape((512, 512)), w.format.block_shape((512, 512))
@@ -370,8 +369,10 @@ def deepseek(promote_every: int | None = None, exempt: Exempt = ()) -> Recipe:
     tile = Scaled(E4M3, CurrentMaximum(Tile((1, 128))))
     sums = None
     if promote_every is not None:
-        chunk = check_int("promote_every", promote_every, 2, 2**31 - 1)
-        sums = Accumulator(FP32, chunk=chunk, inner=tensor_core("hopper_fp8"))
+        chunk = check_int("promote_every", promote_every, 2, 128)
+        if 128 % chunk:
+            raise ValueError(f"promote_every must divide 128, along which a tile has one scale, got {promote_every}")
+        sums = Accumulator(FP32, chunk=chunk, inner=tensor_core("hopper_fp8", unscaled=True))
     return Recipe(_operands(tile, Scaled(E4M3, CurrentMaximum(Tile((128, 128)))), tile), sums, exempt=exempt)
 
 

@@ -1,0 +1,139 @@
+"""Sums of products of elements, without their scales, which multiply what was added up: as hardware has them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lptensor import _compat
+from lptensor.accumulator import Accumulator
+from lptensor.base import Format
+from lptensor.blocks import BlockFormat, Shifted
+from lptensor.codes import scales
+from lptensor.formats import FP32, ScalarFormat
+from lptensor.gemm import gemm
+from lptensor.ops import round_fresh
+from lptensor.rounding import Rounding
+from lptensor.text import read, write
+
+_LIBRARY = torch.library.Library("lptensor", "FRAGMENT")
+_LIBRARY.define("scales(Tensor x, str format) -> Tensor")  # what a graph has in place of a loop over blocks
+_LIBRARY.impl("scales", lambda x, format: scales(x, read(format)), "CompositeExplicitAutograd")
+
+
+def _fake(x: Tensor, format: str) -> Tensor:
+    shape = read(format).block_shape(x.shape)
+    return x.new_empty([-(-n // wide) for n, wide in zip(x.shape, shape, strict=True)], dtype=torch.float64)
+
+
+torch.library.register_fake("lptensor::scales", _fake, lib=_LIBRARY)
+
+
+class Factor(NamedTuple):
+    """A rounded operand (..., rows, contraction): elements, and the scale of each ``width`` of them in a row."""
+
+    elements: Tensor
+    scales: Tensor | None = None
+    width: int = 0
+
+
+def element_of(format: Format) -> ScalarFormat | None:
+    """What the elements of a format are in: itself where it has no scales; None if it is no scalar format."""
+    if isinstance(format, (BlockFormat, Shifted)):
+        format = format.element
+    return format if isinstance(format, ScalarFormat) else None
+
+
+def has_scales(format: Format) -> bool:
+    """Whether values are elements times scales."""
+    return isinstance(format, (BlockFormat, Shifted))
+
+
+def take_apart(x: Tensor, rounded: Tensor, format: Format) -> Factor:
+    """The factor that a tensor is after it was rounded to a format that is laid along the last axis."""
+    if isinstance(format, Shifted):
+        scale = x.new_full([1] * x.dim(), 2.0**format.exponent)
+        return Factor(rounded * 2.0**-format.exponent, scale, x.shape[-1])
+    if not isinstance(format, BlockFormat):
+        return Factor(rounded)
+    shape = format.block_shape(x.shape)
+    by_blocks = torch.ops.lptensor.scales(x, write(format)) if _compat.traced() else scales(x, format)
+    for axis, (n, wide) in enumerate(zip(x.shape[:-1], shape, strict=False)):
+        by_blocks = _spread(by_blocks, axis, n, wide)
+    of_each = _spread(by_blocks, -1, x.shape[-1], shape[-1])
+    # A value is its element times its scale, rounded to the carrier: the element lies next to the quotient.
+    quotient = torch.where(of_each == 0, rounded.double(), rounded.double() / of_each)
+    elements = round_fresh(quotient, format.element, Rounding()).to(x.dtype)
+    return Factor(elements, by_blocks.to(x.dtype), shape[-1])
+
+
+def _spread(scales: Tensor, axis: int, n: int, wide: int) -> Tensor:
+    """The scale of each element along an axis; one for all of them stays one."""
+    return scales.repeat_interleave(wide, axis).narrow(axis, 0, n) if 1 < wide < n else scales
+
+
+def add_up(a: Factor, b: Factor, acc: Accumulator, start: Tensor | None = None) -> Tensor:
+    """``a @ b.mT + start``: what is unscaled in ``acc`` adds elements, and both scales multiply its sums."""
+    dtype, k = a.elements.dtype, a.elements.shape[-1]
+    inner = acc if acc.unscaled else acc.inner
+    if inner is None or not inner.unscaled:
+        raise ValueError(f"sums of elements are the outermost ones, or those of its chunks, got {acc!r}")
+    left, right = (f.elements.to(torch.promote_types(dtype, inner.carrier)) for f in (a, b))
+    if k == 0 or a.scales is None and b.scales is None:
+        return gemm(left, right.mT, acc, None if start is None else start.to(left.dtype)).to(dtype)
+    size, outer = (
+        (k, Accumulator(FP32)) if acc.unscaled else (acc.chunk, replace(acc, product=None, chunk=1, inner=None))
+    )
+    _check(a, b, size, k, acc)
+    firsts = range(0, k, size)
+    if acc.unscaled and dtype == torch.float64:  # of which no sum has the precision
+        sums = gemm(left, right.mT, acc) * _scales(a, b, firsts).squeeze(-1)
+        return sums if start is None else sums + start
+    # The sums of chunks are terms of the outer one, for so many rows at a time as have room.
+    many = max(1, _ROOM // max(1, math.prod(left.shape[:-2]) * right.shape[-2] * len(firsts)))
+    parts = []
+    for row in range(0, left.shape[-2], many):
+        rows = left[..., row : row + many, :]
+        terms = torch.stack([gemm(rows[..., k : k + size], right[..., k : k + size].mT, inner) for k in firsts], -1)
+        part, begun = a._replace(scales=_rows(a.scales, row, many)), _rows(start, row, many)
+        if begun is not None:
+            begun = begun.to(terms.dtype)[..., None, None]
+        scales = _scales(part, b, firsts).to(terms.dtype).expand_as(terms)
+        parts.append(gemm(terms.unsqueeze(-2), scales.unsqueeze(-1), outer, begun)[..., 0, 0])
+    return torch.cat(parts, -2).to(dtype) if parts else gemm(left, right.mT, inner).to(dtype)
+
+
+_ROOM = 2**24
+
+
+def _rows(x: Tensor | None, first: int, count: int) -> Tensor | None:
+    """Some rows, of which one may stand for all."""
+    return x if x is None or x.shape[-2] == 1 else x[..., first : first + count, :]
+
+
+def _scales(a: Factor, b: Factor, firsts: Sequence[int]) -> Tensor:
+    """What multiplies sums that begin with these products: (..., rows, columns, sums), each side 1 where all agree."""
+    left, right = (_at(factor, firsts) for factor in (a, b))
+    most = torch.finfo(a.elements.dtype).max
+    return (left.unsqueeze(-2) * right.unsqueeze(-3)).clamp(max=most)
+
+
+def _at(factor: Factor, firsts: Sequence[int]) -> Tensor:
+    if factor.scales is None:
+        return factor.elements.new_ones([1] * factor.elements.dim())
+    return torch.stack([factor.scales[..., k // factor.width] for k in firsts], -1)
+
+
+def _check(a: Factor, b: Factor, size: int, k: int, acc: Accumulator) -> None:
+    """Refuse sums of elements along which scales change."""
+    for factor in (a, b):
+        if factor.scales is not None and factor.width < k and factor.width % size:
+            raise ValueError(
+                f"the scales of an operand change every {factor.width} products, and {acc!r} adds the elements of "
+                f"{size} before it multiplies; let it add chunks: Accumulator(FP32, chunk={factor.width}, inner=...)"
+            )
