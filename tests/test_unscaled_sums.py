@@ -101,8 +101,9 @@ def test_tiles_of_deepseek_are_tensor_cores_times_scales(room: int, monkeypatch:
     """Elements by PyTorch's conversion, sums of 128 by MMA-Sim; each, times its scales, is added in fp32."""
     x, w = torch.randn(64, 300), torch.randn(8, 300)
     monkeypatch.setattr("lptensor.unscaled_sums._ROOM", room)
-    x[:, ::5] *= 2.0**-12
-    x[:, 32:64] *= 2.0**-15  # subnormal elements alone
+    x[:, 128::5] *= 2.0**-12
+    x[:, :127] *= 2.0**-15  # the first sums are of subnormal elements, since the largest meets a zero
+    x[:, 127], w[:, 127] = 4.0, 0.0
     core = WGMMA("Hopper", "m64n8k32.f32.e4m3.e4m3")
     layer = nn.Linear(300, 8)
     layer.weight.data = w.clone()
