@@ -160,7 +160,10 @@ class Accumulator:
         if self.alignment is not None:
             set_int(self, "alignment", 0, 40, why="; None keeps all places")
         elif self.operands is not None:
-            raise ValueError(f"operands makes a difference to an alignment, got operands={self.operands!r} alone")
+            raise ValueError(
+                f"operands is for an alignment, got operands={self.operands!r} without one; give alignment= or leave "
+                "operands out"
+            )
         set_int(self, "chunk", 1, 512, why=' in the order "aligned"')
         if self.product is not None:
             raise ValueError(f'order="aligned" adds exact products, got product={self.product!r}; leave it out')

@@ -694,7 +694,11 @@ WIDE_INSIDE = Accumulator(BF16, chunk=3, inner=FixedPoint(32, 0))
         (lambda: Accumulator(BF16, wrap=True), ValueError, "needs a FixedPoint sum"),
         (lambda: Accumulator(BF16, inner=FP32), ValueError, "give a chunk of 2 or more"),
         (lambda: Accumulator(BF16, alignment=3), ValueError, "alignment is for"),
-        (lambda: Accumulator(BF16, order="aligned", operands=FP16), ValueError, "makes a difference to an alignment"),
+        (
+            lambda: Accumulator(BF16, order="aligned", operands=FP16),
+            ValueError,
+            "operands is for an alignment, .* without one",
+        ),
         (lambda: Accumulator(BF16, order="aligned", chunk=513), ValueError, "chunk must be from 1 to 512"),
         (lambda: Accumulator(BF16, operands=FP16), ValueError, "operands is for order"),
         (lambda: tensor_core("hopper", "fp16"), TypeError, "a format of both factors, or a pair, got 'fp16'"),
