@@ -14,6 +14,7 @@ from mmasim.nv_ptx.sim import WGMMA
 from torch import Tensor, nn
 
 import lptensor
+from compiling import compile_anew as compile_anew, since
 from lptensor.accumulator import Accumulator
 from lptensor.arithmetic import Arithmetic
 from lptensor.blocks import MXFP8_E4M3, Scaled
@@ -25,6 +26,7 @@ from lptensor.scaling import Channel, CurrentMaximum, PowerOfTwo
 from lptensor.training import recipes
 from oracles import exact
 
+LOWERED = since("2.13", "Dynamo does not show a layer what its hook has put in the place of a parameter")
 PER_ROW = Scaled(INT8, CurrentMaximum(Channel(0)))
 PER_TENSOR = Scaled(INT8, CurrentMaximum())
 
@@ -58,7 +60,7 @@ def product(x: np.ndarray, w: np.ndarray, bits: int, per_row: bool) -> np.ndarra
 
 @pytest.mark.parametrize("bits", [16, 20, 32])  # 16 wrap
 @pytest.mark.parametrize(("format", "per_row"), [(PER_ROW, True), (PER_TENSOR, False)])
-@pytest.mark.parametrize("way", ["lowered", "converted", "compiled"])
+@pytest.mark.parametrize("way", ["lowered", "converted", pytest.param("compiled", marks=LOWERED)])
 def test_integers_are_added_up_and_scaled_then(bits: int, format: Any, per_row: bool, way: str) -> None:
     acc, gemm = integer_accumulator(bits, unscaled=True), Gemm(format, format, format)
     layer = nn.Linear(200, 7, bias=False)
