@@ -184,7 +184,7 @@ def format_of(dtype: torch.dtype | np.dtype[Any] | type | str) -> ScalarFormat:
         by_name = {known: format for format, known in _NUMPY.items()}
         try:  # numpy knows the names of ml_dtypes only where something has imported it
             found = by_name.get(dtype if isinstance(dtype, str) and dtype in names else np.dtype(dtype).name)
-        except TypeError:
+        except (TypeError, ValueError, SyntaxError):  # the last of a text that it takes for a list of types
             found = None
     if found is None:
         raise ValueError(f"{dtype!r} has no format; known: {', '.join(names)}")

@@ -249,9 +249,11 @@ def test_what_has_no_counterpart_is_named() -> None:
         from_torch(x.to(torch.complex64))
     with pytest.raises(ValueError, match=r"dtype\('int64'\) has no format; known: float32"):
         from_numpy(np.zeros(2, np.int64))
-    for name in ("bf16", "no such type"):
+    for name in ("bf16", "no such type", ","):
         with pytest.raises(ValueError, match=f"'{name}' has no format; known: float32"):
             format_of(name)
+    with pytest.raises(ValueError, match=r"tensor\(\[1., 1.\]\) has no format; known: float32"):
+        format_of(x)  # type: ignore[arg-type]  # not its dtype
     with pytest.raises(ValueError, match=r"formats are given for \['y'\], the tensors are \['x'\]"):
         save_file({"x": x}, "unused", {"y": E4M3})
     with pytest.raises(TypeError, match="expected a numpy array, got list; from_torch"):
