@@ -244,7 +244,7 @@ def save_file(
     stored, entries = {}, {}
     for name, x in tensors.items():
         format = by_name.get(name)
-        stored[name] = x.contiguous() if format is None else _filed(x, format)
+        stored[name] = x.resolve_conj().resolve_neg().contiguous() if format is None else _filed(x, format)
         if format is not None:
             entries[name] = {"format": describe(format), "shape": list(x.shape)}
     safetensors.save_file(stored, path, {**(metadata or {}), _KEY: json.dumps(entries)})

@@ -308,6 +308,13 @@ def test_plain_tensors_of_any_strides_are_stored(tmp_path: Path) -> None:
     assert torch.equal(loaded["x"], x.t()) and torch.equal(loaded["column"], x[:, 1])
 
 
+def test_plain_tensors_that_are_views_of_negatives_and_conjugates_have_their_values(tmp_path: Path) -> None:
+    x, y = torch.tensor([1 + 2j]).conj(), torch.tensor([3 + 2j]).conj().imag
+    save_file({"x": x, "y": y}, tmp_path / "x.safetensors")
+    loaded = load_file(tmp_path / "x.safetensors")[0]
+    assert loaded["x"].tolist() == [1 - 2j] and loaded["y"].tolist() == [-2]
+
+
 def test_codes_of_another_shape_than_the_metadata_gives_them_are_refused(tmp_path: Path) -> None:
     entries = {"x": {"format": describe(INT8), "shape": [2, 3]}}
     stored = {"x": torch.zeros(3, 2, dtype=torch.uint8)}
