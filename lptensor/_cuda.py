@@ -187,7 +187,7 @@ def round_blocks(
     x: Tensor, y: Tensor, blocks: Blocks | ScaledBlocks, shape: Sequence[int], rounding: Rounding, key: Key
 ) -> None:
     """``x`` rounded into ``y`` in blocks of ``shape``: contiguous tensors, else as in ``round_grid``."""
-    layout = ctypes.byref(_native.layout_struct(tuple(x.shape) or (1,), tuple(shape) or (1,)))
+    layout = ctypes.byref(_native.layout_struct(tuple(x.shape), tuple(shape)))
     scratch = torch.empty(library().lpt_cuda_scratch(layout), dtype=x.dtype, device=x.device)
     kind = blocks.loop.removeprefix("round_") + "_"
     struct = ctypes.byref(_native.blocks_struct(blocks))

@@ -324,18 +324,14 @@ def round_matrices(
 @functools.lru_cache(maxsize=4096)
 def layout_struct(shape: tuple[int, ...], block: tuple[int, ...]) -> _Layout:
     """Shape and block with neighbouring axes merged where that changes nothing."""
-    axes: list[tuple[int, int]] = []
+    axes = [(1, 1)]
     for n, wide in zip(shape, block, strict=True):
         wide = min(wide, n)
-        before, before_wide = axes[-1] if axes else (0, 0)
-        if n == 1 and axes:
-            continue
-        if axes and (before_wide == wide == 1 or wide == n and (before_wide > 1 or before == 1)):
+        before, before_wide = axes[-1]
+        if before == 1 or wide == n or before_wide == 1 and n % wide == 0:  # whole blocks, row after row
             axes[-1] = (before * n, before_wide * wide)
         else:
             axes.append((n, wide))
-    if len(axes) == 2 and axes[0][1] == 1 and axes[1][0] % axes[1][1] == 0:  # whole blocks, row after row
-        axes = [(axes[0][0] * axes[1][0], axes[1][1])]
     if len(axes) > MAX_DIMS:
         raise ValueError(f"blocks of shape {block} on a tensor of shape {shape} need more than {MAX_DIMS} axes")
     layout = _Layout(len(axes))
@@ -357,7 +353,7 @@ def round_blocks(
     failed = kernel(
         x.data_ptr(),
         y.data_ptr(),
-        ctypes.byref(layout_struct(tuple(x.shape) or (1,), tuple(shape) or (1,))),
+        ctypes.byref(layout_struct(tuple(x.shape), tuple(shape))),
         ctypes.byref(blocks_struct(blocks)),
         rule_reference(rounding, key),
         torch.get_num_threads(),
@@ -379,7 +375,7 @@ def _turned_blocks(shape: tuple[int, ...], stride: tuple[int, ...], block: tuple
     cuts = _cuts(shape, stride)
     if cuts is None:
         return None
-    count, rows, columns = (layout_struct(shape[cut] or (1,), block[cut] or (1,)) for cut in cuts)
+    count, rows, columns = (layout_struct(shape[cut], block[cut]) for cut in cuts)
     last = columns.dims - 1
     matrices = _Matrices(*(math.prod(shape[cut]) for cut in cuts))
     if _single(count, 0) and _single(rows, 0) and _single(columns, 1):

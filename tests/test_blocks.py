@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import copy
 import itertools
+import operator
 import pickle
+from collections.abc import Sequence
 from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings, strategies as st
 
 import lptensor
+from lptensor import _native
 from lptensor.blocks import MX, NVFP4, BlockFloatingPoint, BlockFormat, Blocks, Scaled, TwoLevel
 from lptensor.formats import E4M3
 from lptensor.ops import round as lp_round
@@ -183,6 +187,35 @@ def test_a_tensor_without_dimensions_is_one_block(rounder: str) -> None:
             run(rounder, torch.tensor(1.3), format).item()
             == exact.rounded_block([torch.tensor(1.3).item()], 4, "nearest")[0]
         )
+
+
+shapes_of_blocks = st.lists(
+    st.tuples(st.sampled_from((1, 1, 2, 3, 4, 6)), st.sampled_from((1, 1, 2, 3, 4, 9))), max_size=5
+)
+
+
+@settings(max_examples=300)
+@given(shapes_of_blocks)
+def test_axes_are_merged_for_the_kernels_where_blocks_stay_what_they_are(given: list[tuple[int, int]]) -> None:
+    shape, block = (tuple(axis) for axis in zip(*given, strict=True)) if given else ((), ())
+    merged = _native.layout_struct(shape, block)
+
+    def blocks(shape: Sequence[int], block: Sequence[int]) -> list[int]:
+        """The number of each element's block, by where the first of its elements is."""
+        names: dict[tuple[int, ...], int] = {}
+        places = [tuple(map(operator.floordiv, index, block)) for index in itertools.product(*map(range, shape))]
+        return [names.setdefault(place, at) for at, place in enumerate(places)]
+
+    assert 1 <= merged.dims <= max(len(shape), 1)
+    assert blocks(merged.shape[: merged.dims], merged.block[: merged.dims]) == blocks(shape, block)
+
+
+def test_kernels_take_blocks_along_sixteen_axes_that_do_not_merge() -> None:
+    many = torch.randn(*[2] * 10, *[1] * 20, 2, 32)
+    assert_same_bits(lp_round(many, MX(E4M3)).view(-1, 32), run("reference", many.view(-1, 32), MX(E4M3)))
+    assert _native.layout_struct((3,) * 16, (2,) * 16).dims == 16
+    with pytest.raises(ValueError, match="need more than 16 axes"):
+        _native.layout_struct((3,) * 17, (2,) * 17)
 
 
 def test_empty_tensors_stay_empty() -> None:
