@@ -32,6 +32,7 @@ LAYOUTS = {
     "images": ((2, 24, 20, 20), (0, 2, 3, 1)),
     "small matrices, several in a tile": ((900, 5, 7), (0, 2, 1)),
     "volumes": ((2, 3, 4, 5, 6), (0, 2, 3, 4, 1)),
+    "rows of two axes": ((6, 5, 40), (2, 0, 1)),
     "axes of one": ((1, 6, 1, 50), (3, 0, 1, 2)),
 }
 
@@ -61,6 +62,8 @@ def test_elements_get_the_words_of_a_contiguous_copy(layout: str, format: Format
 # Blocks in rows, in columns, across both, and more than a tile holds; the last of an axis is short.
 BLOCKS: dict[str, BlockFormat] = {
     "along the last axis": MX(E4M3),
+    "along the last axis, with short ones": NVFP4,
+    "along the first axis": MX(E4M3, axis=0, block_size=4),
     "along the axis before": replace(NVFP4, axis=-2),
     "along the second axis": MX(FixedPoint(8, 6), axis=1, block_size=48),
     "longer than groups": replace(NVFP4, axis=1, block_size=160),
