@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from lptensor import _native
-from lptensor.accumulator import ORDERS
+from lptensor import _native, _native_census, _native_gemm
+from lptensor.accumulator import ORDERS, Accumulator
 from lptensor.blocks import MXFP8_E4M3, NVFP4
 from lptensor.codebooks import NF4
 from lptensor.formats import (
@@ -141,6 +143,48 @@ def test_no_kernel_reads_a_tensor_of_another_dtype(format: Format, dtype: torch.
     x = torch.ones(64, dtype=dtype)
     with pytest.raises(TypeError, match=str(dtype)):
         round_into(x, torch.zeros_like(x), format, Rounding())
+
+
+@pytest.mark.native
+def test_a_library_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_native, "ABI_VERSION", -1)
+    with pytest.raises(ImportError, match="another version"):
+        _native.library.__wrapped__()
+
+
+def test_every_kernel_is_told_how_many_threads_torch_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = []
+
+    def kernel(*given: Any) -> int:
+        told.append(given[-1])
+        return 0
+
+    monkeypatch.setattr(_native, "_kernels", lambda name: {torch.float32: kernel})
+    monkeypatch.setattr(_native, "library", lambda: SimpleNamespace(lpt_odd_sums=kernel))
+    for module in (_native_gemm, _native_census):
+        monkeypatch.setattr(module, "_kernel", lambda *name: kernel)
+    torch.set_num_threads(3)
+    x, rule, grid = torch.ones(8, 8), Rounding(), E4M3.grid
+    matrices = _native.matrices_of((8, 8), (1, 8))
+    seen, moved = _native_census.CensusStruct(), _native_census.UpdatesStruct()
+    rounder = _native_census.Rounder(grid, rule, x.dtype)
+    calls = (
+        lambda: _native.round_grid(x, x, grid, rule, None),
+        lambda: _native.round_table(x, x, NF4.lowered, rule, None),
+        lambda: _native.round_matrices(x, x, matrices, grid, rule, None),
+        lambda: _native.round_blocks(x, x, NVFP4.lowered, (1, 8), rule, None),
+        lambda: _native.round_turned_blocks(x.t(), x.t(), NVFP4.lowered, (1, 8), rule, None),
+        lambda: _native.compensate("kahan", x, x, x, grid),
+        lambda: _native.odd("sums", x, x),
+        lambda: _native_gemm.gemm(x[None], x[None], x[None], Accumulator(BF16), None, None, False),
+        lambda: _native_census.census(x, x, seen),
+        lambda: _native_census.updates(x, x, x, moved),
+        lambda: rounder.round(x, x, None, seen),
+        lambda: rounder.updates(x, x, (), moved),
+    )
+    for call in calls:
+        call()
+    assert told == [3] * len(calls)
 
 
 # What Python hands over as numbers: by the enum's name, its header and the numbers of the rows.
