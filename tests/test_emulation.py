@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
+from collections.abc import Iterator
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -39,7 +41,9 @@ from lptensor import (
     HiFloat8,
     Posit,
     TwoLevel,
+    _compat,
     _cuda,
+    _cuda_gemm,
     _native,
     _nvrtc,
     backend,
@@ -47,6 +51,7 @@ from lptensor import (
     finfo,
     ops,
 )
+from lptensor.accumulator import Accumulator
 from lptensor.blocks import BlockFormat, Scaled
 from lptensor.rounding import Beyond, Mode, Rounding, Stochastic, as_rounding
 from lptensor.scaling import CurrentMaximum, Tile
@@ -448,6 +453,62 @@ def test_an_error_code_is_raised_with_its_name() -> None:
     message = "CUDA error 35: CUDA driver version is insufficient"
     with emulated(Failing()), pytest.raises(RuntimeError, match=message):
         _cuda.round_grid(x, x, E4M3.grid, Rounding(), None)
+
+
+def test_another_device_is_the_current_one_within_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    current = [1]
+
+    @contextlib.contextmanager
+    def device(given: torch.device) -> Iterator[None]:
+        before, current[0] = current[0], given.index
+        yield
+        current[0] = before
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[0])
+    monkeypatch.setattr(torch.cuda, "device", device)
+    for index in (0, 1, 2):
+        with _cuda.guard(torch.device("cuda", index)):
+            assert current == [index]
+        assert current == [1]
+
+
+def test_a_tensor_is_worked_on_on_its_device_and_the_stream_that_is_current_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_compat, "current_raw_stream", lambda device: 1000 + device)
+    x: Any = SimpleNamespace(device=torch.device("cuda", 3))
+    assert _cuda.where(x) == (3, 1003)
+
+
+@pytest.mark.parametrize("format", [E4M3, NF4, Posit(8), MXFP8_E4M3, NVFP4, None, "many"], ids=repr)
+def test_every_call_is_made_for_the_device_and_the_stream_of_its_tensor(
+    monkeypatch: pytest.MonkeyPatch, format: Any
+) -> None:
+    guarded: list[Any] = []
+    calls: list[Any] = []
+
+    @contextlib.contextmanager
+    def guard(device: torch.device) -> Iterator[None]:
+        guarded.append(device)
+        yield
+        guarded.pop()
+
+    class Recording:
+        def __getattr__(self, name: str) -> Any:
+            if name == "lpt_cuda_scratch":
+                return lambda layout: 1
+            return lambda *given: calls.append((*given[-2:], *guarded)) or 0
+
+    x = torch.ones(1, 32, 32)
+    for name, value in {"guard": guard, "where": lambda x: (3, 77), "library": Recording, "capturing": bool}.items():
+        monkeypatch.setattr(_cuda, name, value)
+    if format is None:
+        _cuda_gemm.gemm(x, x, x, Accumulator(BF16), None, None, False)
+    elif format == "many":
+        _cuda.round_grids([x, x], E4M3.grid, Rounding(), None)
+    else:
+        call(_cuda, x, x, format, Rounding(), None)
+    assert calls == [(3, 77, x.device)]
 
 
 def test_a_library_of_another_version_is_refused(library: Any, monkeypatch: pytest.MonkeyPatch) -> None:
