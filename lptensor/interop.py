@@ -115,7 +115,7 @@ def from_torch(x: Tensor) -> Tensor:
         raise TypeError(f"expected a tensor, got {type(x).__name__}; from_numpy() takes arrays")
     format = format_of(x.dtype)
     bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32}[x.dtype.itemsize]
-    return decode(x.detach().resolve_neg().contiguous().view(bits), format)
+    return decode(x.resolve_neg().view(bits), format)
 
 
 def to_numpy(x: Tensor, format: ScalarFormat) -> np.ndarray[Any, Any]:
@@ -135,11 +135,7 @@ def to_numpy(x: Tensor, format: ScalarFormat) -> np.ndarray[Any, Any]:
     >>> to_numpy(torch.tensor([1.1, 1000.0]), E4M3).astype("float32").tolist()
     [1.125, 448.0]
     """
-    raw = encode(x, format).cpu().numpy()
-    dtype = _numpy_dtype(_counterpart(format, _NUMPY, "ml_dtypes", "type"))
-    if dtype.name == "int4":  # kept as a sign-extended byte
-        return ((raw ^ 8).astype(np.int8) - 8).astype(dtype)
-    return raw.view(dtype)
+    return encode(x, format).cpu().numpy().view(_numpy_dtype(_counterpart(format, _NUMPY, "ml_dtypes", "type")))
 
 
 def from_numpy(array: np.ndarray[Any, Any]) -> Tensor:
@@ -161,7 +157,7 @@ def from_numpy(array: np.ndarray[Any, Any]) -> Tensor:
     if not array.dtype.isnative:  # the bytes of another machine
         array = array.astype(array.dtype.newbyteorder("="))
     size = array.dtype.itemsize
-    raw = array.copy(order="C").view({1: np.uint8, 2: np.int16, 4: np.int32}[size])
+    raw = array.copy().view({1: np.uint8, 2: np.int16, 4: np.int32}[size])
     codes = torch.from_numpy(raw)
     # the sub-byte types keep a code in a byte, the upper bits of which are not theirs
     return decode(codes & 2**format.bits - 1 if size == 1 else codes, format)

@@ -287,6 +287,16 @@ def test_arrays_of_either_byte_order_have_their_values(dtype: str) -> None:
     assert from_numpy(np.array([1, 2, 300], dtype=dtype)).tolist() == [1, 2, 300]
 
 
+def test_tensors_and_arrays_of_any_strides_have_their_values() -> None:
+    x = torch.nn.Parameter(torch.arange(6.0).view(2, 3).half())
+    for view in (x, x.t(), x[:, ::2], x[1], x[:, :1].expand(2, 3)):
+        values = from_torch(view)
+        assert values.tolist() == view.tolist() and not values.requires_grad
+        array = view.detach().numpy()
+        for turned in (array, np.flip(array), np.asfortranarray(array)):
+            assert from_numpy(turned).tolist() == turned.tolist()
+
+
 def test_a_negative_view_has_its_values() -> None:
     assert from_torch(torch.tensor([1 + 2j]).conj().imag).tolist() == [-2]
 
