@@ -63,9 +63,9 @@ def pack(codes: Tensor, bits: int) -> Tensor:
         raise ValueError(f"codes of {bits} bits are 0 to {2**bits - 1}, got {flat[outside][0].item()}")
     halves = torch.nn.functional.pad(flat, (0, -flat.numel() % 8)).reshape(-1, 2, 4)  # 8 codes fill `bits` bytes
     places, octets = _places(bits, flat.device)
-    words = (halves << places).sum(-1, keepdim=True) >> octets & 0xFF
+    words = (halves << places).sum(-1, keepdim=True) >> octets
     groups, wide = words.new_zeros(len(words), bits), len(octets)
-    groups[:, :wide] += words[:, 0]
+    groups[:, :wide] = words[:, 0]
     groups[:, bits - wide :] += words[:, 1]  # both have bits in the byte in the middle, if `bits` is odd
     return groups.to(torch.uint8).reshape(-1)[: packed_bytes(flat.numel(), bits)]
 
@@ -98,7 +98,7 @@ def unpack(packed: Tensor, bits: int, shape: int | Sequence[int]) -> Tensor:
         raise TypeError(f"packed codes are a uint8 tensor, got {getattr(packed, 'dtype', type(packed).__name__)}")
     if packed.numel() != wanted:
         raise ValueError(f"codes of {bits} bits and shape {tuple(shape)} take {wanted} bytes, got {packed.numel()}")
-    flat = packed.reshape(-1).long()
+    flat = packed.reshape(-1)
     groups = torch.nn.functional.pad(flat, (0, -flat.numel() % bits)).reshape(-1, bits)
     places, octets = _places(bits, flat.device)
     wide = len(octets)

@@ -64,16 +64,32 @@ def test_codes_of_a_tensor_keep_their_places(format: FixedPoint) -> None:
     assert torch.equal(unpack(pack(codes, format.bits), format.bits, codes.shape), codes)
 
 
+def test_bytes_of_any_shape_and_device_are_unpacked_there() -> None:
+    packed = pack(torch.arange(16), 5)
+    assert torch.equal(unpack(packed.view(5, 2), 5, 16), torch.arange(16, dtype=torch.uint8))
+    assert unpack(packed.to("meta"), 5, (4, 4)).device.type == "meta"
+
+
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
-        (lambda: pack(torch.tensor([3, 8]), 3), ValueError, "codes of 3 bits are 0 to 7, got 8"),
+        (lambda: pack(torch.tensor([3, 8, 9]), 3), ValueError, "codes of 3 bits are 0 to 7, got 8"),
         (lambda: pack(torch.tensor([-1]), 3), ValueError, "got -1"),
+        (lambda: pack(torch.tensor([-1], dtype=torch.int8), 9), ValueError, "codes of 9 bits are 0 to 511, got -1"),
         (lambda: pack(torch.tensor([1]), 17), ValueError, "bits must be from 1 to 16, got 17"),
+        (lambda: pack(torch.tensor([9]), -3), ValueError, "bits must be from 1 to 16, got -3"),
+        (lambda: pack([1, 2], 3), TypeError, "tensor of integers, got list"),  # type: ignore[arg-type]
+        (lambda: pack(torch.tensor([1j]), 3), TypeError, "tensor of integers, got torch.complex64"),
         (lambda: pack(torch.tensor([1.0]), 3), TypeError, "tensor of integers, got torch.float32"),
         (lambda: pack(torch.tensor([True]), 1), TypeError, "tensor of integers, got torch.bool"),
         (lambda: unpack(torch.zeros(3, dtype=torch.uint8), 3, 9), ValueError, r"shape \(9,\) take 4 bytes, got 3"),
         (lambda: unpack(torch.zeros(3), 3, 8), TypeError, "uint8 tensor, got torch.float32"),
+        (lambda: unpack(torch.zeros(3, dtype=torch.int8), 3, 8), TypeError, "uint8 tensor, got torch.int8"),
+        (lambda: unpack(b"abc", 3, 8), TypeError, "uint8 tensor, got bytes"),  # type: ignore[arg-type]
+        (lambda: packed_bytes(8, 17), ValueError, "bits must be from 1 to 16, got 17"),
+        (lambda: packed_bytes(8, 0), ValueError, "bits must be from 1 to 16, got 0"),
+        (lambda: packed_bytes(8, 2.5), TypeError, "bits must be an integer"),  # type: ignore[arg-type]
+        (lambda: packed_bytes((3, -1), 5), ValueError, r"no negative sizes, got \(3, -1\)"),
     ],
 )
 def test_bad_input_is_named(call: object, error: type, words: str) -> None:
@@ -83,7 +99,8 @@ def test_bad_input_is_named(call: object, error: type, words: str) -> None:
 
 def test_bytes_are_counted_of_any_integers_and_negative_sizes_are_refused() -> None:
     assert packed_bytes(np.int64(5), 5) == packed_bytes([5], 5) == packed_bytes(torch.Size([5]), 5) == 4
-    assert packed_bytes((), 3) == 1 and packed_bytes((0, 7), 3) == 0
+    assert packed_bytes(torch.tensor(5), 5) == packed_bytes(np.array(5), 5) == 4  # type: ignore[arg-type]
+    assert packed_bytes((), 3) == 1 and packed_bytes((0, 7), 3) == 0 and packed_bytes(2**40, 4) == 2**39
     with pytest.raises(ValueError, match=r"no negative sizes, got \(-1, 3\)"):
         packed_bytes((-1, 3), 5)
 
