@@ -354,7 +354,15 @@ def test_names_of_tensors_in_a_file_are_strings(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("format", "kept"),
-    [(BF16, torch.bfloat16), (E4M3, torch.float8_e4m3fn), (E5M2FNUZ, torch.uint8), (INT8, torch.uint8)],
+    [
+        (BF16, torch.bfloat16),
+        (E4M3, torch.float8_e4m3fn),
+        (E5M2FNUZ, torch.uint8),
+        (INT8, torch.uint8),
+        (E3M2, torch.uint8),
+        (FloatingPoint(6, 9), torch.int16),
+        (FixedPoint(20, 10), torch.int32),
+    ],
     ids=repr,
 )
 def test_a_file_has_dtypes_that_other_readers_know(format: ScalarFormat, kept: torch.dtype, tmp_path: Path) -> None:
