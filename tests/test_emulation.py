@@ -220,11 +220,10 @@ def values_size(dtype: torch.dtype) -> int:
     return torch.finfo(dtype).bits // 8
 
 
-@pytest.mark.parametrize("mode", Mode, ids=lambda mode: mode.name.lower())
+@pytest.mark.parametrize("rule", [*map(Rounding, Mode), Stochastic(5, beyond="probability")], ids=repr)
 @pytest.mark.parametrize("format", [E4M3, BF16, FloatingPoint(4, 3, subnormals=False)], ids=repr)
-def test_many_tensors_round_where_they_lie(library: Any, format: Format, mode: Mode) -> None:
+def test_many_tensors_round_where_they_lie(library: Any, format: Format, rule: Rounding) -> None:
     """More of them than a launch takes, with none, one and many chunks of elements, from every place of a pack."""
-    rule = Rounding(mode)
     memory, at = random_bits(500_000, torch.float32), 0
     sizes = [0, 1, 2, 3, 5, 1023, 1024, 1025, 4, 2047, 2048, 2049, 4100, 0]
     spans = []
@@ -427,13 +426,14 @@ def test_quotients_of_all_magnitudes_are_those_of_the_cpu(library: Any, format: 
 # -- the way there -----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("rule", [Stochastic(), Stochastic(5)], ids=repr)
 @pytest.mark.parametrize("format", [E4M3, NF4, Posit(8), MXFP8_E4M3, MX(E4M3, axis=0), MX(E2M1, 5)], ids=repr)
-def test_a_key_that_lies_on_the_device_is_the_same_key(library: Any, format: Format) -> None:
+def test_a_key_that_lies_on_the_device_is_the_same_key(library: Any, format: Format, rule: Rounding) -> None:
     x = numbers((50, 64), torch.float32)
     results = [torch.empty_like(x) for _ in range(2)]
     with emulated(library):
         for y, key in zip(results, (KEY, torch.tensor(KEY)), strict=True):
-            call(_cuda, x, y, format, as_rounding("stochastic"), key)
+            call(_cuda, x, y, format, rule, key)
     assert_same_bits(*results)
 
 
@@ -451,8 +451,12 @@ def test_an_error_code_is_raised_with_its_name() -> None:
 
     x = torch.zeros(3)
     message = "CUDA error 35: CUDA driver version is insufficient"
-    with emulated(Failing()), pytest.raises(RuntimeError, match=message):
-        _cuda.round_grid(x, x, E4M3.grid, Rounding(), None)
+    for work in (
+        lambda: _cuda.round_grid(x, x, E4M3.grid, Rounding(), None),
+        lambda: _cuda.round_grids([x, x], E4M3.grid, Rounding(), None),
+    ):
+        with emulated(Failing()), pytest.raises(RuntimeError, match=message):
+            work()
 
 
 def test_another_device_is_the_current_one_within_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
