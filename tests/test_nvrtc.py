@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from emulation import build, built, emulated
-from lptensor import E4M3, MX, MXFP8_E4M3, NF4, NVFP4, Format, _cuda, _cuda_gemm, _native, _nvrtc, backend, ops
+from lptensor import E4M3, HIF8, MX, MXFP8_E4M3, NF4, NVFP4, Format, _cuda, _cuda_gemm, _native, _nvrtc, backend, ops
 from lptensor.accumulator import Accumulator
 from lptensor.formats import BF16
 from lptensor.rounding import Beyond, Mode, Rounding, Stochastic
@@ -288,18 +288,22 @@ def test_without_a_driver_a_call_says_so(launching: Path, emulation: Any, tmp_pa
 @pytest.mark.parametrize("capturing", [False, True])
 def test_a_table_that_a_captured_graph_reads_is_never_freed(driver: Driver, capturing: bool) -> None:
     """The caches give up the tables of old codebooks; a graph would go on reading where they were."""
-    rounded(torch.zeros(3), NF4, Rounding())
+    formats, cpu = (NF4, HIF8), torch.device("cpu")
+    for format in formats:
+        rounded(torch.zeros(3), format, Rounding())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_cuda, "capturing", lambda: capturing)
         patch.setattr(_cuda, "_captured", {})
-        rounded(torch.zeros(3), NF4, Rounding())
-        _, held = _cuda.table_struct(NF4.table, Mode.NEAREST, torch.float32, torch.device("cpu"), Beyond.OVERFLOW)
-        alive = [weakref.ref(tensor) for tensor in held]
+        alive = []
+        for format in formats:
+            rounded(torch.zeros(3), format, Rounding())
+            _, held = _cuda.table_struct(format.table, Mode.NEAREST, torch.float32, cpu, Beyond.OVERFLOW)
+            alive += [weakref.ref(tensor) for tensor in held]
         del held
         for cache in (_cuda.table_struct, _native.table_struct):
             cache.cache_clear()
         gc.collect()
-        assert [tensor() is not None for tensor in alive] == [capturing] * len(alive)
+        assert [tensor() is not None for tensor in alive] == [capturing] * 12
 
 
 class Compiler:
