@@ -8,9 +8,11 @@ import gc
 import importlib.util
 import itertools
 import shutil
+import sys
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -309,8 +311,8 @@ def test_a_table_that_a_captured_graph_reads_is_never_freed(driver: Driver, capt
 class Compiler:
     """NVRTC, which counts what it compiles."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, minor: int = 0) -> None:
-        self.count, self.minor = 0, minor
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, version: tuple[int, int] = (13, 0)) -> None:
+        self.count, self.version = 0, version
         monkeypatch.setattr(_nvrtc, "library", lambda: self)
         monkeypatch.setattr(_nvrtc, "compile", self.compile)
 
@@ -319,7 +321,7 @@ class Compiler:
         return b"\x7fELF\n\0" + architecture.encode(), kernel.encode()
 
     def nvrtcVersion(self, major: Any, minor: Any) -> int:
-        major._obj.value, minor._obj.value = 13, self.minor
+        major._obj.value, minor._obj.value = self.version
         return 0
 
     def of(self, kernel: str = "one", architecture: str = "sm_90") -> int:
@@ -345,10 +347,14 @@ def test_a_kernel_is_compiled_once_for_all_processes(monkeypatch: pytest.MonkeyP
     compiler = Compiler(monkeypatch)
     assert [compiler.of(), compiler.of()] == [1, 0] and len(list(kept.iterdir())) == 1
     assert [compiler.of("another"), compiler.of("one", "sm_80"), compiler.of()] == [1, 1, 0]
-    newer = Compiler(monkeypatch, 1)
-    assert [newer.of(), newer.of()] == [1, 0]
-    monkeypatch.setattr(_nvrtc, "headers", lambda: {"device.h": "another text"})
-    assert [newer.of(), newer.of()] == [1, 0] and len(list(kept.iterdir())) == 5
+    for version in ((13, 1), (14, 1)):
+        newer = Compiler(monkeypatch, version)
+        assert [newer.of(), newer.of()] == [1, 0]
+    others = {"headers": lambda: {"device.h": "text"}, "_OPTIONS": ("--std=c++20",), "_SOURCE": "another"}
+    for name, value in [*others.items(), ("headers", lambda: {"device.h": "another text"})]:
+        monkeypatch.setattr(_nvrtc, name, value)
+        assert [newer.of(), newer.of()] == [1, 0]
+    assert len(list(kept.iterdir())) == 9
 
 
 def test_a_kernel_that_was_not_kept_whole_is_compiled(monkeypatch: pytest.MonkeyPatch, kept: Path) -> None:
@@ -359,6 +365,9 @@ def test_a_kernel_that_was_not_kept_whole_is_compiled(monkeypatch: pytest.Monkey
     for part in (b"", whole[:-1], whole[1:]):
         file.write_bytes(part)
         assert [compiler.of(), compiler.of()] == [1, 0] and file.read_bytes() == whole
+    file.unlink()
+    file.mkdir()  # what cannot be read
+    assert compiler.of() == 1
 
 
 def test_kernels_are_kept_where_torch_keeps_its_own(
@@ -370,6 +379,9 @@ def test_kernels_are_kept_where_torch_keeps_its_own(
     for name, folder in {"HOME": ".cache/torch/kernels", "XDG_CACHE_HOME": "torch/kernels"}.items():
         monkeypatch.setenv(name, str(tmp_path / name))
         assert [compiler.of(), compiler.of()] == [1, 0] and len(list((tmp_path / name / folder).iterdir())) == 1
+    monkeypatch.setenv("PYTORCH_KERNEL_CACHE_PATH", str(kept))
+    monkeypatch.setenv("USE_PYTORCH_KERNEL_CACHE", "1")
+    assert [compiler.of(), compiler.of()] == [1, 0] and len(list(kept.iterdir())) == 1
     monkeypatch.setenv("USE_PYTORCH_KERNEL_CACHE", "0")
     assert [compiler.of(), compiler.of()] == [1, 1]
 
@@ -389,7 +401,7 @@ def test_code_is_loaded_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatc
     modes, loaded = [captured_in], []
 
     class Capturing:
-        error = 0
+        error = missing = 0
 
         def cuThreadExchangeStreamCaptureMode(self, mode: Any) -> int:
             modes[0], mode._obj.value = mode._obj.value, modes[0]
@@ -401,7 +413,7 @@ def test_code_is_loaded_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatc
 
         def cuModuleGetFunction(self, function: Any, module: Any, name: bytes) -> int:
             function._obj.value = 5
-            return 0
+            return self.missing
 
         def cuGetErrorString(self, code: int, text: Any) -> int:
             return 0
@@ -412,10 +424,11 @@ def test_code_is_loaded_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(_nvrtc, "machine_code", lambda kernel, architecture: (architecture.encode(), b"name"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, device))
     assert _nvrtc._loaded("kernel", 3) == 5 and loaded == [b"sm_93"] and modes == [captured_in]
-    driver.error = 209
-    with pytest.raises(RuntimeError, match="CUDA error 209"):
-        _nvrtc._loaded("kernel", 3)
-    assert modes == [captured_in]
+    for what, code in {"missing": 500, "error": 209}.items():
+        setattr(driver, what, code)
+        with pytest.raises(RuntimeError, match=f"CUDA error {code}"):
+            _nvrtc._loaded("kernel", 3)
+        assert modes == [captured_in]
 
 
 def test_a_device_younger_than_nvrtc_gets_code_that_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -429,8 +442,8 @@ def test_a_device_younger_than_nvrtc_gets_code_that_it_runs(monkeypatch: pytest.
             return 0
 
     monkeypatch.setattr(_nvrtc, "library", Old)
-    capabilities = [(8, 6), (8, 9), (9, 0), (10, 3), (12, 1)]
-    assert [_nvrtc.architecture(*c) for c in capabilities] == ["sm_86", "sm_80", "sm_90", "sm_100", "sm_121"]
+    capabilities = [(7, 2), (8, 6), (8, 9), (9, 0), (10, 3), (12, 1)]
+    assert [_nvrtc.architecture(*c) for c in capabilities] == ["sm_72", "sm_86", "sm_80", "sm_90", "sm_100", "sm_121"]
 
 
 def test_nvrtc_stands_in_where_nvcc_was_missing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -460,6 +473,141 @@ def test_a_torch_without_cuda_brings_no_nvrtc(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setattr(torch.version, "cuda", None)
     assert _nvrtc.library.__wrapped__() is None
     assert _nvrtc.load(Path("libnvrtc-of-no-version.so")) is None
+
+
+def test_the_kernels_texts_are_the_headers_that_were_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("grid.h", "round.cu"):
+        (tmp_path / name).write_text(f"// {name}")
+    monkeypatch.setattr(_native, "installed", {"csrc": tmp_path}.get)
+    assert _nvrtc.headers.__wrapped__() == {"grid.h": "// grid.h"}
+    monkeypatch.setattr(_native, "installed", lambda name: None)
+    assert _nvrtc.headers.__wrapped__() == {}
+
+
+def test_nvrtc_is_looked_for_by_its_name_and_then_in_the_packages_beside_torch(
+    monkeypatch: pytest.MonkeyPatch, texts: None, tmp_path: Path
+) -> None:
+    asked: list[Path] = []
+    monkeypatch.setattr(_nvrtc, "load", lambda path: asked.append(path) or (path if path == found else None))
+    monkeypatch.setattr(torch.version, "cuda", "13.1")
+    monkeypatch.setattr(torch, "__file__", str(tmp_path / "torch" / "__init__.py"))
+    monkeypatch.setattr(sys, "platform", "linux")
+    folders = [tmp_path / "nvidia" / name / "lib" for name in ("cu13", "nccl")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    places = [folder / "libnvrtc.so.13" for folder in (Path(), *folders)]
+    for number, found in enumerate([*places, None], 1):
+        assert _nvrtc.library.__wrapped__() == found and asked == places[:number]
+        asked.clear()
+    monkeypatch.setattr(_nvrtc, "headers", dict)
+    assert _nvrtc.library.__wrapped__() is None and not asked
+
+
+def test_what_nvrtc_asks_for_by_name_is_loaded_from_beside_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    loaded: list[str] = []
+    monkeypatch.setattr(ctypes, "CDLL", loaded.append)
+    monkeypatch.chdir(tmp_path)
+    builtins, file = tmp_path / "libnvrtc-builtins.so.13.0", tmp_path / "libnvrtc.so.13"
+    builtins.touch()
+    _nvrtc.load(file)
+    _nvrtc.load(Path(file.name))
+    assert loaded == [str(builtins), str(file), file.name]
+
+
+def test_a_machine_without_cudas_driver_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise OSError(name)
+
+    monkeypatch.setattr(ctypes, "CDLL", missing)
+    assert _nvrtc._driver.__wrapped__() is None
+
+
+class FakeNvrtc:
+    """NVRTC by its documentation, which compiles nothing; it fails where it is told to."""
+
+    code, log = b"\x7fELF\0\0code", b"line 1: no such kernel"
+
+    def __init__(self, fails: str = "") -> None:
+        self.fails = fails
+        self.programs = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *given: getattr(self, f"_{name.removeprefix('nvrtc')}")(*given) or 6 * (name == self.fails)
+
+    def _CreateProgram(self, program: Any, source: bytes, name: bytes, count: int, texts: Any, names: Any) -> None:
+        program._obj.value = 77
+        self.programs += self.fails != "nvrtcCreateProgram"
+        self.source, self.headers = source, dict(zip(names, texts, strict=True))
+        assert count == len(self.headers)
+
+    def _AddNameExpression(self, program: Any, kernel: bytes) -> None:
+        assert program.value == 77
+        self.kernel = kernel
+
+    def _CompileProgram(self, program: Any, count: int, options: Any) -> None:
+        self.options = list(options)
+        assert count == len(self.options)
+
+    def _GetProgramLogSize(self, program: Any, size: Any) -> None:
+        size._obj.value = len(self.log) + 1
+
+    def _GetProgramLog(self, program: Any, log: Any) -> None:
+        log.value = self.log
+
+    def _GetCUBINSize(self, program: Any, size: Any) -> None:
+        size._obj.value = len(self.code)
+
+    def _GetCUBIN(self, program: Any, code: Any) -> None:
+        code.raw = self.code
+
+    def _GetLoweredName(self, program: Any, kernel: bytes, name: Any) -> None:
+        name._obj.value = b"_Z" + kernel
+
+    def _DestroyProgram(self, program: Any) -> None:
+        self.programs -= 1
+
+
+def test_nvrtc_is_given_the_headers_by_name_the_kernel_and_the_architecture(
+    monkeypatch: pytest.MonkeyPatch, texts: None
+) -> None:
+    fake = FakeNvrtc()
+    monkeypatch.setattr(_nvrtc, "library", lambda: fake)
+    assert _nvrtc.compile("kernel<float>", "sm_90") == (fake.code, b"_Zkernel<float>") and fake.programs == 0
+    included = {line.split('"')[1] for line in fake.source.decode().splitlines()}
+    given = {name.decode(): text.decode() for name, text in fake.headers.items()}
+    assert included | {"stdint.h", "string.h", "math.h"} <= given.keys()
+    assert all(given[path.name] == path.read_text() for path in CSRC.glob("*.h"))
+    assert fake.kernel == b"kernel<float>" and {b"--gpu-architecture=sm_90", b"--fmad=false"} <= {*fake.options}
+
+
+@pytest.mark.parametrize("step", ["CreateProgram", "AddNameExpression", "GetCUBINSize", "GetCUBIN", "GetLoweredName"])
+def test_a_step_of_nvrtc_that_fails_raises(monkeypatch: pytest.MonkeyPatch, texts: None, step: str) -> None:
+    fake = FakeNvrtc(f"nvrtc{step}")
+    monkeypatch.setattr(_nvrtc, "library", lambda: fake)
+    with pytest.raises(RuntimeError, match="NVRTC failed with error 6"):
+        _nvrtc.compile("kernel", "sm_90")
+    assert fake.programs == 0
+
+
+def test_a_kernel_that_does_not_compile_raises_what_the_compiler_says(
+    monkeypatch: pytest.MonkeyPatch, texts: None
+) -> None:
+    fake = FakeNvrtc("nvrtcCompileProgram")
+    monkeypatch.setattr(_nvrtc, "library", lambda: fake)
+    with pytest.raises(RuntimeError, match="could not compile kernel for sm_90:\nline 1: no such kernel$"):
+        _nvrtc.compile("kernel", "sm_90")
+    assert fake.programs == 0
+
+
+def test_each_thread_is_told_why_its_own_kernel_could_not_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(kernel: str, device: int) -> None:
+        raise RuntimeError(kernel)
+
+    monkeypatch.setattr(_nvrtc, "_loaded", stop)
+    assert _nvrtc._find(b"mine", 0, []) == _nvrtc.FAILED
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(_nvrtc._find, b"another's", 0, []).result() == _nvrtc.FAILED
+    assert str(_nvrtc.failure()) == "mine" and _nvrtc._failed.why is None
 
 
 def test_a_capture_says_that_it_cannot_copy_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
