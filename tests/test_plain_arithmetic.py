@@ -71,6 +71,16 @@ def blocks(x: Tensor) -> list[bytes]:
     return found
 
 
+def turned(x: Tensor) -> list[bytes]:
+    """Of tensors whose axes lie in another order."""
+    found = []
+    for format in (E4M3, DYNAMIC8, Posit(16), NVFP4):
+        y, draws = x.t().clone(), torch.Generator().manual_seed(1)
+        lp_round(y, format, "stochastic", generator=draws, out=y)
+        found.append(y.numpy().tobytes())
+    return found
+
+
 def products(x: Tensor) -> list[bytes]:
     a, b = x[None, :40].contiguous(), x.t()[None, :, :30].contiguous()
     found = []
@@ -102,7 +112,7 @@ PROGRAMS = {
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-@pytest.mark.parametrize("kernels", [elements, blocks, products, counts])
+@pytest.mark.parametrize("kernels", [elements, blocks, turned, products, counts])
 @pytest.mark.parametrize("build", NATIVE_BUILDS)
 def test_kernels_do_not_see_the_arithmetic_of_the_program(
     build: str, kernels: Callable[[Tensor], list[bytes]], program: str

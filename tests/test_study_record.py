@@ -193,7 +193,8 @@ def test_asking_of_any_size_and_on_any_number_of_threads_counts_what_rounding_do
 
 
 @pytest.mark.parametrize(
-    ("way", "rounding"), [("native", "nearest"), ("asked", "nearest"), ("asked", "stochastic"), ("torch", "nearest")]
+    ("way", "rounding"),
+    [("native", "nearest"), ("asked", "nearest"), ("asked", "up"), ("asked", "stochastic"), ("torch", "nearest")],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("format", [E4M3, BF16, NF4, Posit(8), MXFP4], ids=repr)
@@ -228,6 +229,27 @@ def test_census_counts_strided_tensors_and_adds_up() -> None:
     again = [*x.flatten().tolist(), *x.flatten().tolist(), *x[:, ::2].flatten().tolist()]
     assert census.histogram() == binades(again)
     assert census.values == len(again) and census.events == 3
+
+
+def test_what_is_counted_in_parts_that_are_merged_is_what_the_whole_has() -> None:
+    x, start = values(torch.float32).nan_to_num(3.0, 600.0), torch.randn(values(torch.float32).shape)
+    y = round_to(x, E4M3)
+
+    def counted(*parts: slice) -> tuple[Census, Updates]:
+        census, updates = Census(E4M3), Updates()
+        for part in parts:
+            census.add(x[part], y[part])
+            updates.add(start[part], x[part], y[part])
+        return census, updates
+
+    whole, half, rest = (counted(part) for part in (slice(None), slice(700), slice(700, None)))
+    for one, more in zip(half, rest, strict=True):
+        one.merge(more)
+    assert half[0].histogram() == binades(x.tolist())
+    half[0].add(x, y)  # all once more, by the same ends
+    ours, wanted = ({**census.row(), **updates.row(), "roundings": 0} for census, updates in (half, whole))
+    assert ours.pop("values") == 2 * wanted.pop("values") == 2 * x.numel()
+    assert ours == pytest.approx(wanted, rel=1e-6)
 
 
 def test_one_census_is_asked_about_many_roundings_and_dtypes() -> None:
