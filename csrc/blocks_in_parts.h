@@ -55,25 +55,40 @@ void round_unit(const T *x, T *y, const lpt_layout &l, const lpt_unit &unit, int
 }
 
 // Leading axes whose blocks are one wide, and the blocks along the next axis, cut the tensor into
-// units that know nothing of each other. Threads share out the units, or each of a few large ones.
+// units that know nothing of each other, which follow each other in memory.
+struct lpt_units {
+    int32_t axis = 0;               // that axis
+    int64_t blocks = 1, inner = 1;  // of a unit; elements of a step along the axis
+    int64_t length, wide, bands;    // of the axis, its blocks, and how many there are
+    int64_t number, elements;
+
+    explicit lpt_units(const lpt_layout &l) {
+        int64_t slabs = 1;
+        while (axis < l.dims - 1 && l.block[axis] == 1)
+            slabs *= l.shape[axis++];
+        for (int32_t d = axis + 1; d < l.dims; ++d) {
+            blocks *= (l.shape[d] + l.block[d] - 1) / l.block[d];
+            inner *= l.shape[d];
+        }
+        length = l.shape[axis], wide = l.block[axis], bands = (length + wide - 1) / wide;
+        number = slabs * bands, elements = slabs * length * inner;
+    }
+    // The first element of unit u, which may be one behind the last.
+    int64_t start(int64_t u) const { return (u / bands * length + u % bands * wide) * inner; }
+    int64_t size(int64_t u) const { return start(u + 1) - start(u); }
+};
+
+// Threads share out the units, or each of a few large ones.
 template <class T>
 int round_blocks(const T *x, T *y, const lpt_layout &l, lpt_scales scales, const lpt_rule &rule,
                  int threads) {
     typedef typename lpt_carrier<T>::bits U;
     const lpt_loops<T> &f = loops(T());
     const plain_arithmetic guard;
-    const int32_t last_axis = l.dims - 1;
-    int32_t axis = 0;
-    int64_t slabs = 1, count = 1, inner = 1;
-    while (axis < last_axis && l.block[axis] == 1)
-        slabs *= l.shape[axis++];
-    for (int32_t d = axis + 1; d < l.dims; ++d) {
-        count *= (l.shape[d] + l.block[d] - 1) / l.block[d];
-        inner *= l.shape[d];
-    }
-    const int64_t length = l.shape[axis], wide = l.block[axis], bands = (length + wide - 1) / wide;
-    const int64_t units = slabs * bands, elements = slabs * length * inner,
-                  useful = elements / GRAIN + 1;
+    const lpt_units all(l);
+    const int32_t axis = all.axis, last_axis = l.dims - 1;
+    const int64_t count = all.blocks, inner = all.inner, length = all.length, wide = all.wide;
+    const int64_t units = all.number, elements = all.elements, useful = elements / GRAIN + 1;
     const int parts = threads < useful ? threads : (int)useful;
     const bool finite = scales.shifts ? scales.shifts->saturate : scales.numbers->saturate;
 
@@ -110,11 +125,8 @@ int round_blocks(const T *x, T *y, const lpt_layout &l, lpt_scales scales, const
             continue;
         }
         for (int64_t u = units * team / teams; u < units * (team + 1) / teams; ++u) {
-            const int64_t start = u % bands * wide,
-                          height = length - start < wide ? length - start : wide;
-            const lpt_unit unit = {(u / bands * length + start) * inner, axis};
-            round_unit(x, y, l, unit, height * inner, count, scales, finite, rule, members,
-                       scratch);
+            const lpt_unit unit = {all.start(u), axis};
+            round_unit(x, y, l, unit, all.size(u), count, scales, finite, rule, members, scratch);
         }
         free(scratch);
     }
