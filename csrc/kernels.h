@@ -3,6 +3,7 @@
 #include "block.h"
 #include "philox.h"
 #include "posit.h"
+#include "range.h"
 #include "table.h"
 
 // How blocks are scaled: one of the two is null. `whole` is the scale of the whole tensor.
@@ -57,6 +58,16 @@ template <class T> struct lpt_loops {
     void (*columns)(const T *x, T *y, int64_t length, int64_t wide, int64_t inner, int64_t first,
                     int64_t last, const lpt_numbers &, const lpt_scales &, const lpt_rule &,
                     bool large);
+    // the smallest and largest, in order, of blocks whose elements are among from .. to
+    void (*extremes)(const T *x, const lpt_layout &, int64_t from, int64_t to, int64_t before,
+                     typename lpt_carrier<T>::sbits *least, typename lpt_carrier<T>::sbits *most);
+    // what blocks of these ends have; whether one of them needs the long way
+    bool (*spread_out)(const lpt_ranges &, int64_t count,
+                       const typename lpt_carrier<T>::sbits *least,
+                       const typename lpt_carrier<T>::sbits *most, const lpt_spread<T> &);
+    // elements from .. to rounded, given what their blocks have, block `before` first
+    void (*spread)(const T *x, T *y, const lpt_layout &, int64_t from, int64_t to, int64_t before,
+                   const lpt_spread<T> &, bool far, const lpt_ranges &, const lpt_rule &);
 };
 
 // Loops of codebooks.cpp.

@@ -117,9 +117,10 @@ void round_matrices(const T *x, T *y, const lpt_matrices &m, int32_t kind, const
 
 #include "blocks_in_parts.h"
 #include "odd.h"
+#include "ranges_in_parts.h"
 #include "updates.h"
 
-LPT_API int32_t lpt_abi_version() { return 14; }
+LPT_API int32_t lpt_abi_version() { return 15; }
 
 LPT_API const char *lpt_build_name() { return lpt_chosen->name; }
 
@@ -219,6 +220,14 @@ LPT_API int32_t lpt_round_scaled_f32(const float *x, float *y, const lpt_layout 
 LPT_API int32_t lpt_round_scaled_f64(const double *x, double *y, const lpt_layout *l,
                                      const lpt_scaled *b, const lpt_rule *rule, int32_t threads) {
     return round_blocks(x, y, *l, {nullptr, b, 1}, *rule, threads);
+}
+LPT_API int32_t lpt_round_ranges_f32(const float *x, float *y, const lpt_layout *l,
+                                     const lpt_ranges *b, const lpt_rule *rule, int32_t threads) {
+    return round_ranges(x, y, *l, *b, *rule, threads);
+}
+LPT_API int32_t lpt_round_ranges_f64(const double *x, double *y, const lpt_layout *l,
+                                     const lpt_ranges *b, const lpt_rule *rule, int32_t threads) {
+    return round_ranges(x, y, *l, *b, *rule, threads);
 }
 
 // The same of memory in another order. 0, or 1 where there is no way.

@@ -7,7 +7,7 @@
 - of tensors that compute in a format: ``to_lp``, which is ``x.to_lp(format)``; ``convert`` of models, optimizers and
   nests, and back; ``escapes``, ``rounding_points`` and ``trace`` say what leaves, where it rounds, and what did.
 - of formats: ``finfo``, ``ulp``, ``next``; ``describe`` and ``format_from``; ``format_of`` a dtype.
-- of codes: ``encode``, ``decode``, ``scales``; ``pack``, ``packed_bytes`` and ``unpack``.
+- of codes: ``encode``, ``decode``, ``scales``, ``zero_points``; ``pack``, ``packed_bytes`` and ``unpack``.
 - with others: ``to_torch``, ``from_torch``, ``to_numpy``, ``from_numpy``; ``save_file`` and ``load_file``.
 - ``backend`` says what computes.
 
@@ -47,6 +47,7 @@ from lptensor.codes import (
     decode as decode,
     encode as encode,
     scales as scales,
+    zero_points as zero_points,
 )
 from lptensor.convert import convert as convert
 from lptensor.delayed import DelayedScaling as DelayedScaling
@@ -136,6 +137,7 @@ from lptensor.scaling import (
     PER_TENSOR as PER_TENSOR,
     Channel as Channel,
     CurrentMaximum as CurrentMaximum,
+    CurrentRange as CurrentRange,
     DelayedMaximum as DelayedMaximum,
     PowerOfTwo as PowerOfTwo,
     Tile as Tile,
@@ -220,6 +222,7 @@ __all__ = [  # a star import shadows no builtin and no module
     "Channel",
     "Codebook",
     "CurrentMaximum",
+    "CurrentRange",
     "DelayedMaximum",
     "DelayedScaling",
     "FixedPoint",

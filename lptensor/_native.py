@@ -18,10 +18,11 @@ from torch import Tensor
 from lptensor.blocks import Blocks, ScaledBlocks
 from lptensor.formats import Grid
 from lptensor.posits import PositBits
+from lptensor.ranges import Ranges
 from lptensor.rounding import Beyond, Mode, Rounding
 from lptensor.tables import Table, buckets
 
-ABI_VERSION = 14
+ABI_VERSION = 15
 MAX_DIMS = 16  # csrc/block.h
 _DTYPES = (torch.float32, torch.float64)
 
@@ -50,6 +51,14 @@ class _ScaledBlocks(ctypes.Structure):
         *((name, GridStruct) for name in ("element", "scale")),
         *((name, ctypes.c_double) for name in ("top", "whole", "floor", "ceiling")),
         *((name, ctypes.c_int32) for name in ("reciprocal", "saturate")),
+    )
+
+
+class _Ranges(ctypes.Structure):
+    _fields_ = (
+        ("steps", GridStruct),
+        *((name, ctypes.c_double) for name in ("min", "max")),
+        ("preserve_zero", ctypes.c_int32),
     )
 
 
@@ -113,9 +122,8 @@ def library() -> Any:
         for kind in ("table", "posit"):
             kernel = getattr(lib, f"lpt_round_{kind}_{suffix}")
             kernel.argtypes, kernel.restype = getattr(lib, f"lpt_round_{suffix}").argtypes, None
-        for kind in ("blocks", "scaled"):
-            for order in ("", "turned_"):
-                getattr(lib, f"lpt_round_{order}{kind}_{suffix}").argtypes = (*(pointer,) * 5, ctypes.c_int32)
+        for kind in ("blocks", "scaled", "ranges", "turned_blocks", "turned_scaled"):
+            getattr(lib, f"lpt_round_{kind}_{suffix}").argtypes = (*(pointer,) * 5, ctypes.c_int32)
         matrices = getattr(lib, f"lpt_round_matrices_{suffix}")
         matrices.argtypes, matrices.restype = (*(pointer,) * 3, ctypes.c_int32, pointer, pointer, ctypes.c_int32), None
         step = getattr(lib, f"lpt_compensate_{suffix}")
@@ -157,10 +165,14 @@ def grid_reference(grid: Grid) -> Any:
 
 
 @functools.lru_cache(maxsize=256)
-def blocks_struct(blocks: Blocks | ScaledBlocks) -> _Blocks | _ScaledBlocks:
+def blocks_struct(blocks: Blocks | ScaledBlocks | Ranges) -> _Blocks | _ScaledBlocks | _Ranges:
     """The C struct of the blocks of a format."""
     grids = {name: grid_struct(value) for name, value in blocks._asdict().items() if isinstance(value, Grid)}
-    structs: dict[str, type[_Blocks | _ScaledBlocks]] = {"round_blocks": _Blocks, "round_scaled": _ScaledBlocks}
+    structs: dict[str, type[_Blocks | _ScaledBlocks | _Ranges]] = {
+        "round_blocks": _Blocks,
+        "round_scaled": _ScaledBlocks,
+        "round_ranges": _Ranges,
+    }
     return structs[blocks.loop](**{**blocks._asdict(), **grids})
 
 
@@ -343,7 +355,7 @@ def layout_struct(shape: tuple[int, ...], block: tuple[int, ...]) -> _Layout:
 def round_blocks(
     x: Tensor,
     y: Tensor,
-    blocks: Blocks | ScaledBlocks,
+    blocks: Blocks | ScaledBlocks | Ranges,
     shape: Sequence[int],
     rounding: Rounding,
     key: tuple[int, int] | None,
@@ -362,7 +374,7 @@ def round_blocks(
         raise MemoryError(f"no memory for the scales of {x.numel()} elements in blocks of {tuple(shape)}")
 
 
-round_scaled = round_blocks  # one call for both: the blocks say which kernel it is
+round_scaled = round_ranges = round_blocks  # one call for all: the blocks say which kernel it is
 
 
 class _TurnedBlocks(ctypes.Structure):
@@ -393,14 +405,14 @@ def _single(layout: _Layout, but: int) -> bool:
 def round_turned_blocks(
     x: Tensor,
     y: Tensor,
-    blocks: Blocks | ScaledBlocks,
+    blocks: Blocks | ScaledBlocks | Ranges,
     shape: Sequence[int],
     rounding: Rounding,
     key: tuple[int, int] | None,
 ) -> bool:
     """``round_blocks`` of tensors without gaps whose axes lie in another order, if there is a way."""
     turned = _turned_blocks(tuple(x.shape), x.stride(), tuple(shape))
-    if turned is None:
+    if turned is None or isinstance(blocks, Ranges):
         return False
     failed = _kernels(blocks.loop.replace("round_", "round_turned_"))[x.dtype](
         x.data_ptr(),

@@ -213,7 +213,7 @@ def check_signed(format: object, way: str) -> None:
     if torch.compiler.is_dynamo_compiling() or not isinstance(format, Format):  # Dynamo reads no constant's properties
         return
     least = getattr(getattr(format, "element", format), "min", None)
-    if least is not None and least >= 0:
+    if least is not None and least >= 0 and getattr(format, "offset", None) is None:
         raise ValueError(f"{format!r} has no negative numbers, which gradients need; {way}")
 
 

@@ -17,6 +17,7 @@ from lptensor.formats import (
     E4M3,
     E5M2,
     E8M0,
+    FP32,
     OCP_MX,
     FixedPoint,
     FloatingPoint,
@@ -27,12 +28,14 @@ from lptensor.formats import (
 )
 from lptensor.layout import Layout
 from lptensor.names import row
+from lptensor.ranges import Ranges, ranges_of
 from lptensor.scaling import (
     INFINITE,
     PER_TENSOR,
     SCALE_RULES,
     Channel,
     CurrentMaximum,
+    CurrentRange,
     DelayedMaximum,
     PowerOfTwo,
     Scaling,
@@ -117,7 +120,12 @@ class BlockFormat(Format):
         return None
 
     @property
-    def lowered(self) -> Blocks | ScaledBlocks:
+    def offset(self) -> ScalarFormat | None:
+        """The format of what each block has beside its scale, a zero point or its smallest value; None without one."""
+        return None
+
+    @property
+    def lowered(self) -> Blocks | ScaledBlocks | Ranges:
         """The plain numbers that a kernel gets of the format."""
         raise NotImplementedError
 
@@ -212,14 +220,16 @@ class BlockFloatingPoint(BlockFormat):
 class _Scaled(BlockFormat):
     """What the formats that are an element and a scaling have in common."""
 
-    scaling: CurrentMaximum
+    scaling: CurrentMaximum | CurrentRange
 
     @cached_property
-    def lowered(self) -> Blocks | ScaledBlocks:
+    def lowered(self) -> Blocks | ScaledBlocks | Ranges:
         """The plain numbers that a kernel gets of the format."""
         element, scaling = self.element, self.scaling
         if not isinstance(element, ScalarFormat):
             raise _no_element(element)
+        if isinstance(scaling, CurrentRange):
+            return ranges_of(element, scaling)
         grid = element.grid._replace(overflow=Overflow.SATURATE)
         if not 0 < grid.max < math.inf or not grid.zero:
             raise ValueError(f"elements of blocks need a zero and a largest value, which {element!r} lacks")
@@ -249,7 +259,14 @@ class _Scaled(BlockFormat):
     @property
     def scale(self) -> ScalarFormat:
         """The format of its scales: what the scaling says."""
-        return self.scaling.scale
+        return FP32 if isinstance(self.scaling, CurrentRange) else self.scaling.scale
+
+    @property
+    def offset(self) -> ScalarFormat | None:
+        """The format of its zero points, or of the smallest values of its blocks; None under a maximum."""
+        if not isinstance(self.scaling, CurrentRange):
+            return None
+        return self.element if self.scaling.preserve_zero else FP32
 
     def tiled(self: Any, tile: Tile) -> Any:
         """The same format with other blocks."""
@@ -259,13 +276,16 @@ class _Scaled(BlockFormat):
 
 @dataclass(frozen=True, repr=False)
 class ScaledBlockFormat(_Scaled):
-    """A scalar format under scales from current maxima; made by ``Scaled``."""
+    """A scalar format under scales from current maxima or ranges; made by ``Scaled``."""
 
     element: ScalarFormat
-    scaling: CurrentMaximum
+    scaling: CurrentMaximum | CurrentRange
 
     def __post_init__(self) -> None:
         _ = self.lowered
+
+    def has(self, x: float) -> bool:
+        return super().has(x) and (not isinstance(self.scaling, CurrentRange) or self.scaling.preserve_zero)
 
     def tiled(self, tile: Tile) -> ScaledBlockFormat:
         """The same format with other blocks."""
@@ -416,8 +436,9 @@ def Scaled(element: ScalarFormat, scaling: Scaling | None) -> Format:
     What NaN, infinities, -0 and overflow become is told by the scaling.
 
     Args:
-        element: a float or fixed-point format; under a maximum one with a zero and a largest value.
-        scaling: ``PowerOfTwo``, ``CurrentMaximum``, or None, which scales nothing.
+        element: a float or fixed-point format; under a maximum one with a zero and a largest value, under a range one
+            with equal steps.
+        scaling: ``PowerOfTwo``, ``CurrentMaximum``, ``CurrentRange``, or None, which scales nothing.
 
     Raises:
         TypeError: no scalar format, no scaling, or one with a state (``DelayedMaximum``), which a format cannot hold.
@@ -432,12 +453,12 @@ def Scaled(element: ScalarFormat, scaling: Scaling | None) -> Format:
         return element
     if isinstance(scaling, PowerOfTwo):
         return Shifted(element, scaling.exponent)
-    if isinstance(scaling, CurrentMaximum):
+    if isinstance(scaling, (CurrentMaximum, CurrentRange)):
         return ScaledBlockFormat(element, scaling)
     way = "; say CurrentMaximum of it" if isinstance(scaling, Tile) else ""
     if isinstance(scaling, DelayedMaximum):
         way = "; it has a state, for which DelayedScaling is a module"
-    raise TypeError(f"scaling must be a CurrentMaximum, a PowerOfTwo or None, got {scaling!r}{way}")
+    raise TypeError(f"scaling must be a CurrentMaximum, a CurrentRange, a PowerOfTwo or None, got {scaling!r}{way}")
 
 
 def _tile(block_size: int | tuple[int, ...], axis: int) -> Tile:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import lru_cache, singledispatch
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from lptensor.codebooks import TableFormat
 from lptensor.formats import FixedPoint, Format, Overflow, ScalarFormat
 from lptensor.ops import check_roundable, round_fresh
 from lptensor.posits import Posit
+from lptensor.ranges import Ranges
 from lptensor.rounding import Rounding
 
 _MOST_CODES = 2**21  # of a table, 4 MiB of 16-bit ones: more leave the cache
@@ -270,11 +272,49 @@ def scales(x: Tensor, format: BlockFormat) -> Tensor:
     check_roundable(x, format)
     if not isinstance(format, BlockFormat):
         raise TypeError(f"scales are those of a block format such as MXFP4, got {format!r}, which has none")
+    return _of_blocks(reference.block_scales, x, format)
+
+
+def zero_points(x: Tensor, format: BlockFormat) -> Tensor:
+    """Which value of the element stands for zero in each block of ``x`` when it is rounded under a ``CurrentRange``.
+
+    Float64, of the shape of ``scales``, NaN where the block becomes NaN. With the scale s and the zero point z of its
+    block, a value y of ``round(x, format)`` has the code of the element's value y / s + z, which ``encode`` takes.
+
+    Args:
+        x: float32 or float64, or an LPTensor of whatever format; any shape and device.
+        format: ``Scaled(element, CurrentRange(...))`` with zero preserved.
+
+    Raises:
+        TypeError: x is not a float32 or float64 tensor, or format not such a format.
+        ValueError: a range that does not preserve zero: it starts at the smallest value of a block.
+
+    >>> from lptensor import INT8, Channel, CurrentRange, Scaled, encode
+    >>> x, format = torch.tensor([[-1.0, 4.1], [0.0, 2.55]]), Scaled(INT8, CurrentRange(Channel(0)))
+    >>> zero_points(x, format).tolist()
+    [[-78.0], [-128.0]]
+    >>> encode(round_fresh(x, format, Rounding()) / scales(x, format) + zero_points(x, format), INT8).to(torch.int8)
+    tensor([[-128,  127],
+            [-128,  127]], dtype=torch.int8)
+    """
+    check_roundable(x, format)
+    lowered = format.lowered
+    if not isinstance(lowered, Ranges):
+        raise TypeError(f"zero points are those of a format such as Scaled(INT8, CurrentRange()), got {format!r}")
+    if not lowered.preserve_zero:
+        raise ValueError(
+            f"blocks of {format!r} start at their smallest value, which no code need stand for zero; "
+            "preserve_zero=True has zero points"
+        )
+    return _of_blocks(reference.block_zero_points, x, format)
+
+
+def _of_blocks(ask: Callable[[Tensor, Any, tuple[int, ...]], Tensor], x: Tensor, format: BlockFormat) -> Tensor:
     shape = format.block_shape(x.shape)
     if x.is_meta:
         counts = [-(-n // wide) for n, wide in zip(x.shape, shape, strict=True)]
         return torch.empty(counts, dtype=torch.float64, device="meta")
-    return reference.block_scales(_values(x).resolve_neg(), format.lowered, shape)
+    return ask(_values(x).resolve_neg(), format.lowered, shape)
 
 
 def _values(x: Tensor) -> Tensor:

@@ -29,8 +29,8 @@ def round(
     In memory its axes have the order of those of ``x``, without gaps. The gradient passes straight
     through. What NaN, infinities, -0 and overflow become depends on the format (see its docstring).
     A value that the format already has never moves, except in formats that compute their scales anew from what is
-    rounded: ``TwoLevel``, ``Scaled`` by a maximum, and ``MX`` with the rule "even" or with elements such as INT8
-    (the named MX formats and ``BlockFloatingPoint`` move none).
+    rounded: ``TwoLevel``, ``Scaled`` by a maximum or a range, and ``MX`` with the rule "even" or with elements such
+    as INT8 (the named MX formats and ``BlockFloatingPoint`` move none).
 
     Args:
         x: float32 or float64, dense, of any shape and strides. float64 is rounded once, never through fp32.

@@ -7,6 +7,7 @@ numbers to zero must not change a result.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -28,6 +29,7 @@ from lptensor.blocks import Blocks, ScaledBlocks
 from lptensor.carriers import CARRIERS
 from lptensor.formats import FP32, Grid, Overflow, Subnormals
 from lptensor.posits import PositBits
+from lptensor.ranges import Ranges
 from lptensor.rounding import Beyond, Mode, Rounding
 from lptensor.tables import Table, steps
 
@@ -66,10 +68,7 @@ def round_scaled(
     number = _block_numbers(x, shape)
     largest, lost = _largest(x, number, blocks.saturate)
     scale, reciprocal = (t[number] for t in _scales(x, largest, lost, blocks))
-    dividend = exact(x)
-    if x.dtype == torch.float64:  # quotients of smaller numbers might vanish
-        least = torch.copysign(torch.full_like(x, 2.0**-800), x)
-        dividend = torch.where((dividend != 0) & (dividend.abs() < 2.0**-800), least, dividend)
+    dividend = _dividend(exact(x), x.dtype)
     quotient = _single(dividend * reciprocal if blocks.reciprocal else dividend / scale, x.dtype)
     quotient = torch.where(scale == 0, torch.zeros_like(dividend).copysign(dividend), quotient)
     rounded = _round(quotient, blocks.element, torch.zeros_like(number), rounding, key)
@@ -77,19 +76,45 @@ def round_scaled(
     return carried(torch.where(result.isnan(), torch.nan, result), x.dtype)
 
 
-def block_scales(x: Tensor, blocks: Blocks | ScaledBlocks, shape: Sequence[int]) -> Tensor:
+def round_ranges(x: Tensor, ranges: Ranges, shape: Sequence[int], rounding: Rounding, key: Key | None = None) -> Tensor:
+    """``x`` rounded in blocks of ``shape``, each from its smallest value to its largest; ``CurrentRange`` says how."""
+    number = _block_numbers(x, shape)
+    lowest, scale, low, high = (t[number] for t in _spread(x, number, ranges))
+    quotient = _single(_dividend(_single(exact(x) - lowest, x.dtype, _ENDLESS), x.dtype) / scale, x.dtype)
+    k = _round(quotient, ranges.steps, torch.zeros_like(number), rounding, key)
+    product = _single(k.clamp(low, high) * scale, x.dtype, _ENDLESS)
+    result = _single(lowest + product, x.dtype)
+    most = torch.finfo(x.dtype).max
+    return carried(torch.where(scale.isnan(), torch.nan, result.clamp(-most, most)), x.dtype)
+
+
+def block_zero_points(x: Tensor, ranges: Ranges, shape: Sequence[int]) -> Tensor:
+    """The zero point of each block of ``x``, as ``block_scales`` gives its scale."""
+    _, scale, low, _ = _spread(x, _block_numbers(x, shape), ranges)
+    return _as_blocks(torch.where(scale.isnan(), torch.nan, ranges.min - low), x, shape)
+
+
+def block_scales(x: Tensor, blocks: Blocks | ScaledBlocks | Ranges, shape: Sequence[int]) -> Tensor:
     """The scale of each block of ``x``, float64, NaN where the block is; as many along each axis as blocks.
 
     >>> from lptensor import MXFP4
     >>> block_scales(torch.tensor([1.0, -7.0]), MXFP4.lowered, MXFP4.block_shape((2,)))
     tensor([1.], dtype=torch.float64)
     """
-    largest, lost = _largest(x, _block_numbers(x, shape), blocks.saturate)
+    number = _block_numbers(x, shape)
+    if isinstance(blocks, Ranges):
+        return _as_blocks(_spread(x, number, blocks)[1], x, shape)
+    largest, lost = _largest(x, number, blocks.saturate)
     if isinstance(blocks, Blocks):
         scales = torch.where(lost, torch.nan, power(_shifts(largest, lost, blocks)))
     else:
         scales, _ = _scales(x, largest, lost, blocks)
-    return scales.reshape([-(-n // wide) for n, wide in zip(x.shape, shape, strict=True)])
+    return _as_blocks(scales, x, shape)
+
+
+def _as_blocks(of_each: Tensor, x: Tensor, shape: Sequence[int]) -> Tensor:
+    """What each block has, in the order of their numbers, with the axes of ``x``."""
+    return of_each.reshape([-(-n // wide) for n, wide in zip(x.shape, shape, strict=True)])
 
 
 def _block_numbers(x: Tensor, block: Sequence[int]) -> Tensor:
@@ -135,11 +160,42 @@ def _scales(x: Tensor, largest: Tensor, lost: Tensor, blocks: ScaledBlocks) -> t
     return torch.where(lost, torch.nan, _single(s * whole).clamp(max=most)), reciprocal
 
 
-def _single(x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+def _spread(x: Tensor, number: Tensor, ranges: Ranges) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What each block starts from, its scale, and the ends of its steps; float64 with fp32 numbers in it."""
+    most = torch.finfo(torch.float32).max
+    count, number = int(number.max()) + 1 if x.numel() else 0, number.reshape(-1)
+    finite = x.isfinite().reshape(-1)
+    values = torch.where(finite, exact(x).reshape(-1), 0.0)
+    start = torch.full((count,), torch.inf, dtype=torch.float64, device=x.device)
+    lowest = _single(start.scatter_reduce(0, number, values, "amin")).clamp(-most, most)
+    highest = _single((-start).scatter_reduce(0, number, values, "amax")).clamp(-most, most)
+    lost = torch.zeros_like(start).scatter_reduce(0, number, (~finite).double(), "amax") > 0
+    if ranges.preserve_zero:
+        lowest, highest = lowest.clamp(max=0.0), highest.clamp(min=0.0)
+    scale = _single(_single(highest - lowest, grid=_ENDLESS) / ranges.span).clamp(2.0**-149, most)
+    low = torch.zeros_like(scale)
+    if ranges.preserve_zero:
+        zeros = torch.zeros_like(scale, dtype=torch.int64)
+        nearest = _round(_single(lowest / scale), ranges.steps, zeros, Rounding(), None)
+        low = ranges.min - (ranges.min - nearest).clamp(ranges.min, ranges.max)
+        lowest = torch.zeros_like(lowest)
+    return lowest, torch.where(lost, torch.nan, scale), low, low + ranges.span
+
+
+def _dividend(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """``x``, to be divided by a scale; quotients of smaller float64 numbers might vanish."""
+    tiny = (x != 0) & (x.abs() < 2.0**-800)
+    return torch.where(tiny, torch.copysign(torch.full_like(x, 2.0**-800), x), x) if dtype == torch.float64 else x
+
+
+_ENDLESS = FP32.grid._replace(emax=1023, max=math.inf, min=-math.inf)
+
+
+def _single(x: Tensor, dtype: torch.dtype = torch.float32, grid: Grid = FP32.grid) -> Tensor:
     """float64 results of one operation on fp32 numbers as fp32 has them (Figueroa 1995); float64's stay."""
     if dtype == torch.float64:
         return x
-    return _round(x, FP32.grid, torch.zeros((), dtype=torch.int64, device=x.device), Rounding(), None)
+    return _round(x, grid, torch.zeros((), dtype=torch.int64, device=x.device), Rounding(), None)
 
 
 def round_table(x: Tensor, table: Table, rounding: Rounding, key: Key | None = None) -> Tensor:

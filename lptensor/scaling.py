@@ -93,7 +93,7 @@ PER_TENSOR = Tile((), others=None)
 
 
 def Channel(axis: int = 0) -> Tile:
-    """One scale for each index of an axis, as of the output channels of a weight; a ``Tile`` for ``CurrentMaximum``.
+    """One scale for each index of an axis, as of the output channels of a weight; a ``Tile``.
 
     Args:
         axis: -16 to 15; a tensor that lacks it is one tile.
@@ -107,10 +107,15 @@ def Channel(axis: int = 0) -> Tile:
     return Tile((1,), (axis,), others=None)
 
 
+def _check_tile(tile: object) -> None:
+    if not isinstance(tile, Tile):
+        raise TypeError(f"tile must be a Tile such as Tile((1, 128)), Channel(0) or PER_TENSOR, got {tile!r}")
+
+
 class Scaling:
     """What a format's values are multiplied by; ``Scaled(format, scaling)`` puts the two together.
 
-    Every scaling is told by its scale s: x rounds to s * R(x / s), R being the format's rounding.
+    All but ``CurrentRange`` are told by their scale s: x rounds to s * R(x / s), R being the format's rounding.
     """
 
     def __repr__(self) -> str:
@@ -199,8 +204,7 @@ class CurrentMaximum(Scaling):
     top: float | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.tile, Tile):
-            raise TypeError(f"tile must be a Tile such as Tile((1, 128)), Channel(0) or PER_TENSOR, got {self.tile!r}")
+        _check_tile(self.tile)
         if not isinstance(self.scale, ScalarFormat):
             raise TypeError(f"scale must be a scalar format such as E8M0, E4M3 or FP32, got {no_format(self.scale)}")
         check_one_of("rule", self.rule, SCALE_RULES)
@@ -229,6 +233,49 @@ class CurrentMaximum(Scaling):
     def powers(self) -> bool:
         """Whether the scales are powers of two."""
         return self.scale.grid.precision == 1
+
+
+@dataclass(frozen=True, repr=False)
+class CurrentRange(Scaling):
+    """Scales and zero points made from the smallest and the largest of what is being rounded, a tensor or each tile.
+
+    Asymmetric, or affine, integers. The values of the element, q_min to q_max, lie at equal steps, as those of
+    INT8 or ``FixedPoint(4, 0, signed=False)``, and a tile has all of them between its smallest number and its largest.
+    The arithmetic is fp32, each operation to nearest even; with R the format's rounding to the element's steps:
+
+    - With ``preserve_zero`` lo = min(smallest, 0), hi = max(largest, 0), s = (hi - lo) / (q_max - q_min), the zero
+      point is z = clamp(q_min - nearest(lo / s), q_min, q_max), and x becomes
+      s * clamp(R(x / s), q_min - z, q_max - z). Zero stays zero. Observers of PyTorch do so, and torchao.
+    - Without it lo = smallest, hi = largest, s is as before, and x becomes
+      lo + s * clamp(R((x - lo) / s), 0, q_max - q_min). A tile of one fp32 number keeps it. ActNN and KIVI do so.
+
+    Nothing overflows on the way: hi - lo may be beyond the largest fp32 number, to which s is held, and results on
+    fp32; s is at least 2**-149. What is done to each element is done in the dtype of x: lo and hi of a float64 tensor
+    are rounded to fp32, held to its largest, and a float64 quotient too small to hold still is no zero.
+
+    NaN or an infinity makes its tile NaN. There is no -0.
+
+    Args:
+        tile: which elements share a scale and a zero point.
+        preserve_zero: whether zero is a value of every tile.
+
+    Raises:
+        TypeError: a tile or a switch that is not one.
+        ValueError: from ``Scaled``, an element whose values are not at equal steps, have no ends or more than 24 bits.
+
+    >>> import torch, lptensor
+    >>> from lptensor import INT4
+    >>> x = torch.tensor([-1.0, 0.1, 0.6, 2.0])
+    >>> lptensor.round(x, lptensor.Scaled(INT4, CurrentRange()))
+    tensor([-1.0000,  0.0000,  0.6000,  2.0000])
+    """
+
+    tile: Tile = PER_TENSOR
+    preserve_zero: bool = True
+
+    def __post_init__(self) -> None:
+        _check_tile(self.tile)
+        check_bool("preserve_zero", self.preserve_zero)
 
 
 @dataclass(frozen=True, repr=False)
@@ -263,4 +310,4 @@ class DelayedMaximum(Scaling):
 
 
 # Formats hold them, and a checkpoint holds formats: torch.load(weights_only=True) makes them.
-torch.serialization.add_safe_globals([Tile, PowerOfTwo, CurrentMaximum, DelayedMaximum])
+torch.serialization.add_safe_globals([Tile, PowerOfTwo, CurrentMaximum, CurrentRange, DelayedMaximum])

@@ -23,7 +23,7 @@ LAYERS = (
     ("rounding", "_bits"),
     ("grid", "layout", "base"),
     ("formats", "p3109"),
-    ("blocks", "codebooks", "hifloat", "posits", "tables", "scaling", "accumulator", "hardware_sums"),
+    ("blocks", "codebooks", "hifloat", "posits", "ranges", "tables", "scaling", "accumulator", "hardware_sums"),
     ("reference", "_native", "_native_census", "_cuda", "_nvrtc", "fused"),
     ("inductor",),
     ("library", "gemm_op"),

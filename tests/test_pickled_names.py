@@ -52,8 +52,8 @@ IN_CHECKPOINTS = """
     blocks.ScaledBlockFormat blocks.Shifted blocks.TwoLevel codebooks.Codebook codebooks.LogNumber delayed._Saturating
     formats.FixedPoint formats.FloatingPoint hadamard.Hadamard hifloat.HiFloat8 operands.Gemm operands.Operand
     p3109.P3109 posits.Posit quantizer._Unlimited rounding.Beyond rounding.Mode rounding.Rounding
-    scaling.CurrentMaximum scaling.DelayedMaximum scaling.PowerOfTwo scaling.Tile surface.rebuild tensor.LPTensor
-    training.blockwise.Blockwise training.dorefa.DoReFaGradient training.expansion.Expansion
+    scaling.CurrentMaximum scaling.CurrentRange scaling.DelayedMaximum scaling.PowerOfTwo scaling.Tile surface.rebuild
+    tensor.LPTensor training.blockwise.Blockwise training.dorefa.DoReFaGradient training.expansion.Expansion
     training.four_over_six.FourOverSix training.hbfp.HBFP training.loss_scaling.Automatic training.loss_scaling.Dynamic
     training.loss_scaling.Static training.luq.LUQ training.ms_eden.MSEden training.recipes.Recipe training.s2fp8.S2FP8
     training.sawb.SAWB training.technique.Technique training.three_quarters.ThreeQuarters training.wage.WageError

@@ -24,7 +24,7 @@ def bit_layout(format: Format, value: float = 1.0) -> Rows:
 
     field ("sign", "exponent", "mantissa"; "magnitude", "integer", "fraction", "regime", "dot", "index"), bits
     (its width), code (its bits as text) and shared. A block format's elements come after the scale of
-    their block, a row with ``shared`` True and no code; its width is None where nothing bounds it.
+    their block, and its zero point, rows with ``shared`` True and no code; a width is None where nothing bounds it.
     The fields of posits and of HiF8 depend on the value, those of other formats do not; fields of no bits
     are left out.
 
@@ -58,7 +58,10 @@ def _scale(format: Format) -> list[dict[str, Any]]:
         return []
     scale = format.scale
     name = "shared exponent" if scale is None or scale.grid.precision == 1 else "shared scale"
-    return [{"field": name, "bits": None if scale is None else scale.bits, "code": None, "shared": True}]
+    shared = [(name, None if scale is None else scale.bits)]
+    if format.offset is not None:
+        shared.append(("zero point" if format.has(0.0) else "smallest value", format.offset.bits))
+    return [{"field": field, "bits": bits, "code": None, "shared": True} for field, bits in shared]
 
 
 def _fields(format: Any, code: str) -> list[tuple[str, int]]:

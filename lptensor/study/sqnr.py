@@ -22,7 +22,7 @@ _SHARED_EXPONENT = 8  # bits; nothing bounds that of BlockFloatingPoint, and an 
 
 
 def bits_per_value(format: Format, shape: Sequence[int] = (1024, 1024)) -> float:
-    """The bits that one value of a tensor takes, with its share of the scales of blocks.
+    """The bits that one value of a tensor takes, with its share of the scales of blocks, and of their zero points.
 
     Raises:
         TypeError: no format, a size that is not an integer.
@@ -39,6 +39,7 @@ def bits_per_value(format: Format, shape: Sequence[int] = (1024, 1024)) -> float
     if not isinstance(format, BlockFormat):
         return float(element.bits)
     wide = _SHARED_EXPONENT if format.scale is None else format.scale.bits
+    wide += 0 if format.offset is None else format.offset.bits
     blocks = math.prod(-(-n // side) for n, side in zip(shape, format.block_shape(shape), strict=True))
     return float(element.bits) + wide * blocks / max(math.prod(shape), 1)
 

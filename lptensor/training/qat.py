@@ -39,7 +39,8 @@ def prepare(
     the rounded weight, its exact one a parameter ``layer.parametrizations.weight.original``, which
     ``parameters()`` and the state_dict hold: make the optimizer afterwards. Biases stay, and so do the
     projections of ``nn.MultiheadAttention``; ``lower`` rounds activations. Formats of INT8 with one scale
-    per output: ``Scaled(INT8, CurrentMaximum(Channel(0)))``. What NaN, infinities and -0 become is the format's to say.
+    per output: ``Scaled(INT8, CurrentMaximum(Channel(0)))``, and with a zero point ``CurrentRange(Channel(0))`` in its
+    place. What NaN, infinities and -0 become is the format's to say.
 
     Args:
         model: any module, itself a chosen layer or with such inside.

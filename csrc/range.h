@@ -1,0 +1,106 @@
+// Blocks whose elements are spread from the smallest to the largest of what they hold: what is made
+// of a block's two ends, and of an element.
+#pragma once
+#include "block.h"
+#include <math.h>
+
+// lptensor/ranges.py: Ranges. The steps are the element's without its ends, `min` and `max`.
+struct lpt_ranges {
+    lpt_grid steps;
+    double min, max;
+    int32_t preserve_zero;
+};
+
+// Of each block: x becomes first + scale * clamp(R((x - first) / scale), low, high).
+template <class T> struct lpt_spread {
+    T *first, *scale, *low, *high;
+    lpt_spread from(int64_t k) const { return {first + k, scale + k, low + k, high + k}; }
+};
+
+// Bits as integers in the order of the numbers, NaN of either sign beyond the infinity of its sign;
+// and back.
+template <class T>
+LPT_FN typename lpt_carrier<T>::sbits lpt_ordered(typename lpt_carrier<T>::sbits u) {
+    typedef lpt_carrier<T> C;
+    const auto magnitude = (typename C::sbits)(~(typename C::bits)0 >> 1);
+    return u ^ ((u >> (C::width - 1)) & magnitude);
+}
+
+// The result of one operation as fp32 has it, if it had no largest number.
+LPT_FN double lpt_endless(double r) {
+    const double near = lpt_value<float>(0x7f000000u);
+    return r < near && r > -near ? (double)(float)r : (double)(float)(r / 4) * 4;
+}
+
+LPT_FN double lpt_held(double r) {
+    const double most = lpt_value<float>(0x7f7fffffu);
+    return r < -most ? -most : r > most ? most : r;
+}
+
+// Block k of `to`, whose ends are given in order. Whether the short way through its elements is not
+// for it: they are NaN, or a difference may leave fp32.
+template <class T>
+LPT_FN bool lpt_spread_out(const lpt_ranges &r, typename lpt_carrier<T>::sbits least,
+                           typename lpt_carrier<T>::sbits most, const lpt_spread<T> &to,
+                           int64_t k) {
+    typedef lpt_carrier<T> C;
+    typedef typename C::sbits S;
+    const S inf = (S)(2 * C::bias + 1) << C::mantissa;
+    const auto end = [](S ordered) {
+        const auto bits = (typename C::bits)lpt_ordered<T>(ordered);
+        return (double)(float)lpt_held(lpt_value<T>(bits));
+    };
+    const bool lost = most >= inf || least <= ~inf;
+    double first = lost ? 0 : end(least), last = lost ? 0 : end(most), low = 0;
+    if (r.preserve_zero) {
+        first = first < 0 ? first : 0;
+        last = last > 0 ? last : 0;
+    }
+    const double near = lpt_value<float>(0x7e000000u), smallest = lpt_value<float>(1u);
+    const bool far = first < -near || last > near;
+    const double span = r.max - r.min;
+    double scale = (float)lpt_held(lpt_endless(last - first) / span);
+    scale = scale < smallest ? smallest : scale;
+    if (r.preserve_zero) {
+        const double step = ldexp(1, r.steps.emax - (r.steps.precision - 1));
+        const double zero = r.min - rint((double)(float)(first / scale) / step) * step;
+        low = r.min - (zero < r.min ? r.min : zero > r.max ? r.max : zero);
+        first = 0;
+    }
+    to.first[k] = (T)first;
+    to.scale[k] =
+        lost ? lpt_value<T>((typename C::bits)inf | (typename C::bits)1 << (C::mantissa - 1))
+             : (T)scale;
+    to.low[k] = (T)low;
+    to.high[k] = (T)(low + span);
+    return lost || (C::width == 32 && far);
+}
+
+// The quotients of elements: the short way, and that which is right for all.
+LPT_FN float lpt_steps_of(float x, float first, float scale) { return (x - first) / scale; }
+LPT_FN double lpt_steps_of(double x, double first, double scale) {
+    // Quotients of smaller numbers might vanish.
+    const double d = x - first, least = lpt_value<double>((uint64_t)(1023 - 800) << 52);
+    return (d < least && d > 0 ? least : d > -least && d < 0 ? -least : d) / scale;
+}
+LPT_FN float lpt_far_steps_of(float x, float first, float scale) {
+    return (float)(lpt_endless((double)x - first) / scale);
+}
+LPT_FN double lpt_far_steps_of(double x, double first, double scale) {
+    return lpt_steps_of(x, first, scale);
+}
+
+// What the steps, rounded, stand for.
+template <class T> LPT_FN T lpt_within(T k, T low, T high) {
+    return k < low ? low : k > high ? high : k;
+}
+template <class T> LPT_FN T lpt_at_steps(T k, T first, T scale, T low, T high) {
+    return first + scale * lpt_within(k, low, high);
+}
+LPT_FN float lpt_at_far_steps(float k, float first, float scale, float low, float high) {
+    const double r = first + lpt_endless((double)scale * lpt_within(k, low, high));
+    return scale == scale ? (float)lpt_held(r) : scale;
+}
+LPT_FN double lpt_at_far_steps(double k, double first, double scale, double low, double high) {
+    return scale == scale ? lpt_at_steps(k, first, scale, low, high) : scale;
+}

@@ -1,0 +1,97 @@
+// How tensors whose blocks are spread from their smallest to their largest value are shared out
+// among threads. Part of library.cpp.
+#pragma once
+#include "range.h"
+#include <stdlib.h>
+
+namespace {
+
+// What `count` blocks need while they are rounded, and `parts` threads that have a part of each.
+template <class T> class spread_room {
+    typedef typename lpt_carrier<T>::sbits S;
+    const int64_t count;
+    T *const fields;
+    S *const ends;
+
+  public:
+    spread_room(int64_t blocks, int64_t parts)
+        : count(blocks), fields((T *)malloc(4 * blocks * sizeof(T))),
+          ends((S *)malloc(2 * blocks * parts * sizeof(S))) {}
+    ~spread_room() {
+        free(fields);
+        free(ends);
+    }
+    spread_room(const spread_room &) = delete;
+    bool there() const { return fields && ends; }
+    S *least(int64_t part) const { return ends + 2 * part * count; }
+    S *most(int64_t part) const { return least(part) + count; }
+    lpt_spread<T> blocks() const {
+        return {fields, fields + count, fields + 2 * count, fields + 3 * count};
+    }
+    // Before any element was looked at.
+    void clear(int64_t part, int64_t blocks) const {
+        const S top = (S)(~(typename lpt_carrier<T>::bits)0 >> 1);
+        for (int64_t k = 0; k < blocks; ++k) {
+            least(part)[k] = top;
+            most(part)[k] = ~top;
+        }
+    }
+    void join(int64_t part) const {
+        for (int64_t k = 0; k < count; ++k) {
+            least(0)[k] = least(part)[k] < least(0)[k] ? least(part)[k] : least(0)[k];
+            most(0)[k] = most(part)[k] > most(0)[k] ? most(part)[k] : most(0)[k];
+        }
+    }
+};
+
+// Leading axes whose blocks are one wide, and the blocks along the next axis, cut the tensor into
+// units that know nothing of each other. Threads share out the units, a few small ones at a time,
+// or each of a few large ones.
+template <class T>
+int round_ranges(const T *x, T *y, const lpt_layout &l, const lpt_ranges &ranges,
+                 const lpt_rule &rule, int threads) {
+    const lpt_loops<T> &f = loops(T());
+    const lpt_units units(l);
+    const int64_t useful = units.elements / GRAIN + 1, at_once = 8192;
+    const int parts = threads < useful ? threads : (int)useful;
+    const bool shared = units.number >= 2 * parts;  // else every unit is split
+    const int teams = shared ? parts : 1, members = shared ? 1 : parts;
+    int failed = 0;
+#pragma omp parallel for num_threads(teams) schedule(static) reduction(| : failed) if (teams > 1)
+    for (int team = 0; team < teams; ++team) {
+        const plain_arithmetic guard;
+        const int64_t small = at_once / units.size(0), last = units.number * (team + 1) / teams;
+        const int64_t several = shared && small > 1 ? small : 1;
+        const spread_room<T> room(several * units.blocks, members);
+        if (!room.there()) {
+            failed = 1;
+            continue;
+        }
+        for (int64_t u = units.number * team / teams; u < last; u += several) {
+            const int64_t next = u + several < last ? u + several : last;
+            const int64_t from = units.start(u), size = units.start(next) - from;
+            const int64_t before = u * units.blocks, count = (next - u) * units.blocks;
+#pragma omp parallel for num_threads(members) schedule(static) if (members > 1)
+            for (int part = 0; part < members; ++part) {
+                const int64_t begin = from + size * part / members;
+                room.clear(part, count);
+                f.extremes(x, l, begin, from + size * (part + 1) / members, before,
+                           room.least(part), room.most(part));
+            }
+            for (int part = 1; part < members; ++part)
+                room.join(part);
+            const bool far =
+                f.spread_out(ranges, count, room.least(0), room.most(0), room.blocks());
+#pragma omp parallel for num_threads(members) schedule(static) if (members > 1)
+            for (int part = 0; part < members; ++part) {
+                const plain_arithmetic guard;
+                const int64_t begin = from + size * part / members;
+                f.spread(x, y, l, begin, from + size * (part + 1) / members, before, room.blocks(),
+                         far, ranges, rule);
+            }
+        }
+    }
+    return failed;
+}
+
+}  // namespace
