@@ -140,7 +140,7 @@ __global__ void __launch_bounds__(LPT_THREADS)
             const T *next = x + at + r * inner;
 #pragma unroll
             for (int j = 0; j < HELD; ++j, next += inner)
-                v[j] = j < rows ? lpt_bits(*next) : (U)0;
+                v[j] = j < rows ? lpt_bits(*next) : op.empty();
         };
         for (int64_t r = from; r < to && phase != LPT_ROUND; r += HELD) {
             load(r);
@@ -299,7 +299,9 @@ __global__ void __launch_bounds__(LPT_THREADS, 2)
                 count *= PACK;
 #pragma unroll
                 for (int k = 0; k < HELD; k += PACK, at += ahead) {
-                    lpt_pack<T> p = {};
+                    lpt_pack<T> p;
+                    for (int j = 0; j < PACK; ++j)
+                        p.v[j] = lpt_value<T>(op.empty());
                     if (k < count)
                         p = lpt_load_pack(at);
 #pragma unroll
@@ -309,7 +311,7 @@ __global__ void __launch_bounds__(LPT_THREADS, 2)
             } else {
 #pragma unroll
                 for (int k = 0; k < HELD; ++k, at += ahead)
-                    v[k] = k < count ? lpt_bits(*at) : (U)0;
+                    v[k] = k < count ? lpt_bits(*at) : op.empty();
             }
         };
         bool held = false;

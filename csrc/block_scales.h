@@ -89,6 +89,8 @@ template <class T, int MODE_> struct lpt_shifted {
     struct tensor {};
     LPT_METHOD tensor whole() const { return {}; }
 
+    LPT_METHOD U empty() const { return 0; }  // what no maximum is made of
+
     // Made once per block.
     struct scale {
         int32_t shift;
@@ -187,6 +189,8 @@ template <class T, int MODE_> struct lpt_divided {
         const T largest = top ? lpt_value<T>(*top) : (T)0;
         return {lpt_tensor_scale(b, fitting(largest))};
     }
+
+    LPT_METHOD U empty() const { return 0; }
 
     // Made once per block. Where it is `quick`, no element is infinite or NaN, and all quotients
     // that do not vanish in the format are far from both ends of fp32.

@@ -1,5 +1,5 @@
 // Block formats on the device.
-#include "block_kernels.h"
+#include "range_kernels.h"
 
 namespace {
 
@@ -118,6 +118,19 @@ int32_t launch_boxes(const T *x, T *y, const lpt_layout &l, const plan &p, int32
                       boxes, phase, largest, draw, op);
 }
 
+// One phase, or all of them, for blocks of any shape.
+template <class T, class Op>
+int32_t launch_phase(const T *x, T *y, const lpt_layout &l, const plan &p, int32_t phase,
+                     typename lpt_carrier<T>::bits *largest, lpt_draw draw, void *stream,
+                     const Op &op) {
+    if (!p.columns)
+        return launch_boxes(x, y, l, p, phase, largest, draw, stream, op);
+    const int64_t pieces = (p.strips.wide + p.piece - 1) / p.piece;
+    const int64_t chunks = (p.count * pieces + LPT_THREADS - 1) / LPT_THREADS;
+    return lpt_launch(LPT_KERNEL(lpt_columns, T, Op), lpt_blocks_for(chunks), stream, x, y,
+                      p.strips, phase, largest, draw, op);
+}
+
 template <class T, class Op>
 int32_t launch_blocks(const T *x, T *y, const lpt_layout &l, const plan &p,
                       typename lpt_carrier<T>::bits *largest, lpt_draw draw, void *stream,
@@ -134,15 +147,7 @@ int32_t launch_blocks(const T *x, T *y, const lpt_layout &l, const plan &p,
                               p.elements, (int32_t)lanes, draw, op);
     }
     for (int32_t phase = p.shared() ? LPT_MAXIMA : LPT_ALL;; phase = LPT_ROUND) {
-        int32_t error;
-        if (p.columns) {
-            const int64_t pieces = (p.strips.wide + p.piece - 1) / p.piece;
-            const int64_t chunks = (p.count * pieces + LPT_THREADS - 1) / LPT_THREADS;
-            error = lpt_launch(LPT_KERNEL(lpt_columns, T, Op), lpt_blocks_for(chunks), stream, x, y,
-                               p.strips, phase, largest, draw, op);
-        } else {
-            error = launch_boxes(x, y, l, p, phase, largest, draw, stream, op);
-        }
+        const int32_t error = launch_phase(x, y, l, p, phase, largest, draw, stream, op);
         if (error || phase != LPT_MAXIMA)
             return error;
     }
@@ -197,12 +202,53 @@ int32_t round_blocks(const T *x, T *y, const lpt_layout &l, const Format &b, con
                          scales_of<LPT_ANY, T>(b, rule, cell, scratch));
 }
 
+// `scratch` has room for what lpt_cuda_range_scratch says: one end of each block, the other one,
+// and what the block has.
+template <class T>
+int32_t round_ranges(const T *x, T *y, const lpt_layout &l, const lpt_ranges &b,
+                     const lpt_rule &rule, const lpt_key *drawn,
+                     typename lpt_carrier<T>::bits *scratch, int32_t device, void *stream) {
+    typedef typename lpt_carrier<T>::bits U;
+    const plan p = plan_of(l);
+    const lpt_cell<T> cell = lpt_make_cell<T>(b.steps, rule, 0);
+    const lpt_draw draw = lpt_make_draw(rule, drawn);
+    U *const most = scratch, *const least = most + p.count;
+    lpt_block_spread<T> *const spread = (lpt_block_spread<T> *)(least + p.count);
+    int32_t error = lpt_on_device(device);
+    if (!error)
+        error = lpt_clear(scratch, 2 * p.count * sizeof *scratch, stream);
+    for (U *const end : {most, least})
+        if (!error)
+            error = launch_phase(x, y, l, p, LPT_MAXIMA, end, draw, stream,
+                                 lpt_end_of<T>{rule, {end == most ? (U)0 : ~(U)0}});
+    if (!error)
+        error = lpt_launch(LPT_KERNEL(lpt_spread_blocks, T),
+                           lpt_blocks_for((p.count + LPT_THREADS - 1) / LPT_THREADS), stream,
+                           p.count, least, most, spread, b);
+    if (error)
+        return error;
+    if constexpr (sizeof(T) == 4) {
+        if (cell.plain && rule.mode == LPT_NEAREST)
+            return launch_phase(x, y, l, p, LPT_ROUND, most, draw, stream,
+                                lpt_spreading<T, LPT_NEAREST>{rule, cell, spread, {}});
+        if (cell.plain && rule.mode == LPT_STOCHASTIC)
+            return launch_phase(x, y, l, p, LPT_ROUND, most, draw, stream,
+                                lpt_spreading<T, LPT_STOCHASTIC>{rule, cell, spread, {}});
+    }
+    return launch_phase(x, y, l, p, LPT_ROUND, most, draw, stream,
+                        lpt_spreading<T, LPT_ANY>{rule, cell, spread, {}});
+}
+
 }  // namespace
 
 // Numbers of the carrier's size that the kernels need beside the tensor; the caller allocates them.
 LPT_API int64_t lpt_cuda_scratch(const lpt_layout *l) {
     const plan p = plan_of(*l);
     return 1 + (p.shared() ? p.count : 0);
+}
+
+LPT_API int64_t lpt_cuda_range_scratch(const lpt_layout *l) {
+    return plan_of(*l).count * (2 + sizeof(lpt_block_spread<float>) / sizeof(float));
 }
 
 LPT_API int32_t lpt_cuda_round_blocks_f32(const float *x, float *y, const lpt_layout *l,
@@ -228,4 +274,16 @@ LPT_API int32_t lpt_cuda_round_scaled_f64(const double *x, double *y, const lpt_
                                           const lpt_key *drawn, uint64_t *scratch, int32_t device,
                                           void *stream) {
     return round_blocks(x, y, *l, *b, *rule, drawn, scratch, device, stream);
+}
+LPT_API int32_t lpt_cuda_round_ranges_f32(const float *x, float *y, const lpt_layout *l,
+                                          const lpt_ranges *b, const lpt_rule *rule,
+                                          const lpt_key *drawn, uint32_t *scratch, int32_t device,
+                                          void *stream) {
+    return round_ranges(x, y, *l, *b, *rule, drawn, scratch, device, stream);
+}
+LPT_API int32_t lpt_cuda_round_ranges_f64(const double *x, double *y, const lpt_layout *l,
+                                          const lpt_ranges *b, const lpt_rule *rule,
+                                          const lpt_key *drawn, uint64_t *scratch, int32_t device,
+                                          void *stream) {
+    return round_ranges(x, y, *l, *b, *rule, drawn, scratch, device, stream);
 }

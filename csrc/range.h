@@ -32,7 +32,7 @@ LPT_FN double lpt_endless(double r) {
     return r < near && r > -near ? (double)(float)r : (double)(float)(r / 4) * 4;
 }
 
-LPT_FN double lpt_held(double r) {
+LPT_FN double lpt_clipped(double r) {
     const double most = lpt_value<float>(0x7f7fffffu);
     return r < -most ? -most : r > most ? most : r;
 }
@@ -48,7 +48,7 @@ LPT_FN bool lpt_spread_out(const lpt_ranges &r, typename lpt_carrier<T>::sbits l
     const S inf = (S)(2 * C::bias + 1) << C::mantissa;
     const auto end = [](S ordered) {
         const auto bits = (typename C::bits)lpt_ordered<T>(ordered);
-        return (double)(float)lpt_held(lpt_value<T>(bits));
+        return (double)(float)lpt_clipped(lpt_value<T>(bits));
     };
     const bool lost = most >= inf || least <= ~inf;
     double first = lost ? 0 : end(least), last = lost ? 0 : end(most), low = 0;
@@ -59,10 +59,10 @@ LPT_FN bool lpt_spread_out(const lpt_ranges &r, typename lpt_carrier<T>::sbits l
     const double near = lpt_value<float>(0x7e000000u), smallest = lpt_value<float>(1u);
     const bool far = first < -near || last > near;
     const double span = r.max - r.min;
-    double scale = (float)lpt_held(lpt_endless(last - first) / span);
+    double scale = (float)lpt_clipped(lpt_endless(last - first) / span);
     scale = scale < smallest ? smallest : scale;
     if (r.preserve_zero) {
-        const double step = ldexp(1, r.steps.emax - (r.steps.precision - 1));
+        const double step = ldexp(1.0, r.steps.emax - (r.steps.precision - 1));
         const double zero = r.min - rint((double)(float)(first / scale) / step) * step;
         low = r.min - (zero < r.min ? r.min : zero > r.max ? r.max : zero);
         first = 0;
@@ -99,7 +99,7 @@ template <class T> LPT_FN T lpt_at_steps(T k, T first, T scale, T low, T high) {
 }
 LPT_FN float lpt_at_far_steps(float k, float first, float scale, float low, float high) {
     const double r = first + lpt_endless((double)scale * lpt_within(k, low, high));
-    return scale == scale ? (float)lpt_held(r) : scale;
+    return scale == scale ? (float)lpt_clipped(r) : scale;
 }
 LPT_FN double lpt_at_far_steps(double k, double first, double scale, double low, double high) {
     return scale == scale ? lpt_at_steps(k, first, scale, low, high) : scale;

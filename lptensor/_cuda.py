@@ -16,10 +16,11 @@ from lptensor import _compat, _native, _nvrtc
 from lptensor.blocks import Blocks, ScaledBlocks
 from lptensor.formats import Grid
 from lptensor.posits import PositBits
+from lptensor.ranges import Ranges
 from lptensor.rounding import Beyond, Mode, Rounding
 from lptensor.tables import Table
 
-ABI_VERSION = 5
+ABI_VERSION = 6
 
 # Seed and offset of a call's random words; under graph capture a tensor on the device that holds them.
 Key = tuple[int, int] | Tensor | None
@@ -44,13 +45,14 @@ def load(path: str) -> Any:
         raise ImportError(f"{path} is of another version of lptensor: install the package again")
     pointer, integer = ctypes.c_void_p, ctypes.c_int32
     lib.lpt_cuda_error.argtypes, lib.lpt_cuda_error.restype = (integer,), ctypes.c_char_p
-    lib.lpt_cuda_scratch.argtypes, lib.lpt_cuda_scratch.restype = (pointer,), ctypes.c_int64
+    for room in (lib.lpt_cuda_scratch, lib.lpt_cuda_range_scratch):
+        room.argtypes, room.restype = (pointer,), ctypes.c_int64
     lib.lpt_cuda_round_many_f32.argtypes = (pointer, pointer, ctypes.c_int64, *(pointer,) * 4, integer, pointer)
     for suffix in ("f32", "f64"):
         for kind in ("", "table_", "posit_"):
             kernel = getattr(lib, f"lpt_cuda_round_{kind}{suffix}")
             kernel.argtypes = (pointer, pointer, ctypes.c_int64, *(pointer,) * 3, integer, pointer)
-        for kind in ("blocks", "scaled"):
+        for kind in ("blocks", "scaled", "ranges"):
             kernel = getattr(lib, f"lpt_cuda_round_{kind}_{suffix}")
             kernel.argtypes = (*(pointer,) * 7, integer, pointer)
         getattr(lib, f"lpt_cuda_gemm_{suffix}").argtypes = (*(pointer,) * 3, integer, pointer)
@@ -105,7 +107,7 @@ def check(code: int, name: str, device: torch.device) -> None:
 
 _names = {
     (kind, dtype): f"lpt_cuda_round_{kind}f{torch.finfo(dtype).bits}"
-    for kind in ("", "table_", "posit_", "blocks_", "scaled_")
+    for kind in ("", "table_", "posit_", "blocks_", "scaled_", "ranges_")
     for dtype in (torch.float32, torch.float64)
 }
 
@@ -184,14 +186,15 @@ def keep_captured(held: tuple[Tensor, ...]) -> None:
 
 
 def round_blocks(
-    x: Tensor, y: Tensor, blocks: Blocks | ScaledBlocks, shape: Sequence[int], rounding: Rounding, key: Key
+    x: Tensor, y: Tensor, blocks: Blocks | ScaledBlocks | Ranges, shape: Sequence[int], rounding: Rounding, key: Key
 ) -> None:
     """``x`` rounded into ``y`` in blocks of ``shape``: contiguous tensors, else as in ``round_grid``."""
     layout = ctypes.byref(_native.layout_struct(tuple(x.shape), tuple(shape)))
-    scratch = torch.empty(library().lpt_cuda_scratch(layout), dtype=x.dtype, device=x.device)
+    room = library().lpt_cuda_range_scratch if isinstance(blocks, Ranges) else library().lpt_cuda_scratch
+    scratch = torch.empty(room(layout), dtype=x.dtype, device=x.device)
     kind = blocks.loop.removeprefix("round_") + "_"
     struct = ctypes.byref(_native.blocks_struct(blocks))
     _call(kind, x, y, layout, struct, rounding=rounding, key=key, scratch=(scratch.data_ptr(),))
 
 
-round_scaled = round_blocks  # one call for both: the blocks say which kernel it is
+round_scaled = round_ranges = round_blocks  # one call for all: the blocks say which kernel it is

@@ -23,7 +23,7 @@ from lptensor import _native
 
 _SOURCE = "".join(
     f'#include "{name}"\n'
-    for name in ("block_kernels.h", "device_formats.h", "elements.h", "gemm_device_tile.h", "gemm_element.h")
+    for name in ("range_kernels.h", "device_formats.h", "elements.h", "gemm_device_tile.h", "gemm_element.h")
 )
 _OPTIONS = ("--std=c++17", "--fmad=false", "--device-as-default-execution-space")
 # NVRTC has no headers of C's.

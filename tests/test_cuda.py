@@ -21,15 +21,20 @@ from lptensor import (
     FP16,
     FP32,
     HIF8,
+    INT4,
+    INT8,
     MX,
     MXFP8_E4M3,
     NF4,
     NVFP4,
     BlockFloatingPoint,
+    CurrentRange,
     FixedPoint,
     FloatingPoint,
     Format,
     Posit,
+    Scaled,
+    Tile,
     _cuda,
     backend,
     codes,
@@ -44,7 +49,10 @@ from rounders import assert_same, assert_same_bits, judge
 
 CSRC = Path(__file__).parents[1] / "csrc"
 SCALARS = [E4M3, E5M2, FixedPoint(8, 4), NF4, HIF8, Posit(8)]
-BLOCKS = [MXFP8_E4M3, MX(E4M3, axis=0), MX(E4M3, 24), NVFP4, MX(E4M3, (16, 16)), BlockFloatingPoint(8)]
+BLOCKS = [
+    *(MXFP8_E4M3, MX(E4M3, axis=0), MX(E4M3, 24), NVFP4, MX(E4M3, (16, 16)), BlockFloatingPoint(8)),
+    *(Scaled(INT8, CurrentRange()), Scaled(INT4, CurrentRange(Tile((1, 128)), preserve_zero=False))),
+]
 
 
 # -- what is compiled, without a device ------------------------------------------------------------------

@@ -54,7 +54,7 @@ from lptensor import (
 from lptensor.accumulator import Accumulator
 from lptensor.blocks import BlockFormat, Scaled
 from lptensor.rounding import Beyond, Mode, Rounding, Stochastic, as_rounding
-from lptensor.scaling import CurrentMaximum, Tile
+from lptensor.scaling import CurrentMaximum, CurrentRange, Tile
 from rounders import assert_same_bits
 
 pytestmark = pytest.mark.native  # to compare with
@@ -96,6 +96,10 @@ BLOCKS: list[BlockFormat] = [
     TwoLevel(E2M1, axis=0, reciprocal=True, floor=2.0**-6, infinite="saturate"),
     Scaled(E4M3, CurrentMaximum(Tile((1, 128)))),
     Scaled(INT4, CurrentMaximum(Tile((1, 32)), top=7.5)),
+    Scaled(INT8, CurrentRange()),
+    Scaled(INT4, CurrentRange(Tile((1, 128)), preserve_zero=False)),
+    Scaled(FixedPoint(4, 0, signed=False), CurrentRange(Tile((5,), (1,)), preserve_zero=False)),
+    Scaled(INT8, CurrentRange(Tile((2, 3)))),
     BlockFloatingPoint(8),
     BlockFloatingPoint(8, dim=0),
     BlockFloatingPoint(8, dim=1),
