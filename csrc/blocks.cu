@@ -212,6 +212,7 @@ int32_t round_ranges(const T *x, T *y, const lpt_layout &l, const lpt_ranges &b,
     const plan p = plan_of(l);
     const lpt_cell<T> cell = lpt_make_cell<T>(b.steps, rule, 0);
     const lpt_draw draw = lpt_make_draw(rule, drawn);
+    const bool multiply = b.reciprocal != 0;
     U *const most = scratch, *const least = most + p.count;
     lpt_block_spread<T> *const spread = (lpt_block_spread<T> *)(least + p.count);
     int32_t error = lpt_on_device(device);
@@ -230,13 +231,13 @@ int32_t round_ranges(const T *x, T *y, const lpt_layout &l, const lpt_ranges &b,
     if constexpr (sizeof(T) == 4) {
         if (cell.plain && rule.mode == LPT_NEAREST)
             return launch_phase(x, y, l, p, LPT_ROUND, most, draw, stream,
-                                lpt_spreading<T, LPT_NEAREST>{rule, cell, spread, {}});
+                                lpt_spreading<T, LPT_NEAREST>{rule, cell, spread, multiply, {}});
         if (cell.plain && rule.mode == LPT_STOCHASTIC)
             return launch_phase(x, y, l, p, LPT_ROUND, most, draw, stream,
-                                lpt_spreading<T, LPT_STOCHASTIC>{rule, cell, spread, {}});
+                                lpt_spreading<T, LPT_STOCHASTIC>{rule, cell, spread, multiply, {}});
     }
     return launch_phase(x, y, l, p, LPT_ROUND, most, draw, stream,
-                        lpt_spreading<T, LPT_ANY>{rule, cell, spread, {}});
+                        lpt_spreading<T, LPT_ANY>{rule, cell, spread, multiply, {}});
 }
 
 }  // namespace

@@ -8,13 +8,14 @@
 struct lpt_ranges {
     lpt_grid steps;
     double min, max;
-    int32_t preserve_zero;
+    int32_t preserve_zero, reciprocal;
 };
 
-// Of each block: x becomes first + scale * clamp(R((x - first) / scale), low, high).
+// Of each block: x becomes first + scale * clamp(R((x - first) / by), low, high), `by` being the
+// scale; or (x - first) * by, which is its reciprocal.
 template <class T> struct lpt_spread {
-    T *first, *scale, *low, *high;
-    lpt_spread from(int64_t k) const { return {first + k, scale + k, low + k, high + k}; }
+    T *first, *by, *scale, *low, *high;
+    lpt_spread from(int64_t k) const { return {first + k, by + k, scale + k, low + k, high + k}; }
 };
 
 // Bits as integers in the order of the numbers, NaN of either sign beyond the infinity of its sign;
@@ -67,27 +68,31 @@ LPT_FN bool lpt_spread_out(const lpt_ranges &r, typename lpt_carrier<T>::sbits l
         low = r.min - (zero < r.min ? r.min : zero > r.max ? r.max : zero);
         first = 0;
     }
+    const T nan = lpt_value<T>((typename C::bits)inf | (typename C::bits)1 << (C::mantissa - 1));
     to.first[k] = (T)first;
-    to.scale[k] =
-        lost ? lpt_value<T>((typename C::bits)inf | (typename C::bits)1 << (C::mantissa - 1))
-             : (T)scale;
+    to.scale[k] = lost ? nan : (T)scale;
+    to.by[k] = r.reciprocal && !lost ? (T)(float)lpt_clipped(1 / scale) : to.scale[k];
     to.low[k] = (T)low;
     to.high[k] = (T)(low + span);
     return lost || (C::width == 32 && far);
 }
 
-// The quotients of elements: the short way, and that which is right for all.
-LPT_FN float lpt_steps_of(float x, float first, float scale) { return (x - first) / scale; }
-LPT_FN double lpt_steps_of(double x, double first, double scale) {
+// Elements in steps: the short way, and that which is right for all.
+template <bool MULTIPLY> LPT_FN float lpt_steps_of(float x, float first, float by) {
+    return MULTIPLY ? (x - first) * by : (x - first) / by;
+}
+template <bool MULTIPLY> LPT_FN double lpt_steps_of(double x, double first, double by) {
     // Quotients of smaller numbers might vanish.
     const double d = x - first, least = lpt_value<double>((uint64_t)(1023 - 800) << 52);
-    return (d < least && d > 0 ? least : d > -least && d < 0 ? -least : d) / scale;
+    const double kept = d < least && d > 0 ? least : d > -least && d < 0 ? -least : d;
+    return MULTIPLY ? kept * by : kept / by;
 }
-LPT_FN float lpt_far_steps_of(float x, float first, float scale) {
-    return (float)(lpt_endless((double)x - first) / scale);
+template <bool MULTIPLY> LPT_FN float lpt_far_steps_of(float x, float first, float by) {
+    const double d = lpt_endless((double)x - first);
+    return (float)(MULTIPLY ? d * by : d / by);
 }
-LPT_FN double lpt_far_steps_of(double x, double first, double scale) {
-    return lpt_steps_of(x, first, scale);
+template <bool MULTIPLY> LPT_FN double lpt_far_steps_of(double x, double first, double by) {
+    return lpt_steps_of<MULTIPLY>(x, first, by);
 }
 
 // What the steps, rounded, stand for.

@@ -46,7 +46,7 @@ template <class T> struct lpt_end_of {
 
 // What a block has (lpt_spread), and whether its elements need the long way.
 template <class T> struct lpt_block_spread {
-    T first, scale, low, high, far;
+    T first, by, scale, low, high, far;
 };
 
 // The ends of blocks, `least` in the opposite order, become what they have; `most` their numbers.
@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(LPT_THREADS)
     for (int64_t k = (int64_t)blockIdx.x * LPT_THREADS + threadIdx.x; k < count;
          k += (int64_t)gridDim.x * LPT_THREADS) {
         lpt_block_spread<T> s;
-        const lpt_spread<T> fields = {&s.first, &s.scale, &s.low, &s.high};
+        const lpt_spread<T> fields = {&s.first, &s.by, &s.scale, &s.low, &s.high};
         s.far = lpt_spread_out<T>(ranges, down.back(least[k]), up.back(most[k]), fields, 0);
         to[k] = s;
         most[k] = (U)k;
@@ -70,11 +70,14 @@ __global__ void __launch_bounds__(LPT_THREADS)
 // Elements of a block the long way, in any mode; not inlined, because it is long, and rare.
 template <class T>
 LPT_LONG void lpt_round_far(typename lpt_carrier<T>::bits *v, int32_t count,
-                            const lpt_block_spread<T> &s, const lpt_cell<T> &c, int32_t mode,
-                            const uint32_t *words) {
+                            const lpt_block_spread<T> &s, bool multiply, const lpt_cell<T> &c,
+                            int32_t mode, const uint32_t *words) {
 #pragma unroll 1
-    for (int32_t i = 0; i < count; ++i)
-        v[i] = lpt_bits(lpt_far_steps_of(lpt_value<T>(v[i]), s.first, s.scale));
+    for (int32_t i = 0; i < count; ++i) {
+        const T x = lpt_value<T>(v[i]);
+        v[i] = lpt_bits(multiply ? lpt_far_steps_of<true>(x, s.first, s.by)
+                                 : lpt_far_steps_of<false>(x, s.first, s.by));
+    }
     lpt_round_some<T>(v, count, c, mode, words);
 #pragma unroll 1
     for (int32_t i = 0; i < count; ++i)
@@ -89,6 +92,7 @@ template <class T, int MODE_> struct lpt_spreading {
     lpt_rule rule;
     lpt_cell<T> cell;
     const lpt_block_spread<T> *blocks;
+    bool multiply;
     lpt_in_order<T> counted;  // no element is
     struct tensor {};
     typedef lpt_block_spread<T> scale;
@@ -104,7 +108,9 @@ template <class T, int MODE_> struct lpt_spreading {
                 for (int j = 0; j < N; ++j) {
                     if (j % 4 == 0 && j >= count)
                         break;
-                    const U q = lpt_bits(lpt_steps_of(lpt_value<T>(v[j]), s.first, s.scale));
+                    const T x = lpt_value<T>(v[j]);
+                    const U q = lpt_bits(multiply ? lpt_steps_of<true>(x, s.first, s.by)
+                                                  : lpt_steps_of<false>(x, s.first, s.by));
                     const U k = lpt_round_plain<T, MODE, false, LPT_ALL_ENDS>(
                         q, cell, MODE == LPT_STOCHASTIC ? words[j] : 0);
                     v[j] = lpt_bits(lpt_at_steps(lpt_value<T>(k), s.first, s.scale, s.low, s.high));
@@ -115,7 +121,7 @@ template <class T, int MODE_> struct lpt_spreading {
         U some[N];
         for (int j = 0; j < N; ++j)
             some[j] = v[j];
-        lpt_round_far<T>(some, count, s, cell, rule.mode, words);
+        lpt_round_far<T>(some, count, s, multiply, cell, rule.mode, words);
         for (int j = 0; j < N; ++j)
             v[j] = some[j];
     }

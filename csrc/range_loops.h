@@ -60,13 +60,13 @@ bool spread_out(const lpt_ranges &ranges, int64_t count,
 // y[i] = f(x[i], what the block of i has), whose fields lie STEP apart.
 template <int STEP, class T, class F>
 inline void each_in(const T *x, T *y, int64_t count, const lpt_spread<T> &blocks, F f) {
-    const T *const first = blocks.first, *const scale = blocks.scale;
+    const T *const first = blocks.first, *const by = blocks.by, *const scale = blocks.scale;
     const T *const low = blocks.low, *const high = blocks.high;
-    const T one_first = *first, one_scale = *scale, one_low = *low, one_high = *high;
+    const T one_first = *first, one_by = *by, one_scale = *scale, one_low = *low, one_high = *high;
     LPT_INDEPENDENT
     for (int64_t i = 0; i < count; ++i)
-        y[i] = STEP ? f(x[i], first[i], scale[i], low[i], high[i])
-                    : f(x[i], one_first, one_scale, one_low, one_high);
+        y[i] = STEP ? f(x[i], first[i], by[i], scale[i], low[i], high[i])
+                    : f(x[i], one_first, one_by, one_scale, one_low, one_high);
 }
 
 // The same of elements from .. to of the tensor.
@@ -84,30 +84,43 @@ LPT_APART void each_spread(const T *x, T *y, const lpt_layout &l, int64_t from, 
 }
 
 // Elements from .. to of the tensor rounded, given what their blocks have.
-template <class T>
-void spread(const T *x, T *y, const lpt_layout &l, int64_t from, int64_t to, int64_t before,
-            const lpt_spread<T> &blocks, bool far, const lpt_ranges &ranges, const lpt_rule &rule) {
+template <bool MULTIPLY, class T>
+void spread_by(const T *x, T *y, const lpt_layout &l, int64_t from, int64_t to, int64_t before,
+               const lpt_spread<T> &blocks, bool far, const lpt_cell<T> &cell,
+               const lpt_rule &rule) {
     enum { PIECE = 2048 };
-    const lpt_cell<T> cell = lpt_make_cell<T>(ranges.steps, rule, 0);
     for (int64_t at = from; at < to; at += PIECE) {
         const int64_t end = at + PIECE < to ? at + PIECE : to;
+        const auto each = [&](const T *source, auto f) {
+            each_spread(source, y, l, at, end, before, blocks, f);
+        };
         if (far)
-            each_spread(x, y, l, at, end, before, blocks, [](T v, T first, T scale, T, T) {
-                return lpt_far_steps_of(v, first, scale);
+            each(x, [](T v, T first, T by, T, T, T) {
+                return lpt_far_steps_of<MULTIPLY>(v, first, by);
             });
         else
-            each_spread(x, y, l, at, end, before, blocks,
-                        [](T v, T first, T scale, T, T) { return lpt_steps_of(v, first, scale); });
+            each(x,
+                 [](T v, T first, T by, T, T, T) { return lpt_steps_of<MULTIPLY>(v, first, by); });
         run_cell(y, y, at, end, cell, rule, false);
         if (far)
-            each_spread(y, y, l, at, end, before, blocks, [](T k, T first, T scale, T low, T high) {
+            each(y, [](T k, T first, T, T scale, T low, T high) {
                 return lpt_at_far_steps(k, first, scale, low, high);
             });
         else
-            each_spread(y, y, l, at, end, before, blocks, [](T k, T first, T scale, T low, T high) {
+            each(y, [](T k, T first, T, T scale, T low, T high) {
                 return lpt_at_steps(k, first, scale, low, high);
             });
     }
+}
+
+template <class T>
+void spread(const T *x, T *y, const lpt_layout &l, int64_t from, int64_t to, int64_t before,
+            const lpt_spread<T> &blocks, bool far, const lpt_ranges &ranges, const lpt_rule &rule) {
+    const lpt_cell<T> cell = lpt_make_cell<T>(ranges.steps, rule, 0);
+    if (ranges.reciprocal)
+        spread_by<true>(x, y, l, from, to, before, blocks, far, cell, rule);
+    else
+        spread_by<false>(x, y, l, from, to, before, blocks, far, cell, rule);
 }
 
 }  // namespace

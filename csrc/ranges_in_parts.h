@@ -15,7 +15,7 @@ template <class T> class spread_room {
 
   public:
     spread_room(int64_t blocks, int64_t parts)
-        : count(blocks), fields((T *)malloc(4 * blocks * sizeof(T))),
+        : count(blocks), fields((T *)malloc(5 * blocks * sizeof(T))),
           ends((S *)malloc(2 * blocks * parts * sizeof(S))) {}
     ~spread_room() {
         free(fields);
@@ -26,7 +26,7 @@ template <class T> class spread_room {
     S *least(int64_t part) const { return ends + 2 * part * count; }
     S *most(int64_t part) const { return least(part) + count; }
     lpt_spread<T> blocks() const {
-        return {fields, fields + count, fields + 2 * count, fields + 3 * count};
+        return {fields, fields + count, fields + 2 * count, fields + 3 * count, fields + 4 * count};
     }
     // Before any element was looked at.
     void clear(int64_t part, int64_t blocks) const {

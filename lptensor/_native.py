@@ -58,7 +58,7 @@ class _Ranges(ctypes.Structure):
     _fields_ = (
         ("steps", GridStruct),
         *((name, ctypes.c_double) for name in ("min", "max")),
-        ("preserve_zero", ctypes.c_int32),
+        *((name, ctypes.c_int32) for name in ("preserve_zero", "reciprocal")),
     )
 
 

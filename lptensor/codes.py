@@ -253,11 +253,12 @@ def scales(x: Tensor, format: BlockFormat) -> Tensor:
 
     Float64, as many along each axis as there are blocks. The scale of a block that becomes NaN is NaN; where
     one underflows it is 0, as are the values of its block. With them ``round(x, format)`` comes apart: the
-    values of a block over its scale are those of the element, which ``encode`` takes.
+    values of a block over its scale are those of the element, which ``encode`` takes; under a ``CurrentRange``
+    with ``zero_points`` added.
 
     Args:
         x: float32 or float64, or an LPTensor of whatever format; any shape and device.
-        format: a block format, such as MXFP4, NVFP4 or what ``Scaled`` makes with a maximum.
+        format: a block format, such as MXFP4, NVFP4 or what ``Scaled`` makes with a maximum or a range.
 
     Raises:
         TypeError: x is not a float32 or float64 tensor, or format not a block format.

@@ -21,6 +21,7 @@ class Ranges(NamedTuple):
     min: float
     max: float
     preserve_zero: bool
+    reciprocal: bool
 
     @property
     def loop(self) -> str:
@@ -52,7 +53,7 @@ def ranges_of(element: ScalarFormat, scaling: CurrentRange) -> Ranges:
             f"which {element!r} is not; CurrentMaximum takes any with a largest value"
         )
     steps = grid._replace(max=math.inf, min=-math.inf, overflow=Overflow.INF, negative_zero=False)
-    ranges = Ranges(steps, element.min, element.max, scaling.preserve_zero)
+    ranges = Ranges(steps, element.min, element.max, scaling.preserve_zero, scaling.reciprocal)
     if single(ranges.span) != ranges.span:
         raise ValueError(f"ranges take elements of up to 24 bits, which {element!r} is not")
     return ranges

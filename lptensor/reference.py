@@ -80,7 +80,9 @@ def round_ranges(x: Tensor, ranges: Ranges, shape: Sequence[int], rounding: Roun
     """``x`` rounded in blocks of ``shape``, each from its smallest value to its largest; ``CurrentRange`` says how."""
     number = _block_numbers(x, shape)
     lowest, scale, low, high = (t[number] for t in _spread(x, number, ranges))
-    quotient = _single(_dividend(_single(exact(x) - lowest, x.dtype, _ENDLESS), x.dtype) / scale, x.dtype)
+    dividend = _dividend(_single(exact(x) - lowest, x.dtype, _ENDLESS), x.dtype)
+    reciprocal = _single(1.0 / scale).clamp(max=torch.finfo(torch.float32).max)
+    quotient = _single(dividend * reciprocal if ranges.reciprocal else dividend / scale, x.dtype)
     k = _round(quotient, ranges.steps, torch.zeros_like(number), rounding, key)
     product = _single(k.clamp(low, high) * scale, x.dtype, _ENDLESS)
     result = _single(lowest + product, x.dtype)

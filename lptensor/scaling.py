@@ -247,8 +247,9 @@ class CurrentRange(Scaling):
       point is z = clamp(q_min - nearest(lo / s), q_min, q_max), and x becomes
       s * clamp(R(x / s), q_min - z, q_max - z). Zero stays zero. Observers of PyTorch do so, and torchao.
     - Without it lo = smallest, hi = largest, s is as before, and x becomes
-      lo + s * clamp(R((x - lo) / s), 0, q_max - q_min). A tile of one fp32 number keeps it. ActNN and KIVI do so.
+      lo + s * clamp(R((x - lo) / s), 0, q_max - q_min). A tile of one fp32 number keeps it. KIVI does so.
 
+    With ``reciprocal`` elements are multiplied by 1 / s, held to the largest fp32 number, instead of divided by s.
     Nothing overflows on the way: hi - lo may be beyond the largest fp32 number, to which s is held, and results on
     fp32; s is at least 2**-149. What is done to each element is done in the dtype of x: lo and hi of a float64 tensor
     are rounded to fp32, held to its largest, and a float64 quotient too small to hold still is no zero.
@@ -258,6 +259,7 @@ class CurrentRange(Scaling):
     Args:
         tile: which elements share a scale and a zero point.
         preserve_zero: whether zero is a value of every tile.
+        reciprocal: multiply by the scale's reciprocal, as PyTorch's fake quantization and torchao do.
 
     Raises:
         TypeError: a tile or a switch that is not one.
@@ -272,10 +274,12 @@ class CurrentRange(Scaling):
 
     tile: Tile = PER_TENSOR
     preserve_zero: bool = True
+    reciprocal: bool = False
 
     def __post_init__(self) -> None:
         _check_tile(self.tile)
         check_bool("preserve_zero", self.preserve_zero)
+        check_bool("reciprocal", self.reciprocal)
 
 
 @dataclass(frozen=True, repr=False)

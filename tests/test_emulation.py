@@ -99,7 +99,7 @@ BLOCKS: list[BlockFormat] = [
     Scaled(INT8, CurrentRange()),
     Scaled(INT4, CurrentRange(Tile((1, 128)), preserve_zero=False)),
     Scaled(FixedPoint(4, 0, signed=False), CurrentRange(Tile((5,), (1,)), preserve_zero=False)),
-    Scaled(INT8, CurrentRange(Tile((2, 3)))),
+    Scaled(INT8, CurrentRange(Tile((2, 3)), reciprocal=True)),
     BlockFloatingPoint(8),
     BlockFloatingPoint(8, dim=0),
     BlockFloatingPoint(8, dim=1),

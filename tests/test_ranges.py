@@ -65,11 +65,11 @@ DTYPES = (torch.float32, torch.float64)
 
 
 def expected(x: torch.Tensor, format: Any, mode: Any) -> np.ndarray:
-    result, element = np.zeros(tuple(x.shape)), judge(format.element)
+    result, element, wide = np.zeros(tuple(x.shape)), judge(format.element), x.dtype == torch.float64
+    preserve_zero, reciprocal = format.scaling.preserve_zero, format.scaling.reciprocal
     for group in groups(tuple(x.shape), format.block_shape(x.shape)):
         way = mode if isinstance(mode, str) else [mode[i] for i in group]
-        xs, wide = [x[i].item() for i in group], x.dtype == torch.float64
-        values = ranges.rounded(xs, element, format.scaling.preserve_zero, way, wide)
+        values = ranges.rounded([x[i].item() for i in group], element, preserve_zero, reciprocal, way, wide)
         for index, value in zip(group, values, strict=True):
             result[index] = value
     return result
@@ -112,9 +112,10 @@ def tiles_of(dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
 @pytest.mark.parametrize("preserve_zero", [True, False])
 @pytest.mark.parametrize("element", ELEMENTS, ids=repr)
 def test_tiles_round_as_the_written_arithmetic(element: FixedPoint, preserve_zero: bool, dtype: torch.dtype) -> None:
-    format = Scaled(element, CurrentRange(Channel(0), preserve_zero))
-    for _, x in tiles_of(dtype):
-        check(x, format, MODES if element in (INT4, FixedPoint(6, 4)) else ("nearest", "up"))
+    for reciprocal in (False, True):
+        format = Scaled(element, CurrentRange(Channel(0), preserve_zero, reciprocal))
+        for _, x in tiles_of(dtype):
+            check(x, format, MODES if element == INT4 and not reciprocal else ("nearest", "up"))
 
 
 @pytest.mark.parametrize("preserve_zero", [True, False])
@@ -128,7 +129,9 @@ def test_float64_beyond_fp32_rounds_as_the_written_arithmetic(preserve_zero: boo
         [1e-310, 2e-310],
         [1e-50, 3e-46],
     ]
-    check(torch.tensor(rows, dtype=torch.float64), Scaled(INT8, CurrentRange(Channel(0), preserve_zero)))
+    for reciprocal in (False, True):
+        format = Scaled(INT8, CurrentRange(Channel(0), preserve_zero, reciprocal))
+        check(torch.tensor(rows, dtype=torch.float64), format)
 
 
 TILES: list[tuple[Tile, tuple[int, ...]]] = [
@@ -182,7 +185,9 @@ def test_threads_and_builds_change_no_bit(shape: tuple[int, ...], tile: Tile) ->
 def test_a_machine_that_flushes_subnormals_changes_no_bit() -> None:
     for dtype in DTYPES:
         inputs = [x for _, x in tiles_of(dtype)]
-        formats = [Scaled(INT8, CurrentRange(Channel(0), preserve_zero)) for preserve_zero in (True, False)]
+        formats = [
+            Scaled(INT8, CurrentRange(Channel(0), *how)) for how in ((True, False), (False, False), (True, True))
+        ]
         cases = [(r, x, f, mode) for r in ROUNDERS for x in inputs for f in formats for mode in ("nearest", "up")]
         before = [run(*case) for case in cases]
         with flushed_denormals():
@@ -268,31 +273,36 @@ def test_values_have_codes_of_the_element(element: ScalarFormat) -> None:
 # --- PyTorch's own ----------------------------------------------------------------------------------
 
 
-def test_scales_of_powers_of_two_have_the_bits_of_fake_quantize() -> None:
-    """Which multiplies by a reciprocal, exact for such scales; its zero point is that of torch.ao's MinMaxObserver."""
+def test_tensors_have_the_bits_of_fake_quantize() -> None:
     generator = torch.Generator().manual_seed(4)
-    for exponent in (-8, 0, 5):
-        s = 2.0**exponent
+    for s in (0.1, 1 / 3, 2.0**-8, 1.0, 7e9):
         for zero in (-128, -100, 0, 3, 127):
             x = torch.rand(4000, generator=generator) * 255 * s + (-128 - zero) * s
             x[0], x[1] = (-128 - zero) * s, (127 - zero) * s
             x[2:500] = torch.randint(-128 - zero, 127 - zero, (498,), generator=generator) * s + s / 2
-            wanted = torch.fake_quantize_per_tensor_affine(x, s, zero, -128, 127)
-            assert torch.equal(lptensor.round(x, Scaled(INT8, CurrentRange())), wanted)
+            format: Any = Scaled(INT8, CurrentRange(reciprocal=True))
+            (scale,), (zero_point,) = lptensor.scales(x, format).tolist(), lptensor.zero_points(x, format).tolist()
+            wanted = torch.fake_quantize_per_tensor_affine(x, scale, int(zero_point), -128, 127)
+            assert torch.equal(lptensor.round(x, format), wanted) and zero_point == zero
+            if s in (2.0**-8, 1.0):  # whose reciprocal is exact
+                assert torch.equal(lptensor.round(x, Scaled(INT8, CurrentRange())), wanted)
 
 
-def test_channels_have_the_values_of_torch_aos_observer_and_fake_quantize() -> None:
-    observer = torch.ao.quantization.PerChannelMinMaxObserver(0, torch.qint8, torch.per_channel_affine, eps=2.0**-149)
+@pytest.mark.parametrize(("element", "dtype"), [(INT8, torch.qint8), (FixedPoint(8, 0, signed=False), torch.quint8)])
+def test_channels_have_the_bits_of_torch_aos_observer_and_fake_quantize(
+    element: FixedPoint, dtype: torch.dtype
+) -> None:
+    observer = torch.ao.quantization.PerChannelMinMaxObserver(0, dtype, torch.per_channel_affine, eps=2.0**-149)
     x = torch.randn(400, 300, generator=torch.Generator().manual_seed(5)) + torch.linspace(-3, 3, 400)[:, None]
     observer(x)
     s, z = observer.calculate_qparams()
-    format: Any = Scaled(INT8, CurrentRange(Channel(0)))
+    format: Any = Scaled(element, CurrentRange(Channel(0), reciprocal=True))
     assert torch.equal(s.double(), lptensor.scales(x, format)[:, 0])
     assert torch.equal(z.double(), lptensor.zero_points(x, format)[:, 0])
-    wanted = torch.fake_quantize_per_channel_affine(x, s, z, 0, -128, 127)
-    differ = lptensor.round(x, format) != wanted
-    reciprocal = (x * (1 / s[:, None])).round() != (x / s[:, None]).round()  # fake_quantize has no quotient
-    assert torch.equal(differ, reciprocal) and differ.sum() < 20
+    wanted = torch.fake_quantize_per_channel_affine(x, s, z, 0, int(element.min), int(element.max))
+    assert torch.equal(lptensor.round(x, format), wanted)
+    divided = lptensor.round(x, Scaled(element, CurrentRange(Channel(0))))
+    assert torch.equal(divided != wanted, (x * (1 / s[:, None])).round() != (x / s[:, None]).round())
 
 
 # --- as every format ---------------------------------------------------------------------------------
@@ -305,6 +315,7 @@ def test_it_is_a_value_like_every_format() -> None:
         for other in (pickle.loads(pickle.dumps(format)), copy.deepcopy(format), eval(repr(format))):
             assert other == format and hash(other) == hash(format) and other.lowered == format.lowered
     assert repr(AFFINE) == "Scaled(INT8, CurrentRange(tile=Channel(0)))"
+    assert repr(CurrentRange(reciprocal=True)) == "CurrentRange(reciprocal=True)"
     assert repr(Scaled(INT4, CurrentRange(preserve_zero=False))) == "Scaled(INT4, CurrentRange(preserve_zero=False))"
     assert isinstance(AFFINE, ScaledBlockFormat) and AFFINE.tiled(PER_TENSOR) == Scaled(INT8, CurrentRange())
 
@@ -394,8 +405,9 @@ def test_what_is_no_argument_is_refused() -> None:
         Scaled(Posit(8), CurrentRange())  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="tile must be a Tile such as"):
         CurrentRange(0)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="preserve_zero"):
-        CurrentRange(preserve_zero=1)  # type: ignore[arg-type]
+    for name in ("preserve_zero", "reciprocal"):
+        with pytest.raises(TypeError, match=name):
+            CurrentRange(**{name: 1})  # type: ignore[arg-type]
     x = torch.ones(3)
     with pytest.raises(TypeError, match=r"zero points are those of a format such as Scaled\(INT8, CurrentRange"):
         lptensor.zero_points(x, Scaled(INT8, CurrentMaximum()))  # type: ignore[arg-type]

@@ -59,7 +59,7 @@ def tile(xs: Sequence[float], element: Fixed, preserve_zero: bool) -> Tile:
 
 
 def rounded(
-    xs: Sequence[float], element: Fixed, preserve_zero: bool, ways: Way | Sequence[Way], wide: bool
+    xs: Sequence[float], element: Fixed, preserve_zero: bool, reciprocal: bool, ways: Way | Sequence[Way], wide: bool
 ) -> list[float]:
     """What the numbers of one tile become; ``wide`` numbers are float64, the others fp32."""
     known = tile(xs, element, preserve_zero)
@@ -70,12 +70,12 @@ def rounded(
     results = []
     for i, x in enumerate(xs):
         way = ways if isinstance(ways, str) or callable(ways) else ways[i]
-        steps = nearest(
-            nearest(Fraction(x) - known.start, bits, smallest) / known.scale, bits, None if wide else smallest
-        )
+        moved = nearest(Fraction(x) - known.start, bits, smallest)
+        quotient = moved * held(single(1 / known.scale)) if reciprocal else moved / known.scale
+        steps = nearest(quotient, bits, None if wide else smallest)
         k = held(_to_steps(steps, endless, way), known.low, known.high)
-        moved = nearest(known.start + nearest(k * known.scale, 200 if wide else bits, smallest), bits, smallest)
-        results.append(float(held(moved, -most, most)))
+        result = nearest(known.start + nearest(k * known.scale, 200 if wide else bits, smallest), bits, smallest)
+        results.append(float(held(result, -most, most)))
     return results
 
 
