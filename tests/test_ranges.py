@@ -270,6 +270,17 @@ def test_values_have_codes_of_the_element(element: ScalarFormat) -> None:
     assert (ends.amin(1) == element.min).all() and (ends.amax(1) == element.max).all()
 
 
+def test_signs_and_magnitudes_at_equal_steps_are_as_good_as_twos_complement() -> None:
+    float_kind, fixed = FloatingPoint(1, 3, specials="none"), FixedPoint(5, 2, symmetric=True)
+    assert float_kind.values().tolist() == fixed.values().tolist()
+    for dtype in DTYPES:
+        for _, x in tiles_of(dtype):
+            for how in ((True, False), (False, False)):
+                ours, wanted = (Scaled(e, CurrentRange(Channel(0), *how)) for e in (float_kind, fixed))
+                for rounder in ROUNDERS:
+                    assert_same(run(rounder, x, ours), run(rounder, x, wanted), x, (rounder, how))
+
+
 # --- PyTorch's own ----------------------------------------------------------------------------------
 
 
