@@ -70,7 +70,8 @@ class Accumulator:
             scales takes part without these, and they multiply what was added up: the sum, or where this is said of
             ``inner`` that of each chunk. The scales must be the same all along such a sum. The product of two scales
             is rounded to the tensors' dtype; that times the sum, plus the addend or the running sum outside, is rounded
-            once. Sums without products have no elements and are left to PyTorch, but in ``lptensor.sum``.
+            once. An element with a zero point takes part as what it is above that. Sums without products have no
+            elements and are left to PyTorch, but in ``lptensor.sum``.
 
     Raises:
         TypeError, ValueError: a field outside what is listed, or fields that do not go together; the message says

@@ -15,9 +15,10 @@ from lptensor.accumulator import Accumulator
 from lptensor.base import Format
 from lptensor.blocks import BlockFormat, Shifted
 from lptensor.codes import scales
-from lptensor.formats import FP32, ScalarFormat
+from lptensor.formats import FP32, FixedPoint, ScalarFormat
 from lptensor.gemm import gemm
 from lptensor.ops import round_fresh
+from lptensor.ranges import Ranges
 from lptensor.rounding import Rounding
 from lptensor.text import read, write
 
@@ -43,7 +44,9 @@ class Factor(NamedTuple):
 
 
 def element_of(format: Format) -> ScalarFormat | None:
-    """What the elements of a format are in: itself where it has no scales; None if it is no scalar format."""
+    """What the factors of products are in: the format itself where it has no scales; None if it is no scalar format."""
+    if isinstance(format, BlockFormat) and isinstance(format.lowered, Ranges):
+        return _differences(format, format.lowered)
     if isinstance(format, (BlockFormat, Shifted)):
         format = format.element
     return format if isinstance(format, ScalarFormat) else None
@@ -54,8 +57,22 @@ def has_scales(format: Format) -> bool:
     return isinstance(format, (BlockFormat, Shifted))
 
 
+def _differences(format: BlockFormat, ranges: Ranges) -> FixedPoint:
+    """What elements are in after their zero point was subtracted, which takes a bit more."""
+    if not ranges.preserve_zero:
+        raise ValueError(
+            f"sums of elements need values that are an element times a scale, and those of {format!r} start at the "
+            "smallest value of a block; say preserve_zero=True"
+        )
+    return FixedPoint(round(ranges.span / ranges.step).bit_length() + 1, -ranges.steps.quantum(ranges.steps.emin))
+
+
 def take_apart(x: Tensor, rounded: Tensor, format: Format) -> Factor:
-    """The factor that a tensor is after it was rounded to a format that is laid along the last axis."""
+    """The factor that a tensor is after it was rounded to a format that is laid along the last axis.
+
+    Raises:
+        ValueError: elements of which values say too little.
+    """
     if isinstance(format, Shifted):
         scale = x.new_full([1] * x.dim(), 2.0**format.exponent)
         return Factor(rounded * 2.0**-format.exponent, scale, x.shape[-1])
@@ -68,7 +85,10 @@ def take_apart(x: Tensor, rounded: Tensor, format: Format) -> Factor:
     of_each = _spread(by_blocks, -1, x.shape[-1], shape[-1])
     # A value is its element times its scale, rounded to the carrier: the element lies next to the quotient.
     quotient = torch.where(of_each == 0, rounded.double(), rounded.double() / of_each)
-    elements = round_fresh(quotient, format.element, Rounding()).to(x.dtype)
+    element, bits = element_of(format), round(-math.log2(torch.finfo(x.dtype).eps))
+    if element is None or element.grid.precision > bits:
+        raise ValueError(f"sums of {x.dtype} add elements of up to {bits} significant bits, got {format!r}")
+    elements = round_fresh(quotient, element, Rounding()).to(x.dtype)
     return Factor(elements, by_blocks.to(x.dtype), shape[-1])
 
 

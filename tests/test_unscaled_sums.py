@@ -18,17 +18,18 @@ from compiling import compile_anew as compile_anew, since
 from lptensor.accumulator import Accumulator
 from lptensor.arithmetic import Arithmetic
 from lptensor.blocks import MXFP8_E4M3, Scaled
-from lptensor.formats import BF16, FP16, FP32, INT8, FloatingPoint
+from lptensor.formats import BF16, FP16, FP32, INT8, FixedPoint, FloatingPoint
 from lptensor.hadamard import Hadamard
 from lptensor.hardware_sums import integer_accumulator
 from lptensor.operands import Gemm
-from lptensor.scaling import Channel, CurrentMaximum, PowerOfTwo
+from lptensor.scaling import Channel, CurrentMaximum, CurrentRange, PowerOfTwo
 from lptensor.training import recipes
 from oracles import exact
 
 LOWERED = since("2.13", "Dynamo does not show a layer what its hook has put in the place of a parameter")
 PER_ROW = Scaled(INT8, CurrentMaximum(Channel(0)))
 PER_TENSOR = Scaled(INT8, CurrentMaximum())
+RANGES, RANGE = Scaled(INT8, CurrentRange(Channel(0))), Scaled(INT8, CurrentRange())
 
 
 def lowered(layer: nn.Module, gemm: Gemm, acc: Accumulator) -> nn.Module:
@@ -45,9 +46,21 @@ def integers(x: np.ndarray, per_row: bool) -> tuple[np.ndarray, np.ndarray]:
     return np.rint(x / scale).astype(np.int64), np.broadcast_to(scale, (len(x), 1))
 
 
-def product(x: np.ndarray, w: np.ndarray, bits: int, per_row: bool) -> np.ndarray:
+def asymmetric(x: np.ndarray, per_row: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The same with a zero point, which is subtracted."""
+    axis = -1 if per_row else None
+    low, high = (np.minimum(x.min(axis, keepdims=True), 0), np.maximum(x.max(axis, keepdims=True), 0))
+    scale = ((high - low) / np.float32(255)).astype(np.float32)
+    zero = np.clip(-128 - np.rint(low / scale), -128, 127)
+    codes = np.clip(np.rint(x / scale) + zero, -128, 127)
+    return (codes - zero).astype(np.int64), np.broadcast_to(scale, (len(x), 1))
+
+
+def product(x: np.ndarray, w: np.ndarray, bits: int, format: Any) -> np.ndarray:
     """``x @ w.T`` by way of integers that wrap; both scales, multiplied in fp32, times the sum, rounded once."""
-    (a, of_a), (b, of_b) = integers(x, per_row), integers(w, per_row)
+    per_row = format.tile != lptensor.PER_TENSOR
+    take = asymmetric if isinstance(format.scaling, CurrentRange) else integers
+    (a, of_a), (b, of_b) = take(x, per_row), take(w, per_row)
     sums = (a @ b.T + 2 ** (bits - 1)) % 2**bits - 2 ** (bits - 1)
     scales = of_a * of_b.T
     return np.array(
@@ -59,9 +72,9 @@ def product(x: np.ndarray, w: np.ndarray, bits: int, per_row: bool) -> np.ndarra
 
 
 @pytest.mark.parametrize("bits", [16, 20, 32])  # 16 wrap
-@pytest.mark.parametrize(("format", "per_row"), [(PER_ROW, True), (PER_TENSOR, False)])
+@pytest.mark.parametrize("format", [PER_ROW, PER_TENSOR, RANGES, RANGE])
 @pytest.mark.parametrize("way", ["lowered", "converted", pytest.param("compiled", marks=LOWERED)])
-def test_integers_are_added_up_and_scaled_then(bits: int, format: Any, per_row: bool, way: str) -> None:
+def test_integers_are_added_up_and_scaled_then(bits: int, format: Any, way: str) -> None:
     acc, gemm = integer_accumulator(bits, unscaled=True), Gemm(format, format, format)
     layer = nn.Linear(200, 7, bias=False)
     weight = layer.weight.detach().clone()
@@ -75,9 +88,9 @@ def test_integers_are_added_up_and_scaled_then(bits: int, format: Any, per_row: 
     assert x.grad is not None and layer.weight.grad is not None
     (x_, w_, g_) = (t.detach().numpy() for t in (x, weight, g))
     for got, a, b in ((y, x_, w_), (x.grad, g_, w_.T), (layer.weight.grad, g_.T, x_.T)):
-        assert np.array_equal(plain(got).numpy(), product(a, b, bits, per_row).astype(np.float32))
+        assert np.array_equal(plain(got).numpy(), product(a, b, bits, format).astype(np.float32))
     if bits == 16:
-        assert not np.array_equal(plain(y).numpy(), product(x_, w_, 32, per_row).astype(np.float32))
+        assert not np.array_equal(plain(y).numpy(), product(x_, w_, 32, format).astype(np.float32))
 
 
 def plain(x: Tensor) -> Tensor:
@@ -234,6 +247,9 @@ def test_products_have_their_format_within_chunks() -> None:
             "the outermost ones, or those of its chunks",
         ),
         (Accumulator(BF16, unscaled=True), recipes.luq().operands, TypeError, "rounds in a way of its own"),
+        (LARGE, Scaled(INT8, CurrentRange(preserve_zero=False)), ValueError, "say preserve_zero=True"),
+        (LARGE, Scaled(FixedPoint(24, 0), CurrentRange()), ValueError, "up to 23 significant bits"),
+        (LARGE, Scaled(FP32, CurrentMaximum()), ValueError, "up to 23 significant bits"),
     ],
 )
 def test_scales_that_cannot_wait_are_refused(acc: Accumulator, format: Any, error: Any, message: str) -> None:
