@@ -165,7 +165,8 @@ class CurrentMaximum(Scaling):
     or, with ``reciprocal``, t * R(x * (1 / g / s)); t and the reciprocal held to the largest fp32. The
     quotient and the products of elements are taken in the dtype of x; the maximum of a float64
     tensor is rounded to fp32, and a float64 quotient too small to hold still is no zero. m_tensor
-    passes over NaN and infinities. Where a scale underflows to zero, so do its values.
+    passes over NaN and infinities. Where a scale underflows to zero, so do its values; where an element times its
+    scale is beyond the dtype of x, as 127 times the scale of the largest fp32 number is in INT8, it is infinite.
 
     NaN makes its tile NaN; an infinity too, or with infinite="saturate" it takes no part in the
     maximum and becomes the largest value of its tile. The element saturates. A zero tile stays
