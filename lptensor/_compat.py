@@ -355,6 +355,27 @@ def run_innermost(module: torch.nn.Module, key: int) -> None:
         end.move_to_end(key, last=False)
 
 
+def between_graphs(hook: Any) -> Any:
+    """A hook that shows a layer tensors in the place of its parameters, as a compiler can run it.
+
+    Before 2.13 Dynamo deletes a parameter of a module when traced code takes away what hid it: there graphs end before
+    such hooks, and begin after them.
+    """
+    if torch.__version__ >= "2.13":
+        return hook
+
+    def run(*args: Any) -> Any:
+        return hook(*args)
+
+    functools.update_wrapper(run, hook)  # a pickle has its name
+    # What torch.compiler.disable() does, which would import all of Dynamo.
+    run._torchdynamo_disable = True  # type: ignore[attr-defined]
+    frames: Any = torch._C._dynamo.eval_frame
+    skip = frames._FrameAction.SKIP
+    frames.set_code_exec_strategy(run.__code__, frames._FrameExecStrategy(skip, skip))  # and what it calls
+    return run
+
+
 def runs_one_hook(module: torch.nn.Module) -> bool:
     """Whether a forward hook that runs is the only one.
 

@@ -72,6 +72,7 @@ class LayerProducts:
             _undo_broken_off(module)
         _compat.drop_hooks(module, _compat.PRODUCTS)
 
+    @_compat.between_graphs
     def begin(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         compiling = torch.compiler.is_dynamo_compiling()  # then nothing changes but in the traced code's own view
         call = _Call(0 if compiling else threading.get_ident(), [], Crossing())
@@ -95,6 +96,7 @@ class LayerProducts:
                 changed.append((part, _compat.FLAT_WEIGHTS, part.__dict__[_compat.FLAT_WEIGHTS]))
         return args, named
 
+    @_compat.between_graphs
     def end(self, module: nn.Module, args: Any, output: Any) -> Any:
         compiling = torch.compiler.is_dynamo_compiling()
         calls: list[_Call] = module.__dict__.get(_BEFORE, [])

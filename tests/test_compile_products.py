@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.utils import prune
 
 import lptensor
 from lptensor import (
@@ -25,6 +26,7 @@ from lptensor import (
     Arithmetic,
     FloatingPoint,
     convert,
+    lower,
 )
 from lptensor.accumulator import Accumulator
 from lptensor.gemm import gemm
@@ -67,6 +69,46 @@ def test_results_and_gradients_are_those_of_eager_mode(arithmetic: Arithmetic) -
     # As many samples as outputs, so that shapes tell no product from another.
     for eager, compiled in zip(run(arithmetic, False), run(arithmetic, True), strict=True):
         assert torch.equal(eager, compiled)
+
+
+def lstm() -> nn.Module:
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = nn.LSTM(32, 16, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.rnn(x)[0]
+
+    return Last()
+
+
+LOWERED = {
+    "a layer": lambda: nn.Linear(32, 16),
+    "layers": lambda: nn.Sequential(nn.Conv1d(4, 4, 3, padding=1), nn.ReLU(), nn.Linear(32, 16)),
+    "pruned": lambda: nn.Sequential(prune.l1_unstructured(nn.Linear(32, 16), "weight", 0.5)),
+    "recurrent": lstm,
+}
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # Dynamo asks, where a graph ends within a layer
+@pytest.mark.parametrize("name", LOWERED)
+def test_lowered_layers_compute_as_in_eager_mode_and_keep_their_parameters(name: str) -> None:
+    torch.manual_seed(0)
+    net, x = LOWERED[name](), torch.randn(4, 4, 32)
+    lower(net, layer_types="all", operands=Gemm(MXFP8_E4M3, MXFP8_E5M2), accumulator=Accumulator(BF16))
+    kept, compiled = dict(net.named_parameters()), torch.compile(net, backend="aot_eager", fullgraph=False)
+    for _ in range(2):
+        found = []
+        for run in (net, compiled):
+            net.zero_grad()
+            y = run(x)
+            y.square().sum().backward()
+            assert dict(net.named_parameters()) == kept
+            found.append([y.detach(), *(p.grad.clone() for p in kept.values() if p.grad is not None)])
+        assert len(found[0]) == 1 + len(kept) and all(map(torch.equal, *found))
+        with torch.no_grad():
+            kept["rnn.weight_ih_l0" if name == "recurrent" else [*kept][0]].mul_(2)
 
 
 def every_sum(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
