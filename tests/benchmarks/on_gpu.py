@@ -20,7 +20,7 @@ import torch
 from measure import Figure, as_json
 from rich.console import Console
 from rich.table import Table
-from rows import Row, Work, rounding
+from rows import ZERO_POINTS, Row, Work, rounding
 from torch import Tensor
 
 import lptensor as lp
@@ -41,6 +41,7 @@ ROWS = (
     Row("BFP8, one exponent for the tensor", rounding(BlockFloatingPoint(8))),
     Row("MXFP8 E4M3, tiles of 128 by 128", rounding(MX(E4M3, (128, 128)))),
     Row("NVFP4", rounding(NVFP4)),
+    Row("INT4 with zero points, groups of 32", rounding(ZERO_POINTS)),
     Row("NF4", rounding(NF4)),
     Row("Posit(8)", rounding(Posit(8))),
 )

@@ -10,7 +10,25 @@ import torch
 from torch import Tensor
 
 import lptensor as lp
-from lptensor import BF16, E4M3, E5M2, MX, NF4, NVFP4, BlockFloatingPoint, FixedPoint, FloatingPoint, LogNumber, Posit
+from lptensor import (
+    BF16,
+    E4M3,
+    E5M2,
+    INT4,
+    MX,
+    NF4,
+    NVFP4,
+    BlockFloatingPoint,
+    CurrentRange,
+    FixedPoint,
+    FloatingPoint,
+    LogNumber,
+    Posit,
+    Scaled,
+    Tile,
+)
+
+ZERO_POINTS = Scaled(INT4, CurrentRange(Tile((32,))))
 
 Work = Callable[[Tensor, Tensor], object]  # x into y, both in memory already there
 Make = Callable[[Tensor], object]  # a new tensor out of x
@@ -45,6 +63,7 @@ ROWS = (
     Row("MXFP8 E4M3, first axis", rounding(MX(E4M3, axis=0)), 0.7),
     Row("MXFP8 E4M3, stochastic", rounding(MX(E4M3), "stochastic")),
     Row("NVFP4", rounding(NVFP4)),
+    Row("INT4 with zero points, groups of 32", rounding(ZERO_POINTS)),
     Row("NF4 (16 values)", rounding(NF4), 0.3),
     Row("NF4, stochastic", rounding(NF4, "stochastic")),
     Row("LogNumber(8) (256 values)", rounding(LogNumber(8)), 0.3),
