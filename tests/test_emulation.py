@@ -427,6 +427,25 @@ def test_quotients_of_all_magnitudes_are_those_of_the_cpu(library: Any, format: 
         assert_same_as_cpu(library, x, format, rounding)
 
 
+@pytest.mark.parametrize("rounding", ["nearest", "up", "stochastic"])
+@pytest.mark.parametrize(
+    "format",
+    [
+        Scaled(INT8, CurrentRange(Tile((1, 24)), reciprocal=True)),
+        Scaled(INT4, CurrentRange(Tile((2, 3)), preserve_zero=False)),
+        Scaled(INT8, CurrentRange(Tile((4,), (0,)), preserve_zero=False)),
+        Scaled(FixedPoint(8, 140), CurrentRange(Tile((1, 24)), preserve_zero=False)),  # whose steps are subnormal
+    ],
+    ids=repr,
+)
+def test_ranges_beyond_fp32_are_those_of_the_cpu(library: Any, format: BlockFormat, rounding: str) -> None:
+    x = torch.randn(48, 96, generator=torch.Generator().manual_seed(6))
+    x[:, :48] = x[:, :48].clamp(-3, 3) * 2.0**126  # beside tiles that are nothing of the kind
+    x[:, :48] = x[:, :48].clamp(-torch.finfo().max, torch.finfo().max)
+    x[:, 72:] *= 2.0**-30
+    assert_same_as_cpu(library, x, format, rounding, blocks=1)  # which goes around more than once
+
+
 # -- the way there -----------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import pickle
 from collections.abc import Iterator
 from typing import Any
@@ -103,6 +104,9 @@ def tiles_of(dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
         "wider than fp32",
         torch.tensor([[-most, most, most / 3, 1e-45, 0.0], [-most, 2.0**103, 1.0, -1.0, 5.0]]).to(dtype),
     )
+    # Alone, because one such tile may take the others of a call the long way with it.
+    yield "a little wider than fp32", torch.tensor([[-most, 2.0**124, 2.0**122, 2.0**120, -1.0]]).to(dtype)
+    yield "as wide as fp32", torch.tensor([[-(2.0**127), 2.0**127, 2.0**126, 1.0]]).to(dtype)
     yield "one value", torch.tensor([[1.1], [-0.0], [most], [-(2.0**-149)]]).to(dtype)
     yield "zeros", torch.tensor([[0.0, -0.0], [-0.0, 1.0]]).to(dtype)
     yield "lost", torch.tensor([[1.0, torch.nan], [-torch.inf, 1.0], [torch.inf, -torch.inf], [2.0, 3.0]]).to(dtype)
@@ -133,6 +137,7 @@ def test_float64_beyond_fp32_rounds_as_the_written_arithmetic(preserve_zero: boo
     for reciprocal in (False, True):
         format = Scaled(INT8, CurrentRange(Channel(0), preserve_zero, reciprocal))
         check(torch.tensor(rows, dtype=torch.float64), format)
+        check(torch.tensor([[5e-324, -5e-324, -(2.0**127), 2.0**127]], dtype=torch.float64), format)  # quotients vanish
 
 
 TILES: list[tuple[Tile, tuple[int, ...]]] = [
@@ -257,7 +262,8 @@ def test_scales_and_zero_points_are_the_oracles() -> None:
         == (2, 3)
     )
     assert lptensor.zero_points(torch.empty(0, 9), empty).shape == (0, 3)
-    assert lptensor.zero_points(torch.empty(2, 9, device="meta"), empty).is_meta
+    on_meta = lptensor.zero_points(torch.empty(2, 9, device="meta"), empty)
+    assert on_meta.is_meta and on_meta.shape == (2, 3)
 
 
 @pytest.mark.parametrize("element", [INT8, INT4, UINT4, FixedPoint(6, 4)], ids=repr)
@@ -326,6 +332,10 @@ def test_it_is_a_value_like_every_format() -> None:
     for format in (AFFINE, Scaled(UINT4, CurrentRange(Tile((1, 4)), preserve_zero=False))):
         for other in (pickle.loads(pickle.dumps(format)), copy.deepcopy(format), eval(repr(format))):
             assert other == format and hash(other) == hash(format) and other.lowered == format.lowered
+        saved = io.BytesIO()
+        torch.save(torch.randn(2, 8).to_lp(format), saved)
+        saved.seek(0)
+        assert torch.load(saved, weights_only=True).format == format
     assert repr(AFFINE) == "Scaled(INT8, CurrentRange(tile=Channel(0)))"
     assert repr(CurrentRange(reciprocal=True)) == "CurrentRange(reciprocal=True)"
     assert repr(Scaled(INT4, CurrentRange(preserve_zero=False))) == "Scaled(INT4, CurrentRange(preserve_zero=False))"

@@ -24,6 +24,7 @@ from lptensor.hardware_sums import integer_accumulator
 from lptensor.operands import Gemm
 from lptensor.scaling import Channel, CurrentMaximum, CurrentRange, PowerOfTwo
 from lptensor.training import recipes
+from lptensor.unscaled_sums import take_apart
 from oracles import exact
 
 PER_ROW = Scaled(INT8, CurrentMaximum(Channel(0)))
@@ -68,6 +69,22 @@ def product(x: np.ndarray, w: np.ndarray, bits: int, format: Any) -> np.ndarray:
             for r in zip(sums, scales, strict=True)
         ]
     )
+
+
+@pytest.mark.parametrize(
+    "element",
+    [INT8, FixedPoint(4, 0, signed=False), FixedPoint(6, 4), FixedPoint(5, -3, symmetric=True), FixedPoint(23, 0)],
+    ids=repr,
+)
+def test_elements_of_ranges_are_their_codes_less_the_zero_point(element: FixedPoint) -> None:
+    x = torch.randn(6, 50)
+    x[2:4], x[4:] = x[2:4].abs(), -x[4:].abs()  # differences as large as there are
+    format: Any = Scaled(element, CurrentRange(Channel(0)))
+    rounded, s, z = lptensor.round(x, format), lptensor.scales(x, format), lptensor.zero_points(x, format)
+    codes = lptensor.decode(lptensor.encode(rounded / s + z, element), element)
+    factor = take_apart(x, rounded, format)
+    assert factor.scales is not None and torch.equal(factor.scales.double(), s)
+    assert torch.equal(factor.elements.double(), codes - z)
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # Dynamo asks, where a graph ends within a layer
