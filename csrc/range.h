@@ -52,7 +52,7 @@ LPT_FN bool lpt_spread_out(const lpt_ranges &r, typename lpt_carrier<T>::sbits l
         return (double)(float)lpt_clipped(lpt_value<T>(bits));
     };
     const bool lost = most >= inf || least <= ~inf;
-    double first = lost ? 0 : end(least), last = lost ? 0 : end(most), low = 0;
+    double first = end(least), last = end(most), low = 0;
     if (r.preserve_zero) {
         first = first < 0 ? first : 0;
         last = last > 0 ? last : 0;
@@ -65,13 +65,13 @@ LPT_FN bool lpt_spread_out(const lpt_ranges &r, typename lpt_carrier<T>::sbits l
     if (r.preserve_zero) {
         const double step = ldexp(1.0, r.steps.emax - (r.steps.precision - 1));
         const double zero = r.min - rint((double)(float)(first / scale) / step) * step;
-        low = r.min - (zero < r.min ? r.min : zero > r.max ? r.max : zero);
+        low = r.min - (zero > r.max ? r.max : zero);  // first is not above zero
         first = 0;
     }
     const T nan = lpt_value<T>((typename C::bits)inf | (typename C::bits)1 << (C::mantissa - 1));
     to.first[k] = (T)first;
     to.scale[k] = lost ? nan : (T)scale;
-    to.by[k] = r.reciprocal && !lost ? (T)(float)lpt_clipped(1 / scale) : to.scale[k];
+    to.by[k] = r.reciprocal ? (T)(float)lpt_clipped(1 / scale) : to.scale[k];
     to.low[k] = (T)low;
     to.high[k] = (T)(low + span);
     return lost || (C::width == 32 && far);

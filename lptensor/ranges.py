@@ -46,7 +46,7 @@ def ranges_of(element: ScalarFormat, scaling: CurrentRange) -> Ranges:
         ValueError: an element whose values are not equally far apart, have no ends or too many bits.
     """
     grid = element.grid
-    even = grid.emin == grid.emax and grid.zero and grid.subnormals is Subnormals.GRADUAL
+    even = grid.emin == grid.emax and grid.subnormals is Subnormals.GRADUAL
     if not even or math.isinf(grid.max):
         raise ValueError(
             f"a range is for elements at equal steps between two ends, such as INT8 or FixedPoint(4, 0, signed=False), "

@@ -167,7 +167,7 @@ def _spread(x: Tensor, number: Tensor, ranges: Ranges) -> tuple[Tensor, Tensor, 
     most = torch.finfo(torch.float32).max
     count, number = int(number.max()) + 1 if x.numel() else 0, number.reshape(-1)
     finite = x.isfinite().reshape(-1)
-    values = torch.where(finite, exact(x).reshape(-1), 0.0)
+    values = exact(x).reshape(-1)
     start = torch.full((count,), torch.inf, dtype=torch.float64, device=x.device)
     lowest = _single(start.scatter_reduce(0, number, values, "amin")).clamp(-most, most)
     highest = _single((-start).scatter_reduce(0, number, values, "amax")).clamp(-most, most)
@@ -179,7 +179,7 @@ def _spread(x: Tensor, number: Tensor, ranges: Ranges) -> tuple[Tensor, Tensor, 
     if ranges.preserve_zero:
         zeros = torch.zeros_like(scale, dtype=torch.int64)
         nearest = _round(_single(lowest / scale), ranges.steps, zeros, Rounding(), None)
-        low = ranges.min - (ranges.min - nearest).clamp(ranges.min, ranges.max)
+        low = ranges.min - (ranges.min - nearest).clamp(max=ranges.max)  # nearest is not above zero
         lowest = torch.zeros_like(lowest)
     return lowest, torch.where(lost, torch.nan, scale), low, low + ranges.span
 
