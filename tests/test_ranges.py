@@ -433,5 +433,7 @@ def test_what_is_no_argument_is_refused() -> None:
     x = torch.ones(3)
     with pytest.raises(TypeError, match=r"zero points are those of a format such as Scaled\(INT8, CurrentRange"):
         lptensor.zero_points(x, Scaled(INT8, CurrentMaximum()))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"lptensor.scales\(x, format\) plus their lptensor.zero_points"):
+        lptensor.encode(x, AFFINE)
     with pytest.raises(ValueError, match="start at their smallest value"):
         lptensor.zero_points(x, Scaled(INT8, CurrentRange(preserve_zero=False)))  # type: ignore[arg-type]
