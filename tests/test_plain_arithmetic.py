@@ -13,7 +13,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from lptensor import BF16, DYNAMIC8, E4M3, FP16, NVFP4, Accumulator, BlockFloatingPoint, Posit, _native
+from lptensor import (
+    BF16,
+    DYNAMIC8,
+    E4M3,
+    FP16,
+    INT8,
+    NVFP4,
+    Accumulator,
+    BlockFloatingPoint,
+    Channel,
+    CurrentRange,
+    Posit,
+    Scaled,
+    _native,
+)
 from lptensor._native_census import CensusStruct, UpdatesStruct, census, updates
 from lptensor._native_gemm import gemm
 from lptensor.ops import round as lp_round
@@ -64,7 +78,7 @@ def elements(x: Tensor) -> list[bytes]:
 
 def blocks(x: Tensor) -> list[bytes]:
     found = []
-    for format in (NVFP4, BlockFloatingPoint(8, dim=0)):
+    for format in (NVFP4, BlockFloatingPoint(8, dim=0), Scaled(INT8, CurrentRange(Channel(0)))):
         y = torch.empty_like(x)
         _native.round_blocks(x, y, format.lowered, format.block_shape(x.shape), as_rounding("stochastic"), (5, 6))
         found.append(y.numpy().tobytes())
