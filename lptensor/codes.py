@@ -36,7 +36,7 @@ def code_dtype(bits: int) -> torch.dtype:
 
 def _no_codes(format: Format) -> TypeError:
     way = "values divided by their lptensor.scales(x, format)"
-    if isinstance(format, BlockFormat) and isinstance(format.lowered, Ranges) and format.lowered.preserve_zero:
+    if isinstance(format, BlockFormat) and format.offset is not None and format.has(0.0):
         way += " plus their lptensor.zero_points(x, format)"
     return TypeError(f"{format!r} has no codes of single elements, but a scalar format has: encode {way}")
 
