@@ -188,6 +188,17 @@ def test_threads_and_builds_change_no_bit(shape: tuple[int, ...], tile: Tile) ->
         assert_threads_and_builds_change_no_bit(shape, Scaled(INT8, CurrentRange(tile)))
 
 
+def test_an_end_that_lies_where_the_parts_of_threads_meet_is_seen() -> None:
+    _, wanted = ranges.rounded([0.0, 1.0], judge(INT8), True, False, "nearest", False)
+    for count in (2, 3):
+        for border in (100_003 * part // count for part in range(1, count)):
+            for place in (border - 1, border):
+                x = torch.zeros(100_003)
+                x[place] = 1.0
+                with threads(count):
+                    assert lptensor.round(x, Scaled(INT8, CurrentRange()))[place].item() == wanted
+
+
 def test_a_machine_that_flushes_subnormals_changes_no_bit() -> None:
     for dtype in DTYPES:
         inputs = [x for _, x in tiles_of(dtype)]
