@@ -166,12 +166,11 @@ def _spread(x: Tensor, number: Tensor, ranges: Ranges) -> tuple[Tensor, Tensor, 
     """What each block starts from, its scale, and the ends of its steps; float64 with fp32 numbers in it."""
     most = torch.finfo(torch.float32).max
     count, number = int(number.max()) + 1 if x.numel() else 0, number.reshape(-1)
-    finite = x.isfinite().reshape(-1)
     values = exact(x).reshape(-1)
     start = torch.full((count,), torch.inf, dtype=torch.float64, device=x.device)
     lowest = _single(start.scatter_reduce(0, number, values, "amin")).clamp(-most, most)
     highest = _single((-start).scatter_reduce(0, number, values, "amax")).clamp(-most, most)
-    lost = torch.zeros_like(start).scatter_reduce(0, number, (~finite).double(), "amax") > 0
+    lost = torch.zeros_like(start).scatter_reduce(0, number, (~values.isfinite()).double(), "amax") > 0
     if ranges.preserve_zero:
         lowest, highest = lowest.clamp(max=0.0), highest.clamp(min=0.0)
     scale = _single(_single(highest - lowest, grid=_ENDLESS) / ranges.span).clamp(2.0**-149, most)
