@@ -58,15 +58,27 @@ LPT_FN float lpt_tensor_scale(const lpt_scaled &b, float largest) {
     return b.whole == 0 ? 1.0f : whole < smallest ? smallest : whole > most ? most : whole;
 }
 
-// The scale s of a block before that of the tensor. All is done in fp32, whatever the carrier, and
-// rounded to nearest after each operation. `roomy` is that of the scale's cell.
-LPT_FN float lpt_block_scale(const lpt_scaled &b, const lpt_cell<float> &scale, bool roomy,
-                             float largest, float whole) {
-    float s = largest / (float)b.top / whole;
-    s = s<(float)b.floor ? (float)b.floor : s>(float) b.ceiling ? (float)b.ceiling : s;
+// The scale s of a block before that of the tensor, not yet rounded to its format. All is done in
+// fp32, whatever the carrier, and rounded to nearest after each operation.
+LPT_FN float lpt_block_scale(const lpt_scaled &b, float largest, float whole) {
+    const float s = largest / (float)b.top / whole;
+    return s<(float)b.floor ? (float)b.floor : s>(float) b.ceiling ? (float)b.ceiling : s;
+}
+
+// The same, rounded: in fp32, where that is the format of scales; where its cell is roomy; or in
+// any format.
+enum lpt_scale_way { LPT_SCALE_FP32, LPT_SCALE_ROOMY, LPT_SCALE_ANY };
+LPT_FN lpt_scale_way lpt_way_of_scales(const lpt_cell<float> &scale) {
+    const bool same = scale.flat && scale.drop == 0 && scale.emax == 254;
+    return same ? LPT_SCALE_FP32 : scale.roomy ? LPT_SCALE_ROOMY : LPT_SCALE_ANY;
+}
+LPT_FN float lpt_round_scale(float s, const lpt_cell<float> &scale, lpt_scale_way way) {
+    if (way == LPT_SCALE_FP32)
+        return s;
     return lpt_value<float>(
-        roomy ? lpt_round_roomy<float, LPT_NEAREST, LPT_ALL_ENDS>(lpt_bits(s), scale, 0)
-              : lpt_round<float, LPT_NEAREST, false>(lpt_bits(s), scale, 0));
+        way == LPT_SCALE_ROOMY
+            ? lpt_round_roomy<float, LPT_NEAREST, LPT_ALL_ENDS>(lpt_bits(s), scale, 0)
+            : lpt_round<float, LPT_NEAREST, false>(lpt_bits(s), scale, 0));
 }
 
 // The scale t of a block, held to what fp32 has.

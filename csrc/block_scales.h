@@ -201,8 +201,8 @@ template <class T, int MODE_> struct lpt_divided {
     };
     LPT_METHOD scale of(U largest, const tensor &t) const {
         const U inf = (U)(2 * C::bias + 1) << C::mantissa, nan = inf | (U)1 << (C::mantissa - 1);
-        const float one =
-            lpt_block_scale(b, scales, scales.roomy, fitting(lpt_value<T>(largest)), t.scale);
+        const float wanted = lpt_block_scale(b, fitting(lpt_value<T>(largest)), t.scale);
+        const float one = lpt_round_scale(wanted, scales, lpt_way_of_scales(scales));
         scale made = {lpt_bits((T)lpt_scale_under(one, t.scale)), 0, false};
         if (MODE != LPT_ANY) {
             const U low = (U)(C::bias - 50) << C::mantissa, high = (U)(C::bias + 50) << C::mantissa;

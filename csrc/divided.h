@@ -28,7 +28,12 @@ template <class T> class divided final : public block_rounding<T> {
           random(r) {}
 
     bool scale(U *s, U *t, int64_t count) const override {
-        return scales.roomy ? scale_in<true>(s, t, count) : scale_in<false>(s, t, count);
+        switch (lpt_way_of_scales(scales)) {
+        case LPT_SCALE_FP32: return scale_in<LPT_SCALE_FP32>(s, t, count);
+        case LPT_SCALE_ROOMY: return scale_in<LPT_SCALE_ROOMY>(s, t, count);
+        case LPT_SCALE_ANY: break;
+        }
+        return scale_in<LPT_SCALE_ANY>(s, t, count);
     }
 
     void within(const T *x, T *y, int64_t first, int64_t last, const U *s, const U *t) override {
@@ -111,7 +116,7 @@ template <class T> class divided final : public block_rounding<T> {
         }
     }
     // Whether all are finite, and none is zero where there may be an infinity.
-    template <bool ROOMY> LPT_APART bool scale_in(U *s, U *t, int64_t count) const {
+    template <lpt_scale_way WAY> LPT_APART bool scale_in(U *s, U *t, int64_t count) const {
         const U nan = (U)(4 * C::bias + 3) << (C::mantissa - 1);
         const U inf = (U)(2 * C::bias + 1) << C::mantissa;
         const T most = (T)lpt_value<float>(0x7f7fffffu);
@@ -123,7 +128,8 @@ template <class T> class divided final : public block_rounding<T> {
         LPT_INDEPENDENT
         for (int64_t i = 0; i < count; ++i) {
             const T largest = lpt_value<T>(s[i]), finite = largest < most ? largest : most;
-            const float one = lpt_block_scale(blocks, grid, ROOMY, (float)finite, tensor);
+            const float wanted = lpt_block_scale(blocks, (float)finite, tensor);
+            const float one = lpt_round_scale(wanted, grid, WAY);
             s[i] = s[i] < inf ? lpt_bits((T)lpt_scale_under(one, tensor)) : nan;
             t[i] = lpt_bits((T)lpt_block_reciprocal(one, tensor));
             any |= s[i] == zero || s[i] >= inf ? (U)1 : (U)0;
