@@ -8,9 +8,8 @@
 
 namespace {
 
-// Walks elements from .. to of a unit row by row. `visit(first, count, block)` gets each stretch of
-// elements of one block; with blocks one element wide a stretch is as much of the row as there is,
-// and `block` counts on by itself.
+// Walks elements from .. to of a unit row by row. `visit(first, count, block)` gets stretches that
+// are a part of a block, or as many whole blocks of the row as follow each other.
 template <class Visit>
 inline void walk(const lpt_layout &l, const lpt_unit &unit, int64_t from, int64_t to, Visit visit) {
     const int32_t last = l.dims - 1;
@@ -29,7 +28,9 @@ inline void walk(const lpt_layout &l, const lpt_unit &unit, int64_t from, int64_
         block *= blocks[last];
         const int64_t end = at + row < to ? at + row : to;
         for (int64_t i = at > from ? at : from; i < end;) {
-            const int64_t k = (i - at) / wide, edge = wide == 1 ? end : at + (k + 1) * wide;
+            const int64_t k = (i - at) / wide, begin = at + k * wide;
+            const int64_t whole = at + (end - at) / wide * wide;  // there the last whole one ends
+            const int64_t edge = i == begin && i < whole ? whole : begin + wide;
             const int64_t stop = edge < end ? edge : end;
             visit(i, stop - i, block + k);
             i = stop;
@@ -37,6 +38,13 @@ inline void walk(const lpt_layout &l, const lpt_unit &unit, int64_t from, int64_
         for (int32_t d = last - 1; d > unit.axis && ++index[d] == l.shape[d]; --d)
             index[d] = 0;
     }
+}
+
+// visit(first, count, block) for each of the blocks, or the part of one, in a stretch.
+template <class Visit>
+inline void each_block(int64_t first, int64_t count, int64_t block, int64_t wide, Visit visit) {
+    for (; count > 0; count -= wide, first += wide, ++block)
+        visit(first, count < wide ? count : wide, block);
 }
 
 // How much more than its place an element counts as.
@@ -112,12 +120,16 @@ void maxima(const T *x, const lpt_layout &l, const lpt_unit &unit, int64_t from,
     typedef lpt_carrier<T> C;
     typedef typename C::bits U;
     const U left_out = finite ? (U)(2 * C::bias + 1) << C::mantissa : ~(U)0;
-    const bool columns = unit.axis < l.dims - 1 && l.block[l.dims - 1] == 1;
+    const int64_t wide = l.block[l.dims - 1];
+    const bool rows = unit.axis == l.dims - 1, columns = !rows && wide == 1;
     walk(l, unit, from, to, [&](int64_t first, int64_t count, int64_t block) {
         if (columns)
             return raise(x + first, 0, 1, count, left_out, largest + block);
-        const U top = largest_of(x + first, count, left_out);
-        largest[block] = top > largest[block] ? top : largest[block];
+        each_block(first, count, block, rows ? count : wide,
+                   [&](int64_t start, int64_t some, int64_t k) {
+                       const U top = largest_of(x + start, some, left_out);
+                       largest[k] = top > largest[k] ? top : largest[k];
+                   });
     });
 }
 
@@ -171,13 +183,16 @@ template <class T>
 void blocks(const T *x, T *y, const lpt_layout &l, const lpt_unit &unit, int64_t from, int64_t to,
             const typename lpt_carrier<T>::bits *s, const typename lpt_carrier<T>::bits *t,
             const lpt_scales &scales, const lpt_rule &how) {
-    const bool columns = unit.axis < l.dims - 1 && l.block[l.dims - 1] == 1;
+    const int64_t wide = l.block[l.dims - 1];
+    const bool rows = unit.axis == l.dims - 1, columns = !rows && wide == 1;
     const chosen<T> rounding(scales, how);
     walk(l, unit, from, to, [&](int64_t first, int64_t count, int64_t block) {
         if (columns)
-            rounding->across(x, y, first, first + count, s + block, t + block, false);
-        else
-            rounding->within(x, y, first, first + count, s + block, t + block);
+            return rounding->across(x, y, first, first + count, s + block, t + block, false);
+        each_block(first, count, block, rows ? count : wide,
+                   [&](int64_t start, int64_t some, int64_t k) {
+                       rounding->within(x, y, start, start + some, s + k, t + k);
+                   });
     });
 }
 
@@ -262,6 +277,7 @@ void runs(const T *x, T *y, int64_t row, int64_t wide, int64_t first, int64_t la
         wide = row, row *= last;
     const bool finite = scales.shifts ? scales.shifts->saturate : scales.numbers->saturate;
     const U left_out = finite ? (U)(2 * C::bias + 1) << C::mantissa : ~(U)0;
+    const lpt_by_magnitude leaving = {(uint32_t)left_out};
     const chosen<T> rounding(scales, how);
     // Rows end amid blocks. Vectors of float64 are short enough for them.
     const int64_t short_row = C::width == 64 && scales.shifts ? SHORT : SHORT_ROW;
@@ -277,7 +293,7 @@ void runs(const T *x, T *y, int64_t row, int64_t wide, int64_t first, int64_t la
         const int64_t count = most < batch ? most : batch;
         const int64_t at = r * row + k * wide, edge = (r + 1) * row;
         const int64_t end = at + count * wide < edge ? at + count * wide : edge;
-        int64_t i = lpt_maxima_of_runs(x + at, wide, (end - at) / wide, left_out, s);
+        int64_t i = lpt_maxima_of_runs(x + at, wide, (end - at) / wide, leaving, s);
         for (; i < count; ++i) {
             const int64_t from = at + i * wide, to = from + wide < edge ? from + wide : edge;
             s[i] = largest_of(x + from, to - from, left_out);

@@ -7,6 +7,17 @@
 
 namespace {
 
+// part(k) for all `members`, a thread each.
+template <class Part> void in_parts(int members, Part part) {
+    if (members == 1)  // a team of one costs as much as a small unit
+        return part(0);
+#pragma omp parallel for num_threads(members) schedule(static)
+    for (int k = 0; k < members; ++k) {
+        const plain_arithmetic guard;
+        part(k);
+    }
+}
+
 // The largest finite magnitude of n elements.
 template <class T> T finite_maximum(const T *x, int64_t n, int parts) {
     typedef typename lpt_carrier<T>::sbits S;
@@ -34,24 +45,21 @@ void round_unit(const T *x, T *y, const lpt_layout &l, const lpt_unit &unit, int
                 int parts, typename lpt_carrier<T>::bits *scratch) {
     const lpt_loops<T> &f = loops(T());
     memset(scratch, 0, parts * count * sizeof *scratch);
-#pragma omp parallel for num_threads(parts) schedule(static) if (parts > 1)
-    for (int part = 0; part < parts; ++part) {
+    in_parts(parts, [&](int part) {
         const int64_t from = size * part / parts, to = size * (part + 1) / parts;
         if (from < to)
             f.maxima(x, l, unit, unit.first + from, unit.first + to, finite,
                      scratch + part * count);
-    }
+    });
     for (int64_t i = count; i < parts * count; ++i)
         scratch[i % count] = scratch[i] > scratch[i % count] ? scratch[i] : scratch[i % count];
     f.scales(scales, rule, count, scratch, scratch + parts * count);
-#pragma omp parallel for num_threads(parts) schedule(static) if (parts > 1)
-    for (int part = 0; part < parts; ++part) {
-        const plain_arithmetic guard;
+    in_parts(parts, [&](int part) {
         const int64_t from = size * part / parts, to = size * (part + 1) / parts;
         if (from < to)
             f.blocks(x, y, l, unit, unit.first + from, unit.first + to, scratch,
                      scratch + parts * count, scales, rule);
-    }
+    });
 }
 
 // Leading axes whose blocks are one wide, and the blocks along the next axis, cut the tensor into

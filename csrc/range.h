@@ -4,18 +4,26 @@
 #include "block.h"
 #include <math.h>
 
-// lptensor/ranges.py: Ranges. The steps are the element's without its ends, `min` and `max`.
+// lptensor/ranges.py: Ranges. The steps reach beyond the element's ends, `min` and `max`.
 struct lpt_ranges {
     lpt_grid steps;
     double min, max;
     int32_t preserve_zero, reciprocal;
 };
 
-// Of each block: x becomes first + scale * clamp(R((x - first) / by), low, high), `by` being the
-// scale; or (x - first) * by, which is its reciprocal.
+// What a block has: x becomes first + scale * clamp(R((x - first) / by), low, high), `by` being the
+// scale; or (x - first) * by, which is its reciprocal. Whether that must go the long way.
+template <class T> struct lpt_block_spread {
+    T first, by, scale, low, high, far;
+};
+
+// The same of many.
 template <class T> struct lpt_spread {
     T *first, *by, *scale, *low, *high;
     lpt_spread from(int64_t k) const { return {first + k, by + k, scale + k, low + k, high + k}; }
+    lpt_block_spread<T> operator[](int64_t k) const {
+        return {first[k], by[k], scale[k], low[k], high[k], 0};
+    }
 };
 
 // Bits as integers in the order of the numbers, NaN of either sign beyond the infinity of its sign;
@@ -38,12 +46,18 @@ LPT_FN double lpt_clipped(double r) {
     return r < -most ? -most : r > most ? most : r;
 }
 
-// Block k of `to`, whose ends are given in order. Whether the short way through its elements is not
-// for it: they are NaN, or a difference may leave fp32.
+// How far apart the steps are.
+LPT_FN double lpt_step(const lpt_ranges &r) {
+    return ldexp(1.0, r.steps.emax - (r.steps.precision - 1));
+}
+
+// Block k of `to`, whose ends are given in order. Not 0 where the short way through its elements is
+// not for it: they are NaN, or a difference may leave fp32. (Written so that compilers turn a loop
+// of it into vector instructions.)
 template <class T>
-LPT_FN bool lpt_spread_out(const lpt_ranges &r, typename lpt_carrier<T>::sbits least,
-                           typename lpt_carrier<T>::sbits most, const lpt_spread<T> &to,
-                           int64_t k) {
+LPT_FN typename lpt_carrier<T>::sbits
+lpt_spread_out(const lpt_ranges &r, double step, typename lpt_carrier<T>::sbits least,
+               typename lpt_carrier<T>::sbits most, const lpt_spread<T> &to, int64_t k) {
     typedef lpt_carrier<T> C;
     typedef typename C::sbits S;
     const S inf = (S)(2 * C::bias + 1) << C::mantissa;
@@ -51,30 +65,27 @@ LPT_FN bool lpt_spread_out(const lpt_ranges &r, typename lpt_carrier<T>::sbits l
         const auto bits = (typename C::bits)lpt_ordered<T>(ordered);
         return (double)(float)lpt_clipped(lpt_value<T>(bits));
     };
-    const bool lost = most >= inf || least <= ~inf;
-    double first = end(least), last = end(most), low = 0;
-    if (r.preserve_zero) {
-        first = first < 0 ? first : 0;
-        last = last > 0 ? last : 0;
-    }
-    const double near = lpt_value<float>(0x7e000000u), smallest = lpt_value<float>(1u);
-    const bool far = first < -near || last > near;
-    const double span = r.max - r.min;
-    double scale = (float)lpt_clipped(lpt_endless(last - first) / span);
-    scale = scale < smallest ? smallest : scale;
-    if (r.preserve_zero) {
-        const double step = ldexp(1.0, r.steps.emax - (r.steps.precision - 1));
-        const double zero = r.min - rint((double)(float)(first / scale) / step) * step;
-        low = r.min - (zero > r.max ? r.max : zero);  // first is not above zero
-        first = 0;
-    }
+    // Where zero is kept, the elements reach to it at least.
+    const double edge = r.preserve_zero ? 0 : lpt_value<double>((uint64_t)2047 << 52);
+    const double lowest = end(least), highest = end(most);
+    const double first = lowest < edge ? lowest : edge, last = highest > -edge ? highest : -edge;
+    const double span = r.max - r.min, smallest = lpt_value<float>(1u);
+    const double wanted = (float)lpt_clipped(lpt_endless(last - first) / span);
+    const double scale = wanted < smallest ? smallest : wanted;
+    const double zero = r.min - rint((double)(float)(first / scale) / step) * step;
+    const double low = r.preserve_zero ? r.min - (zero > r.max ? r.max : zero) : 0;
     const T nan = lpt_value<T>((typename C::bits)inf | (typename C::bits)1 << (C::mantissa - 1));
-    to.first[k] = (T)first;
-    to.scale[k] = lost ? nan : (T)scale;
-    to.by[k] = r.reciprocal ? (T)(float)lpt_clipped(1 / scale) : to.scale[k];
+    const T usual = most < inf ? (T)scale : nan, kept = least > ~inf ? usual : nan;
+    const T inverse = (T)(float)lpt_clipped(1 / scale);
+    to.first[k] = r.preserve_zero ? (T)0 : (T)first;
+    to.scale[k] = kept;
+    to.by[k] = r.reciprocal ? inverse : kept;
     to.low[k] = (T)low;
     to.high[k] = (T)(low + span);
-    return lost || (C::width == 32 && far);
+    const double near = lpt_value<float>(0x7e000000u);
+    const S above = last > near ? C::width == 32 : 0, far = first < -near ? C::width == 32 : above;
+    const S infinite = most < inf ? far : 1;
+    return least > ~inf ? infinite : 1;
 }
 
 // Elements in steps: the short way, and that which is right for all.
@@ -97,7 +108,8 @@ template <bool MULTIPLY> LPT_FN double lpt_far_steps_of(double x, double first, 
 
 // What the steps, rounded, stand for.
 template <class T> LPT_FN T lpt_within(T k, T low, T high) {
-    return k < low ? low : k > high ? high : k;
+    const T raised = low > k ? low : k;  // NaN stays
+    return high < raised ? high : raised;
 }
 template <class T> LPT_FN T lpt_at_steps(T k, T first, T scale, T low, T high) {
     return first + scale * lpt_within(k, low, high);

@@ -44,11 +44,6 @@ template <class T> struct lpt_end_of {
     LPT_METHOD void round(U (&)[N], int32_t, const scale &, const uint32_t *) const {}
 };
 
-// What a block has (lpt_spread), and whether its elements need the long way.
-template <class T> struct lpt_block_spread {
-    T first, by, scale, low, high, far;
-};
-
 // The ends of blocks, `least` in the opposite order, become what they have; `most` their numbers.
 template <class T>
 __global__ void __launch_bounds__(LPT_THREADS)
@@ -61,7 +56,8 @@ __global__ void __launch_bounds__(LPT_THREADS)
          k += (int64_t)gridDim.x * LPT_THREADS) {
         lpt_block_spread<T> s;
         const lpt_spread<T> fields = {&s.first, &s.by, &s.scale, &s.low, &s.high};
-        s.far = lpt_spread_out<T>(ranges, down.back(least[k]), up.back(most[k]), fields, 0);
+        s.far = (T)lpt_spread_out<T>(ranges, lpt_step(ranges), down.back(least[k]),
+                                     up.back(most[k]), fields, 0);
         to[k] = s;
         most[k] = (U)k;
     }

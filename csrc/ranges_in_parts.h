@@ -1,8 +1,7 @@
 // How tensors whose blocks are spread from their smallest to their largest value are shared out
 // among threads. Part of library.cpp.
 #pragma once
-#include "range.h"
-#include <stdlib.h>
+#include "blocks_in_parts.h"
 
 namespace {
 
@@ -30,17 +29,13 @@ template <class T> class spread_room {
     }
     // Before any element was looked at.
     void clear(int64_t part, int64_t blocks) const {
-        const S top = (S)(~(typename lpt_carrier<T>::bits)0 >> 1);
-        for (int64_t k = 0; k < blocks; ++k) {
-            least(part)[k] = top;
-            most(part)[k] = ~top;
-        }
+        const S none = (S)((typename lpt_carrier<T>::bits)1 << (lpt_carrier<T>::width - 1));
+        for (int64_t k = 0; k < blocks; ++k)
+            least(part)[k] = most(part)[k] = none;
     }
     void join(int64_t part) const {
-        for (int64_t k = 0; k < count; ++k) {
-            least(0)[k] = least(part)[k] < least(0)[k] ? least(part)[k] : least(0)[k];
-            most(0)[k] = most(part)[k] > most(0)[k] ? most(part)[k] : most(0)[k];
-        }
+        for (int64_t k = 0; k < 2 * count; ++k)  // of both
+            ends[k] = least(part)[k] > ends[k] ? least(part)[k] : ends[k];
     }
 };
 
@@ -52,7 +47,7 @@ int round_ranges(const T *x, T *y, const lpt_layout &l, const lpt_ranges &ranges
                  const lpt_rule &rule, int threads) {
     const lpt_loops<T> &f = loops(T());
     const lpt_units units(l);
-    const int64_t useful = units.elements / GRAIN + 1, at_once = 8192;
+    const int64_t useful = units.elements / GRAIN + 1, at_once = 1024;
     const int parts = threads < useful ? threads : (int)useful;
     const bool shared = units.number >= 2 * parts;  // else every unit is split
     const int teams = shared ? parts : 1, members = shared ? 1 : parts;
@@ -71,24 +66,20 @@ int round_ranges(const T *x, T *y, const lpt_layout &l, const lpt_ranges &ranges
             const int64_t next = u + several < last ? u + several : last;
             const int64_t from = units.start(u), size = units.start(next) - from;
             const int64_t before = u * units.blocks, count = (next - u) * units.blocks;
-#pragma omp parallel for num_threads(members) schedule(static) if (members > 1)
-            for (int part = 0; part < members; ++part) {
-                const int64_t begin = from + size * part / members;
+            const auto start = [=](int64_t part) { return from + size * part / members; };
+            in_parts(members, [&](int part) {
                 room.clear(part, count);
-                f.extremes(x, l, begin, from + size * (part + 1) / members, before,
-                           room.least(part), room.most(part));
-            }
+                f.extremes(x, l, start(part), start(part + 1), before, room.least(part),
+                           room.most(part));
+            });
             for (int part = 1; part < members; ++part)
                 room.join(part);
             const bool far =
                 f.spread_out(ranges, count, room.least(0), room.most(0), room.blocks());
-#pragma omp parallel for num_threads(members) schedule(static) if (members > 1)
-            for (int part = 0; part < members; ++part) {
-                const plain_arithmetic guard;
-                const int64_t begin = from + size * part / members;
-                f.spread(x, y, l, begin, from + size * (part + 1) / members, before, room.blocks(),
-                         far, ranges, rule);
-            }
+            in_parts(members, [&](int part) {
+                f.spread(x, y, l, start(part), start(part + 1), before, room.blocks(), far, ranges,
+                         rule);
+            });
         }
     }
     return failed;

@@ -14,7 +14,8 @@ from lptensor.scaling import CurrentRange
 class Ranges(NamedTuple):
     """What a kernel gets where blocks have a scale and an offset; ``struct lpt_ranges`` in csrc/range.h.
 
-    ``steps`` is the grid of the element without its ends, which are ``min`` and ``max``.
+    ``steps`` is a grid of steps as wide as the element's, from ``-span`` or below to ``span`` or above; the element's
+    ends are ``min`` and ``max``.
     """
 
     steps: Grid
@@ -52,8 +53,11 @@ def ranges_of(element: ScalarFormat, scaling: CurrentRange) -> Ranges:
             f"a range is for elements at equal steps between two ends, such as INT8 or FixedPoint(4, 0, signed=False), "
             f"which {element!r} is not; CurrentMaximum takes any with a largest value"
         )
-    steps = grid._replace(max=math.inf, min=-math.inf, overflow=Overflow.INF, negative_zero=False)
-    ranges = Ranges(steps, element.min, element.max, scaling.preserve_zero, scaling.reciprocal)
-    if single(ranges.span) != ranges.span:
+    span, quantum = element.max - element.min, grid.quantum(grid.emin)
+    if single(span) != span:
         raise ValueError(f"ranges take elements of up to 24 bits, which {element!r} is not")
-    return ranges
+    # With a bit to spare, and within fp32, where that is enough: kernels are fastest there.
+    precision = max(round(math.ldexp(span, -quantum)).bit_length(), min(23, 128 - quantum))
+    top, most = quantum + precision - 1, math.ldexp(2**precision - 1, quantum)
+    steps = Grid(precision, top, top, most, -most, Overflow.SATURATE, negative_zero=False)
+    return Ranges(steps, element.min, element.max, scaling.preserve_zero, scaling.reciprocal)
