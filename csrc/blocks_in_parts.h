@@ -7,27 +7,16 @@
 
 namespace {
 
-// part(k) for all `members`, a thread each.
-template <class Part> void in_parts(int members, Part part) {
-    if (members == 1)  // a team of one costs as much as a small unit
-        return part(0);
-#pragma omp parallel for num_threads(members) schedule(static)
-    for (int k = 0; k < members; ++k) {
-        const plain_arithmetic guard;
-        part(k);
-    }
-}
-
 // The largest finite magnitude of n elements.
 template <class T> T finite_maximum(const T *x, int64_t n, int parts) {
-    typedef typename lpt_carrier<T>::sbits S;
-    S top = 0;
-#pragma omp parallel for num_threads(parts) schedule(static) reduction(max : top) if (parts > 1)
-    for (int part = 0; part < parts; ++part) {
-        const S here = (S)loops(T()).finite_maximum(x, n * part / parts, n * (part + 1) / parts);
-        top = here > top ? here : top;
-    }
-    return lpt_value<T>((typename lpt_carrier<T>::bits)top);
+    typedef typename lpt_carrier<T>::bits U;
+    std::atomic<U> top(0);
+    in_parts(parts, [&](int64_t part) {
+        const U here = loops(T()).finite_maximum(x, n * part / parts, n * (part + 1) / parts);
+        for (U known = top; here > known && !top.compare_exchange_weak(known, here);) {
+        }
+    });
+    return lpt_value<T>(top);
 }
 
 // The scale of a whole tensor of n elements, where scales have one.
@@ -45,7 +34,7 @@ void round_unit(const T *x, T *y, const lpt_layout &l, const lpt_unit &unit, int
                 int parts, typename lpt_carrier<T>::bits *scratch) {
     const lpt_loops<T> &f = loops(T());
     memset(scratch, 0, parts * count * sizeof *scratch);
-    in_parts(parts, [&](int part) {
+    in_parts(parts, [&](int64_t part) {
         const int64_t from = size * part / parts, to = size * (part + 1) / parts;
         if (from < to)
             f.maxima(x, l, unit, unit.first + from, unit.first + to, finite,
@@ -54,7 +43,7 @@ void round_unit(const T *x, T *y, const lpt_layout &l, const lpt_unit &unit, int
     for (int64_t i = count; i < parts * count; ++i)
         scratch[i % count] = scratch[i] > scratch[i % count] ? scratch[i] : scratch[i % count];
     f.scales(scales, rule, count, scratch, scratch + parts * count);
-    in_parts(parts, [&](int part) {
+    in_parts(parts, [&](int64_t part) {
         const int64_t from = size * part / parts, to = size * (part + 1) / parts;
         if (from < to)
             f.blocks(x, y, l, unit, unit.first + from, unit.first + to, scratch,
@@ -104,40 +93,34 @@ int round_blocks(const T *x, T *y, const lpt_layout &l, lpt_scales scales, const
         scales.whole = whole_scale(x, elements, *scales.numbers, parts);
     const bool shared = units >= 2 * parts;  // else every unit is split
     if (axis == last_axis && (shared || parts == 1)) {
-#pragma omp parallel for num_threads(parts) schedule(static) if (parts > 1)
-        for (int part = 0; part < parts; ++part) {
-            const plain_arithmetic guard;
+        in_parts(parts, [&](int64_t part) {
             f.runs(x, y, length, wide, units * part / parts, units * (part + 1) / parts,
                    LPT_ONE_BY_ONE, scales, rule, large(x, y, elements));
-        }
+        });
         return 0;
     }
     const int64_t strips = units * ((inner + LPT_STRIP - 1) / LPT_STRIP);
     if (axis < last_axis && count == inner && (strips >= 2 * parts || parts == 1)) {
-#pragma omp parallel for num_threads(parts) schedule(static) if (parts > 1)
-        for (int part = 0; part < parts; ++part) {
-            const plain_arithmetic guard;
+        in_parts(parts, [&](int64_t part) {
             f.columns(x, y, length, wide, inner, strips * part / parts, strips * (part + 1) / parts,
                       LPT_ONE_BY_ONE, scales, rule, large(x, y, elements, LARGE_IN_COLUMNS));
-        }
+        });
         return 0;
     }
-    int failed = 0;
+    std::atomic<bool> failed(false);
     const int teams = shared ? parts : 1, members = shared ? 1 : parts;
-#pragma omp parallel for num_threads(teams) schedule(static) reduction(| : failed) if (teams > 1)
-    for (int team = 0; team < teams; ++team) {
-        const plain_arithmetic guard;
+    in_parts(teams, [&](int64_t team) {
         U *scratch = (U *)malloc((members + 1) * count * sizeof(U));
         if (!scratch) {
-            failed = 1;
-            continue;
+            failed = true;
+            return;
         }
         for (int64_t u = units * team / teams; u < units * (team + 1) / teams; ++u) {
             const lpt_unit unit = {all.start(u), axis};
             round_unit(x, y, l, unit, all.size(u), count, scales, finite, rule, members, scratch);
         }
         free(scratch);
-    }
+    });
     return failed;
 }
 

@@ -12,13 +12,11 @@ template <class Run> int32_t share(const lpt_product &p, int64_t units, int thre
     const int64_t work = p.batch * p.m * p.n * p.k, useful = work / GRAIN + 1;
     int64_t parts = threads < useful ? threads : useful;
     parts = parts < units ? parts : units;
-    int32_t failed = 0;
-#pragma omp parallel for num_threads((int)parts) schedule(static)                                  \
-    reduction(| : failed) if (parts > 1)
-    for (int64_t part = 0; part < parts; ++part) {
-        const plain_arithmetic guard;
-        failed |= !run(units * part / parts, units * (part + 1) / parts);
-    }
+    std::atomic<bool> failed(false);
+    in_parts(parts, [&](int64_t part) {
+        if (!run(units * part / parts, units * (part + 1) / parts))
+            failed = true;
+    });
     return failed;
 }
 

@@ -3,6 +3,7 @@
 #pragma once
 #include "export.h"
 #include "kernels.h"
+#include <atomic>
 #include <fenv.h>
 
 #ifdef LPT_X86
@@ -45,5 +46,18 @@ class plain_arithmetic {
     ~plain_arithmetic() { fesetenv(&before); }
 #endif
 };
+
+// part(0) .. part(count - 1), a thread each, in plain arithmetic.
+template <class Part> void in_parts(int64_t count, Part part) {
+    if (count == 1) {  // a team of one takes as long as a small tensor
+        const plain_arithmetic guard;
+        return part(0);
+    }
+#pragma omp parallel for num_threads((int)count) schedule(static)
+    for (int64_t k = 0; k < count; ++k) {
+        const plain_arithmetic guard;
+        part(k);
+    }
+}
 
 }  // namespace

@@ -39,18 +39,12 @@ template <class T> bool large(const T *x, const T *y, int64_t n, int64_t bytes =
 template <class Loop> void split(int64_t n, int threads, Loop loop) {
     const int64_t groups = (n + LPT_GROUP - 1) / LPT_GROUP;
     const int64_t useful = n / GRAIN + 1;
-    const int parts = threads < useful ? threads : (int)useful;
-    if (parts <= 1) {
-        const plain_arithmetic guard;
-        return loop(0, n);
-    }
-#pragma omp parallel for num_threads(parts) schedule(static)
-    for (int part = 0; part < parts; ++part) {
-        const plain_arithmetic guard;
+    const int64_t parts = threads < useful ? threads : useful;
+    in_parts(parts, [&](int64_t part) {
         const int64_t first = groups * part / parts * LPT_GROUP;
         const int64_t last = groups * (part + 1) / parts * LPT_GROUP;
         loop(first, last < n ? last : n);
-    }
+    });
 }
 
 template <class T>
@@ -79,13 +73,11 @@ template <class T, class Round>
 void split_tiles(const T *x, T *y, const lpt_matrices &m, const lpt_tiles<T> &tiles, int threads,
                  Round round) {
     const int64_t count = tiles.count(m), useful = m.count * m.rows * m.columns / GRAIN + 1;
-    const int parts = threads < useful ? threads : (int)useful;
-#pragma omp parallel for num_threads(parts) schedule(static) if (parts > 1)
-    for (int part = 0; part < parts; ++part) {
-        const plain_arithmetic guard;
+    const int64_t parts = threads < useful ? threads : useful;
+    in_parts(parts, [&](int64_t part) {
         lpt_each_tile(x, y, m, tiles, count * part / parts, count * (part + 1) / parts, loops(T()),
                       round);
-    }
+    });
 }
 
 // What a scalar format is lowered to; lptensor/_native.py: OF_ELEMENTS.

@@ -51,23 +51,21 @@ int round_ranges(const T *x, T *y, const lpt_layout &l, const lpt_ranges &ranges
     const int parts = threads < useful ? threads : (int)useful;
     const bool shared = units.number >= 2 * parts;  // else every unit is split
     const int teams = shared ? parts : 1, members = shared ? 1 : parts;
-    int failed = 0;
-#pragma omp parallel for num_threads(teams) schedule(static) reduction(| : failed) if (teams > 1)
-    for (int team = 0; team < teams; ++team) {
-        const plain_arithmetic guard;
+    std::atomic<bool> failed(false);
+    in_parts(teams, [&](int64_t team) {
         const int64_t small = at_once / units.size(0), last = units.number * (team + 1) / teams;
         const int64_t several = shared && small > 1 ? small : 1;
         const spread_room<T> room(several * units.blocks, members);
         if (!room.there()) {
-            failed = 1;
-            continue;
+            failed = true;
+            return;
         }
         for (int64_t u = units.number * team / teams; u < last; u += several) {
             const int64_t next = u + several < last ? u + several : last;
             const int64_t from = units.start(u), size = units.start(next) - from;
             const int64_t before = u * units.blocks, count = (next - u) * units.blocks;
             const auto start = [=](int64_t part) { return from + size * part / members; };
-            in_parts(members, [&](int part) {
+            in_parts(members, [&](int64_t part) {
                 room.clear(part, count);
                 f.extremes(x, l, start(part), start(part + 1), before, room.least(part),
                            room.most(part));
@@ -76,12 +74,12 @@ int round_ranges(const T *x, T *y, const lpt_layout &l, const lpt_ranges &ranges
                 room.join(part);
             const bool far =
                 f.spread_out(ranges, count, room.least(0), room.most(0), room.blocks());
-            in_parts(members, [&](int part) {
+            in_parts(members, [&](int64_t part) {
                 f.spread(x, y, l, start(part), start(part + 1), before, room.blocks(), far, ranges,
                          rule);
             });
         }
-    }
+    });
     return failed;
 }
 
