@@ -112,23 +112,34 @@ def add_up(a: Factor, b: Factor, acc: Accumulator, start: Tensor | None = None) 
     _check(a, b, size, k, acc)
     firsts = range(0, k, size)
     if acc.unscaled and dtype == torch.float64:  # of which no sum has the precision
-        sums = gemm(left, right.mT, acc) * _scales(a, b, firsts).squeeze(-1)
+        sums = gemm(left, right.mT, acc) * _scales(a, b, firsts).squeeze(0)
         return sums if start is None else sums + start
     # The sums of chunks are terms of the outer one, for so many rows at a time as have room.
     many = max(1, _ROOM // max(1, math.prod(left.shape[:-2]) * right.shape[-2] * len(firsts)))
     parts = []
     for row in range(0, left.shape[-2], many):
         rows = left[..., row : row + many, :]
-        terms = torch.stack([gemm(rows[..., k : k + size], right[..., k : k + size].mT, inner) for k in firsts], -1)
-        part, begun = a._replace(scales=_rows(a.scales, row, many)), _rows(start, row, many)
-        if begun is not None:
-            begun = begun.to(terms.dtype)[..., None, None]
-        scales = _scales(part, b, firsts).to(terms.dtype).expand_as(terms)
-        parts.append(gemm(terms.unsqueeze(-2), scales.unsqueeze(-1), outer, begun)[..., 0, 0])
+        terms = torch.stack([gemm(rows[..., k : k + size], right[..., k : k + size].mT, inner) for k in firsts])
+        scales = _scales(a._replace(scales=_rows(a.scales, row, many)), b, firsts).to(terms.dtype)
+        begun = _rows(start, row, many)
+        begun = None if begun is None else begun.to(terms.dtype).expand_as(terms[0])
+        parts.append(_add_scaled(terms, scales.expand_as(terms), outer, begun))
     return torch.cat(parts, -2).to(dtype) if parts else gemm(left, right.mT, inner).to(dtype)
 
 
-_ROOM = 2**24
+_ROOM = 2**22
+
+
+def _add_scaled(terms: Tensor, scales: Tensor, acc: Accumulator, start: Tensor | None) -> Tensor:
+    """The sums of terms times their scales over the first axis, each product an exact term."""
+    if terms.dtype == torch.float32 and acc.compute == "exact":
+        # They are exact in float64, where kernels add up neighbouring columns.
+        products = (terms.double() * scales.double()).flatten(1)
+        begun = None if start is None else start.double().reshape(1, -1)
+        ones = products.new_ones(()).expand(1, len(products))
+        return gemm(ones, products, acc, begun).view(terms.shape[1:])
+    begun = None if start is None else start[..., None, None]
+    return gemm(terms.movedim(0, -1).unsqueeze(-2), scales.movedim(0, -1).unsqueeze(-1), acc, begun)[..., 0, 0]
 
 
 def _rows(x: Tensor | None, first: int, count: int) -> Tensor | None:
@@ -137,16 +148,16 @@ def _rows(x: Tensor | None, first: int, count: int) -> Tensor | None:
 
 
 def _scales(a: Factor, b: Factor, firsts: Sequence[int]) -> Tensor:
-    """What multiplies sums that begin with these products: (..., rows, columns, sums), each side 1 where all agree."""
+    """What multiplies sums that begin with these products: (sums, ..., rows, columns), each side 1 where all agree."""
     left, right = (_at(factor, firsts) for factor in (a, b))
     most = torch.finfo(a.elements.dtype).max
-    return (left.unsqueeze(-2) * right.unsqueeze(-3)).clamp(max=most)
+    return (left.unsqueeze(-1) * right.unsqueeze(-2)).clamp(max=most)
 
 
 def _at(factor: Factor, firsts: Sequence[int]) -> Tensor:
     if factor.scales is None:
         return factor.elements.new_ones([1] * factor.elements.dim())
-    return torch.stack([factor.scales[..., k // factor.width] for k in firsts], -1)
+    return torch.stack([factor.scales[..., k // factor.width] for k in firsts])
 
 
 def _check(a: Factor, b: Factor, size: int, k: int, acc: Accumulator) -> None:
