@@ -114,18 +114,48 @@ LPT_APART void raise(const T *x, int64_t row, int64_t rows, int64_t count,
     }
 }
 
+// Raises each of `count` numbers to that beside it.
+template <class S> inline void raise_to(const S *numbers, S *largest, int64_t count) {
+    LPT_INDEPENDENT
+    for (int64_t i = 0; i < count; ++i)
+        largest[i] = numbers[i] > largest[i] ? numbers[i] : largest[i];
+}
+
+// Raises `largest`, one for each run of `wide` elements, as far as whole vectors of runs go: so
+// many.
+template <class T, class By>
+LPT_APART int64_t raise_runs(const T *x, int64_t wide, int64_t count, By by,
+                             typename lpt_carrier<T>::sbits *largest) {
+    typedef typename lpt_carrier<T>::sbits S;
+    enum { BATCH = 64 };
+    typename lpt_carrier<T>::bits tops[BATCH];
+    int64_t at = 0;
+    while (at < count) {
+        const int64_t left = count - at, some = left < BATCH ? left : (int64_t)BATCH;
+        const int64_t done = lpt_maxima_of_runs(x + at * wide, wide, some, by, tops);
+        if (done == 0)
+            break;
+        raise_to((const S *)tops, largest + at, done);
+        at += done;
+    }
+    return at;
+}
+
 template <class T>
 void maxima(const T *x, const lpt_layout &l, const lpt_unit &unit, int64_t from, int64_t to,
             bool finite, typename lpt_carrier<T>::bits *largest) {
     typedef lpt_carrier<T> C;
     typedef typename C::bits U;
     const U left_out = finite ? (U)(2 * C::bias + 1) << C::mantissa : ~(U)0;
-    const int64_t wide = l.block[l.dims - 1];
-    const bool rows = unit.axis == l.dims - 1, columns = !rows && wide == 1;
+    const lpt_by_magnitude leaving = {(uint32_t)left_out};
+    const bool rows = unit.axis == l.dims - 1;
     walk(l, unit, from, to, [&](int64_t first, int64_t count, int64_t block) {
-        if (columns)
+        const int64_t wide = rows ? count : l.block[l.dims - 1];
+        if (wide == 1)
             return raise(x + first, 0, 1, count, left_out, largest + block);
-        each_block(first, count, block, rows ? count : wide,
+        const int64_t done = raise_runs(x + first, wide, count / wide, leaving,
+                                        (typename C::sbits *)largest + block);
+        each_block(first + done * wide, count - done * wide, block + done, wide,
                    [&](int64_t start, int64_t some, int64_t k) {
                        const U top = largest_of(x + start, some, left_out);
                        largest[k] = top > largest[k] ? top : largest[k];
@@ -174,25 +204,27 @@ template <class T> class chosen {
 };
 
 template <class T>
-void block_scales(const lpt_scales &scales, const lpt_rule &how, int64_t count,
+bool block_scales(const lpt_scales &scales, const lpt_rule &how, int64_t count,
                   typename lpt_carrier<T>::bits *s, typename lpt_carrier<T>::bits *t) {
-    chosen<T>(scales, how)->scale(s, t, count);
+    return chosen<T>(scales, how)->scale(s, t, count);
 }
 
 template <class T>
 void blocks(const T *x, T *y, const lpt_layout &l, const lpt_unit &unit, int64_t from, int64_t to,
             const typename lpt_carrier<T>::bits *s, const typename lpt_carrier<T>::bits *t,
-            const lpt_scales &scales, const lpt_rule &how) {
-    const int64_t wide = l.block[l.dims - 1];
-    const bool rows = unit.axis == l.dims - 1, columns = !rows && wide == 1;
+            bool usual, const lpt_scales &scales, const lpt_rule &how) {
+    enum { ELEMENTS = 512 };
+    const bool rows = unit.axis == l.dims - 1;
     const chosen<T> rounding(scales, how);
     walk(l, unit, from, to, [&](int64_t first, int64_t count, int64_t block) {
-        if (columns)
-            return rounding->across(x, y, first, first + count, s + block, t + block, false);
-        each_block(first, count, block, rows ? count : wide,
-                   [&](int64_t start, int64_t some, int64_t k) {
-                       rounding->within(x, y, start, start + some, s + k, t + k);
-                   });
+        const int64_t wide = rows ? count : l.block[l.dims - 1];
+        if (wide == 1)
+            return rounding->across(x, y, first, first + count, s + block, t + block, usual);
+        const int64_t batch = wide < ELEMENTS ? ELEMENTS / wide : 1;
+        each_block(first, count, 0, batch * wide, [&](int64_t at, int64_t some, int64_t k) {
+            const int64_t here = block + k * batch;
+            rounding->batch(x, y, at, at + some, wide, s + here, t + here, usual, false);
+        });
     });
 }
 

@@ -42,12 +42,12 @@ void round_unit(const T *x, T *y, const lpt_layout &l, const lpt_unit &unit, int
     });
     for (int64_t i = count; i < parts * count; ++i)
         scratch[i % count] = scratch[i] > scratch[i % count] ? scratch[i] : scratch[i % count];
-    f.scales(scales, rule, count, scratch, scratch + parts * count);
+    const bool usual = f.scales(scales, rule, count, scratch, scratch + parts * count);
     in_parts(parts, [&](int64_t part) {
         const int64_t from = size * part / parts, to = size * (part + 1) / parts;
         if (from < to)
             f.blocks(x, y, l, unit, unit.first + from, unit.first + to, scratch,
-                     scratch + parts * count, scales, rule);
+                     scratch + parts * count, usual, scales, rule);
     });
 }
 

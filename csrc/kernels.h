@@ -44,11 +44,12 @@ template <class T> struct lpt_loops {
     void (*maxima)(const T *x, const lpt_layout &, const lpt_unit &, int64_t from, int64_t to,
                    bool finite, U *largest);
     U (*finite_maximum)(const T *x, int64_t first, int64_t last);
-    // the largest magnitudes in `first` become scales
-    void (*scales)(const lpt_scales &, const lpt_rule &, int64_t count, U *first, U *second);
+    // the largest magnitudes in `first` become scales; whether all are usual
+    bool (*scales)(const lpt_scales &, const lpt_rule &, int64_t count, U *first, U *second);
     // elements from .. to of a unit rounded, given its scales
     void (*blocks)(const T *x, T *y, const lpt_layout &, const lpt_unit &, int64_t from, int64_t to,
-                   const U *first, const U *second, const lpt_scales &, const lpt_rule &);
+                   const U *first, const U *second, bool usual, const lpt_scales &,
+                   const lpt_rule &);
     // blocks first .. last rounded, which are runs of `wide` elements in rows of `row`. `large` as
     // above.
     void (*runs)(const T *x, T *y, int64_t row, int64_t wide, int64_t first, int64_t last,

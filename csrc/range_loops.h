@@ -13,13 +13,6 @@ inline void walk_all(const lpt_layout &l, int64_t from, int64_t to, Visit visit)
     walk(l, {0, -1}, from, to, visit);
 }
 
-// Raises each of `count` numbers to that beside it.
-template <class S> inline void raise_to(const S *numbers, S *largest, int64_t count) {
-    LPT_INDEPENDENT
-    for (int64_t i = 0; i < count; ++i)
-        largest[i] = numbers[i] > largest[i] ? numbers[i] : largest[i];
-}
-
 // The smallest and the largest of each block's elements among from .. to, in order, the smallest
 // with all bits turned round; block `before` is the first of which there is room.
 template <class T>
@@ -27,12 +20,10 @@ LPT_APART void extremes(const T *x, const lpt_layout &l, int64_t from, int64_t t
                         typename lpt_carrier<T>::sbits *least,
                         typename lpt_carrier<T>::sbits *most) {
     typedef typename lpt_carrier<T>::sbits S;
-    typedef typename lpt_carrier<T>::bits U;
-    enum { BATCH = 64 };
     const int64_t wide = l.block[l.dims - 1];
     walk_all(l, from, to, [&](int64_t first, int64_t count, int64_t block) {
-        const T *here = x + first;
-        S *low = least + (block - before), *high = most + (block - before);
+        const T *const here = x + first;
+        S *const low = least + (block - before), *const high = most + (block - before);
         if (wide == 1) {
             LPT_INDEPENDENT
             for (int64_t i = 0; i < count; ++i) {
@@ -42,28 +33,19 @@ LPT_APART void extremes(const T *x, const lpt_layout &l, int64_t from, int64_t t
             }
             return;
         }
-        U ends[BATCH];
-        for (int64_t some; some = count / wide < BATCH ? count / wide : (int64_t)BATCH, some > 1;) {
-            const int64_t done = lpt_maxima_of_runs(here, wide, some, lpt_by_place{-1}, ends);
-            if (done == 0)
-                break;
-            raise_to((const S *)ends, low, done);
-            lpt_maxima_of_runs(here, wide, some, lpt_by_place{0}, ends);
-            raise_to((const S *)ends, high, done);
-            here += done * wide, count -= done * wide, low += done, high += done;
-        }
-        for (; count > 0; count -= wide, ++low, ++high) {
-            S down = *low, up = *high;
-            const int64_t have = count < wide ? count : wide;
-            for (int64_t i = 0; i < have; ++i) {
-                const S a = lpt_ordered<T>((S)lpt_bits(here[i]));
-                down = ~a > down ? ~a : down;
-                up = a > up ? a : up;
-            }
-            *low = down;
-            *high = up;
-            here += wide;
-        }
+        const int64_t done = raise_runs(here, wide, count / wide, lpt_by_place{-1}, low);
+        raise_runs(here, wide, count / wide, lpt_by_place{0}, high);
+        each_block(done * wide, count - done * wide, done, wide,
+                   [&](int64_t first, int64_t some, int64_t k) {
+                       S down = low[k], up = high[k];
+                       for (int64_t i = first; i < first + some; ++i) {
+                           const S a = lpt_ordered<T>((S)lpt_bits(here[i]));
+                           down = ~a > down ? ~a : down;
+                           up = a > up ? a : up;
+                       }
+                       low[k] = down;
+                       high[k] = up;
+                   });
     });
 }
 
