@@ -60,10 +60,17 @@ def _pad_packed_sequence(
     return output.transpose(0, 1) if batch_first else output, lengths
 
 
+def _pack_padded_sequence_backward(
+    grad: Tensor, input_size: Sequence[int], batch_sizes: Tensor, batch_first: bool
+) -> Tensor:
+    return _pad_packed_sequence(grad, batch_sizes, batch_first, 0.0, input_size[batch_first])[0]
+
+
 FORMULAS: dict[str, Callable[..., Any]] = {
     "vander": _vander,
     "pad_sequence": _pad_sequence,
     "_pad_packed_sequence": _pad_packed_sequence,
+    "_pack_padded_sequence_backward": _pack_padded_sequence_backward,
 }
 
 # Recurrent layers and cells, and where their state stands among the arguments. What comes of the input is added in

@@ -87,6 +87,7 @@ _STATISTICS = {
 _LAYER = "would round the work of a whole layer once: call lptensor.convert on the model, or "
 # What another process sends is there only after the caller has waited for it, and then there is no op to round in.
 _RECEIVES = "fills a tensor at a time that no op sees: receive into a plain tensor, wait, and round it with .to_lp()"
+_NESTED = "makes a nested tensor, which has no format: say x.dequantize() first"
 _REFUSED = {
     "aten::_transformer_encoder_layer_fwd": _LAYER + "torch.backends.mha.set_fastpath_enabled(False)",
     "aten::_native_multi_head_attention": _LAYER + "torch.backends.mha.set_fastpath_enabled(False)",
@@ -95,6 +96,11 @@ _REFUSED = {
     "c10d::recv_any_source_": _RECEIVES,
     "_c10d_functional::irecv": _RECEIVES,
     "_c10d_functional::batch_p2p_ops": _RECEIVES,
+    "aten::_nested_tensor_from_tensor_list": _NESTED,
+    "aten::_nested_tensor_from_mask": _NESTED,
+    "aten::_nested_view_from_buffer": _NESTED,
+    "aten::_nested_view_from_buffer_copy": _NESTED,
+    "aten::_nested_from_padded": _NESTED,
 }
 
 # Called for the layout they are named after, with an argument or without one.

@@ -71,6 +71,27 @@ def test_packed_sequences_are_unpacked_in_their_format(batch_first: bool, length
     assert torch.equal(ours.dequantize(), theirs.float()) and torch.equal(lengths, wanted)
 
 
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("again", [False, True], ids=["", "differentiated again"])
+def test_the_gradient_of_a_packed_sequence_stays_in_its_format(batch_first: bool, again: bool) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(3, 9, 2) if batch_first else torch.randn(9, 3, 2)  # longer than the longest sequence
+    low = x.to_lp(Arithmetic(BF16, backward=E5M2)).requires_grad_()  # type: ignore[attr-defined]
+    native = low.dequantize().detach().requires_grad_()
+    lengths, weight = torch.tensor([5, 7, 3]), torch.randn(15, 2).to(torch.float8_e5m2).float()
+    data, wanted = (rnn.pack_padded_sequence(y, lengths, batch_first, False).data for y in (low, native))
+    (grad,) = torch.autograd.grad(data, low, weight, create_graph=again)
+    (want,) = torch.autograd.grad(wanted, native, weight)
+    assert type(grad) is LPTensor and grad.format == E5M2
+    assert torch.equal(grad.dequantize(), want)
+
+
+def test_layers_before_a_packed_sequence_have_rounded_gradients() -> None:
+    embedding = convert(nn.Embedding(5, 4), Arithmetic(BF16, backward=E5M2))
+    rnn.pack_padded_sequence(embedding(torch.tensor([[1, 2], [3, 3]])), torch.tensor([2, 1])).data.sum().backward()
+    assert embedding.weight.grad.format == E5M2
+
+
 def test_padding_under_transformations_of_functions_stays_low_too() -> None:
     a, b = SEQUENCES[:2]
     assert type(torch.func.grad(lambda x: rnn.pad_sequence([x, b]).sum())(a)) is LPTensor

@@ -94,6 +94,14 @@ def test_sparse_tensors_are_refused() -> None:
         torch.eye(2).to_sparse().to_lp(BF16)
 
 
+@pytest.mark.filterwarnings("ignore:.*nested tensors")
+def test_nested_tensors_of_low_ones_are_refused_with_the_way_out() -> None:
+    x = low(2, 3)
+    for make in (lambda: torch.nested.as_nested_tensor([x, x]), lambda: torch.nested.as_nested_tensor(x)):
+        with pytest.raises(NotImplementedError, match="nested tensor.*dequantize"):
+            make()
+
+
 def test_what_is_no_format_is_refused() -> None:
     with pytest.raises(TypeError, match="'bf16'"):
         torch.ones(2).to_lp("bf16")
