@@ -657,6 +657,28 @@ def _caller() -> FrameType | None:
     frame: FrameType | None = sys._getframe(2)
     while frame is not None and frame.f_code.co_filename.startswith(_HERE):
         frame = frame.f_back
+    return past_modes(frame)
+
+
+def past_modes(frame: FrameType | None) -> FrameType | None:
+    """The code that called an op which ``frame`` hands on, if that belongs to a mode; else ``frame``.
+
+    Without it an op would round otherwise as soon as somebody looks on, as ``FlopCounterMode`` does.
+    """
+    above = frame
+    while above is not None and above.f_code.co_name != "_engine_run_backward":
+        if above.f_code.co_name == "__torch_dispatch__":  # all that it calls is the mode's own
+            return past_modes(_past_wrappers(above.f_back))
+        above = above.f_back
+    if frame is not None and frame.f_code.co_name == "__torch_function__":
+        return past_modes(frame.f_back)
+    return frame
+
+
+def _past_wrappers(frame: FrameType | None) -> FrameType | None:
+    """The code above those functions in which torch wraps a mode's, so that Dynamo does not look into it."""
+    while frame is not None and frame.f_code.co_filename.startswith(_WRAPPERS):
+        frame = frame.f_back
     return frame
 
 
@@ -730,6 +752,7 @@ _STEP = next((c for c in torch.optim.Optimizer.profile_hook_step.__code__.co_con
 
 _HERE = str(Path(__file__).parent) + os.sep
 _TORCH = str(Path(torch.__file__).parent) + os.sep  # not torchvision
+_WRAPPERS = (_TORCH + "_compile.py", _TORCH + "_dynamo")
 _SAVING = torch.autograd.graph.save_on_cpu.__init__.__code__.co_filename
 
 

@@ -123,11 +123,11 @@ def _called_by(package: str) -> bool:
 
     torch.optim.Muon says .bfloat16(): there it is no loss that nobody asked for.
     """
-    frame = sys._getframe()
-    while frame.f_back is not None and _module(frame).startswith(("lptensor", "torch._")):
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and _module(frame).startswith(("lptensor", "torch._")):
         frame = frame.f_back
-    return _module(frame).startswith(package)
+    return _module(_compat.past_modes(frame)).startswith(package)
 
 
-def _module(frame: FrameType) -> str:
-    return str(frame.f_globals.get("__name__", ""))  # code that exec() runs may have none
+def _module(frame: FrameType | None) -> str:
+    return "" if frame is None else str(frame.f_globals.get("__name__", ""))  # code that exec() runs may have none

@@ -6,6 +6,7 @@ import copy
 import pickle
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import lptensor
@@ -254,8 +256,24 @@ def attempts(f: Callable[..., Tensor]) -> dict[str, Callable[..., Tensor]]:
     }
 
 
+class LooksOn(TorchDispatchMode):
+    """Hands on every op as it is, through a function of its own, as torch's FlopCounterMode does."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self.hand_on(func, args, kwargs or {})
+
+    def hand_on(self, func: Any, args: Any, kwargs: Any) -> Any:
+        return func(*args, **kwargs)
+
+
+@pytest.mark.parametrize("watched", [False, True], ids=["", "while a mode looks on"])
 @pytest.mark.parametrize("way", ["direct", "checkpoint", "reentrant checkpoint", "create_graph", "offloaded", "traced"])
-def test_it_survives_what_people_do_to_a_graph(way: str) -> None:
+def test_it_survives_what_people_do_to_a_graph(way: str, watched: bool) -> None:
+    with LooksOn() if watched else nullcontext():
+        survives(way)
+
+
+def survives(way: str) -> None:
     x, w, v, g = torch.randn(64, 64), torch.randn(64, 64), torch.randn(64, 64), torch.randn(64, 64)
     arithmetic = Arithmetic(None, operands=gemm_of(SIX))
     quantize = by_hand(SIX)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from low import is_low, rounded, same, values
 from lptensor import (
@@ -164,6 +165,18 @@ def test_muon_computes_its_update_in_bfloat16_as_it_says_and_autocast_around_it_
     assert_on_grid(model, optimizer)
     with torch.autocast("cpu"), pytest.raises(RuntimeError, match="autocast"):
         optimizer.step(lambda: model(torch.ones(1, 6)).sum())
+
+
+@pytest.mark.parametrize(
+    "mode", [lambda: torch.device("cpu"), lambda: FlopCounterMode(display=False)], ids=["device", "flops"]
+)
+def test_muon_does_so_too_while_a_mode_hands_on_what_it_calls(mode: Any) -> None:
+    model, optimizer = model_and_optimizer(torch.optim.Muon)
+    same_model, same_optimizer = model_and_optimizer(torch.optim.Muon)
+    train(same_model, same_optimizer)
+    with mode():
+        train(model, optimizer)
+    assert all(same(p, q) for p, q in zip(model.parameters(), same_model.parameters(), strict=True))
 
 
 def test_a_step_rounds_once_per_op_to_the_forward_format() -> None:
