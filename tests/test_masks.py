@@ -88,6 +88,22 @@ def test_attention_in_steps_masks_by_the_formats_overflow(format: Any, row: str)
     assert out.isfinite().all() and out[..., 2, :].any().item() is (row == "mean")
 
 
+@pytest.mark.parametrize("reduced", [False, True])
+def test_attention_in_steps_rounds_where_native_dtypes_do_if_they_are_told_to(reduced: bool) -> None:
+    """With one number a head and two keys no sum depends on its order."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(50, 4, 2, 1).bfloat16() for _ in range(3))
+    before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(reduced)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            native = F.scaled_dot_product_attention(q, k, v)
+            ours = F.scaled_dot_product_attention(*(x.to_lp(BF16) for x in (q, k, v)))  # type: ignore[attr-defined]
+    finally:
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(before)
+    assert same(ours, native.float()) is reduced
+
+
 @pytest.mark.parametrize("why", ["no heads", "dropout"])
 def test_attention_is_taken_apart_without_heads_and_with_dropout(why: str) -> None:
     q, k, v = (x.detach().to_lp(E4M3) for x in heads())  # type: ignore[attr-defined]
