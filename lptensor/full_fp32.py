@@ -26,20 +26,29 @@ def settings() -> tuple[Setting, ...]:
     return tuple((backend, kind) for backend in backends for kind in ("matmul", "conv", "rnn"))
 
 
+_GENERAL = "generic", "all"  # what backends follow that have no setting of their own, as kinds follow their backend
+
+
 def _ask_for_all_bits() -> list[tuple[Setting, str]]:
-    """Turn TF32 and BF16 off, and say where they were on."""
-    before = []
-    for setting in settings():  # a loop, as this comes before every product
-        precision = _compat.fp32_precision(*setting)
-        if precision in ("tf32", "bf16"):
-            before.append((setting, precision))
-    for setting, _ in before:
-        _compat.set_fp32_precision(*setting, "ieee")
+    """Turn TF32 and BF16 off, and say what was set: from above, so that what follows another setting still does."""
+    if not any(_takes_fewer(setting) for setting in settings()):  # loops, as this comes before every product
+        return []
+    before = [(_GENERAL, _compat.fp32_precision(*_GENERAL))]
+    _compat.set_fp32_precision(*_GENERAL, "ieee")
+    backends = dict.fromkeys((backend, "all") for backend, _ in settings())
+    for setting in (*backends, *settings()):
+        if _takes_fewer(setting):
+            before.append((setting, _compat.fp32_precision(*setting)))
+            _compat.set_fp32_precision(*setting, "ieee")
     return before
 
 
+def _takes_fewer(setting: Setting) -> bool:
+    return _compat.fp32_precision(*setting) in ("tf32", "bf16")
+
+
 def _ask_for_fewer(before: list[tuple[Setting, str]]) -> None:
-    for setting, precision in before:
+    for setting, precision in reversed(before):
         _compat.set_fp32_precision(*setting, precision)
 
 

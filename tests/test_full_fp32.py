@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -68,6 +70,46 @@ def test_inside_nothing_has_fewer_bits_and_afterwards_all_is_as_before(
     with pytest.raises(ZeroDivisionError), full_fp32:
         raise ZeroDivisionError
     assert [kind.fp32_precision for kind in kinds] == list(before)
+
+
+FOLLOWING = """
+import itertools, os
+import torch
+from lptensor import full_fp32
+
+KINDS = "matmul", "conv", "rnn"
+read, write = torch._C._get_fp32_precision_getter, torch._C._set_fp32_precision_setter
+WHERE = [("generic", "all"), *itertools.product(("cuda", "mkldnn"), ("all", *KINDS))]
+
+def seen(uses, backend, general, own):  # what is read after each of some changes, perhaps with products between them
+    changes = [("generic", "all", general), *([(backend, own, "tf32")] if own else [])]
+    changes += [("generic", "all", precision) for precision in ("ieee", "none", "tf32")] + [(backend, "all", "ieee")]
+    full_fp32.settings = lambda: [(backend, kind) for kind in KINDS]
+    for change in (None, *changes):
+        if change:
+            write(*change)
+        if uses:
+            with full_fp32.full_fp32:
+                assert not {read(*setting) for setting in full_fp32.settings()} & {"tf32", "bf16"}
+        yield [read(*place) for place in WHERE]
+
+for case in itertools.product(("cuda", "mkldnn"), ("none", "tf32", "bf16"), ("all", "matmul", None)):
+    results = []
+    for uses in (True, False):  # each in a process of its own: nothing gives a kind that was set its first setting back
+        reading, writing = os.pipe()
+        if os.fork() == 0:
+            os.write(writing, repr(list(seen(uses, *case))).encode())
+            os._exit(0)
+        os.close(writing)
+        results.append(os.read(reading, 65536))
+        os.wait()
+    assert results[0] == results[1] != b"", (case, results)
+"""
+
+
+def test_what_follows_another_setting_does_so_afterwards_too() -> None:
+    ran = subprocess.run([sys.executable, "-W", "ignore", "-c", FOLLOWING], capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0, ran.stderr
 
 
 def test_threads_that_overlap_leave_the_settings_as_they_were(built_with_cuda: None) -> None:
