@@ -56,8 +56,8 @@ class OptimLP(Optimizer):
     LPTensor parameters, and state that the step creates, are in the accumulator's format (fp32, if that is a function),
     and gradients are used exactly, whatever their format; afterwards the weights are in their own format again.
 
-    With ``update``, ``optim`` steps in fp32 (LPTensors in the format of ``acc_quant``, if there is one) and the weight is
-    rounded once on the way back, to ``weight_quant``, or to its own format if it is an LPTensor:
+    With ``update``, ``optim`` steps in fp32 (LPTensors in the format of ``acc_quant``, if there is one), and the weight
+    is rounded once on the way back, to ``weight_quant``, or to its own format if it is an LPTensor:
 
     - "nearest": to nearest even; updates below half a unit in the last place are lost.
     - "stochastic": stochastically; such updates arrive on average.
