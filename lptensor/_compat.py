@@ -37,6 +37,12 @@ fp32_precision = torch._C._get_fp32_precision_getter
 set_fp32_precision = torch._C._set_fp32_precision_setter
 
 
+# The switches of oneDNN and cuDNN. Without them all settings of either would be read and set again at once, which fixes
+# what it has taken over from the general ones, and raises where some of them contradict each other.
+onednn = torch._C._get_mkldnn_enabled, torch._C._set_mkldnn_enabled
+cudnn = torch._C._get_cudnn_enabled, torch._C._set_cudnn_enabled
+
+
 def current_raw_stream(device: int) -> int:
     """The handle of the stream that is current on a CUDA device.
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from lptensor import _compat
-from lptensor.process_wide import without_onednn
+from lptensor.process_wide import without_cudnn, without_onednn
 
 
 def _vander(x: Tensor, N: int | None = None, increasing: bool = False) -> Tensor:  # torch's name
@@ -75,13 +75,11 @@ FORMULAS: dict[str, Callable[..., Any]] = {
 
 # Recurrent layers and cells, and where their state stands among the arguments. What comes of the input is added in
 # place to what comes of the state, which is as plain as state and weights are.
-RECURRENT = {
-    **{f"{kind}.input": 1 for kind in ("rnn_tanh", "rnn_relu", "gru")},
+CELLS = {f"{kind}_cell": 1 for kind in ("rnn_tanh", "rnn_relu", "gru", "lstm")}
+LAYERS = {
+    **{f"{kind}.input": 1 for kind in ("rnn_tanh", "rnn_relu", "gru", "lstm")},
     **{f"{kind}.data": 2 for kind in ("rnn_tanh", "rnn_relu", "gru", "lstm")},
-    **{f"{kind}_cell": 1 for kind in ("rnn_tanh", "rnn_relu", "gru", "lstm")},
 }
-
-LSTM = {"lstm.input": 1}
 
 # Those that answer yes or no: what they work out on the way is no result, and is not rounded.
 QUESTIONS = {"isclose": 0, "isfinite": 0}
@@ -106,6 +104,11 @@ def with_low_state(cls: Any, place: int, args: tuple[Any, ...]) -> tuple[Any, ..
 
 
 def step_by_step(cls: Any, args: tuple[Any, ...]) -> AbstractContextManager[None]:
-    """A context in which a low-precision LSTM is one op per gate and time step: on the CPU oneDNN has one for all."""
-    low = any(isinstance(_compat.innermost(x), cls) for x in (args[0], *args[1], *args[2]))
-    return without_onednn if low else nullcontext()
+    """A context in which a low-precision recurrent layer is some ops per time step, and not one for all."""
+    given: list[Any] = []
+    _compat.tree_map(given.append, args, Tensor)
+    low = next((x for x in given if isinstance(x, Tensor) and isinstance(_compat.innermost(x), cls)), None)
+    return nullcontext() if low is None else _WITHOUT_KERNELS.get(low.device.type, nullcontext())
+
+
+_WITHOUT_KERNELS: dict[str, AbstractContextManager[None]] = {"cpu": without_onednn, "cuda": without_cudnn}

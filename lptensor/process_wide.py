@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-import torch
+from lptensor import _compat
 
 
 class ProcessWide:
@@ -39,7 +39,16 @@ class ProcessWide:
                 self._restore(self._before)
 
 
-# On the CPU oneDNN runs a whole recurrent layer as one op.
-without_onednn = ProcessWide(
-    lambda: torch.backends.mkldnn.set_flags(False), lambda before: torch.backends.mkldnn.set_flags(*before)
-)
+def _without(switch: tuple[Callable[[], bool], Callable[[bool], object]]) -> ProcessWide:
+    is_on, turn = switch
+
+    def turn_off() -> bool:
+        before = is_on()
+        turn(False)
+        return before
+
+    return ProcessWide(turn_off, turn)
+
+
+# They run a whole recurrent layer as one op: oneDNN an LSTM on the CPU, cuDNN every one on a GPU.
+without_onednn, without_cudnn = _without(_compat.onednn), _without(_compat.cudnn)

@@ -375,3 +375,17 @@ def test_a_compiled_network_trains(arithmetic: Arithmetic) -> None:
         optim.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_a_recurrent_layer_rounds_at_every_step(kind: type[nn.RNNBase]) -> None:
+    torch.manual_seed(0)
+    layer, x = lp.convert(kind(5, 6, num_layers=2), Arithmetic(BF16, backward=E5M2)), torch.randn(4, 3, 5)
+    on_gpu = copy.deepcopy(layer).to(DEVICE)
+    with lp.trace() as rows:
+        y = on_gpu(x.to(DEVICE))[0]
+        y.sum().backward()
+    assert not any("cudnn" in row.op for row in rows) and torch.backends.cudnn.enabled
+    assert len([row for row in rows if row.kind == "rounded" and not row.backward]) > 4 * 2
+    torch.testing.assert_close(y.cpu().dequantize(), layer(x)[0].dequantize(), rtol=2**-5, atol=2**-5)
+    assert all(p.grad.format == E5M2 for p in on_gpu.parameters())

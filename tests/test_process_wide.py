@@ -7,8 +7,10 @@ import threading
 import pytest
 import torch
 from torch import nn
+from torch._subclasses import FakeTensorMode
 
-from lptensor import E4M3, FP32, Accumulator, Gemm, convert, lower
+from lptensor import E4M3, FP32, Accumulator, Arithmetic, Gemm, LPTensor, _compat, convert, lower
+from lptensor.composites import step_by_step
 from lptensor.convert import _swapping
 from lptensor.process_wide import ProcessWide, without_onednn
 
@@ -62,6 +64,30 @@ def test_threads_share_a_lowered_layer_and_leave_onednn_on() -> None:
         thread.join()
     assert not wrong and torch.backends.mkldnn.enabled and without_onednn._inside == 0
     assert all(type(p) is nn.Parameter for p in layer.parameters()) and "weight_ih_l0" not in vars(layer)
+
+
+def test_a_recurrent_layer_leaves_onednns_other_settings_to_the_general_ones() -> None:
+    general, before = ("generic", "all"), torch.backends.fp32_precision
+    try:
+        _compat.set_fp32_precision(*general, "tf32")
+        convert(nn.LSTM(2, 2), E4M3)(torch.ones(1, 1, 2))
+        _compat.set_fp32_precision(*general, "ieee")
+        assert torch.backends.mkldnn.rnn.fp32_precision == "ieee"
+    finally:
+        _compat.set_fp32_precision(*general, before)
+
+
+def test_a_recurrent_layer_on_a_gpu_does_without_cudnn() -> None:
+    with FakeTensorMode():
+        low = LPTensor(torch.empty(2, 1, 3, device="cuda"), Arithmetic(E4M3))
+    batch_sizes = torch.tensor([1, 1])
+    for state in (low, [low, low]):
+        for args in ((low, state, [low]), (low, batch_sizes, state, [low])):
+            with step_by_step(LPTensor, args):
+                assert not torch.backends.cudnn.enabled
+            assert torch.backends.cudnn.enabled
+    with step_by_step(LPTensor, (torch.ones(2), [torch.ones(2)], [torch.ones(2)])):
+        assert torch.backends.cudnn.enabled and torch.backends.mkldnn.enabled
 
 
 def test_a_call_that_fails_early_leaves_that_of_another_thread_alone() -> None:
