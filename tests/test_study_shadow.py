@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from contextlib import nullcontext
 from fractions import Fraction
 from typing import Any
 
@@ -13,10 +14,12 @@ from hypothesis import example, given, settings, strategies as st
 from torch import nn
 
 from lptensor import observe
+from lptensor.arithmetic import Arithmetic
 from lptensor.blocks import MXFP8_E4M3
 from lptensor.convert import convert
 from lptensor.formats import BF16, E4M3, E5M2, FP16, FloatingPoint
 from lptensor.lower import lower
+from lptensor.operands import Gemm
 from lptensor.ops import round as round_to
 from lptensor.optim import OptimLP
 from lptensor.study import replicas, shadow
@@ -40,6 +43,24 @@ OPS = {"add.Tensor": Fraction.__add__, "sub.Tensor": Fraction.__sub__, "mul.Tens
 
 
 class TestShadow:
+    def test_twins_lie_in_memory_as_what_they_stand_for(self) -> None:
+        """The gradient of attention whose operands round is contiguous, where one kernel's is not."""
+        arithmetic = Arithmetic(BF16, operands=Gemm(forward=(E4M3, E4M3)))
+        layer, x = convert(nn.MultiheadAttention(8, 2, batch_first=True), arithmetic), torch.randn(2, 3, 8)
+        results = []
+        for context in (nullcontext(), shadow()):
+            with context:
+                y = layer(x, x, x, need_weights=False)[0]
+                results.append((y, *torch.autograd.grad(y.sum(), list(layer.parameters()))))
+        for a, b in zip(*results, strict=True):
+            assert torch.equal(a, b)
+
+    def test_what_torch_asks_of_shapes_alone_has_no_twin(self) -> None:
+        layer, x = convert(nn.Linear(3, 2), BF16), torch.randn(4, 3).to_lp(BF16)  # type: ignore[attr-defined]
+        with torch.no_grad(), shadow() as seen:
+            _, tangent = torch.func.jvp(layer, (x,), (x,))
+        assert torch.equal(tangent.dequantize(), torch.func.jvp(layer, (x,), (x,))[1].dequantize()) and seen.rows()
+
     @settings(max_examples=40)
     @given(
         st.sampled_from([BF16, FP16, E4M3]),

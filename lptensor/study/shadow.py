@@ -205,7 +205,8 @@ class _Mode(_compat.TorchDispatchMode, observe.Observer):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         tensors = list(_tensors((*args, *kwargs.values())))
-        if not self.active or not any(isinstance(x, LPTensor) or self.seen._find(x) is not None for x in tensors):
+        known = any(isinstance(x, LPTensor) or self.seen._find(x) is not None for x in tensors)
+        if not self.active or not known or any(x.is_meta for x in tensors):  # torch asks for a shape alone
             return func(*args, **kwargs)
         self.active = False  # what an op does inside is its own affair
         try:
@@ -241,7 +242,7 @@ class _Mode(_compat.TorchDispatchMode, observe.Observer):
         for x, b, t in zip(_tensors([out]), _tensors([born]), _tensors([twin]), strict=True):
             if id(x) in noted or not x.is_floating_point():
                 continue
-            self.seen._keep(x, t if t.shape == x.shape else _double(x))
+            self.seen._keep(x, _laid_out(t, x, func) if t.shape == x.shape else _double(x))
             self._note(name, x, b, origin, worst, func)
         return out
 
@@ -269,8 +270,7 @@ class _Mode(_compat.TorchDispatchMode, observe.Observer):
         return found
 
     def _note(self, name: str, x: Tensor, born: Tensor, origin: tuple[str, str], worst: float, func: Any) -> None:
-        moves = any(r.alias_info is not None and not r.alias_info.is_write for r in _compat.schema(func).returns)
-        if isinstance(x, LPTensor) and not moves and x.numel():
+        if isinstance(x, LPTensor) and not _views(func) and x.numel():
             format, _ = x._arithmetic.sides[x._gradient]
             self.seen._note(name, x, born, origin, worst, format)
 
@@ -298,6 +298,15 @@ def _held(x: Tensor) -> Tensor:
 def _double(x: Tensor) -> Tensor:
     """A copy of the values in float64."""
     return _held(x).detach().to(torch.float64, copy=True)
+
+
+def _laid_out(twin: Tensor, x: Tensor, func: Any) -> Tensor:
+    """The twin of a result, in memory as the result is, for the views of it that are to come."""
+    return twin if twin.stride() == x.stride() or _views(func) else _double(x).copy_(twin)
+
+
+def _views(func: Any) -> bool:
+    return any(r.alias_info is not None and not r.alias_info.is_write for r in _compat.schema(func).returns)
 
 
 def _finite(value: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
