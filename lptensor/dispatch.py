@@ -25,6 +25,7 @@ from lptensor.arguments import (
     promoted_by_numbers,
     unwrap,
 )
+from lptensor.bags import entry_by_entry
 from lptensor.blocks import BlockFormat
 from lptensor.computing import computed, copies_double, each_once, write
 from lptensor.direction import in_backward, side_of_copy
@@ -66,6 +67,7 @@ _SPECIAL: dict[str, Callable[[Runner], Runner]] = {
     "aten::nan_to_num_": within_limits,
     "aten::nextafter": to_next_value,
     "aten::nextafter_": to_next_value_in_place,
+    "aten::_embedding_bag_backward": entry_by_entry,
     "aten::_amp_foreach_non_finite_check_and_unscale_": unscaled,
     **dict.fromkeys(CARRIES, carried),
 }

@@ -151,6 +151,22 @@ def test_sparse_gradients_are_plain_and_what_they_update_is_low(kind: Any) -> No
         assert is_low(value, BF16)
 
 
+@pytest.mark.parametrize("mode", ["sum", "mean"])
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
+def test_the_sparse_gradient_of_bags_has_entries_in_the_backward_format(mode: str) -> None:
+    bags = convert(nn.EmbeddingBag(9, 4, mode=mode, sparse=True), BOTH)
+    indices, offsets = torch.tensor([1, 4, 4, 7, 2]), torch.tensor([0, 3, 3])  # the second bag is empty
+    seeds = rounded(torch.randn(3, 4), E5M2)
+    bags(indices, offsets).backward(seeds)
+    want = seeds[[0, 0, 0, 2, 2]]
+    if mode == "mean":  # times the reciprocal of how many there are in a bag
+        want = rounded(want * (1 / torch.tensor([3.0, 3, 3, 2, 2]))[:, None], E5M2)
+    grad = bags.weight.grad
+    assert type(grad) is Tensor and grad._indices().tolist() == [indices.tolist()] and same(grad._values(), want)
+    torch.optim.SparseAdam(bags.parameters()).step()
+    assert is_low(bags.weight, BF16)
+
+
 def test_a_sparse_step_rounds_once() -> None:
     table, optimizer = sparse_gradient(torch.tensor([1, 4, 4]), torch.optim.SGD)
     before, g = values(table.weight).clone(), rounded(torch.tensor(0.3), E5M2).item()
