@@ -26,25 +26,29 @@ def settings() -> tuple[Setting, ...]:
     return tuple((backend, kind) for backend in backends for kind in ("matmul", "conv", "rnn"))
 
 
+_FEWER = "tf32", "bf16"
 _GENERAL = "generic", "all"  # what backends follow that have no setting of their own, as kinds follow their backend
 
 
 def _ask_for_all_bits() -> list[tuple[Setting, str]]:
-    """Turn TF32 and BF16 off, and say what was set: from above, so that what follows another setting still does."""
-    if not any(_takes_fewer(setting) for setting in settings()):  # loops, as this comes before every product
-        return []
+    """Turn TF32 and BF16 off, and say what was set."""
+    for setting in settings():  # a loop, as this comes before every product
+        if _compat.fp32_precision(*setting) in _FEWER:
+            return _turn_off()
+    return []
+
+
+def _turn_off() -> list[tuple[Setting, str]]:
+    """The same from above, so that what follows another setting does so afterwards too."""
     before = [(_GENERAL, _compat.fp32_precision(*_GENERAL))]
     _compat.set_fp32_precision(*_GENERAL, "ieee")
     backends = dict.fromkeys((backend, "all") for backend, _ in settings())
     for setting in (*backends, *settings()):
-        if _takes_fewer(setting):
-            before.append((setting, _compat.fp32_precision(*setting)))
+        precision = _compat.fp32_precision(*setting)
+        if precision in _FEWER:
+            before.append((setting, precision))
             _compat.set_fp32_precision(*setting, "ieee")
     return before
-
-
-def _takes_fewer(setting: Setting) -> bool:
-    return _compat.fp32_precision(*setting) in ("tf32", "bf16")
 
 
 def _ask_for_fewer(before: list[tuple[Setting, str]]) -> None:
