@@ -11,7 +11,7 @@ VENV := .venv$(if $(strip $(TORCH)),-$(strip $(TORCH)))
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 PINNED := $(shell sed -n 's/^torch==//p' constraints.txt)
-RUN_TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+RUN_TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 .PHONY: demo test test-all bench bench-check pages docs lint clean
 .DEFAULT_GOAL := test
