@@ -29,6 +29,9 @@ static void look(const void *address);
 #include <string>
 #include <ucontext.h>
 #include <utility>
+#ifdef __SSE__
+#include <xmmintrin.h>
+#endif
 
 struct place {
     unsigned x;
@@ -247,15 +250,24 @@ bool __any_sync(unsigned, bool yes) {
     return any;
 }
 
+// fesetround, without what it does to the x87 unit: half of the time of all products.
+void set_rounding(int direction) {
+#ifdef __SSE__
+    _MM_SET_ROUNDING_MODE((unsigned)direction << 3);  // FE_DOWNWARD is 0x400, _MM_ROUND_DOWN 0x2000
+#else
+    fesetround(direction);
+#endif
+}
+
 // fp32 operations with a rounding of their own. A device's NaN has all bits set but the sign. They
 // are not inlined: a compiler would move operations of the caller to where another rounding is set.
 #define LPT_APART __attribute__((noinline))
 template <int DIRECTION, class Work> LPT_APART float with_rounding(Work work) {
     if (DIRECTION != FE_TONEAREST)  // which is set already
-        fesetround(DIRECTION);
+        set_rounding(DIRECTION);
     const volatile float result = work();
     if (DIRECTION != FE_TONEAREST)
-        fesetround(FE_TONEAREST);
+        set_rounding(FE_TONEAREST);
     const uint32_t nan = 0x7fffffff;
     return result == result ? result : lpt_value<float>(nan);
 }
@@ -263,9 +275,9 @@ float __double2float_rz(volatile double x) {
     return with_rounding<FE_TOWARDZERO>([&] { return (float)x; });
 }
 LPT_APART double __fma_rz(volatile double a, volatile double b, volatile double c) {
-    fesetround(FE_TOWARDZERO);
+    set_rounding(FE_TOWARDZERO);
     const volatile double result = fma(a, b, c);
-    fesetround(FE_TONEAREST);
+    set_rounding(FE_TONEAREST);
     return result;
 }
 #define LPT_OPERATIONS(suffix, direction)                                                          \
