@@ -106,6 +106,7 @@ class Float:
         lowest = [self.magnitude(code) for code in (start, start + 1, self.first_normal)]
         return all((m / FP32_MIN).denominator == 1 for m in lowest) and self.magnitude(self.top) <= FP32_MAX
 
+    @functools.lru_cache(2**14)  # noqa: B019 - tests ask for a number again in every mode
     def gap(self, x: Fraction) -> Gap:
         if self.zero and self.subnormals is not True and x < self.magnitude(self.first_normal):
             high = self.magnitude(self.first_normal) if self.subnormals is False else Fraction(0)
