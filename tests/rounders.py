@@ -112,8 +112,10 @@ def assert_same_bits(a: torch.Tensor, b: torch.Tensor, context: object = "") -> 
     """Equal bit for bit, the sign and payload of nans included."""
     assert a.dtype == b.dtype and a.shape == b.shape
     kind = torch.int32 if a.dtype == torch.float32 else torch.int64
-    differ = a.resolve_neg().contiguous().view(kind) != b.resolve_neg().contiguous().view(kind)
-    assert not differ.any(), f"{context}: {a[differ][:5].tolist()} against {b[differ][:5].tolist()}"
+    ours, theirs = (x.resolve_neg().contiguous().view(kind) for x in (a, b))
+    if not torch.equal(ours, theirs):
+        differ = ours != theirs
+        raise AssertionError(f"{context}: {a[differ][:5].tolist()} against {b[differ][:5].tolist()}")
 
 
 def assert_threads_and_builds_change_no_bit(shape: tuple[int, ...], format: Format) -> None:

@@ -296,26 +296,32 @@ LPT_OPERATIONS(ru, FE_UPWARD)
 LPT_OPERATIONS(rz, FE_TOWARDZERO)
 
 // Results of these have the bits of the device's, but for NaNs.
-float through(const lpt_grid &format, float x) {
-    const lpt_rule nearest = {LPT_NEAREST, 32, 0, 0, {0, 0}};
-    const lpt_cell<float> cell = lpt_make_cell<float>(format, nearest, 0);
+lpt_cell<float> cell_of(const lpt_grid &format) {
+    return lpt_make_cell<float>(format, {LPT_NEAREST, 32, 0, 0, {0, 0}}, 0);
+}
+float through(const lpt_cell<float> &cell, float x) {
     return lpt_value<float>(lpt_round<float, LPT_NEAREST, false>(lpt_bits(x), cell, 0));
 }
-void through(const lpt_grid &format, float &x, float &y) {
-    x = through(format, x), y = through(format, y);
+void through(const lpt_cell<float> &cell, float &x, float &y) {
+    x = through(cell, x), y = through(cell, y);
 }
 void lpt_through_fp16(float &x, float &y) {
-    through({11, -14, 15, LPT_INF, LPT_GRADUAL, 1, 1, 0, 65504, -65504}, x, y);
+    static const auto cell = cell_of({11, -14, 15, LPT_INF, LPT_GRADUAL, 1, 1, 0, 65504, -65504});
+    through(cell, x, y);
 }
 void lpt_through_e4m3(float &x, float &y) {
-    through({4, -6, 8, LPT_SATURATE, LPT_GRADUAL, 1, 1, 0, 448, -448}, x, y);
+    static const auto cell = cell_of({4, -6, 8, LPT_SATURATE, LPT_GRADUAL, 1, 1, 0, 448, -448});
+    through(cell, x, y);
 }
 void lpt_through_e5m2(float &x, float &y) {
-    through({3, -14, 15, LPT_SATURATE, LPT_GRADUAL, 1, 1, 0, 57344, -57344}, x, y);
+    static const auto cell =
+        cell_of({3, -14, 15, LPT_SATURATE, LPT_GRADUAL, 1, 1, 0, 57344, -57344});
+    through(cell, x, y);
 }
 float lpt_through_bf16(float x) {
     const double max = ldexp(255, 120);
-    return through({8, -126, 127, LPT_INF, LPT_GRADUAL, 1, 1, 0, max, -max}, x);
+    static const auto cell = cell_of({8, -126, 127, LPT_INF, LPT_GRADUAL, 1, 1, 0, max, -max});
+    return through(cell, x);
 }
 
 template <class U> void atomicMax(U *to, U value) {
