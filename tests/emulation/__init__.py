@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock  # torch needs it
 
 from lptensor import _cuda
 
@@ -37,11 +38,12 @@ def made(name: str, factory: pytest.TempPathFactory, *arguments: str | Path) -> 
     own = factory.getbasetemp()
     folder = own.parent if own.name.startswith("popen-") else own  # pytest-xdist's processes share the parent
     file = folder / name
-    if not file.exists():
-        new = folder / f"{os.getpid()}-{name}"
-        done = subprocess.run([with_what, *FLAGS, "-o", new, *arguments], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        new.replace(file)
+    with FileLock(folder / f"{name}.lock"):  # while one compiles, another waits
+        if not file.exists():
+            new = folder / f"new-{name}"
+            done = subprocess.run([with_what, *FLAGS, "-o", new, *arguments], capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+            new.replace(file)
     return file
 
 
