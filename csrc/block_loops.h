@@ -210,6 +210,20 @@ bool block_scales(const lpt_scales &scales, const lpt_rule &how, int64_t count,
 }
 
 template <class T>
+void factors(const lpt_scales &scales, int64_t count, typename lpt_carrier<T>::bits *largest,
+             double *to) {
+    enum { BATCH = 64 };
+    const lpt_rule nearest = {LPT_NEAREST, 32, 0, 0, {0, 0}};
+    const chosen<T> rounding(scales, nearest);
+    typename lpt_carrier<T>::bits inverse[BATCH];
+    for (int64_t k = 0; k < count; k += BATCH) {
+        rounding->scale(largest + k, inverse, count - k < BATCH ? count - k : (int64_t)BATCH);
+        for (int64_t i = k; i < count && i < k + BATCH; ++i)
+            to[i] = rounding->factor(largest[i]);
+    }
+}
+
+template <class T>
 void blocks(const T *x, T *y, const lpt_layout &l, const lpt_unit &unit, int64_t from, int64_t to,
             const typename lpt_carrier<T>::bits *s, const typename lpt_carrier<T>::bits *t,
             bool usual, const lpt_scales &scales, const lpt_rule &how) {

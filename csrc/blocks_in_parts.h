@@ -26,22 +26,30 @@ template <class T> float whole_scale(const T *x, int64_t n, const lpt_scaled &nu
     return lpt_tensor_scale(numbers, top < most ? (float)top : most);
 }
 
+// The largest magnitude of each block of a unit, its elements split among `parts` threads, which
+// first find maxima of their own.
+template <class T>
+void find_maxima(const T *x, const lpt_layout &l, const lpt_unit &unit, int64_t size, int64_t count,
+                 bool finite, int64_t parts, typename lpt_carrier<T>::bits *scratch) {
+    memset(scratch, 0, parts * count * sizeof *scratch);
+    in_parts(parts, [&](int64_t part) {
+        const int64_t from = size * part / parts, to = size * (part + 1) / parts;
+        if (from < to)
+            loops(T()).maxima(x, l, unit, unit.first + from, unit.first + to, finite,
+                              scratch + part * count);
+    });
+    for (int64_t i = count; i < parts * count; ++i)
+        scratch[i % count] = scratch[i] > scratch[i % count] ? scratch[i] : scratch[i % count];
+}
+
 // One unit of blocks, its elements split among `parts` threads; `scratch` holds parts + 1 numbers
-// for each block. Threads first find maxima of their own, which are then joined.
+// for each block.
 template <class T>
 void round_unit(const T *x, T *y, const lpt_layout &l, const lpt_unit &unit, int64_t size,
                 int64_t count, const lpt_scales &scales, bool finite, const lpt_rule &rule,
                 int parts, typename lpt_carrier<T>::bits *scratch) {
     const lpt_loops<T> &f = loops(T());
-    memset(scratch, 0, parts * count * sizeof *scratch);
-    in_parts(parts, [&](int64_t part) {
-        const int64_t from = size * part / parts, to = size * (part + 1) / parts;
-        if (from < to)
-            f.maxima(x, l, unit, unit.first + from, unit.first + to, finite,
-                     scratch + part * count);
-    });
-    for (int64_t i = count; i < parts * count; ++i)
-        scratch[i % count] = scratch[i] > scratch[i % count] ? scratch[i] : scratch[i % count];
+    find_maxima(x, l, unit, size, count, finite, parts, scratch);
     const bool usual = f.scales(scales, rule, count, scratch, scratch + parts * count);
     in_parts(parts, [&](int64_t part) {
         const int64_t from = size * part / parts, to = size * (part + 1) / parts;
@@ -74,6 +82,26 @@ struct lpt_units {
     int64_t start(int64_t u) const { return (u / bands * length + u % bands * wide) * inner; }
     int64_t size(int64_t u) const { return start(u + 1) - start(u); }
 };
+
+// The scale of each block. 0, or 1 where there was no memory.
+template <class T>
+int find_scales(const T *x, double *to, const lpt_layout &l, lpt_scales scales, int threads) {
+    typedef typename lpt_carrier<T>::bits U;
+    const lpt_units units(l);
+    const int64_t count = units.number * units.blocks, useful = units.elements / GRAIN + 1;
+    const int parts = threads < useful ? threads : (int)useful;
+    const bool finite = scales.shifts ? scales.shifts->saturate : scales.numbers->saturate;
+    U *scratch = (U *)malloc(parts * count * sizeof(U));
+    if (!scratch)
+        return 1;
+    const plain_arithmetic guard;
+    if (scales.numbers)
+        scales.whole = whole_scale(x, units.elements, *scales.numbers, parts);
+    find_maxima(x, l, {0, -1}, units.elements, count, finite, parts, scratch);
+    loops(T()).factors(scales, count, scratch, to);
+    free(scratch);
+    return 0;
+}
 
 // Threads share out the units, or each of a few large ones.
 template <class T>

@@ -36,6 +36,8 @@ template <class T> class divided final : public block_rounding<T> {
         return scale_in<LPT_SCALE_ANY>(s, t, count);
     }
 
+    double factor(U s) const override { return lpt_value<T>(s); }
+
     void within(const T *x, T *y, int64_t first, int64_t last, const U *s, const U *t) override {
         steps<0>(x, y, first, last, s, t);
     }

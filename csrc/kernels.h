@@ -46,6 +46,8 @@ template <class T> struct lpt_loops {
     U (*finite_maximum)(const T *x, int64_t first, int64_t last);
     // the largest magnitudes in `first` become scales; whether all are usual
     bool (*scales)(const lpt_scales &, const lpt_rule &, int64_t count, U *first, U *second);
+    // the same as numbers
+    void (*factors)(const lpt_scales &, int64_t count, U *largest, double *to);
     // elements from .. to of a unit rounded, given its scales
     void (*blocks)(const T *x, T *y, const lpt_layout &, const lpt_unit &, int64_t from, int64_t to,
                    const U *first, const U *second, bool usual, const lpt_scales &,

@@ -112,7 +112,7 @@ void round_matrices(const T *x, T *y, const lpt_matrices &m, int32_t kind, const
 #include "ranges_in_parts.h"
 #include "updates.h"
 
-LPT_API int32_t lpt_abi_version() { return 15; }
+LPT_API int32_t lpt_abi_version() { return 16; }
 
 LPT_API const char *lpt_build_name() { return lpt_chosen->name; }
 
@@ -220,6 +220,32 @@ LPT_API int32_t lpt_round_ranges_f32(const float *x, float *y, const lpt_layout 
 LPT_API int32_t lpt_round_ranges_f64(const double *x, double *y, const lpt_layout *l,
                                      const lpt_ranges *b, const lpt_rule *rule, int32_t threads) {
     return round_ranges(x, y, *l, *b, *rule, threads);
+}
+
+// What blocks are multiplied by, as many as there are; under ranges, then their zero points.
+LPT_API int32_t lpt_scales_of_blocks_f32(const float *x, double *to, const lpt_layout *l,
+                                         const lpt_blocks *b, int32_t threads) {
+    return find_scales(x, to, *l, {b, nullptr, 1}, threads);
+}
+LPT_API int32_t lpt_scales_of_blocks_f64(const double *x, double *to, const lpt_layout *l,
+                                         const lpt_blocks *b, int32_t threads) {
+    return find_scales(x, to, *l, {b, nullptr, 1}, threads);
+}
+LPT_API int32_t lpt_scales_of_scaled_f32(const float *x, double *to, const lpt_layout *l,
+                                         const lpt_scaled *b, int32_t threads) {
+    return find_scales(x, to, *l, {nullptr, b, 1}, threads);
+}
+LPT_API int32_t lpt_scales_of_scaled_f64(const double *x, double *to, const lpt_layout *l,
+                                         const lpt_scaled *b, int32_t threads) {
+    return find_scales(x, to, *l, {nullptr, b, 1}, threads);
+}
+LPT_API int32_t lpt_scales_of_ranges_f32(const float *x, double *to, const lpt_layout *l,
+                                         const lpt_ranges *b, int32_t threads) {
+    return find_ranges(x, to, *l, *b, threads);
+}
+LPT_API int32_t lpt_scales_of_ranges_f64(const double *x, double *to, const lpt_layout *l,
+                                         const lpt_ranges *b, int32_t threads) {
+    return find_ranges(x, to, *l, *b, threads);
 }
 
 // The same of memory in another order. 0, or 1 where there is no way.

@@ -39,6 +39,43 @@ template <class T> class spread_room {
     }
 };
 
+// What blocks have whose elements are `size` from `from` on, the first of them `before`; whether
+// one needs the long way.
+template <class T>
+bool find_spread(const T *x, const lpt_layout &l, const lpt_ranges &ranges,
+                 const spread_room<T> &room, int64_t from, int64_t size, int64_t before,
+                 int64_t count, int64_t parts) {
+    const lpt_loops<T> &f = loops(T());
+    in_parts(parts, [&](int64_t part) {
+        room.clear(part, count);
+        f.extremes(x, l, from + size * part / parts, from + size * (part + 1) / parts, before,
+                   room.least(part), room.most(part));
+    });
+    for (int64_t part = 1; part < parts; ++part)
+        room.join(part);
+    return f.spread_out(ranges, count, room.least(0), room.most(0), room.blocks());
+}
+
+// The scale of each block, and then its zero point. 0, or 1 where there was no memory.
+template <class T>
+int find_ranges(const T *x, double *to, const lpt_layout &l, const lpt_ranges &ranges,
+                int threads) {
+    const lpt_units units(l);
+    const int64_t count = units.number * units.blocks, useful = units.elements / GRAIN + 1;
+    const int parts = threads < useful ? threads : (int)useful;
+    const spread_room<T> room(count, parts);
+    if (!room.there())
+        return 1;
+    const plain_arithmetic guard;
+    find_spread(x, l, ranges, room, 0, units.elements, 0, count, parts);
+    const lpt_spread<T> blocks = room.blocks();
+    for (int64_t k = 0; k < count; ++k) {
+        to[k] = blocks.scale[k];
+        to[count + k] = to[k] == to[k] ? ranges.min - blocks.low[k] : to[k];
+    }
+    return 0;
+}
+
 // Leading axes whose blocks are one wide, and the blocks along the next axis, cut the tensor into
 // units that know nothing of each other. Threads share out the units, a few small ones at a time,
 // or each of a few large ones.
@@ -65,15 +102,7 @@ int round_ranges(const T *x, T *y, const lpt_layout &l, const lpt_ranges &ranges
             const int64_t from = units.start(u), size = units.start(next) - from;
             const int64_t before = u * units.blocks, count = (next - u) * units.blocks;
             const auto start = [=](int64_t part) { return from + size * part / members; };
-            in_parts(members, [&](int64_t part) {
-                room.clear(part, count);
-                f.extremes(x, l, start(part), start(part + 1), before, room.least(part),
-                           room.most(part));
-            });
-            for (int part = 1; part < members; ++part)
-                room.join(part);
-            const bool far =
-                f.spread_out(ranges, count, room.least(0), room.most(0), room.blocks());
+            const bool far = find_spread(x, l, ranges, room, from, size, before, count, members);
             in_parts(members, [&](int64_t part) {
                 f.spread(x, y, l, start(part), start(part + 1), before, room.blocks(), far, ranges,
                          rule);

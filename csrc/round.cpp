@@ -89,7 +89,7 @@ extern const lpt_codebooks LPT_CODEBOOKS;
 extern const lpt_censuses LPT_CENSUS;
 extern const lpt_gemm_loops LPT_GEMM;
 #define LPT_LOOPS(T)                                                                               \
-    {grid<T>, lpt_transpose<T>, maxima<T>,   finite_maximum<T>, block_scales<T>, blocks<T>,        \
-     runs<T>, columns<T>,       extremes<T>, spread_out<T>,     spread<T>}
+    {grid<T>,   lpt_transpose<T>, maxima<T>,  finite_maximum<T>, block_scales<T>, factors<T>,      \
+     blocks<T>, runs<T>,          columns<T>, extremes<T>,       spread_out<T>,   spread<T>}
 extern const lpt_build LPT_BUILD = {LPT_NAME(LPT_BUILD), LPT_LOOPS(float), LPT_LOOPS(double),
                                     &LPT_CODEBOOKS,      &LPT_CENSUS,      &LPT_GEMM};

@@ -1,6 +1,7 @@
 // The loops over elements whose blocks have a power of two for a scale, part of round.cpp.
 #pragma once
 #include "loop.h"
+#include <math.h>
 
 namespace {
 
@@ -48,6 +49,8 @@ template <class T> class block_rounding {
     // Largest magnitudes become scales `s`, and what multiplies in their place `t`, where it does.
     // Says whether all of them are usual: none asks for a loop of its own.
     virtual bool scale(U *s, U *t, int64_t count) const = 0;
+    // What such a scale multiplies by.
+    virtual double factor(U s) const = 0;
     // Elements first .. last, which lie in one block.
     virtual void within(const T *x, T *y, int64_t first, int64_t last, const U *s, const U *t) = 0;
     // The same of columns, each in a block of its own. `usual` only if all their scales are.
@@ -102,6 +105,12 @@ template <class T> class shifts : public block_rounding<T> {
             any |= s[i];
         }
         return (any & RARE) == 0;
+    }
+
+    double factor(U s) const override {
+        const int32_t places = s & OWN_CELL ? 2 : (int32_t)C::mantissa;
+        const auto shift = (typename C::sbits)s >> places;
+        return s == POISONED ? lpt_value<double>((uint64_t)4095 << 51) : ldexp(1.0, (int)shift);
     }
 
     void within(const T *x, T *y, int64_t first, int64_t last, const U *s, const U *) override {

@@ -22,7 +22,7 @@ from lptensor.ranges import Ranges
 from lptensor.rounding import Beyond, Mode, Rounding
 from lptensor.tables import Table, buckets
 
-ABI_VERSION = 15
+ABI_VERSION = 16
 MAX_DIMS = 16  # csrc/block.h
 _DTYPES = (torch.float32, torch.float64)
 
@@ -124,6 +124,8 @@ def library() -> Any:
             kernel.argtypes, kernel.restype = getattr(lib, f"lpt_round_{suffix}").argtypes, None
         for kind in ("blocks", "scaled", "ranges", "turned_blocks", "turned_scaled"):
             getattr(lib, f"lpt_round_{kind}_{suffix}").argtypes = (*(pointer,) * 5, ctypes.c_int32)
+        for kind in ("blocks", "scaled", "ranges"):
+            getattr(lib, f"lpt_scales_of_{kind}_{suffix}").argtypes = (*(pointer,) * 4, ctypes.c_int32)
         matrices = getattr(lib, f"lpt_round_matrices_{suffix}")
         matrices.argtypes, matrices.restype = (*(pointer,) * 3, ctypes.c_int32, pointer, pointer, ctypes.c_int32), None
         step = getattr(lib, f"lpt_compensate_{suffix}")
@@ -375,6 +377,22 @@ def round_blocks(
 
 
 round_scaled = round_ranges = round_blocks  # one call for all: the blocks say which kernel it is
+
+
+def scales(x: Tensor, blocks: Blocks | ScaledBlocks | Ranges, shape: Sequence[int]) -> tuple[Tensor, ...]:
+    """The scale of each block of a contiguous CPU tensor, and under ranges its zero point, as in ``reference``."""
+    counts = [-(-n // wide) for n, wide in zip(x.shape, shape, strict=True)]
+    found = torch.empty(1 + isinstance(blocks, Ranges), *counts, dtype=torch.float64)
+    failed = _kernels(blocks.loop.replace("round_", "scales_of_"))[x.dtype](
+        x.data_ptr(),
+        found.data_ptr(),
+        ctypes.byref(layout_struct(tuple(x.shape), tuple(shape))),
+        ctypes.byref(blocks_struct(blocks)),
+        torch.get_num_threads(),
+    )
+    if failed:
+        raise MemoryError(f"no memory for the scales of {x.numel()} elements in blocks of {tuple(shape)}")
+    return found.unbind()
 
 
 class _TurnedBlocks(ctypes.Structure):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import lru_cache, singledispatch
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lptensor import _compat, layout, reference
+from lptensor import _compat, _native, layout, reference
 from lptensor._bits import carried, exact
 from lptensor.base import check_bool, wrong_format
 from lptensor.blocks import BlockFormat, Shifted
@@ -275,7 +274,7 @@ def scales(x: Tensor, format: BlockFormat) -> Tensor:
     check_roundable(x, format)
     if not isinstance(format, BlockFormat):
         raise TypeError(f"scales are those of a block format such as MXFP4, got {format!r}, which has none")
-    return _of_blocks(reference.block_scales, x, format)
+    return _of_blocks(x, format)[0]
 
 
 def zero_points(x: Tensor, format: BlockFormat) -> Tensor:
@@ -309,15 +308,20 @@ def zero_points(x: Tensor, format: BlockFormat) -> Tensor:
             f"blocks of {format!r} start at their smallest value, which no code need stand for zero; "
             "preserve_zero=True has zero points"
         )
-    return _of_blocks(reference.block_zero_points, x, format)
+    return _of_blocks(x, format)[1]
 
 
-def _of_blocks(ask: Callable[[Tensor, Any, tuple[int, ...]], Tensor], x: Tensor, format: BlockFormat) -> Tensor:
+def _of_blocks(x: Tensor, format: BlockFormat) -> tuple[Tensor, ...]:
+    """The scale of each block, and under a range its zero point, by the kernels or with torch's operations."""
     shape = format.block_shape(x.shape)
     if x.is_meta:
         counts = [-(-n // wide) for n, wide in zip(x.shape, shape, strict=True)]
-        return torch.empty(counts, dtype=torch.float64, device="meta")
-    return ask(_values(x).resolve_neg(), format.lowered, shape)
+        return (torch.empty(counts, dtype=torch.float64, device="meta"),) * 2
+    x = _values(x).resolve_neg()
+    here = type(x) is Tensor and x.is_cpu and x.numel() and not _compat.traced() and not _compat.transforming()
+    if not here or _compat.is_zero_tensor(x) or _native.library() is None:
+        return reference.scales(x, format.lowered, shape)
+    return _native.scales(x.contiguous(), format.lowered, shape)
 
 
 def _values(x: Tensor) -> Tensor:

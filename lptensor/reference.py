@@ -90,28 +90,26 @@ def round_ranges(x: Tensor, ranges: Ranges, shape: Sequence[int], rounding: Roun
     return carried(torch.where(scale.isnan(), torch.nan, result.clamp(-most, most)), x.dtype)
 
 
-def block_zero_points(x: Tensor, ranges: Ranges, shape: Sequence[int]) -> Tensor:
-    """The zero point of each block of ``x``, as ``block_scales`` gives its scale."""
-    _, scale, low, _ = _spread(x, _block_numbers(x, shape), ranges)
-    return _as_blocks(torch.where(scale.isnan(), torch.nan, ranges.min - low), x, shape)
+def scales(x: Tensor, blocks: Blocks | ScaledBlocks | Ranges, shape: Sequence[int]) -> tuple[Tensor, ...]:
+    """The scale of each block of ``x``, and under ranges its zero point; float64, NaN where the block is.
 
-
-def block_scales(x: Tensor, blocks: Blocks | ScaledBlocks | Ranges, shape: Sequence[int]) -> Tensor:
-    """The scale of each block of ``x``, float64, NaN where the block is; as many along each axis as blocks.
+    There are as many along each axis as blocks.
 
     >>> from lptensor import MXFP4
-    >>> block_scales(torch.tensor([1.0, -7.0]), MXFP4.lowered, MXFP4.block_shape((2,)))
-    tensor([1.], dtype=torch.float64)
+    >>> scales(torch.tensor([1.0, -7.0]), MXFP4.lowered, MXFP4.block_shape((2,)))
+    (tensor([1.], dtype=torch.float64),)
     """
     number = _block_numbers(x, shape)
     if isinstance(blocks, Ranges):
-        return _as_blocks(_spread(x, number, blocks)[1], x, shape)
+        _, scale, low, _ = _spread(x, number, blocks)
+        zero_points = torch.where(scale.isnan(), torch.nan, blocks.min - low)
+        return _as_blocks(scale, x, shape), _as_blocks(zero_points, x, shape)
     largest, lost = _largest(x, number, blocks.saturate)
     if isinstance(blocks, Blocks):
-        scales = torch.where(lost, torch.nan, power(_shifts(largest, lost, blocks)))
+        of_each = torch.where(lost, torch.nan, power(_shifts(largest, lost, blocks)))
     else:
-        scales, _ = _scales(x, largest, lost, blocks)
-    return _as_blocks(scales, x, shape)
+        of_each, _ = _scales(x, largest, lost, blocks)
+    return (_as_blocks(of_each, x, shape),)
 
 
 def _as_blocks(of_each: Tensor, x: Tensor, shape: Sequence[int]) -> Tensor:

@@ -16,10 +16,12 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from backends import threads
 from compiling import since
-from lptensor.blocks import MX, MXFP4, NVFP4, BlockFloatingPoint, TwoLevel
+from lptensor import reference
+from lptensor.blocks import MX, MXFP4, NVFP4, BlockFloatingPoint, Scaled, TwoLevel
 from lptensor.codebooks import DYNAMIC8, FP4_RADIX4, NF4, UDYNAMIC8, Codebook, LogNumber, TableFormat
-from lptensor.codes import code_dtype, decode, encode, scales
+from lptensor.codes import code_dtype, decode, encode, scales, zero_points
 from lptensor.formats import (
     BF16,
     E2M1,
@@ -43,7 +45,9 @@ from lptensor.formats import (
 )
 from lptensor.ops import round as round_to
 from lptensor.posits import Posit
+from lptensor.scaling import PER_TENSOR, Channel, CurrentMaximum, CurrentRange, Tile
 from oracles import posit
+from rounders import NATIVE_BUILDS, chosen
 
 ML_DTYPES = {
     E4M3: ml_dtypes.float8_e4m3fn,
@@ -153,6 +157,32 @@ def test_scales_take_blocks_apart_into_codes_of_their_element(format: Any, shape
 def test_scales_of_a_negative_view_are_those_of_its_values() -> None:
     x = torch.complex(torch.zeros(2, 64), torch.arange(128.0).reshape(2, 64)).conj().imag
     assert x.is_neg() and torch.equal(scales(x, MXFP4), scales(x.clone(), MXFP4))
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    "format",
+    [
+        *(MXFP4, MX(E4M3, (2, 4)), MX(E5M2, axis=0), BlockFloatingPoint(8), NVFP4, TwoLevel(E2M1, tensor_scale=False)),
+        *(Scaled(E4M3, CurrentMaximum(tile)) for tile in (PER_TENSOR, Channel(0), Channel(1), Tile((2, 48)))),
+        *(Scaled(INT4, CurrentRange(tile, *how)) for tile in (Channel(1), Tile((32,))) for how in ((), (False,))),
+    ],
+    ids=repr,
+)
+def test_scales_do_not_depend_on_threads_and_builds(format: Any, dtype: torch.dtype) -> None:
+    wide = {torch.float32: 145, torch.float64: 1040}[dtype]
+    for shape in ((70, 1500), (3, 41), (7,)):
+        x = torch.randn(shape, dtype=dtype) * torch.exp2(torch.randint(-wide, wide, (*shape[:-1], 1)).to(dtype))
+        for special in (torch.nan, torch.inf, -torch.inf, 0.0):
+            x.view(-1)[torch.randint(0, x.numel(), (2,))] = special
+        x[0] = 0.0
+        wanted = reference.scales(x, format.lowered, format.block_shape(shape))
+        for count, build in itertools.product((1, 3), NATIVE_BUILDS):
+            with threads(count), chosen(build):
+                found = (scales(x, format), *([zero_points(x, format)] if len(wanted) > 1 and format.has(0.0) else []))
+            for ours, theirs in zip(found, wanted, strict=False):
+                assert torch.equal(ours.nan_to_num(-1.0), theirs.nan_to_num(-1.0)), (shape, count, build)
 
 
 def test_what_has_no_scales_says_so() -> None:
