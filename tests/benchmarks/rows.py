@@ -65,6 +65,7 @@ ROWS = (
     Row("MXFP8 E4M3, first axis", rounding(MX(E4M3, axis=0)), 0.7),
     Row("MXFP8 E4M3, stochastic", rounding(MX(E4M3), "stochastic")),
     Row("NVFP4", rounding(NVFP4)),
+    Row("E4M3 in tiles of 128 x 128", rounding(Scaled(E4M3, CurrentMaximum(Tile((128, 128)))))),
     Row("INT8 in groups of 32", rounding(Scaled(INT8, CurrentMaximum(Tile((32,)))))),
     Row("INT4 with zero points, groups of 32", rounding(ZERO_POINTS)),
     Row("NF4 (16 values)", rounding(NF4), 0.3),
