@@ -21,6 +21,14 @@ const lpt_build *best() {
 
 const lpt_build *lpt_chosen = best();
 
+// AMD's see it by themselves, and are held up by being told.
+extern const bool lpt_tell_ahead =
+#ifdef LPT_X86
+    (__builtin_cpu_init(), !__builtin_cpu_is("amd"));
+#else
+    true;
+#endif
+
 namespace {
 
 // A thread is worth starting for this many elements.

@@ -82,9 +82,8 @@ static inline void lpt_each_inside(const T *x, T *y, int64_t first, int64_t last
     enum { PIECE = 512 };
     for (int64_t from = first; from < last; from += PIECE) {
         const int64_t to = from + PIECE < last ? from + PIECE : last;
-        const bool all = lpt_all_inside(x, from, to, limit);
-        lpt_fetch(x + to + PIECE, PIECE);  // before it, the reading of this piece had to wait
-        if (!all)
+        lpt_fetch(x + to + PIECE, PIECE);
+        if (!lpt_all_inside(x, from, to, limit))
             lpt_each_plain(x, y, from, to, any);
         else if (large)
             lpt_fill_past(y, from, to,

@@ -98,9 +98,14 @@ template <class T> static inline void lpt_stream(T *to, const T *from, int64_t c
 #endif
 }
 
+// Whether the processor has to be told what will be read next; in library.cpp.
+extern const bool lpt_tell_ahead;
+
 // from[0 .. count) will be read soon. (Asking for memory that is not there does nothing.)
 template <class T> static inline void lpt_fetch(const T *from, int64_t count) {
 #if defined(__GNUC__)
+    if (!lpt_tell_ahead)
+        return;
     for (int64_t i = 0; i < count; i += 64 / (int64_t)sizeof(T))
         __builtin_prefetch(from + i);
 #else
