@@ -181,6 +181,7 @@ def test_each_element_goes_where_its_word_and_its_chance_say(preserve_zero: bool
         ((40, 2501), Tile((1, 32))),
         ((40, 2501), Tile((2, 48))),
         ((3, 100, 301), Channel(1)),
+        ((20, 1301), Channel(1)),
         ((201, 401), Tile((64, 64))),
     ],
     ids=str,
