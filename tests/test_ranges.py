@@ -181,7 +181,6 @@ def test_each_element_goes_where_its_word_and_its_chance_say(preserve_zero: bool
         ((40, 2501), Tile((1, 32))),
         ((40, 2501), Tile((2, 48))),
         ((3, 100, 301), Channel(1)),
-        ((20, 1301), Channel(1)),
         ((201, 401), Tile((64, 64))),
     ],
     ids=str,
@@ -189,6 +188,16 @@ def test_each_element_goes_where_its_word_and_its_chance_say(preserve_zero: bool
 def test_threads_and_builds_change_no_bit(shape: tuple[int, ...], tile: Tile) -> None:
     with threads(1):
         assert_threads_and_builds_change_no_bit(shape, Scaled(INT8, CurrentRange(tile)))
+
+
+@pytest.mark.parametrize("mode", ["nearest", "stochastic"])
+def test_more_columns_than_random_words_lie_side_by_side_round_by_their_own_ranges(mode: str) -> None:
+    format = Scaled(INT8, CurrentRange(Channel(1)))
+    x = torch.randn(20, 1301) * torch.exp2(torch.randint(-9, 9, (1301,)))
+    for dtype in DTYPES:
+        wanted = run("reference", x.to(dtype), format, mode, KEY)
+        for build in NATIVE_BUILDS:
+            assert_same_bits(run(build, x.to(dtype), format, mode, KEY), wanted, (build, dtype))
 
 
 def test_an_end_that_lies_where_the_parts_of_threads_meet_is_seen() -> None:
