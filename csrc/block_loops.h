@@ -149,6 +149,16 @@ void maxima(const T *x, const lpt_layout &l, const lpt_unit &unit, int64_t from,
     const U left_out = finite ? (U)(2 * C::bias + 1) << C::mantissa : ~(U)0;
     const lpt_by_magnitude leaving = {(uint32_t)left_out};
     const bool rows = unit.axis == l.dims - 1;
+    if (unit.axis == l.dims - 2 && l.block[l.dims - 1] == 1) {  // each is a column
+        for (const int64_t row = l.shape[l.dims - 1]; from < to;) {
+            const int64_t column = (from - unit.first) % row, left = to - from;
+            const int64_t count = left < row - column ? left : row - column;
+            const int64_t some = column == 0 && left >= row ? left / row : 1;
+            raise(x + from, row, some, count, left_out, largest + column);
+            from += (some - 1) * row + count;
+        }
+        return;
+    }
     walk(l, unit, from, to, [&](int64_t first, int64_t count, int64_t block) {
         const int64_t wide = rows ? count : l.block[l.dims - 1];
         if (wide == 1)

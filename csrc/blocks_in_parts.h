@@ -128,7 +128,9 @@ int round_blocks(const T *x, T *y, const lpt_layout &l, lpt_scales scales, const
         return 0;
     }
     const int64_t strips = units * ((inner + LPT_STRIP - 1) / LPT_STRIP);
-    if (axis < last_axis && count == inner && (strips >= 2 * parts || parts == 1)) {
+    const int64_t strip = (wide < length ? wide : length) * LPT_STRIP * (int64_t)sizeof(T);
+    const bool tall = inner > LPT_STRIP && strip > STRIP_IN_CACHE;
+    if (axis < last_axis && count == inner && !tall && (strips >= 2 * parts || parts == 1)) {
         in_parts(parts, [&](int64_t part) {
             f.columns(x, y, length, wide, inner, strips * part / parts, strips * (part + 1) / parts,
                       LPT_ONE_BY_ONE, scales, rule, large(x, y, elements, LARGE_IN_COLUMNS));

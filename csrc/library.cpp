@@ -36,6 +36,9 @@ const int64_t GRAIN = 32768;
 // Bytes that are unlikely to be found in the cache again; and those of them that go past it already
 // where rows far apart are written at once.
 const int64_t LARGE = 32 << 20, LARGE_IN_COLUMNS = 16 << 20;
+// Bytes of a strip of columns that the cache gives back when it is read again. A larger one comes
+// from memory twice, which is quicker row after row of whole matrices.
+const int64_t STRIP_IN_CACHE = 256 << 10;
 
 // Whether y is another tensor than x and has at least so many bytes, which lines can be made of.
 template <class T> bool large(const T *x, const T *y, int64_t n, int64_t bytes = LARGE) {

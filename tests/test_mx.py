@@ -410,6 +410,8 @@ SHAPES_AND_FORMATS: list[tuple[tuple[int, ...], Any]] = [
     ((200_003,), BlockFloatingPoint(8)),
     ((400, 503), BlockFloatingPoint(8, 1, overflow="bump")),
     ((2, 300, 400), BlockFloatingPoint(8, 1)),
+    ((300, 701), BlockFloatingPoint(8, 1)),
+    ((3, 500, 531), MX(E5M2, 250, 1)),
     ((130_000, 2), MX(E5M2, 100_000, 0, "rceil")),
     ((9_001, 7), MX(E4M3)),
     ((60_001, 1), BlockFloatingPoint(8, 1)),

@@ -229,6 +229,7 @@ def test_tiles_channels_and_tensors_round_as_the_written_arithmetic(
         ((200_003,), Scaled(E4M3, CurrentMaximum(PER_TENSOR))),
         ((300, 701), Scaled(E4M3, CurrentMaximum(Tile((1, 128))))),
         ((3, 200, 301), Scaled(E4M3, CurrentMaximum(Channel(1)))),
+        ((300, 701), Scaled(E4M3, CurrentMaximum(Channel(1)))),
         ((9_001, 7), NVFP4),
         ((1_501, 28), TwoLevel(E2M1, 16, reciprocal=True)),
         ((901, 56), TwoLevel(E2M1, 32, infinite="saturate")),
