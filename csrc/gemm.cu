@@ -145,16 +145,15 @@ struct tiles {
     }
 
     // Whether a mode tells which of two neighbours it is by the sign or the last place.
-    static bool is_inward(int32_t mode) {
-        return mode != LPT_NEAREST && mode != LPT_NEAREST_AWAY && mode < LPT_STOCHASTIC;
+    static bool is_inward(int32_t mode) { return !lpt_to_nearest(mode) && mode < LPT_STOCHASTIC; }
+    // Whether one of the rounders that are told the mode knows it.
+    static bool is_known(int32_t mode, lpt_way sum) {
+        return is_inward(mode) || (mode == LPT_NEAREST_AWAY && sum == LPT_WIDE_RANGE);
     }
 
     // Sums in the modes that are neither to nearest even nor stochastic.
     template <class SUM> bool by_mode(lpt_way sum) {
-        const auto known = [sum](int32_t mode) {
-            return is_inward(mode) || (mode == LPT_NEAREST_AWAY && sum == LPT_WIDE_RANGE);
-        };
-        if (!known(acc.mode) || !known(in.mode))
+        if (!is_known(acc.mode, sum) || !is_known(in.mode, sum))
             return false;
         typedef lpt_none O;
         typedef lpt_wide_rounder_by W;
@@ -166,11 +165,10 @@ struct tiles {
 
     // The other orders, in all modes that are not stochastic.
     template <template <class, class> class STEPS, class SUM> bool other_order(lpt_way sum) {
-        if (acc.mode != LPT_NEAREST && sum == LPT_WIDE_RANGE)
-            return launch_rounded<STEPS<SUM, lpt_wide_rounder_by>>();
         if (acc.mode != LPT_NEAREST)
-            return acc.mode != LPT_NEAREST_AWAY &&
-                   launch_rounded<STEPS<SUM, lpt_added_rounder_by>>();
+            return is_known(acc.mode, sum) &&
+                   (sum == LPT_WIDE_RANGE ? launch_rounded<STEPS<SUM, lpt_wide_rounder_by>>()
+                                          : launch_rounded<STEPS<SUM, lpt_added_rounder_by>>());
         if (is_ieee(acc.sum, 11, 15))
             return launch_rounded<STEPS<SUM, lpt_fp16_rounder>>();
         if (is_ieee(acc.sum, 8, 127))
@@ -184,7 +182,7 @@ struct tiles {
         if (sum == LPT_AS_CARRIER && (acc.fp32 || acc.mode == LPT_NEAREST))
             return launch_rounded<STEPS<lpt_in_fp32, lpt_carrier_rounder>>();
         if (sum == LPT_AS_CARRIER)
-            return acc.mode != LPT_NEAREST_AWAY &&
+            return is_inward(acc.mode) &&
                    launch_rounded<STEPS<lpt_side_in_fp32, lpt_carrier_rounder>>();
         if (acc.fp32)
             return other_order<STEPS, lpt_in_fp32>(sum);

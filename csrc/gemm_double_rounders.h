@@ -7,7 +7,7 @@ namespace {
 // Any mode in double: steps as in lptensor/reference.py, x in units of the spacing 2**q, to an
 // integer, and back. The words are 32 random bits each. ANY_MODE takes the mode, one without random
 // words, when it is made.
-enum { ANY_MODE = -1 };
+enum { ANY_MODE = -2 };
 template <int MODE> struct to_grid {
     typedef vectors<double>::U U;
     doubles bottom, top, exponents, sign, units, limit[2], over[2], inf[2];
@@ -15,9 +15,10 @@ template <int MODE> struct to_grid {
     U tie_up;           // there, where zero is the only other number
     uint64_t negative_zero;
     // ANY_MODE: fractions above `level` go up where the sign says so, unless the integer is `never`
-    // (odd); those of `level` go up where they are ties and the integer is odd or `always`.
+    // (odd); those of `level` go up where the sign says so of ties and the integer is odd, or
+    // `always`.
     doubles level;
-    U grow[2], never, ties, always;
+    U grow[2], never, ties[2], always;
     to_grid(const lpt_cell<double> &c, int mode) {
         bottom = spread(lpt_value<double>((uint64_t)c.emin << 52));
         top = spread(lpt_value<double>((uint64_t)c.emax << 52));
@@ -36,13 +37,14 @@ template <int MODE> struct to_grid {
         tie_up = all(c.subnormals == LPT_NONE);
         if (MODE != ANY_MODE)
             return;
-        const bool nearest = mode == LPT_NEAREST || mode == LPT_NEAREST_AWAY;
+        const bool nearest = lpt_to_nearest(mode);
         level = spread(nearest ? 0.5 : 0.0);
-        for (int i = 0; i < 2; ++i)
+        for (int i = 0; i < 2; ++i) {
             grow[i] = all(nearest || mode == LPT_ODD || mode == (i ? LPT_DOWN : LPT_UP));
+            ties[i] = all(nearest && (i == 0 || mode != LPT_NEAREST_UP));
+        }
         never = all(mode == LPT_ODD);
-        ties = all(nearest);
-        always = all(mode == LPT_NEAREST_AWAY);
+        always = all(nearest && mode != LPT_NEAREST);
     }
     static U all(bool yes) { return (U)spread(0.0) - (uint64_t)yes; }
     LPT_STEP doubles operator()(doubles x, const uint32_t *words) const {
@@ -61,7 +63,8 @@ template <int MODE> struct to_grid {
             const U odd = (U)(pair != down(pair));
             if (MODE == ANY_MODE)
                 up = ((U)(part > level) & (negative ? grow[1] : grow[0]) & ~(odd & never)) |
-                     ((U)(part == level) & ties & (odd | always | (below & tie_up)));
+                     ((U)(part == level) & (negative ? ties[1] : ties[0]) &
+                      (odd | always | (below & tie_up)));
             if (MODE == LPT_NEAREST)
                 up = (U)(part > half) | ((U)(part == half) & (odd | (below & tie_up)));
             if (MODE == LPT_ODD)
@@ -69,6 +72,8 @@ template <int MODE> struct to_grid {
         }
         if (MODE == LPT_NEAREST_AWAY)
             up = (U)(part >= half);
+        if (MODE == LPT_NEAREST_UP)
+            up = (U)(part > half) | ((U)(part == half) & ~negative);
         if (MODE == LPT_UP)
             up = (U)(part > zero) & ~negative;
         if (MODE == LPT_DOWN)

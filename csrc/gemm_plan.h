@@ -49,6 +49,7 @@ plan by_way_in(const lpt_accumulator &acc, const lpt_accumulator &in) {
 template <class SUM> plan in_mode(const lpt_accumulator &acc, const lpt_accumulator &in) {
     switch (acc.mode) {
     case LPT_NEAREST_AWAY: return by_way_in<SUM, LPT_NEAREST_AWAY>(acc, in);
+    case LPT_NEAREST_UP: return by_way_in<SUM, LPT_NEAREST_UP>(acc, in);
     case LPT_TOWARD_ZERO: return by_way_in<SUM, LPT_TOWARD_ZERO>(acc, in);
     case LPT_DOWN: return by_way_in<SUM, LPT_DOWN>(acc, in);
     case LPT_UP: return by_way_in<SUM, LPT_UP>(acc, in);
@@ -230,7 +231,7 @@ plan exact(const lpt_accumulator &acc, const lpt_accumulator &in) {
         return in_double<odd_in_double, to_added_by<double, LPT_DOWN>>(in.has_product);
     if (!found.run && fits && mode == LPT_UP)
         return in_double<odd_in_double, to_added_by<double, LPT_UP>>(in.has_product);
-    if (!found.run && mode <= LPT_ODD && gridded(acc) && gridded(in))
+    if (!found.run && mode < LPT_STOCHASTIC && gridded(acc) && gridded(in))
         return in_double<odd_in_double, to_grid<ANY_MODE>>(in.has_product);
     return found;
 }
@@ -256,7 +257,7 @@ plan in_other_order(const lpt_accumulator &acc) {
         return in_fp32_alone<STEPS, in_fp32>(way);
     if (lpt_odd_fits(acc.sum))
         found = in_fp32_alone<STEPS, odd_in_fp32>(way);
-    if (found.run || acc.mode > LPT_ODD || !gridded(acc))
+    if (found.run || acc.mode >= LPT_STOCHASTIC || !gridded(acc))
         return found;
     return acc.has_product ? tiled<STEPS<odd_in_double, R, R, false>>()
                            : tiled<STEPS<odd_in_double, R, R, true>>();
@@ -271,7 +272,7 @@ template <class SUM> plan wrapping(const lpt_accumulator &acc) {
         return {};
     if (acc.mode == LPT_NEAREST)
         return in_order<SUM, C, M, M, true>();
-    return acc.mode <= LPT_ODD ? in_order<SUM, C, R, R, true>() : plan{};
+    return acc.mode < LPT_STOCHASTIC ? in_order<SUM, C, R, R, true>() : plan{};
 }
 
 // The tiles for an accumulator, if there are any.
@@ -279,11 +280,12 @@ plan choose_f32(const lpt_accumulator &acc) {
     if (acc.turn > 0)
         return wrapping<odd_in_double>(acc);
     if (acc.order == LPT_ALIGNED)
-        return acc.mode > LPT_ODD || !gridded(acc) ? plan{}
-               : acc.whole                         ? tiled<aligned<to_grid<ANY_MODE>, true>>()
-                                                   : tiled<aligned<to_grid<ANY_MODE>, false>>();
+        return acc.mode >= LPT_STOCHASTIC || !gridded(acc) ? plan{}
+               : acc.whole ? tiled<aligned<to_grid<ANY_MODE>, true>>()
+                           : tiled<aligned<to_grid<ANY_MODE>, false>>();
     if (acc.order == LPT_EXACT && acc.chunk == 1 && !acc.has_product)
-        return acc.mode <= LPT_ODD && gridded(acc) ? tiled<exactly<to_grid<ANY_MODE>>>() : plan{};
+        return acc.mode < LPT_STOCHASTIC && gridded(acc) ? tiled<exactly<to_grid<ANY_MODE>>>()
+                                                         : plan{};
     if (acc.order == LPT_KAHAN && acc.chunk == 1)
         return in_other_order<kahan>(acc);
     if (acc.order == LPT_PAIRWISE && acc.chunk == 1)
@@ -303,7 +305,7 @@ plan choose_f32(const lpt_accumulator &acc) {
         return exact(acc, in);
     const plan found =
         acc.mode == LPT_NEAREST ? nearest<in_fp32>(acc, in) : in_mode<in_fp32>(acc, in);
-    if (found.run || acc.mode > LPT_ODD || !gridded(acc) || !gridded(in))
+    if (found.run || acc.mode >= LPT_STOCHASTIC || !gridded(acc) || !gridded(in))
         return found;
     return in_double<fp32_in_double, to_grid<ANY_MODE>>(in.has_product);
 }
@@ -315,7 +317,7 @@ plan choose_f64(const lpt_accumulator &acc) {
     typedef to_grid<ANY_MODE> R;
     if (acc.turn > 0)
         return wrapping<SUM>(acc);
-    if (acc.chunk > 1 || acc.mode > LPT_ODD || !gridded(acc))
+    if (acc.chunk > 1 || acc.mode >= LPT_STOCHASTIC || !gridded(acc))
         return {};
     const bool fused = !acc.has_product;
     if (acc.order == LPT_KAHAN && fused)

@@ -49,6 +49,8 @@ template <int MODE> struct to_wide_range_by {
         const U u = (U)x, negative = 0 - (u >> 31);  // all ones or none
         if (MODE == LPT_NEAREST_AWAY)
             return (floats)((u + half) & keep);
+        if (MODE == LPT_NEAREST_UP)
+            return (floats)((u + half + negative) & keep);
         if (MODE == LPT_ODD)
             return (floats)((u & keep) | ((U)((u & below) != 0) & (below + 1)));
         const U more = MODE == LPT_UP ? below & ~negative : below & negative;
@@ -56,10 +58,10 @@ template <int MODE> struct to_wide_range_by {
     }
     LPT_STEP U doubtful(floats x) const {
         const U rest = (U)x & below;
-        return MODE == LPT_NEAREST_AWAY ? (U)(rest == half) : (U)(rest == 0);
+        return lpt_to_nearest(MODE) ? (U)(rest == half) : (U)(rest == 0);
     }
     static LPT_STEP U faint(floats p, floats x, floats y) {
-        return MODE == LPT_NEAREST_AWAY ? faint_product(p, x, y) : faint_unless_zero(p, x, y);
+        return lpt_to_nearest(MODE) ? faint_product(p, x, y) : faint_unless_zero(p, x, y);
     }
 };
 
@@ -125,6 +127,10 @@ template <class T, int MODE> struct to_added_by {
         V r = sum - shift;
         if (MODE == LPT_NEAREST_AWAY)
             r = size - r == spacing * (T)0.5 ? r + spacing : r;
+        if (MODE == LPT_NEAREST_UP) {
+            const V apart = (V)((U)spacing | minus);
+            r = size - r == apart * (T)0.5 ? r + apart : r;
+        }
         if (MODE == LPT_ODD) {  // the last place of the sum is that of r
             const U even = ((U)sum & 1) - 1, inexact = (U)(r != size);
             const V other = r < size ? spacing : -spacing;
@@ -144,11 +150,11 @@ template <class T, int MODE> struct to_added_by {
         const V size = (V)((U)x & ~(U)sign);
         const V binade = least(most((V)((U)x & (U)exponents), bottom), top), shift = binade * up;
         const V r = (size + shift) - shift;
-        const V rest = MODE == LPT_NEAREST_AWAY ? (V)((U)(r - size) & ~(U)sign) : r;
-        return MODE == LPT_NEAREST_AWAY ? (U)(rest == binade * step * (T)0.5) : (U)(rest == size);
+        const V rest = lpt_to_nearest(MODE) ? (V)((U)(r - size) & ~(U)sign) : r;
+        return lpt_to_nearest(MODE) ? (U)(rest == binade * step * (T)0.5) : (U)(rest == size);
     }
     static LPT_STEP U faint(V p, V x, V y) {
-        return MODE == LPT_NEAREST_AWAY ? (U)spread((T)0) : faint_unless_zero(p, x, y);
+        return lpt_to_nearest(MODE) ? (U)spread((T)0) : faint_unless_zero(p, x, y);
     }
 };
 

@@ -18,6 +18,7 @@
 enum lpt_mode {
     LPT_NEAREST = 0,
     LPT_NEAREST_AWAY = 1,
+    LPT_NEAREST_UP = -1,
     LPT_TOWARD_ZERO = 2,
     LPT_DOWN = 3,
     LPT_UP = 4,
@@ -27,6 +28,11 @@ enum lpt_mode {
     LPT_STOCHASTIC_PRE_ROUNDED = 8,
     LPT_STOCHASTIC_EQUAL = 9
 };
+
+// Whether a mode takes the nearer neighbour, and says something of ties alone.
+LPT_FN constexpr bool lpt_to_nearest(int32_t mode) {
+    return mode == LPT_NEAREST || mode == LPT_NEAREST_AWAY || mode == LPT_NEAREST_UP;
+}
 
 template <int32_t N> struct lpt_constant {
     static constexpr int32_t value = N;
@@ -41,6 +47,7 @@ template <class F> LPT_FN auto lpt_with_mode(int32_t mode, const F &f) {
     switch ((lpt_mode)mode) {
     case LPT_NEAREST: return f(lpt_constant<LPT_NEAREST>());
     case LPT_NEAREST_AWAY: return f(lpt_constant<LPT_NEAREST_AWAY>());
+    case LPT_NEAREST_UP: return f(lpt_constant<LPT_NEAREST_UP>());
     case LPT_TOWARD_ZERO: return f(lpt_constant<LPT_TOWARD_ZERO>());
     case LPT_DOWN: return f(lpt_constant<LPT_DOWN>());
     case LPT_UP: return f(lpt_constant<LPT_UP>());
@@ -318,6 +325,8 @@ LPT_FN typename lpt_carrier<T>::bits lpt_round(typename lpt_carrier<T>::bits u,
         up = (fraction | tie) > half;
     if (MODE == LPT_NEAREST_AWAY)
         up = fraction >= half;
+    if (MODE == LPT_NEAREST_UP)
+        up = (fraction | (~negative & 1)) > half;
     if (MODE == LPT_UP)
         up = (lost & ~negative) != 0;
     if (MODE == LPT_DOWN)

@@ -60,6 +60,10 @@ LPT_FN typename lpt_carrier<T>::bits lpt_round_roomy(typename lpt_carrier<T>::bi
         const U tie = lpt_value<T>(a) - r == half ? ~(U)0 : (U)0;
         r = tie & (MODE == LPT_NEAREST ? below : ~(U)0) ? r + spacing : r;
     }
+    if (MODE == LPT_NEAREST_UP) {
+        const T half = lpt_value<T>(lpt_bits(spacing / 2) | sign);
+        r = lpt_value<T>(a) - r == half ? r + (half + half) : r;
+    }
     if (MODE == LPT_UP || MODE == LPT_DOWN) {
         const U negative = (U)((S)u >> (C::width - 1));  // all ones or none
         const U inward = MODE == LPT_UP ? negative : ~negative;
@@ -172,6 +176,8 @@ LPT_FN typename lpt_carrier<T>::bits lpt_round_plain(typename lpt_carrier<T>::bi
         up = vanishes ? a > c.half_tiny : rest + rest + odd > one;
     if (MODE == LPT_NEAREST_AWAY)
         up = vanishes ? a >= c.half_tiny : ((rest + rest) & ~(one - 1)) != 0;
+    if (MODE == LPT_NEAREST_UP)
+        up = vanishes ? a + !negative > c.half_tiny : rest + rest + !negative > one;
     if (MODE == LPT_UP)
         up = !negative && lost != 0;
     if (MODE == LPT_DOWN)

@@ -123,7 +123,7 @@ void round_matrices(const T *x, T *y, const lpt_matrices &m, int32_t kind, const
 #include "ranges_in_parts.h"
 #include "updates.h"
 
-LPT_API int32_t lpt_abi_version() { return 16; }
+LPT_API int32_t lpt_abi_version() { return 17; }
 
 LPT_API const char *lpt_build_name() { return lpt_chosen->name; }
 

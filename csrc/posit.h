@@ -51,6 +51,8 @@ LPT_FN typename lpt_carrier<T>::bits lpt_round_posit(typename lpt_carrier<T>::bi
         up = tiny || (low << 1) + odd > unit;
     if (MODE == LPT_NEAREST_AWAY)
         up = tiny || low << 1 >= unit;
+    if (MODE == LPT_NEAREST_UP)
+        up = tiny || (low << 1) + (~negative & 1) > unit;
     if (MODE == LPT_UP)
         up = (lost & ~negative) != 0;
     if (MODE == LPT_DOWN)

@@ -56,6 +56,6 @@ LPT_API int32_t lpt_cuda_round_many_f32(float *const *at, const int64_t *n, int6
     return round_grid(lpt_some<float>{at, n, count, keys, drawn}, g, rule, nullptr, device, stream);
 }
 
-LPT_API int32_t lpt_cuda_abi_version() { return 6; }
+LPT_API int32_t lpt_cuda_abi_version() { return 7; }
 
 LPT_API const char *lpt_cuda_error(int32_t code) { return lpt_error_text(code); }

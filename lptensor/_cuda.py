@@ -20,7 +20,7 @@ from lptensor.ranges import Ranges
 from lptensor.rounding import Beyond, Mode, Rounding
 from lptensor.tables import Table
 
-ABI_VERSION = 6
+ABI_VERSION = 7
 
 # Seed and offset of a call's random words; under graph capture a tensor on the device that holds them.
 Key = tuple[int, int] | Tensor | None

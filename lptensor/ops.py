@@ -35,7 +35,7 @@ def round(
     Args:
         x: float32 or float64, dense, of any shape and strides. float64 is rounded once, never through fp32.
         format: any; one of more than 24 significant bits needs float64.
-        rounding: a name ("nearest", "nearest_away", "toward_zero", "down", "up", "odd",
+        rounding: a name ("nearest", "nearest_away", "nearest_up", "toward_zero", "down", "up", "odd",
             "stochastic", "stochastic_equal"), a ``Mode`` or a ``Rounding``, such as ``Stochastic(8)``.
         generator: where stochastic rounding draws its key; torch's CPU generator by default, so
             that ``torch.manual_seed`` repeats it, on any device and number of threads.

@@ -39,9 +39,9 @@ class Posit(Format):
     "nearest" is the standard's rounding (section 4.1): the bit string of x is rounded, ties to the
     even code. So the border between two posits is the posit with one more bit between them; where
     exponent bits are cut off, that is not the arithmetic mean. Beyond +-maxPos it saturates, and nothing
-    but zero becomes zero. "nearest_away" does the same with ties away from zero. The directed modes,
-    "odd" and "stochastic" saturate too, but numbers between 0 and minPos may become either of them,
-    as the mode says. Stochastic rounding is linear in x, with
+    but zero becomes zero. "nearest_away" and "nearest_up" do the same with ties away from zero and up.
+    The directed modes, "odd" and "stochastic" saturate too, but numbers between 0 and minPos may become
+    either of them, as the mode says. Stochastic rounding is linear in x, with
     the probability as in ``TableFormat``.
 
     NaN and infinities become NaN (NaR); there is one zero, and -0 becomes +0. Codes are the bit

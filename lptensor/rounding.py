@@ -28,7 +28,8 @@ class Mode(_Named):
     """How a value between two neighbours of a format is rounded; each mode's name in lower case stands for it too.
 
     - NEAREST: to the nearer one, ties to the even code (IEEE 754-2019 4.3.1, roundTiesToEven).
-    - NEAREST_AWAY: to the nearer one, ties away from zero (roundTiesToAway).
+    - NEAREST_AWAY, NEAREST_UP: to the nearer one, ties away from zero (roundTiesToAway), or toward plus infinity, as
+      floor(x + 1/2) has it.
     - TOWARD_ZERO, DOWN, UP: toward zero, minus infinity, plus infinity (4.3.2).
     - ODD: to the one whose code is odd (Boldo and Melquiond 2008).
     - STOCHASTIC: up with the probability of the fraction; STOCHASTIC_HALF_OFFSET and STOCHASTIC_PRE_ROUNDED are
@@ -63,6 +64,7 @@ class Mode(_Named):
 
     NEAREST = 0, "nearer", "even"
     NEAREST_AWAY = 1, "nearer", "away"
+    NEAREST_UP = -1, "nearer", "up"  # files name modes by their numbers, and those from STOCHASTIC on draw
     TOWARD_ZERO = 2, "zero"
     DOWN = 3, "down"
     UP = 4, "up"

@@ -157,6 +157,7 @@ IN_TILES = (
 OTHERS = (
     *(Accumulator(E4M3, rounding=mode) for mode in Mode),
     *(Accumulator(FP16, order=order) for order in ("kahan", "pairwise", "exact")),
+    *(Accumulator(sum, order="kahan", rounding="nearest_up") for sum in (FP32, BF16, FP16)),
     *(Accumulator(FP16, E5M2, 3, order, "stochastic") for order in ("sequential", "kahan", "pairwise", "exact")),
     Accumulator(BF16, chunk=4, inner=Accumulator(FP16, rounding="stochastic")),
     Accumulator(BF16, chunk=4, order="kahan", inner=Accumulator(FP16, order="pairwise", compute="fp32")),
@@ -286,7 +287,7 @@ def test_every_value_and_midpoint_is_summed_as_exact_rationals(
         acc = Accumulator(sum, compute=compute, rounding=mode)
         library.lpt_emulate_launched()
         _cuda_gemm.gemm(x[None, :, None], torch.ones(1, 1, 17), y, acc, torch.full_like(y, -0.0), KEY, False)
-        tiled = mode != "nearest_away" or sum.exp == 8
+        tiled = mode not in ("nearest_away", "nearest_up") or mode == "nearest_away" and sum.exp == 8
         assert tiled == (b"lpt_gemm_tile" in library.lpt_emulate_launched())
     for column in y[0].T:
         assert_same(column, table.round(x.double().numpy(), mode), x)

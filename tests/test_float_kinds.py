@@ -9,6 +9,7 @@ import torch
 
 from lptensor.formats import FP32, FloatingPoint
 from lptensor.ops import round as round_to
+from lptensor.rounding import Mode
 
 
 def test_the_float_of_fp32s_fields_is_the_identity() -> None:
@@ -16,7 +17,7 @@ def test_the_float_of_fp32s_fields_is_the_identity() -> None:
     bits = torch.randint(-(2**31), 2**31, (200000,)).to(torch.int32)
     x = torch.cat([bits.view(torch.float32), torch.tensor([3, 1, 2.5, -1.5, 0.0, -0.0, math.inf, -math.inf])])
     x = x[~x.isnan()]
-    for mode in ("nearest", "nearest_away", "toward_zero", "down", "up", "odd", "stochastic", "stochastic_equal"):
+    for mode in Mode:
         assert torch.equal(round_to(x, FloatingPoint(exp=8, man=23), mode).view(torch.int32), x.view(torch.int32))
     assert FloatingPoint(exp=8, man=23) == FP32
 

@@ -29,7 +29,6 @@ ORDERS = list(accumulator.ORDERS)
 ORDERS_BUT_KAHAN = [order for order in ORDERS if order != "kahan"]
 KEY = (0x0123456789ABCDEF, 77)
 WANG = FloatingPoint(6, 9)
-DETERMINISTIC = ("nearest", "nearest_away", "toward_zero", "down", "up", "odd")
 SIDES = ("toward_zero", "down", "up")
 
 
@@ -138,7 +137,7 @@ FORMATS = (
 
 
 @st.composite
-def accumulators(draw: Any, modes: tuple[str, ...] = DETERMINISTIC) -> Accumulator:
+def accumulators(draw: Any, modes: tuple[str, ...] = exact.MODES) -> Accumulator:
     order = draw(st.sampled_from(("sequential", "sequential", "pairwise", "kahan", "exact", "aligned")))
     sum, rounding = draw(st.sampled_from(FORMATS)), draw(st.sampled_from(modes))
     chunk = draw(st.sampled_from((1, 1, 2, 3, 5)))
@@ -373,7 +372,7 @@ def test_what_is_beyond_the_largest_value_has_the_odds_that_were_asked_for(
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("mode", [*DETERMINISTIC, "stochastic"])
+@pytest.mark.parametrize("mode", [*exact.MODES, "stochastic"])
 @pytest.mark.parametrize("sum", [FP32, BF16, FP16], ids=repr)
 def test_a_sum_of_zero_is_positive_unless_both_terms_are_negative_zeros(
     implementation: str, dtype: torch.dtype, mode: str, sum: ScalarFormat
@@ -416,7 +415,7 @@ def test_sums_overflow_as_their_format_says(implementation: str, compute: str) -
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("compute", ["exact", "fp32"])
-@pytest.mark.parametrize("mode", [*DETERMINISTIC, "stochastic"])
+@pytest.mark.parametrize("mode", [*exact.MODES, "stochastic"])
 def test_sums_that_propagate_stop_at_the_largest_value_and_keep_infinities(
     mode: str, compute: str, implementation: str
 ) -> None:

@@ -87,7 +87,11 @@ TILED = (
     *(Accumulator(FP16, order=order, compute="fp32") for order in ("kahan", "pairwise")),
     Accumulator(BF16, order="exact"),
     Accumulator(FloatingPoint(8, 22), order="exact", rounding="up"),
-    *(Accumulator(sum, rounding=mode) for sum in (BF16, FixedPoint(12, 4)) for mode in ("nearest_away", "odd")),
+    *(
+        Accumulator(sum, rounding=mode)
+        for sum in (BF16, FP16, FixedPoint(12, 4))
+        for mode in ("nearest_away", "nearest_up", "odd")
+    ),
     Accumulator(FixedPoint(16, 6)),
     Accumulator(FixedPoint(22, 12, symmetric=True)),  # the widest that is added in fp32
     Accumulator(FixedPoint(23, 12)),

@@ -203,7 +203,7 @@ NUMBERED: dict[str, tuple[str, dict[str, int]]] = {
 def test_the_numbers_of_the_kernels_are_those_of_the_rows(enum: str) -> None:
     file, rows = NUMBERED[enum]
     text = (Path(__file__).parents[1] / "csrc" / file).read_text()
-    numbers = re.findall(r"LPT_(\w+) = (\d+)", text.split(f"enum {enum} {{")[1].split("}")[0])
+    numbers = re.findall(r"LPT_(\w+) = (-?\d+)", text.split(f"enum {enum} {{")[1].split("}")[0])
     assert {name.lower(): int(number) for name, number in numbers} == {n.lower(): int(v) for n, v in rows.items()}
 
 

@@ -206,7 +206,9 @@ def test_what_is_no_tensor_is_refused(x: Any) -> None:
 
 
 def test_an_unknown_rounding_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"'nearst'.*nearest, nearest_away, toward_zero, down, up, odd, stochastic"):
+    with pytest.raises(
+        ValueError, match=r"'nearst'.*nearest, nearest_away, nearest_up, toward_zero, down, up, odd, stochastic"
+    ):
         lp_round(numbers(3), E4M3, "nearst")
     with pytest.raises(TypeError, match="got 3"):
         lp_round(numbers(3), E4M3, 3)  # type: ignore[arg-type]

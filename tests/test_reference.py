@@ -77,7 +77,7 @@ def test_rounding_keeps_the_order(case: tuple[Any, torch.Tensor], mode: str) -> 
 
 
 @settings(max_examples=70)
-@given(formats_and_numbers(), st.sampled_from(MODES))
+@given(formats_and_numbers(), st.sampled_from(MODES).filter(lambda mode: mode != "nearest_up"))  # no mode mirrors it
 def test_a_symmetric_format_rounds_the_negative_to_the_negative(case: tuple[Any, torch.Tensor], mode: str) -> None:
     format, x = case
     grid = format.grid

@@ -38,6 +38,7 @@ def row(name: str, *ways: str) -> Mode:
 MEANING: dict[Mode, Callable[[int, Fraction], Any]] = {
     Mode.NEAREST: lambda v, x: (abs(v - x), v % 2),  # IEEE 754-2019 4.3.1
     Mode.NEAREST_AWAY: lambda v, x: (abs(v - x), -abs(v)),
+    Mode.NEAREST_UP: lambda v, x: (abs(v - x), -v),  # floor(x + 1/2)
     Mode.TOWARD_ZERO: lambda v, x: abs(v),  # 4.3.2
     Mode.DOWN: lambda v, x: v,
     Mode.UP: lambda v, x: -v,
@@ -47,7 +48,6 @@ INVENTED: dict[Mode, Callable[[int, Fraction], Any]] = {
     row("NEAREST_ZERO", "nearer", "zero"): lambda v, x: (abs(v - x), abs(v)),  # IEEE 754-2019 9.5
     row("NEAREST_ODD", "nearer", "odd"): lambda v, x: (abs(v - x), v % 2 == 0),
     row("NEAREST_DOWN", "nearer", "down"): lambda v, x: (abs(v - x), v),
-    row("NEAREST_UP", "nearer", "up"): lambda v, x: (abs(v - x), -v),
     row("AWAY", "away"): lambda v, x: -abs(v),
     row("EVEN", "even"): lambda v, x: v % 2,
 }
@@ -55,6 +55,7 @@ INVENTED: dict[Mode, Callable[[int, Fraction], Any]] = {
 BEYOND = {
     Mode.NEAREST: (-math.inf, math.inf),  # IEEE 754-2019 7.4
     Mode.NEAREST_AWAY: (-math.inf, math.inf),
+    Mode.NEAREST_UP: (-math.inf, math.inf),
     Mode.TOWARD_ZERO: (-240.0, 240.0),
     Mode.DOWN: (-math.inf, 240.0),
     Mode.UP: (-240.0, math.inf),

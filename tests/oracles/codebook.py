@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from fractions import Fraction
 
-MODES = ("nearest", "nearest_away", "toward_zero", "down", "up", "odd")
+MODES = ("nearest", "nearest_away", "nearest_up", "toward_zero", "down", "up", "odd")
 
 
 class Listed:
@@ -22,13 +22,13 @@ class Listed:
         if low == high:
             return low
         below, above = self.values[low], self.values[high]
-        if mode in ("nearest", "nearest_away"):
+        if mode in ("nearest", "nearest_away", "nearest_up"):
             nearer = self.nearer(x, below, above)
             if nearer:
                 return low if nearer < 0 else high
             if mode == "nearest_away" and abs(below) != abs(above):
                 return max(low, high, key=lambda i: abs(self.values[i]))
-            return high if mode == "nearest_away" else low + low % 2
+            return low + low % 2 if mode == "nearest" else high
         if mode == "odd":
             return low + (low + 1) % 2
         if mode == "toward_zero":

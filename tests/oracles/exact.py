@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Protocol
 
-MODES = ("nearest", "nearest_away", "toward_zero", "down", "up", "odd")
+MODES = ("nearest", "nearest_away", "nearest_up", "toward_zero", "down", "up", "odd")
 # A mode by its name, or what a random word decides, given how far a value lies between its two neighbours.
 Way = str | Callable[[Fraction], bool]
 FP32_MAX = Fraction(2**24 - 1) * 2**104
@@ -191,6 +191,8 @@ def goes_up(x: Fraction, gap: Gap, mode: Way, negative: bool) -> bool:
             return x > middle or x == middle and (gap.low_is_odd or gap.tie_goes_up)
         case "nearest_away":
             return x >= middle
+        case "nearest_up":
+            return x > middle or x == middle and not negative
         case "toward_zero":
             return False
         case "down":

@@ -60,6 +60,7 @@ def _magnitude(a: Fraction, mode: str, negative: bool) -> Fraction:
         "odd": high_code % 2 == 1,
         "nearest": a - low > high - a or a - low == high - a and high_code % 2 == 0,
         "nearest_away": a - low >= high - a,
+        "nearest_up": a - low > high - a or a - low == high - a and not negative,
     }[mode]
     return high if up else low
 

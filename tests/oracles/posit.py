@@ -10,7 +10,7 @@ from bisect import bisect_right
 from fractions import Fraction
 from functools import cached_property, lru_cache
 
-MODES = ("nearest", "nearest_away", "toward_zero", "down", "up", "odd")
+MODES = ("nearest", "nearest_away", "nearest_up", "toward_zero", "down", "up", "odd")
 
 
 @lru_cache(maxsize=2**16)
@@ -76,11 +76,12 @@ class Posits:
 
     def upward(self, code: int, size: Fraction, negative: bool, mode: str) -> bool:
         """Whether a magnitude strictly between two neighbours takes the upper one."""
-        if mode in ("nearest", "nearest_away"):
+        if mode.startswith("nearest"):
             if code == 0:
                 return True
             border = self.border(code)
-            return size > border or size == border and (mode == "nearest_away" or code % 2 == 1)
+            ties = {"nearest": code % 2 == 1, "nearest_away": True, "nearest_up": not negative}
+            return size > border or size == border and ties[mode]
         return {"toward_zero": False, "down": negative, "up": not negative, "odd": code % 2 == 0}[mode]
 
     def chance(self, x: Fraction) -> Fraction:

@@ -46,6 +46,7 @@ class Table:
         up = {
             "nearest": (a > middle) | (a == middle) & (odd | hole),
             "nearest_away": a >= middle,
+            "nearest_up": (a > middle) | (a == middle) & ~negative,
             "toward_zero": np.zeros_like(odd),
             "down": negative,
             "up": ~negative,
