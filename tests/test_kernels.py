@@ -45,7 +45,8 @@ NARROW = {
     "E4M3 of IEEE 754": FloatingPoint(4, 3),
     "E5M2, saturating": FloatingPoint(5, 2, overflow="saturate"),
     "E5M2, saturating, but for infinities": FloatingPoint(5, 2, overflow="propagate"),
-    "1-4-3 bias 4": FloatingPoint(4, 3, bias=4),  # HFP8, Sun et al., NeurIPS 2019
+    "1-4-3 bias 4": FloatingPoint(4, 3, bias=4),
+    "1-4-3 bias 11": FloatingPoint(4, 3, bias=11, specials="none"),  # HFP8, Sun et al., NeurIPS 2019
     "1-6-9": FloatingPoint(6, 9),  # DLFloat, Agrawal et al., ARITH 2019
     "no subnormals": FloatingPoint(4, 3, subnormals=False),
     "flush to zero": FloatingPoint(4, 3, subnormals="flush"),

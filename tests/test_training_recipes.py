@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -184,8 +186,8 @@ BY_HAND: dict[str, dict[str, Any]] = {
         x=lambda t: lp_round(t, Posit(8, 1)), w=lambda t: lp_round(t, Posit(8, 1)), g=lambda t: lp_round(t, Posit(8, 2))
     ),
     "hfp8": dict(
-        x=lambda t: nearest_of(minifloat(4, 3, 4, 128), t),
-        w=lambda t: nearest_of(minifloat(4, 3, 4, 128), t),
+        x=lambda t: nearest_of(minifloat(4, 3, 11, 128), t),
+        w=lambda t: nearest_of(minifloat(4, 3, 11, 128), t),
         g=e5m2,
         mm=ibm,
     ),
@@ -278,6 +280,13 @@ def test_one_step_is_three_products_of_rounded_operands(name: str) -> None:
         assert torch.allclose(a, b, rtol=1e-5, atol=1e-5 * float(b.abs().max())), product
     exact = linear(dict.fromkeys("xwg", lambda t: t), x, w, g)
     assert torch.allclose(got[0], exact[0], rtol=1e-5) == (name == "mxfp4")
+
+
+def test_hfp8s_bias_comes_on_top_of_the_usual_one() -> None:
+    """LLVM and XLA made float8_e4m3b11fnuz after Sun et al., whose bias of 4 they count as 11."""
+    made_after_it = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3b11fnuz).astype(np.float64)
+    values = recipes.hfp8().operands.forward[0].format.values().tolist()
+    assert set(values) == set(made_after_it[~np.isnan(made_after_it)])
 
 
 def test_guptas_outputs_reach_32_and_everything_else_8() -> None:
