@@ -66,7 +66,7 @@ def format_search(
 
     All layers begin in the widest format. What each layer costs in each narrower one is measured with all
     others wide; then layers are narrowed one step at a time, those first that cost least for the bits they
-    save, and every assignment on the way is measured as a whole: 2 * layers * (formats - 1) + 1 runs. It
+    save, and every assignment on the way is measured as a whole, each once: at most 2 * layers * (formats - 1) runs. It
     is a greedy search: the front is the best found, not the best there is. Layers that share a parameter
     count as one, have one format and go together. A row for each point: bits (the
     mean over the parameters of the layers, shares of scales included), loss, narrowed (steps taken), formats
