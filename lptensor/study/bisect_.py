@@ -51,8 +51,8 @@ def bisect(
     repeats itself) and returns the loss; NaN counts as the worst. It is run once as it is and once with all
     roundings undone, then with those of ever smaller sets undone (delta debugging: Zeller and Hildebrandt
     2002): the answer is a set that recovers the loss, of which no unit can be left out. About
-    2 k log2(units) runs for k culprits. A row for each: undone (how many units), loss, recovered (whether that
-    reaches the target), units (their names, or "all").
+    2 log2(units) runs for one culprit, and 3 to 5 times k log2(units) for k of them. A row for each: undone (how
+    many units), loss, recovered (whether that reaches the target), units (their names, or "all").
 
     Args:
         run: returns a number or a tensor of one.
