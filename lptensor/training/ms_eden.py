@@ -25,7 +25,7 @@ class MSEden:
 
     It is for what a random rotation has gone through, such as ``Hadamard(128, "random")``: over the
     rotations, what is rounded to nearest is x on average but for its length, and each block's scale is
-    stretched to mend that, stochastically, since it has to stay in E4M3. This costs less than half the
+    stretched to mend that, stochastically, since it has to stay in E4M3. This costs about half the
     error of rounding the elements stochastically.
 
     With m the largest magnitude of the tensor, L = 6 / (17/16 * 0.93), g = m / L / 255.99, at least 2**-126, and
