@@ -44,9 +44,10 @@ def convert(target: Target, format: Spec | Mapping[str, Spec], buffers: bool = F
             {path pattern: format or None}. A pattern is a shell pattern for the path of a module or
             parameter ("layers.*.norm") and holds for all below it; the first that matches counts, what
             none matches stays untouched, as an earlier call has left it. Where the rule of a module differs from
-            its parent's, tensors that enter or leave it are recast (None: dequantized); arguments called
-            ``*mask`` are not. A rule for a parameter alone has no such boundary: what is computed with it goes on in
-            low precision. What a ``ModuleList`` or ``ModuleDict`` holds has the module above that for its parent.
+            its parent's, tensors that enter or leave it are recast (None: dequantized), plain ones only if they come
+            from a plain part; arguments called ``*mask`` are not. A rule for a parameter alone has no such boundary:
+            what is computed with it goes on in low precision. What a ``ModuleList`` or ``ModuleDict`` holds has the
+            module above that for its parent.
             Lists, dicts and dataclasses stay the caller's own, and what a module writes to
             them is recast as its outputs are. To make a part plain, name it to its model, ``convert(model,
             {"head": None})``: ``convert(model.head, None)`` knows no surroundings, and a plain part computes as
