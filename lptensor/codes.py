@@ -255,7 +255,8 @@ def scales(x: Tensor, format: BlockFormat) -> Tensor:
     Float64, as many along each axis as there are blocks. The scale of a block that becomes NaN is NaN; where
     one underflows it is 0, as are the values of its block. With them ``round(x, format)`` comes apart: the
     values of a block over its scale are those of the element, which ``encode`` takes; under a ``CurrentRange``
-    with ``zero_points`` added.
+    with ``zero_points`` added. Where a scale is no power of two they are so but for a last bit, which ``encode``
+    rounds away and ``strict`` refuses.
 
     Args:
         x: float32 or float64, or an LPTensor of whatever format; any shape and device.
