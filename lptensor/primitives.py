@@ -23,7 +23,7 @@ _WHOLE = frozenset(
     native_layer_norm native_layer_norm_backward native_group_norm native_group_norm_backward
     native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training _batch_norm_with_update
     native_batch_norm_backward batch_norm_backward _fused_rms_norm _fused_rms_norm_backward
-    mean var var_mean std std_mean linalg_vector_norm
+    mean var var_mean std std_mean linalg_vector_norm norm dist
     sigmoid sigmoid_backward tanh_backward log_sigmoid_forward log_sigmoid_backward silu silu_backward
     gelu gelu_backward elu elu_backward selu celu mish mish_backward softplus softplus_backward
     hardswish hardswish_backward hardsigmoid hardsigmoid_backward leaky_relu leaky_relu_backward
@@ -34,6 +34,9 @@ _WHOLE = frozenset(
     nll_loss_forward nll_loss_backward nll_loss2d_forward nll_loss2d_backward
     """.split()
 )
+
+# Where these have the order of their norm, and its name.
+_ORDERS = {"aten::linalg_vector_norm": (1, "ord"), "aten::norm": (1, "p"), "aten::dist": (2, "p")}
 
 
 def _variance(x: Tensor, dims: Sequence[int] | None = None, correction: float | None = 1, **_: Any) -> Tensor:
@@ -49,17 +52,19 @@ class Primitives(_compat.TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        formula = _formula(func) if contract() == "primitive" and LPTensor in types else None
+        formula = _formula(func, args, kwargs) if contract() == "primitive" and LPTensor in types else None
         if formula is None:
             return func(*args, **kwargs)
         with self:
             return formula(*args, **kwargs)
 
 
-def _formula(func: Any) -> Callable[..., Any] | None:
+def _formula(func: Any, args: Any, kwargs: Any) -> Callable[..., Any] | None:
     if not _compat.is_operator(func):
         return None
     name = _compat.schema(func).name
+    if (order := _ORDERS.get(name)) and (args[order[0]] if len(args) > order[0] else kwargs.get(order[1], 2)) == 0:
+        return None  # it counts what is not zero: its formula adds truth values up, to a plain sum
     if name == "prims::var":
         return _variance
     if name in _WHOLE:

@@ -367,6 +367,18 @@ def test_activations_and_losses_by_primitives() -> None:
     assert same(gate, sigmoid)
 
 
+def test_norms_by_primitives() -> None:
+    x, target = (p.detach() for p in plain_operands((S, S)))
+    low, low_target = x.to_lp(BF16), target.to_lp(BF16)  # type: ignore[attr-defined]
+    with rounding_points("primitive"):
+        distance, norm = F.pairwise_distance(low, low_target, eps=0.5), low.norm(dim=-1)
+        counts = [low.norm(0), torch.linalg.vector_norm(low, ord=0), torch.dist(low, low_target, p=0)]
+    apart = bf16(bf16(x - target) + 0.5)
+    assert same(distance, bf16(bf16(bf16(apart.square()).sum(-1)).sqrt()))
+    assert same(norm, bf16(bf16(bf16(x.square()).sum(-1)).sqrt()))
+    assert all(is_low(count, BF16) and count.item() == x.numel() for count in counts)
+
+
 def test_products_are_primitives() -> None:
     x, w, b = lowered(plain_operands(((3, 5), (4, 5), (4,))))
     with trace() as aten:
