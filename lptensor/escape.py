@@ -87,7 +87,11 @@ def _change(over: _Said | None, new: _Said | None) -> None:
 
 
 def leave(func: Any, result: Tensor, named: bool, operands: Sequence[Tensor] = ()) -> Tensor:
-    """Let the plain ``result`` of an op on LPTensors out, or refuse: also if a gradient would come back that way."""
+    """Let the plain ``result`` of an op on LPTensors out, or refuse: also if a gradient would come back that way.
+
+    Args:
+        operands: of the op, if nothing rounds the gradients that come back to them.
+    """
     if not (result.is_floating_point() or result.is_complex()) or _setting == "allow" or _comes_back(result):
         return result
     unasked = _UNASKED.get(result.dtype)
@@ -113,9 +117,10 @@ def _comes_back(result: Tensor) -> bool:
 
 def _has_gradient(func: Any, operands: Sequence[Tensor]) -> bool:
     """Whether a gradient is to come back to the operands of an op: none does from a factory."""
+    if not torch.is_grad_enabled() or not any(x.requires_grad for x in operands):
+        return False
     name = _compat.schema(func).name.removeprefix("aten::")
-    made = name.startswith("new_") or name.endswith("_like")
-    return torch.is_grad_enabled() and not made and any(x.requires_grad for x in operands)
+    return not (name.startswith("new_") or name.endswith("_like"))
 
 
 def _called_by(package: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -305,6 +305,20 @@ def test_a_write_after_the_function_leaves_its_gradient_right() -> None:
         inner.zero_()
     z.backward(torch.ones(3, 4).to_lp(E5M2))  # type: ignore[attr-defined]
     assert same(w.grad, rounded(torch.ones(3, 4).t() @ before, E5M2))
+
+
+@pytest.mark.parametrize("function", [F.softmax, F.log_softmax, F.softmin])
+def test_a_named_dtype_leaves_and_its_gradient_is_rounded_once(function: Callable[..., Tensor]) -> None:
+    plain, seed = plain_operands((S,))[0], torch.randn(S, dtype=torch.float64)
+    x = lowered([plain])[0]
+    with rounding_points("function"):
+        y = function(x, -1, dtype=torch.float64)
+    y.backward(seed)
+    reference = values(x).clone().requires_grad_()
+    wanted = function(reference, -1, dtype=torch.float64)
+    wanted.backward(seed)
+    assert type(y) is Tensor and torch.equal(y, wanted)
+    assert is_low(x.grad, E5M2) and same(x.grad, rounded(reference.grad, E5M2))
 
 
 def test_double_backward() -> None:
