@@ -92,7 +92,7 @@ class SWALP:
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
-        """The parameters are the mean inside; outside they have their bits back, and torch's CPU generator its state.
+        """The parameters are the mean inside; outside they have their bits back. Swapping draws no random numbers.
 
         An LPTensor rounds the mean to its format; ``convert`` a copy of the model to None for all of it.
 
