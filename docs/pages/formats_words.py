@@ -20,7 +20,8 @@ makes.
 ## How formats are named
 
 A name stands for a call: `E4M3` is `FloatingPoint(4, 3, specials="fn", overflow="saturate")`. *E* counts
-exponent bits and *M* stored mantissa bits; the sign takes one more. A suffix says which codes are given to
+exponent bits and *M* stored mantissa bits; the sign takes one more. (Papers and some tables here write all three: 1-6-9
+is `FloatingPoint(6, 9)`.) A suffix says which codes are given to
 specials: without one, as in IEEE 754; `FN`, finite numbers and NaN but no infinities; `UZ`, an
 unsigned zero, with NaN in the code of -0. `B11` is an exponent bias of 11. Four names keep the meaning that OCP
 gave them instead: `E4M3` is an FN format, and `E3M2`, `E2M3` and `E2M1` have no specials at all.
