@@ -168,6 +168,24 @@ def cube(x: Tensor) -> Tensor:
     return (x * x * x * 1.3).tanh()
 
 
+PARTS: dict[str, Callable[..., Tensor]] = {  # one operation each, if it is not mapped
+    "linear": nn.functional.linear,
+    "addmm": lambda x, w, b: torch.addmm(b, x[None], w.T),
+    "group_norm": lambda x, w, b: nn.functional.group_norm(x[None], 1, w[0], b[:2]),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_what_a_vmap_takes_apart_rounds_at_each_part_as_bfloat16_does(name: str) -> None:
+    """Sums of two terms, which have one order."""
+    x, w, b = torch.randn(500, 2).bfloat16(), torch.randn(3, 2).bfloat16(), torch.randn(3).bfloat16()
+    native = torch.vmap(PARTS[name], in_dims=(0, None, None))(x, w, b)
+    low = [t.float().to_lp(BF16) for t in (x, w, b)]  # type: ignore[attr-defined]
+    mapped = torch.vmap(PARTS[name], in_dims=(0, None, None))(*low)
+    assert torch.equal(values(mapped), native.float())
+    assert not torch.equal(native, torch.stack([PARTS[name](t, w, b) for t in x]))
+
+
 def test_jacobians_and_hessians_hold_the_single_derivatives() -> None:
     (x,) = low(torch.linspace(-1, 1, 6))
     rows = torch.stack([torch.func.grad(lambda t, i=i: cube(t)[i])(x) for i in range(6)])
