@@ -22,9 +22,11 @@ Method = Callable[[Any, Tensor], Tensor]
 def of_values(method: Method) -> Method:
     """A method that rounds a plain tensor, of an LPTensor too: its values are rounded, and lie on its format as well.
 
-    What the method computes on its way is plain, and rounds nowhere else.
+    What the method computes on its way is plain, and rounds nowhere else. It branches on values and holds formats, of
+    which Dynamo makes nothing: a compiled function calls it between graphs.
     """
 
+    @_compat.break_graph
     @functools.wraps(method)
     def run(self: Any, x: Tensor) -> Tensor:
         if not isinstance(x, LPTensor):

@@ -12,15 +12,37 @@ from torch import nn
 from torch.optim import SGD
 
 from compiling import compile_anew as compile_anew
-from lptensor.training import DynamicFixedPoint, Flexpoint, round_layers
+from lptensor import BF16, to_lp
+from lptensor.training import (
+    HBFP,
+    LUQ,
+    S2FP8,
+    SAWB,
+    Blockwise,
+    DoReFaActivation,
+    DoReFaGradient,
+    DoReFaWeight,
+    DynamicFixedPoint,
+    Expansion,
+    Flexpoint,
+    FourOverSix,
+    MSEden,
+    ThreeQuarters,
+    WageActivation,
+    WageError,
+    WageGradient,
+    WageWeight,
+    round_layers,
+)
 from recipe_list import RECIPES
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # within torch's own compiler
     pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning"),
 ]
+BETWEEN_GRAPHS = ("dorefa", "fp8_delayed", "hbfp", "luq", "quartet", "s2fp8", "wage")
 COMPILED: dict[str, Callable[[Any], Any]] = {
-    **{n: lambda net, n=n: RECIPES[n]().model(net) for n in ("fp8_delayed", "hbfp", "quartet", "s2fp8", "wage")},  # type: ignore[misc]
+    **{n: lambda net, n=n: RECIPES[n]().model(net) for n in BETWEEN_GRAPHS},  # type: ignore[misc]
     "dfxp": lambda net: round_layers(net, *[lambda: DynamicFixedPoint(8, interval=1)] * 3),
     "flexpoint": lambda net: round_layers(net, *[lambda: Flexpoint(8)] * 3),
 }
@@ -43,3 +65,24 @@ def test_a_compiled_model_trains_as_in_eager_mode(name: str) -> None:
         model.eval()
         runs.append([*outputs, call(x[3]), *model.state_dict().values()])
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+ROUNDERS: list[Any] = [HBFP(), LUQ(), S2FP8(), SAWB(), Blockwise(min_size=0), DoReFaActivation(2), DoReFaGradient(4)]
+ROUNDERS += [DoReFaWeight(3), Expansion(BF16), FourOverSix(), MSEden(), ThreeQuarters(), WageActivation(), WageError()]
+ROUNDERS += [WageGradient(), WageWeight()]
+
+
+@pytest.mark.parametrize("low", [False, True])
+@pytest.mark.parametrize("rounder", ROUNDERS, ids=lambda rounder: type(rounder).__name__)
+def test_a_compiled_function_calls_what_rounds_by_values(rounder: Any, low: bool) -> None:
+    x = to_lp(torch.randn(8, 32), BF16) if low else torch.randn(8, 32)
+
+    def f(x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = rounder(x * 2) + 1
+        return y
+
+    results = []
+    for call in (f, torch.compile(f, backend="aot_eager")):
+        torch.manual_seed(0)
+        results.append(call(x))
+    assert type(results[0]) is type(results[1]) is type(x) and bool((results[0] == results[1]).all())
