@@ -16,11 +16,12 @@ from lptensor.base import set_int
 from lptensor.formats import FixedPoint
 from lptensor.ops import round_fresh
 from lptensor.rounding import as_rounding
-from lptensor.text import renamed
+from lptensor.text import constant, renamed
 
 SIGNS = ("fixed", "random", "none")
 
 
+@constant
 @renamed(block="block_size")
 @dataclass(frozen=True)
 class Hadamard:

@@ -16,6 +16,7 @@ from lptensor.hadamard import Hadamard
 from lptensor.ops import round_fresh
 from lptensor.rounding import Mode, Rounding, as_rounding, show_rounding
 from lptensor.scaling import PER_TENSOR, Tile
+from lptensor.text import constant
 from lptensor.unscaled_sums import Factor, take_apart
 
 
@@ -27,6 +28,7 @@ class Product(enum.Enum):
     GRAD_WEIGHT = "grad_weight"
 
 
+@constant
 @dataclass(frozen=True)
 class Operand:
     """How one operand of a product is rounded: a format and a rounding.
@@ -97,6 +99,7 @@ Given = Operand | Format | None
 Pair = tuple[Operand | None, Operand | None]
 
 
+@constant
 @dataclass(frozen=True)
 class Gemm:
     """What the operands of each of a layer's three products are rounded to before they are multiplied.

@@ -10,7 +10,7 @@ import torch
 
 from lptensor.base import check_bool, check_int, check_positive, no_format, set_int, set_number
 from lptensor.formats import FP32, Grid, ScalarFormat
-from lptensor.text import call
+from lptensor.text import call, constant
 
 # The significand of a block's maximum above which its exponent goes one up, by the grid of an element; none is above 2.
 SCALE_RULES: dict[str, Callable[[Grid], float]] = {
@@ -28,6 +28,7 @@ def check_one_of(name: str, value: object, allowed: Iterable[object]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
 
 
+@constant
 @dataclass(frozen=True, repr=False)
 class Tile:
     """Which elements share a scale: the widths of a tile along some axes.
@@ -122,6 +123,7 @@ class Scaling:
         return call(self)
 
 
+@constant
 @dataclass(frozen=True, repr=False)
 class PowerOfTwo(Scaling):
     """A fixed scale 2**exponent: the grid of the format moves, element by element, nothing else changes.
@@ -145,6 +147,7 @@ class PowerOfTwo(Scaling):
         set_int(self, "exponent", -300, 300)
 
 
+@constant
 @dataclass(frozen=True, repr=False)
 class CurrentMaximum(Scaling):
     """Scales made from the largest magnitude of what is being rounded, a tensor or each tile of it.
@@ -236,6 +239,7 @@ class CurrentMaximum(Scaling):
         return self.scale.grid.precision == 1
 
 
+@constant
 @dataclass(frozen=True, repr=False)
 class CurrentRange(Scaling):
     """Scales and zero points made from the smallest and the largest of what is being rounded, a tensor or each tile.
@@ -283,6 +287,7 @@ class CurrentRange(Scaling):
         check_bool("reciprocal", self.reciprocal)
 
 
+@constant
 @dataclass(frozen=True, repr=False)
 class DelayedMaximum(Scaling):
     """One scale for a tensor, from the largest magnitudes of earlier ones (Micikevicius et al., 2209.05433).

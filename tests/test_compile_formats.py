@@ -16,18 +16,27 @@ from lptensor import (
     BF16,
     E4M3,
     E5M2,
+    INT8,
     MXFP4,
     NF4,
     NVFP4,
     Arithmetic,
     BlockFloatingPoint,
+    Channel,
+    CurrentMaximum,
+    CurrentRange,
     FixedPoint,
     FloatingPoint,
     Format,
+    Gemm,
+    Hadamard,
     LPTensor,
+    Operand,
     Quantizer,
     Rounding,
+    Scaled,
     Stochastic,
+    Tile,
     quantizer,
 )
 from lptensor.tensor import enter
@@ -75,6 +84,10 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "rounding and grad": lambda x: x.to_lp(E4M3, rounding="up", grad=E5M2),  # type: ignore[attr-defined]
     "an arithmetic": lambda x: x.to_lp(SPLIT),  # type: ignore[attr-defined]
     "an arithmetic made inside": lambda x: x.to_lp(Arithmetic(E4M3, backward=E5M2)),  # type: ignore[attr-defined]
+    "scales made inside": lambda x: x.to_lp(Scaled(E4M3, CurrentMaximum(Tile((1, 16)), scale=BF16))),  # type: ignore[attr-defined]
+    "a range made inside": lambda x: lp.round(x, Scaled(INT8, CurrentRange(Channel(0)))),
+    "operands made inside": lambda x: x.to_lp(Arithmetic(BF16, operands=Gemm(Operand(MXFP4, "up"), MXFP4))) @ x.T,  # type: ignore[attr-defined]
+    "a transform made inside": lambda x: x.to_lp(Arithmetic(BF16, operands=Gemm(MXFP4, transform=Hadamard(16)))) @ x.T,  # type: ignore[attr-defined]
     "the function": lambda x: lp.tensor.to_lp(x, SPLIT),
     "a recast": lambda x: (x.to_lp(SPLIT) * 1.3).to_lp(BF16),  # type: ignore[attr-defined]
     "its own arithmetic": lambda x: (x * 3).to_lp(x.to_lp(SPLIT).arithmetic),  # type: ignore[attr-defined]
@@ -93,6 +106,10 @@ ONLY_LATER = {
     "a format made inside": MADE_INSIDE,
     "a format by position": MADE_INSIDE,
     "a codebook": MADE_INSIDE,
+    "scales made inside": MADE_INSIDE,
+    "a range made inside": MADE_INSIDE,
+    "operands made inside": MADE_INSIDE,
+    "a transform made inside": MADE_INSIDE,
     "an arithmetic made inside": MADE_INSIDE,
     "its own arithmetic": MADE_INSIDE,
     "a quantizer made inside": since("2.13", "Dynamo makes no callable object within a graph"),
