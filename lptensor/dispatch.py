@@ -222,12 +222,21 @@ def _mutate(func: Any, rule: Rule, cls: Any) -> Runner:
             elif isinstance(target, (list, tuple)):
                 _all_written([item for item in target if type(item) is cls], rounds)
 
+    def leaving(args: tuple[Any, ...], kwargs: dict[str, Any], found: list[Any]) -> None:
+        if all(type(x) is cls for place in rule.writes for x in each(argument(place, args, kwargs))):
+            return
+        for x in found:  # what it writes to a plain tensor is plain, and so would its gradient be
+            if x.grad_fn is not None:
+                x._let_plain_gradients_enter()
+
     def run(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         found: list[Any] = []
         plain = unwrap(args, cls, found)
         named = dict(zip(kwargs, unwrap(tuple(kwargs.values()), cls, found), strict=True)) if kwargs else kwargs
         rounds = not (rule.selects and common_grid(rule, args, kwargs, cls))
         grid = (join(found), in_backward()) if makes else None
+        if not makes and torch.is_grad_enabled():
+            leaving(args, kwargs, found)
         try:
             if direct(found) and not copies_double(func, plain):
                 out = fast(*plain, **named)

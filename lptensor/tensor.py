@@ -130,6 +130,16 @@ class LPTensor(Traceable, Sharded, Surface, Tensor):  # type: ignore[misc]
         """
         return _apply(_Leave, self, self._arithmetic)
 
+    def _let_plain_gradients_enter(self) -> None:
+        """Round the gradient of this result, once it is there, if it comes from plain tensors alone."""
+        arithmetic = self._arithmetic
+
+        def enter(grad: Tensor) -> Tensor:
+            plain = not is_low(grad) and grad.layout is torch.strided
+            return _apply(_EnterGradient, grad, arithmetic) if plain else grad
+
+        self.register_hook(enter)  # type: ignore[no-untyped-call]
+
 
 @_compat.run_by_python
 def _apply(function: type[torch.autograd.Function], *args: Any) -> Tensor:

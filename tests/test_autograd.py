@@ -299,6 +299,47 @@ def test_an_optimizer_step_in_a_hook_of_the_backward_pass_rounds_to_the_forward_
         assert is_low(a, BF16) and same(a, b) and not a._gradient
 
 
+def _put(x: Tensor, how: str) -> Tensor:
+    """``x`` written to a plain fp32 tensor."""
+    u, rows = torch.zeros(x.shape), torch.arange(len(x))
+    where = torch.ones(x.shape, dtype=torch.bool)
+    index: Any = {"a slice": slice(None), "a list": rows}.get(how)
+    if index is not None:
+        u[index] = x
+        return u
+    written = {
+        "copy_": lambda: u.copy_(x),
+        "add_": lambda: u.add_(x),
+        "addcmul_": lambda: u.addcmul_(x, torch.ones(())),
+        "index_add_": lambda: u.index_add_(0, rows, x),
+        "scatter_": lambda: u.scatter_(0, rows[:, None].expand_as(x), x),
+        "masked_scatter_": lambda: u.masked_scatter_(where, x),
+    }
+    return written[how]()
+
+
+@pytest.mark.parametrize(
+    "how", ["a slice", "a list", "copy_", "add_", "addcmul_", "index_add_", "scatter_", "masked_scatter_"]
+)
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_a_gradient_that_comes_back_from_a_plain_tensor_rounds(how: str, create_graph: bool) -> None:
+    """What is written to a plain tensor is plain; its gradient is cast where it comes back, as to a native dtype."""
+    x, v = leaf(6, 5), torch.randn(6, 5)
+    u = _put(x * 3, how)
+    assert type(u) is Tensor and same(u, rounded(values(x) * 3, BF16))
+    (grad,) = torch.autograd.grad((u * v).sum(), x, create_graph=create_graph)
+    assert is_low(grad, E5M2) and same(grad, rounded(rounded(v, E5M2) * 3, E5M2))
+
+
+@pytest.mark.parametrize("how", ["a slice", "copy_", "add_"])
+def test_such_a_gradient_is_that_of_the_native_dtype(how: str) -> None:
+    x, v = leaf(6, 5, arithmetic=BF16), torch.randn(6, 5)
+    native = values(x).bfloat16().requires_grad_()
+    for p in (x, native):
+        (_put(p * 3, how) * v).sum().backward()
+    assert is_low(x.grad, BF16) and same(x.grad, native.grad)
+
+
 def test_a_write_in_a_hook_takes_the_format_of_its_destination() -> None:
     x, average = leaf(30), torch.zeros(30).to_lp(BOTH)
 
