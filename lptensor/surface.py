@@ -146,12 +146,8 @@ class Surface:
 
     @data.setter
     def data(self, value: Tensor) -> None:
-        if not isinstance(value, Tensor) or value.shape != self._inner.shape:
-            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(
-                f".data of an LPTensor takes a tensor of its shape {tuple(self._inner.shape)}, got {got}; "
-                "make a new parameter for another shape"
-            )
+        if not isinstance(value, Tensor):
+            raise TypeError(f".data of an LPTensor takes a tensor, got {type(value).__name__}")
         if value.dtype is not torch.float32:  # model.double() comes here
             raise TypeError(
                 f".data of an LPTensor takes float32 values, got {value.dtype}; say .float(), or take the model out "
@@ -163,11 +159,14 @@ class Surface:
                 "tensor with .to(), or its module"
             )
         with torch.no_grad():
-            fresh: Any = torch.empty_like(self)  # type: ignore[arg-type]
+            alike = value.shape == self._inner.shape
+            fresh: Any = torch.empty_like(self) if alike else self.new_empty(value.shape)  # type: ignore[arg-type, attr-defined]
             fresh.copy_(value)
             self._inner = fresh._inner
-            if (self.stride(), self.storage_offset()) != (self._inner.stride(), self._inner.storage_offset()):  # type: ignore[attr-defined]
-                _compat.take_form(self, self._inner)  # type: ignore[arg-type]
+            held: Any = self
+            mine, new = ((x.shape, x.stride(), x.storage_offset()) for x in (held, fresh))
+            if mine != new:
+                _compat.take_form(held, self._inner)
 
     @_compat.run_by_python
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
