@@ -7,8 +7,8 @@ import functools
 import inspect
 import os
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
@@ -600,7 +600,22 @@ def traced_by_mode() -> bool:
 
 def traced() -> bool:
     """The same, or whether ``torch.jit.trace`` looks on."""
-    return traced_by_mode() or torch._C._get_tracing_state() is not None
+    return traced_by_mode() or jit_traces()
+
+
+def jit_traces() -> bool:
+    """Whether ``torch.jit.trace`` looks on. Without it what is written behind its back is lost from its graph."""
+    return torch._C._get_tracing_state() is not None
+
+
+@contextmanager
+def recording() -> Iterator[None]:
+    """Let ``torch.jit.trace`` see the ops called in here, within an op of ours. Without it a convolution is missing."""
+    torch._C._dispatch_tls_set_dispatch_key_excluded("Tracer", False)
+    try:
+        yield
+    finally:
+        torch._C._dispatch_tls_set_dispatch_key_excluded("Tracer", True)
 
 
 def latest_mode() -> TorchDispatchMode | None:

@@ -33,6 +33,7 @@ from lptensor.escape import leave
 from lptensor.exact_ops import correct
 from lptensor.limits import within_limits
 from lptensor.next_values import to_next_value, to_next_value_in_place
+from lptensor.recorded import recorded, unrecorded
 from lptensor.rules import Kind, Rule, argument, rule_for
 from lptensor.running_product import CARRIES, TURNS, carried, turn
 from lptensor.unscale import unscaled
@@ -68,6 +69,8 @@ _SPECIAL: dict[str, Callable[[Runner], Runner]] = {
     "aten::nextafter": to_next_value,
     "aten::nextafter_": to_next_value_in_place,
     "aten::_embedding_bag_backward": entry_by_entry,
+    "aten::convolution": recorded,
+    "aten::_convolution": unrecorded,
     "aten::_amp_foreach_non_finite_check_and_unscale_": unscaled,
     **dict.fromkeys(CARRIES, carried),
 }

@@ -32,7 +32,7 @@ LAYERS = (
     ("gemm",),
     ("codes", "describe", "finfo", "neighbours", "packing", "interop"),
     ("hadamard", "operands", "odd_sums", "unscaled_sums"),
-    ("arithmetic", "rules", "escape", "exact_ops", "limits", "unscale", "bags", "composites"),
+    ("arithmetic", "rules", "escape", "exact_ops", "limits", "unscale", "bags", "recorded", "composites"),
     ("arguments", "watch"),
     ("running_product", "sums", "multiply", "unfolded", "attention", "products", "computing"),
     ("next_values",),

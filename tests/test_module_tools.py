@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from low import is_low, rounded, same, values
-from lptensor import BF16, E4M3, E5M2, Arithmetic, LPTensor, convert
+from lptensor import BF16, E4M3, E5M2, Arithmetic, Gemm, LPTensor, convert
 from op_samples import bits
 from oracles.aten_reference import AtenReference
 from twins import saturating
@@ -84,6 +86,28 @@ def test_a_trace_of_a_model_rounds_alike(make: Callable[..., Any]) -> None:
     model = convert(nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.Linear(4, 2)), BOTH)
     x = torch.randn(5, 3).to_lp(BOTH)  # type: ignore[attr-defined]
     assert same(make(model, x)(x), model(x)) and is_low(make(model, x)(x), E4M3)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    "layer, shape",
+    [
+        (nn.Conv1d(2, 3, 2), (2, 2, 5)),
+        (nn.Conv2d(2, 4, 3, 2, padding=1, groups=2), (1, 2, 5, 5)),
+        (nn.Conv3d(1, 2, 2), (1, 1, 3, 3, 3)),
+        (nn.ConvTranspose2d(2, 3, 2), (1, 2, 3, 3)),
+    ],
+)
+@pytest.mark.parametrize("operands", [None, Gemm(forward=(E5M2, E4M3), grad_weight=(E5M2, E4M3))])
+def test_a_trace_has_the_convolutions(layer: nn.Module, shape: tuple[int, ...], operands: Any) -> None:
+    model, x = convert(copy.deepcopy(layer), replace(BOTH, operands=operands)), torch.randn(shape)
+    traced = torch.jit.trace(model, (x,))
+    grads = []
+    for run in (model, traced):
+        model.zero_grad()
+        run(x).square().sum().backward()
+        grads.append([p.grad for p in model.parameters()])
+    assert same(traced(x), model(x)) and is_low(traced(x), E4M3) and all(map(same, *grads))
 
 
 def test_a_functional_call_takes_parameters_of_any_format() -> None:
