@@ -171,8 +171,12 @@ def _plan(model: nn.Module, rules: PathRules, buffers: bool) -> Plan:
 
 
 def _refuse_unfit(path: str, tensor: Tensor) -> None:
-    """Refuse a tensor that is neither plain and dense nor low precision."""
-    foreign = _compat.wraps_tensors(tensor) and not isinstance(tensor, LPTensor)
+    """Refuse a tensor that is neither plain and dense nor low precision.
+
+    A class of another library may mean something to it, as a point on a manifold does to an optimizer.
+    """
+    ours, torchs = isinstance(tensor, LPTensor), type(tensor).__module__.partition(".")[0] == "torch"
+    foreign = not ours and (not torchs or _compat.wraps_tensors(tensor))
     if foreign or tensor.layout is not torch.strided:
         what = f"a {type(tensor).__name__}" if foreign else f"a tensor of {tensor.layout}"
         raise TypeError(
@@ -245,7 +249,7 @@ def _carry_out(model: nn.Module, plan: Plan) -> None:
     _let_go_of_results(touched)
     for i, module in enumerate(touched):
         try:
-            with _swapping(), _without_lazy(module):
+            with _swapping(), _without_others(module, plan):
                 _compat.replace_tensors(module, apply)
         except BaseException as error:  # also the user's: Ctrl-C, or what a format of his raises
             _undo(touched[: i + 1], before, gradients, {id(new): plan[old][0] for old, new in after.items()})
@@ -258,15 +262,19 @@ def _carry_out(model: nn.Module, plan: Plan) -> None:
 
 
 @contextlib.contextmanager
-def _without_lazy(module: nn.Module) -> Iterator[None]:
-    """Leave out the parameters that have no shape yet, of which torch cannot make new ones."""
+def _without_others(module: nn.Module, plan: Plan) -> Iterator[None]:
+    """Leave out the parameters that stay as they are: of some classes, and without a shape, torch makes no new ones."""
+
+    def stays(x: Tensor | None) -> bool:
+        return x is None or id(x) not in plan or plan[id(x)][1] is None and not isinstance(x, LPTensor)
+
     own = _compat.parameters(module)
-    lazy = {name: p for name, p in own.items() if p is not None and nn.parameter.is_lazy(p)}
-    own.update(dict.fromkeys(lazy))
+    others = {name: p for name, p in own.items() if p is not None and stays(p) and stays(p.grad)}
+    own.update(dict.fromkeys(others))
     try:
         yield
     finally:
-        own.update(lazy)
+        own.update(others)
 
 
 def _let_go_of_results(modules: list[nn.Module]) -> None:

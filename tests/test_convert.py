@@ -692,6 +692,26 @@ def test_parameters_of_other_classes_are_named_before_anything_changes() -> None
     assert type(model[0].weight) is nn.Parameter
 
 
+class Manifold(nn.Parameter):
+    """As libraries have parameters by whose class their optimizers and operators go."""
+
+
+class Rotation(Tensor):
+    pass
+
+
+@pytest.mark.parametrize("make", [Manifold, lambda x: nn.Parameter(x.as_subclass(Rotation))])
+def test_parameters_whose_class_means_something_to_a_library_keep_it(make: Callable[[Tensor], Tensor]) -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model[1].weight = p = make(torch.ones(2, 2))
+    kind = type(p)
+    with pytest.raises(TypeError, match=f"'1.weight' is a {kind.__name__}, .* leave it out: {{'1.weight': None, ...}}"):
+        convert(model, E4M3)
+    assert type(model[0].weight) is nn.Parameter
+    convert(model, {"1.weight": None, "*": E4M3})
+    assert isinstance(model[0].weight, LPTensor) and model[1].weight is p and type(p) is kind
+
+
 def test_a_parameter_is_made_anew_as_libraries_make_theirs() -> None:
     p = convert(nn.Linear(2, 2), E4M3).weight
     p.requires_grad_(False)
