@@ -36,6 +36,7 @@ from lptensor.next_values import to_next_value, to_next_value_in_place
 from lptensor.recorded import recorded, unrecorded
 from lptensor.rules import Kind, Rule, argument, rule_for
 from lptensor.running_product import CARRIES, TURNS, carried, turn
+from lptensor.sparse_extremes import with_places
 from lptensor.unscale import unscaled
 from lptensor.watch import round_, round_all
 
@@ -69,6 +70,7 @@ _SPECIAL: dict[str, Callable[[Runner], Runner]] = {
     "aten::nextafter": to_next_value,
     "aten::nextafter_": to_next_value_in_place,
     "aten::_embedding_bag_backward": entry_by_entry,
+    "aten::_sparse_mm_reduce_impl": with_places,
     "aten::convolution": recorded,
     "aten::_convolution": unrecorded,
     "aten::_amp_foreach_non_finite_check_and_unscale_": unscaled,

@@ -340,6 +340,23 @@ def test_such_a_gradient_is_that_of_the_native_dtype(how: str) -> None:
     assert is_low(x.grad, BF16) and same(x.grad, native.grad)
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
+@pytest.mark.parametrize("reduce", ["sum", "mean", "amax", "amin"])
+def test_a_product_with_a_sparse_matrix_gives_gradients_to_the_rows_it_took(reduce: str) -> None:
+    """Once torch read past the end of an empty tensor there, for amax and amin."""
+    matrix = torch.randn(6, 7).relu() + torch.eye(6, 7)
+    x = leaf(7, 3)
+    y = torch.sparse.mm(matrix.to_sparse_csr(), x, reduce)
+    plain = values(x).requires_grad_()
+    rows = [matrix[i, matrix[i] != 0, None] * plain[matrix[i] != 0] for i in range(6)]
+    want = torch.stack([getattr(row, reduce)(0) for row in rows])
+    torch.testing.assert_close(values(y), rounded(want.detach(), BF16), rtol=2**-7, atol=1e-6)
+    (y * 2).sum().backward()
+    (want * 2).sum().backward()
+    assert is_low(y, BF16) and is_low(x.grad, E5M2)
+    torch.testing.assert_close(values(x.grad), rounded(plain.grad, E5M2), rtol=0.25, atol=1e-6)  # type: ignore[arg-type]
+
+
 def test_a_write_in_a_hook_takes_the_format_of_its_destination() -> None:
     x, average = leaf(30), torch.zeros(30).to_lp(BOTH)
 
