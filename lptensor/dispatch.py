@@ -28,6 +28,7 @@ from lptensor.arguments import (
 from lptensor.bags import entry_by_entry
 from lptensor.blocks import BlockFormat
 from lptensor.computing import computed, copies_double, each_once, write
+from lptensor.ctc import with_exact_likelihood
 from lptensor.direction import in_backward, side_of_copy
 from lptensor.escape import leave
 from lptensor.exact_ops import correct
@@ -70,6 +71,7 @@ _SPECIAL: dict[str, Callable[[Runner], Runner]] = {
     "aten::nextafter": to_next_value,
     "aten::nextafter_": to_next_value_in_place,
     "aten::_embedding_bag_backward": entry_by_entry,
+    "aten::_ctc_loss_backward": with_exact_likelihood,
     "aten::_sparse_mm_reduce_impl": with_places,
     "aten::convolution": recorded,
     "aten::_convolution": unrecorded,

@@ -82,6 +82,8 @@ _STATISTICS = {
     "aten::nll_loss_forward": {1},
     "aten::nll_loss2d_forward": {1},
     "aten::_ctc_loss": {1},
+    "aten::_cudnn_ctc_loss": {1},
+    "aten::miopen_ctc_loss": {1},
 }
 
 _LAYER = "would round the work of a whole layer once: call lptensor.convert on the model, or "

@@ -340,6 +340,19 @@ def test_such_a_gradient_is_that_of_the_native_dtype(how: str) -> None:
     assert is_low(x.grad, BF16) and same(x.grad, native.grad)
 
 
+@pytest.mark.parametrize("kind", [tuple, torch.tensor])
+@pytest.mark.parametrize("format", [BF16, FP16, E4M3])
+def test_ctc_loss_saves_the_exact_likelihood(format: Format, kind: Callable[[Any], Any]) -> None:
+    """Its gradient is made of e to the power of the loss: a rounded one would scale it."""
+    targets, lengths, sizes = torch.randint(1, 9, (2, 12)), kind([60, 41]), kind([12, 7])
+    arithmetic = Arithmetic(format, backward=BF16)
+    low = F.log_softmax(torch.randn(60, 2, 9), -1).to_lp(arithmetic).requires_grad_()  # type: ignore[attr-defined]
+    plain = values(low).clone().requires_grad_()
+    loss, want = (F.ctc_loss(x, targets, lengths, sizes, reduction="sum") for x in (low, plain))
+    loss.backward(), want.backward()
+    assert is_low(loss, format) and is_low(low.grad, BF16) and same(low.grad, rounded(plain.grad, BF16))  # type: ignore[arg-type]
+
+
 @pytest.mark.filterwarnings("ignore:Sparse CSR")
 @pytest.mark.parametrize("reduce", ["sum", "mean", "amax", "amin"])
 def test_a_product_with_a_sparse_matrix_gives_gradients_to_the_rows_it_took(reduce: str) -> None:

@@ -57,6 +57,9 @@ SAVED = {
     "_ctc_loss": (1,),
 }
 
+# Results that an op returns, and saves for its own backward too: there, the sixth operand, they are not rounded.
+SAVED_TOO = {"_ctc_loss": 0}
+
 # They write running statistics that their schemas do not mark.
 UNMARKED_WRITES = {"native_batch_norm": (3, 4), "cudnn_batch_norm": (3, 4)}
 
@@ -74,6 +77,7 @@ class AtenReference(TorchDispatchMode):
         self._round = forward
         # What rounds writes to a storage. The storages stay alive, so that no address comes back.
         self._low: dict[int, tuple[Any, Round]] = {}
+        self._exact: dict[int, Tensor] = {}  # by storage, what was rounded of the results that are saved too
 
     def low(self, x: Tensor) -> Tensor:
         """A copy of ``x`` on the forward format that counts as low precision."""
@@ -103,8 +107,13 @@ class AtenReference(TorchDispatchMode):
         known = {_key(x) for x in given}
         if not any(key in self._low for key in known):
             return func(*args, **kwargs)
-        out = run(func, args, kwargs, getattr(self.forward, "dtype", None))
         schema, name = func._schema, func._schema.name.partition("::")[2]
+        if name.removesuffix("_backward") in SAVED_TOO and name.endswith("_backward"):
+            args = (*args[:5], self._exact[_key(args[5])], *args[6:])
+        out = run(func, args, kwargs, getattr(self.forward, "dtype", None))
+        if name in SAVED_TOO:
+            result = out[SAVED_TOO[name]]
+            self._exact[_key(result)] = result.clone()
         if torch.Tag.inplace_view in func.tags or name in ("resize_", "resize_as_", "set_"):
             return out
         unmarked = UNMARKED_WRITES.get(name, ())
