@@ -14,6 +14,7 @@ from lptensor.accumulator import Accumulator
 from lptensor.arguments import Opened, join, wide
 from lptensor.arithmetic import Arithmetic
 from lptensor.exact_ops import correct
+from lptensor.grouped import IN_FLOAT64
 from lptensor.odd_sums import in_double
 from lptensor.products import PRODUCTS, WRITTEN, multiplied, refuse_product
 from lptensor.rules import argument
@@ -73,7 +74,7 @@ def computed(op: Opened) -> Any:
     """What an op gives: in float64, by a product with rounded operands, or added up, as its arithmetic says."""
     func, plain, named, run = op.func, op.plain, op.named, correct(op.func)
     if wide(op.found):
-        run = in_double(func, _all_single((*plain, *named.values())))
+        run = IN_FLOAT64.get(func) or in_double(func, _all_single((*plain, *named.values())))
         plain, named = widened(plain), widened(named)
         plain = tuple(torch.float64 if value is torch.float32 else value for value in plain)
         named = {name: torch.float64 if value is torch.float32 else value for name, value in named.items()}

@@ -208,6 +208,29 @@ def test_gradients_are_computed_in_float64_too() -> None:
         assert torch.equal(lp_grad.dequantize(), grad.float())  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("shapes", [((8, 4), (3, 4, 8)), ((3, 4, 8), (8, 8)), ((4, 8), (8, 8)), ((3, 4, 8), (3, 8, 4))])
+def test_groups_of_rows_are_multiplied_in_float64(shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
+    """torch's own product of groups has fp32 and less; that of one group is the product that there is of matrices."""
+    low = [torch.randn(s).to_lp(Arithmetic(FP32, compute=torch.float64)).requires_grad_() for s in shapes]  # type: ignore[attr-defined]
+    wide = [x.dequantize().detach().double().requires_grad_() for x in low]
+    offs = None if len(shapes[0]) == len(shapes[1]) == 3 else torch.tensor([2, 3, 8], dtype=torch.int32)
+    got = torch.ops.aten._grouped_mm(*low, offs)
+    a, b = wide
+    if offs is None:
+        want = a @ b
+    elif a.dim() == b.dim():
+        want = torch.stack([a[:, :2] @ b[:2], a[:, 2:3] @ b[2:3], a[:, 3:] @ b[3:]])
+    elif a.dim() == 2:
+        want = torch.cat([a[:2] @ b[0], a[2:3] @ b[1], a[3:] @ b[2]])
+    else:
+        want = torch.cat([a[0] @ b[:, :2], a[1] @ b[:, 2:3], a[2] @ b[:, 3:]], 1)
+    assert torch.equal(got.dequantize(), want.float())
+    seed = torch.randn(want.shape)
+    got.backward(seed), want.backward(seed.double())
+    for x, y in zip(low, wide, strict=True):
+        assert torch.equal(x.grad.dequantize(), y.grad.float())  # type: ignore[union-attr, attr-defined]
+
+
 def test_plain_float64_operands_and_numbers_are_used_exactly() -> None:
     x = lp(torch.ones(1), Arithmetic(FP32, rounding="up", compute=torch.float64))
     tiny = torch.tensor([2.0**-40], dtype=torch.float64)

@@ -33,7 +33,7 @@ LAYERS = (
     ("codes", "describe", "finfo", "neighbours", "packing", "interop"),
     ("hadamard", "operands", "odd_sums", "unscaled_sums"),
     ("arithmetic", "rules", "escape", "exact_ops", "limits", "unscale"),
-    ("bags", "ctc", "recorded", "sparse_extremes", "composites"),
+    ("bags", "ctc", "grouped", "recorded", "sparse_extremes", "composites"),
     ("arguments", "watch"),
     ("running_product", "sums", "multiply", "unfolded", "attention", "products", "computing"),
     ("next_values",),

@@ -83,6 +83,13 @@ class TestShadow:
                 assert seen.twin(x).item() == float(exact)
                 assert seen.error(x).item() == row["error"]
 
+    def test_groups_of_rows_have_twins_though_torch_has_no_float64_for_them(self) -> None:
+        a, b = torch.randn(8, 4).to_lp(BF16), torch.randn(2, 4, 8).to_lp(BF16)  # type: ignore[attr-defined]
+        with shadow() as seen:
+            y = torch.ops.aten._grouped_mm(a, b, torch.tensor([3, 8], dtype=torch.int32))
+        wide = [x.dequantize().double() for x in (a, b)]
+        assert torch.equal(seen.twin(y), torch.cat([wide[0][:3] @ wide[1][0], wide[0][3:] @ wide[1][1]]))
+
     def test_finds_where_an_error_is_born_and_where_it_grows(self) -> None:
         x = low(1.0)
         with shadow() as seen:

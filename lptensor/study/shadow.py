@@ -13,6 +13,7 @@ from torch import Tensor
 from lptensor import _compat, direction, observe
 from lptensor.base import check_int
 from lptensor.formats import ScalarFormat
+from lptensor.grouped import IN_FLOAT64
 from lptensor.neighbours import ulp
 from lptensor.rules import argument, rule_for
 from lptensor.study.errors import plot_errors
@@ -229,10 +230,11 @@ class _Mode(_compat.TorchDispatchMode, observe.Observer):
                 if x.is_floating_point():
                     self.seen._keep(x, _double(x))
             return out
-        born = func(*_map(args, lambda x: same[id(x)]), **_named(kwargs, lambda x: same[id(x)]))
+        run = IN_FLOAT64.get(func, func)
+        born = run(*_map(args, lambda x: same[id(x)]), **_named(kwargs, lambda x: same[id(x)]))
         twin = self._chosen(func, args, kwargs, out)
         if twin is None:
-            twin = func(*_map(args, self._twin), **_named(kwargs, self._twin))
+            twin = run(*_map(args, self._twin), **_named(kwargs, self._twin))
         name = str(func).removeprefix("aten.").removesuffix(".default")
         noted: set[int] = set()
         for x in _written(func, args, kwargs):

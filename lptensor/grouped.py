@@ -1,0 +1,39 @@
+"""Products of groups of rows with a matrix each, as experts have them, in float64, for which torch has no kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def grouped_mm(
+    a: Tensor, b: Tensor, offs: Tensor | None = None, bias: Tensor | None = None, out_dtype: torch.dtype | None = None
+) -> Tensor:
+    """``aten::_grouped_mm``, group by group; ``offs`` says where each group ends.
+
+    >>> a, b = torch.ones(3, 2), torch.eye(2).expand(2, 2, 2)
+    >>> grouped_mm(a, b, torch.tensor([1, 3], dtype=torch.int32)).equal(a)
+    True
+    """
+    if offs is None:
+        return torch.bmm(a, b)
+    ends = offs.tolist()
+    groups = [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    if a.dim() == b.dim() == 2:
+        return torch.stack([a[:, group] @ b[group] for group in groups])
+    made = a.new_zeros(a.shape[-2], b.shape[-1])  # what is beyond the last group is nobody's
+    for i, group in enumerate(groups):
+        if a.dim() == 2:
+            made[group] = a[group] @ b[i]
+        else:
+            made[:, group] = a[i] @ b[:, group]
+    return made
+
+
+# What computes an op on float64 tensors where its kernel does not.
+IN_FLOAT64: dict[Any, Callable[..., Any]] = (
+    {torch.ops.aten._grouped_mm.default: grouped_mm} if hasattr(torch.ops.aten, "_grouped_mm") else {}
+)
