@@ -32,8 +32,9 @@ def forward(
     Args:
         factors: the three tensors as they came to the op.
     """
-    _check(multiply, query, key, dropout_p)
+    _check(multiply, dropout_p)
     q, k, v, *_ = factors
+    key, value = (_for_each_head(query, x) for x in (key, value))
     scores = _scores(multiply.of(Product.FORWARD, 0, (q, k)), query, key, is_causal, attn_mask, scale)
     weights, logsumexp = _softmax(multiply, scores)
     return multiply.of(Product.FORWARD, 0, (None, v)).matmul(weights, value), logsumexp
@@ -60,13 +61,27 @@ def backward(
         factors: the incoming gradient and these three as they came to the op.
     """
     g, q, k, v, *_ = factors
+    heads = key.shape[1]
+    key, value = (_for_each_head(query, x) for x in (key, value))
     scores = _scores(multiply.of(Product.FORWARD, 0, (q, k)), query, key, is_causal, attn_mask, scale)
     weights, _ = _softmax(multiply, scores)  # of the logsumexp, where scores are large, they would lose digits
     of_value = multiply.of(Product.GRAD_WEIGHT, 1, (None, g)).matmul(weights.mT, grad)
     of_weights = multiply.of(Product.GRAD_INPUT, 0, (g, v)).matmul(grad, value.mT)
     of_scores = weights * (of_weights - multiply.sum(weights * of_weights, -1, True)) * _scale(query, scale)
     of_query = multiply.of(Product.GRAD_INPUT, 0, (None, k)).matmul(of_scores, key)
-    return of_query, multiply.of(Product.GRAD_WEIGHT, 0, (None, q)).matmul(of_scores.mT, query), of_value
+    of_key = multiply.of(Product.GRAD_WEIGHT, 0, (None, q)).matmul(of_scores.mT, query)
+    return of_query, _of_groups(multiply, of_key, heads), _of_groups(multiply, of_value, heads)
+
+
+def _for_each_head(query: Tensor, x: Tensor) -> Tensor:
+    """A key or value for each head of ``query``, if there is one for a group of them."""
+    heads = query.shape[1]
+    return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], 1)
+
+
+def _of_groups(multiply: Multiply, grad: Tensor, groups: int) -> Tensor:
+    """The gradient of what the heads of a group have in common: the sum of theirs."""
+    return grad if grad.shape[1] == groups else multiply.sum(grad.unflatten(1, (groups, -1)), 2)
 
 
 def _scale(query: Tensor, scale: float | None) -> float:
@@ -91,11 +106,11 @@ def _softmax(multiply: Multiply, scores: Tensor) -> tuple[Tensor, Tensor]:
     return (each / total).masked_fill(total == 0, 0.0), (total.log() + most).squeeze(-1)
 
 
-def _check(multiply: Multiply, query: Tensor, key: Tensor, dropout_p: float) -> None:
+def _check(multiply: Multiply, dropout_p: float) -> None:
     """Refuse what the backward pass could not repeat."""
     way_out = "run attention under torch.nn.attention.sdpa_kernel(SDPBackend.MATH)"
-    if dropout_p or query.shape[1] != key.shape[1]:
-        raise NotImplementedError(f"fused attention with dropout or grouped heads has no rounded operands: {way_out}")
+    if dropout_p:
+        raise NotImplementedError(f"fused attention with dropout has no rounded operands: {way_out}")
     if multiply.of(Product.FORWARD).draws:
         raise NotImplementedError(
             f"fused attention computes its weights anew in the backward pass, and random bits would differ: {way_out}"

@@ -559,6 +559,20 @@ def test_attention_is_two_products_and_a_softmax_that_are_added_up() -> None:
     torch.testing.assert_close(plain(steps), plain(y), rtol=0.2, atol=0.05)
 
 
+def test_gradients_of_what_heads_have_in_common_are_added_up() -> None:
+    q, k, v, g = narrow(2, 6, 9, 16), narrow(2, 2, 9, 16), narrow(2, 2, 9, 16), narrow(2, 6, 9, 16)
+    few = [lp(t).requires_grad_() for t in (q, k, v)]
+    many = [lp(t.repeat_interleave(6 // t.shape[1], 1)).requires_grad_() for t in (q, k, v)]
+    y, z = F.scaled_dot_product_attention(*few, enable_gqa=True), F.scaled_dot_product_attention(*many)
+    assert torch.equal(plain(y), plain(z))
+    of_q, *others = (plain(t) for t in torch.autograd.grad(y, few, lp(g)))
+    wanted_q, *heads = (plain(t) for t in torch.autograd.grad(z, many, lp(g)))
+    assert torch.equal(of_q, wanted_q)
+    for mine, each in zip(others, heads, strict=True):
+        grouped = each.unflatten(1, (2, 3))
+        assert torch.equal(mine, loop_sum(grouped, 2)) and not torch.equal(mine, grouped.sum(2))
+
+
 LOSSES: dict[str, Callable[..., Tensor]] = {
     "mse_loss": F.mse_loss,
     "l1_loss": F.l1_loss,
