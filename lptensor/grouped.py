@@ -1,4 +1,4 @@
-"""Products of groups of rows with a matrix each, as experts have them, in float64, for which torch has no kernel."""
+"""Products of groups of rows with a matrix each, as experts have them: torch's own have no float64."""
 
 from __future__ import annotations
 
@@ -10,26 +10,32 @@ from torch import Tensor
 
 
 def grouped_mm(
-    a: Tensor, b: Tensor, offs: Tensor | None = None, bias: Tensor | None = None, out_dtype: torch.dtype | None = None
+    a: Tensor,
+    b: Tensor,
+    offs: Tensor | None = None,
+    bias: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+    *,
+    matmul: Callable[[Tensor, Tensor], Tensor] = torch.matmul,
 ) -> Tensor:
-    """``aten::_grouped_mm``, group by group; ``offs`` says where each group ends.
+    """``aten::_grouped_mm``; ``offs`` says where each group ends.
 
     >>> a, b = torch.ones(3, 2), torch.eye(2).expand(2, 2, 2)
     >>> grouped_mm(a, b, torch.tensor([1, 3], dtype=torch.int32)).equal(a)
     True
     """
     if offs is None:
-        return torch.bmm(a, b)
+        return matmul(a, b)
     ends = offs.tolist()
     groups = [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
     if a.dim() == b.dim() == 2:
-        return torch.stack([a[:, group] @ b[group] for group in groups])
+        return torch.stack([matmul(a[:, group], b[group]) for group in groups])
     made = a.new_zeros(a.shape[-2], b.shape[-1])  # what is beyond the last group is nobody's
     for i, group in enumerate(groups):
         if a.dim() == 2:
-            made[group] = a[group] @ b[i]
+            made[group] = matmul(a[group], b[i])
         else:
-            made[:, group] = a[i] @ b[:, group]
+            made[:, group] = matmul(a[i], b[:, group])
     return made
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from lptensor import _compat, attention, unfolded
 from lptensor.arguments import Opened, join
 from lptensor.exact_ops import correct
+from lptensor.grouped import grouped_mm
 from lptensor.multiply import Multiply
 from lptensor.operands import Product
 from lptensor.running_product import running_product
@@ -96,6 +97,13 @@ def _added_up(
     return y if use_gelu is None else torch.nn.functional.gelu(y, approximate="tanh") if use_gelu else y.relu()
 
 
+def _grouped(op: Opened, multiply: Multiply) -> Any:
+    """Products of groups of rows with a matrix each, which know nothing of each other."""
+    operands = op.args[0], op.args[1]
+    product = running_product(*operands) if multiply.asks else (Product.FORWARD, 0)
+    return grouped_mm(*op.plain, **op.named, matmul=multiply.of(*product, operands).matmul)
+
+
 def _convolution(op: Opened, multiply: Multiply) -> Any:
     x, weight, bias, *form = op.plain
     return unfolded.forward(
@@ -143,7 +151,8 @@ PRODUCTS: dict[Any, _Handler] = {
     aten._scaled_dot_product_cudnn_attention.default: _FUSED,
     aten._trilinear.default: _refused("nn.Bilinear multiplies three operands at once; write it as two products"),
     aten.conv_tbc.default: _refused("use conv1d on a transposed input"),
-    **dict.fromkeys(_present("_grouped_mm _foreach_mm"), _refused("multiply the matrices one by one")),
+    **dict.fromkeys(_present("_grouped_mm"), _grouped),
+    **dict.fromkeys(_present("_foreach_mm"), _refused("multiply the matrices one by one")),
     **dict.fromkeys(_present("_cudnn_rnn miopen_rnn"), _refused("use torch.backends.cudnn.flags(enabled=False)")),
 }
 

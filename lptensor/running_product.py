@@ -31,6 +31,7 @@ _NODES = {
     "AddbmmBackward0": ("batch1", "batch2"),
     "MvBackward0": ("self", "vec"),
     "AddmvBackward0": ("mat", "vec"),
+    "GroupedMmBackward0": ("self", "mat2"),
 }
 
 # The views that transpose, and whether one moves the last axis, over which a product on the left sums.
@@ -99,9 +100,10 @@ def running_product(left: Any, right: Any) -> tuple[Product | None, int]:
     product = Product.GRAD_WEIGHT if of_second else Product.GRAD_INPUT
     if batched:
         return product, flags.index(True)
-    # The transposed form belongs to the operand whose gradient it is, if that lies by columns.
-    form = _compat.saved_form(node, _NODES[node.name()][1 if of_second else 0])
-    by_columns = form is not None and len(form[0]) == 2 and form[1] == [1, form[0][0]]
+    # The transposed form belongs to the operand whose gradient it is, if that lies by columns. Batches have none.
+    shape, strides = _compat.saved_form(node, _NODES[node.name()][1 if of_second else 0]) or ([], [])
+    has_form = len(shape) == 2 or node.name() == "GroupedMmBackward0"
+    by_columns = has_form and strides[-2:] == [1, *shape[-2:-1]]
     gradient_on_left = by_columns if of_second else not by_columns
     return product, 0 if gradient_on_left else 1
 

@@ -559,6 +559,16 @@ def test_attention_is_two_products_and_a_softmax_that_are_added_up() -> None:
     torch.testing.assert_close(plain(steps), plain(y), rtol=0.2, atol=0.05)
 
 
+def test_products_of_groups_are_added_up_each_by_itself() -> None:
+    a, b, g = narrow(40, 16), narrow(2, 16, 8), narrow(40, 8)
+    x, w = lp(a).requires_grad_(), lp(b).requires_grad_()
+    y = torch.ops.aten._grouped_mm(x, w, torch.tensor([24, 40], dtype=torch.int32))
+    assert torch.equal(plain(y), torch.cat([loop(a[:24], b[0]), loop(a[24:], b[1])]))
+    of_x, of_w = (plain(t) for t in torch.autograd.grad(y, [x, w], lp(g)))
+    assert torch.equal(of_x, torch.cat([loop(g[:24], b[0].t()), loop(g[24:], b[1].t())]))
+    assert torch.equal(of_w, torch.stack([loop(a[:24].t(), g[:24]), loop(a[24:].t(), g[24:])]))
+
+
 def test_gradients_of_what_heads_have_in_common_are_added_up() -> None:
     q, k, v, g = narrow(2, 6, 9, 16), narrow(2, 2, 9, 16), narrow(2, 2, 9, 16), narrow(2, 6, 9, 16)
     few = [lp(t).requires_grad_() for t in (q, k, v)]
@@ -709,7 +719,6 @@ REFUSED: dict[str, Callable[[Tensor], Any]] = {
     "histogram": lambda x: torch.histogram(x.flatten(), 3, weight=x.flatten()),
     "cumprod_": lambda x: x.cumprod_(0),
     "ldl": lambda x: torch.linalg.ldl_factor(x),
-    "grouped_mm": lambda x: torch.ops.aten._grouped_mm(x[0, 0], x[0], torch.tensor([4], dtype=torch.int32)),
     "linear out": lambda x: torch.nn.functional.linear(x[0, 0], x[0, 0], out=torch.ones_like(x[0, 0])),  # type: ignore[call-arg]
     "softmax out": lambda x: torch.softmax(x, -1, out=torch.ones_like(x)),  # type: ignore[call-overload]
     "log_softmax out": lambda x: torch.log_softmax(x, -1, out=torch.ones_like(x)),  # type: ignore[call-overload]

@@ -216,6 +216,40 @@ def test_an_op_is_three_products_of_rounded_operands(case: str, slots: dict[str,
         torch.testing.assert_close(plain(mine), true, rtol=2e-4, atol=2e-4 * true.abs().max().item())
 
 
+ENDS = (24, 40, 96)
+GROUPED: dict[str, tuple[tuple[int, ...], tuple[int, ...], Callable[..., Tensor]]] = {
+    "rows": ((96, 40), (3, 40, 50), lambda mm, a, b, of: torch.cat([mm(a[g], b[i]) for i, g in enumerate(of)])),
+    "columns": (
+        (3, 50, 40),
+        (40, 96),
+        lambda mm, a, b, of: torch.cat([mm(a[i], b[:, g]) for i, g in enumerate(of)], 1),
+    ),
+    "terms": ((40, 96), (96, 50), lambda mm, a, b, of: torch.stack([mm(a[:, g], b[g]) for g in of])),
+    "matrices": ((3, 40, 70), (3, 70, 50), lambda mm, a, b, of: mm(a, b)),
+}
+
+
+@pytest.mark.parametrize("by_columns", [(False, False), (False, True), (True, False), (True, True)], ids=str)
+@pytest.mark.parametrize("groups", GROUPED)
+def test_products_of_groups_know_nothing_of_each_other(groups: str, by_columns: tuple[bool, bool]) -> None:
+    """Experts' rows, with a matrix for each group; autograd has another form where an operand lies by columns."""
+    *shapes, reference = GROUPED[groups]
+    values = [torch.randn(s) for s in shapes]
+    values = [x.mT.contiguous().mT if turned else x for x, turned in zip(values, by_columns, strict=True)]
+    slices = [slice(start, end) for start, end in zip((0, *ENDS), ENDS, strict=False)]
+    offs = None if groups == "matrices" else torch.tensor(ENDS, dtype=torch.int32)
+    quantize, arithmetic = by_hand(SIX), Arithmetic(None, operands=gemm_of(SIX))
+
+    def wanted(*leaves: Tensor) -> Tensor:
+        return reference(lambda a, b: product(a, b, quantize), *leaves, slices)
+
+    weights = torch.randn(wanted(*values).shape)
+    true = gradients(wanted, [v.clone().requires_grad_() for v in values], weights)
+    low = [lp(v, arithmetic).requires_grad_() for v in values]
+    for mine, y in zip(gradients(lambda a, b: torch.ops.aten._grouped_mm(a, b, offs), low, weights), true, strict=True):
+        torch.testing.assert_close(plain(mine), y, rtol=2e-4, atol=2e-4 * y.abs().max().item())
+
+
 def test_fused_attention_gives_the_logarithms_of_its_sums() -> None:
     q, k, v = (torch.randn(1, 2, 40, 70) for _ in range(3))
     arithmetic, quantize = Arithmetic(None, operands=gemm_of(SIX)), by_hand(SIX)
