@@ -80,13 +80,16 @@ def test_every_code_decodes_as_gfloat_says_and_encodes_back(parameters: tuple[in
 
 
 def rounded(info: gfloat.FormatInfo, x: Tensor, mode: Mode, saturate: bool) -> Tensor:
-    """What gfloat rounds x to; of its two neighbours the one with the odd code where gfloat lacks the mode."""
+    """What gfloat rounds x to, and made of that in the modes that gfloat lacks."""
 
-    def by(way: RoundMode) -> Tensor:
+    def by(way: RoundMode, x: Tensor = x) -> Tensor:
         with np.errstate(over="ignore"):
             return torch.from_numpy(gfloat.round_ndarray(info, x.double().numpy(), way, saturate))
 
-    if mode is not Mode.ODD:
+    if mode is Mode.NEAREST_UP:  # ties of negatives go toward zero: there are none a little nearer to it
+        nearer = torch.nextafter(x.double(), torch.zeros(()).double())
+        return by(RoundMode.TiesToAway, torch.where((x < 0) & x.isfinite(), nearer, x))
+    if mode is not Mode.ODD:  # of two neighbours the one with the odd code
         return by(MODES[mode])
     odd = {v for code, v in enumerate(fvals(info)) if code % 2}
     inward, down, up = map(by, (RoundMode.TowardZero, RoundMode.TowardNegative, RoundMode.TowardPositive))
@@ -95,7 +98,7 @@ def rounded(info: gfloat.FormatInfo, x: Tensor, mode: Mode, saturate: bool) -> T
     return torch.where(take, outward, inward)
 
 
-@pytest.mark.parametrize("mode", [*MODES, Mode.ODD], ids=lambda m: m.name)
+@pytest.mark.parametrize("mode", [*MODES, Mode.NEAREST_UP, Mode.ODD], ids=lambda m: m.name)
 @pytest.mark.parametrize("parameters", [f for f in FORMATS if f not in NOT_IN_GFLOAT], ids=str)
 def test_rounding_is_gfloats(parameters: tuple[int, int, bool, bool], mode: Mode) -> None:
     info = info_of(*parameters)
