@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from types import ModuleType
 from typing import Any, TypeAlias
@@ -66,6 +67,24 @@ def classes_of(argument: str, named: Any) -> tuple[type[nn.Module], ...]:
     if not found:
         raise ValueError(f"{argument} names no layers; {_KNOWN}")
     return tuple(found)
+
+
+def passed_over(model: nn.Module, wanted: tuple[type[nn.Module], ...]) -> list[str]:
+    """The classes of modules that extend no layer of torch.nn, and hold many of the matrices of a model.
+
+    That is more than half as many numbers as the chosen layers do, if linear ones are among these. Small parameters of
+    several axes, such as positions, are none of the model's products.
+    """
+    if nn.Linear not in wanted:
+        return []
+    chosen, held = 0, Counter[str]()
+    for module in model.modules():
+        count = sum(p.numel() for p in module.parameters(recurse=False) if p.dim() > 1 and not nn.parameter.is_lazy(p))
+        if isinstance(module, wanted):
+            chosen += count
+        elif not any(cls.__module__.startswith("torch.") for cls in type(module).__mro__ if cls is not nn.Module):
+            held[type(module).__name__] += count
+    return [name for name, count in held.most_common() if count > 0] if 2 * held.total() > chosen else []
 
 
 _KNOWN = f"known groups: {', '.join(GROUPS)}, 'all', or a class such as nn.Linear"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -16,7 +17,7 @@ from lptensor.accumulator import Accumulator
 from lptensor.arithmetic import Arithmetic
 from lptensor.formats import Format
 from lptensor.layer_products import LayerProducts, check_plain, counts
-from lptensor.layer_types import LayerTypes, classes_of, names_of
+from lptensor.layer_types import LayerTypes, classes_of, names_of, passed_over
 from lptensor.nests import is_container, remade
 from lptensor.operands import Gemm
 from lptensor.ops import check_format
@@ -56,7 +57,8 @@ def lower(
     A later call replaces what an earlier one said about a layer; with neither numbers nor products
     it removes everything. Subclasses count as what they extend. Only modules that are called can be rounded:
     functional code is left alone, and so are the projections inside ``nn.MultiheadAttention``, whose
-    own output the group "attention" rounds.
+    own output the group "attention" rounds. Layers that extend none of torch.nn are in no group: where "linear" ones
+    are asked for and such hold more than half as many numbers as these do, a warning names their classes.
 
     Args:
         model: any module, itself a chosen layer or with such inside.
@@ -102,6 +104,13 @@ def lower(
             raise ValueError(f"exempt={exempt} leaves no layer of {names_of(wanted)}; name fewer paths")
         raise ValueError(
             f"{type(model).__name__} has no layer of {names_of(wanted)}; it is made of {', '.join(present)}"
+        )
+    rounds = products is not None or forward_number is not None or backward_number is not None
+    if rounds and (others := passed_over(model, wanted)):
+        warnings.warn(
+            f"lower leaves {', '.join(others)} alone, which hold many of the numbers of {type(model).__name__} and "
+            f"extend no layer of torch.nn; name those that multiply too, as in lower(model, ['linear', {others[0]}])",
+            stacklevel=2,
         )
     if products is not None:
         chosen = {id(layer) for layer in layers}

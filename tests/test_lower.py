@@ -280,6 +280,30 @@ def test_a_module_class_outside_the_groups_can_be_named():
     assert on_grid(nearest(nn.Sequential(nn.Identity()), nn.Identity)(x)) and not on_grid(x)
 
 
+class Turned(nn.Module):
+    """A linear layer that extends none of torch.nn, as transformers' Conv1D."""
+
+    def __init__(self, n, *blocks):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(n, 8))
+        self.bias = nn.Parameter(torch.randn(8))
+        self.blocks = nn.ModuleList(blocks)
+
+
+def test_layers_of_ones_own_that_hold_many_of_the_numbers_are_named_in_a_warning(recwarn):
+    normed = nn.utils.parametrizations.weight_norm(nn.Linear(1, 1))
+    model = Turned(9, nn.Linear(16, 8), nn.Sequential(Turned(1), nn.Linear(2, 4)), normed)  # 80 to 138 numbers
+    with pytest.warns(UserWarning, match=r"leaves Turned alone, .* numbers of Turned .*\['linear', Turned\]"):
+        lower(model, ["conv", "linear"], E4M3)
+    assert not model._forward_hooks and model.blocks[0]._forward_hooks
+    lower(model, "all")  # which takes away
+    lower(model, ["activation", nn.Conv2d, "linear", Turned], E4M3)  # all that there is
+    few = nn.Sequential(Turned(8), nn.Linear(16, 8), nn.Embedding(1000, 8))
+    lower(few, "linear", E4M3)  # 64 to 128 is not more than half
+    lower(nn.Sequential(Turned(100), nn.ReLU()), "activation", E4M3)  # nobody asked for products
+    assert not recwarn
+
+
 def test_a_converted_model_can_be_lowered_and_keeps_its_arithmetic():
     net, x = convert(nn.Sequential(nn.Linear(4, 4)), BF16), torch.randn(3, 4).to_lp(BF16)
     plain = net(x)
