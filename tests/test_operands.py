@@ -250,6 +250,26 @@ def test_products_of_groups_know_nothing_of_each_other(groups: str, by_columns: 
         torch.testing.assert_close(plain(mine), y, rtol=2e-4, atol=2e-4 * y.abs().max().item())
 
 
+GROUPS_REFUSED: dict[str, Callable[[Tensor, Tensor, Tensor], Any]] = {
+    "a bias": lambda a, b, offs: torch.ops.aten._grouped_mm(a, b, offs, torch.ones(8)),
+    "another dtype": lambda a, b, offs: torch.ops.aten._grouped_mm(a, b, offs, out_dtype=torch.bfloat16),
+    "no ends": lambda a, b, offs: torch.ops.aten._grouped_mm(a, b),
+    "two stacks and ends": lambda a, b, offs: torch.ops.aten._grouped_mm(a.expand(2, 8, 16), b, offs),
+    "too few groups": lambda a, b, offs: torch.ops.aten._grouped_mm(a, b, offs[:1]),
+}
+
+
+@pytest.mark.parametrize("arithmetic", [Arithmetic(BF16, operands=Gemm(E4M3)), Arithmetic(BF16, compute=torch.float64)])
+@pytest.mark.parametrize("what", GROUPS_REFUSED)
+def test_groups_that_torch_refuses_are_refused(what: str, arithmetic: Arithmetic) -> None:
+    a, b, offs = torch.randn(8, 16), torch.randn(2, 16, 8), torch.tensor([3, 8], dtype=torch.int32)
+    with pytest.raises(RuntimeError):
+        GROUPS_REFUSED[what](a, b, offs)
+    with pytest.raises((NotImplementedError, ValueError), match="grouped_mm (is|needs)"):
+        GROUPS_REFUSED[what](lp(a, arithmetic), lp(b, arithmetic), offs)
+    assert torch.ops.aten._grouped_mm(lp(a, arithmetic), lp(b[:0], arithmetic), offs[:0]).shape == (8, 8)
+
+
 def test_fused_attention_gives_the_logarithms_of_its_sums() -> None:
     q, k, v = (torch.randn(1, 2, 40, 70) for _ in range(3))
     arithmetic, quantize = Arithmetic(None, operands=gemm_of(SIX)), by_hand(SIX)
