@@ -79,7 +79,7 @@ def passed_over(model: nn.Module, wanted: tuple[type[nn.Module], ...]) -> list[s
         return []
     chosen, held = 0, Counter[str]()
     for module in model.modules():
-        count = sum(p.numel() for p in module.parameters(recurse=False) if p.dim() > 1 and not nn.parameter.is_lazy(p))
+        count = sum(p.numel() for p in module.parameters(recurse=False) if not nn.parameter.is_lazy(p) and p.dim() > 1)
         if isinstance(module, wanted):
             chosen += count
         elif not any(cls.__module__.startswith("torch.") for cls in type(module).__mro__ if cls is not nn.Module):

@@ -301,6 +301,7 @@ def test_layers_of_ones_own_that_hold_many_of_the_numbers_are_named_in_a_warning
     few = nn.Sequential(Turned(8), nn.Linear(16, 8), nn.Embedding(1000, 8))
     lower(few, "linear", E4M3)  # 64 to 128 is not more than half
     lower(nn.Sequential(Turned(100), nn.ReLU()), "activation", E4M3)  # nobody asked for products
+    lower(nn.Sequential(Turned(8), nn.Linear(16, 8), nn.LazyLinear(3)), "linear", E4M3)  # it has no numbers yet
     assert not recwarn
 
 
