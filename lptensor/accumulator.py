@@ -19,7 +19,7 @@ from lptensor.text import constant
 ORDERS = {"sequential": 0, "pairwise": 1, "kahan": 2, "exact": 3, "aligned": 4}
 _COMPUTE = ("exact", "fp32")
 _Operands = tuple[ScalarFormat | None, ScalarFormat | None]
-_LEAST = -1022  # of float64's normal numbers: no operand has a smaller exponent
+LEAST_EXPONENT = -1022  # of float64's normal numbers: no operand has a smaller exponent
 EXACT_PRECISION = 51  # of a sum rounded to odd in 53 bits, two more than are kept (Boldo and Melquiond 2008)
 
 
@@ -61,7 +61,9 @@ class Accumulator:
         operands: where there is an ``alignment``, the format that the factors of products are in, or a pair; it gives
             the exponent of their subnormal numbers. None means that no number is subnormal. Nothing is rounded
             to it. The terms of a sum are not factors, and gradients are in neither format. An ``Arithmetic`` fills in
-            what its ``Gemm`` rounds to, and what an LPTensor is in.
+            what its ``Gemm`` rounds to, and what an LPTensor is in. Where a ``Gemm`` rounds to blocks under powers
+            of two, as of MX, these say it instead: a subnormal element has its format's smallest exponent, times
+            its scale; up to 170 products are added at once then.
         wrap: what leaves the range of a ``FixedPoint`` sum comes in again at the other end, like integers in
             two's complement. This is exact while each product (in the order "exact" and fused, the sum)
             is below 2**52 steps of the format; an infinity becomes NaN.
@@ -226,7 +228,7 @@ class Accumulator:
     def least_exponents(self) -> tuple[int, int, int]:
         """The smallest exponents of the sum and of the factors of products, which subnormal numbers count with."""
         a, b = self.operands or (None, None)
-        return _least_exponent(self.sum), _least_exponent(a), _least_exponent(b)
+        return least_exponent(self.sum), least_exponent(a), least_exponent(b)
 
     @property
     def whole(self) -> bool:
@@ -297,8 +299,8 @@ def _of_factors(accumulator: Accumulator, a: Format | None, b: Format | None) ->
 torch.serialization.add_safe_globals([Accumulator])  # so that torch.load(weights_only=True) makes them
 
 
-def _least_exponent(format: ScalarFormat | None) -> int:
-    return _LEAST if format is None or isinstance(format, FixedPoint) else format.grid.emin
+def least_exponent(format: ScalarFormat | None) -> int:
+    return LEAST_EXPONENT if format is None or isinstance(format, FixedPoint) else format.grid.emin
 
 
 def _check_format(name: str, format: object, compute: str) -> None:

@@ -41,7 +41,8 @@ def tensor_core(
             many products are added at once, from 4 ("volta") to 32 ("hopper_fp8"), and how many places are kept,
             from 13 to 25 (docs/accumulators.md has them all).
         operands: the format of the factors, or a pair. In hardware a subnormal number has the smallest exponent of
-            its format, which may cut off more; without a format it has that of its leading bit.
+            its format, which may cut off more; without a format it has that of its leading bit. In an ``Arithmetic``
+            the formats are known, those of MX's elements too, as of ``Accumulator``.
         unscaled: as of ``Accumulator``: under a ``Gemm``, elements are added up, and their scales multiply the sum.
 
     Raises:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lptensor.accumulator import Accumulator
 from lptensor.base import Format
+from lptensor.block_exponents import Numbers, add_counted, finite
 from lptensor.full_fp32 import in_full_fp32
 from lptensor.gemm import gemm
 from lptensor.hadamard import Hadamard
@@ -73,6 +74,15 @@ class Multiply:
         return self.accumulator is not None and self.accumulator.adds_elements
 
     @property
+    def by_blocks(self) -> tuple[bool, bool]:
+        """Whether it is the blocks of an operand that say what its exponents are, where digits are cut off."""
+        acc = self.accumulator
+        if acc is None or not acc.asks or acc.adds_elements:
+            return False, False
+        first, second = (operand is not None and operand.has_exponents for operand in self.pair)
+        return first, second
+
+    @property
     def rounded(self) -> Multiply:
         """The same product of operands that are rounded already."""
         return Multiply(None, self.adder)
@@ -92,8 +102,9 @@ class Multiply:
             place = 0 if self.product is Product.GRAD_INPUT else 1  # whose the gradient takes: g w' and x' g
             named = named.naming(place == 1, place == 0)
             named = named if self.gradient == place else named.turned
+        first, second = self.by_blocks
         a, b = map(self._format, self.pair, self.factors)
-        return named.of_factors(a, b)
+        return named.naming(not first, not second).of_factors(a, b)
 
     def _format(self, operand: Operand | None, factor: Any) -> Format | None:
         """What a factor is in when it is multiplied; None where that is unknown, as of a plain one."""
@@ -144,13 +155,20 @@ class Multiply:
         operand, rounded = self.pair[place], self.round(x, place)
         return Factor(x) if operand is None else operand.apart(x, rounded)
 
+    def numbers(self, x: Tensor, place: int) -> Numbers:
+        """The same, and what its numbers count as."""
+        operand, rounded = self.pair[place], self.round(x, place)
+        return rounded, operand.counted(x, rounded) if operand and self.by_blocks[place] else finite(rounded)
+
     def matmul(self, a: Tensor, b: Tensor, start: Tensor | None = None) -> Tensor:
         """``a @ b`` of rounded operands; an accumulator begins its sums with ``start``."""
         adder = self.adder
+        rows, columns = self._transformed(a, b.mT)
         if adder is not None and adder.adds_elements:
-            rows, columns = self._transformed(a, b.mT)
             return add_up(self.factor(rows, 0), self.factor(columns, 1), adder, start)
-        a, b = self.operands(a, b)
+        if adder is not None and any(self.by_blocks):
+            return add_counted(self.numbers(rows, 0), self.numbers(columns, 1), adder, start)
+        a, b = self.round(rows, 0), self.round(columns, 1).mT
         if adder is None:
             product: Tensor = in_full_fp32(torch.matmul)(a, b)
             return product if start is None else product + start

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lptensor.base import Format, check_signed, no_format
+from lptensor.block_exponents import counted, has_exponents
 from lptensor.blocks import BlockFormat
 from lptensor.hadamard import Hadamard
 from lptensor.ops import round_fresh
@@ -86,6 +87,16 @@ class Operand:
         if type(self).quantize is not Operand.quantize:
             raise TypeError(f"sums of elements need to know their scales, and {self!r} rounds in a way of its own")
         return take_apart(x, rounded, self._lowered)
+
+    @property
+    def has_exponents(self) -> bool:
+        """Whether blocks say with what exponents subnormal numbers count, where digits are cut off."""
+        return type(self).quantize is Operand.quantize and has_exponents(self.format)
+
+    def counted(self, x: Tensor, rounded: Tensor) -> Tensor:
+        """What each number that ``quantize`` made of a tensor counts as, where ``has_exponents``."""
+        blocks: Any = self._lowered
+        return counted(x, rounded, blocks)
 
     def quantize(self, x: Tensor) -> Tensor:
         """A rounded copy of a plain tensor (..., rows, contraction), fp32 or fp64; what the product gets.

@@ -78,21 +78,27 @@ def take_apart(x: Tensor, rounded: Tensor, format: Format) -> Factor:
         return Factor(rounded * 2.0**-format.exponent, scale, x.shape[-1])
     if not isinstance(format, BlockFormat):
         return Factor(rounded)
-    shape = format.block_shape(x.shape)
-    by_blocks = torch.ops.lptensor.scales(x, write(format)) if _compat.traced() else scales(x, format)
-    for axis, (n, wide) in enumerate(zip(x.shape[:-1], shape, strict=False)):
-        by_blocks = _spread(by_blocks, axis, n, wide)
-    of_each = _spread(by_blocks, -1, x.shape[-1], shape[-1])
+    by_blocks, width = block_scales(x, format)
+    of_each = spread(by_blocks, -1, x.shape[-1], width)
     # A value is its element times its scale, rounded to the carrier: the element lies next to the quotient.
     quotient = torch.where(of_each == 0, rounded.double(), rounded.double() / of_each)
     element, bits = element_of(format), round(-math.log2(torch.finfo(x.dtype).eps))
     if element is None or element.grid.precision > bits:
         raise ValueError(f"sums of {x.dtype} add elements of up to {bits} significant bits, got {format!r}")
     elements = round_fresh(quotient, element, Rounding()).to(x.dtype)
-    return Factor(elements, by_blocks.to(x.dtype), shape[-1])
+    return Factor(elements, by_blocks.to(x.dtype), width)
 
 
-def _spread(scales: Tensor, axis: int, n: int, wide: int) -> Tensor:
+def block_scales(x: Tensor, format: BlockFormat) -> tuple[Tensor, int]:
+    """The scales of (..., rows, blocks) and how many numbers each goes for, along the last axis; float64."""
+    shape = format.block_shape(x.shape)
+    by_blocks = torch.ops.lptensor.scales(x, write(format)) if _compat.traced() else scales(x, format)
+    for axis, (n, wide) in enumerate(zip(x.shape[:-1], shape, strict=False)):
+        by_blocks = spread(by_blocks, axis, n, wide)
+    return by_blocks, shape[-1]
+
+
+def spread(scales: Tensor, axis: int, n: int, wide: int) -> Tensor:
     """The scale of each element along an axis; one for all of them stays one."""
     return scales.repeat_interleave(wide, axis).narrow(axis, 0, n) if 1 < wide < n else scales
 

@@ -31,7 +31,7 @@ LAYERS = (
     ("ops",),
     ("gemm",),
     ("codes", "describe", "finfo", "neighbours", "packing", "interop"),
-    ("hadamard", "operands", "odd_sums", "unscaled_sums"),
+    ("hadamard", "operands", "odd_sums", "unscaled_sums", "block_exponents"),
     ("arithmetic", "rules", "escape", "exact_ops", "limits", "unscale"),
     ("bags", "ctc", "grouped", "recorded", "sparse_extremes", "composites"),
     ("arguments", "watch"),

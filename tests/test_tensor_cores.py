@@ -17,11 +17,12 @@ import lptensor
 from lptensor.accumulator import Accumulator
 from lptensor.arithmetic import Arithmetic
 from lptensor.base import ScalarFormat
-from lptensor.blocks import MXFP8_E4M3
+from lptensor.blocks import Scaled
 from lptensor.formats import BF16, E4M3, E5M2, FP16, FP32, TF32, FloatingPoint
 from lptensor.hadamard import Hadamard
 from lptensor.hardware_sums import _TENSOR_CORES, tensor_core
 from lptensor.operands import Gemm
+from lptensor.scaling import CurrentMaximum
 from lptensor.tensor import LPTensor
 from test_gemm import IMPLEMENTATIONS, product
 
@@ -370,7 +371,7 @@ def test_a_factor_that_is_plain_scaled_or_transformed_is_in_no_known_format() ->
 
     assert product(row, column, E4M3) == 0
     assert product(row, column, None) == 2.0**-11
-    assert product(row, column, E4M3, Gemm((MXFP8_E4M3, None))) == 2.0**-11
+    assert product(row, column, E4M3, Gemm((Scaled(E4M3, CurrentMaximum()), None))) == 2.0**-11
     first, second = (turn.apply(x, turn.draw(x)) for x in (row, column.mT))  # what the transform turns back
     assert product(first, second.mT, E4M3, Gemm(transform=turn)) == 2.0**-11
 
