@@ -55,6 +55,19 @@ class TestShadow:
         for a, b in zip(*results, strict=True):
             assert torch.equal(a, b)
 
+    @pytest.mark.parametrize("of", [torch.linalg.eigh, torch.linalg.svd, torch.linalg.svdvals, torch.linalg.eigvalsh])
+    def test_vectors_of_either_sign_have_that_of_low_precision(self, of: Any) -> None:
+        """LAPACK gives some with one sign in fp32 and with the other in float64."""
+        torch.manual_seed(0)
+        (q, r), d = torch.linalg.qr(torch.randn(2, 3, 16, 16)).Q, torch.arange(1.0, 17.0)
+        x = (q * d @ (q if "eig" in of.__name__ else r).mT).to_lp(BF16)  # type: ignore[attr-defined]
+        with shadow() as seen:
+            found = of(x)
+        assert all(row["born"] < 2 and row["relative"] < 2**-8 for row in seen.rows())
+        if of is torch.linalg.svd:
+            u, s, v = map(seen.twin, found)
+            torch.testing.assert_close(u @ torch.diag_embed(s) @ v, x.dequantize().double())
+
     def test_what_torch_asks_of_shapes_alone_has_no_twin(self) -> None:
         layer, x = convert(nn.Linear(3, 2), BF16), torch.randn(4, 3).to_lp(BF16)  # type: ignore[attr-defined]
         with torch.no_grad(), shadow() as seen:
