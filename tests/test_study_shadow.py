@@ -17,7 +17,7 @@ from lptensor import observe
 from lptensor.arithmetic import Arithmetic
 from lptensor.blocks import MXFP8_E4M3
 from lptensor.convert import convert
-from lptensor.formats import BF16, E4M3, E5M2, FP16, FloatingPoint
+from lptensor.formats import BF16, E4M3, E5M2, FP16, FP32, FloatingPoint
 from lptensor.lower import lower
 from lptensor.operands import Gemm
 from lptensor.ops import round as round_to
@@ -399,9 +399,18 @@ class TestReplicas:
         assert found.trusted == math.inf and found.deviation.item() == 0
         assert replicas(lambda x: x * math.inf - math.inf, low(1.0, FP16, "stochastic")).digits.isnan().all()
 
+    def test_fp32_is_drawn_from_float64(self) -> None:
+        """Of 1/3 between its fp32 neighbours, and of what Parker's formula gives for those two."""
+        x = torch.ones(1).to_lp(Arithmetic(FP32, rounding="stochastic", compute=torch.float64))  # type: ignore[attr-defined]
+        found = replicas(lambda x: x / 3, x, count=64)
+        assert set(found.samples.flatten().tolist()) == {11184810 / 2**25, 11184811 / 2**25}
+        assert 7 < found.trusted < 8
+
     def test_what_is_refused(self) -> None:
         with pytest.raises(TypeError, match="stochastic"):
             replicas(lambda x: x, low(1.0))
+        with pytest.raises(TypeError, match="compute=torch.float64"):  # fp32 leaves nothing to round
+            replicas(lambda x: x / 3, low(1.0, FP32, "stochastic"))
         with pytest.raises(ValueError, match="1"):
             replicas(lambda x: x, low(1.0, BF16, "stochastic"), count=1)
         with pytest.raises(TypeError, match="one tensor"):

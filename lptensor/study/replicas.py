@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lptensor.arithmetic import Arithmetic
 from lptensor.base import check_bool, check_int
+from lptensor.formats import FP32
 from lptensor.study.losses import check_callable
 from lptensor.study.places import values_of
 from lptensor.tensor import LPTensor
@@ -51,7 +53,8 @@ def replicas(f: Callable[..., Any], *args: Any, count: int = 16, at_once: bool =
             other, for what vmap cannot (``.item()``, in-place writes to what is not batched).
 
     Raises:
-        TypeError: no argument rounds stochastically, f is no function, or returns no tensor.
+        TypeError: no argument rounds stochastically (FP32 does with ``compute=torch.float64``), f is no function, or
+            returns no tensor.
         ValueError: count below 2.
 
     >>> from lptensor import BF16
@@ -63,8 +66,11 @@ def replicas(f: Callable[..., Any], *args: Any, count: int = 16, at_once: bool =
     at_once = check_bool("at_once", at_once)
     count = check_int("count", count, 2, 2**31, ", as a spread is that of several")
     check_callable("f", f, "one tensor")
-    if not any(isinstance(x, LPTensor) and x.arithmetic.rounding.stochastic for x in args):
-        raise TypeError('no argument rounds stochastically; make one with x.to_lp(format, "stochastic")')
+    if not any(isinstance(x, LPTensor) and _draws(x.arithmetic) for x in args):
+        raise TypeError(
+            'no argument rounds stochastically; make one with x.to_lp(format, "stochastic"), of FP32, which leaves '
+            'fp32 as it is, with x.to_lp(Arithmetic(FP32, rounding="stochastic", compute=torch.float64))'
+        )
     with torch.no_grad():
         found = _at_once(f, args, count) if at_once else torch.stack([_single(f, args) for _ in range(count)])
     samples = found.double()
@@ -74,6 +80,10 @@ def replicas(f: Callable[..., Any], *args: Any, count: int = 16, at_once: bool =
     digits = torch.where(still, math.inf, torch.log10(mean.abs() / deviation).clamp(min=0.0))
     digits = torch.where(digits.isnan(), 0.0, digits)  # some replicas are infinite or NaN, and others are not
     return Replicas(samples, mean, deviation, torch.where(samples.isnan().all(0), math.nan, digits))
+
+
+def _draws(arithmetic: Arithmetic) -> bool:
+    return arithmetic.rounding.stochastic and not (arithmetic.direct and arithmetic.forward in (None, FP32))
 
 
 def _single(f: Callable[..., Any], args: tuple[Any, ...]) -> Tensor:
