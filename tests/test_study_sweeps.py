@@ -35,7 +35,7 @@ from lptensor.formats import (
     FloatingPoint,
     Format,
 )
-from lptensor.gemm import reduce
+from lptensor.gemm import cumsum, reduce
 from lptensor.ops import round as round_to
 from lptensor.optim import OptimLP
 from lptensor.posits import Posit
@@ -347,6 +347,16 @@ class TestAccumulation:
         exact = math.fsum(1 / k for k in range(1, 1001))
         spread = found[-1]["error"] * 2.0**-8 * exact
         assert found[-1]["sum"] == pytest.approx(exact, abs=4 * spread / math.sqrt(400))
+
+    @pytest.mark.parametrize("rounding", ["stochastic", "stochastic_equal", Stochastic(4, "half_offset")])
+    def test_stochastic_sums_are_those_of_an_accumulator(self, rounding: Any) -> None:
+        terms, draw = torch.rand(20, 300, dtype=torch.float64), torch.Generator().manual_seed(0)
+        sums = cumsum(terms, 1, Accumulator(E4M3, rounding=rounding), generator=draw)
+        torch.manual_seed(0)
+        found = accumulation_error(terms, E4M3, rounding)
+        assert [row["sum"] for row in found] == [sums[:, row["n"] - 1].mean().item() for row in found]
+        first = [[a == b for a, b in zip(row, [0.0, *row], strict=False)].index(True) + 1 for row in sums.tolist()]
+        assert found.stagnation == first
 
     def test_chunks_save_a_long_sum(self) -> None:
         terms = 1 + torch.randn(4096, dtype=torch.float64)

@@ -105,7 +105,7 @@ def accumulation_error(
         given = x.float() if terms.dtype == torch.float32 and _in_fp32(format) else x
         totals = {n: reduce(given[:, :n], 1, format).double() for n in track(marks, "sums", progress)}
         stuck = _stuck(given, format)
-    elif chunk is None and _adds(format, nearest):
+    elif chunk is None and _adds(format):
         sums = cumsum(x, 1, Accumulator(format, rounding=nearest))
         totals, stuck = {n: sums[:, n - 1] for n in marks}, _first_still(sums, x)
     else:
@@ -150,9 +150,9 @@ def _first_still(sums: Tensor, x: Tensor) -> Tensor:
     return torch.where(still.any(1), still.int().argmax(1) + 1, 0)
 
 
-def _adds(format: Format, rounding: Any) -> TypeGuard[ScalarFormat]:
+def _adds(format: Format) -> TypeGuard[ScalarFormat]:
     """Whether an ``Accumulator`` gives what a loop over the terms does, and sooner."""
-    if not isinstance(format, ScalarFormat) or as_rounding(rounding).stochastic:
+    if not isinstance(format, ScalarFormat):
         return False
     grid = format.grid
     return grid.signed and grid.zero and math.isfinite(grid.max) and grid.precision <= EXACT_PRECISION
