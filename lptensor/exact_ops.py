@@ -1,4 +1,4 @@
-"""Ops that IEEE 754 wants correctly rounded and that torch's fp32 CPU kernels do not: the square root.
+"""Ops that IEEE 754 wants correctly rounded and that torch's fp32 CPU kernels do not: the square root, a power too.
 
 Its vector library is one unit off for about one value in six, and a value that lands on a midpoint of
 a narrow format by mistake rounds to the wrong side. The root of an fp32 number in float64, rounded to
@@ -13,8 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lptensor import _compat
 from lptensor.full_fp32 import in_full_fp32
 from lptensor.overloads import overloads
+
+aten = torch.ops.aten
 
 
 def _sqrt(x: Tensor) -> Tensor:
@@ -23,7 +26,26 @@ def _sqrt(x: Tensor) -> Tensor:
     return x.sqrt()
 
 
+def _power(power: Any, root: Callable[..., Any]) -> Callable[..., Any]:
+    """A power whose exponent 1/2, for which torch takes its square root, is the correctly rounded one."""
+    call = _compat.direct_call(power)
+
+    def run(x: Any, exponent: Any, **out: Tensor) -> Any:
+        half = type(exponent) is float and exponent == 0.5
+        return root(x, **out) if half else call(x, exponent, **out)
+
+    return run
+
+
 _CORRECT: dict[Any, Callable[..., Any]] = overloads("sqrt", _sqrt)
+_POWERS = {
+    aten.pow.Tensor_Scalar: aten.sqrt.default,
+    aten.pow.Tensor_Scalar_out: aten.sqrt.out,
+    aten.pow_.Scalar: aten.sqrt_.default,
+    aten._foreach_pow.Scalar: aten._foreach_sqrt.default,
+    aten._foreach_pow_.Scalar: aten._foreach_sqrt_.default,
+}
+_CORRECT |= {op: _power(op, _CORRECT[root]) for op, root in _POWERS.items()}
 
 
 def correct(func: Any) -> Callable[..., Any]:
@@ -32,4 +54,4 @@ def correct(func: Any) -> Callable[..., Any]:
     >>> correct(torch.ops.aten.exp.default) is torch.ops.aten.exp.default
     True
     """
-    return in_full_fp32(_CORRECT.get(func, func))
+    return _CORRECT[func] if func in _CORRECT else in_full_fp32(func)

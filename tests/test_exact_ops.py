@@ -40,7 +40,26 @@ def one_of_many(x: Tensor) -> Tensor:
     return torch._foreach_sqrt([x])[0]
 
 
-@pytest.mark.parametrize("root", [torch.sqrt, in_place, into, one_of_many])
+def power(x: Tensor) -> Tensor:
+    return x**0.5
+
+
+def power_in_place(x: Tensor) -> Tensor:
+    return x.clone().pow_(0.5)
+
+
+def power_into(x: Tensor) -> Tensor:
+    return torch.pow(x, 0.5, out=torch.empty_like(x))
+
+
+def power_of_many(x: Tensor) -> Tensor:
+    return torch._foreach_pow([x], 0.5)[0]
+
+
+ROOTS = [torch.sqrt, in_place, into, one_of_many]
+
+
+@pytest.mark.parametrize("root", [*ROOTS, power, power_in_place, power_into, power_of_many])
 @pytest.mark.parametrize("format", [FP16, BF16, FloatingPoint(8, 5)], ids=repr)
 def test_every_root_is_the_nearest_value(format: Format, root: Callable[[Tensor], Tensor]) -> None:
     values = format.values()  # type: ignore[attr-defined]
@@ -53,8 +72,16 @@ def test_every_root_is_the_nearest_value(format: Format, root: Callable[[Tensor]
 
 def test_signs_and_specials_are_those_of_ieee_754() -> None:
     x = torch.tensor([0.0, -0.0, torch.inf, -1.0, torch.nan]).to_lp(FP16)  # type: ignore[attr-defined]
-    for root in (torch.sqrt, in_place, into, one_of_many):
+    for root in ROOTS:
         assert [str(v) for v in root(x).tolist()] == ["0.0", "-0.0", "inf", "nan", "nan"]
+
+
+def test_other_powers_are_those_of_torch() -> None:
+    x = torch.rand(100).to_lp(FP16)  # type: ignore[attr-defined]
+    for exponent in (2, 0, -0.5, 1.5, torch.tensor(0.5)):
+        wanted = (x.dequantize() ** exponent).to_lp(FP16)  # type: ignore[attr-defined]
+        assert torch.equal(x**exponent, wanted) and torch.equal(x.clone().pow_(exponent), wanted)
+    assert torch.equal(2**x, (2 ** x.dequantize()).to_lp(FP16))  # type: ignore[attr-defined]
 
 
 def test_a_root_is_written_to_what_grows_for_it() -> None:
