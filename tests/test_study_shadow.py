@@ -68,6 +68,45 @@ class TestShadow:
             u, s, v = map(seen.twin, found)
             torch.testing.assert_close(u @ torch.diag_embed(s) @ v, x.dequantize().double())
 
+    @pytest.mark.parametrize("shape", [(64, 9, 9), (64, 16, 9), (64, 9, 16)])
+    def test_rows_are_exchanged_as_in_low_precision(self, shape: tuple[int, ...]) -> None:
+        """Of what rounds, other rows are the largest; and pivots, which are integers, have no twin."""
+        torch.manual_seed(0)
+        x = torch.randn(shape).to_lp(E4M3)  # type: ignore[attr-defined]
+        with shadow() as seen:
+            y = x * 1.1 + 0.3
+            found = torch.linalg.lu(y)
+            factors, pivots = torch.linalg.lu_factor(y)
+        right = x.dequantize().double() * 1.1 + 0.3
+        assert not torch.linalg.lu(right).P.equal(found.P)
+        for p, below, above in (map(seen.twin, found), torch.lu_unpack(seen.twin(factors), pivots)):
+            assert torch.equal(p, found.P.dequantize().double())
+            torch.testing.assert_close(p @ below @ above, right)
+
+    def test_a_solution_by_factors_has_the_twin_of_the_system(self) -> None:
+        torch.manual_seed(0)
+        x, b = torch.randn(64, 9, 9).to_lp(E4M3), torch.randn(64, 9, 1).to_lp(E4M3)  # type: ignore[attr-defined]
+        with shadow() as seen:
+            solved = torch.linalg.lu_solve(*torch.linalg.lu_factor(x * 1.1 + 0.3), b)
+        right = torch.linalg.solve(x.dequantize().double() * 1.1 + 0.3, b.dequantize().double())
+        torch.testing.assert_close(seen.twin(solved), right)
+
+    @pytest.mark.parametrize("transposed", [False, True])
+    @pytest.mark.parametrize("of", [torch.linalg.solve, torch.linalg.det, torch.linalg.slogdet])
+    def test_a_gradient_by_kept_factors_has_the_twin_of_the_system(self, of: Any, transposed: bool) -> None:
+        torch.manual_seed(0)
+        a, b = torch.randn(64, 9, 9).to_lp(E4M3), [torch.randn(64, 9, 1).to_lp(E4M3)]  # type: ignore[attr-defined]
+        b = b if of is torch.linalg.solve else []
+
+        def gradient(x: Any, *b: Any) -> Any:
+            y = x.detach().requires_grad_()
+            found = of((y.mT if transposed else y) * 1.1, *b)
+            return torch.autograd.grad(found[-1].sum() if of is torch.linalg.slogdet else found.sum(), y)[0]
+
+        with shadow() as seen:
+            low = gradient(a, *b)
+        torch.testing.assert_close(seen.twin(low), gradient(*(x.dequantize().double() for x in (a, *b))))
+
     def test_what_torch_asks_of_shapes_alone_has_no_twin(self) -> None:
         layer, x = convert(nn.Linear(3, 2), BF16), torch.randn(4, 3).to_lp(BF16)  # type: ignore[attr-defined]
         with torch.no_grad(), shadow() as seen:

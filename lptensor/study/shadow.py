@@ -17,6 +17,7 @@ from lptensor.grouped import IN_FLOAT64
 from lptensor.neighbours import ulp
 from lptensor.rules import argument, rule_for
 from lptensor.study.errors import plot_errors
+from lptensor.study.factors import as_chosen
 from lptensor.study.places import values_of
 from lptensor.study.rows import Rows
 from lptensor.tensor import LPTensor
@@ -33,8 +34,6 @@ _CHOOSE = dict.fromkeys("sort topk kthvalue mode median nanmedian max min cummax
     "fractional_max_pool2d": 2,
     "fractional_max_pool3d": 3,
 }
-# Ops that return vectors of either sign: which results hold them, and the axis along which each runs.
-_VECTORS = {"_linalg_eigh": {1: -2}, "_linalg_svd": {0: -2, 2: -1}}
 
 
 class shadow:  # reads as a function
@@ -43,8 +42,8 @@ class shadow:  # reads as a function
     The twins go along through views, in-place ops, the backward pass and optimizer steps, so that at any
     time a tensor can be compared with what it would be without rounding. Tensors from before the context
     start without an error, and so do results whose shape depends on values (unique) where float64 has another.
-    Branches, indices (of sort, topk, max along an axis, pooling), random draws and the signs of eigenvectors and
-    singular vectors are those of low precision.
+    Branches, indices (of sort, topk, max along an axis, pooling), random draws, the pivots of an LU factorization and
+    the signs of eigenvectors and singular vectors are those of low precision.
     Values are not changed. It costs three times the arithmetic and memory in float64; it is for a few steps, of
     models of moderate size, in the thread that enters it. Compiled code is not seen.
 
@@ -238,8 +237,10 @@ class _Mode(_compat.TorchDispatchMode, observe.Observer):
         twin = self._chosen(func, args, kwargs, out)
         if twin is None:
             twin = run(*_map(args, self._twin), **_named(kwargs, self._twin))
-        born, twin = _turned(func, out, born), _turned(func, out, twin)
         name = str(func).removeprefix("aten.").removesuffix(".default")
+        if operands:
+            born = as_chosen(name, out, born, same[id(operands[0])])
+            twin = as_chosen(name, out, twin, self._twin(operands[0]))
         noted: set[int] = set()
         for x in _written(func, args, kwargs):
             if x.is_floating_point():
@@ -309,17 +310,6 @@ def _double(x: Tensor) -> Tensor:
 def _laid_out(twin: Tensor, x: Tensor, func: Any) -> Tensor:
     """The twin of a result, in memory as the result is, for the views of it that are to come."""
     return twin if twin.stride() == x.stride() or _views(func) else _double(x).copy_(twin)
-
-
-def _turned(func: Any, out: Any, right: Any) -> Any:
-    """What float64 gave, its vectors of either sign with the sign that low precision chose."""
-    axes = _VECTORS.get(_compat.schema(func).name.removeprefix("aten::"), {})
-    turned = list(right) if axes else right
-    for place, axis in axes.items():
-        if right[place].numel():  # torch leaves out vectors that nobody asks for
-            opposite = (_double(out[place]) * right[place]).sum(axis, keepdim=True) < 0
-            turned[place] = torch.where(opposite, -right[place], right[place])
-    return turned
 
 
 def _views(func: Any) -> bool:
