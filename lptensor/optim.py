@@ -423,9 +423,10 @@ class OptimLP(Optimizer):
     def _round_weights(self, weights: dict[Tensor, Tensor]) -> None:
         """Round accumulators, then weights; a parameter without a gradient gets its weight back."""
         if self.acc_quant is None and self.update is None:
-            for p in self._stepped() if self.weight_quant is not None else ():
-                with saying("weight", p):
-                    round_values(p.detach(), self.weight_quant)
+            if (rule := self.weight_quant) is not None:
+                for p in self._stepped():
+                    with saying("weight", p):
+                        round_values(p.detach(), rule)
             return
         if self._update.compensated:
             both = {p: self._compensate(p, weights[p]) for p in self._stepped()}
