@@ -1,8 +1,9 @@
-"""Ops that IEEE 754 wants correctly rounded and that torch's fp32 CPU kernels do not: the square root, a power too.
+"""Ops that IEEE 754 wants correctly rounded and that torch's fp32 kernels do not: square roots and some quotients.
 
-Its vector library is one unit off for about one value in six, and a value that lands on a midpoint of
-a narrow format by mistake rounds to the wrong side. The root of an fp32 number in float64, rounded to
-fp32, is correctly rounded (Figueroa 1995: 53 >= 2 * 24 + 2 bits). CUDA's kernel is correct.
+A value that lands on a midpoint of a narrow format by mistake rounds to the wrong side. The vector library of CPUs is
+one unit off for the root of about one value in six. That of an fp32 number in float64, rounded to fp32, is correctly
+rounded (Figueroa 1995: 53 >= 2 * 24 + 2 bits); CUDA's kernel is correct. What is divided by a number of the CPU
+CUDA's kernels multiply by its reciprocal, unless the number is on the device.
 """
 
 from __future__ import annotations
@@ -37,6 +38,20 @@ def _power(power: Any, root: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+def _quotient(division: Any) -> Callable[..., Any]:
+    """A division by a number of the CPU, which goes to the device first."""
+    call = _compat.direct_call(division)
+
+    def run(x: Tensor, other: Any, **named: Any) -> Any:
+        if x.is_cuda and isinstance(other, (int, float)):
+            other = torch.full((), other, dtype=x.dtype, device=x.device)
+        elif x.is_cuda and other.is_cpu and other.dim() == 0:
+            other = other.to(x.device)
+        return call(x, other, **named)
+
+    return run
+
+
 _CORRECT: dict[Any, Callable[..., Any]] = overloads("sqrt", _sqrt)
 _POWERS = {
     aten.pow.Tensor_Scalar: aten.sqrt.default,
@@ -45,6 +60,11 @@ _POWERS = {
     aten._foreach_pow.Scalar: aten._foreach_sqrt.default,
     aten._foreach_pow_.Scalar: aten._foreach_sqrt_.default,
 }
+_DIVISIONS = (
+    *(aten.div.Tensor, aten.div.Tensor_mode, aten.div.out, aten.div.out_mode),
+    *(aten.div_.Tensor, aten.div_.Tensor_mode),
+)
+_CORRECT |= {op: _quotient(op) for op in _DIVISIONS}
 _CORRECT |= {op: _power(op, _CORRECT[root]) for op, root in _POWERS.items()}
 
 

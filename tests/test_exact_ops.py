@@ -1,16 +1,20 @@
-"""Square roots are correctly rounded, whatever torch's own fp32 kernel does."""
+"""Square roots and quotients are correctly rounded, whatever torch's own fp32 kernels do."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from fractions import Fraction
 from math import isqrt
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lptensor import BF16, FP16, FP32, FloatingPoint, Format
+from lptensor.exact_ops import correct
 
 
 def nearest_root(value: Fraction, precision: int) -> Fraction:
@@ -89,3 +93,34 @@ def test_a_root_is_written_to_what_grows_for_it() -> None:
     out = torch.empty(0).to_lp(FP32)  # type: ignore[attr-defined]
     torch.sqrt(x.to_lp(FP32), out=out)  # type: ignore[attr-defined]
     assert torch.equal(out.dequantize(), x.double().sqrt().float())
+
+
+@pytest.mark.parametrize("divisor", [0.3, 7, torch.tensor(0.3), torch.tensor(0.3, dtype=torch.float64)], ids=repr)
+@pytest.mark.parametrize("ways", [{}, {"rounding_mode": "floor"}])
+def test_what_divides_on_a_gpu_is_there(divisor: Any, ways: dict[str, Any]) -> None:
+    """By numbers of the CPU, CUDA's kernels multiply with a reciprocal."""
+    seen: list[Tensor] = []
+
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if "div" in str(func):
+                seen.append(args[1])
+            return func(*args, **(kwargs or {}))
+
+    div, suffix = torch.ops.aten.div, "_mode" if ways else ""
+    calls = correct(getattr(div, "Tensor" + suffix)), correct(getattr(torch.ops.aten.div_, "Tensor" + suffix))
+    with FakeTensorMode(allow_non_fake_inputs=True), Seen():
+        for x in (torch.empty(3, device="cuda"), torch.empty((), device="cuda")):
+            for call in calls:
+                y = call(x, divisor, **ways)
+                assert y.is_cuda and y.shape == x.shape
+            correct(getattr(div, "out" + suffix))(x, divisor, out=torch.empty_like(x), **ways)
+    assert len(seen) == 6 and all(d.is_cuda and d.dim() == 0 for d in seen)
+
+
+@pytest.mark.gpu
+def test_quotients_on_a_gpu_are_those_of_a_cpu() -> None:
+    values = FP16.values().float()
+    x = values[values.isfinite()].to_lp(FP16)  # type: ignore[attr-defined]
+    for divisor in (0.3, 3, 7.1):
+        assert torch.equal((x.cuda() / divisor).cpu().dequantize(), (x / divisor).dequantize())
