@@ -60,6 +60,8 @@ def make_runner(func: Any, cls: Any) -> Runner:
         Kind.REFUSE: _refuse,
     }
     run = kinds[rule.kind](func, rule, cls)
+    if rule.foreach and rule.kind is Kind.MUTATE:
+        run = _counted(run, rule)
     special = _SPECIAL.get(_compat.schema(func).name)
     return run if special is None else special(run)
 
@@ -272,6 +274,17 @@ def _mutate(func: Any, rule: Rule, cls: Any) -> Runner:
         return results[0] if len(rule.returns) == 1 else tuple(results)
 
     return run
+
+
+def _counted(run: Runner, rule: Rule) -> Runner:
+    """Count the writes to the tensors of a list, which torch leaves to its kernels: a graph may need what was there."""
+
+    def counting(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        written = (x for place in rule.writes for x in each(argument(place, args, kwargs)))
+        torch.autograd.graph.increment_version(written)
+        return run(args, kwargs)
+
+    return counting
 
 
 def _written(target: Any, rounds: bool) -> None:

@@ -620,3 +620,15 @@ def test_a_formula_that_goes_through_float64_gives_the_gradient_of_bfloat16(p: f
 
     found = gradient(lambda t: t.to_lp(BF16))  # type: ignore[attr-defined]
     assert is_low(found, BF16) and same(found, gradient(torch.clone).float())
+
+
+@pytest.mark.parametrize("write", ["foreach", "one by one"])
+def test_a_graph_notices_that_what_it_saved_was_written_to_in_a_list(write: str) -> None:
+    for x in (leaf(3), torch.randn(3, requires_grad=True)):
+        hidden, other = x * 2, torch.zeros(2)
+        y = hidden.square().sum()
+        with torch.no_grad():
+            torch._foreach_add_([hidden, other], 1.0) if write == "foreach" else hidden.add_(1.0)
+        assert other._version == (write == "foreach")  # a plain one beside it
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            y.backward()
