@@ -184,10 +184,12 @@ def _keep(func: Any, rule: Rule, cls: Any) -> Runner:
 
 def _view(func: Any, rule: Rule, cls: Any) -> Runner:
     fast = _compat.direct_call(func)
+    writable = func is torch.ops.aten.detach.default  # also what inference mode made, outside of it
 
     def look(out: Any, base: Any) -> Any:
-        if torch.is_inference_mode_enabled() and not base.is_inference():
-            with torch.inference_mode(False):  # with the version counter of a tensor that has one
+        inference = base.is_inference()
+        if torch.is_inference_mode_enabled() != inference and not (inference and writable):
+            with torch.inference_mode(inference):  # with the version counter of a tensor that has one
                 view = cls(out, base._arithmetic, base._gradient)
         else:
             view = cls(out, base._arithmetic, base._gradient)

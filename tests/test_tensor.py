@@ -775,6 +775,20 @@ def test_a_view_that_inference_mode_makes_of_a_tensor_from_outside_is_none_of_in
     assert [[y.is_inference() for y in pair] for pair in made] == [[False, True]] * 2
 
 
+def test_a_view_of_a_tensor_that_inference_mode_made_is_one_of_inference_outside_too() -> None:
+    weight = low(2).requires_grad_()
+    for x in (low(2), torch.randn(2)):
+        with torch.inference_mode():
+            made = x * 1
+        views = made[:1], made.view(2, 1), made.split(1)[0]
+        assert all(view.is_inference() for view in views) and not (made + 1).is_inference()
+        with pytest.raises(RuntimeError, match="Inplace update to inference tensor"):
+            views[0].add_(1.0)
+        with pytest.raises(RuntimeError, match="Inference tensors cannot be saved"):
+            weight * made.view(2)
+        assert made.detach().fill_(2.0).sum() == made.sum() == 4
+
+
 def test_lists_of_plain_tensors_take_the_format_of_a_number_beside_them() -> None:
     made = torch._foreach_mul([torch.ones(1), torch.ones(2)], torch.tensor(1.1).to_lp(E4M3))  # type: ignore[attr-defined]
     assert all(is_low(x, E4M3) and x[0].item() == 1.125 for x in made)
