@@ -153,7 +153,13 @@ def decompose(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     2.11 for an LSTM puts another axis on its states, so that inference mode gives other shapes.
     """
     key = torch._C.DispatchKey.CompositeImplicitAutograd
-    return func._op_dk(key, *args, **kwargs) if has_kernel(func, key.name) else NotImplemented
+    if not has_kernel(func, key.name):
+        return NotImplemented
+    counts = torch._C.DispatchKey.ADInplaceOrView  # writes, where no autograd does; a few operators as a whole
+    if not torch.is_inference_mode_enabled() or has_kernel(func, counts.name):
+        return func._op_dk(key, *args, **kwargs)
+    with torch._C._SetExcludeDispatchKeyGuard(counts, False):
+        return func._op_dk(key, *args, **kwargs)
 
 
 def schema(func: Any) -> Any:

@@ -789,6 +789,19 @@ def test_a_view_of_a_tensor_that_inference_mode_made_is_one_of_inference_outside
         assert made.detach().fill_(2.0).sum() == made.sum() == 4
 
 
+@pytest.mark.parametrize(
+    "write",
+    [torch.exp_, torch.square_, lambda x: x.flatten().add_(1), lambda x: x.unflatten(0, (1, -1)).add_(1)]
+    + [lambda x: x.narrow(0, 0, 1).add_(1), lambda x: x.chunk(2)[1].add_(1), lambda x: torch._foreach_add_([x], 1)],
+)
+def test_writes_in_inference_mode_to_a_tensor_from_outside_are_counted(write: Any) -> None:
+    ours, plain = low(2), torch.randn(2)
+    for x in (ours, plain):
+        with torch.inference_mode():
+            write(x)
+    assert ours._version == plain._version == 1
+
+
 def test_lists_of_plain_tensors_take_the_format_of_a_number_beside_them() -> None:
     made = torch._foreach_mul([torch.ones(1), torch.ones(2)], torch.tensor(1.1).to_lp(E4M3))  # type: ignore[attr-defined]
     assert all(is_low(x, E4M3) and x[0].item() == 1.125 for x in made)
