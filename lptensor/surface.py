@@ -95,6 +95,8 @@ class Surface:
 
     def apply_(self, function: Callable[[float], float]) -> Any:
         """Write ``function`` of every value, rounded, in place; slow, CPU only, as with any tensor."""
+        if self.requires_grad:  # type: ignore[attr-defined]
+            raise RuntimeError("this LPTensor requires grad, and autograd cannot see this; say x.detach().apply_(...)")
         values = self._inner.clone().apply_(function)
         with torch.no_grad():
             return self.copy_(values)  # type: ignore[attr-defined]

@@ -183,6 +183,13 @@ def test_a_function_applied_to_every_value_is_rounded() -> None:
     assert x.apply_(lambda v: 0.1) is x and is_low(x, E4M3) and same(x, rounded(torch.full((4,), 0.1), E4M3))
 
 
+@pytest.mark.parametrize("x", [low(4).requires_grad_(), torch.zeros(4, requires_grad=True)], ids=["low", "plain"])
+def test_a_function_cannot_be_applied_where_autograd_should_see_it(x: Any) -> None:
+    with pytest.raises(RuntimeError, match="requires grad"):
+        x.apply_(lambda v: v)
+    assert x.detach().apply_(lambda v: 1.0).sum() == x.sum() == 4
+
+
 @pytest.mark.parametrize("other", [E4M3, BF16, None])
 def test_assert_close_compares_values(other: Any) -> None:
     x = low(4)
