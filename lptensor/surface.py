@@ -200,9 +200,9 @@ class Surface:
 def rebuild(
     cls: Any, inner: Tensor, arithmetic: Arithmetic, gradient: bool, requires_grad: bool, own: dict[str, Any]
 ) -> Any:
-    """An LPTensor out of a pickle."""
+    """An LPTensor out of a pickle, or of ``copy.copy``, whose shape may then change without that of the original."""
     _compat.disable_fused_attention()
-    tensor = cls(inner, arithmetic, gradient)
+    tensor = cls(inner.detach(), arithmetic, gradient)
     tensor.__dict__.update(own)
     tensor.requires_grad_(requires_grad)
     return tensor

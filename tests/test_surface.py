@@ -190,6 +190,16 @@ def test_a_function_cannot_be_applied_where_autograd_should_see_it(x: Any) -> No
     assert x.detach().apply_(lambda v: 1.0).sum() == x.sum() == 4
 
 
+@pytest.mark.parametrize("reshape", [Tensor.squeeze_, Tensor.t_, lambda x: x.resize_(2, 3), lambda x: x.unsqueeze_(0)])
+def test_the_shape_of_a_shallow_copy_is_its_own(reshape: Any) -> None:
+    for x in (low(1, 3), torch.randn(1, 3)):
+        other = copy.copy(x)
+        reshape(x)
+        assert other.shape == other.add(0).shape == (1, 3) and other.shape != x.shape
+        x.fill_(2.0)
+        assert other.sum() == 6  # the memory is the same
+
+
 @pytest.mark.parametrize("other", [E4M3, BF16, None])
 def test_assert_close_compares_values(other: Any) -> None:
     x = low(4)
