@@ -154,12 +154,14 @@ def write(op: Opened, writes: Sequence[int | str], rounds: bool) -> Any:
         targets, inners = _listed(argument(place, op.args, op.kwargs)), _listed(argument(place, op.plain, op.named))
         for target, inner in zip(targets, inners, strict=True):
             value = known.get(id(inner), inner)
+            if inner.shape != value.shape:
+                _grow(func, inner, value)
+            once = each_once(inner, inner)
+            value = once if value is inner else each_once(value, inner)
             if rounds and inner is not target:
                 value = round_(value, target._arithmetic, target._gradient)  # anew, where a tracer watches
-            if value is not inner:
-                if inner.shape != value.shape:
-                    _grow(func, inner, value)
-                each_once(inner, inner).copy_(each_once(value, inner))
+            if value is not once:
+                once.copy_(value)
     return out
 
 

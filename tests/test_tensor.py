@@ -25,10 +25,12 @@ from lptensor import (
     FP32,
     INT8,
     NVFP4,
+    Accumulator,
     Arithmetic,
     BlockFloatingPoint,
     FixedPoint,
     FloatingPoint,
+    Gemm,
     LPTensor,
     Posit,
     escapes,
@@ -671,6 +673,19 @@ def test_an_expanded_tensor_is_filled() -> None:
     x, native = torch.zeros(3).to_lp(BF16), torch.zeros(3, dtype=torch.bfloat16)
     x.expand(4, 3).fill_(0.1)
     native.expand(4, 3).fill_(0.1)
+    assert is_low(x, BF16) and torch.equal(values(x), native.float())
+
+
+@pytest.mark.filterwarnings("ignore:Use of .* on expanded tensors is deprecated")
+@pytest.mark.parametrize("inside", [{}, {"operands": Gemm(E4M3)}, {"accumulator": Accumulator(FP32)}], ids=str)
+@pytest.mark.parametrize(
+    "fill", [lambda x: x.masked_fill_(x == 0, 0.1), lambda x: x.index_fill_(0, torch.tensor([1]), 0.1)]
+)
+def test_an_expanded_tensor_is_filled_in_part_whatever_shapes_its_products(inside: Any, fill: Any) -> None:
+    x = torch.zeros(3).to_lp(Arithmetic(BF16, **inside))  # type: ignore[attr-defined]
+    native = torch.zeros(3, dtype=torch.bfloat16)
+    fill(x.expand(4, 3))
+    fill(native.expand(4, 3))
     assert is_low(x, BF16) and torch.equal(values(x), native.float())
 
 
