@@ -250,6 +250,15 @@ def refuse_higher_order(cls: type, refuse: Callable[[Any], None]) -> None:
             operator.py_impl(cls)(lambda *_, operator=operator, **__: refuse(operator))
 
 
+def replace_in_batches(formulas: Mapping[str, Callable[..., Any]]) -> None:
+    """Run operators of aten by other formulas in a batch of gradients (``is_grads_batched=True``), of any tensors.
+
+    Without it torch's own rules for batches write gradients of subclasses into plain zeros.
+    """
+    for name, formula in formulas.items():
+        _LIBRARY.impl(name, formula, "VmapMode")
+
+
 def replace_for_subclasses(formulas: Mapping[str, Callable[..., Any]]) -> None:
     """Run composite operators of aten by other formulas where tensors are of Python classes, traced or transformed.
 

@@ -73,6 +73,25 @@ FORMULAS: dict[str, Callable[..., Any]] = {
     "_pack_padded_sequence_backward": _pack_padded_sequence_backward,
 }
 
+
+def _amid_zeros(view: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The gradient of a view: that of what it shows, and zeros elsewhere."""
+
+    def formula(grad: Tensor, size: Sequence[int], *where: int) -> Tensor:
+        whole = grad.new_zeros(size)
+        view(whole, *where).copy_(grad)
+        return whole
+
+    return formula
+
+
+BATCHES = {
+    "slice_backward": _amid_zeros(torch.ops.aten.slice),
+    "select_backward": _amid_zeros(torch.select),
+    "diagonal_backward": _amid_zeros(torch.diagonal),
+    "trace_backward": _amid_zeros(torch.diagonal),
+}
+
 # Recurrent layers and cells, and where their state stands among the arguments. What comes of the input is added in
 # place to what comes of the state, which is as plain as state and weights are.
 CELLS = {f"{kind}_cell": 1 for kind in ("rnn_tanh", "rnn_relu", "gru", "lstm")}

@@ -14,7 +14,7 @@ from lptensor.aot import Traceable, accept_plain_gradients
 from lptensor.arithmetic import Arithmetic, as_arithmetic, promote
 from lptensor.base import Format
 from lptensor.blocks import BlockFormat
-from lptensor.composites import CELLS, FORMULAS, LAYERS, QUESTIONS, step_by_step, with_low_state, with_values
+from lptensor.composites import BATCHES, CELLS, FORMULAS, LAYERS, QUESTIONS, step_by_step, with_low_state, with_values
 from lptensor.dispatch import Runner, make_runner
 from lptensor.distributed import Sharded, broadcast_values, refuse_distributed, refuse_views_of_buckets
 from lptensor.ops import check_samples_draw, differentiates, round_fresh
@@ -406,6 +406,7 @@ Tensor.to_lp = to_lp  # type: ignore[attr-defined]
 Tensor.dequantize = dequantize  # type: ignore[method-assign, assignment]
 accept_plain_gradients(LPTensor)
 _compat.replace_for_subclasses(FORMULAS)
+_compat.replace_in_batches(BATCHES)
 _compat.prepare_for_subclasses(CELLS, partial(with_low_state, LPTensor))
 _compat.prepare_for_subclasses(LAYERS, partial(with_low_state, LPTensor), partial(step_by_step, LPTensor))
 _compat.prepare_for_subclasses(QUESTIONS, partial(with_values, LPTensor))

@@ -608,6 +608,24 @@ def test_of_several_gradients_at_once_each_has_blocks_of_its_own() -> None:
     assert torch.equal(grads.dequantize(), seeds)
 
 
+@pytest.mark.parametrize(
+    "look",
+    [lambda x: x[1:], lambda x: x[:, ::2], lambda x: x[:, -1], lambda x: x.unbind(1)[0], lambda x: x.split(2, 1)[1]]
+    + [lambda x: x.diagonal(1), lambda x: x.diff(), torch.trace, lambda x: x[torch.tensor([2, 0])], torch.Tensor.t],
+)
+def test_several_gradients_at_once_stay_low_on_their_way_through_views(look: Callable[[Tensor], Tensor]) -> None:
+    x = leaf(3, 4)
+    y = look(x * 0.7)
+    seeds = torch.randn(2, *y.shape)
+    grads = torch.autograd.grad(y, x, seeds, is_grads_batched=True, retain_graph=True)[0]
+    alone = [torch.autograd.grad(y, x, seed, retain_graph=True)[0] for seed in seeds]
+    assert is_low(grads, E5M2) and same(grads, torch.stack([values(g) for g in alone]))
+    plain = values(x).requires_grad_()
+    y = look(plain * 0.7)
+    grads = torch.autograd.grad(y, plain, seeds, is_grads_batched=True, retain_graph=True)[0]
+    assert torch.equal(grads[1], torch.autograd.grad(y, plain, seeds[1])[0])
+
+
 @pytest.mark.parametrize("p", [1.0, 2.0, 3.0, torch.inf])
 @pytest.mark.parametrize("create_graph", [False, True])
 def test_a_formula_that_goes_through_float64_gives_the_gradient_of_bfloat16(p: float, create_graph: bool) -> None:
