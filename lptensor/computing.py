@@ -155,7 +155,7 @@ def write(op: Opened, writes: Sequence[int | str], rounds: bool) -> Any:
         for target, inner in zip(targets, inners, strict=True):
             value = known.get(id(inner), inner)
             if inner.shape != value.shape:
-                _grow(func, inner, value)
+                _grow(func, place, inner, value)
             once = each_once(inner, inner)
             value = once if value is inner else each_once(value, inner)
             if rounds and inner is not target:
@@ -173,9 +173,9 @@ def each_once(x: Tensor, expanded: Tensor) -> Tensor:
     return x
 
 
-def _grow(func: Any, target: Tensor, result: Tensor) -> None:
+def _grow(func: Any, place: int | str, target: Tensor, result: Tensor) -> None:
     """Give what an op with ``out=`` writes to the shape of the result; an op in place has none to give."""
-    if "out" not in _compat.schema(func).overload_name:
+    if isinstance(place, int):
         raise RuntimeError(
             f"{func} writes into its first argument, which has shape {tuple(target.shape)} and the result "
             f"{tuple(result.shape)}; make them one, or take the op that returns a tensor"

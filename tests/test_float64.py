@@ -445,6 +445,43 @@ def test_an_expanded_tensor_is_filled() -> None:
     assert t.fill_(0.3).tolist() == [0.3125] * 3
 
 
+@pytest.mark.parametrize(
+    "write",
+    [lambda x: x.sign_(), lambda x: x.add_(torch.ones(2, 3)), lambda x: x.masked_fill_(torch.eye(2, 3) > 0, 0.3)]
+    + [lambda x: x.index_fill_(0, torch.tensor([1]), 0.3), lambda x: torch.sin(torch.ones(2, 3), out=x)],
+)
+def test_what_torch_refuses_or_writes_of_an_expanded_tensor_does_not_depend_on_compute(write: Any) -> None:
+    found: list[Any] = []
+    for compute in (torch.float32, torch.float64):
+        x = torch.zeros(3).to_lp(Arithmetic(E4M3, compute=compute))  # type: ignore[attr-defined]
+        try:
+            write(x.expand(2, 3))
+            found.append(x.tolist())
+        except RuntimeError as error:
+            assert "single memory location" in str(error) and x.tolist() == [0.0] * 3
+            found.append("refused")
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda x, out: torch.topk(x, 2, out=(out, torch.empty(0, dtype=torch.long))),
+        lambda x, out: torch.sort(x, out=(out, torch.empty(0, dtype=torch.long))),
+    ]
+    + [
+        lambda x, out: torch.max(x, 0, out=(out, torch.empty(0, dtype=torch.long))),
+        lambda x, out: torch.sort(x.exp(), out=(out, torch.empty(0, dtype=torch.long))),
+    ],
+)
+def test_out_grows_whatever_torch_calls_it(write: Any) -> None:
+    x = lp(torch.tensor([0.3, 2.0, -1.0]), Arithmetic(FP16, compute=torch.float64))
+    out, native = lp(torch.empty(0), Arithmetic(BF16)), torch.empty(0, dtype=torch.float16)
+    write(x, out)
+    write(x.dequantize().half(), native)
+    assert torch.equal(out.dequantize(), native.bfloat16().float())
+
+
 def test_mantissas_and_exponents_are_those_of_frexp() -> None:
     x = torch.randn(1000).double() * torch.exp2(torch.randint(-1080, 1000, (1000,)).double())
     x[:6] = torch.tensor([5e-324, -5e-324, 1.7e308, 2.0**-1022, 2.0**-1000, -1.0], dtype=torch.float64)
