@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lptensor import _compat
 from lptensor.accumulator import Accumulator
-from lptensor.arguments import Opened, join, wide
+from lptensor.arguments import Opened, each, join, wide
 from lptensor.arithmetic import Arithmetic
 from lptensor.exact_ops import correct
 from lptensor.grouped import IN_FLOAT64
@@ -146,6 +146,10 @@ def write(op: Opened, writes: Sequence[int | str], rounds: bool) -> Any:
         if accumulator is not None:
             refuse_sum(func, op.plain)
         if rounds and (wide(op.found) or copies_double(func, op.plain)):
+            # What is expanded stays so, and torch refuses most writes to it.
+            for inner in each(tuple(argument(place, op.plain, op.named) for place in writes)):
+                if isinstance(inner, Tensor) and inner.dtype is torch.float32 and 0 in inner.stride():
+                    known[id(inner)] = each_once(inner, inner).double().expand(inner.shape)
             run = in_double(func, _all_single((*op.plain, *op.named.values())))
             out = run(*widened(op.plain, known), **widened(op.named, known))
         else:

@@ -445,6 +445,7 @@ def test_an_expanded_tensor_is_filled() -> None:
     assert t.fill_(0.3).tolist() == [0.3125] * 3
 
 
+@pytest.mark.filterwarnings("ignore:Use of .* on expanded tensors is deprecated")
 @pytest.mark.parametrize(
     "write",
     [lambda x: x.sign_(), lambda x: x.add_(torch.ones(2, 3)), lambda x: x.masked_fill_(torch.eye(2, 3) > 0, 0.3)]
