@@ -126,20 +126,20 @@ _TORCH = frozenset({"aten", "prims", "fsdp"})
 # samples, held by a property test. A fill value is looked at when the op runs.
 _KEEP = frozenset(
     """
-    _chunk_cat _index_put_impl _pack_padded_sequence _to_copy _unique2 _unsafe_index_put _unsafe_masked_index
-    _unsafe_view _upsample_nearest_exact1d _upsample_nearest_exact2d adaptive_max_pool2d adaptive_max_pool3d amax
-    amin aminmax as_strided_scatter block_diag cat channel_shuffle clamp clamp.Tensor clamp_max.Tensor clamp_min
-    clamp_min.Tensor clone constant_pad_nd cummax cummin diag_embed diagonal_backward diagonal_scatter embedding
-    empty_like flip fmax fmin fractional_max_pool2d fractional_max_pool3d gather hardshrink hardshrink_backward
-    hardtanh hardtanh_backward im2col index.Tensor index_copy index_fill.int_Scalar index_fill.int_Tensor index_put
-    index_select kthvalue masked_fill.Scalar masked_fill.Tensor masked_scatter masked_scatter_backward masked_select
-    max max.dim max_pool2d_with_indices max_pool3d_with_indices max_unpool2d max_unpool3d maximum median median.dim
-    min min.dim minimum mode nan_to_num nanmedian nanmedian.dim new_empty new_empty_strided new_zeros pixel_shuffle
-    pixel_unshuffle put reflection_pad1d reflection_pad2d reflection_pad3d relu repeat replication_pad1d
-    replication_pad2d replication_pad3d roll rot90 scatter.src scatter.value select_backward select_scatter
-    slice_backward slice_scatter softshrink_backward sort sort.stable stack take threshold threshold_backward topk
-    tril triu unique_consecutive unsafe_split.Tensor upsample_nearest1d upsample_nearest2d upsample_nearest3d
-    where.self zeros_like
+    _chunk_cat _index_put_impl _new_zeros_with_same_feature_meta _pack_padded_sequence _to_copy _unique2
+    _unsafe_index_put _unsafe_masked_index _unsafe_view _upsample_nearest_exact1d _upsample_nearest_exact2d
+    adaptive_max_pool2d adaptive_max_pool3d amax amin aminmax as_strided_scatter block_diag cat channel_shuffle
+    clamp clamp.Tensor clamp_max.Tensor clamp_min clamp_min.Tensor clone constant_pad_nd cummax cummin diag_embed
+    diagonal_backward diagonal_scatter embedding empty_like flip fmax fmin fractional_max_pool2d
+    fractional_max_pool3d gather hardshrink hardshrink_backward hardtanh hardtanh_backward im2col index.Tensor
+    index_copy index_fill.int_Scalar index_fill.int_Tensor index_put index_select kthvalue masked_fill.Scalar
+    masked_fill.Tensor masked_scatter masked_scatter_backward masked_select max max.dim max_pool2d_with_indices
+    max_pool3d_with_indices max_unpool2d max_unpool3d maximum median median.dim min min.dim minimum mode nan_to_num
+    nanmedian nanmedian.dim new_empty new_empty_strided new_zeros pixel_shuffle pixel_unshuffle put reflection_pad1d
+    reflection_pad2d reflection_pad3d relu repeat replication_pad1d replication_pad2d replication_pad3d roll rot90
+    scatter.src scatter.value select_backward select_scatter slice_backward slice_scatter softshrink_backward sort
+    sort.stable stack take threshold threshold_backward topk tril triu unique_consecutive unsafe_split.Tensor
+    upsample_nearest1d upsample_nearest2d upsample_nearest3d where.self zeros_like
     """.split()
 )
 

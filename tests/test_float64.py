@@ -483,6 +483,14 @@ def test_out_grows_whatever_torch_calls_it(write: Any) -> None:
     assert torch.equal(out.dequantize(), native.bfloat16().float())
 
 
+def test_a_tangent_takes_the_layout_of_what_it_belongs_to() -> None:
+    """As torch wants it at a view."""
+    x, tangent = (lp(torch.randn(4, 2), Arithmetic(BF16, compute=torch.float64)) for _ in range(2))
+    value, slope = torch.func.jvp(lambda a: a[1:], (x[:, 1],), (tangent[:, 1].clone(),))
+    assert torch.equal(value.dequantize(), x.dequantize()[1:, 1])
+    assert torch.equal(slope.dequantize(), tangent.dequantize()[1:, 1])
+
+
 def test_mantissas_and_exponents_are_those_of_frexp() -> None:
     x = torch.randn(1000).double() * torch.exp2(torch.randint(-1080, 1000, (1000,)).double())
     x[:6] = torch.tensor([5e-324, -5e-324, 1.7e308, 2.0**-1022, 2.0**-1000, -1.0], dtype=torch.float64)
