@@ -134,8 +134,8 @@ class LPTensor(Traceable, Sharded, Surface, Tensor):  # type: ignore[misc]
         """Round the gradient of this result, once it is there, if it comes from plain tensors alone."""
         arithmetic = self._arithmetic
 
-        def enter(grad: Tensor) -> Tensor:
-            plain = not is_low(grad) and grad.layout is torch.strided
+        def enter(grad: Tensor | None) -> Tensor | None:  # None where only other results of the same op have one
+            plain = grad is not None and not is_low(grad) and grad.layout is torch.strided
             return _apply(_EnterGradient, grad, arithmetic) if plain else grad
 
         self.register_hook(enter)  # type: ignore[no-untyped-call]

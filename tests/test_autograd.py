@@ -332,6 +332,20 @@ def test_a_gradient_that_comes_back_from_a_plain_tensor_rounds(how: str, create_
 
 
 @pytest.mark.parametrize("how", ["a slice", "copy_", "add_"])
+@pytest.mark.parametrize(
+    "op", [lambda x: x.split(3), lambda x: x.view(2, 3).unbind(), lambda x: torch.var_mean(x.view(2, 3), 0)]
+)
+def test_what_is_written_to_a_plain_tensor_may_be_left_without_a_gradient(how: str, op: Any) -> None:
+    """If another result of the same op has one."""
+    x = leaf(6)
+    used, other = op(x * 2)
+    _put(other, how)
+    used.sum().backward()
+    (grad,) = torch.autograd.grad(op(x * 2)[0].sum(), x)
+    assert is_low(x.grad, E5M2) and same(x.grad, grad)
+
+
+@pytest.mark.parametrize("how", ["a slice", "copy_", "add_"])
 def test_such_a_gradient_is_that_of_the_native_dtype(how: str) -> None:
     x, v = leaf(6, 5, arithmetic=BF16), torch.randn(6, 5)
     native = values(x).bfloat16().requires_grad_()
