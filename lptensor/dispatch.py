@@ -282,9 +282,11 @@ def _counted(run: Runner, rule: Rule) -> Runner:
     """Count the writes to the tensors of a list, which torch leaves to its kernels: a graph may need what was there."""
 
     def counting(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        written = (x for place in rule.writes for x in each(argument(place, args, kwargs)))
-        torch.autograd.graph.increment_version(written)
-        return run(args, kwargs)
+        try:
+            return run(args, kwargs)
+        finally:
+            written = (x for place in rule.writes for x in each(argument(place, args, kwargs)))
+            torch.autograd.graph.increment_version(written)
 
     return counting
 

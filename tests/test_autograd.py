@@ -622,6 +622,16 @@ def test_of_several_gradients_at_once_each_has_blocks_of_its_own() -> None:
     assert torch.equal(grads.dequantize(), seeds)
 
 
+@pytest.mark.parametrize("other", [[], [torch.ones(2)]], ids=["alone", "beside a plain one"])
+@pytest.mark.parametrize("view", [lambda x: x[1:], lambda x: x.flatten(), lambda x: x.t()])
+def test_a_view_that_is_written_to_in_a_list_has_the_gradient_of_both(view: Any, other: Any) -> None:
+    for x in (leaf(3, 2), torch.randn(3, 2, requires_grad=True)):
+        y = view(x * 1)
+        torch._foreach_mul_([y, *other], 3.0)
+        y.sum().backward()
+        assert same(x.grad, torch.autograd.grad((view(x * 1) * 3.0).sum(), x)[0])
+
+
 @pytest.mark.parametrize(
     "look",
     [lambda x: x[1:], lambda x: x[:, ::2], lambda x: x[:, -1], lambda x: x.unbind(1)[0], lambda x: x.split(2, 1)[1]]
