@@ -171,7 +171,7 @@ def _result_table(summaries: Sequence[Summary], narrow: bool) -> Table:
     counts = (len(runs), "seed"), (len(runs[0].losses), "epoch")
     seeds, epochs = (f"{count} {what}{'s' * (count > 1)}" for count, what in counts)
     notes = f"{seeds}, {epochs}, {task.tests}. "
-    notes += "train --list describes the recipes." if narrow else "sums: the format in which weights add up."
+    notes += "train --list describes the recipes." if narrow else "sums: the format in which updates add to weights."
     if averaged:
         notes += " iterate: the last weights, where accuracy is that of their mean."
     table = Table(title=task.title, caption=notes, **_LOOK)
