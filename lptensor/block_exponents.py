@@ -59,8 +59,8 @@ def _of_three(acc: Accumulator) -> Accumulator:
     """The same for three products in place of each."""
     if acc.order == "aligned" and acc.chunk > _MOST:
         raise ValueError(
-            f"operands in blocks whose subnormal numbers have their exponents are added up to {_MOST} at once, got "
-            f"chunk={acc.chunk}; a smaller chunk, or an accumulator without an alignment, has no such limit"
+            "of operands in blocks under powers of two, such as MX, an accumulator with an alignment adds up to "
+            f"{_MOST} products at once, got chunk={acc.chunk}; give a smaller chunk, or leave the alignment out"
         )
     inner = acc.inner and _of_three(acc.inner)
     return replace(acc, chunk=min(3 * acc.chunk, 2**31 - 1), inner=inner)

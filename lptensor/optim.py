@@ -422,7 +422,7 @@ class OptimLP(Optimizer):
 
     def _round_weights(self, weights: dict[Tensor, Tensor]) -> None:
         """Round accumulators, then weights; a parameter without a gradient gets its weight back."""
-        if self.acc_quant is None and self.update is None:
+        if self.acc_quant is None and self.update is None:  # weights alone, where they lie
             if (rule := self.weight_quant) is not None:
                 for p in self._stepped():
                     with saying("weight", p):

@@ -287,5 +287,5 @@ def test_other_blocks_say_nothing(format: BlockFormat) -> None:
 
 def test_more_at_once_than_there_is_room_for_are_refused() -> None:
     layer = lowered(nn.Linear(32, 2), torch.ones(2, 32), Gemm(MX4), coarse(171, 4))
-    with pytest.raises(ValueError, match="up to 170 at once, got chunk=171"):
+    with pytest.raises(ValueError, match="up to 170 products at once, got chunk=171"):
         layer(torch.ones(3, 32))
