@@ -397,9 +397,15 @@ _dequantize = Tensor.dequantize
 
 
 def dequantize(x: Tensor) -> Tensor:
-    """``Tensor.dequantize``, which finds an LPTensor also where torch.func wraps it into a tensor of its own."""
+    """``Tensor.dequantize``, which finds an LPTensor also where torch.func wraps it into a tensor of its own.
+
+    Of a plain tensor it is the tensor, and has a gradient, which torch's own has not: a script need not know of what
+    kind the output of a model is.
+    """
     inner = _compat.innermost(x) if _compat.transforming() else None
-    return _apply(_Leave, x, inner._arithmetic) if isinstance(inner, LPTensor) else _dequantize(x)
+    if isinstance(inner, LPTensor):
+        return _apply(_Leave, x, inner._arithmetic)
+    return _dequantize(x) if x.is_quantized or isinstance(x, LPTensor) else x.float()
 
 
 Tensor.to_lp = to_lp  # type: ignore[attr-defined]

@@ -6,6 +6,7 @@ import copy
 import math
 import operator
 import pickle
+import warnings
 import weakref
 from typing import Any
 
@@ -430,3 +431,21 @@ def test_data_of_a_leaf_with_gaps_is_replaced() -> None:
     want = (p * 0.5).detach()
     p.data = p.data * 0.5
     assert torch.equal(p.dequantize(), want.dequantize()) and p.stride() == p._inner.stride() and p.requires_grad
+
+
+def test_a_plain_tensor_is_its_own_values() -> None:
+    """So that one script goes for plain and converted models."""
+    for x in (torch.randn(3, requires_grad=True), torch.randn(3, dtype=torch.bfloat16, requires_grad=True)):
+        y = x.dequantize()
+        assert type(y) is Tensor and y.dtype is torch.float32 and torch.equal(y, x.float())
+        (y * 2).sum().backward()
+        assert x.grad is not None and x.grad.tolist() == [2.0] * 3
+    gradient = torch.func.grad(lambda t: (t.dequantize() * t.detach()).sum())
+    assert torch.equal(gradient(torch.ones(3)), torch.ones(3))
+    compiled = torch.compile(lambda t: (t.dequantize() * 3).sum(), backend="eager", fullgraph=True)
+    x = torch.ones(3, requires_grad=True)
+    assert torch.autograd.grad(compiled(x), x)[0].tolist() == [3.0] * 3
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch will drop quantized tensors
+        codes = torch.quantize_per_tensor(torch.tensor([0.26]), 0.25, 0, torch.qint8)
+    assert codes.dequantize().item() == 0.25
