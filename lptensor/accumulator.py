@@ -300,6 +300,7 @@ torch.serialization.add_safe_globals([Accumulator])  # so that torch.load(weight
 
 
 def least_exponent(format: ScalarFormat | None) -> int:
+    """The exponent that subnormal numbers of a format count with; far below all others where there are none."""
     return LEAST_EXPONENT if format is None or isinstance(format, FixedPoint) else format.grid.emin
 
 

@@ -42,14 +42,16 @@ def _quotient(division: Any) -> Callable[..., Any]:
     """A division by a number of the CPU, which goes to the device first."""
     call = _compat.direct_call(division)
 
-    def run(x: Tensor, other: Any, **named: Any) -> Any:
-        if x.is_cuda and isinstance(other, (int, float)):
-            other = torch.full((), other, dtype=x.dtype, device=x.device)
-        elif x.is_cuda and other.is_cpu and other.dim() == 0:
-            other = other.to(x.device)
-        return call(x, other, **named)
+    def run(x: Any, other: Any, **named: Any) -> Any:
+        return call(x, _there(other, x) if isinstance(x, Tensor) and x.is_cuda else other, **named)
 
     return run
+
+
+def _there(divisor: Any, x: Tensor) -> Any:
+    if isinstance(divisor, (int, float)):
+        return torch.full((), divisor, dtype=x.dtype, device=x.device)
+    return divisor.to(x.device) if isinstance(divisor, Tensor) and divisor.dim() == 0 else divisor
 
 
 _CORRECT: dict[Any, Callable[..., Any]] = overloads("sqrt", _sqrt)

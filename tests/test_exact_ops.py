@@ -118,6 +118,18 @@ def test_what_divides_on_a_gpu_is_there(divisor: Any, ways: dict[str, Any]) -> N
     assert len(seen) == 6 and all(d.is_cuda and d.dim() == 0 for d in seen)
 
 
+def test_a_number_is_divided_too() -> None:
+    x = torch.tensor([2.0, 4.0, 7.0]).to_lp(FP16)  # type: ignore[attr-defined]
+    wanted = (3 / torch.tensor([2.0, 4.0, 7.0])).half().tolist()
+    three: Any = 3.0
+    assert torch.div(three, x).tolist() == torch.ops.aten.div(3, x).tolist() == wanted
+    assert torch.div(three, x, rounding_mode="floor").tolist() == [1.0, 0.0, 0.0]
+    with FakeTensorMode():
+        assert correct(torch.ops.aten.div.Tensor)(3.0, torch.empty(2, device="cuda")).is_cuda
+        complex_numbers = correct(torch.ops.aten.div.Tensor)(torch.empty(2, device="cuda"), 1j)
+    assert complex_numbers.dtype is torch.complex64
+
+
 @pytest.mark.gpu
 def test_quotients_on_a_gpu_are_those_of_a_cpu() -> None:
     values = FP16.values().float()
