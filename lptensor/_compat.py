@@ -836,6 +836,24 @@ def set_lowering(op: Any, element_function: Callable[[Any, torch.dtype], Callabl
     return True
 
 
+def leave_out_of_graphs(name: str, needless: Callable[[Any, Any], bool], library: Any) -> None:
+    """Let graphs hold a copy for ``name(x, argument)`` where ``needless(the node that made x, argument)``.
+
+    Without it compiled loops round the ReLU of rounded values again, and keep a mask for it, which inductor's code for
+    CPUs stores byte by byte.
+    """
+    from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode, get_proxy_slot
+
+    def trace(mode: Any, op: Any, types: Any, args: tuple[Any, ...], kwargs: Any = None) -> Any:
+        made = get_proxy_slot(args[0], mode.tracer, None)
+        if made is not None and needless(made.proxy.node, args[1]):
+            with mode:
+                return args[0].clone()
+        return mode.__torch_dispatch__(op, types, args, kwargs or {})
+
+    torch.library.register_torch_dispatch(name, ProxyTorchDispatchMode, trace, lib=library)
+
+
 def wait_for(results: Any) -> None:
     """Wait until other processes have sent what a collective operator returned, before it is looked at.
 

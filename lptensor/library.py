@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lptensor import _compat
-from lptensor.formats import Format
+from lptensor.base import Format, ScalarFormat
 from lptensor.inductor import element_function
 from lptensor.rounding import Rounding
 from lptensor.text import code, read, write
@@ -26,6 +26,28 @@ _LIBRARY.define("round_stochastic(Tensor x, str rule, int draw) -> Tensor", tags
 _DRAWS = itertools.count()
 
 
+# What these return are elements of their first argument, or zeros.
+_CHOOSING = (
+    *(torch.ops.aten.relu.default, torch.ops.aten.view.default, torch.ops.aten.clone.default),
+    *(torch.ops.aten.alias.default, torch.ops.aten.detach.default),
+)
+
+
+def _needless(node: Any, text: str) -> bool:
+    """Whether rounding what a node of a graph makes changes nothing, as of the ReLU of what was rounded like this."""
+    while node.target in _CHOOSING:
+        node = node.args[0]
+    if node.target is not torch.ops.lptensor.round.default or node.args[1] != text:
+        return False
+    format, _ = _rule(text)
+    if not isinstance(format, ScalarFormat) or not format.grid.zero:
+        return False
+    # Graphs of make_fx may write, also by views, to what a node made; those of compilers never do.
+    targets = (other.target for other in node.graph.nodes)
+    return not any(_compat.is_operator(target) and _compat.schema(target).is_mutable for target in targets)
+
+
+_compat.leave_out_of_graphs("lptensor::round", _needless, _LIBRARY)
 _lowered = False  # inductor comes with the first compilation, not with torch
 
 

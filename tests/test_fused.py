@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import lptensor as lp
 from compiling import MADE_INSIDE, code_of, compile_anew as compile_anew
@@ -138,3 +139,68 @@ def test_half_of_the_smallest_normal_spacing_of_the_carrier_is_still_told_from_a
     x = torch.tensor([2.0**-128, 2.0**-127, 3 * 2.0**-128, 5 * 2.0**-128])
     away = round_tensor(x, narrow.grid, Rounding(Mode.NEAREST_AWAY))
     assert away.mul(2.0**126).tolist() == [0.0, 1.0, 1.0, 1.0]
+
+
+# -- what is in the format already ---------------------------------------------------------------------
+
+
+def roundings(graph: torch.fx.GraphModule) -> int:
+    return sum(node.target is torch.ops.lptensor.round.default for node in graph.graph.nodes)
+
+
+@pytest.mark.parametrize("format", [E4M3, BF16, FixedPoint(8, 4)], ids=repr)
+def test_a_graph_does_not_round_the_relu_of_rounded_values_again(format: Format) -> None:
+    def f(x: Tensor) -> Tensor:
+        return lp.round(lp.round(x, format).relu().view(-1), format)
+
+    x = torch.cat([torch.randn(1000) * 9, torch.tensor([-0.0, torch.inf, torch.nan])])
+    graph = make_fx(f)(x)
+    assert roundings(graph) == 1
+    assert_same_bits(graph(x), f(x))
+    assert_same_bits(torch.compile(f, backend="aot_eager", fullgraph=True)(x), f(x))
+
+
+def _written(x: Tensor) -> Tensor:
+    y = lp.round(x, E4M3)
+    y[::2].mul_(0.3)
+    return y.relu()
+
+
+BETWEEN = {
+    "another format": lambda x: lp.round(x, BF16).relu(),
+    "another mode": lambda x: lp.round(x, E4M3, "toward_zero").relu(),
+    "written to by a view": _written,
+    "another function": lambda x: lp.round(x, E4M3).exp(),
+    "blocks": lambda x: lp.round(x, lp.MXFP4).relu(),
+}
+
+
+@pytest.mark.parametrize("between", BETWEEN)
+def test_a_graph_rounds_whatever_may_not_be_in_the_format(between: str) -> None:
+    def f(x: Tensor) -> Tensor:
+        return lp.round(BETWEEN[between](x), lp.MXFP4 if between == "blocks" else E4M3)
+
+    x = torch.randn(64, 64)
+    graph = make_fx(f)(x)
+    assert roundings(graph) == 2
+    assert_same_bits(graph(x), f(x))
+    assert_same_bits(torch.compile(f, backend="aot_eager", fullgraph=True)(x), f(x))
+
+
+def test_a_graph_rounds_values_of_a_format_without_zero_behind_a_relu() -> None:
+    def f(x: Tensor) -> Tensor:
+        return lp.round(lp.round(x, E8M0).relu(), E8M0)
+
+    x = torch.tensor([1.0, -1.0])
+    assert roundings(make_fx(f)(x)) == 2
+    assert_same_bits(make_fx(f)(x)(x), f(x))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_lowered_relu_saves_no_mask() -> None:
+    """Inductor stores masks byte by byte on a CPU, which takes longer than all of the rounding."""
+    net = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16))
+    lp.lower(net, ["linear", "activation"], E4M3, lp.E5M2, "nearest", "nearest")
+    x = torch.randn(8, 16)
+    _, code = code_of(lambda x: net(x).sum(), x)
+    assert "bool*" not in code
