@@ -13,21 +13,24 @@ from lptensor.base import Format, ScalarFormat
 from lptensor.quantizer import Quantize
 from lptensor.rounding import Rounding
 
-# What these return is a new tensor, which their backward pass does not read.
-_NEW = (
-    *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
-    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm, nn.GroupNorm, nn.Embedding),
-)
 # Each element of what these return is one of the input, or zero.
-_CHOOSING = (
-    *(nn.ReLU, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d),
+_MOVING = (
+    *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d),
     *(nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d),
     *(nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d),
 )
+_CHOOSING = (nn.ReLU, nn.Dropout, *_MOVING)
+# What these return is a new tensor, which their backward pass does not read, unless they work in place.
+_NEW = (
+    *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm, nn.GroupNorm, nn.Embedding),
+    *(nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Hardtanh, nn.ReLU6, nn.LeakyReLU, nn.PReLU),
+    *(nn.ELU, nn.SELU, nn.CELU, nn.Softplus, nn.LogSigmoid),
+    *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
+    *(nn.Dropout, *_MOVING),
+)
 # Someone may put another function in the place of torch's, of which nothing is known.
-_FORWARDS: dict[type[nn.Module], Any] = {cls: cls.forward for cls in (*_NEW, *_CHOOSING, nn.Dropout)}
-
-
+_FORWARDS: dict[type[nn.Module], Any] = {cls: cls.forward for cls in (*_NEW, *_CHOOSING)}
 # Of these the same holds for the gradients that they hand on.
 _CHOOSING_BACK = (nn.ReLU, nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.Dropout)
 
@@ -64,14 +67,15 @@ def round_output(module: nn.Module, args: tuple[Any, ...], output: Tensor, quant
     if observe.anyone or _compat.transforming() or _compat.traced():
         return quantize(output)  # whoever looks on sees every rounding
     simple = _is_torchs(module) and not quantize.clamping_grad_zero
-    if simple and isinstance(module, _NEW):
-        quantize.in_place(output)
-        rounded = _with_rounded_gradient(module, output, quantize)
-    elif simple and _chooses(module) and len(args) == 1 and _output.lies_in(args[0], quantize.forward_number):
+    given = args[0] if args else None
+    if simple and _chooses(module) and _output.lies_in(given, quantize.forward_number):
         _draw(output, quantize.forward_rounding)
         # Where nothing is dropped, the output is the input, but has a gradient of its own.
-        same = output.view_as(output) if output is args[0] else output
+        same = output.view_as(output) if output is given else output
         rounded = _with_rounded_gradient(module, same, quantize)
+    elif simple and isinstance(module, _NEW) and given is not None and output is not given:
+        quantize.in_place(output)
+        rounded = _with_rounded_gradient(module, output, quantize)
     else:
         rounded = quantize(output)
     _output.note(rounded, quantize.forward_number)
@@ -90,7 +94,7 @@ def _is_torchs(module: nn.Module) -> bool:
 
 
 def _chooses(module: nn.Module) -> bool:
-    return not isinstance(module, nn.Dropout) or not module.training or module.p == 0
+    return isinstance(module, _CHOOSING) and not (isinstance(module, nn.Dropout) and module.training and module.p > 0)
 
 
 def _draw(x: Tensor, rounding: Rounding) -> None:
@@ -120,6 +124,6 @@ def _with_rounded_gradient(module: nn.Module, output: Tensor, quantize: Quantize
 
     if node is not None and (number is not None or quantize.backward_hooks):
         node.register_prehook(rounded)
-        if isinstance(module, _CHOOSING_BACK):
+        if isinstance(module, _CHOOSING_BACK) and _chooses(module):
             node.register_hook(handed_on)
     return output

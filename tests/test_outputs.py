@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 
 import pytest
@@ -84,12 +85,34 @@ def lines() -> nn.Sequential:
     )
 
 
+def bends() -> nn.Sequential:
+    """Activations, also those that work in place, behind a norm, and behind sums."""
+    new = [nn.GELU(), nn.GELU("tanh"), nn.SiLU(), nn.Mish(), nn.Hardswish(), nn.Hardtanh(), nn.ReLU6(), nn.LeakyReLU()]
+    new += [nn.PReLU(6), nn.ELU(), nn.SELU(), nn.CELU(), nn.Softplus(), nn.LogSigmoid(), nn.Dropout(0.2), nn.ReLU()]
+    written = [nn.SiLU(True), nn.Mish(True), nn.Hardswish(True), nn.Hardtanh(inplace=True), nn.ReLU6(True)]
+    written += [nn.LeakyReLU(inplace=True), nn.ELU(inplace=True), nn.SELU(True), nn.CELU(inplace=True)]
+    layers = [part for bend in [*new, *written, nn.Dropout(0.2, True)] for part in (bend, nn.LayerNorm(6))]
+    return nn.Sequential(
+        nn.Linear(5, 6), *layers, *(Aside(bend) for bend in new), nn.Tanh(), nn.Sigmoid(), nn.Softmax(1)
+    )
+
+
+def pools() -> nn.Sequential:
+    """Means and maxima of what is in no format, behind sums."""
+    lines = (nn.AvgPool1d(1), nn.MaxPool1d(1), nn.AdaptiveAvgPool1d(9))
+    planes = (nn.AvgPool2d(1), nn.MaxPool2d(1), nn.AdaptiveAvgPool2d((None, 9)), nn.ZeroPad2d(0), nn.ReflectionPad2d(0))
+    asides = (*map(Aside, lines), nn.Unflatten(1, (2, 2)), *map(Aside, (*planes, nn.AdaptiveAvgPool3d((2, 2, None)))))
+    return nn.Sequential(nn.LayerNorm(9), *asides, nn.AvgPool2d(2), nn.AvgPool3d((2, 1, 1)), nn.AdaptiveAvgPool2d(1))
+
+
 NETS: dict[str, tuple[Callable[[], nn.Sequential], Callable[[], Tensor]]] = {
     "images": (images, lambda: torch.randn(2, 3, 14, 14)),
     "words": (words, lambda: torch.randint(0, 11, (3, 7))),
     "forks": (forks, lambda: torch.randn(7, 5)),
     "volumes": (volumes, lambda: torch.randn(2, 1, 7, 7, 7)),
     "lines": (lines, lambda: torch.randn(2, 2, 20)),
+    "bends": (bends, lambda: torch.randn(7, 5)),
+    "pools": (pools, lambda: torch.randn(2, 4, 9)),
 }
 
 
@@ -150,6 +173,26 @@ def test_layers_of_a_chain_are_rounded_without_a_copy() -> None:
     x = torch.randn(4, 8, 32, 32)
     plain, low = (peak(lambda net=net: net(x)) for net in (chain(), lowered(chain, E4M3, E5M2)))
     assert low < plain * 1.01
+
+
+ALONE = (
+    nn.Conv2d(8, 8, 1),
+    nn.BatchNorm2d(8),
+    nn.GELU(),
+    nn.SiLU(),
+    nn.LeakyReLU(),
+    nn.PReLU(),
+    nn.ELU(),
+    nn.Softplus(),
+)
+ALONE += (nn.AvgPool2d(2), nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(1), nn.ZeroPad2d(1), nn.Dropout(0.1))
+
+
+@pytest.mark.parametrize("layer", ALONE, ids=repr)
+def test_a_layer_whose_output_is_new_takes_no_more_memory(layer: nn.Module) -> None:
+    x = torch.randn(4, 8, 32, 32)
+    plain, low = (peak(lambda net=net: net(x)) for net in (layer, lower(deepcopy(layer), "all", E4M3, E5M2)))
+    assert low < plain + 1000
 
 
 @pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
