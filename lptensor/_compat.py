@@ -53,18 +53,15 @@ def current_raw_stream(device: int) -> int:
 
 
 def make_wrapper(cls: type, inner: Tensor) -> Any:
-    """A tensor of class ``cls`` without storage that looks like ``inner``, a dense tensor.
+    """A tensor of class ``cls`` without storage that looks like ``inner``, a dense float32 tensor.
 
     Without it no wrapper subclass. Every argument that is left to its default saves a part of a microsecond.
     """
-    return torch.Tensor._make_wrapper_subclass(
-        cls,
-        inner.size(),
-        strides=inner.stride(),
-        storage_offset=inner.storage_offset(),
-        dtype=inner.dtype,
-        device=inner.device,
-    )
+    make = torch.Tensor._make_wrapper_subclass
+    offset = inner.storage_offset()
+    if inner.is_cpu and not offset:
+        return make(cls, inner.size(), inner.stride(), dtype=torch.float32)
+    return make(cls, inner.size(), inner.stride(), offset, dtype=torch.float32, device=inner.device)
 
 
 def share_storage(view: Tensor, base: Tensor) -> None:

@@ -252,6 +252,17 @@ def round_grid(x: Tensor, y: Tensor, grid: Grid, rounding: Rounding, key: tuple[
     )
 
 
+def in_place(grid: Grid, rounding: Rounding) -> Callable[[Tensor], None]:
+    """What ``round_grid(x, x, grid, rounding, None)`` does, for many calls: all that depends on ``x`` alone is left."""
+    kernels, struct, rule = _kernels("round"), grid_reference(grid), rule_reference(rounding, None)
+
+    def run(x: Tensor) -> None:
+        address = x.data_ptr()
+        kernels[x.dtype](address, address, x.numel(), struct, rule, torch.get_num_threads())
+
+    return run
+
+
 @functools.lru_cache(maxsize=256)
 def table_struct(table: Table, mode: Mode, dtype: torch.dtype, beyond: Beyond) -> tuple[_Table, Any]:
     """The C struct of a table, and the tensors that it points into."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
-from lptensor import _compat
+from lptensor import _compat, ops
 from lptensor.accumulator import Accumulator
 from lptensor.base import check_signed, no_format
 from lptensor.blocks import BlockFormat
@@ -105,6 +107,11 @@ class Arithmetic:
         object.__setattr__(self, "direct", operands is None and accumulator is None and compute is torch.float32)
         object.__setattr__(self, "has_zero", all(f is None or f.has(0.0) for f in (forward, backward)))
         object.__setattr__(self, "_hash", hash(tuple(values.values())))
+
+    @cached_property
+    def _in_place(self) -> tuple[Callable[[Tensor], None], ...]:
+        """What rounds a plain tensor where it lies, to each of the ``sides``."""
+        return tuple(ops.in_place(format or FP32, rounding) for format, rounding in self.sides)
 
     def __hash__(self) -> int:
         value: int = self.__dict__["_hash"]

@@ -25,6 +25,7 @@ from lptensor.arguments import (
     promoted_by_numbers,
     unwrap,
 )
+from lptensor.arithmetic import Arithmetic
 from lptensor.bags import entry_by_entry
 from lptensor.blocks import BlockFormat
 from lptensor.computing import computed, copies_double, each_once, write
@@ -93,6 +94,13 @@ def refuse_higher_order(func: Any) -> NoReturn:
 # -- pieces ------------------------------------------------------------------------------------------
 
 
+def wrap(cls: Any, inner: Tensor, arithmetic: Arithmetic, gradient: bool) -> Any:
+    """An LPTensor, without the questions that its class asks of what people give it."""
+    made = _compat.make_wrapper(cls, inner)
+    made._inner, made._arithmetic, made._gradient = inner, arithmetic, gradient
+    return made
+
+
 def _alike(grids: Sequence[Side | None], inners: Sequence[Any]) -> bool:
     """Whether plain tensors all round to one side of one arithmetic."""
     first = grids[0] if len(grids) > 1 and not _compat.traced_by_mode() else None
@@ -148,7 +156,7 @@ def _compute(func: Any, rule: Rule, cls: Any) -> Runner:
             out = computed(Opened(func, args, kwargs, plain, named, found))
         if _stays(out):  # most ops, the short way through _fresh
             grid = join(found), in_backward()
-            return cls(round_(out, *grid), *grid)
+            return wrap(cls, round_(out, *grid), *grid)
         if isinstance(out, bool) or isinstance(out, Tensor) and not out.is_floating_point() and not out.is_complex():
             return out  # a comparison: it needs no format that holds both operands
         if promoted_by_numbers(out, found, (*plain, *named.values())):
@@ -174,7 +182,7 @@ def _keep(func: Any, rule: Rule, cls: Any) -> Runner:
         else:
             out = computed(Opened(func, args, kwargs, plain, named, found))
         if _stays(out):
-            return cls(out if grid == kept else round_(out, *grid), *grid)
+            return wrap(cls, out if grid == kept else round_(out, *grid), *grid)
         if promoted_by_numbers(out, found, (*plain, *named.values())):
             return run(in_single(args), in_single(kwargs))
         return _fresh(func, rule, cls, out, grid, grid != kept, caller_named(rule, args, kwargs), found)
@@ -190,9 +198,9 @@ def _view(func: Any, rule: Rule, cls: Any) -> Runner:
         inference = base.is_inference()
         if torch.is_inference_mode_enabled() != inference and not (inference and writable):
             with torch.inference_mode(inference):  # with the version counter of a tensor that has one
-                view = cls(out, base._arithmetic, base._gradient)
+                view = wrap(cls, out, base._arithmetic, base._gradient)
         else:
-            view = cls(out, base._arithmetic, base._gradient)
+            view = wrap(cls, out, base._arithmetic, base._gradient)
         _compat.share_storage(view, base)
         return view
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -275,20 +275,32 @@ def round_into(x: Tensor, y: Tensor, format: Format, rounding: Rounding, generat
     return y
 
 
-def round_in_place(x: Tensor, format: Format, rounding: Rounding) -> None:
-    """``round_into(x, x, ...)``, by a short way where nothing is special: every op of an LPTensor comes by here."""
+def in_place(format: Format, rounding: Rounding) -> Callable[[Tensor], None]:
+    """``round_into(x, x, ...)`` as a function of ``x``, by a short way where nothing is special.
+
+    The result of every op of an LPTensor comes by here.
+    """
     grid = format.lowered
-    special = observe.anyone or rounding.stochastic or type(grid) is not Grid or x.is_neg() or not x.is_contiguous()
-    if not special and x.is_cpu and _native.library() is not None:
-        _native.round_grid(x, x, grid, rounding, None)
-    elif not special and x.is_cuda and x.numel() and _cuda.library() is not None:
-        _cuda.round_grid(x, x, grid, rounding, None)
-    else:
-        round_into(x, x, format, rounding)
+    other = rounding.stochastic or type(grid) is not Grid
+    on_cpu: Callable[[Tensor], None] | None = None
+
+    def run(x: Tensor) -> None:
+        nonlocal on_cpu
+        special = other or observe.anyone or x.is_neg() or not x.is_contiguous()
+        if not special and x.is_cpu and _native.library() is not None:
+            if on_cpu is None:  # now that the library is there
+                on_cpu = _native.in_place(grid, rounding)
+            on_cpu(x)
+        elif not special and x.is_cuda and x.numel() and _cuda.library() is not None:
+            _cuda.round_grid(x, x, grid, rounding, None)
+        else:
+            round_into(x, x, format, rounding)
+
+    return run
 
 
 def round_all_in_place(xs: Sequence[Tensor], format: Format, rounding: Rounding) -> None:
-    """``round_in_place`` of each: those on a GPU by one launch, where nothing is special."""
+    """``in_place`` of each: those on a GPU by one launch, where nothing is special."""
     grid = format.lowered
     if len(xs) > 1 and type(grid) is Grid and not observe.anyone and _kernels(xs[0].device) is _cuda:
         device = xs[0].device
@@ -297,8 +309,9 @@ def round_all_in_place(xs: Sequence[Tensor], format: Format, rounding: Rounding)
             if some:
                 _cuda.round_grids(some, grid, rounding, call_keys(some) if rounding.stochastic else None)
             return
+    round_in_place = in_place(format, rounding)
     for x in xs:
-        round_in_place(x, format, rounding)
+        round_in_place(x)
 
 
 def _round_into(x: Tensor, y: Tensor, format: Format, rounding: Rounding, generator: Any) -> Tensor:

@@ -193,7 +193,7 @@ class Quantize:
         """Round a plain tensor where it lies, which nothing else may have kept: autograd does not learn of it."""
         if self.forward_number is not None:
             ops.check_roundable(x, self.forward_number)
-            ops.round_in_place(x.detach(), self.forward_number, self.forward_rounding)
+            ops.in_place(self.forward_number, self.forward_rounding)(x.detach())
 
     def backward(self, grad: Tensor) -> Tensor:
         grad = _hooked(grad, self.backward_hooks)

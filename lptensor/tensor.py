@@ -91,8 +91,7 @@ class LPTensor(Traceable, Sharded, Surface, Tensor):  # type: ignore[misc]
         if inner.dtype is not torch.float32 or type(inner) is cls:
             what = "an LPTensor" if type(inner) is cls else inner.dtype
             raise TypeError(f"an LPTensor holds a plain float32 tensor, got {what}; x.to_lp(format) takes it")
-        self: LPTensor = _compat.make_wrapper(cls, inner)
-        self._inner, self._arithmetic, self._gradient = inner, arithmetic, gradient
+        self: LPTensor = dispatch.wrap(cls, inner, arithmetic, gradient)
         if requires_grad:
             self.requires_grad_()
         return self

@@ -10,7 +10,7 @@ from torch import Tensor
 from lptensor import _compat
 from lptensor.arithmetic import Arithmetic
 from lptensor.library import traced_round
-from lptensor.ops import round_all_in_place, round_in_place
+from lptensor.ops import round_all_in_place
 from lptensor.rules import Kind
 
 
@@ -42,13 +42,13 @@ def tell(inner: Tensor, format: Any, rounding: Any) -> None:
 
 def round_(inner: Tensor, arithmetic: Arithmetic, gradient: bool) -> Tensor:
     """A plain tensor rounded to one side of an arithmetic: in place, or anew where a tracer watches it."""
-    format, rounding = arithmetic.sides[gradient]
+    in_place, (format, rounding) = arithmetic._in_place[gradient], arithmetic.sides[gradient]
     if format is None:
         return inner
     if type(inner) is Tensor and not _compat.traced_by_mode():
         if _compat.is_zero_tensor(inner):
             inner = inner.clone()
-        round_in_place(inner, format, rounding)
+        in_place(inner)
     else:
         inner = traced_round(inner, format, rounding)
     eyes = watcher

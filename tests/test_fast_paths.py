@@ -17,7 +17,7 @@ from lptensor import observe, ops, reference, tensor
 from lptensor.blocks import MX, BlockFloatingPoint
 from lptensor.codebooks import NF4
 from lptensor.formats import BF16, E2M1, E4M3, E5M2, FP16, FP32, INT8, TF32, FixedPoint, FloatingPoint, Format
-from lptensor.ops import round_in_place, round_into
+from lptensor.ops import in_place, round_into
 from lptensor.posits import Posit
 from lptensor.quantizer import _Rounded
 from lptensor.rounding import Mode, Rounding, Stochastic, as_rounding
@@ -208,13 +208,13 @@ def test_the_short_way_for_results_of_ops_gives_the_same_bits(format: Format, fo
         torch.manual_seed(1)
         expected = round_into(x, torch.empty(x.shape, dtype=x.dtype), format, Rounding(mode))
         torch.manual_seed(1)
-        round_in_place(x, format, Rounding(mode))
+        in_place(format, Rounding(mode))(x)
         assert_same_bits(x.resolve_neg(), expected)
 
 
 def test_the_short_way_leaves_meta_tensors_and_is_open_to_observers() -> None:
     state = torch.get_rng_state()
-    round_in_place(torch.empty(3, device="meta"), E4M3, Rounding(Mode.STOCHASTIC))
+    in_place(E4M3, Rounding(Mode.STOCHASTIC))(torch.empty(3, device="meta"))
     assert torch.equal(torch.get_rng_state(), state), "nothing was drawn for values that are not there"
     seen: list[list[float]] = []
 
@@ -224,7 +224,7 @@ def test_the_short_way_leaves_meta_tensors_and_is_open_to_observers() -> None:
 
     x = torch.tensor(0.3)
     with observe.observing(Eye()):
-        round_in_place(x, E4M3, Rounding())
+        in_place(E4M3, Rounding())(x)
     assert seen == [[pytest.approx(0.3), x.item()]] and x.item() != pytest.approx(0.3)
 
 

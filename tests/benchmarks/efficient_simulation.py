@@ -67,10 +67,10 @@ def rounding_by(function: Callable[..., Tensor]) -> Iterator[None]:
     def fresh(x: Tensor, format: Any, rounding: Any, generator: Any = None) -> Tensor:
         return function(x.detach(), format.grid, rounding)
 
-    def in_place(x: Tensor, format: Any, rounding: Any) -> None:
-        x.copy_(function(x, format.grid, rounding))
+    def in_place(format: Any, rounding: Any) -> Callable[[Tensor], Any]:
+        return lambda x: x.copy_(function(x, format.grid, rounding))
 
-    with mock.patch.multiple(ops, round_fresh=fresh, round_in_place=in_place):
+    with mock.patch.multiple(ops, round_fresh=fresh, in_place=in_place):
         yield
 
 
