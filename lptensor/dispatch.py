@@ -115,9 +115,12 @@ def _alike(grids: Sequence[Side | None], inners: Sequence[Any]) -> bool:
     )
 
 
+_SINGLE, _STRIDED = torch.float32, torch.strided  # looked up here at every op
+
+
 def _stays(result: Any) -> bool:
     """Whether a result can be the inner tensor of an LPTensor."""
-    return isinstance(result, Tensor) and result.dtype is torch.float32 and result.layout is torch.strided
+    return isinstance(result, Tensor) and result.dtype is _SINGLE and result.layout is _STRIDED
 
 
 def _fresh(
@@ -155,8 +158,8 @@ def _compute(func: Any, rule: Rule, cls: Any) -> Runner:
         else:
             out = computed(Opened(func, args, kwargs, plain, named, found))
         if _stays(out):  # most ops, the short way through _fresh
-            grid = join(found), in_backward()
-            return wrap(cls, round_(out, *grid), *grid)
+            arithmetic, gradient = join(found), in_backward()
+            return wrap(cls, round_(out, arithmetic, gradient), arithmetic, gradient)
         if isinstance(out, bool) or isinstance(out, Tensor) and not out.is_floating_point() and not out.is_complex():
             return out  # a comparison: it needs no format that holds both operands
         if promoted_by_numbers(out, found, (*plain, *named.values())):
