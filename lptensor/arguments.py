@@ -35,7 +35,7 @@ def unwrap(values: Any, cls: Any, found: list[Any]) -> Any:
         if kind is cls:
             found.append(value)
             plain.append(value._inner)
-        elif kind is list or kind is tuple:
+        elif (kind is list or kind is tuple) and value and type(value[0]) is not int:  # sizes hold no tensors
             plain.append(unwrap(value, cls, found))
         else:
             plain.append(value)
