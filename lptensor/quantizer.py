@@ -193,7 +193,8 @@ class Quantize:
         """Round a plain tensor where it lies, which nothing else may have kept: autograd does not learn of it."""
         if self.forward_number is not None:
             ops.check_roundable(x, self.forward_number)
-            ops.in_place(self.forward_number, self.forward_rounding)(x.detach())
+            plain = x.detach()
+            ops.round_into(plain, plain, self.forward_number, self.forward_rounding)
 
     def backward(self, grad: Tensor) -> Tensor:
         grad = _hooked(grad, self.backward_hooks)
