@@ -278,6 +278,8 @@ WRONG: list[tuple[Callable[[], object], str]] = [
     (lambda: lptensor.training.finish(None), "finish takes a torch.nn.Module, got NoneType"),  # type: ignore[type-var]
     (lambda: lptensor.training.unit_scaling.activation_scale(nn.Softmax(-1)), "activation with a slope, got Softmax"),
     (lambda: X.to_lp(Arithmetic(BF16), grad=BF16), "give nothing beside it"),  # type: ignore[attr-defined]
+    (lambda: study.sensitivity(nn.LazyLinear(1), print, E4M3), "'weight' is lazy and has no values yet; call the"),  # type: ignore[arg-type]
+    (lambda: study.format_search(nn.LazyLinear(1), print, [E4M3, BF16]), "'weight' is lazy and has no values yet"),
 ]
 
 

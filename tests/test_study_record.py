@@ -8,6 +8,7 @@ import json
 import math
 import pickle
 import sys
+import warnings
 from fractions import Fraction
 from typing import Any
 
@@ -46,7 +47,7 @@ from lptensor.optim import OptimLP
 from lptensor.posits import Posit
 from lptensor.quantizer import quantizer
 from lptensor.rounding import Stochastic, as_rounding
-from lptensor.study import Rows, exponent_histogram, places, plot_layer_map, record
+from lptensor.study import Rows, exponent_histogram, faults, places, plot_layer_map, record
 from lptensor.study.census import Census
 from lptensor.study.updates import Updates
 from lptensor.training import round_layers
@@ -1045,3 +1046,48 @@ def test_every_other_call_begins_with_the_first() -> None:
             model(torch.tensor([value]))
     (row,) = log.rows()
     assert log.steps == 2 and row["values"] == 2 and row["underflow"] == 1.0
+
+
+ENTERED = {
+    "what happens": lambda model, optimizer: record(model, optimizer),
+    "what would happen": lambda model, optimizer: record(model, optimizer, forward=E4M3),
+    "faults": lambda model, optimizer: faults(0.1, model=model),
+}
+
+
+@pytest.mark.parametrize("name", ENTERED)
+@pytest.mark.parametrize("part", ["lazy", "ScriptModule"])
+def test_a_model_that_cannot_be_followed_is_named_and_keeps_no_hooks(name: str, part: str) -> None:
+    first: Any = nn.Linear(2, 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit
+        last: Any = nn.LazyLinear(2) if part == "lazy" else torch.jit.script(nn.Linear(2, 2))
+    optimizer = torch.optim.SGD(first.parameters(), lr=0.1)
+    with pytest.raises((TypeError, ValueError), match=f"'1.*' is (a )?{part}.*; (call the model|take what)"):
+        ENTERED[name](nn.Sequential(first, last), optimizer).__enter__()
+    assert not first._forward_hooks and not first._forward_pre_hooks
+    assert not any(getattr(p, "_post_accumulate_grad_hooks", None) for p in first.parameters())
+    assert not optimizer._optimizer_step_post_hooks and observe.anyone == 0
+
+
+@pytest.mark.parametrize("formats", [{}, {"forward": E4M3}])
+def test_a_recording_that_cannot_begin_leaves_nothing_behind(formats: Any) -> None:
+    model = nn.Sequential(nn.Linear(2, 2))
+
+    class Closed(torch.optim.SGD):
+        def register_step_pre_hook(self, hook: Any) -> Any:
+            raise RuntimeError("no hooks here")
+
+    with pytest.raises(RuntimeError, match="no hooks here"):
+        record(model, Closed(model.parameters(), lr=0.1), **formats).__enter__()
+    assert all(not m._forward_hooks and not m._forward_pre_hooks for m in model.modules()) and observe.anyone == 0
+    assert not any(getattr(p, "_post_accumulate_grad_hooks", None) for p in model.parameters())
+
+
+def test_sparse_parameters_and_states_are_passed_over() -> None:
+    model = nn.ParameterDict({"a": torch.ones(2), "b": torch.eye(2).to_sparse()})
+    optimizer = torch.optim.SGD([model["a"]], lr=0.1)
+    optimizer.state[model["a"]]["seen"] = torch.eye(2).to_sparse()
+    with record(model, optimizer) as log:
+        round_to(model["a"], E4M3)
+    assert [(row["role"], row["path"]) for row in log.rows()] == [("weight", "a")]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from lptensor import _compat, direction, observe
@@ -59,6 +61,22 @@ def named_parameters(model: nn.Module, remove_duplicate: bool = True) -> list[tu
     """The same of parameters."""
     found = model.named_parameters(remove_duplicate=remove_duplicate)
     return [(plain_path(path), parameter) for path, parameter in found]
+
+
+def check_followed(model: nn.Module) -> None:
+    """Refuse a model with parts that take no hooks, or that have no values to look at.
+
+    Raises:
+        TypeError: a ScriptModule in it.
+        ValueError: a lazy parameter in it.
+    """
+    for path, module in named_modules(model):
+        if isinstance(module, torch.jit.ScriptModule):
+            which = repr(path) if path else "the model"
+            raise TypeError(f"{which} is a ScriptModule, which takes no hooks; take what it was made of")
+    for path, parameter in named_parameters(model):
+        if is_lazy(parameter):
+            raise ValueError(f"{path!r} is lazy and has no values yet; call the model on a batch first")
 
 
 def values_of(x: Tensor) -> Tensor:
@@ -111,6 +129,7 @@ class Places:
     """
 
     def __init__(self, model: nn.Module, optimizer: Optimizer | None) -> None:
+        check_followed(model)
         self.model, self.optimizer = model, optimizer
         self._parameters = named_parameters(model)
         self.names = {id(p): name for name, p in self._parameters}
@@ -121,28 +140,27 @@ class Places:
         self._memory: dict[int, tuple[str, str]] = {}
         self._copies: dict[int, tuple[tuple[str, str], Any]] = {}  # what stands for that, and its storage
         self._most_copies = _FEW
-        self._handles: list[Any] = []
+        self._open = ExitStack()
         self._complete = False
 
     def __enter__(self) -> Places:
         eagerly: Any = torch.compiler.disable  # a compiled model breaks its graph at hooks
         begin, leave = eagerly(self._enter), eagerly(self._leave)
-        for path, module in named_modules(self.model):
-            enter = partial(begin, path)
-            self._handles.append(module.register_forward_pre_hook(enter, prepend=True))
-            self._handles.append(module.register_forward_hook(leave, always_call=True))
-        if self.optimizer is not None:
-            self._handles.append(self.optimizer.register_step_pre_hook(lambda *_: self.look()))
-            self._handles.append(self.optimizer.register_step_post_hook(lambda *_: self._remember()))
-        self._followed = observe.following(self)
-        self._followed.__enter__()
-        self.look()
+        with ExitStack() as stack:
+            for path, module in named_modules(self.model):
+                enter = partial(begin, path)
+                stack.callback(module.register_forward_pre_hook(enter, prepend=True).remove)
+                stack.callback(module.register_forward_hook(leave, always_call=True).remove)
+            if self.optimizer is not None:
+                stack.callback(self.optimizer.register_step_pre_hook(lambda *_: self.look()).remove)
+                stack.callback(self.optimizer.register_step_post_hook(lambda *_: self._remember()).remove)
+            stack.enter_context(observe.following(self))
+            self.look()
+            self._open = stack.pop_all()
         return self
 
     def __exit__(self, *_: Any) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._followed.__exit__()
+        self._open.close()
         self._stack.clear()
         self._copies.clear()
 
@@ -157,11 +175,12 @@ class Places:
             values_of(value).data_ptr(): ("state", self.names.get(id(p), ""))
             for p, entries in state.items()
             for value in entries.values()
-            if isinstance(value, Tensor) and value.dim()
+            if isinstance(value, Tensor) and value.dim() and value.layout is torch.strided
         }
         self._complete = bool(state)
         for name, p in self._parameters:
-            self._memory[values_of(p).data_ptr()] = "weight", name
+            if p.layout is torch.strided:  # a sparse one has no memory of its own, and is not rounded
+                self._memory[values_of(p).data_ptr()] = "weight", name
 
     def of(self, before: Tensor, after: Tensor) -> tuple[str, str]:
         """Role and path of the rounding that just took place."""

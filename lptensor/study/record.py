@@ -37,8 +37,8 @@ class record:  # reads as a function
         every: record one step in so many; of an optimizer, without one of calls of the model.
 
     Raises:
-        TypeError: no module, no optimizer, no format.
-        ValueError: every below 1.
+        TypeError: no module, no optimizer, no format; when it begins, a ScriptModule in the model.
+        ValueError: every below 1; when it begins, a lazy parameter.
         RuntimeError: entered within itself.
 
     >>> from lptensor import E4M3
@@ -81,8 +81,10 @@ class record:  # reads as a function
                 stack.enter_context(observe.observing(recorder))
             else:
                 asked = _Asked(recorder, forward, backward, rounding)
-                stack.callback(asked.attach())
-            stack.callback(recorder.attach())
+                stack.callback(_remove, asked.handles)
+                asked.attach()
+            stack.callback(_remove, recorder.handles)
+            recorder.attach()
             self._open = stack.pop_all()
         return recorder.log
 
@@ -99,6 +101,7 @@ class _Recorder(observe.Observer):
         self.places, self.every = places, every
         self.log = Log()
         self.active = True
+        self.handles: list[Any] = []
         self.seen = 0 if places.optimizer is not None else -1  # a model is counted when it begins
         self.start: dict[str, Tensor] = {}  # weights before the step that runs, by path
 
@@ -118,18 +121,15 @@ class _Recorder(observe.Observer):
         """Whether the rounding is of what the step writes to a weight."""
         return role == ("accumulator" if self.places.accumulates else "weight") and path in self.start
 
-    def attach(self) -> Any:
-        """Follow the steps; returns what stops it."""
+    def attach(self) -> None:
+        """Follow the steps, until the ``handles`` are removed."""
         optimizer = self.places.optimizer
         if optimizer is None:
-            handles: list[Any] = [self.places.model.register_forward_pre_hook(self._next)]
+            self.handles.append(self.places.model.register_forward_pre_hook(self._next))
         else:
             inner: Any = innermost(optimizer)
-            handles = [
-                optimizer.register_step_post_hook(self._stepped),
-                inner.register_step_pre_hook(self._begins),
-            ]
-        return partial(_remove, handles)
+            self.handles.append(optimizer.register_step_post_hook(self._stepped))
+            self.handles.append(inner.register_step_pre_hook(self._begins))
 
     def _begins(self, *_: Any) -> None:
         if self.active:
@@ -159,23 +159,23 @@ class _Asked:
         self.forward, self.backward = forward, backward
         # Draws of its own: the model's (dropout) are those that it would make without a recording.
         self.generator = torch.Generator().manual_seed(torch.initial_seed())
+        self.handles: list[Any] = []
 
-    def attach(self) -> Any:
+    def attach(self) -> None:
+        """Look at what the model computes, until the ``handles`` are removed."""
         model, optimizer = self.recorder.places.model, self.recorder.places.optimizer
-        handles: list[Any] = []
         eagerly: Any = torch.compiler.disable  # a compiled model breaks its graph at hooks
         self._of_output_eagerly = eagerly(self._of_output)
         for path, module in named_modules(model):
             if not any(True for _ in module.children()):
-                handles.append(module.register_forward_hook(partial(eagerly(self._output), path)))
+                self.handles.append(module.register_forward_hook(partial(eagerly(self._output), path)))
         for name, p in named_parameters(model):
             if p.requires_grad:
-                handles.append(p.register_post_accumulate_grad_hook(partial(eagerly(self._gradient), name)))
+                self.handles.append(p.register_post_accumulate_grad_hook(partial(eagerly(self._gradient), name)))
         if optimizer is None:
             self._weights()
         else:
-            handles.append(optimizer.register_step_post_hook(self._weights))
-        return partial(_remove, handles)
+            self.handles.append(optimizer.register_step_post_hook(self._weights))
 
     def _ask(self, role: str, path: str, x: Tensor, format: Format | None) -> None:
         if format is not None and self.recorder.active and _countable(x):

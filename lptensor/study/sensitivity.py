@@ -19,7 +19,7 @@ from lptensor.rounding import Mode, Rounding, as_rounding
 from lptensor.study.format_table import by_name
 from lptensor.study.layer_map import plot_layer_map
 from lptensor.study.losses import check_callable, number_of
-from lptensor.study.places import check_roles, named_modules
+from lptensor.study.places import check_followed, check_roles, named_modules
 from lptensor.study.progress import track
 from lptensor.study.rows import Rows
 from lptensor.tensor import LPTensor
@@ -119,6 +119,7 @@ def layers_in(model: nn.Module) -> dict[str, nn.Module]:
 @contextmanager
 def kept(model: nn.Module) -> Iterator[None]:
     """Give parameters, gradients and buffers their old values back, and torch's CPU generator its state."""
+    check_followed(model)
     values = [p.detach().clone() for p in model.parameters()]
     buffers = _Buffers(model)
     gradients = [p.grad for p in model.parameters()]
