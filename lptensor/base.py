@@ -272,6 +272,12 @@ def check_bool(name: str, value: object) -> bool:
     return value
 
 
+def check_closure(closure: object) -> None:
+    """Refuse what a step cannot call, as the loss itself."""
+    if not callable(closure):
+        raise TypeError(f"closure must be a function that computes the loss and its gradients, got {closure!r}")
+
+
 def check_state(what: str, state: object, *keys: str) -> None:
     """Refuse to load what is not a state_dict with these keys."""
     if not isinstance(state, Mapping) or not all(key in state for key in keys):

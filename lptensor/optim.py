@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from lptensor import _compat, ops, optimizer_state
 from lptensor.arithmetic import Arithmetic, contains
-from lptensor.base import Format, check_bool, check_positive, check_signed
+from lptensor.base import Format, check_bool, check_closure, check_positive, check_signed
 from lptensor.distributed import refuse_sharded
 from lptensor.loans import Loans
 from lptensor.momenta import as_momenta
@@ -151,9 +151,12 @@ class OptimLP(Optimizer):
         ``torch.amp.GradScaler`` may take the step: gradients are rounded before they are divided by its scale.
 
         Raises:
+            TypeError: a closure that cannot be called, as the loss itself.
             RuntimeError: its ``unscale_`` has divided gradients that ``grad_quant`` was to round.
         """
         check_bool("gradients_rounded", gradients_rounded)
+        if closure is not None:
+            check_closure(closure)
         infinite, scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)  # GradScaler sets them
         if infinite is not None and scale is None and self.grad_quant is not None:
             raise RuntimeError(

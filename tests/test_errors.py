@@ -289,6 +289,23 @@ def test_a_wrong_argument_is_named(call: Callable[[], object], message: str) -> 
         call()
 
 
+STEPS: dict[str, Callable[[nn.Parameter], Callable[[Any], Any]]] = {
+    "OptimLP": lambda w: OptimLP(torch.optim.SGD([w], lr=0.1), weight_quant=E4M3, acc_quant=BF16).step,
+    "Madam": lambda w: lptensor.training.Madam([w]).step,
+    "HALP": lambda w: lptensor.training.HALP([w], lr=0.1, mu=1.0).recenter,
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_step_that_is_given_the_loss_changes_nothing(name: str) -> None:
+    w = nn.Parameter(torch.ones(2))
+    step, loss = STEPS[name](w), w.square().sum()
+    loss.backward()
+    with pytest.raises(TypeError, match=r"closure must be a function that computes the loss and .* got tensor\(2., "):
+        step(loss)
+    assert w.tolist() == [1, 1] and w.grad is not None and w.grad.tolist() == [2, 2]
+
+
 def test_layers_that_cannot_be_rounded_stay_as_they_are() -> None:
     net = nn.Sequential(nn.Linear(1, 1))
     with pytest.raises(TypeError, match="say gradient=lambda: ..., got BF16"):

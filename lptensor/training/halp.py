@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lptensor.base import check_int, check_positive
+from lptensor.base import check_closure, check_int, check_positive
 from lptensor.formats import FixedPoint
 from lptensor.ops import round_fresh
 from lptensor.parameters import listed
@@ -120,6 +120,7 @@ class HALP(Optimizer):
         return loss
 
     def _gradients_of(self, closure: Callable[[], Any]) -> Any:
+        check_closure(closure)
         self.zero_grad()
         with torch.enable_grad():
             return closure()

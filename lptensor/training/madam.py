@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lptensor.base import check_number, check_positive
+from lptensor.base import check_closure, check_number, check_positive
 
 
 class Madam(Optimizer):
@@ -66,6 +66,7 @@ class Madam(Optimizer):
         """One step; returns what the closure returns."""
         loss = None
         if closure is not None:
+            check_closure(closure)
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
