@@ -101,6 +101,14 @@ class TestMadam:
         Madam([w]).step()
         assert w.isnan().tolist() == [True, False]
 
+    def test_sparse_gradients_are_named_before_any_weight_moves(self) -> None:
+        dense, table = nn.Parameter(torch.ones(2)), nn.Embedding(3, 2, sparse=True)
+        optim = Madam([dense, table.weight])
+        (table(torch.tensor([1])).sum() + dense.sum()).backward()
+        with pytest.raises(TypeError, match="Madam takes dense gradients, got torch.sparse_coo; .* sparse=False"):
+            optim.step()
+        assert dense.tolist() == [1.0, 1.0] and not optim.state
+
     def test_zeros_and_bad_input(self) -> None:
         w = nn.Parameter(torch.zeros(2))
         w.grad = torch.tensor([0.0, 1.0])

@@ -142,4 +142,20 @@ def test_bad_input_is_named() -> None:
         pass
     with pytest.raises(ValueError, match=r"shapes \[\(2,\)\], the means \[\(1,\)\]"):
         average.load_state_dict({"steps": 1, "collected": 1, "means": [torch.ones(1)]})
-    assert average.steps == 0
+    for mean in (torch.ones(2).to_sparse(), torch.ones(2, device="meta"), torch.ones(2) * 1j, torch.ones(2).int()):
+        with pytest.raises(TypeError, match=f"dense tensors of floating-point numbers, got {mean.dtype}"):
+            average.load_state_dict({"steps": 1, "collected": 1, "means": [mean]})
+    assert average.steps == average.collected == 0 and average.means[0].tolist() == [0, 0]
+
+
+def test_a_model_that_has_moved_since_is_named_and_not_counted() -> None:
+    model = nn.Linear(1, 1)
+    average = SWALP(model)
+    average.step()
+    before = average.state_dict()
+    model.to("meta")
+    average.parameters = list(model.parameters())
+    with pytest.raises(ValueError, match="on meta now, its mean on cpu; begin with the model where it trains"):
+        average.step()
+    after = average.state_dict()
+    assert (after["steps"], after["collected"]) == (1, 1) and all(map(torch.equal, before["means"], after["means"]))

@@ -69,10 +69,12 @@ class Madam(Optimizer):
             check_closure(closure)
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    self._move(p, p.grad, group)
+        moving = [(p, group) for group in self.param_groups for p in group["params"] if p.grad is not None]
+        for p, _ in moving:
+            if p.grad.layout is not torch.strided:
+                raise TypeError(f"Madam takes dense gradients, got {p.grad.layout}; make the layer with sparse=False")
+        for p, group in moving:
+            self._move(p, p.grad, group)
         return loss
 
     def _move(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> None:

@@ -84,6 +84,10 @@ class SWALP:
         for mean, p in zip(self.means, self.parameters, strict=True):
             if mean.shape != p.shape:
                 raise ValueError(f"a parameter has shape {tuple(p.shape)} now, its mean {tuple(mean.shape)}")
+            if mean.device != p.device:
+                raise ValueError(
+                    f"a parameter is on {p.device} now, its mean on {mean.device}; begin with the model where it trains"
+                )
         self.collected += 1
         for mean, p in zip(self.means, self.parameters, strict=True):
             mean.add_((read(p).double() - mean) / self.collected)
@@ -129,6 +133,10 @@ class SWALP:
         shapes = [tuple(m.shape) if isinstance(m, Tensor) else m for m in given]
         if shapes != [tuple(m.shape) for m in self.means]:
             raise ValueError(f"the parameters have shapes {[tuple(m.shape) for m in self.means]}, the means {shapes}")
+        for m in given:
+            if not m.is_floating_point() or m.layout is not torch.strided or m.is_meta:
+                got = f"{m.dtype}, {m.layout} on {m.device}"
+                raise TypeError(f"the means of a SWALP are dense tensors of floating-point numbers, got {got}")
         self.steps, self.collected = steps, collected
         for mean, saved in zip(self.means, given, strict=True):
             mean.copy_(saved)
