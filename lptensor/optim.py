@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from torch.optim import Optimizer
 
 from lptensor import _compat, ops, optimizer_state
 from lptensor.arithmetic import Arithmetic, contains
-from lptensor.base import Format, check_bool, check_closure, check_positive, check_signed
+from lptensor.base import Format, check_bool, check_closure, check_positive, check_signed, check_state
 from lptensor.distributed import refuse_sharded
 from lptensor.loans import Loans
 from lptensor.momenta import as_momenta
@@ -257,11 +258,13 @@ class OptimLP(Optimizer):
         ``torch.distributed.checkpoint`` drops them where it flattens the state of an optimizer.
 
         Raises:
-            ValueError: other groups or shapes, or accumulators where no acc_quant (or update) goes on with them.
+            ValueError: no such state, other groups or shapes, or accumulators where no acc_quant (or update) goes on
+                with them.
         """
-        state_dict = state_dict.copy()
+        state_dict = copy.copy(state_dict)
         for pre_hook in _compat.state_hooks(self, "load_state_dict_pre"):
             state_dict = pre_hook(self, state_dict) or state_dict
+        check_state("wrapped optimizer", state_dict, "state", "param_groups")
         params = dict(zip(listed(state_dict["param_groups"]), listed(self.param_groups), strict=False))
         state, held = {}, {}
         for i, entries in state_dict["state"].items():

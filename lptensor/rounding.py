@@ -144,9 +144,13 @@ class Rounding:
             raise TypeError(f"mode must be a Mode such as Mode.NEAREST, got {self.mode!r}; rounding= takes names")
         if not isinstance(self.beyond, Beyond):
             raise TypeError(f"beyond must be a Beyond, got {self.beyond!r}; Stochastic() takes names")
-        if isinstance(self.bits, bool) or not hasattr(self.bits, "__index__") or not 1 <= self.bits <= 32:
+        try:
+            bits = 0 if isinstance(self.bits, bool) else operator.index(self.bits)
+        except TypeError:  # of a class too, or of many numbers
+            bits = 0
+        if not 1 <= bits <= 32:
             raise ValueError(f"stochastic rounding takes 1 to 32 random bits, got {self.bits!r}")
-        object.__setattr__(self, "bits", operator.index(self.bits))
+        object.__setattr__(self, "bits", bits)
         if self.bits != 32 and not self.stochastic:
             raise ValueError(f"{self.name} rounding draws no random bits, got bits={self.bits}")
         if self.bits != 32 and self.mode is Mode.STOCHASTIC_EQUAL:

@@ -278,6 +278,16 @@ WRONG: list[tuple[Callable[[], object], str]] = [
     (lambda: lptensor.training.finish(None), "finish takes a torch.nn.Module, got NoneType"),  # type: ignore[type-var]
     (lambda: lptensor.training.unit_scaling.activation_scale(nn.Softmax(-1)), "activation with a slope, got Softmax"),
     (lambda: X.to_lp(Arithmetic(BF16), grad=BF16), "give nothing beside it"),  # type: ignore[attr-defined]
+    (
+        lambda: OptimLP(torch.optim.SGD([W], 0.1)).load_state_dict({"model": {}, "optim": {}}),
+        r"a wrapped optimizer is a dict of state, param_groups, got \['model', 'optim'\]",
+    ),
+    (
+        lambda: OptimLP(torch.optim.SGD([W], 0.1)).load_state_dict(None),  # type: ignore[arg-type]
+        "a wrapped optimizer is a dict of state, param_groups, got None",
+    ),
+    (lambda: lptensor.Stochastic(torch.ones(3)), r"takes 1 to 32 random bits, got tensor"),  # type: ignore[arg-type]
+    (lambda: lptensor.Stochastic(int), "takes 1 to 32 random bits, got <class 'int'>"),  # type: ignore[arg-type]
     (lambda: study.sensitivity(nn.LazyLinear(1), print, E4M3), "'weight' is lazy and has no values yet; call the"),  # type: ignore[arg-type]
     (lambda: study.format_search(nn.LazyLinear(1), print, [E4M3, BF16]), "'weight' is lazy and has no values yet"),
 ]
