@@ -49,10 +49,18 @@ def kind_of(layer: nn.Module) -> str:
     return str(parametrize.type_before_parametrizations(layer).__name__)
 
 
+def has_weight(layer: nn.Module) -> bool:
+    """Whether a layer has a weight. It is not read: a parametrization computes it then, may draw, and change its state.
+
+    As does that of spectral_norm(), which takes a step of a power iteration.
+    """
+    return parametrize.is_parametrized(layer, "weight") or getattr(layer, "weight", None) is not None
+
+
 def check_made(layers: Iterable[nn.Module]) -> None:
     """Refuse lazy layers, which have no weight before their first call."""
     for layer in layers:
-        if isinstance(getattr(layer, "weight", None), UninitializedParameter):
+        if isinstance(_compat.parameters(layer).get("weight"), UninitializedParameter):
             raise ValueError(f"a {type(layer).__name__} has no weight yet; call the model on a batch first")
 
 
@@ -70,18 +78,23 @@ def check_weights(layers: Iterable[Any]) -> None:
                 f"the weight of a {kind_of(layer)} has a parametrization already, {there}; take it off by "
                 "torch.nn.utils.parametrize.remove_parametrizations, or leave the layer out"
             )
-        weight = getattr(layer, "weight", None)
-        if not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.layout is not torch.strided:
-            got = f"{weight.dtype}, {weight.layout}" if isinstance(weight, Tensor) else repr(weight)
-            raise ValueError(
-                f"the weight of a {kind_of(layer)} must be a dense tensor of floating-point numbers, got {got}; "
-                "leave the layer out"
-            )
+        check_dense(layer)
         if "weight" not in {**_compat.parameters(layer), **_compat.buffers(layer)}:
             raise ValueError(
                 f"the weight of a {kind_of(layer)} is neither parameter nor buffer, but made by a hook, as prune "
                 "and the older weight_norm() do; take that off first, or leave the layer out"
             )
+
+
+def check_dense(layer: nn.Module) -> None:
+    """Refuse a layer whose weight is not a dense tensor of floating-point numbers."""
+    weight = getattr(layer, "weight", None)
+    if not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.layout is not torch.strided:
+        got = f"{weight.dtype}, {weight.layout}" if isinstance(weight, Tensor) else repr(weight)
+        raise ValueError(
+            f"the weight of a {kind_of(layer)} must be a dense tensor of floating-point numbers, got {got}; "
+            "leave the layer out"
+        )
 
 
 def check_dtypes(weights: Iterable[Any]) -> None:

@@ -409,6 +409,45 @@ def test_a_recipe_that_refuses_a_layer_leaves_the_others_as_they_are(name: str, 
     assert torch.equal(net[0].weight, weight) and torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.parametrize("what", ["none", "sparse"])
+@pytest.mark.parametrize("name", ["quartet", "quartet2"])
+def test_a_layer_that_quartet_cannot_multiply_is_named(name: str, what: str) -> None:
+    net = nn.Sequential(nn.Linear(128, 128), nn.Linear(2, 2))
+    NOT_WEIGHTS[what](net[1])
+    with pytest.raises(ValueError, match="weight of a Linear must be a dense tensor of floating-point numbers, got"):
+        getattr(lptensor.training.recipes, name)().model(net)
+    assert type(net[0]) is nn.Linear and not net[0]._forward_hooks
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda net: lptensor.training.prepare(net, E4M3),
+        lambda net: round_layers(net, weight=lambda: quantizer(E4M3)),
+        lambda net: lptensor.training.recipes.wage().model(net),
+        lambda net: lptensor.training.recipes.dorefa().model(net),
+    ],
+    ids=["prepare", "round_layers", "wage", "dorefa"],
+)
+def test_what_a_refused_layer_makes_its_weight_of_does_not_move(change: Callable[[nn.Module], object]) -> None:
+    net = nn.Sequential(nn.Linear(2, 2), nn.utils.parametrizations.spectral_norm(nn.Linear(32, 32)))
+    drawn = nn.Sequential(lptensor.training.prepare(nn.Linear(2, 2), E4M3, "stochastic"))
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    for model in (net, drawn):
+        state = torch.get_rng_state()
+        with pytest.raises(ValueError, match="already"):
+            change(model)
+        assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_rounding_an_input_does_not_move_what_the_weight_is_made_of() -> None:
+    net = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(32, 32)))
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    round_layers(net, input=lambda: quantizer(E4M3))
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items() if name in before)
+
+
 def test_a_unit_scaled_model_is_changed_whole_or_not_at_all() -> None:
     net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     NOT_WEIGHTS["sparse"](net[1])

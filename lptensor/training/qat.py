@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeVar
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrize
 
@@ -17,6 +17,7 @@ from lptensor.rounding import Mode, Rounding
 from lptensor.weighted_layers import (
     LAYERS,
     check_weights,
+    has_weight,
     is_weight_rounded,
     layers_of,
     parametrize_weights,
@@ -70,7 +71,7 @@ def prepare(
     wanted = classes_of("layer_types", layer_types)
     found = layers_of(model, exempt, wanted).values()
     called = [m for m in found if type(m) is not NonDynamicallyQuantizableLinear]
-    chosen = [m for m in called if isinstance(getattr(m, "weight", None), Tensor)]
+    chosen = [m for m in called if has_weight(m)]
     if not chosen:
         raise ValueError(f"{type(model).__name__} has no layer of {names_of(wanted)} with a weight of its own")
     if any(map(_is_prepared, chosen)):

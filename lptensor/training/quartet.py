@@ -19,7 +19,7 @@ from lptensor.of_values import made_by
 from lptensor.ops import check_roundable, round_fresh
 from lptensor.rounding import Rounding
 from lptensor.tensor import is_low
-from lptensor.weighted_layers import become, check_dtypes, layers_of
+from lptensor.weighted_layers import become, check_dense, check_dtypes, layers_of
 
 Round: TypeAlias = Callable[[Tensor], Tensor]
 BLOCK = 32
@@ -199,6 +199,7 @@ def quartet_layers(model: nn.Module, exempt: Sequence[str] = (), **rounds: Any) 
     for path, module in chosen.items():
         if type(module) is not nn.Linear:
             raise ValueError(f"{path!r} is a {type(module).__name__}, not a plain nn.Linear; name it in exempt")
+        check_dense(module)
     check_dtypes([module.weight for module in chosen.values()])
     for path, module in chosen.items():
         if LayerProducts.attached(module):

@@ -18,6 +18,7 @@ from lptensor.weighted_layers import (
     check_dtypes,
     check_made,
     check_weights,
+    has_weight,
     kind_of,
     parametrize_weights,
     with_first,
@@ -110,7 +111,7 @@ def round_each(
 
 def _has_none(layer: Any) -> bool:
     """Whether there is no weight that a layer could have under another name, as an LSTM has."""
-    return getattr(layer, "weight", None) is None and next(layer.parameters(), None) is None
+    return not has_weight(layer) and next(layer.parameters(), None) is None
 
 
 def check_unrounded(layers: Sequence[nn.Module], weighted: Sequence[nn.Module]) -> None:
