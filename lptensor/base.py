@@ -208,6 +208,14 @@ def wrong_format(given: object) -> TypeError:
     return TypeError(f"expected a number format such as FloatingPoint(8) or FixedPoint(8, 4), got {no_format(given)}")
 
 
+def check_dense(x: Tensor, what: str) -> None:
+    """Refuse a tensor that is sparse, or nested, which may call itself strided; ``what`` begins the error."""
+    if x.is_nested:
+        raise TypeError(f"{what} dense tensors, got a nested one; take its parts, x.unbind()")
+    if x.layout is not torch.strided:
+        raise TypeError(f"{what} dense tensors, got {x.layout}; take its .values(), or call .to_dense()")
+
+
 def check_signed(format: object, way: str) -> None:
     """Refuse to round gradients to a format without negative numbers; ``way`` is the way out."""
     if torch.compiler.is_dynamo_compiling() or not isinstance(format, Format):  # Dynamo reads no constant's properties

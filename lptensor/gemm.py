@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lptensor import _compat, _cuda, _cuda_gemm, _native, _native_gemm, accumulate, ops
 from lptensor.accumulator import Accumulator
-from lptensor.base import as_int
+from lptensor.base import as_int, check_dense
 from lptensor.gemm_op import implement, traced_sums
 
 
@@ -235,8 +235,7 @@ def _check(accumulator: Any, *tensors: Any) -> None:
     for t in tensors:
         if not isinstance(t, Tensor):
             raise TypeError(f"expected a tensor, got {type(t).__name__}; make one with torch.tensor(...)")
-        if t.layout is not torch.strided:
-            raise TypeError(f"sums are formed of dense tensors, got {t.layout}; convert with .to_dense() first")
+        check_dense(t, "sums are formed of")
         if hasattr(t, "arithmetic"):
             raise TypeError("expected plain tensors, got an LPTensor; its arithmetic names its accumulator")
         if t.dtype != tensors[0].dtype or t.device != tensors[0].device:

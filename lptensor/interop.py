@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lptensor.base import wrong_format
+from lptensor.base import check_dense, wrong_format
 from lptensor.codes import decode, encode
 from lptensor.describe import describe, format_from
 from lptensor.extra import need
@@ -114,6 +114,7 @@ def from_torch(x: Tensor) -> Tensor:
     if not isinstance(x, Tensor):
         raise TypeError(f"expected a tensor, got {type(x).__name__}; from_numpy() takes arrays")
     format = format_of(x.dtype)
+    check_dense(x, "codes are those of")
     bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32}[x.dtype.itemsize]
     return decode(x.resolve_neg().view(bits), format)
 

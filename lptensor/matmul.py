@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lptensor import _compat
 from lptensor.accumulator import Accumulator
-from lptensor.base import as_int, check_bool, check_int
+from lptensor.base import as_int, check_bool, check_dense, check_int
 from lptensor.gemm import axes_of, check_accumulator, common_shape, gemm, reduce
 from lptensor.ops import check_samples_draw
 
@@ -59,6 +59,7 @@ def matmul(
     left = a.unsqueeze(0) if row else a
     right = b.unsqueeze(1) if column else b
     if c is not None:
+        check_dense(c, "sums are formed of")
         c = c.unsqueeze(-2) if row and c.dim() else c
         c = c.unsqueeze(-1) if column and c.dim() else c
         while c.dim() < 2:
@@ -73,6 +74,7 @@ def _check_tensors(*given: object) -> None:
     for t in given:
         if not isinstance(t, Tensor):
             raise TypeError(f"expected a tensor, got {type(t).__name__}; make one with torch.tensor(...)")
+        check_dense(t, "sums are formed of")
 
 
 def _check_addend(c: Tensor, a: Tensor, b: Tensor) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lptensor import _compat, _cuda, _native, _nvrtc, library, observe, reference
-from lptensor.base import wrong_format
+from lptensor.base import check_dense, wrong_format
 from lptensor.blocks import BlockFormat
 from lptensor.formats import Format, Grid
 from lptensor.rounding import Mode, Rounding, as_rounding
@@ -170,8 +170,7 @@ def check_roundable(x: Any, format: Any) -> None:
         if not x.is_complex() and torch.is_autocast_enabled(x.device.type):
             way += ", or turn torch.autocast off, which has made it"
         raise TypeError(f"only float32 and float64 tensors are rounded, got {x.dtype}; {way}")
-    if x.layout is not torch.strided:
-        raise TypeError(f"only dense tensors are rounded, got {x.layout}; round its .values(), or call .to_dense()")
+    check_dense(x, "rounding takes")
     format.check_carrier(x.dtype)
 
 

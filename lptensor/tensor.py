@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lptensor import _compat, dispatch, observe, watch
 from lptensor.aot import Traceable, accept_plain_gradients
 from lptensor.arithmetic import Arithmetic, as_arithmetic, promote
-from lptensor.base import Format
+from lptensor.base import Format, check_dense
 from lptensor.blocks import BlockFormat
 from lptensor.composites import BATCHES, CELLS, FORMULAS, LAYERS, QUESTIONS, step_by_step, with_low_state, with_values
 from lptensor.dispatch import Runner, make_runner
@@ -339,8 +339,7 @@ def to_lp(
         raise TypeError(
             f"only floating-point tensors have a low-precision form, got {x.dtype}; convert with .float() first"
         )
-    if x.layout is not torch.strided:
-        raise TypeError(f"only dense tensors have a low-precision form, got {x.layout}; convert with .to_dense() first")
+    check_dense(x, "a low-precision form is for")
     refuse_distributed(x)
     if isinstance(x, LPTensor):
         if x._arithmetic == arithmetic and not x._gradient:

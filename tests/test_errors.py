@@ -316,6 +316,36 @@ def test_a_step_that_is_given_the_loss_changes_nothing(name: str) -> None:
     assert w.tolist() == [1, 1] and w.grad is not None and w.grad.tolist() == [2, 2]
 
 
+TAKE_A_TENSOR: dict[str, Callable[[Any], object]] = {
+    "round": lambda x: lptensor.round(x, BF16),
+    "to_lp": lambda x: x.to_lp(BF16),
+    "encode": lambda x: lptensor.encode(x, BF16),
+    "scales": lambda x: lptensor.scales(x, MXFP4),
+    "ulp": lambda x: lptensor.ulp(x, BF16),
+    "quantizer": lambda x: quantizer(BF16)(x),
+    "sum": lambda x: lptensor.sum(x, accumulator=ACC),
+    "matmul": lambda x: lptensor.matmul(X, x, ACC),
+    "addend": lambda x: lptensor.matmul(X, X, ACC, c=x),
+    "from_torch": lptensor.from_torch,
+    "sqnr": lambda x: study.sqnr(x, BF16),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*nested tensors")
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged, torch.sparse_coo])
+@pytest.mark.parametrize("name", TAKE_A_TENSOR)
+def test_a_tensor_that_is_not_dense_is_told_the_way(name: str, layout: torch.layout) -> None:
+    nested = layout is not torch.sparse_coo
+    x = torch.nested.nested_tensor([X, X[:2]], layout=layout) if nested else X.to_sparse()
+    way = (
+        r"dense tensors, got a nested one; take its parts, x.unbind\(\)"
+        if nested
+        else r"got torch.sparse_coo; .*to_dense"
+    )
+    with pytest.raises(TypeError, match=way):
+        TAKE_A_TENSOR[name](x)
+
+
 def test_layers_that_cannot_be_rounded_stay_as_they_are() -> None:
     net = nn.Sequential(nn.Linear(1, 1))
     with pytest.raises(TypeError, match="say gradient=lambda: ..., got BF16"):

@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from lptensor import _compat, direction, observe
+from lptensor.base import check_dense
 from lptensor.path_rules import plain_path
 from lptensor.tensor import LPTensor
 
@@ -99,8 +100,7 @@ def numbers_of(x: Tensor) -> Tensor:
     plain = values_of(x)
     if plain.is_complex():
         raise TypeError(f"expected real numbers, got {plain.dtype}; take .real and .imag, one at a time")
-    if plain.layout is not torch.strided:
-        raise TypeError(f"expected a dense tensor, got {plain.layout}; take its .values(), or call .to_dense()")
+    check_dense(plain, "a study reads")
     if plain.is_meta:
         raise TypeError("expected a tensor with values, got one on the meta device, which has none; make it on the CPU")
     return plain
