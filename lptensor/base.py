@@ -208,6 +208,12 @@ def wrong_format(given: object) -> TypeError:
     return TypeError(f"expected a number format such as FloatingPoint(8) or FixedPoint(8, 4), got {no_format(given)}")
 
 
+def check_tensor(x: object) -> None:
+    """Refuse what is no tensor."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"expected a tensor, got {type(x).__name__}; make one with torch.tensor(...)")
+
+
 def check_dense(x: Tensor, what: str) -> None:
     """Refuse a tensor that is sparse, or nested, which may call itself strided; ``what`` begins the error."""
     if x.is_nested:

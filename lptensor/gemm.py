@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lptensor import _compat, _cuda, _cuda_gemm, _native, _native_gemm, accumulate, ops
 from lptensor.accumulator import Accumulator
-from lptensor.base import as_int, check_dense
+from lptensor.base import as_int, check_dense, check_tensor
 from lptensor.gemm_op import implement, traced_sums
 
 
@@ -233,8 +233,7 @@ def _check(accumulator: Any, *tensors: Any) -> None:
             "use lptensor.matmul() and lptensor.sum()"
         )
     for t in tensors:
-        if not isinstance(t, Tensor):
-            raise TypeError(f"expected a tensor, got {type(t).__name__}; make one with torch.tensor(...)")
+        check_tensor(t)
         check_dense(t, "sums are formed of")
         if hasattr(t, "arithmetic"):
             raise TypeError("expected plain tensors, got an LPTensor; its arithmetic names its accumulator")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lptensor import _compat
 from lptensor.accumulator import Accumulator
-from lptensor.base import as_int, check_bool, check_dense, check_int
+from lptensor.base import as_int, check_bool, check_dense, check_int, check_tensor
 from lptensor.gemm import axes_of, check_accumulator, common_shape, gemm, reduce
 from lptensor.ops import check_samples_draw
 
@@ -70,10 +70,9 @@ def matmul(
     return r.squeeze(-1) if column else r
 
 
-def _check_tensors(*given: object) -> None:
+def _check_tensors(*given: Any) -> None:
     for t in given:
-        if not isinstance(t, Tensor):
-            raise TypeError(f"expected a tensor, got {type(t).__name__}; make one with torch.tensor(...)")
+        check_tensor(t)
         check_dense(t, "sums are formed of")
 
 

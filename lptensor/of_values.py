@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from lptensor import _compat, observe
-from lptensor.base import Format
+from lptensor.base import Format, check_tensor
 from lptensor.rounding import Rounding
 from lptensor.tensor import LPTensor
 
@@ -29,6 +29,7 @@ def of_values(method: Method) -> Method:
     @_compat.break_graph
     @functools.wraps(method)
     def run(self: Any, x: Tensor) -> Tensor:
+        check_tensor(x)
         if not isinstance(x, LPTensor):
             return method(self, x)
         values = method(self, x.dequantize())

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lptensor import _compat, _cuda, _native, _nvrtc, library, observe, reference
-from lptensor.base import check_dense, wrong_format
+from lptensor.base import check_dense, check_tensor, wrong_format
 from lptensor.blocks import BlockFormat
 from lptensor.formats import Format, Grid
 from lptensor.rounding import Mode, Rounding, as_rounding
@@ -163,8 +163,7 @@ def check_roundable(x: Any, format: Any) -> None:
     """Refuse what cannot be rounded, naming it."""
     if not isinstance(format, Format):
         raise wrong_format(format)
-    if not isinstance(x, Tensor):
-        raise TypeError(f"expected a tensor, got {type(x).__name__}; make one with torch.tensor(...)")
+    check_tensor(x)
     if x.dtype not in (torch.float32, torch.float64):
         way = "round .real and .imag" if x.is_complex() else "convert with .float() first"
         if not x.is_complex() and torch.is_autocast_enabled(x.device.type):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lptensor import _compat, dispatch, observe, watch
 from lptensor.aot import Traceable, accept_plain_gradients
 from lptensor.arithmetic import Arithmetic, as_arithmetic, promote
-from lptensor.base import Format, check_dense
+from lptensor.base import Format, check_dense, check_tensor
 from lptensor.blocks import BlockFormat
 from lptensor.composites import BATCHES, CELLS, FORMULAS, LAYERS, QUESTIONS, step_by_step, with_low_state, with_values
 from lptensor.dispatch import Runner, make_runner
@@ -333,8 +333,7 @@ def to_lp(
     if torch.compiler.is_dynamo_compiling() and isinstance(x, Tensor):
         return cast(LPTensor, _lptensor_enter(x, format, as_rounding(rounding), grad))
     arithmetic = as_arithmetic(format, rounding, grad)
-    if not isinstance(x, Tensor):
-        raise TypeError(f"expected a tensor, got {type(x).__name__}; make one with torch.tensor(...)")
+    check_tensor(x)
     if not x.is_floating_point():
         raise TypeError(
             f"only floating-point tensors have a low-precision form, got {x.dtype}; convert with .float() first"

@@ -288,6 +288,9 @@ WRONG: list[tuple[Callable[[], object], str]] = [
     ),
     (lambda: lptensor.Stochastic(torch.ones(3)), r"takes 1 to 32 random bits, got tensor"),  # type: ignore[arg-type]
     (lambda: lptensor.Stochastic(int), "takes 1 to 32 random bits, got <class 'int'>"),  # type: ignore[arg-type]
+    (lambda: lptensor.training.Flexpoint()([0.1]), "expected a tensor, got list; make one with torch.tensor"),
+    (lambda: lptensor.training.WageGradient()(np.ones(2)), "expected a tensor, got ndarray; make one"),  # type: ignore[arg-type]
+    (lambda: lptensor.training.unit_scaling.scale([1.0], 2.0), "expected a tensor, got list"),  # type: ignore[arg-type]
     (lambda: study.sensitivity(nn.LazyLinear(1), print, E4M3), "'weight' is lazy and has no values yet; call the"),  # type: ignore[arg-type]
     (lambda: study.format_search(nn.LazyLinear(1), print, [E4M3, BF16]), "'weight' is lazy and has no values yet"),
 ]

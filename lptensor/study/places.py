@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from lptensor import _compat, direction, observe
-from lptensor.base import check_dense
+from lptensor.base import check_dense, check_tensor
 from lptensor.path_rules import plain_path
 from lptensor.tensor import LPTensor
 
@@ -86,8 +86,7 @@ def values_of(x: Tensor) -> Tensor:
     Raises:
         TypeError: no tensor.
     """
-    if not isinstance(x, Tensor):
-        raise TypeError(f"expected a tensor, got {type(x).__name__}; make one with torch.tensor(...)")
+    check_tensor(x)
     return x._inner if isinstance(x, LPTensor) else x.detach()
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lptensor import _compat
-from lptensor.base import check_number
+from lptensor.base import check_number, check_tensor
 from lptensor.formats import Format
 from lptensor.quantizer import quantizer
 from lptensor.weighted_layers import become, check_dtypes, check_weights, layers_of, with_first
@@ -29,6 +29,7 @@ def scale(x: Tensor, forward: float = 1.0, backward: float = 1.0) -> Tensor:
     3.0
     """
     if not torch.compiler.is_dynamo_compiling():
+        check_tensor(x)
         forward, backward = check_number("forward", forward), check_number("backward", backward)
     function: Any = _Scale if torch.compiler.is_dynamo_compiling() else _ScaleTangents  # Dynamo traces no jvp
     scaled: Tensor = function.apply(x, forward, backward)
