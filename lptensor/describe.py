@@ -56,7 +56,7 @@ def _made(value: Any, kinds: list[type[Any]]) -> Any:
         raise ValueError(f"a format is described by a dict with its type, got {value!r}")
     known = {kind.__name__: kind for kind in kinds}
     name = value["type"]
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         public = ", ".join(sorted(kind for kind in known if not kind.startswith("_")))
         raise ValueError(f"unknown format {name!r}; this version of lptensor knows {public}")
     inside = [*_kinds(Format), *_kinds(Scaling), Tile]

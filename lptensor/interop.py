@@ -210,7 +210,8 @@ def save_file(
     Raises:
         ImportError: safetensors is not installed.
         ValueError: a format without a tensor; NaN in a format without a code for it; metadata named "lptensor".
-        TypeError: a format without codes of single elements, of blocks for one; what is not a dense tensor by name.
+        TypeError: a format without codes of single elements, of blocks for one; what is not a dense tensor by name;
+            metadata that are not text. Nothing is written.
 
     >>> import os, tempfile
     >>> path = os.path.join(tempfile.mkdtemp(), "x.safetensors")
@@ -233,6 +234,8 @@ def save_file(
         by_name = dict.fromkeys(tensors, formats) if isinstance(formats, Format) else formats
     if not isinstance(by_name, Mapping):
         raise wrong_format(formats)
+    if metadata is not None:
+        _check_text(metadata)
     if metadata and _KEY in metadata:
         raise ValueError(f"the metadata {_KEY!r} is where formats are kept; give yours another name")
     unknown = [name for name in by_name if name not in tensors]
@@ -245,6 +248,16 @@ def save_file(
         if format is not None:
             entries[name] = {"format": describe(format), "shape": list(x.shape)}
     safetensors.save_file(stored, path, {**(metadata or {}), _KEY: json.dumps(entries)})
+
+
+def _check_text(metadata: object) -> None:
+    if not isinstance(metadata, Mapping):
+        raise TypeError(f"metadata is text by name, such as {{'epoch': '3'}}, got {metadata!r}")
+    for name, text in metadata.items():
+        if not isinstance(name, str) or not isinstance(text, str):
+            raise TypeError(
+                f"metadata is text by name, got {text!r} for {name!r}; say {{{str(name)!r}: {str(text)!r}}}"
+            )
 
 
 def load_file(

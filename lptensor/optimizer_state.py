@@ -60,6 +60,8 @@ def known_keys(optimizer: Optimizer) -> set[str]:
 
 def fit(optimizer: Optimizer, spec: Format | Arithmetic | None | Mapping[str, Format | Arithmetic | None]) -> None:
     """Give the state of ``optimizer``, present and future, formats of its own, by key or one for all."""
+    if isinstance(spec, Mapping) and not spec:
+        raise ValueError("rules name no state to convert, got {}; say a format, or rules such as {'exp_avg_sq': BF16}")
     rows = spec.items() if isinstance(spec, Mapping) else [("*", spec)]
     rules = []
     for pattern, value in rows:

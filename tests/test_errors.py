@@ -291,6 +291,20 @@ WRONG: list[tuple[Callable[[], object], str]] = [
     (lambda: lptensor.training.Flexpoint()([0.1]), "expected a tensor, got list; make one with torch.tensor"),
     (lambda: lptensor.training.WageGradient()(np.ones(2)), "expected a tensor, got ndarray; make one"),  # type: ignore[arg-type]
     (lambda: lptensor.training.unit_scaling.scale([1.0], 2.0), "expected a tensor, got list"),  # type: ignore[arg-type]
+    (lambda: study.bits_per_value(MXFP4, 1024), r"shape lists the sizes of a tensor, such as .* got 1024"),  # type: ignore[arg-type]
+    (lambda: study.accumulation_error(X, lptensor.FloatingPoint), "got the class FloatingPoint; call it to make"),  # type: ignore[arg-type]
+    (
+        lambda: study.format_search(nn.Linear(1, 1), lambda model: float("inf"), [E4M3, BF16]),
+        r"infinite or NaN with each of the \d+ assignments of BF16, E4M3 that were tried",
+    ),
+    (lambda: lptensor.format_from({"type": ["E4M3"]}), r"unknown format \['E4M3'\]; this version"),
+    (lambda: lptensor.convert(torch.optim.SGD([W], 0.1), {}), r"rules name no state to convert, got {}; say a format"),
+    (
+        lambda: round_layers(nn.Linear(1, 1), input=lambda x: x.round()),  # type: ignore[arg-type,misc]
+        r"input makes what rounds, once for each layer: say input=lambda: ..., got <function",
+    ),
+    (lambda: lptensor.save_file({"x": X}, "", BF16, {"epoch": 3}), "got 3 for 'epoch'; say {'epoch': '3'}"),  # type: ignore[dict-item]
+    (lambda: lptensor.save_file({"x": X}, "", BF16, "run 3"), "metadata is text by name, .* got 'run 3'"),  # type: ignore[arg-type]
     (lambda: study.sensitivity(nn.LazyLinear(1), print, E4M3), "'weight' is lazy and has no values yet; call the"),  # type: ignore[arg-type]
     (lambda: study.format_search(nn.LazyLinear(1), print, [E4M3, BF16]), "'weight' is lazy and has no values yet"),
 ]
@@ -347,6 +361,30 @@ def test_a_tensor_that_is_not_dense_is_told_the_way(name: str, layout: torch.lay
     )
     with pytest.raises(TypeError, match=way):
         TAKE_A_TENSOR[name](x)
+
+
+DRAWING: dict[str, Callable[[], object]] = {
+    "a generator": lambda: study.flip_bits(X, E4M3, 0.5, generator=42),  # type: ignore[arg-type]
+    "a dtype": lambda: study.flip_bits(X.half(), E4M3, 0.5),
+    "a carrier": lambda: study.flip_bits(X, FixedPoint(40, 8), 0.5),
+    "a layer": lambda: lptensor.training.QuartetLinear(32, 32, unbiased=None),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("what", DRAWING)
+def test_nothing_is_drawn_before_an_error(what: str) -> None:
+    state = torch.get_rng_state()
+    with pytest.raises((TypeError, ValueError), match="got 42|got torch.float16|needs more than the 24|got None"):
+        DRAWING[what]()
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("rate", [Fraction(1), np.float32(1), torch.tensor(1.0)])
+def test_a_rate_of_any_kind_is_a_number(rate: Any) -> None:
+    assert study.flip_bits(X, E4M3, rate, bits=[7]).tolist() == [-1, -1, -1]
+    low = X.to_lp(E4M3)  # type: ignore[attr-defined]
+    with study.faults(rate, bits=[7]):
+        assert (low * 1).tolist() == [-1, -1, -1]
 
 
 def test_layers_that_cannot_be_rounded_stay_as_they_are() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lptensor.accumulate import odd_sum
 from lptensor.accumulator import EXACT_PRECISION, Accumulator
-from lptensor.base import check_bool, check_int
+from lptensor.base import check_bool, check_int, wrong_format
 from lptensor.blocks import BlockFormat
 from lptensor.finfo import finfo
 from lptensor.formats import Format, ScalarFormat
@@ -82,6 +82,8 @@ def accumulation_error(
     ([65], 5.0625)
     """
     terms = numbers_of(terms)
+    if not isinstance(format, Accumulator | Format):
+        raise wrong_format(format)
     if isinstance(format, BlockFormat):
         raise TypeError(f"a running sum is rounded on its own, got the block format {format!r}; ask its element")
     if terms.dim() not in (1, 2) or terms.numel() == 0:

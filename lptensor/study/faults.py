@@ -17,6 +17,7 @@ from lptensor.blocks import BlockFormat
 from lptensor.codebooks import TableFormat
 from lptensor.codes import decode, encode
 from lptensor.formats import Format
+from lptensor.ops import check_generator, check_roundable
 from lptensor.study.places import Places, check_roles, named_modules, named_parameters, values_of
 from lptensor.tensor import LPTensor
 
@@ -45,8 +46,9 @@ def flip_bits(
         generator: where the flips are drawn, on the CPU; torch's own by default.
 
     Raises:
-        TypeError: no format, or a block format, whose words are those of its element.
-        ValueError: a rate or a bit out of range.
+        TypeError: a tensor of another kind; no format, or a block format, whose words are those of its element; no
+            generator.
+        ValueError: a rate or a bit out of range, a format that the dtype does not carry.
 
     >>> from lptensor import E4M3
     >>> flip_bits(torch.ones(3), E4M3, rate=1.0, bits=[7]).tolist()
@@ -55,8 +57,10 @@ def flip_bits(
     format = x.format if isinstance(x, LPTensor) and format is None else format
     width = _width(format)
     allowed = _allowed(bits, width)
-    _check_rate(rate)
-    plain = values_of(x)
+    plain, rate = values_of(x), _as_rate(rate)
+    check_roundable(plain, format)
+    if generator is not None:
+        check_generator(generator)
     flipped = _flip(plain, format, rate, allowed, generator)[0]
     if not isinstance(x, LPTensor):
         return flipped
@@ -104,7 +108,7 @@ class faults(observe.Observer):  # reads as a function
         path: str | None = None,
         roles: Iterable[str] | None = None,
     ) -> None:
-        _check_rate(rate)
+        rate = _as_rate(rate)
         if model is not None and not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
         chosen = None if roles is None else check_roles(roles)
@@ -165,9 +169,11 @@ def _places(model: nn.Module, pattern: str) -> set[str]:
     return found
 
 
-def _check_rate(rate: float) -> None:
-    if not 0 <= check_number("rate", rate) <= 1:
+def _as_rate(rate: float) -> float:
+    number = check_number("rate", rate)
+    if not 0 <= number <= 1:
         raise ValueError(f"rate is a probability from 0 to 1, got {rate!r}")
+    return number
 
 
 def _width(format: Any) -> int:

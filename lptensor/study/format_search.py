@@ -86,7 +86,7 @@ def format_search(
     Raises:
         TypeError: no module, layers that are not a list, a loss that is not a number.
         ValueError: fewer than two formats, no layers, a path
-            that is not one, a loss of several numbers.
+            that is not one, a loss of several numbers, NaN in the widest format or infinite in all.
 
     >>> from lptensor import BF16, E2M1
     >>> model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False))
@@ -124,7 +124,13 @@ def format_search(
         for path, i in track(_greedy(moves, search, order), "assignments", progress):
             current[path], step = i, step + 1
             search.point({p: order[at] for p, at in current.items()}, step)
-    return _front(search.rows)
+    front = _front(search.rows)
+    if not front:
+        raise ValueError(
+            f"the loss is infinite or NaN with each of the {len(search.rows)} assignments of {', '.join(order)} "
+            "that were tried; there is nothing to choose between"
+        )
+    return front
 
 
 def _greedy(moves: list[tuple[str, int, float]], search: _Search, order: list[str]) -> list[tuple[str, int]]:

@@ -34,6 +34,8 @@ def bits_per_value(format: Format, shape: Sequence[int] = (1024, 1024)) -> float
     """
     if not isinstance(format, Format):
         raise wrong_format(format)
+    if not isinstance(shape, Iterable):
+        raise TypeError(f"shape lists the sizes of a tensor, such as (1024, 1024), got {shape!r}")
     shape = [check_int("a size", size, 0, 2**63 - 1) for size in shape]
     element: Any = element_of(format)
     if not isinstance(format, BlockFormat):

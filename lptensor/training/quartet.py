@@ -162,12 +162,12 @@ class QuartetLinear(nn.Linear):
         transform: Hadamard = _BACKWARD,
         **made: Any,
     ) -> None:
-        super().__init__(in_features, out_features, bias, **made)
         for name, function in (("unbiased", unbiased), ("operand", operand)):
             if (function is not None or name == "unbiased") and (not callable(function) or isinstance(function, type)):
                 raise TypeError(f"{name} must be a function of a tensor, such as ThreeQuarters(), got {function!r}")
         if not isinstance(transform, Hadamard):
             raise TypeError(f"transform must be a Hadamard(block_size, signs), got {transform!r}")
+        super().__init__(in_features, out_features, bias, **made)
         self.unbiased, self.operand, self.transform = unbiased, operand, transform
 
     def forward(self, input: Tensor) -> Tensor:

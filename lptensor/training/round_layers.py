@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, TypeVar
 
@@ -74,13 +75,25 @@ def round_layers(
     ['0.rounded_input.amax_history', '0.rounded_input.scale']
     """
     for name, make in (("input", input), ("weight", weight), ("gradient", gradient)):
-        if make is not None and (not callable(make) or isinstance(make, nn.Module)):
+        if make is not None and (not callable(make) or isinstance(make, nn.Module) or not _takes_nothing(make)):
             raise TypeError(f"{name} makes what rounds, once for each layer: say {name}=lambda: ..., got {make!r}")
     chosen = [*called_layers(model, exempt, layer_types).values()]
     if weight is not None and all(map(_has_none, chosen)):
         raise ValueError(f"none of the layers has a weight to round: {', '.join(sorted({*map(kind_of, chosen)}))}")
     round_each(chosen, input, weight, gradient)
     return model
+
+
+def _takes_nothing(make: Callable[..., Any]) -> bool:
+    """Whether a function can be called without arguments, as far as Python knows its signature."""
+    try:
+        signature = inspect.signature(make)
+    except ValueError:  # of some that are built in
+        return True
+    return all(
+        parameter.default is not parameter.empty or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        for parameter in signature.parameters.values()
+    )
 
 
 def round_each(
