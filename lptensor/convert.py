@@ -126,6 +126,7 @@ def _convert_module(model: nn.Module, format: Any, buffers: bool) -> None:
     _refuse_shared(modules, rules)
     plan = _plan(model, rules, buffers)
     _refuse_lowered(model, plan)
+    _refuse_scripted(model, plan)
     _compat.disable_fused_attention()
     _carry_out(model, plan)
     optimizer_state.mark(p for p in model.parameters() if id(p) in plan)
@@ -214,6 +215,19 @@ def _refuse_lowered(model: nn.Module, plan: Plan) -> None:
                     )
 
 
+def _refuse_scripted(model: nn.Module, plan: Plan) -> None:
+    """Refuse to change what belongs to a ScriptModule, in which nobody can put another tensor in the place of one."""
+    for path, module in model.named_modules():
+        if not isinstance(module, torch.jit.ScriptModule):
+            continue
+        planned = [plan[id(t)] for t in _own(module) if id(t) in plan]
+        if module is model or any(verdict is not None or isinstance(t, LPTensor) for t, verdict, _ in planned):
+            raise TypeError(
+                f"{repr(path) if path else 'the model'} is a ScriptModule, whose tensors cannot be replaced; convert "
+                "the module that it was made of, or leave it out"
+            )
+
+
 def _target(tensor: Tensor, arithmetic: Arithmetic | torch.dtype | None, gradient: bool) -> Tensor:
     if isinstance(arithmetic, torch.dtype):
         top = torch.finfo(arithmetic).max
@@ -245,7 +259,8 @@ def _carry_out(model: nn.Module, plan: Plan) -> None:
                 after[id(tensor)] = new
         return new
 
-    touched = [m for m in model.modules() if any(id(t) in plan for t in _own(m))]
+    scripted = torch.jit.ScriptModule  # whose tensors stay as they are
+    touched = [m for m in model.modules() if not isinstance(m, scripted) and any(id(t) in plan for t in _own(m))]
     _let_go_of_results(touched)
     for i, module in enumerate(touched):
         try:

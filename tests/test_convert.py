@@ -772,3 +772,23 @@ def test_a_list_of_modules_with_a_forward_has_a_boundary_of_its_own() -> None:
     convert(model, {"0": E4M3})
     y = model(torch.ones(2))
     assert type(y) is Tensor and y.tolist() == [1.5, 1.5]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_a_scripted_module_is_named_or_left_out() -> None:
+    net = nn.Sequential(nn.Linear(2, 2), torch.jit.script(nn.Linear(2, 2)))
+    with pytest.raises(TypeError, match="'1' is a ScriptModule, whose tensors cannot .* or leave it out"):
+        convert(net, E4M3)
+    assert type(net[0].weight) is nn.Parameter and not net[0]._forward_hooks
+    before = net[1].weight.clone()
+    convert(net, {"1": None, "*": E4M3})
+    assert net[0].weight.format == E4M3 and torch.equal(net[1].weight, before)
+    within = net[0](torch.ones(1, 2)).dequantize()
+    alone = nn.functional.linear(within, before, net[1].bias)
+    assert torch.equal(net(torch.ones(1, 2)).dequantize(), rounded(alone, E4M3))
+    assert all(type(p) is nn.Parameter for p in convert(net, None).parameters())
+    scripted = torch.jit.script(convert(nn.Linear(2, 2), E4M3))
+    for model in (scripted, nn.Sequential(scripted)):
+        with pytest.raises(TypeError, match="(the model|'0') is a ScriptModule"):
+            convert(model, None)
+    assert type(scripted(torch.ones(1, 2))) is LPTensor
