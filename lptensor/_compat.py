@@ -543,6 +543,20 @@ def replace_tensors(module: torch.nn.Module, new: Callable[[Tensor], Tensor]) ->
     module._apply(new, recurse=False)
 
 
+def moving(fn: Callable[[Tensor], Tensor], integers: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """What ``Module._apply`` may do to buffers in a dtype of their own: move them, with all their bits.
+
+    Casts of a model are for floating tensors and spare integers of the same width, but not ``Module.type()``: of that
+    the device is taken alone. Without it the integers would be taken for values.
+    """
+
+    def move(t: Tensor) -> Tensor:
+        moved = fn(t.view(integers))
+        return moved.view(t.dtype) if moved.dtype is integers else t.to(moved.device)
+
+    return move
+
+
 def could_not_swap(error: BaseException) -> bool:
     """Whether ``replace_tensors`` failed because something else holds a tensor.
 

@@ -101,8 +101,7 @@ class DelayedScaling(nn.Module):
         self.scale.copy_(torch.where(usable, scale.clamp(max=torch.finfo(torch.float32).max), self.scale))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        # Casts of a model are for floating tensors: as integers the buffers move but keep their bits.
-        return super()._apply(lambda t: fn(t.view(torch.int32)).view(torch.float32), recurse)  # type: ignore[no-untyped-call]
+        return super()._apply(_compat.moving(fn, torch.int32), recurse)  # type: ignore[no-untyped-call]
 
     def extra_repr(self) -> str:
         """The format, the scaling and the rounding, for ``print``."""

@@ -282,6 +282,15 @@ class TestFlexpoint:
         assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
         assert one.magnitudes.dtype == torch.float64 and torch.equal(one.magnitudes, other.magnitudes)
 
+    @pytest.mark.parametrize("module", [Flexpoint(8), DelayedScaling(E4M3)], ids=["Flexpoint", "DelayedScaling"])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.int32, "torch.FloatTensor"])
+    def test_a_model_of_another_type_keeps_the_values_of_the_state(self, module: Any, dtype: Any) -> None:
+        one = copy.deepcopy(module)
+        one(torch.randn(50))
+        state = copy.deepcopy(one.state_dict())
+        nn.Sequential(one).type(dtype)
+        assert all(torch.equal(v, state[k]) and v.dtype == state[k].dtype for k, v in one.state_dict().items())
+
     @pytest.mark.parametrize(
         "arguments", [dict(bits=2), dict(history=0), dict(alpha=0.0), dict(beta=-1.0), dict(gamma=math.nan)]
     )

@@ -109,8 +109,7 @@ class Flexpoint(nn.Module):
         self.exponent.fill_(_held(math.ceil(math.log2(top)) - self.bits + 1))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        # Casts of a model are for floating tensors: as integers the magnitudes move but keep their bits.
-        return super()._apply(lambda t: fn(t.view(torch.int64)).view(t.dtype), recurse)  # type: ignore[no-untyped-call]
+        return super()._apply(_compat.moving(fn, torch.int64), recurse)  # type: ignore[no-untyped-call]
 
     def extra_repr(self) -> str:
         """The arguments, for ``print``."""
