@@ -132,7 +132,12 @@ class Log:
         """Write every number of every row to a ``torch.utils.tensorboard.SummaryWriter`` (or what acts like one).
 
         Scalars are called "role/path/column", histograms of exponents "role/path/binades".
+
+        Raises:
+            TypeError: no writer, as the path of a folder.
         """
+        if not hasattr(writer, "add_scalar"):
+            raise TypeError(f"writer must be a SummaryWriter, got {writer!r}; say SummaryWriter(folder)")
         for row in self.rows():
             name = "/".join(filter(None, (row["role"], row["path"])))
             for key, value in row.items():
