@@ -558,11 +558,11 @@ def moving(fn: Callable[[Tensor], Tensor], integers: torch.dtype) -> Callable[[T
 
 
 def could_not_swap(error: BaseException) -> bool:
-    """Whether ``replace_tensors`` failed because something else holds a tensor.
+    """Whether ``replace_tensors``, or parametrizing an LPTensor, failed because something else holds a tensor.
 
     Without its words, no memory or an error of a user's format would be taken for a graph that is alive.
     """
-    return "Couldn't swap" in str(error)
+    return "Couldn't swap" in str(error) or "Expected use_count" in str(error)
 
 
 # Where an RNN keeps its weights in the order of its kernel. Without it one with products keeps a copy of each.

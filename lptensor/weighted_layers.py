@@ -117,7 +117,7 @@ def parametrize_weights(rounders: Sequence[tuple[nn.Module, nn.Module]], unsafe:
             parametrize.register_parametrization(layer, "weight", rounder, unsafe=unsafe)
         for layer, names, _ in before:
             layer.parametrizations["weight"].__dict__[_ORDER] = names
-    except BaseException:
+    except BaseException as error:
         for (layer, names, weight), value in zip(before, values, strict=True):
             weight.data = value
             if parametrize.is_parametrized(layer, "weight"):
@@ -125,7 +125,12 @@ def parametrize_weights(rounders: Sequence[tuple[nn.Module, nn.Module]], unsafe:
                 held.is_tensor, held.original = True, weight  # a right_inverse() may have made several tensors of it
                 held.__dict__[_ORDER] = names
                 unparametrize_weight(layer, leave_parametrized=False)
-        raise
+        if not _compat.could_not_swap(error):
+            raise
+        raise RuntimeError(
+            "a weight in low precision is in use by a computation graph or a weak reference and cannot be parametrized "
+            f"now: let go of losses and outputs (del loss) and begin again; the model is unchanged (torch: {error})"
+        ) from error
 
 
 def is_weight_rounded(layer: nn.Module) -> bool:

@@ -610,6 +610,21 @@ def test_a_weight_that_is_parametrized_is_named_and_only_its_input_is_rounded() 
     assert torch.equal(net(torch.tensor([[0.6, 0.9]])), want)
 
 
+def test_a_low_weight_that_a_graph_holds_is_told_to_let_go() -> None:
+    net = lptensor.convert(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), BF16)
+    names, x = [name for name, _ in net.named_parameters()], torch.ones(1, 2)
+    for change in (lambda: lptensor.training.prepare(net, E4M3), lambda: round_layers(net, weight=lambda: torch.sign)):
+        held = net(x)
+        with pytest.raises(
+            RuntimeError, match=r"in use by a computation graph .* let go of losses and outputs \(del loss"
+        ):
+            change()
+        del held
+        assert [name for name, _ in net.named_parameters()] == names and type(net[0]) is nn.Linear
+        net(x).sum().backward()
+    lptensor.training.prepare(net, E4M3)(x).sum().backward()
+
+
 def test_layers_without_weights_and_of_other_dtypes() -> None:
     net = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4, elementwise_affine=False))
     both = (nn.Linear, nn.LayerNorm)
