@@ -427,6 +427,7 @@ def _into(x: Tensor, format: Format, rounding: Rounding, generator: Any, out: Te
     if not isinstance(out, Tensor):
         raise TypeError(f"out must be a tensor, got {type(out).__name__}")
     _check_plain(out)
+    check_dense(out, "rounding writes into")
     if out.shape != x.shape or out.dtype != x.dtype or out.device != x.device:
         wanted, got = ((tuple(t.shape), t.dtype, str(t.device)) for t in (x, out))
         raise ValueError(f"out must be like x, {wanted}, got {got}")

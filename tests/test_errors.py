@@ -336,6 +336,7 @@ def test_a_step_that_is_given_the_loss_changes_nothing(name: str) -> None:
 
 TAKE_A_TENSOR: dict[str, Callable[[Any], object]] = {
     "round": lambda x: lptensor.round(x, BF16),
+    "out": lambda x: lptensor.round(X, BF16, out=x),
     "to_lp": lambda x: x.to_lp(BF16),
     "encode": lambda x: lptensor.encode(x, BF16),
     "scales": lambda x: lptensor.scales(x, MXFP4),
