@@ -79,7 +79,7 @@ class Format:
         ours, theirs = self.lowered, getattr(other, "lowered", None)
         if isinstance(ours, Grid) and isinstance(theirs, Grid):
             return ours.contains(theirs)
-        if not hasattr(other, "values"):
+        if not isinstance(other, Format) or not hasattr(other, "values"):
             raise TypeError(f"contains() compares formats of single numbers, got {no_scalar(other)}")
         values = torch.as_tensor(other.values(), dtype=torch.float64, device="cpu")
         return self._has_all(values[values.isfinite()])

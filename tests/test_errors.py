@@ -306,6 +306,8 @@ WRONG: list[tuple[Callable[[], object], str]] = [
     (lambda: lptensor.save_file({"x": X}, "", BF16, {"epoch": 3}), "got 3 for 'epoch'; say {'epoch': '3'}"),  # type: ignore[dict-item]
     (lambda: lptensor.save_file({"x": X}, "", BF16, "run 3"), "metadata is text by name, .* got 'run 3'"),  # type: ignore[arg-type]
     (lambda: study.Log().to_tensorboard("runs/1"), r"writer must be a SummaryWriter, got 'runs/1'; say Summary"),
+    (lambda: BF16.contains(lptensor.FloatingPoint), "got the class FloatingPoint; call it to make a format"),  # type: ignore[arg-type]
+    (lambda: BF16.contains({"a": E4M3}), "contains.. compares formats of single numbers, got {'a': E4M3}"),  # type: ignore[arg-type]
     (lambda: study.sensitivity(nn.LazyLinear(1), print, E4M3), "'weight' is lazy and has no values yet; call the"),  # type: ignore[arg-type]
     (lambda: study.format_search(nn.LazyLinear(1), print, [E4M3, BF16]), "'weight' is lazy and has no values yet"),
 ]
