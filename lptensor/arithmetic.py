@@ -111,7 +111,7 @@ class Arithmetic:
     @cached_property
     def _in_place(self) -> tuple[Callable[[Tensor], None], ...]:
         """What rounds a plain tensor where it lies, to each of the ``sides``."""
-        return tuple(ops.in_place(format or FP32, rounding) for format, rounding in self.sides)
+        return tuple(ops.in_place(FP32 if f is None else f, rounding) for f, rounding in self.sides)
 
     def __hash__(self) -> int:
         value: int = self.__dict__["_hash"]
