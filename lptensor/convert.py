@@ -290,6 +290,8 @@ def _without_others(module: nn.Module, plan: Plan) -> Iterator[None]:
         yield
     finally:
         own.update(others)
+        if others:
+            _compat.gather_flat_weights(module)
 
 
 def _let_go_of_results(modules: list[nn.Module]) -> None:

@@ -22,6 +22,7 @@ from lptensor import (
     E4M3,
     E5M2,
     FP16,
+    FP32,
     Accumulator,
     Arithmetic,
     FixedPoint,
@@ -385,6 +386,21 @@ def test_buffers_converted_before_the_failure_are_undone() -> None:
         convert(model, BF16, buffers=True)
     assert_unchanged(model, before)
     loss.backward()
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize(
+    "rules", [None, {"rnn": None, "head": E4M3}, {"rnn.bias*": FP32}, {"rnn.bias*": None, "*": FP32}]
+)
+def test_a_recurrent_layer_of_which_a_part_stays_plain_computes_with_all_its_weights(
+    kind: type[nn.RNNBase], rules: Any
+) -> None:
+    plain = nn.ModuleDict({"rnn": kind(3, 4), "head": nn.Linear(4, 2)})
+    model, x = copy.deepcopy(plain), torch.randn(5, 2, 3)
+    for _ in range(2):
+        convert(model, rules)
+        assert all(a is b for a, b in zip(model["rnn"]._flat_weights, model["rnn"].parameters(), strict=True))
+        torch.testing.assert_close(values(model["rnn"](x)[0]), plain["rnn"](x)[0])
 
 
 def test_a_buffer_that_modules_share_stays_shared() -> None:
