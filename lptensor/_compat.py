@@ -935,18 +935,18 @@ def keep_what_hangs_on_tensors(leaves: Callable[[Tensor, Tensor], bool], content
             return swap(t1, t2)
         kept = [{name: value for name, value in vars(t).items() if name not in contents} for t in (t1, t2)]
         forms = [(type(t), vars(t)) for t in (t1, t2)]
+        impl = t1._cdata
         try:
             swap(t1, t2)
-        except BaseException:  # perhaps with the classes and attributes exchanged, and the contents not
-            for t, (kind, own) in zip((t1, t2), forms, strict=True):
-                t.__class__, t.__dict__ = kind, own
-            raise
-        for t, own in zip((t1, t2), kept, strict=True):
-            for name in [name for name in vars(t) if name not in contents]:
-                del vars(t)[name]
-            vars(t).update(own)
-            for name in hooks:
-                setattr(t, name, getattr(t, name))
+        finally:  # it may have raised, Ctrl-C also after all is done
+            if t1._cdata == impl:  # perhaps with the classes and attributes exchanged, but the contents not
+                for t, (kind, own) in zip((t1, t2), forms, strict=True):
+                    t.__class__, t.__dict__ = kind, own
+            else:
+                for t, own in zip((t1, t2), kept, strict=True):
+                    t.__dict__ = {name: value for name, value in vars(t).items() if name in contents} | own
+                    for name in hooks:
+                        setattr(t, name, getattr(t, name))
 
     torch.utils.swap_tensors = swapped
 

@@ -129,8 +129,16 @@ def _convert_module(model: nn.Module, format: Any, buffers: bool) -> None:
     _refuse_scripted(model, plan)
     _compat.disable_fused_attention()
     _carry_out(model, plan)
-    optimizer_state.mark(p for p in model.parameters() if id(p) in plan)
-    _hook(model, rules, buffers)
+
+    def finish() -> None:
+        optimizer_state.mark(p for p in model.parameters() if id(p) in plan)
+        _hook(model, rules, buffers)
+
+    try:
+        finish()
+    except BaseException:  # Ctrl-C: its tensors are converted, and would go without what runs with them
+        finish()
+        raise
 
 
 # By id: the tensor, what it becomes (a dtype is that of a plain buffer), whether it is a gradient.

@@ -378,6 +378,54 @@ def test_whatever_breaks_a_conversion_off_comes_out_as_it_is_and_changes_nothing
     assert_unchanged(model, before)
 
 
+@pytest.mark.parametrize("swaps", [1, 2])  # of the gradient, then of the parameter, or another one's
+@pytest.mark.parametrize("already", [None, BF16])
+def test_ctrl_c_right_after_a_swap_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, swaps: int, already: FloatingPoint | None
+) -> None:
+    done: list[None] = []
+
+    def swap(*tensors: Tensor) -> None:
+        exchange(*tensors)
+        done.append(None)
+        if len(done) == swaps:
+            raise KeyboardInterrupt
+
+    model, heard = convert(nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1)), already), []
+    model(torch.ones(3)).sum().backward()
+    for p in model.parameters():
+        p.register_hook(lambda grad: heard.append(None))
+    before = snapshot(model)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        exchange = torch._C._swap_tensor_impl  # type: ignore[attr-defined]
+        patched.setattr(torch._C, "_swap_tensor_impl", swap)
+        convert(model, E4M3)
+    assert_unchanged(model, before)
+    model(torch.ones(3)).sum().backward()
+    assert len(heard) == 4
+
+
+def test_ctrl_c_once_tensors_are_converted_leaves_a_model_that_computes_as_it_should(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    raised: list[None] = []
+
+    def attach(self: Any, module: nn.Module) -> None:
+        if not raised:
+            raised.append(None)
+            raise KeyboardInterrupt
+        attached(self, module)
+
+    boundary = importlib.import_module("lptensor.boundary").Boundary
+    attached, rules, x = boundary.attach, {"0": FP16, "1": BF16}, torch.randn(4, 3)  # which meet in no format
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    wanted = convert(copy.deepcopy(model), rules)(x)
+    monkeypatch.setattr(boundary, "attach", attach)
+    with pytest.raises(KeyboardInterrupt):
+        convert(model, rules)
+    assert same(model(x), wanted)
+
+
 def test_buffers_converted_before_the_failure_are_undone() -> None:
     model = nn.ModuleDict({"first": nn.BatchNorm1d(4), "last": nn.Linear(4, 4)})
     loss = model["last"](torch.randn(2, 4, requires_grad=True)).sum()
