@@ -39,9 +39,11 @@ class Loans:
     def take_back(self, p: Tensor) -> None:
         """Give ``p`` its own arithmetic again, and its gradient; values of ``p`` stay what they are."""
         if isinstance(p, LPTensor) and p in self._parameters:
-            p._arithmetic = self._parameters.pop(p)
+            p._arithmetic = self._parameters[p]
+            del self._parameters[p]  # only now, as Ctrl-C may come between, and it is taken back then
         if p in self._gradients:
-            grad, arithmetic, values = self._gradients.pop(p)
+            grad, arithmetic, values = self._gradients[p]
             grad._arithmetic = arithmetic
             if not torch.equal(grad._inner, values):  # torch's foreach SGD adds its momentum to it
                 write(grad, grad._inner.clone())
+            del self._gradients[p]

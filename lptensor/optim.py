@@ -178,8 +178,9 @@ class OptimLP(Optimizer):
                 write(grad, read(grad) / scale)
         self.momentum_quant.check(self.optim)
         held = dict(self._held)
-        weights = self._load_accumulators()
+        weights = self._read_weights()
         try:
+            self._load_accumulators(weights)
             step = self.optim.step  # of which some take no closure
             loss = step() if closure is None else step(self._at_rounded_weights(closure, weights))
             self._round_weights(weights)
@@ -195,7 +196,7 @@ class OptimLP(Optimizer):
     def _begin(self) -> Optimizer:
         """Round gradients and put accumulators in the place of weights; the optimizer whose step comes next."""
         self.round_gradients()
-        self._load_accumulators()
+        self._load_accumulators(self._read_weights())
         return self.optim
 
     @torch.no_grad()
@@ -380,20 +381,24 @@ class OptimLP(Optimizer):
             return kept
         return torch.where(now == weight, kept, start(now))
 
-    def _load_accumulators(self) -> dict[Tensor, Tensor]:
-        """Put accumulators in the place of their weights, and return the weights."""
+    def _read_weights(self) -> dict[Tensor, Tensor]:
+        """The weights before a step, of those that it has to give back if it raises."""
         if self.acc_quant is None and self.update is None:
             rules = (self.weight_quant, *self.momentum_quant.rules())
             if all(rule is None or isinstance(rule.quantize, Quantize) for rule in rules):
                 if self.momentum_quant.surely_fits(self.optim):
                     return {}
-            return {p: read(p) for p in self._parameters()}  # a user's function may raise, or a key be no state's
-        weights = {p: read(p) for p in self._parameters()}
+            # Else a user's function may raise, or a key be no state's.
+        return {p: read(p) for p in self._parameters()}
+
+    def _load_accumulators(self, weights: dict[Tensor, Tensor]) -> None:
+        """Put accumulators in the place of their weights."""
+        if self.acc_quant is None and self.update is None:
+            return
         if self._key is not None:  # all of them, or an error, before a weight gives way
             self._held.update({p: _Held(self._kept(p, weight), weight) for p, weight in weights.items()})
         for p, weight in weights.items():
             self._load(p, weight if self.acc_quant is None else self._held[p].kept)
-        return weights
 
     def _at_rounded_weights(self, closure: Callable[[], Any], weights: dict[Tensor, Tensor]) -> Callable[[], Any]:
         """The closure as the wrapped optimizer gets it: weights and gradients are rounded, its own point is kept."""

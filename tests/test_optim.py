@@ -560,6 +560,56 @@ def test_a_step_that_fails_puts_the_weights_back():
     assert torch.equal(accumulators, optim.state_dict()["state"][0]["weight_accumulator"])
 
 
+@pytest.mark.parametrize("settings", [dict(acc_quant=FP16), dict(update="nearest"), dict(update="kahan")], ids=str)
+@pytest.mark.parametrize("low", [False, True])
+def test_ctrl_c_between_two_accumulators_puts_the_weights_back(low: bool, settings: dict[str, Any]) -> None:
+    net = nn.Linear(3, 2)
+    params = list((convert(net, E4M3) if low else net).parameters())
+    optim = OptimLP(SGD(params, lr=0.1), None if low else E4M3, **settings)
+    for loads in (None, 1, 0):
+        before = [p.detach().clone() for p in params]
+        for p in params:
+            p.grad = torch.randn(p.shape)
+        if loads is None:
+            optim.step()
+            continue
+        effects = [mock.DEFAULT] * loads + [KeyboardInterrupt]
+        with mock.patch.object(optim, "_load", wraps=optim._load, side_effect=effects):
+            with pytest.raises(KeyboardInterrupt):
+                optim.step()
+        assert same(before, params) and all(getattr(p, "format", E4M3) == E4M3 for p in params)
+
+
+class Interrupted(dict[Any, Any]):
+    """A dict that Ctrl-C breaks off once it has let go of something."""
+
+    waits = True
+
+    def pop(self, key: Any) -> Any:
+        value = self[key]
+        del self[key]
+        return value
+
+    def __delitem__(self, key: Any) -> None:
+        super().__delitem__(key)
+        if self.waits:
+            self.waits = False
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("lent", ["_parameters", "_gradients"])
+def test_ctrl_c_while_a_weight_takes_back_its_format_leaves_it_that_format(lent: str) -> None:
+    net = convert(nn.Linear(3, 2), Arithmetic(E4M3, backward=E5M2))
+    optim = OptimLP(SGD(net.parameters(), lr=0.1), update="stochastic")
+    setattr(optim._loans, lent, Interrupted())
+    net(torch.ones(1, 3)).sum().backward()
+    with pytest.raises(KeyboardInterrupt):
+        optim.step()
+    for p in net.parameters():
+        assert p.format == E4M3 and p.grad.arithmetic == p.arithmetic
+    optim.step()
+
+
 def test_an_accumulator_that_fits_its_weight_no_more_leaves_the_other_weights_alone() -> None:
     first, last = (nn.Parameter(torch.ones(3)) for _ in range(2))
     optim = OptimLP(torch.optim.SGD([first, last], lr=0.01), weight_quant=E4M3, acc_quant=FP16)
