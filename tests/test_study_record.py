@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import gc
 import json
 import math
 import pickle
 import sys
 import warnings
+import weakref
 from fractions import Fraction
 from typing import Any
 
@@ -1037,6 +1039,25 @@ def test_what_lies_where_a_copy_of_a_weight_did_is_none() -> None:
         follower.copied(model.weight, torch.from_numpy(memory))
     assert len(follower._copies) <= places._FEW + 1
     follower.__exit__()
+
+
+@pytest.mark.parametrize(
+    "watch", [record, lambda model: record(model, forward=E4M3), lambda model: faults(0.5, model=model)]
+)
+@pytest.mark.parametrize("ends", [contextlib.nullcontext, lambda: pytest.raises(KeyboardInterrupt)])
+def test_a_model_is_let_go_at_once_after_it_was_watched(watch: Any, ends: Any) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    known = weakref.ref(model)
+    gc.disable()
+    try:
+        with ends() as broken, watch(model):
+            model(torch.ones(4)).sum().backward()
+            if broken is not None:
+                raise KeyboardInterrupt
+        del model, broken
+        assert known() is None
+    finally:
+        gc.enable()
 
 
 def test_every_other_call_begins_with_the_first() -> None:

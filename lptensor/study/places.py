@@ -159,7 +159,7 @@ class Places:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self._open.close()
+        self._open.close()  # and lets go of them: the model would else stay until Python looks for cycles
         self._stack.clear()
         self._copies.clear()
 

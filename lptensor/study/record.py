@@ -80,11 +80,8 @@ class record:  # reads as a function
                 stack.enter_context(places)
                 stack.enter_context(observe.observing(recorder))
             else:
-                asked = _Asked(recorder, forward, backward, rounding)
-                stack.callback(_remove, asked.handles)
-                asked.attach()
-            stack.callback(_remove, recorder.handles)
-            recorder.attach()
+                _Asked(recorder, forward, backward, rounding).attach(stack)
+            recorder.attach(stack)
             self._open = stack.pop_all()
         return recorder.log
 
@@ -101,7 +98,6 @@ class _Recorder(observe.Observer):
         self.places, self.every = places, every
         self.log = Log()
         self.active = True
-        self.handles: list[Any] = []
         self.seen = 0 if places.optimizer is not None else -1  # a model is counted when it begins
         self.start: dict[str, Tensor] = {}  # weights before the step that runs, by path
 
@@ -121,15 +117,15 @@ class _Recorder(observe.Observer):
         """Whether the rounding is of what the step writes to a weight."""
         return role == ("accumulator" if self.places.accumulates else "weight") and path in self.start
 
-    def attach(self) -> None:
-        """Follow the steps, until the ``handles`` are removed."""
+    def attach(self, stack: ExitStack) -> None:
+        """Follow the steps until ``stack`` closes."""
         optimizer = self.places.optimizer
         if optimizer is None:
-            self.handles.append(self.places.model.register_forward_pre_hook(self._next))
+            stack.callback(self.places.model.register_forward_pre_hook(self._next).remove)
         else:
             inner: Any = innermost(optimizer)
-            self.handles.append(optimizer.register_step_post_hook(self._stepped))
-            self.handles.append(inner.register_step_pre_hook(self._begins))
+            stack.callback(optimizer.register_step_post_hook(self._stepped).remove)
+            stack.callback(inner.register_step_pre_hook(self._begins).remove)
 
     def _begins(self, *_: Any) -> None:
         if self.active:
@@ -159,34 +155,33 @@ class _Asked:
         self.forward, self.backward = forward, backward
         # Draws of its own: the model's (dropout) are those that it would make without a recording.
         self.generator = torch.Generator().manual_seed(torch.initial_seed())
-        self.handles: list[Any] = []
 
-    def attach(self) -> None:
-        """Look at what the model computes, until the ``handles`` are removed."""
+    def attach(self, stack: ExitStack) -> None:
+        """Ask until ``stack`` closes."""
         model, optimizer = self.recorder.places.model, self.recorder.places.optimizer
         eagerly: Any = torch.compiler.disable  # a compiled model breaks its graph at hooks
-        self._of_output_eagerly = eagerly(self._of_output)
+        output, of_output, gradient = eagerly(self._output), eagerly(self._of_output), eagerly(self._gradient)
         for path, module in named_modules(model):
             if not any(True for _ in module.children()):
-                self.handles.append(module.register_forward_hook(partial(eagerly(self._output), path)))
+                stack.callback(module.register_forward_hook(partial(output, path, partial(of_output, path))).remove)
         for name, p in named_parameters(model):
             if p.requires_grad:
-                self.handles.append(p.register_post_accumulate_grad_hook(partial(eagerly(self._gradient), name)))
+                stack.callback(p.register_post_accumulate_grad_hook(partial(gradient, name)).remove)
         if optimizer is None:
             self._weights()
         else:
-            self.handles.append(optimizer.register_step_post_hook(self._weights))
+            stack.callback(optimizer.register_step_post_hook(self._weights).remove)
 
     def _ask(self, role: str, path: str, x: Tensor, format: Format | None) -> None:
         if format is not None and self.recorder.active and _countable(x):
             self.recorder.log.census(role, path, format).ask(x, self.rounding, self.generator)
 
-    def _output(self, path: str, module: nn.Module, args: Any, output: Any) -> None:
+    def _output(self, path: str, of_output: Any, module: nn.Module, args: Any, output: Any) -> None:
         for part in tensors_of(output):
             if not isinstance(part, LPTensor):
                 self._ask("activation", path, part.detach(), self.forward)
                 if part.requires_grad and self.backward is not None and self.recorder.active:
-                    part.register_hook(partial(self._of_output_eagerly, path))
+                    part.register_hook(of_output)
 
     def _of_output(self, path: str, grad: Tensor) -> None:
         self._ask("gradient", path, values_of(grad), self.backward)
@@ -215,8 +210,3 @@ class _Asked:
 
 def _countable(x: Tensor) -> bool:
     return x.dtype in (torch.float32, torch.float64) and x.layout is torch.strided and not x.is_meta
-
-
-def _remove(handles: list[Any]) -> None:
-    for handle in handles:
-        handle.remove()
