@@ -65,8 +65,9 @@ def _round_gradient(p: Any) -> None:
 
 def refuse_distributed(x: Tensor) -> None:
     """Say that a DTensor may hold LPTensors, while an LPTensor holds no DTensor."""
-    loaded: Any = sys.modules.get("torch.distributed.tensor")
-    if loaded is not None and isinstance(x, loaded.DTensor):
+    # None too while another thread imports the module, as the first use of an optimizer or a compiler may.
+    kind = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
+    if kind is not None and isinstance(x, kind):
         raise TypeError(
             "a DTensor cannot become low precision, but it can hold what is: convert the model before fully_shard() "
             "or distribute_module(), a tensor before distribute_tensor()"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import types
 from typing import Any
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 from torch import Tensor
 
 import two_processes
-from lptensor import convert
+from lptensor import E4M3, convert
 from two_processes import BOTH, STEPS, WORLD, inputs, net, values
 
 
@@ -135,3 +137,10 @@ def test_data_parallel_begins_with_the_first_process_model_as_it_is(found: dict[
     for (sent, kept), (other, arrived) in zip(*found["data_parallel_sends_as_it_is"], strict=True):
         assert all(map(torch.equal, sent, kept)) and all(map(torch.equal, sent, arrived))
         assert not torch.equal(other[0], sent[0])  # else nothing would have to be sent
+
+
+def test_tensors_enter_low_precision_while_another_thread_imports_dtensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "torch.distributed.tensor"
+    monkeypatch.setitem(sys.modules, name, types.ModuleType(name))  # as far as an import has come at first
+    x = torch.tensor([0.1, -3.3])
+    assert torch.equal(x.to_lp(E4M3).dequantize(), e4m3(x))  # type: ignore[attr-defined]
