@@ -919,6 +919,21 @@ def refuse_linearize(kind: type) -> None:
     torch.func.linearize = checked
 
 
+def let_modules_swap(here: Callable[[], bool]) -> None:
+    """Let modules replace a parameter's contents and keep the object where ``here()``, also on the way back to plain.
+
+    Torch's own setting is the whole process's. Without this a plain model that another thread moves meanwhile would do
+    so too, which fails while a graph is alive.
+    """
+    chosen = torch.__future__.get_swap_module_params_on_conversion
+
+    @functools.wraps(chosen)
+    def swaps() -> bool:
+        return here() or chosen()
+
+    torch.__future__.get_swap_module_params_on_conversion = swaps
+
+
 def keep_what_hangs_on_tensors(leaves: Callable[[Tensor, Tensor], bool], contents: Collection[str]) -> None:
     """Let two tensors that swap what they are keep their attributes and hooks, where ``leaves`` says so.
 

@@ -19,7 +19,6 @@ from lptensor.formats import Format
 from lptensor.layer_products import WAY_OUT, LayerProducts
 from lptensor.nests import is_container, map_nest, remade
 from lptensor.path_rules import UNTOUCHED, Answer, PathRules, Verdict
-from lptensor.process_wide import ProcessWide
 from lptensor.tensor import LPTensor, check_carrier, enter
 
 Target = TypeVar("Target")
@@ -272,8 +271,12 @@ def _carry_out(model: nn.Module, plan: Plan) -> None:
     _let_go_of_results(touched)
     for i, module in enumerate(touched):
         try:
-            with _swapping(), _without_others(module, plan):
-                _compat.replace_tensors(module, apply)
+            _here.converting = True
+            try:
+                with _without_others(module, plan):
+                    _compat.replace_tensors(module, apply)
+            finally:
+                _here.converting = False
         except BaseException as error:  # also the user's: Ctrl-C, or what a format of his raises
             _undo(touched[: i + 1], before, gradients, {id(new): plan[old][0] for old, new in after.items()})
             if not _compat.could_not_swap(error):
@@ -341,34 +344,19 @@ def _own(module: nn.Module) -> list[Tensor]:
     return [*module.parameters(recurse=False), *module.buffers(recurse=False)]
 
 
-def _let_modules_swap() -> bool:
-    before = torch.__future__.get_swap_module_params_on_conversion()
-    torch.__future__.set_swap_module_params_on_conversion(True)
-    return before
+_here = threading.local()  # whether this thread converts
 
 
-_modules_swap = ProcessWide(_let_modules_swap, torch.__future__.set_swap_module_params_on_conversion)
-
-
-class _swapping:
-    """Let modules replace a parameter's contents and keep the object, also on the way back to plain."""
-
-    here = threading.local()
-
-    def __enter__(self) -> None:
-        _modules_swap.__enter__()
-        self.here.swaps = True
-
-    def __exit__(self, *_: Any) -> None:
-        self.here.swaps = False
-        _modules_swap.__exit__()
+def _converting() -> bool:
+    return getattr(_here, "converting", False)
 
 
 def _changes_form(a: Tensor, b: Tensor) -> bool:
     """Whether a parameter gets new contents in low precision, or those of a conversion: all else stays with it."""
-    return type(a) is LPTensor or type(b) is LPTensor or getattr(_swapping.here, "swaps", False)
+    return type(a) is LPTensor or type(b) is LPTensor or _converting()
 
 
+_compat.let_modules_swap(_converting)
 _compat.keep_what_hangs_on_tensors(_changes_form, ("_inner", "_arithmetic", "_gradient", _compat.IS_PARAMETER))
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +14,6 @@ from torch._subclasses import FakeTensorMode
 
 from lptensor import E4M3, FP32, Accumulator, Arithmetic, Gemm, LPTensor, _compat, convert, lower
 from lptensor.composites import step_by_step
-from lptensor.convert import _swapping
 from lptensor.process_wide import ProcessWide, without_onednn
 
 
@@ -28,16 +30,30 @@ def test_the_first_in_makes_the_change_and_the_last_out_takes_it_back() -> None:
         assert seen == ["changed", "before", "changed"]
 
 
-def test_conversions_that_overlap_leave_torchs_setting_as_it_was() -> None:
-    first, second = _swapping(), _swapping()
-    first.__enter__()
-    second.__enter__()
-    first.__exit__()
-    assert torch.__future__.get_swap_module_params_on_conversion()  # the other converts still
-    second.__exit__()
-    assert not torch.__future__.get_swap_module_params_on_conversion()
+def test_a_plain_model_moves_while_another_thread_converts(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = nn.Linear(2, 2)
+    loss = plain(torch.ones(2, requires_grad=True)).sum()  # holds the weight, which torch cannot swap then
+
+    def enter(*args: Any) -> LPTensor:
+        with ThreadPoolExecutor(1) as other:
+            assert other.submit(plain.double).result().weight.dtype is torch.float64
+        return entering(*args)
+
+    module = importlib.import_module("lptensor.convert")  # not the function of that name
+    entering = module.enter
+    monkeypatch.setattr(module, "enter", enter)
     convert(nn.Linear(2, 2), E4M3)
-    assert not torch.__future__.get_swap_module_params_on_conversion()
+    assert loss.requires_grad and not torch.__future__.get_swap_module_params_on_conversion()
+
+
+@pytest.mark.parametrize("swaps", [True, False])
+def test_torchs_setting_for_swaps_holds_outside_of_a_conversion(swaps: bool) -> None:
+    torch.__future__.set_swap_module_params_on_conversion(swaps)
+    try:
+        convert(nn.Linear(2, 2), E4M3)
+        assert torch.__future__.get_swap_module_params_on_conversion() is swaps
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
 
 
 def test_threads_share_a_lowered_layer_and_leave_onednn_on() -> None:
