@@ -188,6 +188,36 @@ def test_parts_that_leave_a_parameter_without_a_gradient_do_not_depend_on_it() -
     assert finals[0] == finals[1]
 
 
+class BrokenOff(dict[str, Tensor]):
+    """What is kept of a parameter, which Ctrl-C breaks off when it is first asked for."""
+
+    asked = False
+
+    def __getitem__(self, key: str) -> Tensor:
+        if not self.asked:
+            self.asked = True
+            raise KeyboardInterrupt
+        return super().__getitem__(key)
+
+
+def test_ctrl_c_on_the_way_to_the_centre_leaves_the_iterate() -> None:
+    first, last = (nn.Parameter(torch.full((3,), value)) for value in (1.0, 2.0))
+    optim = HALP([first, last], lr=0.5, mu=1.0)
+
+    def closure() -> None:
+        for w in (first, last):
+            w.grad = w.detach().clone()
+
+    optim.recenter(closure)
+    optim.step(closure)
+    before = [w.detach().clone() for w in (first, last)]
+    assert not torch.equal(before[0], torch.ones(3))
+    optim.state[last] = BrokenOff(optim.state[last])
+    with pytest.raises(KeyboardInterrupt):
+        optim.step(closure)
+    assert torch.equal(first, before[0]) and torch.equal(last, before[1])
+
+
 def test_a_closure_that_raises_leaves_the_iterate() -> None:
     task = LeastSquares()
     optim = HALP([task.w], lr=0.02, mu=1.0)

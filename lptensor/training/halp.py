@@ -100,9 +100,9 @@ class HALP(Optimizer):
         if closure is None or not self.state:
             raise RuntimeError("HALP needs recenter(closure) first, and then step(closure): both evaluate gradients")
         moving = [p for p in listed(self.param_groups) if p in self.state]
-        for p in moving:
-            p.copy_(self.state[p]["center"])
         try:
+            for p in moving:
+                p.copy_(self.state[p]["center"])
             self._gradients_of(closure)
             at_center = {p: _gradient(p) for p in moving}
         finally:
