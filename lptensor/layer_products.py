@@ -121,14 +121,14 @@ def _leave(x: Tensor) -> Tensor:
 
 def _undo(module: nn.Module, calls: list[_Call]) -> Crossing:
     """Take back what the innermost call of a module has changed, but for its arguments."""
-    call = calls.pop()
-    if not calls:
-        del module.__dict__[_BEFORE]
-    for part, name, value in reversed(call.changed):
+    for part, name, value in reversed(calls[-1].changed):
         if value is None:
             part.__dict__.pop(name, None)
         else:
             part.__dict__[name] = value
+    call = calls.pop()  # only now, as Ctrl-C may come before, and the next call then begins with this
+    if not calls:
+        del module.__dict__[_BEFORE]
     return call.crossing
 
 

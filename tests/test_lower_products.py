@@ -27,6 +27,7 @@ from lptensor import (
     LPTensor,
     _compat,
     convert,
+    layer_products,
     lower,
     round as lp_round,
 )
@@ -299,6 +300,23 @@ def test_an_interrupted_layer_finds_its_parameters_again(way: str) -> None:
     other.start()
     other.join(30)
     assert not other.is_alive()
+
+
+@pytest.mark.parametrize("way", ["next call", "taken off"])
+def test_a_layer_that_is_interrupted_while_it_ends_finds_its_parameters_again(
+    monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    def interrupted(changed: list[Any]) -> Any:
+        monkeypatch.undo()
+        yield changed[-1]
+        raise KeyboardInterrupt
+
+    layer = lower(nn.Linear(4, 4), [nn.Linear], operands=OPERANDS)
+    monkeypatch.setattr(layer_products, "reversed", interrupted, raising=False)
+    with pytest.raises(KeyboardInterrupt):
+        layer(torch.randn(2, 4))
+    layer(torch.randn(2, 4)) if way == "next call" else lower(layer, [nn.Linear])
+    assert layer.weight is layer._parameters["weight"] and layer.bias is layer._parameters["bias"]
 
 
 def test_an_interrupted_layer_does_not_keep_other_threads_waiting() -> None:
