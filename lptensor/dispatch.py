@@ -296,7 +296,8 @@ def _counted(run: Runner, rule: Rule) -> Runner:
         try:
             return run(args, kwargs)
         finally:
-            written = (x for place in rule.writes for x in each(argument(place, args, kwargs)))
+            # A list: of what comes out of an iterator in there, as Ctrl-C may, torch makes a SystemError.
+            written = [x for place in rule.writes for x in each(argument(place, args, kwargs))]
             torch.autograd.graph.increment_version(written)
 
     return counting

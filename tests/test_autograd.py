@@ -24,7 +24,9 @@ from lptensor import (
     FixedPoint,
     Format,
     LPTensor,
+    arguments,
     convert,
+    dispatch,
 )
 
 BOTH = Arithmetic(BF16, backward=E5M2)
@@ -674,3 +676,21 @@ def test_a_graph_notices_that_what_it_saved_was_written_to_in_a_list(write: str)
         assert other._version == (write == "foreach")  # a plain one beside it
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             y.backward()
+
+
+def test_ctrl_c_while_writes_to_a_list_are_counted_comes_out_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[Any] = []
+
+    def each(nest: Any) -> Any:
+        looked.append(nest)
+        yield from arguments.each(nest)
+        if len(looked) == last:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(dispatch, "each", each)
+    last, xs = 0, [torch.ones(2).to_lp(BF16) for _ in range(2)]  # type: ignore[attr-defined]
+    torch._foreach_add_(xs, 1.0)
+    last, looked = len(looked), []
+    with pytest.raises(KeyboardInterrupt):
+        torch._foreach_add_(xs, 1.0)
+    assert [x.tolist() for x in xs] == [[3.0, 3.0]] * 2
