@@ -10,13 +10,13 @@ from lptensor import _compat
 
 
 class ProcessWide:
-    """A context with another setting: the first in makes the change, the last out takes it back.
+    """A context with another setting: who comes in makes the change, the last out takes back that of the first.
 
     Were each to put back what it has found, the second of two threads would find, and leave behind, what the first
     has set.
 
     Args:
-        change: makes the change, and returns what ``restore`` needs to take it back.
+        change: makes the change if it is still to be made, and returns what ``restore`` needs to take it back.
         restore: takes it back.
     """
 
@@ -27,10 +27,18 @@ class ProcessWide:
         self._before: Any = None
 
     def __enter__(self) -> None:
-        with self._lock:
-            if self._inside == 0:
-                self._before = self._change()
-            self._inside += 1
+        counted = False
+        try:
+            with self._lock:
+                before = self._change()  # each time: somebody may have changed the setting since the first came in
+                if self._inside == 0:
+                    self._before = before
+                self._inside += 1
+                counted = True
+        except BaseException:  # Ctrl-C: nobody will leave
+            if counted:
+                self.__exit__()
+            raise
 
     def __exit__(self, *_: object) -> None:
         with self._lock:

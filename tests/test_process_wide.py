@@ -17,17 +17,58 @@ from lptensor.composites import step_by_step
 from lptensor.process_wide import ProcessWide, without_onednn
 
 
-def test_the_first_in_makes_the_change_and_the_last_out_takes_it_back() -> None:
-    seen: list[object] = []
-    setting = ProcessWide(lambda: seen.append("changed") or "before", seen.append)  # type: ignore[func-returns-value]
-    setting.__enter__()
-    setting.__enter__()
-    setting.__exit__()
-    assert seen == ["changed"]
-    setting.__exit__()
-    assert seen == ["changed", "before"]
-    with setting:
-        assert seen == ["changed", "before", "changed"]
+class Setting:
+    """A switch, and a context in which it is off."""
+
+    def __init__(self) -> None:
+        self.on = True
+        self.other = ProcessWide(self.turn_off, self.turn)
+
+    def turn_off(self) -> bool:
+        before, self.on = self.on, False
+        return before
+
+    def turn(self, on: bool) -> None:
+        self.on = on
+
+
+def test_the_last_out_takes_back_what_the_first_in_has_changed() -> None:
+    setting = Setting()
+    with setting.other, setting.other:
+        assert not setting.on
+    assert setting.on
+    setting.other.__enter__()
+    with setting.other:
+        pass
+    assert not setting.on
+    setting.other.__exit__()
+    assert setting.on
+
+
+def test_a_setting_that_somebody_changes_meanwhile_is_another_for_who_comes_in_then() -> None:
+    setting = Setting()
+    with setting.other:
+        setting.on = True
+        with setting.other:
+            assert not setting.on
+
+
+def test_ctrl_c_on_the_way_in_takes_the_change_back() -> None:
+    class Broken:
+        """A lock that Ctrl-C breaks off once it is free again."""
+
+        def __enter__(self) -> None:
+            pass
+
+        def __exit__(self, *_: object) -> None:
+            if not setting.on:
+                raise KeyboardInterrupt
+
+    setting = Setting()
+    setting.other._lock = Broken()  # type: ignore[assignment]
+    with pytest.raises(KeyboardInterrupt), setting.other:
+        raise AssertionError("nobody is inside")
+    assert setting.on and setting.other._inside == 0
 
 
 def test_a_plain_model_moves_while_another_thread_converts(monkeypatch: pytest.MonkeyPatch) -> None:
