@@ -820,3 +820,32 @@ def test_buffers_that_a_forward_pass_makes_are_taken_back(raises: bool) -> None:
     after = dict(model.named_buffers())
     assert after.keys() == before.keys() and all(after[name] is before[name] for name in before)
     assert "late" not in model._buffers and model.count.item() == 0 and len(model.cos) == 0
+
+
+class BrokenOff(nn.Parameter):
+    """A parameter whose gradient Ctrl-C finds where it was put aside."""
+
+    waits = True
+
+    @property
+    def grad(self) -> Tensor | None:  # type: ignore[override]
+        found: Tensor | None = Tensor.grad.__get__(self)  # type: ignore[attr-defined]
+        return found
+
+    @grad.setter
+    def grad(self, value: Tensor | None) -> None:
+        if self.waits:
+            self.waits = False
+            raise KeyboardInterrupt
+        Tensor.grad.__set__(self, value)  # type: ignore[attr-defined]
+
+
+def test_ctrl_c_before_the_first_run_leaves_a_model_its_gradients() -> None:
+    model = nn.Linear(2, 1)
+    model.bias = BrokenOff(torch.zeros(1))
+    model(torch.ones(2)).sum().backward()
+    before = [p.grad for p in model.parameters()]
+    assert None not in before
+    with pytest.raises(KeyboardInterrupt):
+        sensitivity(model, lambda m: m(torch.ones(2)).sum(), E4M3)
+    assert all(p.grad is grad for p, grad in zip(model.parameters(), before, strict=True))

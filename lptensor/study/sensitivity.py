@@ -123,9 +123,9 @@ def kept(model: nn.Module) -> Iterator[None]:
     values = [p.detach().clone() for p in model.parameters()]
     buffers = _Buffers(model)
     gradients = [p.grad for p in model.parameters()]
-    for p in model.parameters():
-        p.grad = None
     try:
+        for p in model.parameters():
+            p.grad = None
         with torch.random.fork_rng(devices=[]):
             yield
     finally:
