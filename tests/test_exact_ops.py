@@ -13,6 +13,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from backends import threads
 from lptensor import BF16, FP16, FP32, FloatingPoint, Format
 from lptensor.exact_ops import correct
 
@@ -74,10 +75,32 @@ def test_every_root_is_the_nearest_value(format: Format, root: Callable[[Tensor]
     assert roots.tolist() == wanted
 
 
-def test_signs_and_specials_are_those_of_ieee_754() -> None:
-    x = torch.tensor([0.0, -0.0, torch.inf, -1.0, torch.nan]).to_lp(FP16)  # type: ignore[attr-defined]
+@pytest.mark.parametrize("times", [1, 1000])
+def test_signs_and_specials_are_those_of_ieee_754(times: int) -> None:
+    x = torch.tensor([0.0, -0.0, torch.inf, -1.0, torch.nan] * times).to_lp(FP16)  # type: ignore[attr-defined]
     for root in ROOTS:
-        assert [str(v) for v in root(x).tolist()] == ["0.0", "-0.0", "inf", "nan", "nan"]
+        assert [str(v) for v in root(x).tolist()] == ["0.0", "-0.0", "inf", "nan", "nan"] * times
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "rows": lambda x: x,
+    "columns": lambda x: x.t(),
+    "every other": lambda x: x[:, ::2],
+    "expanded": lambda x: x[:, :1].expand(64, 64),
+    "negated": lambda x: torch.complex(x, x).conj().imag,
+    "zeros": lambda x: torch._efficientzerotensor((64, 64)),
+    "of inference": lambda x: torch.inference_mode()(torch.clone)(x),
+}
+
+
+@pytest.mark.parametrize("n", [1, 8])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_root_of_many_numbers_is_correct_however_they_lie(layout: str, n: int) -> None:
+    root, x = correct(torch.ops.aten.sqrt.default), LAYOUTS[layout](torch.rand(64, 64) - 0.1)
+    with threads(n):
+        found = root(x)
+    torch.testing.assert_close(found, x.double().sqrt().float(), rtol=0, atol=0, equal_nan=True)
+    assert found.stride() == x.sqrt().stride()
 
 
 def test_other_powers_are_those_of_torch() -> None:
