@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lptensor import _compat, _native, reference
-from lptensor._bits import carried, exact, exponent, power
+from lptensor._bits import carried, exact
 from lptensor.base import check_bool, no_scalar
 from lptensor.codebooks import TableFormat
 from lptensor.formats import Format, ScalarFormat
@@ -147,8 +147,15 @@ def ulp(x: Tensor, format: Format) -> Tensor:
         return carried(torch.where(values.isfinite(), spacing, values.abs()), x.dtype)
     grid, x = format.grid, x.detach()
     magnitude = (x if x.dtype == torch.float64 else exact(x)).abs()  # float64's subnormal numbers lie below all binades
-    binade = exponent(magnitude)
-    spacing = power(binade.clamp(grid.emin, grid.emax).sub_(grid.precision - 1))
+    # Powers of two by their bits in float64: an integer for each, in their order.
+    binade = magnitude.view(torch.int64) & _power_bits(1024)
+    bottom, top = _power_bits(grid.emin), _power_bits(grid.emax)
+    spacing = binade.clamp(bottom, top).sub_(grid.precision - 1 << 52).view(torch.float64)
     if grid.quantum(grid.emin - 1) > grid.quantum(grid.emin):  # nothing between zero and the normals
-        spacing = torch.where(binade < grid.emin, 2.0**grid.emin, spacing)
-    return carried(torch.where(binade == 1024, magnitude, spacing), x.dtype)
+        spacing = torch.where(binade < bottom, 2.0**grid.emin, spacing)
+    return carried(torch.where(binade == _power_bits(1024), magnitude, spacing), x.dtype)
+
+
+def _power_bits(exponent: int) -> int:
+    """The bits of 2.0**exponent; with 1024 those of infinity."""
+    return exponent + 1023 << 52
