@@ -39,7 +39,9 @@ def _pad_sequence(
 
     def padded(x: Tensor) -> Tensor:
         missing = longest - x.shape[0]
-        x = x.to(first.dtype).expand(x.shape[0], *first.shape[1:])
+        x = x.to(first.dtype)
+        if x.shape[1:] != first.shape[1:]:  # a view for nothing costs as much as an op
+            x = x.expand(x.shape[0], *first.shape[1:])
         around = (missing, 0) if padding_side == "left" else (0, missing)
         return pad(x, (*(0, 0) * (x.dim() - 1), *around), value=padding_value) if missing else x
 

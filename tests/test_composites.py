@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import rnn
 
-from lptensor import BF16, E5M2, FP16, Arithmetic, FixedPoint, LPTensor, convert
+from lptensor import BF16, E5M2, FP16, Arithmetic, FixedPoint, LPTensor, convert, trace
 from lptensor.composites import FORMULAS, with_low_state
 
 
@@ -54,6 +54,15 @@ def test_padded_sequences_stay_in_their_format(side: str, batch_first: bool, val
     native = rnn.pad_sequence([x.dequantize().bfloat16() for x in SEQUENCES], batch_first, value, side)
     assert type(padded) is LPTensor and padded.format == BF16
     assert torch.equal(padded.dequantize(), native.float())
+
+
+def test_sequences_are_expanded_where_they_are_narrower_than_the_first_and_there_alone() -> None:
+    with trace() as seen:
+        rnn.pad_sequence(SEQUENCES)
+    assert [row.op for row in seen] == ["constant_pad_nd"] * 2 + ["stack"]
+    narrower = [SEQUENCES[0], SEQUENCES[1][:, :1], SEQUENCES[2]]
+    native = rnn.pad_sequence([x.dequantize() for x in narrower])
+    assert torch.equal(rnn.pad_sequence(narrower).dequantize(), native)
 
 
 def test_sequences_of_two_formats_are_padded_in_the_wider() -> None:
