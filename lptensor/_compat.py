@@ -505,6 +505,13 @@ def tree_map(f: Callable[[Any], Any], nest: Any, leaf: type) -> Any:
     return _pytree.tree_map(f, nest, is_leaf=lambda part: isinstance(part, leaf))
 
 
+def leaves(nest: Any, leaf: type) -> list[Any]:
+    """What ``tree_map`` gives to its function, in order."""
+    from torch.utils import _pytree
+
+    return _pytree.tree_leaves(nest, is_leaf=lambda part: isinstance(part, leaf))
+
+
 def collate_map() -> dict[Any, Any]:
     """How batches are made, by type. Without it data loader workers return plain tensors."""
     from torch.utils.data._utils.collate import default_collate_fn_map
@@ -903,13 +910,11 @@ def refuse_linearize(kind: type) -> None:
 
     Without it the linear function is one too, of memory that nobody has written.
     """
-    from torch.utils import _pytree
-
     linearize = torch.func.linearize
 
     @functools.wraps(linearize)
     def checked(func: Callable[..., Any], *primals: Any) -> Any:
-        if any(isinstance(leaf, kind) for leaf in _pytree.tree_leaves(primals)):
+        if any(isinstance(leaf, kind) for leaf in leaves(primals, kind)):
             raise NotImplementedError(
                 "torch.func.linearize takes an LPTensor for a constant: use torch.func.jvp, or give it plain tensors "
                 "and say to_lp() inside"

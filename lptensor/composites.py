@@ -113,12 +113,9 @@ def with_values(cls: Any, place: int, args: tuple[Any, ...]) -> Any:
 
 def with_low_state(cls: Any, place: int, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """A recurrent operator's arguments, the state in the format of the input or of a weight, if not all weights are."""
-    given: list[Tensor] = []
-    _compat.tree_map(given.append, args, Tensor)
-    low: Any = next((x for x in given if type(x) is cls), None)
-    weights: list[Tensor] = []
-    _compat.tree_map(weights.append, args[place + 1 :], Tensor)
-    if low is None or all(type(x) is cls for x in weights if isinstance(x, Tensor)):
+    low = next((x for x in _compat.leaves(args, Tensor) if type(x) is cls), None)
+    weights = [x for x in _compat.leaves(args[place + 1 :], Tensor) if isinstance(x, Tensor)]
+    if low is None or all(type(x) is cls for x in weights):
         return args
     state = _compat.tree_map(lambda x: x if type(x) is cls else x.to_lp(low.arithmetic), args[place], Tensor)
     return (*args[:place], state, *args[place + 1 :])
@@ -126,9 +123,8 @@ def with_low_state(cls: Any, place: int, args: tuple[Any, ...]) -> tuple[Any, ..
 
 def step_by_step(cls: Any, args: tuple[Any, ...]) -> AbstractContextManager[None]:
     """A context in which a low-precision recurrent layer is some ops per time step, and not one for all."""
-    given: list[Any] = []
-    _compat.tree_map(given.append, args, Tensor)
-    low = next((x for x in given if isinstance(x, Tensor) and isinstance(_compat.innermost(x), cls)), None)
+    given = [x for x in _compat.leaves(args, Tensor) if isinstance(x, Tensor)]
+    low = next((x for x in given if isinstance(_compat.innermost(x), cls)), None)
     return nullcontext() if low is None else _WITHOUT_KERNELS.get(low.device.type, nullcontext())
 
 

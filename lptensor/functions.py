@@ -91,8 +91,7 @@ def _inside(func: Any) -> FunctionType:
 
 def _once(name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Leave low precision, run ``func``, come back."""
-    found: list[LPTensor] = []
-    _compat.tree_map(lambda x: found.append(x) if is_low(x) else None, (args, kwargs), Tensor)
+    found = [x for x in _compat.leaves((args, kwargs), Tensor) if is_low(x)]
     exporting = torch.compiler.is_exporting()
     if found and (exporting or _compat.transforming() or _compat.differentiating_forward()):
         where = "torch.export" if exporting else "torch.func and forward-mode AD"

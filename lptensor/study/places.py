@@ -111,11 +111,7 @@ def tensors_of(nest: Any) -> list[Tensor]:
     >>> [x.item() for x in tensors_of({"a": torch.tensor(1), "b": (torch.tensor(2), None)})]
     [1, 2]
     """
-    if isinstance(nest, Tensor):
-        return [nest]
-    found: list[Tensor] = []
-    _compat.tree_map(lambda part: found.append(part) if isinstance(part, Tensor) else None, nest, Tensor)
-    return found
+    return [part for part in _compat.leaves(nest, Tensor) if isinstance(part, Tensor)]
 
 
 class Places:
