@@ -33,7 +33,6 @@ class PathRules:
     """
 
     def __init__(self, spec: Format | Arithmetic | None | Mapping[str, Format | Arithmetic | None]) -> None:
-        self._uniform = not isinstance(spec, Mapping)
         rows: Any = spec.items() if isinstance(spec, Mapping) else [("*", spec)]
         self._answers: dict[str, Answer] = {}  # a conversion asks for each path many times
         self._rules: list[tuple[str, Arithmetic | None]] = []
@@ -54,8 +53,6 @@ class PathRules:
 
     def check_paths(self, paths: Sequence[str]) -> None:
         """Refuse patterns that match nothing, which are typing errors, and those that come too late to matter."""
-        if self._uniform:
-            return
         deciders = [next((rule for rule in self._rules if matches(rule[0], path)), None) for path in paths]
         for pattern, arithmetic in self._rules:
             found = [(path, rule) for path, rule in zip(paths, deciders, strict=True) if matches(pattern, path)]
