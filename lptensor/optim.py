@@ -125,7 +125,7 @@ class OptimLP(Optimizer):
 
     def _follow_accumulators(self) -> None:
         """Let the state that there is, of whatever steps, follow the accumulators when a step begins."""
-        if self.acc_quant is not None or self.update is not None:
+        if self._steps_apart:
             optimizer_state.follow(self.optim, [p for p in self._parameters() if isinstance(p, LPTensor)])
         self._checked = optimizer_state.conversions()
 
@@ -174,8 +174,8 @@ class OptimLP(Optimizer):
         if closure is None and not gradients_rounded:
             self.round_gradients()
         if scale is not None:
-            for grad in (p.grad for p in self._stepped()):
-                write(grad, read(grad) / scale)
+            for p in self._stepped():
+                write(p.grad, read(p.grad) / scale)
         self.momentum_quant.check(self.optim)
         held = dict(self._held)
         weights = self._read_weights()
@@ -312,6 +312,11 @@ class OptimLP(Optimizer):
         return (p for p in self._parameters() if p.grad is not None)
 
     @property
+    def _steps_apart(self) -> bool:
+        """Whether the wrapped optimizer steps on accumulators, or on the weights in another arithmetic than theirs."""
+        return self.acc_quant is not None or self.update is not None
+
+    @property
     def _key(self) -> str | None:
         """What the state_dict calls that which is kept of a weight; None if nothing is."""
         return self._update.kept if self.acc_quant is None else _ACCUMULATOR
@@ -320,7 +325,7 @@ class OptimLP(Optimizer):
         """What rounds the weight ``p``: under ``update``, an LPTensor's own format is named by the LPTensor."""
         if self.weight_quant is not None or self.update is None:
             return self.weight_quant
-        own = self._loans.own(p).forward if isinstance(p, LPTensor) else None
+        own = self._own(p)
         if own is None:
             raise ValueError(
                 f"update={self.update!r} needs to know the weights' format: give weight_quant; or where only some "
@@ -328,12 +333,16 @@ class OptimLP(Optimizer):
             )
         return by_update(self._update, as_step("weight_quant", own))
 
+    def _own(self, p: Tensor) -> Format | None:
+        """The format of the weight ``p`` itself; None of a plain one."""
+        return self._loans.own(p).forward if isinstance(p, LPTensor) else None
+
     def _check(self, groups: list[dict[str, Any]]) -> None:
         refuse_sharded(listed(groups), "OptimLP")
         for p in listed(groups):
             if is_lazy(p):  # the step asks again
                 continue
-            rule, own = self._weight_rule(p), self._loans.own(p).forward if isinstance(p, LPTensor) else None
+            rule, own = self._weight_rule(p), self._own(p)
             if own is not None and rule is not None and self._would_round_twice(rule.format, own):
                 raise ValueError(
                     f"weights would be rounded to weight_quant={rule.format!r}, and then by the LPTensors among them "
@@ -351,7 +360,7 @@ class OptimLP(Optimizer):
 
     def _load(self, p: Tensor, values: Tensor) -> None:
         """Give ``p`` these values for the time of the step; an LPTensor takes on the step's arithmetic too."""
-        if isinstance(p, LPTensor) and (self.acc_quant is not None or self.update is not None):
+        if isinstance(p, LPTensor) and self._steps_apart:
             wide = None if self.acc_quant is None else self.acc_quant.format
             self._loans.lend(p, Arithmetic(wide, rounding=self._update.rounding))
             p._inner.copy_(values)  # exactly: a function's accumulator lies on no format
@@ -383,7 +392,7 @@ class OptimLP(Optimizer):
 
     def _read_weights(self) -> dict[Tensor, Tensor]:
         """The weights before a step, of those that it has to give back if it raises."""
-        if self.acc_quant is None and self.update is None:
+        if not self._steps_apart:
             rules = (self.weight_quant, *self.momentum_quant.rules())
             if all(rule is None or isinstance(rule.quantize, Quantize) for rule in rules):
                 if self.momentum_quant.surely_fits(self.optim):
@@ -393,7 +402,7 @@ class OptimLP(Optimizer):
 
     def _load_accumulators(self, weights: dict[Tensor, Tensor]) -> None:
         """Put accumulators in the place of their weights."""
-        if self.acc_quant is None and self.update is None:
+        if not self._steps_apart:
             return
         if self._key is not None:  # all of them, or an error, before a weight gives way
             self._held.update({p: _Held(self._kept(p, weight), weight) for p, weight in weights.items()})
@@ -433,7 +442,7 @@ class OptimLP(Optimizer):
 
     def _round_weights(self, weights: dict[Tensor, Tensor]) -> None:
         """Round accumulators, then weights; a parameter without a gradient gets its weight back."""
-        if self.acc_quant is None and self.update is None:  # weights alone, where they lie
+        if not self._steps_apart:  # weights alone, where they lie
             if (rule := self.weight_quant) is not None:
                 for p in self._stepped():
                     with saying("weight", p):
