@@ -89,7 +89,7 @@ class LayerProducts:
                 **{k: v for k, v in vars(part).items() if type(v) is Tensor and v.requires_grad},
             }
             for name, value in own.items():
-                if value is not None and not counts(value):
+                if value is not None and not holds_integers(value):
                     changed.append((part, name, part.__dict__.get(name)))
                     part.__dict__[name] = self._enter(value)
             if isinstance(part, nn.RNNBase):  # takes up what it shows by itself, and would keep these copies
@@ -148,8 +148,8 @@ def _undo_broken_off(module: nn.Module, beginning: int = 0) -> bool:
     return True
 
 
-def counts(x: Tensor) -> bool:
-    """Whether a parameter holds integers, with which a layer computes as with those of buffers."""
+def holds_integers(x: Tensor) -> bool:
+    """Whether a parameter does, with which a layer computes as with those of buffers."""
     return not (x.dtype.is_floating_point or x.dtype.is_complex)
 
 

@@ -16,7 +16,7 @@ from lptensor import _compat
 from lptensor.accumulator import Accumulator
 from lptensor.arithmetic import Arithmetic
 from lptensor.formats import Format
-from lptensor.layer_products import LayerProducts, check_plain, counts
+from lptensor.layer_products import LayerProducts, check_plain, holds_integers
 from lptensor.layer_types import LayerTypes, classes_of, names_of, passed_over
 from lptensor.nests import is_container, remade
 from lptensor.operands import Gemm
@@ -123,7 +123,7 @@ def lower(
             )
         for layer in layers:
             for parameter in layer.parameters():
-                if not counts(parameter):
+                if not holds_integers(parameter):
                     check_plain(parameter)
     for layer in layers:
         LayerProducts.detach(layer)  # first off, then on: outputs are rounded after they have become plain
