@@ -186,4 +186,4 @@ def _classes(layer_type: Any, layer_types: Any) -> tuple[type[nn.Module], ...]:
     """The module classes that the two ways of naming them stand for."""
     if (layer_type is None) == (layer_types is None):
         raise TypeError("lower needs layer_type= (layer_types= is the same), exactly once, such as ['conv']")
-    return classes_of("layer_type", layer_types) if layer_type is None else classes_of("layer_type", layer_type)
+    return classes_of("layer_type", layer_types if layer_type is None else layer_type)
