@@ -340,11 +340,9 @@ def to_lp(
         )
     check_dense(x, "a low-precision form is for")
     refuse_distributed(x)
-    if isinstance(x, LPTensor):
-        if x._arithmetic == arithmetic and not x._gradient:
-            return x
-        x = x.dequantize()
-    elif _compat.transforming() and isinstance(_compat.innermost(x), LPTensor):
+    if isinstance(x, LPTensor) and x._arithmetic == arithmetic and not x._gradient:
+        return x
+    if is_low(x):
         x = x.dequantize()
     check_carrier(arithmetic)
     if torch.compiler.is_exporting():
