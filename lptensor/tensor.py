@@ -147,7 +147,7 @@ def _apply(function: type[torch.autograd.Function], *args: Any) -> Tensor:
 
 
 class _Boundary(torch.autograd.Function):
-    """What the ways into and out of low precision share: derivatives, and samples under vmap."""
+    """What the ways into and out of low precision remember of a call: the arithmetic."""
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Arithmetic], output: Tensor) -> None:
