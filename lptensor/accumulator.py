@@ -112,15 +112,25 @@ class Accumulator:
     ) -> None:
         if isinstance(inner, Format):
             inner = Accumulator(inner, product, compute=compute if order != "exact" else "exact")
-        given = dict(sum=sum, product=product, chunk=chunk, order=order, rounding=as_rounding(rounding))
         operands = (operands, operands) if isinstance(operands, Format) else operands
         operands = None if operands == (None, None) else operands
-        rest = dict(compute=compute, inner=inner, alignment=alignment, wrap=wrap, operands=operands, unscaled=unscaled)
-        for name, value in {**given, **rest}.items():
+        for name, value in dict(
+            sum=sum,
+            product=product,
+            chunk=chunk,
+            order=order,
+            rounding=as_rounding(rounding),
+            compute=compute,
+            inner=inner,
+            alignment=alignment,
+            wrap=wrap,
+            operands=operands,
+            unscaled=unscaled,
+        ).items():
             object.__setattr__(self, name, value)
-        for name in ("sum", "product"):
-            if name == "sum" or product is not None:
-                _check_format(name, getattr(self, name), compute)
+        _check_format("sum", sum, compute)
+        if product is not None:
+            _check_format("product", product, compute)
         set_int(self, "chunk", 1, 2**31 - 1, why="; 1 adds term by term")
         for name, known in (("order", ORDERS), ("compute", _COMPUTE)):
             if getattr(self, name) not in known:
