@@ -43,6 +43,12 @@ _OPERANDS = {
 }
 
 
+def _of_running(multiply: Multiply, left: Any, right: Any) -> Multiply:
+    """The same for the product that runs, of these operands as they came to the op."""
+    product = running_product(left, right) if multiply.asks else (Product.FORWARD, 0)
+    return multiply.of(*product, (left, right))
+
+
 def _product(op: Opened, multiply: Multiply) -> Any:
     """An op of one product: its operands are rounded as matrices, and torch computes the rest of it."""
     (i, j), axes = _OPERANDS[op.func]
@@ -54,8 +60,7 @@ def _product(op: Opened, multiply: Multiply) -> Any:
     for x in (a, b):
         if x.layout is not torch.strided:
             _refuse(op.func, f"an operand is {x.layout}; convert it with .to_dense()")
-    product = running_product(op.args[i], op.args[j]) if multiply.asks else (Product.FORWARD, 0)
-    multiply = multiply.of(*product, (op.args[i], op.args[j]))
+    multiply = _of_running(multiply, op.args[i], op.args[j])
     func, vector_left, vector_right = op.func, a.dim() == 1, b.dim() == 1
     if func is aten.addbmm.default:  # sums over the batch too: one long contraction
         a, b, func = a.transpose(0, 1).flatten(1), b.flatten(0, 1), aten.addmm.default
@@ -99,9 +104,7 @@ def _added_up(
 
 def _grouped(op: Opened, multiply: Multiply) -> Any:
     """Products of groups of rows with a matrix each, which know nothing of each other."""
-    operands = op.args[0], op.args[1]
-    product = running_product(*operands) if multiply.asks else (Product.FORWARD, 0)
-    return grouped_mm(*op.plain, **op.named, matmul=multiply.of(*product, operands).matmul)
+    return grouped_mm(*op.plain, **op.named, matmul=_of_running(multiply, *op.args[:2]).matmul)
 
 
 def _convolution(op: Opened, multiply: Multiply) -> Any:
