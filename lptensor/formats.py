@@ -114,9 +114,7 @@ class FloatingPoint(ScalarFormat):
             raise ValueError('specials="fnuz" puts NaN in the code of -0, which a format without zero lacks; use "fn"')
         if not zero and subnormals is not False:
             raise ValueError("a format without zero has no subnormals; say subnormals=False")
-        if bias is None:
-            bias = 2 ** (exp - 1) - (specials != "fnuz")
-        bias = check_int("bias", bias, -127, 255)
+        bias = check_int("bias", _usual_bias(exp, specials) if bias is None else bias, -127, 255)
         for name, value in dict(
             exp=exp,
             man=man,
@@ -168,7 +166,7 @@ class FloatingPoint(ScalarFormat):
     def spelled(self) -> str:
         """The call that makes the format: its widths, and what is not as these alone would have it."""
         defaults = dict(
-            bias=2 ** (self.exp - 1) - (self.specials != "fnuz"),
+            bias=_usual_bias(self.exp, self.specials),
             subnormals=True,
             specials="ieee",
             overflow=_DEFAULT_OVERFLOW[self.specials],
@@ -177,6 +175,11 @@ class FloatingPoint(ScalarFormat):
         )
         shown = [f"{name}={value!r}" for name, d in defaults.items() if (value := getattr(self, name)) != d]
         return f"FloatingPoint({', '.join([f'exp={self.exp}', f'man={self.man}', *shown])})"
+
+
+def _usual_bias(exp: int, specials: str) -> int:
+    bias: int = 2 ** (exp - 1) - (specials != "fnuz")
+    return bias
 
 
 def _size(size: tuple[int, ...], bit: int | None, exp: int | None, man: int | None) -> tuple[int, int]:
