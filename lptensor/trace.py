@@ -207,7 +207,7 @@ class _Watcher:
             if rounded and kind in (Kind.ROUND, Kind.KEEP, Kind.DECOMPOSE, Kind.COLLECT):
                 name = "rounded"
             for recorder, (where, module) in zip(recorders, origins, strict=True):
-                row = Row(_name(func), name, rounded, backward, _shape(result), where, module)
+                row = Row(op_name(func), name, rounded, backward, _shape(result), where, module)
                 recorder.trace.rows.append(row)
         return result
 
@@ -225,7 +225,8 @@ def _frames() -> list[list[Rounded]]:
     return frames
 
 
-def _name(func: Any) -> str:
+def op_name(func: Any) -> str:
+    """What rows call an op: its name without ``aten.`` and ``.default``."""
     return str(func).removeprefix("aten.").removesuffix(".default")
 
 

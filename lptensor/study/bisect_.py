@@ -19,7 +19,7 @@ from lptensor.study.palette import BLACK, BLUE, VERMILLION, framed
 from lptensor.study.places import Places, named_modules
 from lptensor.study.progress import counting
 from lptensor.study.rows import Rows, drawable
-from lptensor.trace import Origins
+from lptensor.trace import Origins, op_name
 
 UNITS = ("op", "module", "role")
 
@@ -189,7 +189,7 @@ class _Undo(_compat.TorchDispatchMode, observe.Observer):
         self.op = "round"
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        before, self.op = self.op, str(func).removeprefix("aten.").removesuffix(".default")
+        before, self.op = self.op, op_name(func)
         try:
             return func(*args, **(kwargs or {}))
         finally:

@@ -21,7 +21,7 @@ from lptensor.study.factors import as_chosen
 from lptensor.study.places import values_of
 from lptensor.study.rows import Rows
 from lptensor.tensor import LPTensor
-from lptensor.trace import Origins
+from lptensor.trace import Origins, op_name
 
 _FRESH = ("aten::empty", "aten::new_empty")  # what they hold is nothing yet
 _CONTAINERS = (list, tuple)
@@ -238,7 +238,7 @@ class _Mode(_compat.TorchDispatchMode, observe.Observer):
         twin = self._chosen(func, args, kwargs, out)
         if twin is None:
             twin = run(*_map(args, self._twin), **_named(kwargs, self._twin))
-        name = str(func).removeprefix("aten.").removesuffix(".default")
+        name = op_name(func)
         if operands:
             born = as_chosen(name, out, born, same[id(operands[0])])
             twin = as_chosen(name, out, twin, self._twin(operands[0]))
