@@ -127,25 +127,14 @@ def _name(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def _class(name: str) -> type:
-    """The class of that name: one that was learnt, or a noun of this package.
-
-    Raises:
-        KeyError: there is none.
-    """
+def _class(name: str) -> type | None:
+    """The class of that name: one that was learnt, or a noun of this package; None if there is none."""
     module, _, attribute = name.rpartition(".")
     if name not in _CLASSES and module.startswith("lptensor."):
         found = getattr(sys.modules.get(module), attribute, None)
         if isinstance(found, type) and (is_dataclass(found) or issubclass(found, enum.Enum)):
             learn(found)
-    return _CLASSES[name]
-
-
-def _known(name: str) -> bool:
-    try:
-        return _class(name) is not None
-    except KeyError:
-        return False
+    return _CLASSES.get(name)
 
 
 def _plain(value: Any) -> Any:
@@ -157,9 +146,10 @@ def _plain(value: Any) -> Any:
     if type(value) in (type(None), bool, int, float, str):
         return value
     name = _name(type(value))
-    if isinstance(value, enum.Enum) and _known(name):
+    known = _class(name) is not None
+    if known and isinstance(value, enum.Enum):
         return {"": name, "name": value.name}
-    if is_dataclass(value) and _known(name):
+    if known and is_dataclass(value):
         given = arguments(type(value))
         text = {"": name} | {argument: _plain(getattr(value, field)) for field, argument in given.items()}
         # What a user's own class makes of its fields may be edited, while compiled code is kept on disk.
@@ -178,7 +168,9 @@ def _made(plain: Any) -> Any:
     given = {name: _made(item) for name, item in plain.items() if name not in ("", _MADE)}
     if plain[""] == "torch.dtype":
         return getattr(torch, given["name"])
-    cls = _class(plain[""])
+    cls: Any = _class(plain[""])
+    if cls is None:
+        raise KeyError(plain[""])
     return cls[given["name"]] if issubclass(cls, enum.Enum) else cls(**_named_now(cls, given))
 
 
