@@ -76,7 +76,6 @@ class DelayedScaling(nn.Module):
         self.register_buffer("amax_history", torch.zeros(scaling.history, dtype=torch.float32))
         self.register_buffer("scale", torch.ones((), dtype=torch.float32))
 
-    @_compat.break_graph
     @of_values
     def forward(self, x: Tensor) -> Tensor:
         """``x``, float32 or float64 of any shape, rounded under the scale; in training its maximum is remembered."""

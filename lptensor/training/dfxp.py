@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lptensor import _compat
 from lptensor.base import check_int, check_number
 from lptensor.direction import recomputed
 from lptensor.formats import FixedPoint
@@ -71,7 +70,6 @@ class DynamicFixedPoint(nn.Module):
         """The format that the next call rounds to."""
         return FixedPoint(self.wl, self.wl - 1 - int(self.exponent), symmetric=True)
 
-    @_compat.break_graph
     @of_values
     def forward(self, x: Tensor) -> Tensor:
         """``x``, float32 or float64 of any shape, rounded to ``format``; in training what overflowed is counted."""

@@ -73,7 +73,6 @@ class Flexpoint(nn.Module):
         self.register_buffer("exponent", torch.tensor(_UNKNOWN))
         self.register_buffer("magnitudes", torch.full((history,), -1.0, dtype=torch.float64))
 
-    @_compat.break_graph
     @of_values
     def forward(self, x: Tensor) -> Tensor:
         """``x``, float32 or float64 of any shape, rounded; in training the next exponent is predicted from it."""

@@ -114,7 +114,6 @@ class WageActivation(nn.Module):
         super().__init__()
         self.bits, self.error = check_int("bits", bits, 2, 24), WageError(check_int("error", error, 2, 24))
 
-    @_compat.break_graph
     @of_values
     def forward(self, a: Tensor) -> Tensor:
         """An activation ``a``, float32 or float64 of any shape, rounded; so is its gradient on the way back."""
