@@ -96,11 +96,9 @@ BATCHES = {
 
 # Recurrent layers and cells, and where their state stands among the arguments. What comes of the input is added in
 # place to what comes of the state, which is as plain as state and weights are.
-CELLS = {f"{kind}_cell": 1 for kind in ("rnn_tanh", "rnn_relu", "gru", "lstm")}
-LAYERS = {
-    **{f"{kind}.input": 1 for kind in ("rnn_tanh", "rnn_relu", "gru", "lstm")},
-    **{f"{kind}.data": 2 for kind in ("rnn_tanh", "rnn_relu", "gru", "lstm")},
-}
+_RECURRENT = ("rnn_tanh", "rnn_relu", "gru", "lstm")
+CELLS = {f"{kind}_cell": 1 for kind in _RECURRENT}
+LAYERS = {f"{kind}.{data}": place for kind in _RECURRENT for data, place in (("input", 1), ("data", 2))}
 
 # Those that answer yes or no: what they work out on the way is no result, and is not rounded.
 QUESTIONS = {"isclose": 0, "isfinite": 0}
