@@ -14,6 +14,8 @@ from torch import Tensor
 from lptensor.multiply import Multiply
 from lptensor.operands import Product
 
+WAY_OUT = "run attention under torch.nn.attention.sdpa_kernel(SDPBackend.MATH)"
+
 
 def forward(
     multiply: Multiply,
@@ -108,10 +110,9 @@ def _softmax(multiply: Multiply, scores: Tensor) -> tuple[Tensor, Tensor]:
 
 def _check(multiply: Multiply, dropout_p: float) -> None:
     """Refuse what the backward pass could not repeat."""
-    way_out = "run attention under torch.nn.attention.sdpa_kernel(SDPBackend.MATH)"
     if dropout_p:
-        raise NotImplementedError(f"fused attention with dropout has no rounded operands: {way_out}")
+        raise NotImplementedError(f"fused attention with dropout has no rounded operands: {WAY_OUT}")
     if multiply.of(Product.FORWARD).draws:
         raise NotImplementedError(
-            f"fused attention computes its weights anew in the backward pass, and random bits would differ: {way_out}"
+            f"fused attention computes its weights anew in the backward pass, and random bits would differ: {WAY_OUT}"
         )

@@ -140,7 +140,7 @@ def _present(names: str) -> list[Any]:
     return [getattr(aten, name).default for name in names.split() if hasattr(aten, name)]
 
 
-_FUSED = _refused("run attention under torch.nn.attention.sdpa_kernel(SDPBackend.MATH)")
+_FUSED = _refused(attention.WAY_OUT)
 
 PRODUCTS: dict[Any, _Handler] = {
     **dict.fromkeys(_OPERANDS, _product),
