@@ -16,6 +16,7 @@ from lptensor.base import set_int
 from lptensor.formats import FixedPoint
 from lptensor.ops import round_fresh
 from lptensor.rounding import as_rounding
+from lptensor.scaling import check_one_of
 from lptensor.text import constant, renamed
 
 SIGNS = ("fixed", "random", "none")
@@ -60,8 +61,7 @@ class Hadamard:
             raise ValueError(
                 f"a Hadamard block must be a power of two such as 16, 32, 64 or 128, got {self.block_size}"
             )
-        if self.signs not in SIGNS:
-            raise ValueError(f"signs must be one of {', '.join(map(repr, SIGNS))}, got {self.signs!r}")
+        check_one_of("signs", self.signs, SIGNS)
         set_int(self, "seed", 0, 2**63 - 1)
 
     def draw(self, like: Tensor) -> Tensor | None:
