@@ -104,13 +104,7 @@ def _logsumexp(acc: Accumulator, x: Tensor, dim: Any, keepdim: bool = False) -> 
         return nothing
     most = x.amax(dim, keepdim=True)
     most = torch.where(most.isinf(), 0.0, most)
-    return add((x - most).exp(), dim, acc, keepdim).log() + (most if keepdim else _dropped(most, dim))
-
-
-def _dropped(x: Tensor, dim: Any) -> Tensor:
-    for d in sorted((d % max(x.dim(), 1) for d in ([dim] if isinstance(dim, int) else dim)), reverse=True):
-        x = x.squeeze(d)
-    return x
+    return add((x - most).exp(), dim, acc, keepdim).log() + (most if keepdim else most.squeeze(dim))
 
 
 def _trace(acc: Accumulator, x: Tensor) -> Tensor:
