@@ -54,6 +54,18 @@ def test_derivatives_pass_straight_through() -> None:
     assert torch.equal(per_sample, gradient)
 
 
+def test_an_lp_tensor_is_refused_within_transformations_as_it_is_outside() -> None:
+    x = torch.randn(3, 4).to_lp(BF16)  # type: ignore[attr-defined]
+    for ask in (
+        lambda: lp_round(x, E4M3),
+        lambda: torch.vmap(lambda t: lp_round(t, E4M3))(x),
+        lambda: torch.func.grad(lambda t: lp_round(t, E4M3).sum())(x),
+        lambda: torch.func.jvp(lambda t: lp_round(t, E4M3), (x,), (x,)),
+    ):
+        with pytest.raises(TypeError, match="rounding takes plain tensors, got an LPTensor"):
+            ask()
+
+
 def test_stochastic_rounding_in_a_vmap_draws_anew_for_each_sample() -> None:
     x = torch.full((2, 4096), 1.03)
 
