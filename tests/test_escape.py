@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from lptensor import E4M3, escape, escapes
+from lptensor import E4M3, Arithmetic, escape, escapes
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +64,13 @@ def test_calls_without_a_block_hold_until_the_next_and_do_not_add_up() -> None:
         escapes(setting)
         assert escape._setting == setting
     assert len(escape._said) <= 2
+
+
+@pytest.mark.parametrize("compute", [torch.float32, torch.float64])
+def test_a_sparse_product_is_an_escape_whatever_an_arithmetic_computes_in(compute: torch.dtype) -> None:
+    x = torch.ones(3, 3).to_lp(Arithmetic(E4M3, compute=compute))  # type: ignore[attr-defined]
+    with pytest.raises(RuntimeError, match="gives a plain torch.sparse_coo tensor"):
+        x * torch.eye(3).to_sparse()
 
 
 def test_a_named_dtype_is_an_escape_only_of_a_gradient() -> None:
