@@ -297,6 +297,11 @@ def test_the_first_rule_that_matches_counts_and_the_rest_stays_untouched() -> No
     assert not isinstance(model.last.weight, LPTensor)
 
 
+def test_a_path_is_a_pattern_of_itself_whatever_characters_it_has() -> None:
+    model = convert(nn.ModuleDict({"a[0]": nn.Linear(2, 1), "b": nn.Linear(2, 1)}), {"a[0]": BF16, "b": None})
+    assert model["a[0]"].weight.format == BF16 and type(model["b"].weight) is nn.Parameter
+
+
 def test_the_empty_path_is_the_model_itself_and_all_below() -> None:
     model = convert(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1)), {"1": None, "": BF16})
     assert model[0].weight.format == BF16 and type(model[1].weight) is nn.Parameter
