@@ -208,6 +208,11 @@ def test_an_addend_of_no_axes_starts_every_sum(a: tuple[int, ...], b: tuple[int,
     assert torch.equal(matmul(x, y, Accumulator(BF16), torch.tensor(4.0)), x @ y + 4)
 
 
+def test_an_addend_is_not_blamed_for_operands_that_do_not_go_together() -> None:
+    with pytest.raises(ValueError, match="leading axes must broadcast"):
+        matmul(torch.ones(2, 1, 1), torch.ones(3, 1, 1), Accumulator(BF16), torch.ones(5, 5))
+
+
 def test_a_tensor_of_zeros_without_memory_is_a_tensor_of_zeros() -> None:
     none, acc = torch._efficientzerotensor(4, 4), Accumulator(BF16)
     assert not matmul(none, torch.ones(4, 4), accumulator=acc).any()
