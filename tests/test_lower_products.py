@@ -374,6 +374,33 @@ def test_threads_run_a_layer_one_after_the_other() -> None:
     assert all(type(y) is Tensor and torch.equal(y, layer(x)) for y in results)
 
 
+def test_a_thread_that_is_turned_away_before_a_layer_leaves_the_call_of_another_alone() -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    class Slow(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            begun.set()
+            assert go_on.wait(10)
+            return super().forward(input)
+
+    def turn_away(module: nn.Module, args: Any) -> None:
+        if threading.current_thread() is not other:
+            raise RuntimeError("not now")
+
+    layer, x, results = Slow(4, 4), torch.randn(2, 4), []
+    layer.register_forward_pre_hook(turn_away)
+    lower(layer, [Slow], operands=OPERANDS)
+    other = threading.Thread(target=lambda: results.append(layer(x)), daemon=True)
+    other.start()
+    assert begun.wait(10)
+    with pytest.raises(RuntimeError, match="not now"):
+        layer(x)
+    assert isinstance(layer.weight, LPTensor)  # the other's call goes on
+    go_on.set()
+    other.join(30)
+    assert type(results[0]) is Tensor and layer.weight is layer._parameters["weight"]
+
+
 def test_a_tensor_of_integers_among_the_attributes_of_a_layer_stays_what_it_is() -> None:
     layer = lower(nn.Linear(4, 4), ["linear"], operands=OPERANDS)
     x = torch.randn(2, 4)
