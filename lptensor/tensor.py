@@ -274,10 +274,7 @@ def is_low(x: Any) -> bool:
 def enter(x: Tensor, arithmetic: Arithmetic, gradient: bool = False) -> LPTensor:
     """A plain floating-point tensor as an LPTensor, without autograd. float64 is rounded before it becomes fp32."""
     format, rounding = arithmetic.sides[gradient]
-    x = x.detach()
-    if _compat.is_zero_tensor(x):
-        x = x.clone()
-    given = x
+    given = x = x.detach()
     if x.dtype not in (torch.float32, torch.float64):  # the kernels take no narrow ones, of which fp32 holds all values
         x = x.float()
     if format is None:
