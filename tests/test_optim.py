@@ -473,6 +473,21 @@ def test_an_accumulator_follows_a_weight_that_is_changed_by_hand():
     assert acc.tolist() == [-(2.0**-5)] + [1 - 2.0**-4] * 3
 
 
+def test_an_accumulator_goes_on_where_a_function_writes_again_to_what_it_returned():
+    w, returned = nn.Parameter(torch.ones(1)), []
+
+    def whole(x):
+        returned.append(x.round())
+        return returned[-1]
+
+    optim = OptimLP(SGD([w], lr=0.25), weight_quant=whole, acc_quant=lambda x: x)
+    for accumulator in (0.75, 0.5):
+        w.grad = torch.ones(1)
+        optim.step()
+        returned[-1].fill_(7.0)
+        assert optim.state_dict()["state"][0]["weight_accumulator"].item() == accumulator
+
+
 def test_a_model_loaded_after_the_optimizer_was_made_is_not_forgotten():
     task = Task()
     optim = OptimLP(task.optim, acc_quant=HALF)
