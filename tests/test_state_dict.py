@@ -94,6 +94,12 @@ def test_a_checkpoint_in_a_narrow_dtype_is_taken_into_the_formats_of_the_model()
         assert all(same(p, rounded(stored[name].float(), E5M2)) for name, p in model.named_parameters())
 
 
+def test_assigning_what_is_in_the_formats_of_a_model_already_keeps_its_memory() -> None:
+    low, other = (convert(nn.Linear(4, 2), E5M2) for _ in range(2))
+    low.load_state_dict(other.state_dict(), assign=True)
+    assert low.weight.data_ptr() == other.weight.data_ptr()
+
+
 def test_assigning_a_low_precision_checkpoint_makes_a_plain_model_low_as_any_dtype_would() -> None:
     low, plain = model(BOTH, seed=1), model()
     plain.load_state_dict(through_file(low.state_dict()), assign=True)
