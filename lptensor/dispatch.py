@@ -153,7 +153,7 @@ def _compute(func: Any, rule: Rule, cls: Any) -> Runner:
         found: list[Any] = []
         plain = unwrap(args, cls, found)
         named = dict(zip(kwargs, unwrap(tuple(kwargs.values()), cls, found), strict=True)) if kwargs else kwargs
-        if direct(found):
+        if direct(found) or rule.names_layout:
             out = fast(*plain, **named)
         else:
             out = computed(Opened(func, args, kwargs, plain, named, found))

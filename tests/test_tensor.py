@@ -191,8 +191,13 @@ def test_nor_is_it_beside_a_float64_number() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Sparse CSR")
-def test_to_sparse_csr_gives_a_plain_tensor() -> None:
-    assert type(low(4, 4).to_sparse_csr()) is Tensor
+@pytest.mark.parametrize("compute", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr, torch.sparse_bsc], ids=str)
+def test_another_layout_gives_a_plain_fp32_tensor_with_the_values(layout: torch.layout, compute: torch.dtype) -> None:
+    x = torch.randn(4, 4).to_lp(Arithmetic(E4M3, compute=compute))  # type: ignore[attr-defined]
+    y = x.to_sparse(layout=layout, blocksize=(2, 2) if layout is torch.sparse_bsc else None)
+    assert type(y) is Tensor and y.dtype is torch.float32 and y.layout is layout
+    assert torch.equal(y.to_dense(), x.dequantize())
 
 
 def test_every_result_of_an_op_with_several_is_rounded() -> None:
