@@ -333,7 +333,7 @@ def _round_into(x: Tensor, y: Tensor, format: Format, rounding: Rounding, genera
         if isinstance(key, Tensor):
             why = backend("cuda") if kernels is None else f"it has no kernel that rounds to {format!r}"
             raise RuntimeError("rounding stochastically in a CUDA graph needs lptensor's CUDA library: " + why)
-        return y.copy_(getattr(reference, lowered.loop)(x.resolve_neg(), lowered, *_shape_of(format, x), rounding, key))
+        return y.copy_(_reference(x.resolve_neg(), format, lowered, rounding, key))
 
     # Random words and blocks go by position in contiguous order; else any order without gaps will do.
     elementwise = not isinstance(format, BlockFormat) and key is None
@@ -385,6 +385,11 @@ def _shape_of(format: Format, x: Tensor) -> tuple[Any, ...]:
 @library.implement
 def _rounded_copy(x: Tensor, format: Format, rounding: Rounding) -> Tensor:
     return round_into(x, _new_like(x), format, rounding)
+
+
+def _reference(x: Tensor, format: Format, lowered: Any, rounding: Rounding, key: Any) -> Tensor:
+    rounded: Tensor = getattr(reference, lowered.loop)(x, lowered, *_shape_of(format, x), rounding, key)
+    return rounded
 
 
 def is_dense(x: Tensor) -> bool:
