@@ -280,8 +280,8 @@ def round_into(x: Tensor, y: Tensor, format: Format, rounding: Rounding, generat
 def _in_order(x: Tensor, y: Tensor) -> bool:
     """Whether the CPU's kernels take both from the first element to the last."""
     alike = y is x or y.is_contiguous() and not y.is_neg()
-    lies = alike and x.is_cpu and x.is_contiguous() and not x.is_neg() and not _compat.is_zero_tensor(x)
-    return lies and _native.library() is not None
+    lies = alike and x.is_contiguous() and not x.is_neg() and not _compat.is_zero_tensor(x)
+    return lies and _kernels(x.device) is _native
 
 
 def in_place(format: Format, rounding: Rounding) -> Callable[[Tensor], None]:
